@@ -1,0 +1,1 @@
+"""Llama in Flax NNX: what the network computes. Knows no request, file or socket."""

@@ -1,0 +1,96 @@
+"""What a model is: sizes, rotary scaling, attention window. No weights, no JAX.
+
+Everything the computation depends on stands in `ModelConfig`; nothing else does (tokenizers, end tokens
+and default sampling belong to the checkpoint). The loaders in `checkpoints/` translate foreign names into
+this one vocabulary, and the layers read it.
+
+Axis letters, used as suffixes of array names in mathematical code (`q_TNH`) everywhere in Distaff:
+
+    B rows of a batch (slots)     T query tokens        S key positions      D model width
+    F feed-forward width          N query heads         K key/value heads    G = N / K
+    H head size                   V vocabulary          L layers             P pages
+    E experts                     X experts per token
+"""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from .errors import ConfigError
+
+RopeKind = Literal["linear", "dynamic", "llama3", "yarn"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RopeScaling:
+    """How rotary frequencies are stretched beyond the context the model was trained on.
+
+    Attributes:
+      kind: `linear` (position interpolation), `dynamic` (NTK-aware, by sequence length), `llama3`
+        (Llama 3.1's band-wise interpolation) or `yarn` (Peng et al. 2023, arXiv:2309.00071).
+      factor: how many times longer the context becomes.
+      original_context: the trained context (positions); required by `llama3` and `yarn`, and the length
+        beyond which `dynamic` begins.
+      low_frequency, high_frequency: `llama3`'s band limits, in periods per trained context.
+      beta_fast, beta_slow: `yarn`'s ramp limits, in rotations per trained context.
+      attention_factor: `yarn`'s factor on cos and sin; None derives it from `factor` and the two mscales.
+      mscale, mscale_all_dim: `yarn`'s attention-factor parameters (DeepSeek's form); None where unused.
+      truncate: whether `yarn` rounds its ramp limits to whole dimensions.
+    """
+
+    kind: RopeKind
+    factor: float
+    original_context: int
+    low_frequency: float = 1.0
+    high_frequency: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """A Llama-shaped decoder, in the axis letters of this module.
+
+    Attributes:
+      vocabulary: V. layers: L. width: D. feed_forward: F. heads: N. kv_heads: K. head_size: H.
+      context: the most positions (prompt and completion together) the model was made for.
+      norm_epsilon: added to the mean square in RMSNorm.
+      rope_theta: rotary base. rope: None for plain rotary embedding.
+      tied_head: the output head is the embedding, transposed.
+      attention_bias: q, k, v and o have biases. feed_forward_bias: gate, up and down have biases.
+      window: a query sees itself and the `window - 1` positions before it; None sees all.
+
+    Raises:
+      ConfigError: a size is not positive, or heads do not divide evenly.
+    """
+
+    vocabulary: int
+    layers: int
+    width: int
+    feed_forward: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    context: int
+    norm_epsilon: float = 1e-5
+    rope_theta: float = 10_000.0
+    rope: RopeScaling | None = None
+    tied_head: bool = False
+    attention_bias: bool = False
+    feed_forward_bias: bool = False
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(value) in (int, float) and not 0 < value < float("inf"):
+                raise ConfigError(f"{field.name} is {value!r}; expected a positive number")
+        if self.heads % self.kv_heads:
+            raise ConfigError(
+                f"heads is {self.heads} and kv_heads {self.kv_heads}; expected heads to be a multiple"
+            )
+        if self.head_size % 2:
+            raise ConfigError(f"head_size is {self.head_size}; rotary embedding needs an even number")

@@ -1,0 +1,1 @@
+"""Attention and linear kernels: one op, one file per way of doing it."""

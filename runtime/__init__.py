@@ -1,0 +1,1 @@
+"""Turns requests into device steps: token ids in, token ids out."""

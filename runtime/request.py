@@ -1,0 +1,167 @@
+"""What is asked of the engine and what it answers, in token ids. No text, no HTTP, no JAX.
+
+These few frozen types cross every boundary: research scripts build them, the server sends them over the
+wire, the engine consumes them. One `Request` is one sequence; a caller who wants several choices of one
+prompt submits several requests with the same seed and the choices 0, 1, 2 …
+"""
+
+import math
+import secrets
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..model.errors import DistaffError
+
+MAX_TOP_LOGPROBS = 20
+"""The most alternatives per token that a step reports (OpenAI's limit)."""
+
+FinishReason = Literal["stop", "length", "error"]
+
+
+class InvalidRequest(DistaffError):
+    """A request that can never be served. `param` names the field at fault."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class EngineError(DistaffError):
+    """The engine cannot take or finish a request."""
+
+
+class Overloaded(EngineError):
+    """The queue is full; the same request may succeed later."""
+
+
+class NotReady(EngineError):
+    """The engine is loading, restarting or draining."""
+
+
+class EngineFailed(EngineError):
+    """The engine was lost, or failed this request, after it had been accepted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingParams:
+    """How one sequence is continued.
+
+    Attributes:
+      max_tokens: the most tokens to generate, at least 1; None goes on to the context's end.
+      temperature: 0 takes the most likely token.
+      top_p: nucleus, 0 < top_p <= 1 (0 means the most likely token). top_k: 0 for no limit.
+      min_p: drops tokens less likely than min_p times the most likely one.
+      seed: any integer of 64 bits; None draws one on admission.
+      frequency_penalty, presence_penalty: `logit -= count * frequency + (count > 0) * presence`, counted
+        over generated tokens.
+      logprobs: None for none, else how many alternatives to report beside the chosen token. They are of the
+        model's own distribution, before temperature and penalties.
+      stop_ids: ids that end the sequence (the model's end tokens); the ending id is not reported as a token.
+      ignore_eos: generate on past stop_ids.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logprobs: int | None = None
+    stop_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        _check_range("max_tokens", self.max_tokens, 1, math.inf)
+        _check_range("temperature", self.temperature, 0.0, math.inf, below=True)
+        _check_range("top_p", self.top_p, 0.0, 1.0)
+        _check_range("top_k", self.top_k, 0, 2**31 - 1)
+        _check_range("min_p", self.min_p, 0.0, 1.0)
+        _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check_range("seed", self.seed, -(2**63), 2**64 - 1)
+        _check_range("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+
+
+def _check_range(name: str, value: float | None, low: float, high: float, *, below: bool = False) -> None:
+    """Raises InvalidRequest unless value is None or low <= value <= high (< high where `below`)."""
+    if value is None or (low <= value <= high and not (below and value == high)):
+        return
+    raise InvalidRequest(f"{name} is {value!r}; expected {low} to {high}", name)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One sequence to continue.
+
+    Attributes:
+      id: unique among the requests in flight.
+      prompt: token ids, at least one.
+      params: how to continue it.
+      choice: which of several continuations of one prompt this is (0 for the only one); with the seed and
+        the position it keys every random draw.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    choice: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenLogprobs:
+    """Natural logarithms of probabilities under the model's own distribution.
+
+    Attributes:
+      chosen: of the token that was taken.
+      top: the most likely `(token id, logprob)` pairs, descending, as many as were asked for.
+    """
+
+    chosen: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenEvent:
+    """What a request hears after a step: a token, an end, or both.
+
+    The last event of a request, and only that one, has `finish`. A sequence that ran into one of its
+    stop_ids ends with `finish="stop"` and no token; one that reached its length ends with the last token
+    and `finish="length"`; one that failed ends with `finish="error"` and the reason in `error`. An aborted
+    request hears nothing more.
+    """
+
+    request_id: str
+    token: int | None = None
+    logprobs: TokenLogprobs | None = None
+    finish: FinishReason | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineStats:
+    """A snapshot of the engine's load, sent with every step.
+
+    Attributes:
+      waiting: requests without a slot. running: requests with one.
+      free_pages, total_pages: of the KV pool, the trash page not counted.
+      steps: device steps since the start. preemptions: rows thrown back for want of pages.
+      prompt_tokens, generated_tokens: processed since the start (recomputed prompts count again).
+      compilations: executables built since readiness; anything but 0 is a defect.
+    """
+
+    waiting: int = 0
+    running: int = 0
+    free_pages: int = 0
+    total_pages: int = 0
+    steps: int = 0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    compilations: int = 0
+
+
+def draw_seed() -> int:
+    """A fresh unsigned 64-bit seed, for a request that names none."""
+    return secrets.randbits(64)

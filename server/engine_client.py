@@ -1,0 +1,92 @@
+"""The seam between the web process and whatever runs the model.
+
+`EngineClient` is what routes know: submit a request, iterate its events, abort it, ask how things stand.
+Behind it stands `EngineProcess` (a supervised child process) in production, or `FakeEngine` in protocol
+tests. Every call is made from the event loop's thread, and none of them blocks.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from ..runtime.request import EngineStats, Request, TokenEvent
+
+EngineState = Literal["starting", "loading", "ready", "restarting", "draining", "stopped"]
+"""`starting`: no process yet. `loading`: it reads weights or compiles. `restarting`: it was lost and a
+successor is being brought up. `draining`: takes nothing new. `stopped`: gone for good."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineInfo:
+    """What the engine says of itself when it is ready.
+
+    Attributes:
+      context: the longest sequence it serves, prompt and completion together.
+      vocabulary: V; ids beyond it are refused.
+      slots: sequences that decode at the same time.
+      fingerprint: ten hex digits over weights, dtype, versions and mesh: changes when outputs may.
+    """
+
+    context: int
+    vocabulary: int
+    slots: int
+    fingerprint: str
+
+
+class EventStream(Protocol):
+    """The events of one accepted request, in order."""
+
+    def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        """Yields events up to and including the one with `finish`.
+
+        Raises:
+          EngineFailed: the engine was lost before the request had finished.
+        """
+        ...
+
+    def abort(self) -> None:
+        """Ends the request wherever it is. Idempotent, immediate, never raises; a no-op once finished."""
+        ...
+
+
+class EngineClient(Protocol):
+    """A running, starting or failed engine."""
+
+    @property
+    def state(self) -> EngineState: ...
+
+    @property
+    def info(self) -> EngineInfo | None:
+        """What it serves; None until it has been ready once."""
+        ...
+
+    @property
+    def stats(self) -> EngineStats:
+        """The newest snapshot of its load."""
+        ...
+
+    @property
+    def heartbeat_age(self) -> float:
+        """Seconds since the engine was last heard of; 0.0 while there is nothing to hear yet."""
+        ...
+
+    def submit(self, request: Request) -> EventStream:
+        """Hands a request over.
+
+        Raises:
+          NotReady: not in state `ready`.
+          Overloaded: the queue is full, in requests or in prompt tokens.
+        """
+        ...
+
+    async def start(self) -> None:
+        """Begins to load; returns at once."""
+        ...
+
+    async def drain(self, seconds: float) -> None:
+        """Takes nothing new, waits until running requests end or the time is up, fails the rest."""
+        ...
+
+    async def stop(self) -> None:
+        """Ends the engine and all it started. Idempotent."""
+        ...
