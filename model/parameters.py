@@ -1,0 +1,43 @@
+"""The names and shapes of a model's parameters, without JAX.
+
+The one list that the network, the checkpoint readers and the store agree on: a parameter's name is its path
+in the `Transformer` module, joined by dots. Linear weights are stored as `[inputs, outputs]`, so that the
+computation is `x @ w`. A test holds this list against the module itself.
+"""
+
+from .config import ModelConfig
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every parameter of the model, by name, in the order in which the computation meets them."""
+    shapes: dict[str, tuple[int, ...]] = {"embed": (config.vocabulary, config.width)}
+    for layer in range(config.layers):
+        for name, shape in layer_shapes(config).items():
+            shapes[f"layers.{layer}.{name}"] = shape
+    shapes["norm"] = (config.width,)
+    if not config.tied_head:
+        shapes["head"] = (config.width, config.vocabulary)
+    return shapes
+
+
+def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The parameters of one layer, by their names inside it."""
+    d, f = config.width, config.feed_forward
+    nh, kh = config.heads * config.head_size, config.kv_heads * config.head_size
+    attention = {"q": (d, nh), "k": (d, kh), "v": (d, kh), "o": (nh, d)}
+    feed_forward = {"gate": (d, f), "up": (d, f), "down": (f, d)}
+    return {
+        "attention_norm": (d,),
+        **_linears("attention", attention, bias=config.attention_bias),
+        "feed_forward_norm": (d,),
+        **_linears("feed_forward", feed_forward, bias=config.feed_forward_bias),
+    }
+
+
+def _linears(block: str, weights: dict[str, tuple[int, int]], *, bias: bool) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in weights.items():
+        shapes[f"{block}.{name}"] = shape
+        if bias:
+            shapes[f"{block}.{name}_bias"] = (shape[1],)
+    return shapes
