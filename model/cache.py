@@ -1,0 +1,83 @@
+"""The paged key/value cache, and how one step's tokens lie in it.
+
+The cache is a pool of pages per layer, `[P, page, 2K, H]`: key and value of a head stand side by side, so
+that a token's entry is one contiguous row. A sequence owns pages in any order; its page table names them.
+Page 0 belongs to nobody: padding writes and reads there. Which sequence owns which page is the business of
+`runtime/pages.py`.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from .config import ModelConfig
+
+TRASH_PAGE = 0
+"""The page that padding is pointed at; never given to a sequence."""
+
+Cache = tuple[jax.Array, ...]
+"""One pool `[P, page, 2K, H]` per layer."""
+
+
+def create_cache(config: ModelConfig, pages: int, page_size: int, dtype: jnp.dtype) -> Cache:
+    """Empty pools for `pages` pages (the trash page among them) of `page_size` tokens."""
+    shape = (pages, page_size, 2 * config.kv_heads, config.head_size)
+    return tuple(jnp.zeros(shape, dtype) for _ in range(config.layers))
+
+
+def page_bytes(config: ModelConfig, page_size: int, dtype: jnp.dtype) -> int:
+    """Bytes that one page takes over all layers."""
+    return config.layers * page_size * 2 * config.kv_heads * config.head_size * jnp.dtype(dtype).itemsize
+
+
+def write_pages(pool: jax.Array, k_TKH: jax.Array, v_TKH: jax.Array, slots_T: jax.Array) -> jax.Array:
+    """Stores each token's key and value at its slot (page * page_size + offset) of a pool.
+
+    What is stored is finite: a row that overflowed is failed by its own logits, and its pages must not poison
+    whoever is given them next (0 * NaN is NaN, also behind a mask).
+    """
+    pages, page_size, entries, size = pool.shape
+    kv_TEH = jnp.stack([k_TKH, v_TKH], axis=2).reshape(-1, entries, size).astype(pool.dtype)
+    flat = pool.reshape(pages * page_size, entries, size)
+    return flat.at[slots_T].set(jnp.nan_to_num(kv_TEH), mode="drop").reshape(pool.shape)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Tiles:
+    """Runs of query tokens of one sequence each, for prompts in a mixed step.
+
+    Attributes:
+      start_C: i32 `[C]`, index into T of the tile's first token.
+      length_C: i32 `[C]`, how many tokens it holds, at most the tile size.
+      row_C: i32 `[C]`, the row of the page tables it belongs to.
+      count: i32 `[]`, how many of the C tiles are in use.
+    """
+
+    start_C: jax.Array
+    length_C: jax.Array
+    row_C: jax.Array
+    count: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Where one step's T tokens stand: in their sequences, in the cache, and in the work of attention.
+
+    Attributes:
+      positions_T: i32 `[T]`, absolute positions in their sequences.
+      lengths_T: i32 `[T]`, see `rotary.rotary_tables`.
+      slots_T: i32 `[T]`, where keys and values are stored; padding points into the trash page.
+      tables_BM: i32 `[B, M]`, the pages of each row's sequence, in order.
+      singles_B: i32 `[B]`, index into T of the row's only token, T for a row that has none here.
+      tiles: the tokens of rows with more than one; None where every row has exactly one, in order.
+    """
+
+    positions_T: jax.Array
+    lengths_T: jax.Array
+    slots_T: jax.Array
+    tables_BM: jax.Array
+    singles_B: jax.Array
+    tiles: Tiles | None

@@ -1,0 +1,147 @@
+"""Grouped-query attention over a paged cache, in portable XLA.
+
+Both forms walk the pages of a sequence in blocks of about 128 tokens with an online softmax (Milakov and
+Gimelshein 2018, arXiv:1805.02867), and both stop at the last block that holds a visible key: the work follows
+the sequences' lengths although every shape is static. `attend_rows` takes one query per row, all rows
+together; `attend_tiles` takes runs of queries, one tile after the other. Keys of the current step are already
+in the pool.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ..cache import Tiles
+
+BLOCK_TOKENS = 128
+"""Keys per turn of the loop: long enough to keep the matrix units busy, short enough to stay in cache."""
+
+_MASKED = -1e30
+
+
+def attend_rows(
+    q_BNH: jax.Array,
+    pool: jax.Array,
+    tables_BM: jax.Array,
+    positions_B: jax.Array,
+    *,
+    window: int | None,
+) -> jax.Array:
+    """One query per row against that row's pages.
+
+    Args:
+      q_BNH: queries. pool: `[P, page, 2K, H]`. tables_BM: i32 `[B, M]`, page numbers.
+      positions_B: i32 `[B]`, each query's position; -1 for a row without one, whose output is zero.
+      window: how many positions, its own included, a query sees; None for all before it.
+
+    Returns:
+      `[B, N, H]` in q's dtype.
+    """
+    q_BKGTH = _group(q_BNH[:, None], pool)
+    out_BKGTH = _online_softmax(q_BKGTH, pool, tables_BM, positions_B[:, None], window)
+    return _ungroup(out_BKGTH)[:, 0].astype(q_BNH.dtype)
+
+
+def attend_tiles(
+    q_TNH: jax.Array,
+    pool: jax.Array,
+    tables_BM: jax.Array,
+    positions_T: jax.Array,
+    tiles: Tiles,
+    *,
+    tile: int,
+    window: int | None,
+) -> jax.Array:
+    """Runs of up to `tile` queries of one sequence each; tokens outside every tile get zero.
+
+    Args are those of `attend_rows`, with T tokens for B rows. Returns `[T, N, H]` in q's dtype.
+    """
+    tokens = q_TNH.shape[0]
+
+    def one(i: jax.Array, out_TNH: jax.Array) -> jax.Array:
+        offset = jnp.arange(tile, dtype=jnp.int32)
+        index = jnp.where(offset < tiles.length_C[i], tiles.start_C[i] + offset, tokens)
+        q_QNH = q_TNH.at[index].get(mode="fill", fill_value=0)
+        position_Q = positions_T.at[index].get(mode="fill", fill_value=-1)
+        table_M = tables_BM[tiles.row_C[i]]
+        q_BKGQH = _group(q_QNH[None], pool)
+        out_BKGQH = _online_softmax(q_BKGQH, pool, table_M[None], position_Q[None], window)
+        out_QNH = _ungroup(out_BKGQH)[0]
+        return out_TNH.at[index].set(out_QNH.astype(out_TNH.dtype), mode="drop")
+
+    return lax.fori_loop(0, tiles.count, one, jnp.zeros_like(q_TNH))
+
+
+def _group(q_BTNH: jax.Array, pool: jax.Array) -> jax.Array:
+    """Scales queries by H^-1/2 and gathers them under their key heads: f32 `[B, K, G, T, H]`."""
+    b, t, n, h = q_BTNH.shape
+    k = pool.shape[2] // 2
+    scaled = q_BTNH.astype(jnp.float32) * (1.0 / math.sqrt(h))
+    return scaled.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)
+
+
+def _ungroup(out_BKGTH: jax.Array) -> jax.Array:
+    b, k, g, t, h = out_BKGTH.shape
+    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(b, t, k * g, h)
+
+
+def _online_softmax(
+    q_BKGTH: jax.Array,
+    pool: jax.Array,
+    tables_BM: jax.Array,
+    positions_BT: jax.Array,
+    window: int | None,
+) -> jax.Array:
+    """The loop itself: running maximum, running sum and weighted values over blocks of pages."""
+    page_size = pool.shape[1]
+    pages = max(1, min(BLOCK_TOKENS // page_size, tables_BM.shape[1]))
+    block = pages * page_size
+    b, k, g, t, h = q_BKGTH.shape
+    tables_BM = _pad_columns(tables_BM, pages)
+
+    def one(i, carry):
+        top, total, out = carry
+        table_B = lax.dynamic_slice_in_dim(tables_BM, i * pages, pages, axis=1)
+        kv = pool[table_B].reshape(b, block, k, 2, h).astype(jnp.float32)
+        scores = jnp.einsum("BKGTH,BSKH->BKGTS", q_BKGTH, kv[..., 0, :])
+        keys_S = i * block + jnp.arange(block, dtype=jnp.int32)
+        seen_BTS = _visible(keys_S, positions_BT, window)
+        scores = jnp.where(seen_BTS[:, None, None], scores, _MASKED)
+        new_top = jnp.maximum(top, scores.max(-1))
+        weights = jnp.exp(scores - new_top[..., None])
+        shrink = jnp.exp(top - new_top)
+        values = jnp.einsum("BKGTS,BSKH->BKGTH", weights, kv[..., 1, :])
+        return new_top, total * shrink + weights.sum(-1), out * shrink[..., None] + values
+
+    first, last = _block_range(positions_BT, block, window)
+    zero = jnp.zeros((b, k, g, t), jnp.float32)
+    start = (zero + _MASKED, zero, jnp.zeros((b, k, g, t, h), jnp.float32))
+    _, total, out = lax.fori_loop(first, last, one, start)
+    used_BT = (positions_BT >= 0)[:, None, None, :, None]
+    return jnp.where(used_BT, out / jnp.maximum(total, 1e-30)[..., None], 0.0)
+
+
+def _visible(keys_S: jax.Array, positions_BT: jax.Array, window: int | None) -> jax.Array:
+    """Causal, and within the window: bool `[B, T, S]`."""
+    distance_BTS = positions_BT[:, :, None] - keys_S[None, None, :]
+    seen_BTS = distance_BTS >= 0
+    return seen_BTS if window is None else seen_BTS & (distance_BTS < window)
+
+
+def _block_range(
+    positions_BT: jax.Array, block: int, window: int | None
+) -> tuple[jax.Array | int, jax.Array]:
+    """The first block that any query sees, and one past the last."""
+    last = jnp.max(positions_BT) // block + 1
+    if window is None:
+        return 0, last
+    lowest = jnp.min(jnp.where(positions_BT < 0, jnp.iinfo(jnp.int32).max, positions_BT))
+    return jnp.maximum(lowest - window + 1, 0) // block, last
+
+
+def _pad_columns(tables_BM: jax.Array, multiple: int) -> jax.Array:
+    """Fills page tables up to whole blocks, so that a slice never reaches past their end."""
+    missing = -tables_BM.shape[1] % multiple
+    return jnp.pad(tables_BM, ((0, 0), (0, missing))) if missing else tables_BM
