@@ -1,0 +1,133 @@
+"""The few static shapes that steps come in, and how the host's inputs travel to each.
+
+A step is compiled for a *bucket*: `decode` for B rows of one token, `mixed` for T tokens of prompts and
+  running rows together (its rows are all slots). Buckets are powers of two, so a request is padded at most
+  twofold and the executables number log2(slots) + log2(budget).
+
+All inputs of a step travel in one i32 buffer: one transfer, no per-array overhead. `Layout` says where each
+field lies; the host fills numpy views of the buffer, the device slices it.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import numpy as np
+from jax import lax
+
+SMALLEST_MIXED = 32
+"""Tokens in the smallest mixed bucket; below it a step costs what it costs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bucket:
+    """A compiled shape: `tokens` is T, `rows` is B (equal for decode)."""
+
+    kind: Literal["decode", "mixed"]
+    tokens: int
+    rows: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}({self.tokens})"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shapes:
+    """The sizes that all buckets of an engine share.
+
+    Attributes:
+      slots: sequences decoding at the same time. budget: the most tokens of a step.
+      page_size: tokens to a page. table: M, pages in the longest sequence.
+      tile: queries per tile in a mixed step.
+    """
+
+    slots: int
+    budget: int
+    page_size: int
+    table: int
+    tile: int
+
+    def buckets(self) -> list[Bucket]:
+        """Every bucket, the most useful first: a server could answer with the first two alone."""
+        decode = [Bucket(kind="decode", tokens=b, rows=b) for b in _powers(1, self.slots)]
+        lowest = min(SMALLEST_MIXED, self.budget)
+        mixed = [Bucket(kind="mixed", tokens=t, rows=self.slots) for t in _powers(lowest, self.budget)]
+        return decode[-1:] + mixed[-1:] + decode[:-1] + mixed[:-1]
+
+    def choose(self, kind: str, tokens: int) -> Bucket:
+        """The smallest bucket that holds this many tokens."""
+        fitting = [b for b in self.buckets() if b.kind == kind and b.tokens >= tokens]
+        return min(fitting, key=lambda bucket: bucket.tokens)
+
+    def tiles(self, bucket: Bucket) -> int:
+        """C: enough tiles for any split of T tokens among the rows."""
+        return bucket.tokens // self.tile + bucket.rows
+
+
+def _powers(lowest: int, highest: int) -> list[int]:
+    """`lowest`, doubled until `highest`, which is always the last."""
+    sizes = []
+    while lowest < highest:
+        sizes.append(lowest)
+        lowest *= 2
+    return [*sizes, highest]
+
+
+_ROW_FIELDS = {
+    "slot": np.int32,
+    "choice": np.int32,
+    "sample_position": np.int32,
+    "top_k": np.int32,
+    "wants_logprobs": np.int32,
+    "temperature": np.float32,
+    "top_p": np.float32,
+    "min_p": np.float32,
+    "frequency": np.float32,
+    "presence": np.float32,
+}
+_TOKEN_FIELDS = ("token", "position", "length", "counted")
+_TILE_FIELDS = ("tile_start", "tile_length", "tile_row")
+
+
+class Layout:
+    """Where each input of a bucket lies in its buffer.
+
+    Fields per token: `token` (-1: the row's last sample), `position` (-1: padding), `length` (see
+    `model.rotary`), `counted` (1 where penalties shall count it). Per row: the sampling settings, `slot` (the
+    number of slots for a row that samples nothing), `seed` and the page `table`. In mixed buckets also `row`
+    per token, `single` and `last` per row (indices into T, T for none), and the tiles.
+    """
+
+    def __init__(self, bucket: Bucket, shapes: Shapes) -> None:
+        rows, tokens = bucket.rows, bucket.tokens
+        fields: dict[str, tuple[tuple[int, ...], type]] = {f: ((tokens,), np.int32) for f in _TOKEN_FIELDS}
+        fields |= {name: ((rows,), dtype) for name, dtype in _ROW_FIELDS.items()}
+        fields |= {"seed": ((rows, 2), np.uint32), "table": ((rows, shapes.table), np.int32)}
+        if bucket.kind == "mixed":
+            tiles = shapes.tiles(bucket)
+            fields |= {"row": ((tokens,), np.int32), "single": ((rows,), np.int32)}
+            fields |= {"last": ((rows,), np.int32), "tile_count": ((1,), np.int32)}
+            fields |= {name: ((tiles,), np.int32) for name in _TILE_FIELDS}
+        self._fields = fields
+        self.size = sum(math.prod(shape) for shape, _ in fields.values())
+
+    def allocate(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """A zeroed buffer and views of its fields. Never reuse one: a step reads it asynchronously."""
+        buffer = np.zeros(self.size, np.int32)
+        return buffer, {n: buffer[a:b].view(t).reshape(s) for n, a, b, s, t in self._spans()}
+
+    def unpack(self, buffer: jax.Array) -> Mapping[str, jax.Array]:
+        """The fields on the device, sliced out of the buffer."""
+        return {
+            name: lax.bitcast_convert_type(buffer[start:end], dtype).reshape(shape)
+            for name, start, end, shape, dtype in self._spans()
+        }
+
+    def _spans(self):
+        start = 0
+        for name, (shape, dtype) in self._fields.items():
+            end = start + math.prod(shape)
+            yield name, start, end, shape, dtype
+            start = end

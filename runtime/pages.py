@@ -1,0 +1,96 @@
+"""Who owns which page of the KV pool: free list, reference counts, and pages found again by content.
+
+Pages are numbers here; what is stored in them is the business of `model/cache.py`. A page is *held* while its
+count is above zero. A full page may be *published* under a digest of everything it depends on
+(`chain_digest`: all tokens from the sequence's start, and a salt); when nobody holds it any more it stays
+findable until its place is needed, least recently released first. A page that was never published is free at
+once.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+
+Digest = bytes
+
+
+class PagePool:
+    """Pages 1 … `pages`; page 0, the trash page, is never handed out.
+
+    Invariant: every page is in exactly one of *free*, *held*, *cached* (published, count 0).
+    """
+
+    def __init__(self, pages: int) -> None:
+        self.total = pages
+        self._free = list(range(pages, 0, -1))
+        self._counts: dict[int, int] = {}
+        self._digests: dict[int, Digest] = {}
+        self._published: dict[Digest, int] = {}
+        self._cached: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def available(self) -> int:
+        """How many pages `allocate` could hand out now."""
+        return len(self._free) + len(self._cached)
+
+    def allocate(self) -> int | None:
+        """A page with a count of one, or None when every page is held. Evicts the stalest cached page."""
+        if self._free:
+            page = self._free.pop()
+        elif self._cached:
+            page, _ = self._cached.popitem(last=False)
+            del self._published[self._digests.pop(page)]
+        else:
+            return None
+        self._counts[page] = 1
+        return page
+
+    def retain(self, page: int) -> None:
+        """Adds a holder to a held page."""
+        self._counts[page] += 1
+
+    def release(self, pages: Sequence[int]) -> None:
+        """Takes one holder from each page; the last page of a sequence becomes evictable first."""
+        for page in reversed(pages):
+            self._counts[page] -= 1
+            if self._counts[page] == 0:
+                del self._counts[page]
+                self._let_go(page)
+
+    def _let_go(self, page: int) -> None:
+        if page in self._digests:
+            self._cached[page] = None
+        else:
+            self._free.append(page)
+
+    def publish(self, page: int, digest: Digest) -> None:
+        """Makes a held, full page findable; a second page with the same content stays private."""
+        assert self._counts.get(page), f"page {page} is not held"
+        if digest not in self._published and page not in self._digests:
+            self._published[digest] = page
+            self._digests[page] = digest
+
+    def find(self, digest: Digest) -> int | None:
+        """The page with this content, with a holder added; None if there is none."""
+        page = self._published.get(digest)
+        if page is None:
+            return None
+        self._cached.pop(page, None)
+        self._counts[page] = self._counts.get(page, 0) + 1
+        return page
+
+    def check(self) -> None:
+        """Raises AssertionError unless the invariant holds; meant for tests."""
+        free, held, cached = set(self._free), set(self._counts), set(self._cached)
+        assert len(free) == len(self._free), f"free twice: {sorted(self._free)}"
+        assert free | held | cached == set(range(1, self.total + 1)), "a page is lost"
+        assert len(free) + len(held) + len(cached) == self.total, "a page is in two places"
+        assert all(count > 0 for count in self._counts.values())
+        assert {digest: page for page, digest in self._digests.items()} == self._published
+        assert cached <= set(self._digests) and not free & set(self._digests)
+
+
+def chain_digest(parent: Digest, tokens: Sequence[int]) -> Digest:
+    """The digest of a full page: SHA-256 over its parent's digest (or the salt) and its exact token ids."""
+    body = b"".join(token.to_bytes(4, "little") for token in tokens)
+    return hashlib.sha256(parent + body).digest()

@@ -1,0 +1,208 @@
+"""From logits to tokens, on the device, for a batch in which every row has its own settings.
+
+Nothing here is static: one compiled sampler serves every mixture of requests, and work that no row asks for
+  is skipped by `lax.cond`. A draw is keyed by (seed, choice, position) alone, so it does not depend on
+  neighbours, slots, chunking or preemption.
+
+The idea: top-k, top-p and min-p are all thresholds on the logit. Once the row's threshold is known, one
+  uniform number picks a token by inverting the cumulative distribution over the vocabulary, first among
+  blocks of ids, then inside one block. That is exact over the whole vocabulary and costs a few passes over
+  the logits; nothing is sorted and no noise is drawn per token.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .request import MAX_TOP_LOGPROBS
+
+WINDOW = 128
+"""Thresholds are first looked for among this many best tokens; bisection over all ids finds the rest."""
+
+_BLOCK = 128
+_BISECTIONS = 40
+
+
+class RowParams(NamedTuple):
+    """Sampling settings, one entry a row.
+
+    Attributes:
+      seed_B2: u32 `[B, 2]`, low and high word of the seed. choice_B: i32. position_B: i32, of the token
+        drawn.
+      temperature_B: f32, 0 for the most likely token. top_p_B, min_p_B: f32. top_k_B: i32, 0 for no limit.
+      frequency_B, presence_B: f32 penalties.
+      wants_logprobs_B: bool.
+    """
+
+    seed_B2: jax.Array
+    choice_B: jax.Array
+    position_B: jax.Array
+    temperature_B: jax.Array
+    top_p_B: jax.Array
+    min_p_B: jax.Array
+    top_k_B: jax.Array
+    frequency_B: jax.Array
+    presence_B: jax.Array
+    wants_logprobs_B: jax.Array
+
+
+class Samples(NamedTuple):
+    """What a step brings to the host.
+
+    Attributes:
+      token_B: i32, the sampled id; -1 where the row's logits are not finite.
+      logprob_BX: f32 `[B, 1 + MAX_TOP_LOGPROBS]`, of the sampled token and of `top_BX`, from the raw logits;
+        zeros when no row wants them.
+      top_BX: i32 `[B, MAX_TOP_LOGPROBS]`, the most likely ids, descending.
+    """
+
+    token_B: jax.Array
+    logprob_BX: jax.Array
+    top_BX: jax.Array
+
+
+def sample(logits_BV: jax.Array, params: RowParams, counts_BV: jax.Array) -> Samples:
+    """Draws one token a row.
+
+    Args:
+      logits_BV: f32, the model's raw scores.
+      counts_BV: i32, how often each row has generated each id; read only where a row has a penalty.
+    """
+    with jax.named_scope("sample"):
+        penalised = jnp.any((params.frequency_B != 0) | (params.presence_B != 0))
+        adjusted_BV = lax.cond(penalised, lambda: _penalise(logits_BV, counts_BV, params), lambda: logits_BV)
+        greedy_B = jnp.argmax(adjusted_BV, axis=-1).astype(jnp.int32)
+        draws_B = (params.temperature_B > 0) & (params.top_p_B > 0) & (params.top_k_B != 1)
+        drawn_B = lax.cond(
+            jnp.any(draws_B), lambda: _draw(adjusted_BV, params, draws_B, greedy_B), lambda: greedy_B
+        )
+        finite_B = jnp.isfinite(jnp.max(logits_BV, axis=-1))
+        token_B = jnp.where(finite_B, jnp.where(draws_B, drawn_B, greedy_B), -1)
+        wanted = jnp.any(params.wants_logprobs_B)
+        logprob_BX, top_BX = lax.cond(
+            wanted, lambda: _logprobs(logits_BV, token_B), lambda: _no_logprobs(logits_BV.shape[0])
+        )
+        return Samples(token_B, logprob_BX, top_BX)
+
+
+def _penalise(logits_BV: jax.Array, counts_BV: jax.Array, params: RowParams) -> jax.Array:
+    """OpenAI's penalties: `logit - count * frequency - (count > 0) * presence`."""
+    count_BV = counts_BV.astype(jnp.float32)
+    seen_BV = (counts_BV > 0).astype(jnp.float32)
+    return logits_BV - count_BV * params.frequency_B[:, None] - seen_BV * params.presence_B[:, None]
+
+
+def _draw(logits_BV: jax.Array, params: RowParams, draws_B: jax.Array, greedy_B: jax.Array) -> jax.Array:
+    """Draws from each row's truncated, tempered distribution; i32 `[B]`."""
+    temperature_B = jnp.where(draws_B, params.temperature_B, 1.0)
+    scaled_BV = (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)) / temperature_B[:, None]
+    weights_BV = jnp.exp(scaled_BV)
+    floor_B = _thresholds(weights_BV, params, draws_B)
+    kept_BV = jnp.where(weights_BV >= floor_B[:, None], weights_BV, 0.0)
+    token_B = _invert(kept_BV, _uniform(params))
+    landed_B = jnp.take_along_axis(kept_BV, token_B[:, None], axis=1)[:, 0] > 0
+    return jnp.where(landed_B, token_B, greedy_B)
+
+
+def _uniform(params: RowParams) -> jax.Array:
+    """One number in [0, 1) a row, keyed by its seed, choice and position; threefry, f32 `[B]`."""
+
+    def one(seed: jax.Array, choice: jax.Array, position: jax.Array) -> jax.Array:
+        key = jax.random.wrap_key_data(seed, impl="threefry2x32")
+        return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, choice), position))
+
+    return jax.vmap(one)(params.seed_B2, params.choice_B, params.position_B)
+
+
+def _invert(weights_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
+    """The id at which each row's cumulative weight passes `uniform * total`; i32 `[B]`."""
+    rows, size = weights_BV.shape
+    padded_BV = jnp.pad(weights_BV, ((0, 0), (0, -size % _BLOCK)))
+    blocks_BCI = padded_BV.reshape(rows, -1, _BLOCK)
+    ends_BC = jnp.cumsum(blocks_BCI.sum(-1), axis=-1)
+    target_B = uniform_B * ends_BC[:, -1]
+    block_B = jnp.sum(ends_BC <= target_B[:, None], axis=-1, dtype=jnp.int32)
+    block_B = jnp.minimum(block_B, ends_BC.shape[1] - 1)
+    inside_BI = jnp.take_along_axis(blocks_BCI, block_B[:, None, None], axis=1)[:, 0]
+    before_B = jnp.take_along_axis(ends_BC, block_B[:, None], axis=1)[:, 0] - inside_BI.sum(-1)
+    passed_BI = before_B[:, None] + jnp.cumsum(inside_BI, axis=-1) <= target_B[:, None]
+    offset_B = jnp.minimum(jnp.sum(passed_BI, axis=-1, dtype=jnp.int32), _BLOCK - 1)
+    return jnp.minimum(block_B * _BLOCK + offset_B, size - 1)
+
+
+def _thresholds(weights_BV: jax.Array, params: RowParams, draws_B: jax.Array) -> jax.Array:
+    """The smallest weight each row keeps (its largest weight being 1): f32 `[B]`.
+
+    Top-k is applied first, top-p to what top-k left, min-p relative to the most likely token.
+    """
+    truncates_B = draws_B & ((params.top_k_B > 0) | (params.top_p_B < 1))
+    floor_B = lax.cond(
+        jnp.any(truncates_B),
+        lambda: _rank_thresholds(weights_BV, params, truncates_B),
+        lambda: jnp.zeros_like(params.min_p_B),
+    )
+    return jnp.maximum(floor_B, params.min_p_B)
+
+
+def _rank_thresholds(weights_BV: jax.Array, params: RowParams, truncates_B: jax.Array) -> jax.Array:
+    size = weights_BV.shape[1]
+    window = min(WINDOW, size)
+    k_B = jnp.where(params.top_k_B > 0, jnp.minimum(params.top_k_B, size), size)
+    best_BW = lax.top_k(weights_BV, window)[0]
+    within_BW = jnp.arange(window, dtype=jnp.int32)[None, :] < k_B[:, None]
+    best_BW = jnp.where(within_BW, best_BW, 0.0)
+    inside_B = best_BW.sum(-1)
+    total_B = jnp.where(k_B <= window, inside_B, weights_BV.sum(-1))
+    before_BW = jnp.cumsum(best_BW, axis=-1) - best_BW
+    kept_BW = within_BW & (before_BW < (params.top_p_B * total_B)[:, None])
+    floor_B = jnp.min(jnp.where(kept_BW, best_BW, jnp.inf), axis=-1)
+    # A row is settled when its threshold lies inside the window; with a top-k beyond the window the mass that
+    # top-p is a share of is unknown here, so such a row always goes on to bisection.
+    unlimited_B = k_B == size
+    reached_B = inside_B >= params.top_p_B * total_B
+    settled_B = (k_B <= window) | (unlimited_B & reached_B)
+    open_B = truncates_B & ~settled_B
+    searched_B = lax.cond(jnp.any(open_B), lambda: _search(weights_BV, k_B, params.top_p_B), lambda: floor_B)
+    return jnp.where(truncates_B, jnp.where(open_B, searched_B, floor_B), 0.0)
+
+
+def _search(weights_BV: jax.Array, k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
+    """Thresholds by bisection over the whole vocabulary, for rows whose window was too small."""
+
+    def bisect(enough) -> jax.Array:
+        def halve(_, bounds):
+            low_B, high_B = bounds
+            middle_B = (low_B + high_B) / 2
+            holds_B = enough(middle_B)
+            return jnp.where(holds_B, middle_B, low_B), jnp.where(holds_B, high_B, middle_B)
+
+        start = (jnp.zeros_like(top_p_B), jnp.full_like(top_p_B, 2.0))
+        return lax.fori_loop(0, _BISECTIONS, halve, start)[0]
+
+    def kept(floor_B: jax.Array) -> jax.Array:
+        return jnp.where(weights_BV >= floor_B[:, None], weights_BV, 0.0)
+
+    by_rank_B = bisect(lambda floor_B: jnp.sum(weights_BV >= floor_B[:, None], -1) >= k_B)
+    wanted_B = top_p_B * kept(by_rank_B).sum(-1)
+    by_mass_B = bisect(lambda floor_B: kept(floor_B).sum(-1) >= wanted_B)
+    return jnp.maximum(by_rank_B, by_mass_B)
+
+
+def _logprobs(logits_BV: jax.Array, token_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Log-softmax of the raw logits, for the sampled token and the most likely ones."""
+    norm_B1 = jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True)
+    width = min(MAX_TOP_LOGPROBS, logits_BV.shape[1])
+    best_BX, top_BX = lax.top_k(logits_BV, width)
+    chosen_B1 = jnp.take_along_axis(logits_BV, jnp.maximum(token_B, 0)[:, None], axis=1)
+    short = ((0, 0), (0, MAX_TOP_LOGPROBS - width))
+    logprob_BX = jnp.concatenate([chosen_B1, jnp.pad(best_BX, short)], axis=1) - norm_B1
+    return logprob_BX, jnp.pad(top_BX, short)
+
+
+def _no_logprobs(rows: int) -> tuple[jax.Array, jax.Array]:
+    return (
+        jnp.zeros((rows, 1 + MAX_TOP_LOGPROBS), jnp.float32),
+        jnp.zeros((rows, MAX_TOP_LOGPROBS), jnp.int32),
+    )

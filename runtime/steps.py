@@ -1,0 +1,120 @@
+"""The device's side of a step: one pure function per bucket, its state donated.
+
+A step takes the parameters, the state and one packed buffer, and returns the new state and the samples:
+embed, all layers, the head on the rows that sample, the sampler. Nothing else crosses to the host. What
+goes into the buffer is decided in `engine.py`, how it is laid out in `buckets.py`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..model.cache import Batch, Cache, Tiles, create_cache
+from ..model.transformer import Skeleton
+from .buckets import Bucket, Layout, Shapes
+from .sampling import RowParams, Samples, sample
+
+
+class DeviceState(NamedTuple):
+    """What lives on the device between steps; every step consumes it and returns its successor.
+
+    Attributes:
+      cache: the KV pools.
+      last_S: i32 `[slots]`, each slot's newest sample: the next step's input before the host has seen it.
+      counts_SV: i32 `[slots, V]`, how often each slot's sequence has generated each id, kept for sequences
+        with penalties only.
+    """
+
+    cache: Cache
+    last_S: jax.Array
+    counts_SV: jax.Array
+
+
+Step = Callable[[tuple[jax.Array, ...], DeviceState, jax.Array], tuple[DeviceState, Samples]]
+
+
+def create_state(skeleton: Skeleton, shapes: Shapes, pages: int, dtype: jnp.dtype) -> DeviceState:
+    """A fresh state with `pages` pages, the trash page among them."""
+    config = skeleton.config
+    return DeviceState(
+        cache=create_cache(config, pages, shapes.page_size, dtype),
+        last_S=jnp.zeros(shapes.slots, jnp.int32),
+        counts_SV=jnp.zeros((shapes.slots, config.vocabulary), jnp.int32),
+    )
+
+
+def make_step(skeleton: Skeleton, bucket: Bucket, shapes: Shapes) -> Step:
+    """The step of a bucket, ready for `jax.jit` with argument 1 donated."""
+    layout = Layout(bucket, shapes)
+
+    def step(leaves: tuple[jax.Array, ...], state: DeviceState, buffer: jax.Array):
+        model, fields = skeleton.merge(leaves), layout.unpack(buffer)
+        slot_T, batch, last_B = _arrange(bucket, shapes, fields)
+        token_T = fields["token"]
+        token_T = jnp.where(token_T < 0, state.last_S.at[slot_T].get(mode="clip"), token_T)
+        counts_SV = state.counts_SV.at[slot_T, token_T].add(fields["counted"], mode="drop")
+        hidden_TD, cache = model(token_T, state.cache, batch)
+        if last_B is not None:
+            hidden_TD = hidden_TD.at[last_B].get(mode="fill", fill_value=0)
+        counts_BV = counts_SV.at[fields["slot"]].get(mode="clip")
+        samples = sample(model.logits(hidden_TD), _row_params(fields), counts_BV)
+        last_S = state.last_S.at[fields["slot"]].set(samples.token_B, mode="drop")
+        return DeviceState(cache, last_S, counts_SV), samples
+
+    return step
+
+
+def _arrange(
+    bucket: Bucket, shapes: Shapes, fields: Mapping[str, jax.Array]
+) -> tuple[jax.Array, Batch, jax.Array | None]:
+    """State slots of tokens, the model's batch, and which token each row samples after (None: its own)."""
+    position_T, table_BM = fields["position"], fields["table"]
+    mixed = bucket.kind == "mixed"
+    row_T = fields["row"] if mixed else jnp.arange(bucket.tokens, dtype=jnp.int32)
+    batch = Batch(
+        positions_T=position_T,
+        lengths_T=fields["length"],
+        slots_T=_cache_slots(position_T, row_T, table_BM, shapes.page_size),
+        tables_BM=table_BM,
+        singles_B=fields["single"] if mixed else row_T,
+        tiles=_tiles(fields) if mixed else None,
+    )
+    return (row_T, batch, fields["last"]) if mixed else (fields["slot"], batch, None)
+
+
+def _cache_slots(position_T: jax.Array, row_T: jax.Array, table_BM: jax.Array, page_size: int) -> jax.Array:
+    """Where each token's key and value go; padding goes to the trash page."""
+    place_T = jnp.maximum(position_T, 0)
+    slot_T = table_BM[row_T, place_T // page_size] * page_size + place_T % page_size
+    return jnp.where(position_T < 0, 0, slot_T)
+
+
+def _tiles(fields: Mapping[str, jax.Array]) -> Tiles:
+    return Tiles(
+        start_C=fields["tile_start"],
+        length_C=fields["tile_length"],
+        row_C=fields["tile_row"],
+        count=fields["tile_count"][0],
+    )
+
+
+def _row_params(fields: Mapping[str, jax.Array]) -> RowParams:
+    return RowParams(
+        seed_B2=fields["seed"],
+        choice_B=fields["choice"],
+        position_B=fields["sample_position"],
+        temperature_B=fields["temperature"],
+        top_p_B=fields["top_p"],
+        min_p_B=fields["min_p"],
+        top_k_B=fields["top_k"],
+        frequency_B=fields["frequency"],
+        presence_B=fields["presence"],
+        wants_logprobs_B=fields["wants_logprobs"] > 0,
+    )
+
+
+def forget_counts(state: DeviceState, slot: jax.Array) -> DeviceState:
+    """Zeroes a slot's counts, for a new sequence with penalties; i32 `[]`."""
+    return state._replace(counts_SV=state.counts_SV.at[slot].set(0))
