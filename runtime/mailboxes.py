@@ -1,0 +1,48 @@
+"""Events sorted by request, for callers who wait for them in plain threads."""
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+
+from .request import EngineFailed, TokenEvent
+
+
+class Mailboxes:
+    """A queue per request; filled by the engine thread, emptied by whoever asked."""
+
+    def __init__(self) -> None:
+        self._boxes: dict[str, queue.SimpleQueue[TokenEvent]] = {}
+        self._lock = threading.Lock()
+
+    def open(self, request_id: str) -> None:
+        """Begins to keep a request's events; must come before it is submitted."""
+        with self._lock:
+            self._boxes[request_id] = queue.SimpleQueue()
+
+    def close(self, request_id: str) -> None:
+        """Drops what is left and all that still comes."""
+        with self._lock:
+            self._boxes.pop(request_id, None)
+
+    def deliver(self, events: Sequence[TokenEvent]) -> None:
+        """Puts each event into its request's box; events nobody keeps are dropped."""
+        for event in events:
+            with self._lock:
+                box = self._boxes.get(event.request_id)
+            if box is not None:
+                box.put(event)
+
+    def read(self, request_id: str) -> Iterator[TokenEvent]:
+        """Yields a request's events up to its last, waiting for each.
+
+        Raises:
+          EngineFailed: the request ended with an error.
+        """
+        box = self._boxes[request_id]
+        while True:
+            event = box.get()
+            if event.finish == "error":
+                raise EngineFailed(f"request {request_id}: {event.error}")
+            yield event
+            if event.finish:
+                return

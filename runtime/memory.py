@@ -1,0 +1,87 @@
+"""How many pages the KV pool gets: from what is free, from what could ever be used, or as the user says."""
+
+import logging
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+import psutil
+
+from ..model.cache import page_bytes
+from ..model.config import ModelConfig
+from ..model.errors import DistaffError
+from .buckets import Shapes
+
+log = logging.getLogger(__name__)
+
+CPU_SHARE = 1 / 8
+"""The pool's share of free host memory: it lives beside everything else that the host runs."""
+DEVICE_SHARE = 0.9
+"""The pool's share of free accelerator memory; the rest is for the steps' temporaries."""
+
+_CGROUP = Path("/sys/fs/cgroup")
+_MIB = 1 << 20
+
+
+class OutOfMemory(DistaffError):
+    """There is no room for a useful KV pool."""
+
+
+class Device(Protocol):
+    """What is asked of a `jax.Device` here."""
+
+    @property
+    def platform(self) -> str: ...
+
+    def memory_stats(self) -> dict[str, Any] | None: ...
+
+
+def size_pool(
+    config: ModelConfig, shapes: Shapes, dtype: jnp.dtype, device: Device, pages: int | None
+) -> int:
+    """Decides how many pages to hand out (the trash page comes on top), and says how in one log line.
+
+    Args:
+      pages: the user's own number; None derives it.
+
+    Raises:
+      OutOfMemory: not even one page a slot fits.
+    """
+    size = page_bytes(config, shapes.page_size, dtype)
+    useful = shapes.slots * shapes.table
+    free = free_bytes(device)
+    share = CPU_SHARE if device.platform == "cpu" else DEVICE_SHARE
+    fitting = int(free * share) // size
+    chosen = min(useful, fitting) if pages is None else pages
+    if chosen < min(shapes.slots, useful):
+        raise OutOfMemory(
+            f"room for {chosen} KV pages of {size} bytes ({free // _MIB} MiB free on {device.platform}); "
+            f"expected at least one for each of {shapes.slots} slots: take fewer slots or a smaller model"
+        )
+    log.info(
+        "KV pool: %d pages of %d tokens = %d tokens, %d MiB (%s; %d slots x %d tokens need %d pages, "
+        "%.0f%% of %d MiB free hold %d)",
+        chosen, shapes.page_size, chosen * shapes.page_size, chosen * size // _MIB,
+        "derived" if pages is None else "--kv-pages", shapes.slots, shapes.table * shapes.page_size,
+        useful, share * 100, free // _MIB, fitting,
+    )  # fmt: skip
+    return chosen
+
+
+def free_bytes(device: Device) -> int:
+    """Bytes that are free: of the accelerator, or of the host within its control group's limit."""
+    if device.platform != "cpu":
+        stats = device.memory_stats() or {}
+        return int(stats.get("bytes_limit", 0)) - int(stats.get("bytes_in_use", 0))
+    available = psutil.virtual_memory().available
+    limit, used = _read(_CGROUP / "memory.max"), _read(_CGROUP / "memory.current")
+    return available if limit is None or used is None else min(available, limit - used)
+
+
+def _read(path: Path) -> int | None:
+    """A control group's number; None where there is none or it says `max`."""
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None

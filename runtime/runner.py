@@ -1,0 +1,125 @@
+"""What the engine's thread does on the device: holds parameters and state, launches plans, reads samples.
+
+Launching returns before the step has run; reading waits for it. Not thread-safe: after `warm_up` all calls
+come from the engine's thread.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..model.config import ModelConfig
+from ..model.transformer import Skeleton
+from .buckets import Bucket, Shapes
+from .executables import Executables, Progress
+from .packing import has_penalties, pack, row_index
+from .request import TokenLogprobs
+from .sampling import Samples
+from .scheduler import Plan, Row, Sequence
+from .steps import create_state
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A step on its way: what was planned, and the samples that will come."""
+
+    plan: Plan
+    bucket: Bucket
+    samples: Samples
+
+
+class Runner:
+    """A model on a device, with its KV pool and its compiled steps.
+
+    Attributes:
+      slowest_step: seconds of the slowest step during warm-up.
+    """
+
+    def __init__(
+        self, config: ModelConfig, parameters: Mapping[str, jax.Array], shapes: Shapes, pages: int
+    ) -> None:
+        """`pages` counts those to hand out; the trash page comes on top."""
+        self._skeleton = Skeleton.of(config)
+        self._leaves = self._skeleton.flatten(parameters)
+        self._shapes = shapes
+        self._pages = pages + 1
+        self._executables = Executables(self._skeleton, shapes)
+        self.slowest_step = 0.0
+
+    def warm_up(self, progress: Progress) -> None:
+        """Allocates the pool, compiles every step and runs each once, on padding alone."""
+        allocation = _Background(self._create_state)
+        self._executables.compile(self._leaves, jax.eval_shape(self._create_state), progress)
+        self._state = allocation.result()
+        for bucket in self._shapes.buckets():
+            begun = time.monotonic()
+            self._dispatch(Plan([]), bucket).samples.token_B.block_until_ready()
+            self.slowest_step = max(self.slowest_step, time.monotonic() - begun)
+        self._state = self._executables.forget(self._state, 0)
+
+    def _create_state(self):
+        return create_state(self._skeleton, self._shapes, self._pages, self._leaves[0].dtype)
+
+    def launch(self, plan: Plan) -> Flight:
+        """Dispatches a step; the device runs it after those launched before."""
+        for row in plan.rows:
+            if row.start == 0 and has_penalties(row.sequence):
+                self._state = self._executables.forget(self._state, row.slot)
+        kind = "decode" if plan.is_decode else "mixed"
+        return self._dispatch(plan, self._shapes.choose(kind, plan.tokens))
+
+    def _dispatch(self, plan: Plan, bucket: Bucket) -> Flight:
+        buffer = pack(plan, bucket, self._executables.layouts[bucket], self._shapes)
+        self._state, samples = self._executables.step(bucket)(self._leaves, self._state, buffer)
+        samples.token_B.copy_to_host_async()
+        return Flight(plan, bucket, samples)
+
+    def read(self, flight: Flight) -> Iterator[tuple[Row, int, TokenLogprobs | None]]:
+        """Waits for a step; yields each row that samples, its token (-1: not finite), its log-probabilities."""
+        rows = [(row_index(flight.bucket, i, row), row) for i, row in enumerate(flight.plan.rows)]
+        rows = [(line, row) for line, row in rows if row.samples]
+        tokens = np.asarray(flight.samples.token_B)
+        logprob_BX = top_BX = None
+        if any(_wanted(row.sequence) is not None for _, row in rows):
+            logprob_BX, top_BX = np.asarray(flight.samples.logprob_BX), np.asarray(flight.samples.top_BX)
+        for line, row in rows:
+            report, wanted = None, _wanted(row.sequence)
+            if wanted is not None and logprob_BX is not None and top_BX is not None:
+                report = _report(logprob_BX[line], top_BX[line], wanted)
+            yield row, int(tokens[line]), report
+
+
+def _wanted(sequence: Sequence) -> int | None:
+    return sequence.request.params.logprobs
+
+
+def _report(logprob_X: np.ndarray, top_X: np.ndarray, wanted: int) -> TokenLogprobs:
+    pairs = zip(top_X[:wanted].tolist(), logprob_X[1 : 1 + wanted].tolist(), strict=True)
+    return TokenLogprobs(chosen=float(logprob_X[0]), top=tuple(pairs))
+
+
+class _Background:
+    """A computation in a thread of its own; its result or its exception is collected once."""
+
+    def __init__(self, compute: Callable[[], Any]) -> None:
+        self._outcome: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, args=(compute,), daemon=True).start()
+
+    def _run(self, compute: Callable[[], Any]) -> None:
+        try:
+            self._outcome.put((jax.block_until_ready(compute()), None))
+        except Exception as error:
+            self._outcome.put((None, error))
+
+    def result(self) -> Any:
+        """Waits for the outcome."""
+        value, error = self._outcome.get()
+        if error is not None:
+            raise error
+        return value

@@ -1,0 +1,89 @@
+"""The engine's few settings, and what they become on a given model and machine."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from ..model.attention import TILE
+from ..model.config import ModelConfig
+from ..model.errors import ConfigError
+from .buckets import Shapes
+from .memory import Device
+
+DTYPES = ("float32", "bfloat16")
+"""Compute types the model runs in."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineSettings:
+    """What an operator may decide; None leaves it to the model and the machine.
+
+    Attributes:
+      slots: sequences that decode at the same time.
+      context: the longest sequence, in tokens; at most the model's own.
+      kv_pages: pages of the KV pool.
+    """
+
+    slots: int | None = None
+    context: int | None = None
+    kv_pages: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """What suits a kind of device: slots, tokens of one step, tokens to a page, compute type."""
+
+    slots: int
+    budget: int
+    page_size: int
+    dtype: str
+
+
+PLATFORMS = {
+    "cpu": Platform(slots=32, budget=256, page_size=16, dtype="float32"),
+    "gpu": Platform(slots=128, budget=2048, page_size=16, dtype="bfloat16"),
+    "tpu": Platform(slots=128, budget=2048, page_size=64, dtype="bfloat16"),
+}
+"""A step is arithmetic-bound from about a hundred tokens on a CPU, from many hundreds on accelerators; a CPU
+with AVX2 computes bfloat16 ten times slower than float32."""
+
+
+def platform_of(device: Device) -> Platform:
+    """The figures for a device's kind; a kind we do not know is treated like a GPU."""
+    return PLATFORMS.get(device.platform, PLATFORMS["gpu"])
+
+
+def compute_dtype(name: str | None, device: Device) -> jnp.dtype:
+    """The type of weights, activations and cache.
+
+    Raises:
+      ConfigError: not one of DTYPES.
+    """
+    name = name or platform_of(device).dtype
+    if name not in DTYPES:
+        raise ConfigError(f"dtype is {name!r}; expected one of {', '.join(DTYPES)}")
+    return jnp.dtype(name)
+
+
+def derive_shapes(config: ModelConfig, settings: EngineSettings, device: Device) -> Shapes:
+    """The sizes that the engine is compiled for.
+
+    Raises:
+      ConfigError: a setting is not positive, or the context is longer than the model's.
+    """
+    platform = platform_of(device)
+    for name in ("slots", "context", "kv_pages"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}; expected at least 1")
+    context = settings.context or config.context
+    if context > config.context:
+        raise ConfigError(f"context is {context}; the model was made for {config.context} at most")
+    slots = settings.slots or platform.slots
+    return Shapes(
+        slots=slots,
+        budget=max(platform.budget, slots),
+        page_size=platform.page_size,
+        table=-(-context // platform.page_size),
+        tile=TILE,
+    )
