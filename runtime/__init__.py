@@ -1,1 +1,40 @@
-"""Turns requests into device steps: token ids in, token ids out."""
+"""Turns requests into device steps: token ids in, token ids out.
+
+For scripts and notebooks:
+
+    from distaff.runtime import LLM, SamplingParams
+
+    llm = LLM("smollm2")
+    print(llm.generate("The capital of France is", SamplingParams(max_tokens=8, temperature=0))[0].text)
+
+Names are imported when they are first used, so that the parts without JAX can be had without it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .engine import Engine as Engine
+    from .llm import LLM as LLM
+    from .llm import Completion as Completion
+    from .request import Request as Request
+    from .request import SamplingParams as SamplingParams
+    from .request import TokenEvent as TokenEvent
+    from .settings import EngineSettings as EngineSettings
+
+_HOMES = {
+    "Engine": ".engine",
+    "LLM": ".llm",
+    "Completion": ".llm",
+    "Request": ".request",
+    "SamplingParams": ".request",
+    "TokenEvent": ".request",
+    "EngineSettings": ".settings",
+}
+__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name], __name__), name)

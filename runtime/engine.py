@@ -5,12 +5,13 @@ tokens of step n, so host work and device work overlap. It is given a model and 
 no files and no HTTP. What the rest of the process sees are thread-safe calls in and `TokenEvent`s out.
 """
 
+import contextlib
 import itertools
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
 
@@ -151,13 +152,30 @@ class Engine:
           InvalidRequest, NotReady: as `submit`.
           EngineFailed: the request failed.
         """
-        self._mailboxes.open(request.id)
-        try:
-            self.submit(request)
+        with self._submitted([request]):
             yield from self._mailboxes.read(request.id)
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[list[TokenEvent]]:
+        """Submits all requests at once and yields each one's events, in the requests' order.
+
+        Raises as `stream` does; whatever still runs when the iteration is left is aborted.
+        """
+        requests = list(requests)
+        with self._submitted(requests):
+            for request in requests:
+                yield list(self._mailboxes.read(request.id))
+
+    @contextlib.contextmanager
+    def _submitted(self, requests: list[Request]) -> Iterator[None]:
+        try:
+            for request in requests:
+                self._mailboxes.open(request.id)
+                self.submit(request)
+            yield
         finally:
-            self.abort(request.id)
-            self._mailboxes.close(request.id)
+            for request in requests:
+                self.abort(request.id)
+                self._mailboxes.close(request.id)
 
     def _admit(self, request: Request) -> Sequence:
         params, prompt = request.params, request.prompt

@@ -81,7 +81,7 @@ class Runner:
         return Flight(plan, bucket, samples)
 
     def read(self, flight: Flight) -> Iterator[tuple[Row, int, TokenLogprobs | None]]:
-        """Waits for a step; yields each row that samples, its token (-1: not finite), its log-probabilities."""
+        """Waits for a step; yields each row that samples, its token (-1: not finite) and its logprobs."""
         rows = [(row_index(flight.bucket, i, row), row) for i, row in enumerate(flight.plan.rows)]
         rows = [(line, row) for line, row in rows if row.samples]
         tokens = np.asarray(flight.samples.token_B)

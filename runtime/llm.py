@@ -1,0 +1,194 @@
+"""The research facade: a model by name, texts in, texts out. No server, no event loop.
+
+`LLM` puts together what the server's worker puts together: a checkpoint, its tokenizer, an `Engine`. It is
+the one file of the runtime that knows checkpoints and text.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import cast
+
+import jax
+import numpy as np
+from rich.progress import track
+
+from ..checkpoints import load_parameters, load_tokenizer, open_checkpoint, resolve
+from .engine import Engine
+from .request import FinishReason, Request, SamplingParams, TokenEvent, TokenLogprobs
+from .scoring import Scorer
+from .settings import EngineSettings, compute_dtype
+
+Message = dict[str, object]
+"""A chat message: `{"role": ..., "content": ...}`."""
+Prompt = str | Sequence[int]
+"""A text, encoded with the tokenizer's special tokens, or token ids, taken as they are."""
+Conversation = Sequence[Message]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """What a model made of a prompt.
+
+    Attributes:
+      text: the continuation. tokens: its ids, the end token not among them.
+      logprobs: one entry a token if `SamplingParams.logprobs` asked for them, else empty.
+      finish: why it ended. prompt_tokens: how many ids the prompt had.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...]
+    finish: FinishReason
+    prompt_tokens: int
+
+
+class LLM:
+    """A language model that is loaded, compiled and ready.
+
+    Usable as a context manager; `close` frees its memory. Thread-safe.
+
+    Attributes:
+      config: the model's sizes. tokenizer: its tokenizer and chat template. engine: the engine beneath.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        revision: str | None = None,
+        dtype: str | None = None,
+        slots: int | None = None,
+        context: int | None = None,
+        kv_pages: int | None = None,
+        chat_template: Path | None = None,
+    ) -> None:
+        """Loads a model and compiles its steps.
+
+        Args:
+          model: a folder, a GGUF, a store, a hub id or a bundled name; None for the bundled default.
+          revision: of a hub id. dtype: `float32` or `bfloat16`; None for what suits the machine.
+          slots, context, kv_pages: see `EngineSettings`. chat_template: a file that replaces the model's own.
+
+        Raises:
+          CheckpointError, ConfigError, OutOfMemory: the model cannot be had, read or held.
+        """
+        path = resolve(model, revision=revision)
+        checkpoint = open_checkpoint(path)
+        self.config = checkpoint.config
+        self.tokenizer = load_tokenizer(path, chat_template)
+        self._defaults = checkpoint.generation
+        device = jax.devices()[0]
+        self._parameters = load_parameters(checkpoint, compute_dtype(dtype, device))
+        settings = EngineSettings(slots=slots, context=context, kv_pages=kv_pages)
+        self.engine = Engine(self.config, self._parameters, settings)
+        self.engine.warm_up()
+        self.engine.start()
+        self._scorer = Scorer(self.config, self._parameters)
+        self._ids = itertools.count()
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        progress: bool = True,
+    ) -> list[Completion]:
+        """Continues prompts, all of them together in one batch.
+
+        Args:
+          prompts: one prompt or several.
+          params: for all of them; None takes the model's own defaults.
+          progress: show a progress bar.
+
+        Raises:
+          InvalidRequest: a prompt is empty or too long. EngineFailed: the engine failed it.
+        """
+        single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
+        several = cast(Sequence[Prompt], [prompts] if single else prompts)
+        ids = [self._encode(prompt) for prompt in several]
+        return self._run(ids, params, progress)
+
+    def chat(
+        self,
+        conversations: Conversation | Sequence[Conversation],
+        params: SamplingParams | None = None,
+        *,
+        progress: bool = True,
+    ) -> list[Completion]:
+        """Answers one conversation, or several together. Raises as `generate`, or TemplateError."""
+        single = isinstance(conversations[0], dict)
+        several = cast(Sequence[Conversation], [conversations] if single else conversations)
+        ids = [self._encode(conversation) for conversation in several]
+        return self._run(ids, params, progress)
+
+    def stream(self, prompt: Prompt | Conversation, params: SamplingParams | None = None) -> Iterator[str]:
+        """Yields the continuation of a prompt, or the answer to a conversation, piece by piece."""
+        detokenizer = self.tokenizer.detokenizer()
+        for event in self.engine.stream(self._request(self._encode(prompt), params)):
+            if event.token is not None and (text := detokenizer.push(event.token)):
+                yield text
+        if rest := detokenizer.flush():
+            yield rest
+
+    def forward(self, tokens: Sequence[int]) -> np.ndarray:
+        """The model's scores after each token: f32 `[T, V]`; row t holds the scores of token t + 1."""
+        return self._scorer.logits(tokens)
+
+    def logprobs(self, prompt: Prompt) -> np.ndarray:
+        """Natural log-probability of each token but the first, given those before it: f32 `[T - 1]`."""
+        return self._scorer.logprobs(self._encode(prompt))
+
+    def close(self) -> None:
+        """Ends the engine; requests in flight fail. Idempotent."""
+        self.engine.stop()
+
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _encode(self, prompt: Prompt | Conversation) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        if prompt and isinstance(prompt[0], dict):
+            return self.tokenizer.encode_chat(cast(list[Message], list(prompt)))
+        return cast(list[int], list(prompt))
+
+    def _request(self, ids: Sequence[int], params: SamplingParams | None) -> Request:
+        params = params or self._default_params()
+        params = replace(params, stop_ids=(*params.stop_ids, *self._defaults.eos_ids))
+        return Request(id=str(next(self._ids)), prompt=tuple(ids), params=params)
+
+    def _default_params(self) -> SamplingParams:
+        known = {"temperature", "top_p", "top_k", "min_p"}
+        values = {name: getattr(self._defaults, name, None) for name in known}
+        return SamplingParams(**{name: value for name, value in values.items() if value is not None})
+
+    def _run(
+        self, prompts: list[list[int]], params: SamplingParams | None, progress: bool
+    ) -> list[Completion]:
+        requests = [self._request(ids, params) for ids in prompts]
+        finished = self.engine.generate(requests)
+        if progress:
+            finished = track(finished, description="generating", total=len(requests))
+        return [self._fold(request, events) for request, events in zip(requests, finished, strict=True)]
+
+    def _fold(self, request: Request, events: list[TokenEvent]) -> Completion:
+        tokens = tuple(event.token for event in events if event.token is not None)
+        detokenizer = self.tokenizer.detokenizer()
+        text = "".join(map(detokenizer.push, tokens)) + detokenizer.flush()
+        finish = events[-1].finish
+        assert finish is not None
+        return Completion(
+            text=text,
+            tokens=tokens,
+            logprobs=tuple(event.logprobs for event in events if event.logprobs is not None),
+            finish=finish,
+            prompt_tokens=len(request.prompt),
+        )
