@@ -1,0 +1,55 @@
+# Two commands set Distaff up: `make serve` and `make test`. What they share is `make setup`.
+#   make serve [MODEL=...] [EXTRA=cuda|tpu] [ARGS="--port 8001"]
+
+NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+PYTHON ?= $(shell for v in python3 python3.13 python3.12 python3.11; do \
+  $$v $(NEW_ENOUGH) 2>/dev/null && echo $$v && break; done)
+EXTRA ?=
+MODEL ?=
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TYPES := build/types/distaff
+
+.PHONY: serve setup test check format bench clean
+
+serve: setup
+	@exec $(BIN)/distaff serve $(MODEL) $(ARGS)
+
+setup: $(VENV)/.installed-$(EXTRA)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-test $(TYPES)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python -m benchmarks.first_light
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Distaff needs Python 3.11 or newer; found none on the PATH"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --progress-bar on -e '.[$*]'
+	@touch $@
+
+$(VENV)/.installed-: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install -e .
+	@touch $@
+
+# Pyright reads our packages by the names that tests and examples import them by.
+$(TYPES):
+	@mkdir -p $@
+	@for folder in model checkpoints runtime server; do ln -sfn ../../../$$folder $@/$$folder; done

@@ -1,0 +1,21 @@
+"""What this machine can do at best: the ceiling that figures are held against."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+_GIB = 1 << 30
+
+
+def read_bandwidth(repeats: int = 7) -> float:
+    """Bytes per second at which all cores together read memory: the best of several sums over 1 GiB."""
+    numbers = jnp.ones(_GIB // 4, jnp.float32)
+    total = jax.jit(jnp.sum)
+    total(numbers).block_until_ready()
+    seconds = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        total(numbers).block_until_ready()
+        seconds.append(time.perf_counter() - begun)
+    return numbers.nbytes / min(seconds)
