@@ -23,8 +23,8 @@ from .server import serve
 STREAMS = (1, 8, 32)
 MAX_TOKENS = 64
 LLAMA_CPP_F32 = {1: 37, 8: 88, 32: 96}
-"""Tokens per second of llama.cpp's server in F32 on a 2-core AVX2 CPU (docs/decisions.md): another run, perhaps
-another machine, so a mark to pass and no side-by-side comparison."""
+"""Tokens per second of llama.cpp's server in F32 on a 2-core AVX2 CPU (docs/decisions.md): another run,
+perhaps another machine, so a mark to pass and no side-by-side comparison."""
 
 
 def main() -> None:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import httpx
 
-SYSTEM = "You are a helpful assistant. Answer in plain words, name what you are unsure of, and stay on the question."
+SYSTEM = (
+    "You are a helpful assistant. Answer in plain words, say what you are unsure of, keep to the question."
+)
 _TOPICS = (
     "rivers", "bridges", "bread", "winter", "trains", "violins", "whales", "glass", "moss", "harbours",
     "clocks", "tea", "maps", "volcanoes", "looms", "lighthouses",
@@ -79,7 +81,7 @@ async def run(url: str, streams: int, per_stream: int, max_tokens: int) -> LoadR
             return [await _ask(client, chat(1000 * streams + n, max_tokens)) for n in numbers]
 
         begun = time.perf_counter()
-        replies = sum(await asyncio.gather(*map(worker, range(streams))), [])
+        replies = [r for replies in await asyncio.gather(*map(worker, range(streams))) for r in replies]
         seconds = time.perf_counter() - begun
     return _summarise(streams, replies, seconds)
 
