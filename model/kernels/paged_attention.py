@@ -19,6 +19,9 @@ BLOCK_TOKENS = 128
 """Keys per turn of the loop: long enough to keep the matrix units busy, short enough to stay in cache."""
 
 _MASKED = -1e30
+_FLOOR = -1e28
+"""Where the running maximum starts: far enough above `_MASKED` that a block without a visible key weighs
+nothing, instead of adding up values of any size that a later block would have to wipe out."""
 
 
 def attend_rows(
@@ -117,7 +120,7 @@ def _online_softmax(
 
     first, last = _block_range(positions_BT, block, window)
     zero = jnp.zeros((b, k, g, t), jnp.float32)
-    start = (zero + _MASKED, zero, jnp.zeros((b, k, g, t, h), jnp.float32))
+    start = (zero + _FLOOR, zero, jnp.zeros((b, k, g, t, h), jnp.float32))
     _, total, out = lax.fori_loop(first, last, one, start)
     used_BT = (positions_BT >= 0)[:, None, None, :, None]
     return jnp.where(used_BT, out / jnp.maximum(total, 1e-30)[..., None], 0.0)

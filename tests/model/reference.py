@@ -1,0 +1,231 @@
+"""The reference that the model is held against: the same weights in `transformers`, and ours driven by hand.
+
+`build_reference` makes a `LlamaForCausalLM` (`MistralForCausalLM` where there is a window) from a
+`ModelConfig`, with random weights large enough that every part of the network moves the logits;
+`parameters_from` hands the same weights to us. `Driver` lays sequences out in pages and runs steps.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+
+from distaff.model.attention import TILE
+from distaff.model.cache import Batch, Cache, Tiles, create_cache
+from distaff.model.config import ModelConfig
+from distaff.model.transformer import Skeleton
+
+FLOAT32 = jnp.dtype("float32")
+
+_LINEARS = {
+    "attention": ("self_attn", {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}),
+    "feed_forward": ("mlp", {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}),
+}
+_NORMS = {"attention_norm": "input_layernorm", "feed_forward_norm": "post_attention_layernorm"}
+
+
+def reference_config(config: ModelConfig) -> transformers.PretrainedConfig:
+    """The `transformers` configuration of the same model."""
+    dynamic = config.rope is not None and config.rope.kind == "dynamic"
+    common = dict(
+        vocab_size=config.vocabulary,
+        hidden_size=config.width,
+        intermediate_size=config.feed_forward,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        head_dim=config.head_size,
+        max_position_embeddings=config.rope.original_context if dynamic else config.context,
+        rms_norm_eps=config.norm_epsilon,
+        tie_word_embeddings=config.tied_head,
+        rope_parameters=rope_parameters(config),
+        attn_implementation="eager",
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    if config.window is not None:
+        return transformers.MistralConfig(sliding_window=config.window, **common)
+    return transformers.LlamaConfig(
+        attention_bias=config.attention_bias, mlp_bias=config.feed_forward_bias, **common
+    )
+
+
+def rope_parameters(config: ModelConfig) -> dict:
+    """`rope_parameters` as `transformers` spells them."""
+    rope = config.rope
+    if rope is None:
+        return {"rope_type": "default", "rope_theta": config.rope_theta}
+    spelled = {"rope_type": rope.kind, "rope_theta": config.rope_theta, "factor": rope.factor}
+    if rope.kind in ("llama3", "yarn"):
+        spelled["original_max_position_embeddings"] = rope.original_context
+    if rope.kind == "llama3":
+        spelled |= {"low_freq_factor": rope.low_frequency, "high_freq_factor": rope.high_frequency}
+    if rope.kind == "yarn":
+        spelled |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow, "truncate": rope.truncate}
+        optional = ("attention_factor", "mscale", "mscale_all_dim")
+        spelled |= {name: getattr(rope, name) for name in optional if getattr(rope, name) is not None}
+    return spelled
+
+
+def build_reference(config: ModelConfig, seed: int) -> transformers.PreTrainedModel:
+    """The reference model, its logits of order 1 to 10, no bias and no norm scale left at its default."""
+    generator = torch.Generator().manual_seed(seed)
+    kind = transformers.LlamaForCausalLM if config.window is None else transformers.MistralForCausalLM
+    model = kind(reference_config(config)).eval().requires_grad_(False)
+    for name, weight in model.named_parameters():
+        drawn = torch.randn(weight.shape, generator=generator)
+        if "norm" in name:
+            drawn = 1.0 + 0.3 * drawn
+        elif name.endswith("bias"):
+            drawn = 0.5 * drawn
+        else:
+            drawn = drawn * _gain(name) * weight.shape[1] ** -0.5
+        weight.copy_(drawn)
+    return model
+
+
+def _gain(name: str) -> float:
+    """How much larger than unit gain: scores and logits spread out, so that a slip in either shows."""
+    if "q_proj" in name or "k_proj" in name:
+        return 1.5
+    return 3.0 if "lm_head" in name or "embed" in name else 1.0
+
+
+def parameters_from(model: transformers.PreTrainedModel, config: ModelConfig) -> dict[str, jax.Array]:
+    """The reference's weights, by our names and in our layout."""
+    theirs = {name: weight.numpy() for name, weight in model.state_dict().items()}
+    ours = {"embed": theirs["model.embed_tokens.weight"], "norm": theirs["model.norm.weight"]}
+    if not config.tied_head:
+        ours["head"] = theirs["lm_head.weight"].T
+    for layer in range(config.layers):
+        ours |= _layer_parameters(theirs, f"model.layers.{layer}", f"layers.{layer}")
+    return {name: jnp.asarray(weight) for name, weight in ours.items()}
+
+
+def _layer_parameters(theirs: Mapping[str, np.ndarray], source: str, target: str) -> dict[str, np.ndarray]:
+    found = {f"{target}.{name}": theirs[f"{source}.{norm}.weight"] for name, norm in _NORMS.items()}
+    for block, (module, names) in _LINEARS.items():
+        for name, linear in names.items():
+            found[f"{target}.{block}.{name}"] = theirs[f"{source}.{module}.{linear}.weight"].T
+            bias = theirs.get(f"{source}.{module}.{linear}.bias")
+            if bias is not None:
+                found[f"{target}.{block}.{name}_bias"] = bias
+    return found
+
+
+def reference_logits(
+    model: transformers.PreTrainedModel, prompt: Sequence[int], steps: int
+) -> tuple[np.ndarray, list[int]]:
+    """Logits at every prompt position and after each of `steps` greedy tokens, and those tokens."""
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)  # `dynamic` remembers old lengths
+    out = model(torch.tensor([list(prompt)]), use_cache=True)
+    logits, tokens = [out.logits[0]], []
+    for _ in range(steps):
+        tokens.append(int(logits[-1][-1].argmax()))
+        out = model(torch.tensor([tokens[-1:]]), past_key_values=out.past_key_values, use_cache=True)
+        logits.append(out.logits[0])
+    return torch.cat(logits).numpy(), tokens
+
+
+class Driver:
+    """Runs steps of two fixed shapes over hand-made page tables, as the runtime does, but in plain sight.
+
+    Every row owns `columns` pages, dealt out in shuffled order. A mixed step takes chunks of any length for
+    any rows (a chunk of one token travels as a single, longer ones in tiles); a decode step takes one token
+    per row. Rows that are not named are padding.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        parameters: Mapping[str, jax.Array],
+        *,
+        dtype: jnp.dtype = FLOAT32,
+        tokens: int = 96,
+        rows: int = 3,
+        columns: int = 16,
+        page_size: int = 8,
+        seed: int = 0,
+    ) -> None:
+        pages = 1 + rows * columns
+        shuffled = np.random.default_rng(seed).permutation(np.arange(1, pages))
+        self.tables = shuffled.reshape(rows, columns).astype(np.int32)
+        self.tokens, self.rows, self.page_size = tokens, rows, page_size
+        self.done, self.prompts = [0] * rows, [0] * rows
+        self.skeleton = Skeleton.of(config)
+        self.leaves = self.skeleton.flatten(parameters)
+        self.cache = create_cache(config, pages, page_size, dtype)
+        self._jitted = jax.jit(self._step)
+
+    def _step(
+        self, leaves: tuple[jax.Array, ...], cache: Cache, tokens_T: jax.Array, batch: Batch
+    ) -> tuple[jax.Array, Cache]:
+        model = self.skeleton.merge(leaves)
+        hidden_TD, cache = model(tokens_T, cache, batch)
+        return model.logits(hidden_TD), cache
+
+    def start(self, row: int, prompt_length: int) -> None:
+        """Empties a row for a sequence whose prompt has this length (`dynamic` rope wants to know)."""
+        self.done[row], self.prompts[row] = 0, prompt_length
+
+    def mixed(self, chunks: Mapping[int, Sequence[int]]) -> dict[int, np.ndarray]:
+        """The next tokens of some rows, any number each; their logits `[len, V]` by row."""
+        starts = dict(zip(chunks, np.cumsum([0, *map(len, chunks.values())]).tolist(), strict=False))
+        lay = self._lay_out(self.tokens, {starts[row]: (row, chunk) for row, chunk in chunks.items()})
+        singles = [starts[row] if len(chunks.get(row, ())) == 1 else self.tokens for row in range(self.rows)]
+        tiles = make_tiles(
+            [(starts[row], len(chunk), row) for row, chunk in chunks.items() if len(chunk) > 1],
+            tile=min(TILE, self.tokens),
+            capacity=self.tokens // min(TILE, self.tokens) + self.rows,
+        )
+        logits_TV = self._run(lay, np.asarray(singles, np.int32), tiles)
+        return {row: logits_TV[starts[row] :][: len(chunk)] for row, chunk in chunks.items()}
+
+    def decode(self, tokens: Mapping[int, int]) -> dict[int, np.ndarray]:
+        """One next token for some rows; their logits `[1, V]` by row."""
+        lay = self._lay_out(self.rows, {row: (row, [token]) for row, token in tokens.items()})
+        logits_BV = self._run(lay, np.arange(self.rows, dtype=np.int32), None)
+        return {row: logits_BV[row : row + 1] for row in tokens}
+
+    def _lay_out(self, size: int, chunks: Mapping[int, tuple[int, Sequence[int]]]) -> dict[str, np.ndarray]:
+        """Tokens, positions, lengths and cache slots of a step, from `{start: (row, tokens)}`."""
+        lay = {name: np.zeros(size, np.int32) for name in ("tokens", "lengths", "slots")}
+        lay["positions"] = np.full(size, -1, np.int32)
+        for start, (row, chunk) in chunks.items():
+            where = slice(start, start + len(chunk))
+            position = self.done[row] + np.arange(len(chunk))
+            page = self.tables[row, position // self.page_size]
+            lay["tokens"][where], lay["positions"][where] = chunk, position
+            lay["lengths"][where] = np.maximum(self.prompts[row], position + 1)
+            lay["slots"][where] = page * self.page_size + position % self.page_size
+            self.done[row] += len(chunk)
+        return lay
+
+    def _run(self, lay: Mapping[str, np.ndarray], singles: np.ndarray, tiles: Tiles | None) -> np.ndarray:
+        batch = Batch(
+            positions_T=jnp.asarray(lay["positions"]),
+            lengths_T=jnp.asarray(lay["lengths"]),
+            slots_T=jnp.asarray(lay["slots"]),
+            tables_BM=jnp.asarray(self.tables),
+            singles_B=jnp.asarray(singles),
+            tiles=tiles,
+        )
+        logits, self.cache = self._jitted(self.leaves, self.cache, jnp.asarray(lay["tokens"]), batch)
+        return np.asarray(logits)
+
+
+def make_tiles(runs: Sequence[tuple[int, int, int]], *, tile: int, capacity: int) -> Tiles:
+    """Tiles over runs `(start, length, row)` of tokens, each cut into pieces of at most `tile`."""
+    pieces = [
+        (start + cut, min(tile, length - cut), row)
+        for start, length, row in runs
+        for cut in range(0, length, tile)
+    ]
+    assert len(pieces) <= capacity
+    columns = np.zeros((3, capacity), np.int32)
+    columns[:, : len(pieces)] = np.asarray(pieces, np.int32).reshape(-1, 3).T
+    start_C, length_C, row_C = map(jnp.asarray, columns)
+    return Tiles(start_C=start_C, length_C=length_C, row_C=row_C, count=jnp.int32(len(pieces)))
