@@ -1,0 +1,94 @@
+"""What routes share, `app.ctx`: the parts that the composition root put together, and nothing global."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+from sanic import Request, Sanic
+from sanic.config import Config
+from sanic.http import Http
+
+from ..runtime.request import NotReady
+from .engine_client import EngineClient, EngineInfo
+from .errors import ModelNotFound
+from .metrics import Metrics
+from .settings import ServerSettings
+from .text import OffLoop, ServedModel
+
+if TYPE_CHECKING:
+    from .http import HardenedHttp
+
+
+class AppContext:
+    """The parts of one web process.
+
+    Attributes:
+      created: when the model began to be served, in Unix seconds.
+      draining: nothing new is admitted.
+      connections: all open ones, maintained by the HTTP protocol.
+      seen_unknown: unknown parameters that have been logged.
+    """
+
+    def __init__(self, settings: ServerSettings, engine: EngineClient, served: ServedModel) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.served = served
+        self.metrics = Metrics(engine)
+        self.off_loop = OffLoop()
+        self.created = int(time.time())
+        self.draining = False
+        self.connections: set[HardenedHttp] = set()
+        self.seen_unknown: set[str] = set()
+        self.stopping: asyncio.Task[None] | None = None
+
+    def check_model(self, name: str) -> None:
+        """Raises ModelNotFound unless `name` is served here."""
+        if name not in self.settings.names:
+            raise ModelNotFound(name)
+
+    def engine_info(self) -> EngineInfo:
+        """What the engine serves; raises NotReady while it takes no requests."""
+        info = self.engine.info
+        if self.draining or info is None or self.engine.state != "ready":
+            raise NotReady(f"the engine is {self.engine.state}")
+        return info
+
+
+App = Sanic[Config, AppContext]
+
+
+class ApiRequest(Request[App, SimpleNamespace]):
+    """A request with an id of our own and the time of its arrival, whatever the client calls it."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.started = time.perf_counter()
+        self.reference = "req_" + secrets.token_hex(16)
+
+    async def receive_body(self) -> None:
+        """Reads the body; cuts the connection if it does not arrive in time."""
+        late = asyncio.get_running_loop().call_later(
+            self.app.ctx.settings.body_seconds, self.connection.abort
+        )
+        try:
+            await super().receive_body()
+        finally:
+            late.cancel()
+
+    @property
+    def connection(self) -> asyncio.Transport:
+        """The connection itself."""
+        return cast(asyncio.Transport, self.transport)
+
+    def watch_for_disconnect(self) -> None:
+        """Reading is paused while a large body waits in the buffer, and a disconnect would go unseen."""
+        self.connection.resume_reading()
+
+    def close_afterwards(self) -> None:
+        """Lets the connection end with this response."""
+        if self.stream is not None:
+            cast(Http, self.stream).keep_alive = False

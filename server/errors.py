@@ -1,0 +1,153 @@
+"""The errors that HTTP clients see: one envelope, one tree, and the statuses of everybody else's errors.
+
+Every error body is `{"error": {"message", "type", "param", "code"}}` with all four keys, whoever raised it:
+the parser (`BadRequest`), the engine, Sanic or a defect of ours. A body never carries a path, a traceback or
+text from a failed component; what went wrong inside goes to the log.
+
+    DistaffError
+    └── ApiError                a status, an envelope, perhaps headers
+        ├── BadRequest          400: the request can never succeed as it stands
+        ├── ModelNotFound       404: no such model is served here
+        └── Unavailable         503: the same request may succeed later
+"""
+
+import logging
+from asyncio import CancelledError
+from http import HTTPStatus
+from typing import Any, cast
+
+from sanic import HTTPResponse, Request
+from sanic.exceptions import MethodNotAllowed, NotFound, SanicException
+from sanic.handlers import ErrorHandler
+from sanic.http import Http
+
+from ..model.errors import DistaffError
+from ..runtime.request import EngineFailed, InvalidRequest, NotReady, Overloaded
+from .protocol.encode import to_json
+
+logger = logging.getLogger(__name__)
+
+SORRY = "The server had an error while processing your request. Sorry about that!"
+OVERLOADED = "The engine is currently overloaded, please try again later"
+NOT_READY = "The model is not ready to serve requests, please try again later"
+
+_RETRY_NOT_READY = 5
+_RETRY_OVERLOADED = 1
+
+
+class ApiError(DistaffError):
+    """An error with the status and the envelope that answer it."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.type = type
+        self.param = param
+        self.code = code
+        self.headers = headers or {}
+
+    def envelope(self) -> dict[str, Any]:
+        """The body of the answer, also the data of an error event in a stream."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class BadRequest(ApiError):
+    """400: the request can never succeed as it stands."""
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(400, message, param=param, code=code)
+
+
+class ModelNotFound(ApiError):
+    """404: no such model is served here. The name is cut, so that an answer stays small."""
+
+    def __init__(self, name: str) -> None:
+        message = f"The model `{name[:64]}` does not exist or you do not have access to it."
+        super().__init__(404, message, code="model_not_found")
+
+
+class Unavailable(ApiError):
+    """503: the same request may succeed after `retry_after` seconds."""
+
+    def __init__(self, message: str, retry_after: int, code: str | None = None) -> None:
+        seconds = str(min(max(retry_after, 1), 60))
+        super().__init__(503, message, type="server_error", code=code, headers={"retry-after": seconds})
+
+
+def as_api_error(error: BaseException, method: str = "", path: str = "") -> ApiError:
+    """What a client is told about `error`."""
+    match error:
+        case ApiError():
+            return error
+        case InvalidRequest():
+            return BadRequest(str(error), error.param)
+        case Overloaded():
+            return Unavailable(OVERLOADED, _RETRY_OVERLOADED, "server_overloaded")
+        case NotReady():
+            return Unavailable(NOT_READY, _RETRY_NOT_READY)
+        case EngineFailed():
+            return ApiError(500, SORRY, type="server_error", code="engine_error")
+        case SanicException() | CancelledError():
+            return _as_transport_error(error, method, path)
+    return ApiError(500, SORRY, type="server_error")
+
+
+def _as_transport_error(error: SanicException | CancelledError, method: str, path: str) -> ApiError:
+    """An error of the HTTP layer. A late request is a bad one: clients repeat a 408 by themselves."""
+    status = getattr(error, "status_code", None) or 500
+    if isinstance(error, NotFound):
+        return ApiError(404, f"Invalid URL ({method} {path[:256]})")
+    if isinstance(error, MethodNotAllowed):
+        return _method_not_allowed(error)
+    if status == 413:
+        return ApiError(413, "The request is too large.", code="request_too_large")
+    if status == 408:
+        return BadRequest("The request was not received in time.")
+    if status == 503:
+        return Unavailable(OVERLOADED, _RETRY_OVERLOADED)
+    if 400 <= status < 500:
+        return ApiError(status, f"{HTTPStatus(status).phrase}.")
+    return ApiError(status, SORRY, type="server_error")
+
+
+def _method_not_allowed(error: MethodNotAllowed) -> ApiError:
+    allow = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
+    methods = " and ".join(method for method in allow.split(", ") if method not in ("HEAD", "OPTIONS"))
+    message = f"Only {methods} requests are accepted."
+    return ApiError(405, message, code="method_not_supported", headers={"allow": allow})
+
+
+class ApiErrorHandler(ErrorHandler):
+    """Answers every exception with the envelope."""
+
+    def default(self, request: Request, exception: BaseException) -> HTTPResponse:
+        error = as_api_error(exception, request.method, _path(request))
+        if error.status in (408, 413, 503) and request.stream is not None:
+            # Sanic would wait without any limit for the rest of a body that never comes.
+            stream = cast(Http, request.stream)
+            stream.request_body = None
+            stream.keep_alive = False
+        if error.status >= 500 and not isinstance(exception, DistaffError | SanicException | CancelledError):
+            logger.error("request %s: unexpected %s", request.id, type(exception).__name__)
+            logger.debug("request %s: traceback", request.id, exc_info=exception)
+        return HTTPResponse(
+            to_json(error.envelope()), error.status, error.headers, content_type="application/json"
+        )
+
+    @staticmethod
+    def log(request: Request, exception: BaseException) -> None:
+        """Sanic's own log line would carry the URL and a traceback."""
+
+
+def _path(request: Request) -> str:
+    return request.raw_url.split(b"?", 1)[0].decode("ascii", "replace")

@@ -1,0 +1,69 @@
+"""Admission: all sequences of one call enter the engine, or none does; then they are heard as one.
+
+Knows requests and events, not text. The one idea: from the moment a sequence is submitted there is an object
+that will abort it, and `abort` needs no await, so that no disconnect can slip in between and leak it.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from ..runtime.request import Request, TokenEvent
+from .engine_client import EngineClient, EventStream
+
+
+class Generation:
+    """The running sequences of one call; `requests[i]` speaks as choice i."""
+
+    def __init__(self, engine: EngineClient, requests: Sequence[Request]) -> None:
+        """Submits all of them, without an await.
+
+        Raises:
+          NotReady, Overloaded: one was refused; those before it have been aborted.
+        """
+        self._streams: list[EventStream] = []
+        self._pumps: list[asyncio.Task[None]] = []
+        self._heard: asyncio.Queue[tuple[int, TokenEvent | Exception]] = asyncio.Queue()
+        try:
+            for request in requests:
+                self._streams.append(engine.submit(request))
+        except BaseException:
+            self.abort()
+            raise
+        self._pumps = [asyncio.create_task(self._pump(i, s)) for i, s in enumerate(self._streams)]
+
+    async def next(self, silence: float) -> tuple[int, TokenEvent] | None:
+        """The next event and whose it is; None if nothing is heard for `silence` seconds.
+
+        Raises:
+          EngineFailed: the engine was lost.
+        """
+        if self._heard.empty():
+            try:
+                async with asyncio.timeout(silence):
+                    choice, event = await self._heard.get()
+            except TimeoutError:
+                return None
+        else:
+            choice, event = self._heard.get_nowait()
+        if isinstance(event, Exception):
+            raise event
+        return choice, event
+
+    def end(self, choice: int) -> None:
+        """One choice has said enough. Idempotent; a no-op for a sequence that finished by itself."""
+        self._streams[choice].abort()
+        self._pumps[choice].cancel()
+
+    def abort(self) -> None:
+        """Ends whatever still runs. Idempotent, immediate, never raises."""
+        for stream in self._streams:
+            stream.abort()
+        for pump in self._pumps:
+            pump.cancel()
+
+    async def _pump(self, choice: int, stream: EventStream) -> None:
+        try:
+            async for event in stream:
+                self._heard.put_nowait((choice, event))
+        except Exception as error:
+            self._heard.put_nowait((choice, error))

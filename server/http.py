@@ -1,0 +1,88 @@
+"""Sanic's HTTP/1.1 with the holes closed: strict heads, absolute deadlines, a cap on connections.
+
+Knows bytes and clocks, no routes. The one idea: Sanic's timers start anew with every byte, so a client that
+sends one byte at a time holds a connection for ever; here a head and a body have a moment by which they must
+have arrived, after which the connection is aborted.
+"""
+
+import asyncio
+import re
+from typing import Any
+
+from sanic.config import Config
+from sanic.exceptions import BadRequest
+from sanic.http import Http
+from sanic.server.protocols.http_protocol import HttpProtocol
+
+from .settings import ServerSettings
+
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_HEAD = re.compile(_TOKEN + rb" [!-~]+ HTTP/1\.[01](?:\r\n" + _TOKEN + rb":[\t -~\x80-\xff]*)*")
+_HOST = re.compile(rb"\r\nhost:", re.IGNORECASE)
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([^\r]*?)[ \t]*(?=\r|\Z)", re.IGNORECASE)
+
+
+def check_head(head: bytes) -> None:
+    """Refuses a head that another parser might read differently.
+
+    Raises:
+      BadRequest: a space before a colon, a folded line, a control character, no host or two, a length that
+        is not plain digits.
+    """
+    if not _HEAD.fullmatch(head):
+        raise BadRequest("malformed head")
+    hosts = len(_HOST.findall(head))
+    if hosts > 1 or (hosts == 0 and b" HTTP/1.1" in head.split(b"\r\n", 1)[0]):
+        raise BadRequest("exactly one host is needed")
+    if not all(length.isdigit() for length in _LENGTH.findall(head)):
+        raise BadRequest("malformed content-length")
+
+
+class StrictHttp(Http):
+    """One connection's parser, with a deadline for each head."""
+
+    async def http1_request_header(self) -> None:
+        """Reads a head; aborts the connection if it takes too long from its first byte."""
+        seconds = self.protocol.app.ctx.settings.head_seconds
+        transport = self.protocol.transport
+        assert transport is not None
+        late = asyncio.get_running_loop().call_later(seconds, transport.abort)
+        try:
+            await super().http1_request_header()
+        finally:
+            late.cancel()
+
+
+class HardenedHttp(HttpProtocol):
+    """One connection, if there is room for it."""
+
+    HTTP_CLASS = StrictHttp
+
+    def connection_made(self, transport: Any) -> None:
+        """Takes the connection, or refuses it when there are too many."""
+        if len(self.connections) >= self.app.ctx.settings.most_connections:
+            transport.abort()
+            return
+        self.app.ctx.connections = self.connections
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Lets go of the connection, unless it was refused."""
+        if self.conn_info is not None:
+            super().connection_lost(exc)
+
+
+def sanic_config(settings: ServerSettings) -> Config:
+    """Sanic's settings. Deadlines of requests are ours; RESPONSE_TIMEOUT only ends what hangs for an hour."""
+    config = Config(env_prefix=None)
+    config.update(
+        AUTO_EXTEND=False,
+        FALLBACK_ERROR_FORMAT="json",
+        GRACEFUL_SHUTDOWN_TIMEOUT=5.0,
+        KEEP_ALIVE_TIMEOUT=75,
+        MOTD=False,
+        REQUEST_MAX_SIZE=settings.most_body_bytes,
+        REQUEST_TIMEOUT=max(60, int(settings.head_seconds) * 2),
+        RESPONSE_TIMEOUT=3600,
+    )
+    return config

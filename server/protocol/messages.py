@@ -1,0 +1,135 @@
+"""The conversation of a request: checked, and brought into the one form that templates read.
+
+Two passes, in OpenAI's order: `read_messages` checks types and builds fresh dicts (the caller's own are
+never changed), `check_contents` asks at the very end for contents that are missing. Templates, token ids
+and the rule that roles alternate belong to the tokenizer.
+"""
+
+from typing import Any
+
+import jiter
+
+from ..errors import BadRequest
+from .fields import Fields, check_array, missing, objects, wrong_type, wrong_value
+
+MOST_MESSAGES = 2048
+ROLES = ("system", "assistant", "user", "function", "tool", "developer")
+
+_RENDERED_AS = {"developer": "system", "function": "tool"}
+_MAY_STAND_FOR_CONTENT = ("tool_calls", "function_call", "refusal", "audio")
+_ORPHAN = (
+    "Invalid parameter: messages with role 'tool' must be a response to a preceeding message with "
+    "'tool_calls'."
+)
+
+Message = dict[str, Any]
+
+
+def read_messages(value: Any) -> list[Message]:
+    """Checks `messages` and rewrites them for the template.
+
+    Content parts are joined, `developer` becomes `system`, `function` becomes `tool`, the arguments of a
+    tool call become an object where they parse as one.
+
+    Raises:
+      BadRequest: a message is malformed; the error names its place.
+    """
+    items = objects("messages", value, MOST_MESSAGES)
+    messages = [_message(item) for item in items]
+    _check_tool_order(messages, items)
+    return messages
+
+
+def check_contents(value: list[Message]) -> None:
+    """Raises BadRequest for the first message that needs content and has none."""
+    for index, message in enumerate(value):
+        if message.get("content") is not None or message["role"] == "function":
+            continue
+        if message["role"] == "assistant" and any(message.get(k) is not None for k in _MAY_STAND_FOR_CONTENT):
+            continue
+        text = "Invalid value for 'content': expected a string, got null."
+        raise BadRequest(text, f"messages.[{index}].content")
+
+
+def _message(fields: Fields) -> Message:
+    role = fields.require("role")
+    if not isinstance(role, str):
+        raise wrong_type(fields.where("role"), "a string", role)
+    if role not in ROLES:
+        raise wrong_value(fields.where("role"), role, ROLES)
+    message: Message = {"role": _RENDERED_AS.get(role, role), "content": _content(fields, role)}
+    if name := fields.string("name"):
+        message["name"] = name
+    if role == "assistant":
+        message["content"] = message["content"] or fields.string("refusal") or ""
+        if calls := _tool_calls(fields):
+            message["tool_calls"] = calls
+    if role == "tool":
+        fields.require("tool_call_id")
+        message["tool_call_id"] = fields.string("tool_call_id")
+    return message
+
+
+def _content(fields: Fields, role: str) -> str:
+    value, path = fields.get("content"), fields.where("content")
+    match value:
+        case None:
+            return ""
+        case str():
+            return value
+        case list():
+            check_array(path, value, MOST_MESSAGES)
+            return "".join(_part(item, f"{path}[{index}]", role) for index, item in enumerate(value))
+    raise wrong_type(path, "one of a string or array of objects", value)
+
+
+def _part(value: Any, path: str, role: str) -> str:
+    if not isinstance(value, dict):
+        raise wrong_type(path, "an object", value)
+    fields = Fields(value, path)
+    fields.require("type")
+    kinds = ("text", "refusal") if role == "assistant" else ("text",)
+    kind = fields.one_of("type", kinds) or "text"
+    fields.require(kind)
+    return fields.string(kind) or ""
+
+
+def _tool_calls(fields: Fields) -> list[dict[str, Any]]:
+    value = fields.get("tool_calls")
+    if value is None or value == []:
+        return []
+    return [_tool_call(call) for call in objects(fields.where("tool_calls"), value, MOST_MESSAGES)]
+
+
+def _tool_call(fields: Fields) -> dict[str, Any]:
+    for name in ("id", "type"):
+        fields.require(name)
+    fields.one_of("type", ("function",))
+    function = fields.object("function")
+    if function is None:
+        raise missing(fields.where("function"))
+    for name in ("name", "arguments"):
+        function.require(name)
+    arguments = _arguments(function.string("arguments") or "")
+    return {
+        "id": fields.string("id"),
+        "type": "function",
+        "function": {"name": function.string("name"), "arguments": arguments},
+    }
+
+
+def _arguments(text: str) -> Any:
+    """Most templates want the object that the string holds; a string that holds none stays as it is."""
+    try:
+        value = jiter.from_json(text.encode())
+    except ValueError:
+        return text
+    return value if isinstance(value, dict) else text
+
+
+def _check_tool_order(messages: list[Message], items: list[Fields]) -> None:
+    answers = False
+    for index, (message, fields) in enumerate(zip(messages, items, strict=True)):
+        if fields.get("role") == "tool" and not answers:
+            raise BadRequest(_ORPHAN, f"messages.[{index}].role")
+        answers = message["role"] == "tool" or bool(message.get("tool_calls"))

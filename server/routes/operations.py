@@ -1,0 +1,40 @@
+"""What operators and their machines ask: is it alive, does it take requests, how is it doing."""
+
+from sanic import Blueprint, HTTPResponse
+
+from ..context import ApiRequest
+from ..errors import Unavailable
+from ..metrics import CONTENT_TYPE
+from ..protocol.encode import to_json
+
+LONGEST_SILENCE = 10.0
+"""Seconds without a sign of life from the engine after which this server calls itself sick."""
+
+blueprint = Blueprint("operations")
+
+
+@blueprint.route("/health", methods=["GET", "HEAD"])
+async def health(request: ApiRequest) -> HTTPResponse:
+    """200 from the first moment, before the model is loaded, unless the engine has fallen silent."""
+    context = request.app.ctx
+    if context.engine.heartbeat_age > LONGEST_SILENCE:
+        raise Unavailable("The engine has not been heard of for some time.", retry_after=10)
+    return HTTPResponse(to_json({"status": "ok"}), content_type="application/json")
+
+
+@blueprint.route("/ready", methods=["GET", "HEAD"])
+async def ready(request: ApiRequest) -> HTTPResponse:
+    """200 only while a completion would be admitted."""
+    context = request.app.ctx
+    state = "draining" if context.draining else context.engine.state
+    if state != "ready" or context.served.text is None:
+        state = "loading" if state == "ready" else state
+        raise Unavailable(f"Not ready: the engine is {state}.", retry_after=5)
+    return HTTPResponse(to_json({"status": "ready"}), content_type="application/json")
+
+
+@blueprint.route("/metrics", methods=["GET", "HEAD"])
+async def metrics(request: ApiRequest) -> HTTPResponse:
+    """Prometheus's text format."""
+    context = request.app.ctx
+    return HTTPResponse(context.metrics.render(), content_type=CONTENT_TYPE)

@@ -1,0 +1,34 @@
+"""What an operator decides about the HTTP side. Says nothing of the model or the engine."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerSettings:
+    """The settings of one web process.
+
+    Attributes:
+      model: the id under which the model is served.
+      aliases: further ids that mean the same model; `tgi` always does.
+      strict: refuse unknown parameters, as OpenAI does, rather than ignore and count them.
+      most_choices: the largest `n` of a request.
+      drain_seconds: how long running requests may go on after SIGTERM.
+      most_connections: beyond these, new connections are refused.
+      head_seconds, body_seconds: within which a request's head, and its body, must have arrived.
+      most_body_bytes: larger bodies are answered 413.
+    """
+
+    model: str
+    aliases: tuple[str, ...] = ()
+    strict: bool = False
+    most_choices: int = 16
+    drain_seconds: float = 60.0
+    most_connections: int = 10_000
+    head_seconds: float = 15.0
+    body_seconds: float = 60.0
+    most_body_bytes: int = 8 * 2**20
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every id that is answered, the model's own first."""
+        return tuple(dict.fromkeys((self.model, *self.aliases, "tgi")))

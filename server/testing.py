@@ -1,0 +1,207 @@
+"""Fakes whose answers are computed by hand: an engine that says what it is told, and text that is bytes.
+
+For protocol tests, ours and others'. They keep the contracts of `EngineClient` and `TextModel`; neither
+knows a model.
+"""
+
+import asyncio
+import codecs
+from collections.abc import AsyncIterator, Callable, Sequence
+from itertools import cycle, islice
+from typing import Any, Literal
+
+from ..model.errors import DistaffError
+from ..runtime.request import (
+    EngineFailed,
+    EngineStats,
+    NotReady,
+    Overloaded,
+    Request,
+    TokenEvent,
+    TokenLogprobs,
+)
+from .engine_client import EngineInfo, EngineState
+
+BOS, EOS, TURN = 256, 257, 258
+VOCABULARY = 259
+
+Script = Callable[[Request], Sequence[int]]
+
+
+class FakeText:
+    """Bytes are tokens: id = byte, and three special ids.
+
+    A conversation is BOS, then for each message its role, a colon, its content and TURN. A conversation
+    with a message of the content `refuse me` is refused, as templates do.
+    """
+
+    has_template = True
+    eos_ids = (EOS,)
+
+    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        ids = [BOS]
+        for message in messages:
+            if message["content"] == "refuse me":
+                raise DistaffError("Conversation roles must alternate")
+            ids += f"{message['role']}:{message['content']}".encode()
+            ids.append(TURN)
+        return ids
+
+    def detokenizer(self) -> "FakeDetokenizer":
+        return FakeDetokenizer()
+
+    def token_bytes(self, token: int) -> bytes | None:
+        return bytes([token]) if token < 256 else None
+
+    def token_name(self, token: int) -> str:
+        return {BOS: "<bos>", EOS: "<eos>", TURN: "<turn>"}.get(token) or f"<{token:#04x}>"
+
+
+class FakeDetokenizer:
+    """Bytes -> characters, as soon as one is whole; special ids say nothing."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        return self._decoder.decode(bytes([token])) if token < 256 else ""
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class FakeEngine:
+    """Says what `reply` holds, token by token, and keeps a record of what it was asked.
+
+    Attributes:
+      reply: the ids to say, or a function of the request; then the end token.
+      delay: seconds before each token. gate: cleared, it holds every token back.
+      capacity: the most sequences at once; one more is Overloaded.
+      fail_after: lose the engine, for everybody, before this many tokens of a sequence.
+      error_after: fail just the sequence, likewise.
+      requests, aborted: all that were submitted; the ids of those aborted before their end.
+    """
+
+    def __init__(self, reply: str | Sequence[int] | Script = "Hello, world!", *, context: int = 4096) -> None:
+        self.reply: str | Sequence[int] | Script = reply
+        self.delay = 0.0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.capacity = 64
+        self.fail_after: int | None = None
+        self.error_after: int | None = None
+        self.requests: list[Request] = []
+        self.aborted: list[str] = []
+        self.running: dict[str, FakeStream] = {}
+        self.state: EngineState = "starting"
+        self.info: EngineInfo | None = EngineInfo(
+            context=context, vocabulary=VOCABULARY, slots=4, fingerprint="0123456789"
+        )
+        self.heartbeat_age = 0.0
+
+    @property
+    def stats(self) -> EngineStats:
+        return EngineStats(running=len(self.running), total_pages=100, free_pages=100 - len(self.running))
+
+    def submit(self, request: Request) -> "FakeStream":
+        if self.state != "ready":
+            raise NotReady(f"the engine is {self.state}")
+        if len(self.running) >= self.capacity:
+            raise Overloaded(f"{self.capacity} sequences are running")
+        self.requests.append(request)
+        self.running[request.id] = stream = FakeStream(self, request)
+        return stream
+
+    async def start(self) -> None:
+        self.state = "ready"
+
+    async def drain(self, seconds: float) -> None:
+        self.state = "draining"
+        try:
+            async with asyncio.timeout(seconds):
+                while self.running:
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            self.lose()
+
+    async def stop(self) -> None:
+        self.state = "stopped"
+
+    def lose(self) -> None:
+        """Every running sequence hears that the engine is lost."""
+        for stream in self.running.values():
+            stream.lost.set()
+
+    def tokens(self, request: Request) -> Sequence[int]:
+        """What is said to a request."""
+        reply = self.reply(request) if callable(self.reply) else self.reply
+        return list(reply.encode()) if isinstance(reply, str) else reply
+
+
+class FakeStream:
+    """The events of one sequence."""
+
+    def __init__(self, engine: FakeEngine, request: Request) -> None:
+        self.lost = asyncio.Event()
+        self._engine = engine
+        self._request = request
+
+    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        for position, event in enumerate(self._events()):
+            await self._wait()
+            if self.lost.is_set() or position == self._engine.fail_after:
+                self._end()
+                raise EngineFailed("the engine was lost")
+            if position == self._engine.error_after:
+                event = TokenEvent(request_id=self._request.id, finish="error", error="a bad row")
+            if event.finish is not None:
+                self._end()
+            yield event
+            if event.finish is not None:
+                return
+
+    def abort(self) -> None:
+        if self._end():
+            self._engine.aborted.append(self._request.id)
+
+    def _end(self) -> bool:
+        return self._engine.running.pop(self._request.id, None) is not None
+
+    async def _wait(self) -> None:
+        """Until the next token may be said, or the engine is lost."""
+        await asyncio.sleep(self._engine.delay)
+        gate = asyncio.ensure_future(self._engine.gate.wait())
+        lost = asyncio.ensure_future(self.lost.wait())
+        try:
+            await asyncio.wait((gate, lost), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gate.cancel()
+            lost.cancel()
+
+    def _events(self) -> list[TokenEvent]:
+        """Every event of the sequence, from what the engine says and where it must end."""
+        params, info = self._request.params, self._engine.info
+        room = (info.context if info else 0) - len(self._request.prompt)
+        limit = min(room, params.max_tokens or room)
+        said = list(self._engine.tokens(self._request))
+        if params.ignore_eos:
+            said = list(islice(cycle(said), limit))
+        events = [self._event(token) for token in said[:limit]]
+        if len(said) >= limit:
+            events[-1] = self._event(said[limit - 1], finish="length")
+        else:
+            events.append(TokenEvent(request_id=self._request.id, finish="stop"))
+        return events
+
+    def _event(self, token: int, finish: Literal["length"] | None = None) -> TokenEvent:
+        return TokenEvent(
+            request_id=self._request.id, token=token, logprobs=self._logprobs(token), finish=finish
+        )
+
+    def _logprobs(self, token: int) -> TokenLogprobs | None:
+        """The token itself at -0.25, its successors in the vocabulary each 1 less."""
+        wanted = self._request.params.logprobs
+        if wanted is None:
+            return None
+        top = tuple(((token + i) % VOCABULARY, -0.25 - i) for i in range(wanted))
+        return TokenLogprobs(chosen=-0.25, top=top)

@@ -1,0 +1,137 @@
+"""A real server on a real socket, in a thread of its own, with an engine that says what it is told."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvloop
+from sanic import Sanic
+
+from distaff.server.app import create_app
+from distaff.server.http import HardenedHttp
+from distaff.server.settings import ServerSettings
+from distaff.server.testing import FakeEngine, FakeText
+from distaff.server.text import ServedModel
+
+MODEL = "org/fake-model"
+
+
+class Server:
+    """The app, listening on a free port until `close`."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.engine = FakeEngine()
+        self.served = ServedModel(text=FakeText())
+        self.settings = ServerSettings(**({"model": MODEL, "drain_seconds": 0.2} | settings))
+        self.loop = uvloop.new_event_loop()
+        self.port = 0
+        self._started: Future[None] = Future()
+        self._stop = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        self._started.result(30)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def reset(self) -> None:
+        """The engine and the text as they were at first."""
+        fresh = FakeEngine()
+        fresh.state = "ready"
+        for name, value in vars(fresh).items():
+            setattr(self.engine, name, value)
+        self.served.text = FakeText()
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(30)
+
+    def connect(self) -> socket.socket:
+        """A raw connection."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_until_complete(self._serve())
+        self.loop.close()
+
+    async def _serve(self) -> None:
+        try:
+            Sanic.test_mode = True
+            self.app = create_app(self.settings, self.engine, self.served)
+            listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+            self.port = listener.getsockname()[1]
+            server = await self.app.create_server(
+                sock=listener, protocol=HardenedHttp, return_asyncio_server=True
+            )
+            assert server is not None
+            await server.startup()
+            await server.before_start()
+            await server.after_start()
+            self._started.set_result(None)
+        except BaseException as error:
+            self._started.set_exception(error)
+            raise
+        await self._stop.wait()
+        await server.before_stop()
+        await server.close()
+        await server.after_stop()
+
+
+@pytest.fixture(scope="session")
+def shared_server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def server(shared_server: Server) -> Server:
+    """The usual server, its engine as new."""
+    shared_server.reset()
+    return shared_server
+
+
+@pytest.fixture
+def make_server() -> Iterator[Callable[..., Server]]:
+    """Servers with settings of their own."""
+    made: list[Server] = []
+
+    def make(**settings: Any) -> Server:
+        made.append(Server(**settings))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.close()
+
+
+@pytest.fixture
+def engine(server: Server) -> FakeEngine:
+    return server.engine
+
+
+@pytest.fixture
+def http(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=20) as client:
+        yield client
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    """The official client, which takes no answer that departs from its types."""
+    with openai.OpenAI(
+        base_url=f"{server.url}/v1",
+        api_key="none",
+        max_retries=0,
+        timeout=20,
+        _strict_response_validation=True,
+    ) as client:
+        yield client
