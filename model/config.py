@@ -35,6 +35,9 @@ class RopeScaling:
       attention_factor: `yarn`'s factor on cos and sin; None derives it from `factor` and the two mscales.
       mscale, mscale_all_dim: `yarn`'s attention-factor parameters (DeepSeek's form); None where unused.
       truncate: whether `yarn` rounds its ramp limits to whole dimensions.
+
+    Raises:
+      ConfigError: a number is not positive, or `llama3`'s band is empty.
     """
 
     kind: RopeKind
@@ -48,6 +51,14 @@ class RopeScaling:
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "rope.")
+        if self.kind == "llama3" and self.high_frequency <= self.low_frequency:
+            raise ConfigError(
+                f"rope.high_frequency is {self.high_frequency}; expected more than low_frequency, "
+                f"{self.low_frequency}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +75,7 @@ class ModelConfig:
       window: a query sees itself and the `window - 1` positions before it; None sees all.
 
     Raises:
-      ConfigError: a size is not positive, or heads do not divide evenly.
+      ConfigError: a size is not positive, heads do not divide evenly, or the rope cannot be computed.
     """
 
     vocabulary: int
@@ -84,13 +95,22 @@ class ModelConfig:
     window: int | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if type(value) in (int, float) and not 0 < value < float("inf"):
-                raise ConfigError(f"{field.name} is {value!r}; expected a positive number")
+        _check_positive(self)
         if self.heads % self.kv_heads:
             raise ConfigError(
                 f"heads is {self.heads} and kv_heads {self.kv_heads}; expected heads to be a multiple"
             )
         if self.head_size % 2:
             raise ConfigError(f"head_size is {self.head_size}; rotary embedding needs an even number")
+        if self.rope is not None and self.rope.kind == "dynamic" and self.head_size == 2:
+            raise ConfigError("head_size is 2; dynamic rope scaling needs at least 4")
+        if self.rope is not None and self.rope.kind == "yarn" and self.rope_theta <= 1:
+            raise ConfigError(f"rope_theta is {self.rope_theta}; yarn needs more than 1")
+
+
+def _check_positive(part: RopeScaling | ModelConfig, prefix: str = "") -> None:
+    """Raises ConfigError unless every number in a dataclass is positive and finite."""
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if type(value) in (int, float) and not 0 < value < float("inf"):
+            raise ConfigError(f"{prefix}{field.name} is {value!r}; expected a positive number")

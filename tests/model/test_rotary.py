@@ -35,9 +35,6 @@ SCALINGS = {
         kind="yarn", factor=40.0, original_context=4096, mscale=1.0, mscale_all_dim=0.8
     ),
     "yarn one mscale": RopeScaling(kind="yarn", factor=40.0, original_context=4096, mscale=2.0),
-    "yarn mscale 0": RopeScaling(
-        kind="yarn", factor=40.0, original_context=4096, mscale=1.0, mscale_all_dim=0.0
-    ),
     "yarn betas": RopeScaling(kind="yarn", factor=8.0, original_context=512, beta_fast=4.0, beta_slow=0.5),
     "yarn no ramp": RopeScaling(kind="yarn", factor=8.0, original_context=4),
     "yarn shrinks": RopeScaling(kind="yarn", factor=0.5, original_context=2048),
