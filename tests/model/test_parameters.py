@@ -1,0 +1,101 @@
+"""The list of parameters, the module, and the flat tuple between them; and what the pool takes in."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from distaff.model.cache import create_cache, page_bytes, write_pages
+from distaff.model.config import ModelConfig
+from distaff.model.parameters import parameter_shapes
+from distaff.model.transformer import Skeleton, Transformer, random_parameters
+
+F32 = jnp.dtype("float32")
+
+
+def small(*, layers: int = 2, **options: object) -> ModelConfig:
+    sizes = dict(vocabulary=11, width=6, feed_forward=10, heads=4, kv_heads=2, head_size=8, context=32)
+    return ModelConfig(**sizes, layers=layers, **options)
+
+
+VARIANTS = [
+    small(tied_head=tied, attention_bias=attention, feed_forward_bias=feed_forward)
+    for tied, attention, feed_forward in itertools.product([False, True], repeat=3)
+]
+
+
+def module_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The parameters of the NNX module itself, by path."""
+    module = nnx.eval_shape(lambda: Transformer(config, dtype=F32, rngs=nnx.Rngs(0)))
+    found = nnx.to_flat_state(nnx.state(module, nnx.Param))
+    return {".".join(map(str, path)): param.shape for path, param in found}
+
+
+@pytest.mark.parametrize("config", [*VARIANTS, small(layers=12)], ids=lambda c: f"{c.layers} layers")
+def test_list_equals_module(config: ModelConfig) -> None:
+    """The list that readers and store go by is the module's own parameters, names and shapes."""
+    assert parameter_shapes(config) == module_shapes(config)
+
+
+@pytest.mark.parametrize("config", [*VARIANTS, small(layers=12)], ids=lambda c: f"{c.layers} layers")
+def test_flat_tuple_round_trip(config: ModelConfig) -> None:
+    """Every parameter lands in the module under its own name, also with more than ten layers."""
+    shapes, skeleton = parameter_shapes(config), Skeleton.of(config)
+    assert sorted(skeleton.names) == sorted(shapes)
+    numbered = {name: jnp.full(shape, i, F32) for i, (name, shape) in enumerate(shapes.items())}
+    module = skeleton.merge(skeleton.flatten(numbered))
+    for path, param in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+        assert (param[...] == numbered[".".join(map(str, path))]).all(), path
+
+
+def test_missing_parameter_is_an_error() -> None:
+    """A mapping without one of the names does not pass for a model."""
+    config = small(tied_head=True)
+    parameters = random_parameters(config, 0, F32)
+    del parameters["layers.1.attention.k"]
+    with pytest.raises(KeyError, match=r"layers\.1\.attention\.k"):
+        Skeleton.of(config).flatten(parameters)
+
+
+def test_random_parameters_have_listed_shapes_and_repeat() -> None:
+    """Random parameters are all the listed ones, in the wanted dtype, the same for the same seed."""
+    config = small(attention_bias=True)
+    first, again = (random_parameters(config, 5, jnp.dtype("bfloat16")) for _ in range(2))
+    assert {name: x.shape for name, x in first.items()} == parameter_shapes(config)
+    assert {x.dtype for x in first.values()} == {jnp.dtype("bfloat16")}
+    assert all((first[name] == again[name]).all() for name in first)
+    other = random_parameters(config, 6, jnp.dtype("bfloat16"))
+    assert (first["layers.0.attention.q"] != other["layers.0.attention.q"]).any()
+    assert (first["layers.0.attention.q"] != first["layers.1.attention.q"]).any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_pool_stays_finite(dtype: str) -> None:
+    """NaN and infinities of an overflowed row never get into the pool that the next sequence inherits."""
+    (pool,) = create_cache(small(layers=1), 3, 4, jnp.dtype(dtype))
+    bad_TKH = jnp.asarray([np.nan, np.inf, -np.inf, 1.0], dtype)[:, None, None] * jnp.ones((4, 2, 8), dtype)
+    slots_T = jnp.asarray([0, 5, 6, 7])
+    written = jax.jit(write_pages)(pool, bad_TKH, bad_TKH, slots_T)
+    assert jnp.isfinite(written).all()
+    assert (written.reshape(12, -1)[7] == 1.0).all()
+
+
+def test_write_pages_touches_its_slots_alone() -> None:
+    """Keys and values stand side by side at their slots; every other slot stays, also for slots too high."""
+    (pool,) = create_cache(small(layers=1), 3, 4, F32)
+    k_TKH = 1.0 + jnp.arange(32, dtype=F32).reshape(2, 2, 8)
+    flat = np.asarray(write_pages(pool - 9, k_TKH, -k_TKH, jnp.asarray([6, 99]))).reshape(12, 2, 2, 8)
+    np.testing.assert_array_equal(flat[6], np.stack([k_TKH[0], -k_TKH[0]], axis=1))
+    assert (np.delete(flat, 6, axis=0) == -9).all()
+
+
+def test_page_bytes_are_the_cache_s() -> None:
+    """The bytes of a page are those that a cache really takes."""
+    for dtype in (F32, jnp.dtype("bfloat16")):
+        config = small(layers=3)
+        assert page_bytes(config, 4, dtype) * 7 == sum(
+            pool.nbytes for pool in create_cache(config, 7, 4, dtype)
+        )

@@ -1,0 +1,126 @@
+"""Laws of the whole model: how its work is cut up, shared and rounded does not change what it says."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distaff.model.config import ModelConfig, RopeScaling
+
+from .reference import Driver, build_reference, parameters_from
+
+CONFIG = ModelConfig(
+    vocabulary=61,
+    layers=2,
+    width=24,
+    feed_forward=32,
+    heads=4,
+    kv_heads=2,
+    head_size=8,
+    context=256,
+    rope=RopeScaling(kind="dynamic", factor=4.0, original_context=16),
+)
+PROMPT = np.random.default_rng(0).integers(0, CONFIG.vocabulary, 90).tolist()
+
+
+@pytest.fixture(scope="module")
+def parameters() -> dict[str, jax.Array]:
+    return parameters_from(build_reference(CONFIG, 3), CONFIG)
+
+
+@pytest.fixture(scope="module")
+def driver(parameters: dict[str, jax.Array]) -> Driver:
+    return Driver(CONFIG, parameters)
+
+
+def whole(driver: Driver, prompt: list[int], row: int = 1) -> np.ndarray:
+    """Logits of a prompt in one step by itself."""
+    driver.start(row, len(prompt))
+    return driver.mixed({row: prompt})[row]
+
+
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def test_chunked_equals_whole(driver: Driver) -> None:
+    """A prompt fed in any pieces gives the logits it gives whole, also where its length turns the rope."""
+    expected = whole(driver, PROMPT)
+
+    @settings(max_examples=15, deadline=None)
+    @given(st.sets(st.integers(1, 89), max_size=5))
+    def check(cuts: set[int]) -> None:
+        driver.start(0, len(PROMPT))
+        pieces = np.split(np.asarray(PROMPT), sorted(cuts))
+        found = np.concatenate([driver.mixed({0: piece.tolist()})[0] for piece in pieces])
+        assert relative(found, expected) < 1e-5
+
+    check()
+
+
+def test_cached_equals_uncached(parameters: dict[str, jax.Array]) -> None:
+    """A token decoded against the cache gets the logits it gets as the end of one long prompt."""
+    driver = Driver(replace(CONFIG, rope=None), parameters)  # `dynamic` turns prompts by their length
+    expected = whole(driver, PROMPT)
+    driver.start(2, 80)
+    driver.mixed({2: PROMPT[:80]})
+    found = np.concatenate([driver.decode({2: token})[2] for token in PROMPT[80:]])
+    assert relative(found, expected[80:]) < 1e-5
+
+
+def test_company_changes_no_bit(driver: Driver) -> None:
+    """A prompt, then its decoding, in steps with others are bit for bit what they are alone."""
+    alone = whole(driver, PROMPT[:40])
+    alone_next = driver.decode({1: 7})[1]
+    driver.start(2, 9)
+    driver.mixed({2: PROMPT[:9]})
+    for row, length in ((0, 20), (1, 40)):
+        driver.start(row, length)
+    together = driver.mixed({1: PROMPT[:40], 2: [5], 0: PROMPT[50:70]})[1]
+    np.testing.assert_array_equal(together, alone)
+    np.testing.assert_array_equal(driver.decode({0: 3, 1: 7, 2: 4})[1], alone_next)
+
+
+@pytest.mark.parametrize("place", [1, 2, 7, 31, 50])
+def test_place_in_the_step_changes_no_bit(driver: Driver, place: int) -> None:
+    """Where in a step's tokens a prompt stands is of no consequence, to the bit."""
+    alone = whole(driver, PROMPT[:40])
+    driver.start(1, 40)
+    driver.start(0, place)
+    found = driver.mixed({0: PROMPT[:place], 1: PROMPT[:40]})[1]
+    np.testing.assert_array_equal(found, alone)
+
+
+def test_one_prompt_alone_is_a_single(driver: Driver) -> None:
+    """A prompt of one token says the same as a row of a mixed step and as a row of a decode step."""
+    first = whole(driver, PROMPT[:1])
+    driver.start(1, 1)
+    assert relative(driver.decode({1: PROMPT[0]})[1], first) < 1e-5
+
+
+@pytest.mark.parametrize("change", [{"norm_epsilon": 0.1}, {"window": 3}, {"rope_theta": 50.0}], ids=str)
+def test_equal_shapes_do_not_share_a_trace(parameters: dict[str, jax.Array], change: dict) -> None:
+    """Models that differ in a number alone do not take each other's compiled layers, in one process."""
+    plain = replace(CONFIG, rope=None)
+    first = whole(Driver(plain, parameters), PROMPT)
+    other = whole(Driver(replace(plain, **change), parameters), PROMPT)
+    assert relative(other, first) > 1e-2
+    np.testing.assert_array_equal(whole(Driver(plain, parameters), PROMPT), first)
+
+
+def test_bfloat16_stays_close_to_float32(parameters: dict[str, jax.Array]) -> None:
+    """In bfloat16, weights, activations and cache alike, logits are finite and within 5 % of f32's.
+
+    bfloat16 keeps 8 bits: a rounding is 2^-9 of a value, and some tens of them add up over two layers.
+    """
+    dtype, expected = jnp.dtype("bfloat16"), whole(Driver(CONFIG, parameters), PROMPT)
+    narrow = {name: weight.astype(dtype) for name, weight in parameters.items()}
+    driver = Driver(CONFIG, narrow, dtype=dtype)
+    found = whole(driver, PROMPT)
+    assert {pool.dtype for pool in driver.cache} == {dtype} and found.dtype == np.float32
+    assert np.isfinite(driver.decode({1: 3})[1]).all()
+    assert relative(found, expected) < 0.05
