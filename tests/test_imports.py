@@ -1,0 +1,254 @@
+"""The house's walls: who may import whom, what stays free of JAX, and what product code never touches.
+
+Read from the syntax trees, so imports inside functions and under TYPE_CHECKING count as well.
+"""
+
+import ast
+import subprocess
+import sys
+import textwrap
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("model", "checkpoints", "runtime", "server")
+MAY_IMPORT = {
+    "model": {"model"},
+    "checkpoints": {"checkpoints", "model"},
+    "runtime": {"runtime", "model"},
+    "server": set(FOLDERS),
+}
+ROOTS = {"distaff.server.cli", "distaff.server.worker", "distaff.server.serve", "distaff.runtime.llm"}
+"""The places that put the parts together."""
+
+HOST = [
+    *("distaff.model.config", "distaff.model.parameters", "distaff.model.errors"),
+    *("distaff.runtime.request", "distaff.runtime.pages", "distaff.runtime.scheduler"),
+    "distaff.checkpoints.tokenizer",
+]
+"""Policy and text, in use where there is no accelerator and no JAX."""
+
+JAX = ("jax", "jaxlib", "flax", "orbax")
+UNSAFE = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "torch", "jax._src")
+UNSAFE_NAMES = ("eval", "exec", "__import__", "allow_pickle", "trust_remote_code")
+
+
+@dataclass(frozen=True)
+class Module:
+    """A file of ours under the name by which it is imported."""
+
+    name: str
+    path: Path
+
+    @property
+    def folder(self) -> str:
+        return self.name.split(".")[1]
+
+    @property
+    def package(self) -> str:
+        return self.name if self.path.name == "__init__.py" else self.name.rpartition(".")[0]
+
+    @property
+    def imports(self) -> set[str]:
+        """Every module that the file names in an import anywhere, absolute."""
+        return {name for name, _ in imported(parse(self.path), self.package)}
+
+    @property
+    def immediate(self) -> set[str]:
+        """The modules that importing the file imports: not those inside functions or for types alone."""
+        return {name for name, late in imported(parse(self.path), self.package) if not late}
+
+
+@cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imported(node: ast.AST, package: str, late: bool = False) -> Iterator[tuple[str, bool]]:
+    """`(module or name in it, whether only on a call or for types)` of every import below a node."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from ((alias.name, late) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            base = absolute(child, package)
+            yield from ((name, late) for name in (base, *(f"{base}.{alias.name}" for alias in child.names)))
+        else:
+            deferred = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) or for_types(child)
+            yield from imported(child, package, late or deferred)
+
+
+def absolute(node: ast.ImportFrom, package: str) -> str:
+    """What an import statement with leading dots means inside a package."""
+    if not node.level:
+        return node.module or ""
+    parent = package.split(".")[: len(package.split(".")) - node.level + 1]
+    return ".".join([*parent, *([node.module] if node.module else [])])
+
+
+def for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+
+
+def product() -> dict[str, Module]:
+    """Every module of the four folders, by name."""
+    found = {}
+    for path in (path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))):
+        parts = ["distaff", *path.relative_to(ROOT).with_suffix("").parts]
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = Module(name, path)
+    return found
+
+
+MODULES = product()
+
+
+def lazy_homes() -> dict[str, str]:
+    """Where the names that a package exports lazily live: `distaff.runtime.LLM` in `distaff.runtime.llm`."""
+    found = {}
+    for module in (module for module in MODULES.values() if module.path.name == "__init__.py"):
+        assigned = [node for node in parse(module.path).body if isinstance(node, ast.Assign | ast.AnnAssign)]
+        for table in (node.value for node in assigned if isinstance(node.value, ast.Dict)):
+            homes = ast.literal_eval(table)
+            found |= {f"{module.name}.{name}": module.name + home for name, home in homes.items()}
+    return found
+
+
+LAZY = lazy_homes()
+
+
+def is_under(name: str, *tops: str) -> bool:
+    """Whether a dotted name is one of these or lies within one."""
+    return any(name == top or name.startswith(top + ".") for top in tops)
+
+
+def reached(name: str) -> set[str]:
+    """What importing one of our modules imports, directly and through others of ours, parents included."""
+    seen, waiting = set(), [name]
+    while waiting:
+        name = waiting.pop()
+        name = LAZY.get(name, name)
+        if name in seen:
+            continue
+        seen.add(name)
+        if name in MODULES:
+            waiting += [*MODULES[name].immediate, *([name.rpartition(".")[0]] if "." in name else [])]
+    return seen
+
+
+def needs_jax(name: str) -> bool:
+    return any(is_under(found, *JAX) for found in reached(name))
+
+
+def test_reader_sees_every_kind_of_import() -> None:
+    """The reader of imports resolves dots and finds what hides in functions and conditions."""
+    source = """
+        import jax.numpy as jnp
+        from . import pages
+        from ..model.config import ModelConfig
+        if TYPE_CHECKING:
+            from flax import nnx
+        def late():
+            import pickle
+    """
+    found = set(imported(ast.parse(textwrap.dedent(source)), "distaff.runtime"))
+    assert found == {
+        *{("jax.numpy", False), ("distaff.runtime", False), ("distaff.runtime.pages", False)},
+        *{("distaff.model.config", False), ("distaff.model.config.ModelConfig", False)},
+        *{("flax", True), ("flax.nnx", True), ("pickle", True)},
+    }
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_imports_go_one_way(folder: str) -> None:
+    """model <- checkpoints, model <- runtime, all <- server; in runtime only the facade knows checkpoints."""
+    mine = [module for module in MODULES.values() if module.folder == folder]
+    assert mine
+    for module in mine:
+        allowed = MAY_IMPORT[folder] | ({"checkpoints"} if module.name == "distaff.runtime.llm" else set())
+        crossed = {name.split(".")[1] for name in module.imports if name.startswith("distaff.")}
+        assert crossed & set(FOLDERS) <= allowed, module.name
+
+
+def test_own_imports_are_relative_inside_the_four_folders() -> None:
+    """Inside the product no import names `distaff` or one of its folders from the top."""
+    for module in MODULES.values():
+        for node in ast.walk(parse(module.path)):
+            tops = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                tops = [node.module or ""]
+            assert not [name for name in tops if is_under(name, "distaff", *FOLDERS)], module.name
+
+
+def test_others_import_distaff_by_its_name() -> None:
+    """Tests, examples and benchmarks never import a bare `model`: that would load a second copy."""
+    paths = [path for folder in ("tests", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    assert paths
+    for path in (path for path in paths if "node_modules" not in path.parts):
+        package = ".".join(path.parent.relative_to(ROOT).parts)
+        bare = {name for name, _ in imported(parse(path), package) if is_under(name, *FOLDERS)}
+        assert not bare, path
+
+
+def test_roots_alone_join_engine_and_checkpoints() -> None:
+    """Only the composition roots import both the parts of the runtime that need JAX and checkpoints."""
+    for module in (module for module in MODULES.values() if module.name not in ROOTS):
+        devices = {n for n in module.imports if is_under(n, "distaff.runtime") and needs_jax(n)}
+        readers = {n for n in module.imports if is_under(n, "distaff.checkpoints")}
+        assert not (devices and readers), (module.name, devices, readers)
+
+
+def test_web_side_never_names_jax() -> None:
+    """Outside the roots nothing in the server imports JAX or a part that needs it, not even in a function."""
+    for module in (m for m in MODULES.values() if m.folder == "server" and m.name not in ROOTS):
+        assert not [name for name in module.imports if is_under(name, *JAX) or needs_jax(name)], module.name
+
+
+@pytest.mark.parametrize("name", HOST)
+def test_host_policy_needs_no_jax(name: str) -> None:
+    """Neither policy nor text imports JAX, also not through others of ours."""
+    assert name in MODULES
+    assert not needs_jax(name), sorted(found for found in reached(name) if is_under(found, *JAX))
+
+
+def test_host_and_web_run_without_jax() -> None:
+    """A process that imports all policy, text and web modules has loaded no JAX, whoever else they import."""
+    web = [name for name, m in MODULES.items() if m.folder == "server" and name != "distaff.server.worker"]
+    program = f"""
+        import importlib, sys
+        for name in {[*(name for name in HOST if name in MODULES), *web]!r}:
+            importlib.import_module(name)
+            loaded = sorted(set({JAX!r}) & set(sys.modules))
+            assert not loaded, (name, loaded)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT.parent, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_unsafe(name: str) -> None:
+    """No pickle, no torch, no evaluated text, no code from a checkpoint, and nothing private of JAX."""
+    module = MODULES[name]
+    assert not [found for found in module.imports if is_under(found, *UNSAFE)]
+    for node in ast.walk(parse(module.path)):
+        if isinstance(node, ast.Attribute):
+            assert node.attr != "_src", f"{module.path}:{node.lineno}"
+        if isinstance(node, ast.Call):
+            named = [node.func.id] if isinstance(node.func, ast.Name) else []
+            named += [keyword.arg for keyword in node.keywords if _is_on(keyword)]
+            assert not set(named) & set(UNSAFE_NAMES), f"{module.path}:{node.lineno}"
+
+
+def _is_on(keyword: ast.keyword) -> bool:
+    return not (isinstance(keyword.value, ast.Constant) and keyword.value.value is False)
+
+
+def test_every_package_is_installed() -> None:
+    """The packages that setuptools installs are exactly the folders with modules in them."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert sorted(settings["packages"]) == sorted({module.package for module in MODULES.values()})
