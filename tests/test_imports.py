@@ -113,8 +113,9 @@ def lazy_homes() -> dict[str, str]:
     for module in (module for module in MODULES.values() if module.path.name == "__init__.py"):
         assigned = [node for node in parse(module.path).body if isinstance(node, ast.Assign | ast.AnnAssign)]
         for table in (node.value for node in assigned if isinstance(node.value, ast.Dict)):
-            homes = ast.literal_eval(table)
-            found |= {f"{module.name}.{name}": module.name + home for name, home in homes.items()}
+            for name, home in zip(table.keys, table.values, strict=True):
+                if isinstance(name, ast.Constant) and isinstance(home, ast.Constant):
+                    found[f"{module.name}.{name.value}"] = f"{module.name}{home.value}"
     return found
 
 
