@@ -1,0 +1,11 @@
+"""What can be wrong with a checkpoint. Each message is one line: the file, the tensor, found and expected."""
+
+from ..model.errors import DistaffError
+
+
+class CheckpointError(DistaffError):
+    """A checkpoint that is damaged, incomplete, inconsistent or not ours to read."""
+
+
+class SourceNotFound(CheckpointError):
+    """A model name that is no path, no bundled model and no id on the hub."""

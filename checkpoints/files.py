@@ -1,0 +1,96 @@
+"""Small dealings with files: JSON objects in, digests, and writes that are whole or absent.
+
+Leaves meaning to its callers. The one idea: nothing of ours ever stands under its final name before its
+bytes are on the disk.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from .errors import CheckpointError
+
+_BLOCK = 4 * 1024 * 1024
+
+Progress = Callable[[str, int, int], None]
+"""Hears `(phase, bytes done, bytes in all)`."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises CheckpointError where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({type(error).__name__})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds a JSON {type(value).__name__}; expected an object")
+    return value
+
+
+def sha256(path: Path, heard: Callable[[int], None] | None = None) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal; `heard` is told the size of every block."""
+    digest, buffer = hashlib.sha256(), bytearray(_BLOCK)
+    view = memoryview(buffer)
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(view[:count])
+            if heard:
+                heard(count)
+    return digest.hexdigest()
+
+
+def sha256_all(paths: list[Path], heard: Callable[[int], None] | None = None) -> list[str]:
+    """The digests of many files, computed on all cores (hashlib releases the interpreter lock)."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda path: sha256(path, heard), paths))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes beside `path`, syncs, and renames: the file appears complete or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Makes a folder, its files and its sub-folders durable."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with open(Path(parent, name), "rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(parent))
+
+
+def files_below(folder: Path) -> list[str]:
+    """The relative POSIX paths of all files in a tree, sorted. A link or a device is refused.
+
+    Raises:
+      CheckpointError: something in the tree is not a plain file or folder.
+    """
+    found = []
+    for parent, folders, names in os.walk(folder):
+        for name in folders + names:
+            path = Path(parent, name)
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise CheckpointError(f"{path}: not a plain file")
+        found += [Path(parent, name).relative_to(folder).as_posix() for name in names]
+    return sorted(found)

@@ -1,0 +1,146 @@
+"""A Hugging Face `config.json` (model types `llama` and `mistral`) to `ModelConfig`.
+
+Reads no weights and leaves sampling defaults to `generation`. The one idea: every key is accounted for. A
+key is mapped, or may only have the value we compute, or is known not to touch the mathematics; anything
+else is refused by name and value, because a model that is computed wrongly still talks.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ..model.config import ModelConfig
+from ..model.errors import ConfigError
+from .generation import token_ids
+from .huggingface_rope import read_rope
+from .values import brief, flag, integer, number
+
+_ARCHITECTURES = {"llama": "llamaforcausallm", "mistral": "mistralforcausallm"}
+
+_MAPPED = {
+    "model_type", "architectures", "vocab_size", "num_hidden_layers", "hidden_size", "intermediate_size",
+    "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps",
+    "rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings", "layer_types",
+    "tie_word_embeddings", "bos_token_id", "eos_token_id",
+}  # fmt: skip
+
+_MAPPED_FOR = {"llama": {"attention_bias", "mlp_bias"}, "mistral": {"sliding_window"}}
+
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "partial_rotary_factor": (1.0,),
+    "rope_interleaved": (False,),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "use_sliding_window": (False,),
+    "is_encoder_decoder": (False,),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+    "tie_encoder_decoder": (False,),
+    "pruned_heads": ({},),
+}
+"""Keys that would change the mathematics, with the values under which they do not."""
+
+_HARMLESS = {
+    "_attn_implementation_autoset", "_name_or_path", "attention_dropout", "attn_implementation",
+    "chunk_size_feed_forward", "dtype", "finetuning_task", "id2label", "initializer_range", "is_llama_config",
+    "label2id", "max_sequence_length", "name_or_path", "output_attentions", "output_hidden_states",
+    "pad_token_id", "pretraining_tp", "problem_type", "return_dict", "return_dict_in_generate",
+    "task_specific_params", "tokenizer_class", "torch_dtype", "torchscript", "transformers.js_config",
+    "transformers_version", "unk_token_id", "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache",
+}  # fmt: skip
+"""Keys without effect on what is computed. `pretraining_tp` splits a product into slices of the same sum."""
+
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": None, "sliding_window": None},
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+}
+"""What transformers' configuration classes assume where a key is absent (not null)."""
+
+
+def read_config(path: Path, config: dict[str, Any]) -> ModelConfig:
+    """The model that a parsed config.json describes; `path` is for messages.
+
+    Raises:
+      ConfigError: the configuration is inconsistent, or asks for mathematics that we do not compute.
+    """
+    try:
+        family = _check_family(config)
+        _check_keys(config, family)
+        return _map(path, config | {key: config.get(key, value) for key, value in _DEFAULTS[family].items()})
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _check_family(config: dict[str, Any]) -> str:
+    family = config.get("model_type")
+    if config.get("auto_map"):
+        raise ConfigError(f"auto_map is {config['auto_map']!r}; code from a checkpoint is never run")
+    if family == "mixtral":
+        raise ConfigError("model_type is 'mixtral'; mixtures of experts are not yet supported")
+    if not isinstance(family, str) or family not in _ARCHITECTURES:
+        raise ConfigError(f"model_type is {family!r}; expected one of {sorted(_ARCHITECTURES)}")
+    architectures = config.get("architectures") or [_ARCHITECTURES[family]]
+    if [str(name).lower() for name in architectures] != [_ARCHITECTURES[family]]:
+        raise ConfigError(f"architectures is {architectures!r}; expected a causal language model")
+    return family
+
+
+def _check_keys(config: dict[str, Any], family: str) -> None:
+    """Refuses every stated key that is neither mapped, nor at its only value, nor harmless."""
+    for key, value in config.items():
+        if value is None or key in _MAPPED | _MAPPED_FOR[family] | _HARMLESS:
+            continue
+        if key not in _ONLY:
+            raise ConfigError(
+                f"{key} is {brief(value)}; we do not know this key, which may change the mathematics"
+            )
+        if value not in _ONLY[key]:
+            raise ConfigError(f"{key} is {brief(value)}; expected {_ONLY[key][0]!r}")
+
+
+def _map(path: Path, config: dict[str, Any]) -> ModelConfig:
+    vocabulary, width, heads = (
+        integer(config, key) for key in ("vocab_size", "hidden_size", "num_attention_heads")
+    )
+    _check_token_ids(path, config, vocabulary)
+    theta, rope, context = read_rope(config, integer(config, "max_position_embeddings"))
+    window = integer(config, "sliding_window") if config["sliding_window"] is not None else None
+    _check_layer_types(config, window)
+    return ModelConfig(
+        vocabulary=vocabulary,
+        layers=integer(config, "num_hidden_layers"),
+        width=width,
+        feed_forward=integer(config, "intermediate_size"),
+        heads=heads,
+        kv_heads=heads if config["num_key_value_heads"] is None else integer(config, "num_key_value_heads"),
+        head_size=_head_size(config, width, heads),
+        context=context,
+        norm_epsilon=number(config, "rms_norm_eps", 1e-6),
+        rope_theta=theta,
+        rope=rope,
+        tied_head=flag(config, "tie_word_embeddings"),
+        attention_bias=flag(config, "attention_bias"),
+        feed_forward_bias=flag(config, "mlp_bias"),
+        window=window,
+    )
+
+
+def _check_token_ids(path: Path, config: dict[str, Any], vocabulary: int) -> None:
+    for key in ("bos_token_id", "eos_token_id"):
+        if any(token >= vocabulary for token in token_ids(path, config, key)):
+            raise ConfigError(f"{key} is {config[key]!r}; expected less than vocab_size {vocabulary}")
+
+
+def _head_size(config: dict[str, Any], width: int, heads: int) -> int:
+    if config.get("head_dim") is not None:
+        return integer(config, "head_dim")
+    if width % heads:
+        raise ConfigError(f"hidden_size is {width}; expected a multiple of num_attention_heads {heads}")
+    return width // heads
+
+
+def _check_layer_types(config: dict[str, Any], window: int | None) -> None:
+    """Layers of one kind only, the kind that `sliding_window` says."""
+    kinds, expected = config.get("layer_types"), "sliding_attention" if window else "full_attention"
+    if kinds is not None and (not isinstance(kinds, list) or any(kind != expected for kind in kinds)):
+        raise ConfigError(f"layer_types is {brief(kinds)}; expected only {expected!r}")

@@ -1,0 +1,37 @@
+"""Typed values out of parsed metadata: a whole number, a number, a flag, or a refusal that names the key."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..model.errors import ConfigError
+
+
+def integer(place: Mapping[str, Any], key: str) -> int:
+    """A positive whole number that must be there."""
+    value = place.get(key)
+    if type(value) is not int or value <= 0:
+        raise ConfigError(f"{key} is {brief(value)}; expected a positive whole number")
+    return value
+
+
+def number(place: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    """A positive finite number; `default` where it is absent or null."""
+    value = place.get(key)
+    value = default if value is None else value
+    if value is None or type(value) not in (int, float) or not 0 < value < float("inf"):
+        raise ConfigError(f"{key} is {brief(value)}; expected a positive number")
+    return float(value)
+
+
+def flag(place: Mapping[str, Any], key: str) -> bool:
+    """True or false; false where it is absent or null."""
+    value = place.get(key)
+    if value is not None and type(value) is not bool:
+        raise ConfigError(f"{key} is {brief(value)}; expected true or false")
+    return bool(value)
+
+
+def brief(value: Any) -> str:
+    """A value as it reads in an error line, cut to a line's length."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
