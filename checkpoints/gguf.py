@@ -1,0 +1,111 @@
+"""A GGUF file of architecture `llama`, dequantised tensor by tensor and offered in our names and layout.
+
+Weights come out as float32, whatever they were stored as; the tokenizer inside is `gguf_tokenizer`'s. The
+one idea to know: llama.cpp rotates adjacent pairs of a head where we rotate halves, so its converter
+permutes the rows of q and k, and we put them back.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from gguf.constants import GGMLQuantizationType as Kind
+from gguf.quants import dequantize
+
+from ..model.config import ModelConfig
+from .errors import CheckpointError
+from .generation import GenerationDefaults
+from .gguf_config import read_gguf_config
+from .gguf_header import GGUFHeader, GGUFTensor, read_gguf_header
+from .gguf_tokenizer import end_ids
+from .names import GGUF, check_tensors
+
+_ROPE_FREQUENCIES = "rope_freqs.weight"
+
+_KINDS = {
+    Kind.F32, Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0,
+    Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K,
+}  # fmt: skip
+
+
+class GGUFFile:
+    """A checkpoint whose header is read and checked; the weights are still on disk.
+
+    Attributes:
+      path: the file. config: the model. generation: its end tokens (GGUF states no sampling).
+      fingerprint: SHA-256 over the whole header and the file's size and time of change.
+      nbytes: of all tensors as float32.
+
+    Raises:
+      ConfigError: the metadata asks for mathematics we do not compute.
+      CheckpointError: the file is damaged, or its tensors do not fit the metadata.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stamp = _stamp(path)
+        header = read_gguf_header(path)
+        for tensor in header.tensors.values():
+            if tensor.kind not in _KINDS:
+                raise CheckpointError(
+                    f"{path}: tensor {tensor.name} is {tensor.kind.name}; it is not dequantised"
+                )
+        shapes = {name: tensor.shape for name, tensor in header.tensors.items()}
+        divisors = header.tensors.get(_ROPE_FREQUENCIES) if shapes.pop(_ROPE_FREQUENCIES, None) else None
+        factors = self._read(divisors) if divisors else None
+        self.config: ModelConfig = read_gguf_config(path, header.metadata, shapes, factors)
+        self.generation = GenerationDefaults(eos_ids=end_ids(path, header.metadata))
+        names = check_tensors(path, self.config, GGUF, shapes)
+        self._stored = {ours: header.tensors[theirs] for ours, theirs in names.items()}
+        self.nbytes: int = 4 * sum(prod(tensor.shape) for tensor in self._stored.values())
+        self.fingerprint: str = _fingerprint(path, header, self._stamp)
+
+    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+        """`(name, float32 values)` in `parameter_shapes` order, linears as `[inputs, outputs]`.
+
+        Raises:
+          CheckpointError: the file changed since it was opened.
+        """
+        for name, stored in self._stored.items():
+            values = self._read(stored)
+            heads = self._rotary_heads(name)
+            if heads:
+                values = unpermute(values, heads)
+            yield name, values if name == "embed" else values.T
+
+    def _rotary_heads(self, name: str) -> int:
+        """How many heads of a parameter are rotated; 0 for all but q and k."""
+        inner = name.split(".", 2)[-1].removesuffix("_bias")
+        return {"attention.q": self.config.heads, "attention.k": self.config.kv_heads}.get(inner, 0)
+
+    def _read(self, stored: GGUFTensor) -> np.ndarray:
+        with open(self.path, "rb") as file:
+            file.seek(stored.offset)
+            raw = np.fromfile(file, np.uint8, stored.size)
+        if len(raw) != stored.size or _stamp(self.path) != self._stamp:
+            raise CheckpointError(
+                f"{self.path}: tensor {stored.name}: the file changed while it was being read"
+            )
+        typed = {Kind.F32: np.float32, Kind.F16: np.float16}.get(stored.kind)
+        values = dequantize(raw if typed is None else raw.view(typed), stored.kind)
+        return values.reshape(stored.shape)
+
+
+def unpermute(values: np.ndarray, heads: int) -> np.ndarray:
+    """Rows `[heads, pair, half]` back to `[heads, half, pair]`: the inverse of llama.cpp's converter."""
+    rows = values.reshape(heads, values.shape[0] // heads // 2, 2, -1)
+    return rows.swapaxes(1, 2).reshape(values.shape)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _fingerprint(path: Path, header: GGUFHeader, stamp: tuple[int, int]) -> str:
+    with open(path, "rb") as file:
+        digest = hashlib.sha256(file.read(header.length))
+    digest.update(repr(stamp).encode())
+    return digest.hexdigest()
