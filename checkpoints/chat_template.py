@@ -1,0 +1,109 @@
+"""Messages to a prompt's text, by the template that came with the model.
+
+Rendering is transformers' own sandboxed Jinja; a template is never taken from a request. The one addition
+is for templates without a system role, for which the system text is folded into the first user turn.
+transformers is imported on first use: it takes half a second and a caller may only want ids.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ..model.errors import DistaffError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Message = Mapping[str, Any]
+
+_PROBE = "probe-7f3a"
+
+
+class TemplateError(DistaffError):
+    """The chat template refuses these messages (the message is its own), or there is no template."""
+
+
+class ChatTemplate:
+    """A compiled template with the special tokens it may name.
+
+    Attributes:
+      source: the Jinja text.
+    """
+
+    def __init__(self, source: str, special: Mapping[str, str]) -> None:
+        self.source = source
+        self._special = dict(special)
+
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool, continue_final_message: bool
+    ) -> str:
+        """The text of a conversation.
+
+        Args:
+          add_generation_prompt: end with the opening of an assistant's turn.
+          continue_final_message: leave the last message open, so that the reply goes on from it.
+
+        Raises:
+          TemplateError: the template raised; with its message.
+        """
+        if self.folds_system:
+            messages = fold_system(messages)
+        return self._apply(messages, add_generation_prompt, continue_final_message)
+
+    @cached_property
+    def folds_system(self) -> bool:
+        """Whether the template refuses or ignores a leading system message, found by trying one."""
+        user = {"role": "user", "content": "x"}
+        try:
+            self._apply([user], True, False)
+        except TemplateError:
+            return False
+        try:
+            return _PROBE not in self._apply([{"role": "system", "content": _PROBE}, user], True, False)
+        except TemplateError:
+            return True
+
+    def _apply(self, messages: Sequence[Message], generate: bool, unfinished: bool) -> str:
+        try:
+            text = self._renderer.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=generate,
+                continue_final_message=unfinished,
+            )
+        except Exception as error:  # whatever a foreign template's code may raise
+            raise TemplateError(str(error) or type(error).__name__) from error
+        assert isinstance(text, str)
+        return text
+
+    @cached_property
+    def _renderer(self) -> "PreTrainedTokenizerFast":
+        """An empty tokenizer that only carries the template and the special tokens' texts."""
+        from tokenizers import Tokenizer, models
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer(models.BPE()), chat_template=self.source, **self._special
+        )
+
+
+def fold_system(messages: Sequence[Message]) -> Sequence[Message]:
+    """A leading system message put in front of the first user message, or made one where there is none."""
+    if not messages or messages[0].get("role") != "system":
+        return messages
+    system, rest = messages[0].get("content") or "", [dict(message) for message in messages[1:]]
+    for message in rest:
+        if message.get("role") == "user":
+            message["content"] = _join(system, message.get("content"))
+            return rest
+    return [{"role": "user", "content": system}, *rest]
+
+
+def _join(system: Any, content: Any) -> Any:
+    if isinstance(system, str) and isinstance(content, str):
+        return f"{system}\n\n{content}"
+    return [*_parts(system), {"type": "text", "text": "\n\n"}, *_parts(content)]
+
+
+def _parts(content: Any) -> list[Any]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content or [])

@@ -1,0 +1,187 @@
+"""The tokenizer and chat template inside a GGUF, as a `tokenizers` pipeline built piece by piece.
+
+What the metadata means is llama.cpp's to say (`llama-vocab.cpp`): `gpt2` is byte-level BPE whose first split
+is named by `tokenizer.ggml.pre`, `llama` is SentencePiece's BPE with scores and byte fallback. A split that
+is not in the table is refused by name, since a wrong one still gives plausible, worse text.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+)
+
+from .errors import CheckpointError
+from .tokenizer_parts import TokenizerParts, surround
+
+_CONTROL, _USER_DEFINED, _NORMAL = 3, 4, 1
+
+_END_TEXTS = {
+    "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>",
+    "<EOT>",
+}  # fmt: skip
+"""Control tokens that llama.cpp takes for an end by their text, whatever the metadata says."""
+
+_LLAMA3 = (
+    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", None, r"\p{N}+", r"[0-9][0-9][0-9]")
+_SPLITS: dict[str, tuple[str | None, ...]] = {
+    "default": _DEFAULT,
+    "gpt-2": (None,),
+    "gpt2": (None,),
+    "smollm": (r"\p{N}", None),
+    "starcoder": (r"\p{N}", None),
+    "llama-bpe": (_LLAMA3,),
+    "llama3": (_LLAMA3,),
+    "llama-v3": (_LLAMA3,),
+}
+"""`tokenizer.ggml.pre` to the splits applied one after another; None is GPT-2's own."""
+
+_WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3"}
+"""Splits whose words are looked up whole before any merge; these models also begin with BOS by default."""
+
+
+def read_gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> TokenizerParts:
+    """Builds what `metadata` describes.
+
+    Raises:
+      CheckpointError: an unknown tokenizer model or split, or lists that contradict each other.
+    """
+    tokens, kinds = _tokens(path, metadata)
+    model = metadata.get("tokenizer.ggml.model")
+    if model == "gpt2":
+        tokenizer, add_bos = _byte_level(path, metadata, tokens)
+    elif model == "llama":
+        tokenizer, add_bos = _sentencepiece(path, metadata, tokens, kinds), True
+    else:
+        raise CheckpointError(f"{path}: tokenizer.ggml.model is {model!r}; expected 'gpt2' or 'llama'")
+    _add_tokens(tokenizer, tokens, kinds)
+    special = _special(path, metadata, tokens)
+    add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", add_bos))
+    add_eos = bool(metadata.get("tokenizer.ggml.add_eos_token", False))
+    first, last = special.get("bos_token") if add_bos else None, special.get("eos_token") if add_eos else None
+    if first or last:
+        surround(tokenizer, first, last)
+    template = metadata.get("tokenizer.chat_template")
+    return TokenizerParts(
+        tokenizer, special, template if isinstance(template, str) else None, end_ids(path, metadata)
+    )
+
+
+def end_ids(path: Path, metadata: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids that end a reply: those the metadata names, then control tokens known by their text."""
+    tokens, kinds = _tokens(path, metadata)
+    keys = ("eos_token_id", "eot_token_id", "eom_token_id")
+    named = [_id(path, metadata, f"tokenizer.ggml.{key}", len(tokens)) for key in keys]
+    known = [i for i, text in enumerate(tokens) if kinds[i] == _CONTROL and text in _END_TEXTS]
+    return tuple(dict.fromkeys([i for i in named if i is not None] + known))
+
+
+def _tokens(path: Path, metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list) or not all(type(token) is str for token in tokens):
+        raise CheckpointError(f"{path}: tokenizer.ggml.tokens is missing; expected a list of texts")
+    if len(set(tokens)) != len(tokens):
+        raise CheckpointError(f"{path}: tokenizer.ggml.tokens holds a token twice")
+    kinds = metadata.get("tokenizer.ggml.token_type", [_NORMAL] * len(tokens))
+    if not isinstance(kinds, list) or len(kinds) != len(tokens):
+        raise CheckpointError(f"{path}: tokenizer.ggml.token_type; expected {len(tokens)} entries")
+    return tokens, kinds
+
+
+def _id(path: Path, metadata: Mapping[str, Any], key: str, count: int) -> int | None:
+    value = metadata.get(key)
+    if value is not None and (type(value) is not int or not 0 <= value < count):
+        raise CheckpointError(f"{path}: {key} is {value!r}; expected less than {count}")
+    return value
+
+
+def _special(path: Path, metadata: Mapping[str, Any], tokens: list[str]) -> dict[str, str]:
+    keys = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    ids = {
+        name: _id(path, metadata, f"tokenizer.ggml.{key}_token_id", len(tokens)) for name, key in keys.items()
+    }
+    return {name: tokens[i] for name, i in ids.items() if i is not None}
+
+
+def _byte_level(path: Path, metadata: Mapping[str, Any], tokens: list[str]) -> tuple[Tokenizer, bool]:
+    pre = metadata.get("tokenizer.ggml.pre", "default")
+    if pre not in _SPLITS:
+        raise CheckpointError(f"{path}: tokenizer.ggml.pre is {pre!r}; expected one of {', '.join(_SPLITS)}")
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    merges = [_pair(path, merge, vocabulary) for merge in metadata.get("tokenizer.ggml.merges", ())]
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in _WHOLE_WORDS))
+    splits = [_split(pattern) for pattern in _SPLITS[pre]]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        splits + [pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer, pre in _WHOLE_WORDS
+
+
+def _split(pattern: str | None) -> pre_tokenizers.PreTokenizer:
+    gpt2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    return pre_tokenizers.Split(Regex(pattern or gpt2), "isolated")
+
+
+def _pair(path: Path, merge: str, vocabulary: dict[str, int]) -> tuple[str, str]:
+    cut = merge.find(" ", 1)
+    left, right = merge[:cut], merge[cut + 1 :]
+    if cut < 0 or left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
+        raise CheckpointError(f"{path}: tokenizer.ggml.merges holds {merge!r}, whose parts are not tokens")
+    return left, right
+
+
+def _sentencepiece(path: Path, metadata: Mapping[str, Any], tokens: list[str], kinds: list[int]) -> Tokenizer:
+    scores = metadata.get("tokenizer.ggml.scores")
+    if not isinstance(scores, list) or len(scores) != len(tokens):
+        raise CheckpointError(f"{path}: tokenizer.ggml.scores; expected {len(tokens)} entries")
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    normal = {token: scores[i] for i, token in enumerate(tokens) if kinds[i] == _NORMAL}
+    unknown = _special(path, metadata, tokens).get("unk_token", tokens[0])
+    model = models.BPE(
+        vocab=vocabulary,
+        merges=_merges(normal, vocabulary),
+        unk_token=unknown,
+        fuse_unk=True,
+        byte_fallback=True,
+    )
+    tokenizer = Tokenizer(model)
+    prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
+    space = normalizers.Replace(" ", "▁")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), space]) if prefix else space
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence(parts + strip)
+    return tokenizer
+
+
+def _merges(scores: dict[str, float], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
+    """Every way to join two tokens into a third, best score first: the order SentencePiece takes them in."""
+    found = []
+    for token, score in scores.items():
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in scores and right in scores:
+                found.append((-score, vocabulary[token], vocabulary[left], vocabulary[right], left, right))
+    return [(left, right) for *_, left, right in sorted(found)]
+
+
+def _add_tokens(tokenizer: Tokenizer, tokens: list[str], kinds: list[int]) -> None:
+    def chosen(kind: int) -> list[str]:
+        return [token for token, its_kind in zip(tokens, kinds, strict=True) if its_kind == kind]
+
+    tokenizer.add_special_tokens(
+        [AddedToken(text, normalized=False, special=True) for text in chosen(_CONTROL)]
+    )
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in chosen(_USER_DEFINED)])

@@ -1,0 +1,132 @@
+"""Keeps special tokens that a user typed from becoming special tokens.
+
+Before rendering, each such text in a message is covered by one private-use character that occurs nowhere in
+the messages. The template then runs as usual. The rendered text is cut at the special tokens that are still
+in plain sight, which only the template can have written; the pieces between are uncovered and encoded with
+specials disabled. Messages without such texts, nearly all, are left alone.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from .chat_template import Message, TemplateError
+
+_ROLE_MARK = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
+
+
+class Shield:
+    """The control tokens of one tokenizer.
+
+    Control tokens are its special tokens, and added tokens that look like role marks (`<|user|>`), which
+    some vocabularies do not flag as special.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder().values()
+        control = [token for token in added if token.special or _ROLE_MARK.fullmatch(token.content)]
+        longest_first = sorted(control, key=lambda token: -len(token.content))
+        self._control = [token.content for token in longest_first]
+        self._typed = re.compile("|".join(map(re.escape, self._control)) or "(?!)")
+        self._written = re.compile("|".join(map(_pattern, longest_first)) or "(?!)")
+
+    def cover(self, messages: Sequence[Message]) -> tuple[Sequence[Message], dict[str, str]]:
+        """The messages with every typed control token covered, and what each cover stands for.
+
+        Returns the same messages and nothing where no control token was typed.
+        """
+        texts = list(_texts(messages))
+        typed = {match for text in texts for match in self._typed.findall(text)}
+        if not typed:
+            return messages, {}
+        used = set().union(*texts)
+        free = (chr(code) for code in range(sys.maxunicode, 0xFFFF, -1) if chr(code) not in used)
+        covers = dict(zip(sorted(typed), free, strict=False))
+        if len(covers) < len(typed):
+            raise TemplateError("the messages use every character there is beside special tokens")
+        covered = _replace(messages, lambda text: self._typed.sub(lambda match: covers[match[0]], text))
+        return covered, {cover: text for text, cover in covers.items()}
+
+    def encode(self, text: str, covers: Mapping[str, str]) -> list[int]:
+        """The ids of a rendered text in which `covers` stand for typed text."""
+        ids: list[int] = []
+        end = 0
+        for match in self._written.finditer(text):
+            ids += self._encode_text(text[end : match.start()], covers, first=end == 0)
+            ids.append(self._id(match))
+            end = match.end()
+        return ids + self._encode_text(text[end:], covers, first=end == 0)
+
+    def _id(self, match: re.Match[str]) -> int:
+        assert match.lastindex is not None
+        token = self._tokenizer.token_to_id(self._control[match.lastindex - 1])
+        assert token is not None
+        return token
+
+    def _encode_text(self, text: str, covers: Mapping[str, str], *, first: bool) -> list[int]:
+        if not text:
+            return []
+        uncovered = text.translate({ord(cover): typed for cover, typed in covers.items()})
+        tokenizer = self._plain if first else self._inner
+        return tokenizer.encode(uncovered, add_special_tokens=False).ids
+
+    @cached_property
+    def _plain(self) -> Tokenizer:
+        """The tokenizer, seeing no control tokens."""
+        return _without_specials(self._tokenizer, self._control, {})
+
+    @cached_property
+    def _inner(self) -> Tokenizer:
+        """The same for a text that does not begin the prompt: SentencePiece's prefix is the first piece's."""
+        return _without_specials(self._tokenizer, self._control, {"first": "never"})
+
+
+def _pattern(token: AddedToken) -> str:
+    """A token in one group, with the white space beside it that it swallows."""
+    before, after = (r"\s*" if strips else "" for strips in (token.lstrip, token.rstrip))
+    return f"{before}({re.escape(token.content)}){after}"
+
+
+def _without_specials(tokenizer: Tokenizer, control: list[str], schemes: dict[str, str]) -> Tokenizer:
+    pipeline = json.loads(tokenizer.to_str())
+    for token in pipeline["added_tokens"]:
+        token["special"] = token["special"] or token["content"] in control
+    _change_prefix(pipeline["pre_tokenizer"], schemes)
+    changed = Tokenizer.from_str(json.dumps(pipeline))
+    changed.encode_special_tokens = True
+    return changed
+
+
+def _change_prefix(part: dict[str, Any] | None, schemes: dict[str, str]) -> None:
+    for step in (part or {}).get("pretokenizers", [part] if part else []):
+        if "prepend_scheme" in step:
+            step["prepend_scheme"] = schemes.get(step["prepend_scheme"], step["prepend_scheme"])
+
+
+def _texts(value: Any) -> Any:
+    """Every text in a nest of mappings and sequences, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(key)
+            yield from _texts(item)
+    elif isinstance(value, Sequence):
+        for item in value:
+            yield from _texts(item)
+
+
+def _replace(value: Any, change: Any) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {_replace(key, change): _replace(item, change) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
+        return [_replace(item, change) for item in value]
+    return value

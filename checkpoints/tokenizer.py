@@ -1,0 +1,155 @@
+"""Text to ids and back, and conversations to ids: the only tokenizer the server and scripts see.
+
+Imports no jax, and transformers only once a conversation is rendered. The one idea beside that: a special
+token enters a prompt from the template alone. What a user typed is text, whatever it looks like.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from .chat_template import ChatTemplate, Message
+from .chat_template import TemplateError as TemplateError
+from .detokenizer import Detokenizer as Detokenizer
+from .detokenizer import TokenBytes
+from .errors import CheckpointError
+from .files import write_whole
+from .gguf_header import read_gguf_header
+from .gguf_tokenizer import read_gguf_tokenizer
+from .shield import Shield
+from .tokenizer_folder import (
+    CONFIG_FILE,
+    TEMPLATE_FILE,
+    TOKENIZER_FILE,
+    read_template_file,
+    read_tokenizer_folder,
+)
+from .tokenizer_parts import TokenizerParts
+
+
+class ChatTokenizer:
+    """One model's tokenizer and chat template. Safe to share between threads.
+
+    Attributes:
+      vocabulary: how many tokens there are, added ones included.
+      bos_id: the id that begins a text; None where there is none.
+      eos_ids: every id that ends a reply.
+      special_ids: ids of special tokens; they have no text.
+      token_bytes: `token_bytes(id) -> bytes | None`, a token's exact bytes, None for a special token.
+    """
+
+    def __init__(self, parts: TokenizerParts) -> None:
+        self._parts = parts
+        self._tokenizer: Tokenizer = parts.tokenizer
+        self._template = ChatTemplate(parts.chat_template, parts.special) if parts.chat_template else None
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.vocabulary: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self.special_ids: frozenset[int] = frozenset(i for i, token in added.items() if token.special)
+        self.eos_ids = parts.eos_ids
+        bos = parts.special.get("bos_token")
+        self.bos_id: int | None = self._tokenizer.token_to_id(bos) if bos is not None else None
+        self.token_bytes = TokenBytes(self._tokenizer)
+
+    @property
+    def has_template(self) -> bool:
+        """Whether conversations can be rendered at all."""
+        return self._template is not None
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> str:
+        """The prompt's text. `continue_final_message` leaves the last message open and needs
+        `add_generation_prompt=False`.
+
+        Raises:
+          TemplateError: the template refuses the messages, or the model has none.
+        """
+        if self._template is None:
+            raise TemplateError("this model has no chat template; give one, or use plain completions")
+        return self._template.render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> list[int]:
+        """The prompt's ids: the rendered text's, begun only as the template begins it.
+
+        Special tokens typed inside a message are encoded as the text they are.
+
+        Raises:
+          TemplateError: the template refuses the messages, or the model has none.
+        """
+        shielded, typed = self._shield.cover(messages)
+        text = self.render(
+            shielded,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+        return self._shield.encode(text, typed) if typed else self.encode(text, add_special_tokens=False)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The ids of a text. Special tokens in it are recognised: it is a raw prompt, not a message.
+
+        Args:
+          add_special_tokens: begin (and end) as the model wants a whole text to.
+        """
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of a whole sequence, special tokens skipped."""
+        whole = self.detokenizer()
+        return "".join([whole.push(token) for token in ids]) + whole.flush()
+
+    def detokenizer(self, prompt: Sequence[int] = ()) -> Detokenizer:
+        """A fresh incremental decoder for a reply to `prompt`."""
+        return Detokenizer(self.token_bytes, prompt)
+
+    def save(self, folder: Path) -> None:
+        """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja.
+
+        The end ids belong to generation_config.json, which `GenerationDefaults` writes.
+        """
+        config = {**self._parts.special, "tokenizer_class": "PreTrainedTokenizerFast"}
+        write_whole(folder / TOKENIZER_FILE, self._tokenizer.to_str().encode())
+        write_whole(folder / CONFIG_FILE, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+        if self._parts.chat_template is not None:
+            write_whole(folder / TEMPLATE_FILE, self._parts.chat_template.encode())
+
+    @cached_property
+    def _shield(self) -> Shield:
+        return Shield(self._tokenizer)
+
+
+def load_tokenizer(path: Path, chat_template: Path | None = None) -> ChatTokenizer:
+    """The tokenizer of a Hugging Face folder, a store or a GGUF file.
+
+    Args:
+      chat_template: a Jinja file that replaces the model's own template.
+
+    Raises:
+      CheckpointError: missing, damaged, or of a kind we cannot build exactly.
+    """
+    if path.is_dir():
+        parts = read_tokenizer_folder(path)
+    elif path.is_file():
+        parts = read_gguf_tokenizer(path, read_gguf_header(path).metadata)
+    else:
+        raise CheckpointError(f"{path}: missing; expected a model folder or a GGUF file")
+    if chat_template is not None:
+        template = read_template_file(chat_template)
+        parts = TokenizerParts(parts.tokenizer, parts.special, template, parts.eos_ids)
+    return ChatTokenizer(parts)
