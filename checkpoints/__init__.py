@@ -1,1 +1,53 @@
-"""Bytes on disk to model trees, tokenizers and chat templates. Nothing here runs per token."""
+"""Bytes on disk to model trees, tokenizers and chat templates. Nothing here runs per token.
+
+    name --sources.resolve--> path --reading.open_checkpoint--> Checkpoint --load_parameters--> arrays
+                                   --tokenizer.load_tokenizer--> ChatTokenizer
+
+Names are exported lazily: importing `checkpoints.tokenizer` imports no jax.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .errors import CheckpointError as CheckpointError
+    from .errors import SourceNotFound as SourceNotFound
+    from .files import Progress as Progress
+    from .generation import GenerationDefaults as GenerationDefaults
+    from .reading import Checkpoint as Checkpoint
+    from .reading import load_parameters as load_parameters
+    from .reading import open_checkpoint as open_checkpoint
+    from .sources import bundled as bundled
+    from .sources import check as check
+    from .sources import resolve as resolve
+    from .store_writer import convert as convert
+    from .tokenizer import ChatTokenizer as ChatTokenizer
+    from .tokenizer import Detokenizer as Detokenizer
+    from .tokenizer import TemplateError as TemplateError
+    from .tokenizer import load_tokenizer as load_tokenizer
+
+_HOMES = {
+    "CheckpointError": "errors",
+    "SourceNotFound": "errors",
+    "Progress": "files",
+    "GenerationDefaults": "generation",
+    "Checkpoint": "reading",
+    "load_parameters": "reading",
+    "open_checkpoint": "reading",
+    "bundled": "sources",
+    "check": "sources",
+    "resolve": "sources",
+    "convert": "store_writer",
+    "ChatTokenizer": "tokenizer",
+    "Detokenizer": "tokenizer",
+    "TemplateError": "tokenizer",
+    "load_tokenizer": "tokenizer",
+}
+
+__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll] - the names are imported above
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

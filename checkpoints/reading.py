@@ -1,0 +1,118 @@
+"""A path to a checkpoint, and a checkpoint to parameters on the device.
+
+The three formats behind one face. The one idea: opening says everything that can be said without reading
+weights, in milliseconds and without jax, so that a bad model is refused before anything is allocated.
+"""
+
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ..model.config import ModelConfig
+from ..model.parameters import parameter_shapes
+from .errors import CheckpointError, SourceNotFound
+from .files import Progress
+from .generation import GenerationDefaults
+from .manifest import MANIFEST_FILE
+from .store import Store
+
+if TYPE_CHECKING:
+    import jax
+
+_EXPONENTS = {
+    "float32": (np.uint32, 0x7F800000),
+    "bfloat16": (np.uint16, 0x7F80),
+    "float16": (np.uint16, 0x7C00),
+}
+"""Per type: how to see its bits, and the exponent bits that only NaN and infinity have all set."""
+
+_CHUNK = 1 << 20
+
+
+class Checkpoint(Protocol):
+    """An opened checkpoint, whatever its format.
+
+    Attributes:
+      path: where it is. config: the model. generation: its end tokens and sampling defaults.
+      fingerprint: 64 hexadecimal digits that identify the weights: a store's manifest digest; for other
+        formats a digest over config, headers, file sizes and times of change.
+      nbytes: of all tensors as `tensors` yields them.
+    """
+
+    path: Path
+    config: ModelConfig
+    generation: GenerationDefaults
+    fingerprint: str
+    nbytes: int
+
+    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+        """`(name, values)` in `parameter_shapes` order, one in memory at a time, linears `[inputs, outputs]`.
+
+        Raises:
+          CheckpointError: the weights are damaged or changed while they were read.
+        """
+        ...
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Opens a Hugging Face folder, a GGUF file or a store, and checks all but the weights.
+
+    Raises:
+      SourceNotFound: nothing is there.
+      ConfigError: the model asks for mathematics we do not compute.
+      CheckpointError: the checkpoint is damaged, incomplete or inconsistent.
+    """
+    if not path.exists():
+        raise SourceNotFound(f"{path}: missing; expected a model folder or a GGUF file")
+    if (path / MANIFEST_FILE).exists():
+        return Store(path)
+    if path.is_dir():
+        from .huggingface import HuggingFaceFolder
+
+        return HuggingFaceFolder(path)
+    from .gguf import GGUFFile
+
+    return GGUFFile(path)
+
+
+def load_parameters(
+    checkpoint: Checkpoint, dtype: Any, progress: Progress | None = None
+) -> "dict[str, jax.Array]":
+    """All parameters on the default device, cast to `dtype`, by our names in `parameter_shapes` order.
+
+    A store's files are held against their digests first (phase `verify`); then tensors are read, scanned,
+    cast and placed one by one (phase `load`, in bytes of `dtype`).
+
+    Raises:
+      CheckpointError: the weights are damaged, or a tensor holds NaN or infinity (it is named).
+    """
+    if isinstance(checkpoint, Store):
+        checkpoint.verify(progress)
+    import jax
+
+    dtype = np.dtype(dtype)
+    total = sum(map(prod, parameter_shapes(checkpoint.config).values())) * dtype.itemsize
+    parameters: dict[str, jax.Array] = {}
+    done = 0
+    for name, values in checkpoint.tensors():
+        cast = np.ascontiguousarray(values).astype(dtype, copy=False)
+        if not all_finite(cast):
+            raise CheckpointError(
+                f"{checkpoint.path}: tensor {name} holds NaN or infinity; expected finite weights"
+            )
+        parameters[name] = jax.device_put(cast)
+        done += cast.nbytes
+        if progress:
+            progress("load", done, total)
+    return parameters
+
+
+def all_finite(values: np.ndarray) -> bool:
+    """Whether no element is NaN or infinite. Looks at exponent bits, which is fast for bfloat16 too."""
+    bits, exponent = _EXPONENTS[values.dtype.name]
+    flat = values.reshape(-1).view(bits)
+    chunks = (flat[start : start + _CHUNK] for start in range(0, len(flat), _CHUNK))
+    return not any((chunk & bits(exponent)).max() == exponent for chunk in chunks)

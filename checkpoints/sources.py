@@ -1,0 +1,109 @@
+"""Where a model's name leads: a path, a bundled model, or an id on the Hugging Face hub.
+
+`check` is for the command line's first milliseconds, `resolve` does the work. Downloads are of data only:
+JSON, safetensors, templates and vocabularies, never pickles or code.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from .bundled import SMOLLM2, BundledModel, prepare
+from .errors import CheckpointError, SourceNotFound
+from .files import Progress
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*\w")
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer*"]
+_HUB_NEVER = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.py", "*/*", "consolidated*"]
+
+_BUNDLED = (SMOLLM2,)
+
+
+def bundled() -> tuple[BundledModel, ...]:
+    """The models that can be named without a path or a hub."""
+    return _BUNDLED
+
+
+def cache_folder() -> Path:
+    """`distaff` in the user's cache folder (XDG base directory specification)."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "distaff"
+
+
+def check(name: str | None) -> None:
+    """Refuses a name that cannot lead anywhere, in milliseconds and without the network.
+
+    Raises:
+      SourceNotFound: neither an existing path, nor bundled, nor shaped like a hub id.
+    """
+    if name is None or _find_bundled(name) or Path(name).expanduser().exists():
+        return
+    if _is_path(name):
+        raise SourceNotFound(
+            f"{name}: no such file or folder; expected a model folder, a GGUF file or a hub id"
+        )
+    if not _HUB_ID.fullmatch(name):
+        known = ", ".join(model.name for model in _BUNDLED)
+        raise SourceNotFound(
+            f"{name!r} is no path and no model; expected a path, ORG/NAME on the hub, or {known}"
+        )
+
+
+def resolve(
+    name: str | None,
+    *,
+    revision: str | None = None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """The local path of a model, downloaded where that is needed.
+
+    Args:
+      name: None for the bundled default, else a path, a bundled name or `ORG/NAME` on the hub.
+      revision: a branch, tag or commit on the hub.
+      cache: instead of the user's cache folder (and of the hub client's own).
+      progress: hears the phases `download` and `convert`.
+
+    Raises:
+      SourceNotFound: the name leads nowhere. CheckpointError: the download failed.
+    """
+    check(name)
+    model = _find_bundled(name or SMOLLM2.name)
+    if model is not None:
+        return prepare(model, cache or cache_folder(), progress)
+    assert name is not None
+    path = Path(name).expanduser()
+    return path if path.exists() else _download(name, revision, cache)
+
+
+def _find_bundled(name: str) -> BundledModel | None:
+    return next((model for model in _BUNDLED if model.name == name), None)
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.endswith(".gguf") or name.count("/") > 1
+
+
+def _download(name: str, revision: str | None, cache: Path | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                cache_dir=cache / "hub" if cache else None,
+                allow_patterns=_HUB_FILES,
+                ignore_patterns=_HUB_NEVER,
+            )
+        )
+    except RepositoryNotFoundError as error:
+        raise SourceNotFound(f"{name}: not on the hub, or not for this user ({_line(error)})") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(f"{name}: the download failed ({_line(error)})") from None
+
+
+def _line(error: Exception) -> str:
+    """The first line of a message that may be many."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
