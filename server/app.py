@@ -10,6 +10,7 @@ import time
 from typing import Any, cast
 
 from sanic import HTTPResponse, Sanic
+from sanic.exceptions import NotFound
 from sanic.response import BaseHTTPResponse
 
 from .context import ApiRequest, App, AppContext
@@ -53,7 +54,7 @@ def create_app(settings: ServerSettings, engine: EngineClient, served: ServedMod
     )
     for blueprint in (chat.blueprint, models.blueprint, operations.blueprint):
         app.blueprint(blueprint)
-    app.register_middleware(_answer_preflight, "request")
+    app.register_middleware(_screen, "request")
     app.register_middleware(_stamp, "response")
     app.add_signal(_read_head, "http.lifecycle.read_head")
     app.register_listener(_start, "after_server_start")
@@ -66,8 +67,10 @@ async def _read_head(head: bytes) -> None:
     check_head(head)
 
 
-async def _answer_preflight(request: ApiRequest) -> HTTPResponse | None:
-    """OPTIONS is harmless everywhere, and grants nothing to a foreign origin."""
+async def _screen(request: ApiRequest) -> HTTPResponse | None:
+    """We are no proxy. OPTIONS is harmless everywhere, and grants nothing to a foreign origin."""
+    if not request.raw_url.startswith((b"/", b"*")):
+        raise NotFound
     return HTTPResponse(status=204) if request.method == "OPTIONS" else None
 
 

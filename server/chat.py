@@ -82,18 +82,13 @@ class ChoiceText:
         return text
 
     def _flush(self) -> str:
-        tail = self._detokenizer.flush()
-        if self._aligner is not None:
-            self._aligner.match(tail)
-        return self._stops.push(tail) + self._stops.flush()
+        return self._stops.push(self._detokenizer.flush()) + self._stops.flush()
 
     def _entries(self, text: str) -> list[dict[str, Any]] | None:
         if self._aligner is None:
             return None
         entries = self._aligner.release(text) if text else []
-        if self.finish is not None:
-            entries += self._aligner.finish(cut=self._stops.found)
-        return entries
+        return entries + self._aligner.cut() if self._stops.found else entries
 
 
 async def deltas(

@@ -52,6 +52,11 @@ class StrictHttp(Http):
         finally:
             late.cancel()
 
+    def create_empty_request(self) -> None:
+        """Stands in for a request that could not be read, without its URL: that may be what was wrong."""
+        self.url = None
+        super().create_empty_request()
+
 
 class HardenedHttp(HttpProtocol):
     """One connection, if there is room for it."""

@@ -61,10 +61,10 @@ def sequences(
     """One engine request per choice, all with one seed: choices differ by their number alone."""
     params = SamplingParams(
         max_tokens=call.max_tokens,
-        temperature=_first(call.temperature, defaults.temperature),
-        top_p=_first(call.top_p, defaults.top_p),
-        top_k=_first(call.top_k, defaults.top_k),
-        min_p=_first(call.min_p, defaults.min_p),
+        temperature=_first(call.temperature, defaults.temperature, 1.0),
+        top_p=_first(call.top_p, defaults.top_p, 1.0),
+        top_k=_first(call.top_k, defaults.top_k, 0),
+        min_p=_first(call.min_p, defaults.min_p, 0.0),
         seed=draw_seed() if call.seed is None else call.seed,
         frequency_penalty=call.frequency_penalty,
         presence_penalty=call.presence_penalty,
@@ -78,5 +78,8 @@ def sequences(
     ]
 
 
-def _first(said: _T | None, default: _T) -> _T:
-    return default if said is None else said
+def _first(said: _T | None, recommended: _T | None, default: _T) -> _T:
+    """What the request says, else what the model recommends, else OpenAI's default."""
+    if said is not None:
+        return said
+    return default if recommended is None else recommended

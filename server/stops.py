@@ -28,7 +28,7 @@ class StopSearch:
         held = self._held + text
         match, open_at = self._first_match(held), self._open_prefix(held)
         if match is not None and match <= open_at:
-            self.found = True
+            self.found, self._held = True, ""
             return held[:match]
         self._held = held[open_at:]
         return held[:open_at]
@@ -36,7 +36,7 @@ class StopSearch:
     def flush(self) -> str:
         """The text is complete: returns what was held back, up to a stop string in it."""
         held, self._held = self._held, ""
-        match = None if self.found else self._first_match(held)
+        match = self._first_match(held)
         self.found = self.found or match is not None
         return held[:match]
 

@@ -139,10 +139,11 @@ class FakeEngine:
 
 
 class FakeStream:
-    """The events of one sequence."""
+    """The events of one sequence; `delay` may differ from the engine's."""
 
     def __init__(self, engine: FakeEngine, request: Request) -> None:
         self.lost = asyncio.Event()
+        self.delay = engine.delay
         self._engine = engine
         self._request = request
 
@@ -169,7 +170,7 @@ class FakeStream:
 
     async def _wait(self) -> None:
         """Until the next token may be said, or the engine is lost."""
-        await asyncio.sleep(self._engine.delay)
+        await asyncio.sleep(self.delay)
         gate = asyncio.ensure_future(self._engine.gate.wait())
         lost = asyncio.ensure_future(self.lost.wait())
         try:

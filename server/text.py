@@ -7,7 +7,7 @@ it, and from where, is the composition root's business. Nothing here imports a t
 import asyncio
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from ..runtime.request import NotReady
@@ -22,7 +22,7 @@ class Detokenizer(Protocol):
     """Ids of one sequence -> text, whole characters only."""
 
     def push(self, token: int, /) -> str:
-        """The text that has become certain with this token; often empty, sometimes several characters."""
+        """The text that has become certain with this token: all of it but an unfinished character."""
         ...
 
     def flush(self) -> str:
@@ -54,14 +54,30 @@ class TextModel(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SamplingDefaults:
-    """What a silent request gets: OpenAI's defaults, unless the model brings its own."""
+class SamplingDefaults(Protocol):
+    """The sampling that a checkpoint recommends for silent requests; None where it recommends nothing."""
 
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
+    @property
+    def temperature(self) -> float | None: ...
+
+    @property
+    def top_p(self) -> float | None: ...
+
+    @property
+    def top_k(self) -> int | None: ...
+
+    @property
+    def min_p(self) -> float | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class NoDefaults:
+    """The `SamplingDefaults` of a checkpoint that recommends nothing."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
 
 
 @dataclass(slots=True)
@@ -69,7 +85,7 @@ class ServedModel:
     """The text side of the model being served; `text` is None until it is loaded."""
 
     text: TextModel | None = None
-    defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+    defaults: SamplingDefaults = NoDefaults()
 
     def ready(self) -> TextModel:
         """The text model; raises NotReady before it is loaded."""

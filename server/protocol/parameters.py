@@ -80,8 +80,8 @@ def unknown_keys(fields: Fields) -> list[str]:
 
 def unknown_parameter(name: str) -> BadRequest:
     """The refusal of an unknown key, with the nearest known one where it is two edits away or less."""
-    near = [(_edits(name, known), known) for known in sorted(KNOWN)] if len(name) <= 64 else []
-    distance, nearest = min(near, default=(3, ""))
+    near = [_nearness(name, known) for known in KNOWN] if len(name) <= 64 else []
+    distance, _, nearest = min(near, default=(3, True, ""))
     return BadRequest(*unknown(name, nearest if distance <= 2 else None))
 
 
@@ -172,6 +172,11 @@ def refuse_unsupported(fields: Fields) -> None:
 def _needs_tools(name: str) -> BadRequest:
     message = f"Invalid value for '{name}': '{name}' is only allowed when 'tools' are specified."
     return BadRequest(message, name)
+
+
+def _nearness(name: str, known: str) -> tuple[int, bool, str]:
+    """Orders candidates: few edits first, then words that were only broken off."""
+    return _edits(name, known), not known.startswith(name), known
 
 
 def _edits(a: str, b: str) -> int:

@@ -1,6 +1,7 @@
 """GET /v1/models: what is served here, under which names."""
 
 from typing import Any
+from urllib.parse import unquote
 
 from sanic import Blueprint, HTTPResponse
 
@@ -18,10 +19,11 @@ async def list_models(request: ApiRequest) -> HTTPResponse:
     return HTTPResponse(to_json({"object": "list", "data": data}), content_type="application/json")
 
 
-@blueprint.route("/v1/models/<name:path>", methods=["GET", "HEAD"], unquote=True)
+@blueprint.route("/v1/models/<name:path>", methods=["GET", "HEAD"])
 async def retrieve_model(request: ApiRequest, name: str) -> HTTPResponse:
     """One model; its id may contain slashes, escaped or not."""
     context = request.app.ctx
+    name = unquote(name)
     context.check_model(name)
     return HTTPResponse(to_json(_describe(context, name)), content_type="application/json")
 
