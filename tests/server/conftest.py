@@ -1,6 +1,8 @@
 """A real server on a real socket, in a thread of its own, with an engine that says what it is told."""
 
 import asyncio
+import functools
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -135,3 +137,47 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
         _strict_response_validation=True,
     ) as client:
         yield client
+
+
+Ask = Callable[..., httpx.Response]
+
+
+def post_chat(http: httpx.Client, **changes: Any) -> httpx.Response:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]} | changes
+    kept = {key: value for key, value in body.items() if value is not ...}
+    return http.post("/v1/chat/completions", json=kept)
+
+
+@pytest.fixture
+def ask(http: httpx.Client) -> Ask:
+    """Posts a chat completion: a usual body with some keys changed (`...` drops one)."""
+    return functools.partial(post_chat, http)
+
+
+@pytest.fixture(scope="session")
+def strict_server() -> Iterator[Server]:
+    server = Server(strict=True)
+    server.reset()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def ask_strictly(strict_server: Server) -> Iterator[Ask]:
+    """The same of a server that refuses unknown parameters."""
+    with httpx.Client(base_url=strict_server.url, timeout=20) as client:
+        yield functools.partial(post_chat, client)
+
+
+@pytest.fixture
+def stream(ask: Ask) -> Callable[..., list[dict[str, Any]]]:
+    """The chunks of a streamed completion; the framing around them is checked."""
+
+    def chunks(**changes: Any) -> list[dict[str, Any]]:
+        text = ask(stream=True, **changes).content
+        *events, done, nothing = text.split(b"\n\n")
+        assert (done, nothing) == (b"data: [DONE]", b"")
+        assert all(event.startswith(b"data: {") for event in events)
+        return [json.loads(event[6:]) for event in events]
+
+    return chunks

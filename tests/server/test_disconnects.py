@@ -1,0 +1,100 @@
+"""A client that goes away frees what it held: streaming or not, whatever the size of its body."""
+
+import json
+import socket
+import struct
+import time
+
+import httpx
+import pytest
+
+
+def wait_until(condition, seconds=5.0):
+    """Waits for a condition of the server's thread."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def begin(server, engine):
+    """Sends a request that will not end by itself, and waits until the engine has it."""
+
+    def send(*, padding: int = 0, **changes) -> socket.socket:
+        engine.delay = 0.01
+        engine.reply = "x" * 4000
+        body = {"model": "tgi", "messages": [{"role": "user", "content": "hi"}], "pad": "x" * padding}
+        data = json.dumps(body | changes).encode()
+        connection = server.connect()
+        connection.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data
+        )
+        wait_until(lambda: len(engine.requests) == changes.get("n", 1))
+        return connection
+
+    return send
+
+
+@pytest.mark.parametrize("padding", [0, 66_000, 300_000, 5_000_000])
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("how", ["close", "reset", "half-close"])
+def test_a_disconnect_frees_the_sequence(begin, engine, caplog, http, streaming, padding, how):
+    connection = begin(stream=streaming, padding=padding)
+    if how == "reset":
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    if how == "half-close":
+        connection.shutdown(socket.SHUT_WR)
+    else:
+        connection.close()
+    wait_until(lambda: engine.running == {}, 0.5)
+    assert engine.aborted == [engine.requests[0].id]
+    assert "Traceback" not in caplog.text
+    wait_until(lambda: "distaff_requests_in_flight 0.0" in http.get("/metrics").text)
+    connection.close()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_disconnect_frees_every_choice(begin, engine, streaming):
+    begin(stream=streaming, n=5).close()
+    wait_until(lambda: engine.running == {}, 0.5)
+    assert len(engine.aborted) == 5
+
+
+def test_a_hundred_resets_at_once(server, engine, http, caplog):
+    engine.capacity = 1000
+    engine.gate.clear()
+    body = {"model": "tgi", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    data = json.dumps(body).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data)
+    connections = [server.connect() for _ in range(100)]
+    for connection in connections:
+        connection.sendall(head + data)
+    wait_until(lambda: len(engine.running) == 100)
+    for connection in connections:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+    wait_until(lambda: engine.running == {})
+    assert "Traceback" not in caplog.text
+    wait_until(lambda: "distaff_requests_in_flight 0.0" in http.get("/metrics").text)
+
+
+def test_a_timeout_of_the_client_is_a_disconnect(server, engine):
+    engine.gate.clear()
+    body = {"model": "tgi", "messages": [{"role": "user", "content": "hi"}]}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=0.2)
+    wait_until(lambda: engine.running == {}, 0.5)
+
+
+def test_an_abandoned_request_is_accounted_for(begin, engine, caplog):
+    with caplog.at_level("INFO", "distaff.server.metrics"):
+        begin(stream=True, n=2).close()
+        wait_until(lambda: any("finish=abort,abort" in line for line in caplog.messages))
+
+
+def test_a_slow_reader_does_not_slow_the_engine(begin, engine, ask):
+    connection = begin(stream=True)
+    assert ask(max_tokens=3).status_code == 200
+    connection.close()
+    wait_until(lambda: engine.running == {}, 0.5)

@@ -1,0 +1,136 @@
+"""Health, readiness, overload, metrics, log lines: what operators see."""
+
+import re
+import time
+
+import pytest
+
+RETRY = re.compile(r"[1-9]|[1-5][0-9]|60")
+
+
+def test_before_the_model_is_loaded(http, ask, server, engine):
+    server.served.text = None
+    engine.state = "loading"
+    assert http.get("/health").status_code == 200
+    ready = http.get("/ready")
+    assert (ready.status_code, ready.json()["error"]["type"]) == (503, "server_error")
+    reply = ask()
+    assert reply.status_code == 503
+    assert RETRY.fullmatch(reply.headers["retry-after"])
+    assert list(reply.json()["error"]) == ["message", "type", "param", "code"]
+    assert ask(temperature=3).status_code == 400
+    assert http.get("/v1/models").status_code == 200
+
+
+def test_ready_needs_the_engine_and_the_text(http, ask, server, engine):
+    assert http.get("/ready").json() == {"status": "ready"}
+    server.served.text = None
+    assert http.get("/ready").status_code == 503
+    assert ask().status_code == 503
+
+
+@pytest.mark.parametrize("state", ["starting", "loading", "restarting", "draining", "stopped"])
+def test_only_a_ready_engine_is_ready(http, ask, engine, state):
+    engine.state = state
+    assert http.get("/ready").status_code == 503
+    assert ask(stream=True).status_code == 503
+    assert http.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(("age", "status"), [(0.0, 200), (9.9, 200), (10.1, 503)])
+def test_health_is_false_when_the_engine_has_fallen_silent(http, engine, age, status):
+    engine.heartbeat_age = age
+    assert http.get("/health").status_code == status
+
+
+def test_overload_is_told_at_once(ask, engine):
+    engine.capacity = 0
+    begin = time.perf_counter()
+    reply = ask(stream=True)
+    assert time.perf_counter() - begin < 0.5
+    assert reply.status_code == 503
+    assert RETRY.fullmatch(reply.headers["retry-after"])
+    assert reply.json()["error"] == {
+        "message": "The engine is currently overloaded, please try again later",
+        "type": "server_error",
+        "param": None,
+        "code": "server_overloaded",
+    }
+
+
+def test_all_choices_are_admitted_or_none(ask, engine):
+    engine.capacity = 2
+    assert ask(n=3).status_code == 503
+    assert engine.running == {}
+    assert len(engine.aborted) == 2
+    assert ask(n=2).status_code == 200
+
+
+def test_metrics(http, ask, engine):
+    def value(name: str) -> float:
+        found = re.search(rf"^{re.escape(name)} (\S+)$", http.get("/metrics").text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    names = [
+        'distaff_responses_total{status="200"}',
+        'distaff_choices_total{finish_reason="stop"}',
+        'distaff_choices_total{finish_reason="length"}',
+        "distaff_prompt_tokens_total",
+        "distaff_completion_tokens_total",
+        "distaff_time_to_first_token_seconds_count",
+        "distaff_time_per_output_token_seconds_count",
+        "distaff_request_duration_seconds_count",
+    ]
+    before = [value(name) for name in names]
+    ask(stream=True)
+    ask(n=2, max_tokens=3)
+    after = [value(name) for name in names]
+    gained = [b - a for a, b in zip(before, after, strict=True)]
+    assert gained[0] >= 2
+    assert gained[1:] == [1, 2, 18, 19, 2, 2, 2]
+    assert value("distaff_requests_in_flight") == 0
+    assert value("distaff_engine_ready") == 1
+    assert value("distaff_engine_total_pages") == 100
+
+
+def test_metrics_carry_no_text_of_clients(http, ask):
+    ask(model="planted-model", user="planted-user", planted_key=1)
+    ask(planted_key=1, messages=[{"role": "user", "content": "planted text"}])
+    assert "planted" not in http.get("/metrics").text
+
+
+def test_one_line_per_request_without_its_text(ask, http, engine, caplog):
+    engine.reply = "planted answer"
+    with caplog.at_level("INFO", "distaff"):
+        reply = http.post(
+            "/v1/chat/completions",
+            json={"model": "tgi", "messages": [{"role": "user", "content": "planted prompt"}]},
+            headers={"authorization": "Bearer planted-key", "x-client-request-id": "mine-1"},
+        )
+    [line] = [r.getMessage() for r in caplog.records if r.name == "distaff.server.metrics"]
+    assert line.startswith(f"{reply.headers['x-request-id']} client=mine-1 model=org/fake-model prompt=21 ")
+    assert re.search(r"completion=14 first=[\d.]+s total=[\d.]+s finish=stop$", line)
+    assert "planted" not in caplog.text
+
+
+def test_a_defect_is_told_to_nobody_but_the_log(ask, engine, caplog):
+    """Neither body nor log carries a traceback; the type of the error is in the log."""
+
+    def broken(request):
+        raise ZeroDivisionError("planted secret")
+
+    engine.reply = broken
+    reply = ask()
+    assert reply.status_code == 500
+    assert reply.json()["error"]["type"] == "server_error"
+    assert "planted" not in reply.text + caplog.text
+    assert "ZeroDivisionError" in caplog.text
+    assert engine.running == {}
+
+
+def test_the_web_side_never_imports_jax():
+    import subprocess
+    import sys
+
+    code = "import distaff.server.app, distaff.server.testing, sys; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
