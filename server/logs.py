@@ -1,0 +1,29 @@
+"""Logging, set up once for each process: single lines on stderr with a time and a level."""
+
+import contextlib
+import logging
+import sys
+
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class _Stderr(logging.Handler):
+    """Writes to whatever `sys.stderr` is at the moment, so that a progress bar can keep below the lines.
+
+    A full disk or a closed stderr loses lines, never a request.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+
+
+def configure_logging(level: str) -> None:
+    """Sends everything from `level` on to stderr; other libraries' chatter only from WARNING on."""
+    handler = _Stderr()
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    logging.basicConfig(
+        level=max(logging.WARNING, logging.getLevelName(level)), handlers=[handler], force=True
+    )
+    logging.getLogger("distaff").setLevel(level)

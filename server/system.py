@@ -1,0 +1,104 @@
+"""What the engine process asks of the operating system: dying with its parent, its share of the processors,
+and a folder of compiled programs that only it can write.
+
+Knows nothing of engines or frames. Linux is served fully; elsewhere each function does what it can.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import re
+import signal
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+
+_PR_SET_PDEATHSIG = 1
+_CGROUP = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def die_with_parent() -> None:
+    """Has the kernel kill this process when the thread that spawned it ends. Linux only.
+
+    Elsewhere, and where the kernel refuses, the end of the socketpair tells the same a little later.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def ignore_terminal() -> None:
+    """Leaves Ctrl-C to the web process, which drains first and then stops us."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def usable_cores(cgroup: Path | None = None) -> int:
+    """Processors that this process may keep busy: those it may run on, or its group's quota if less."""
+    affinity = psutil.Process().cpu_affinity() if sys.platform == "linux" else None
+    cores = len(affinity) if affinity else os.cpu_count() or 1
+    return max(1, min(cores, round(_quota(cgroup or _own_cgroup()) or cores)))
+
+
+def _own_cgroup() -> Path:
+    """The folder of our control group; in a container, and with version 1, the root."""
+    try:
+        line = _MEMBERSHIP.read_text().splitlines()[-1]
+    except (OSError, IndexError):
+        return _CGROUP
+    own = _CGROUP / line.removeprefix("0::/") if line.startswith("0::/") else _CGROUP
+    return own if own.is_dir() else _CGROUP
+
+
+def _quota(cgroup: Path) -> float | None:
+    """A group's processors, from version 2's `cpu.max` or version 1's two files; None for no limit."""
+    if (cgroup / "cpu.max").exists():
+        words = (cgroup / "cpu.max").read_text().split()
+    else:
+        names = ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
+        words = [(cgroup / name).read_text().strip() for name in names if (cgroup / name).exists()]
+    if len(words) != 2 or not all(word.isdigit() for word in words):
+        return None
+    return int(words[0]) / int(words[1])
+
+
+def limit_threads() -> None:
+    """Sizes XLA's thread pool by `usable_cores`; to be called before jax is imported.
+
+    XLA counts the machine's processors and does not know quotas; more threads than the quota carries are
+    all throttled together. `NPROC` is the variable its thread pool reads; an operator's own value stands.
+    """
+    cores = usable_cores()
+    if cores < (os.cpu_count() or 1):
+        os.environ.setdefault("NPROC", str(cores))
+
+
+def compilation_folder(cache: Path, device: str) -> Path:
+    """A folder for compiled programs under `cache`, made if need be, that only this user can enter.
+
+    Compiled code runs wherever the folder is read, so it is private, and it differs for every jaxlib,
+    kind of device and kind of processor: code for a missing instruction would end the process.
+
+    Args:
+      device: the kind of device, e.g. `cpu` or `NVIDIA H100`.
+    """
+    kind = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    name = f"{version('jaxlib')}-{kind}-{processor_digest()}"
+    folder = cache / "compiled" / name
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    return folder
+
+
+def processor_digest() -> str:
+    """Eight hex digits over the processor's model and features."""
+    lines = [platform.machine(), platform.processor()]
+    if _CPUINFO.exists():
+        first = _CPUINFO.read_text().split("\n\n", 1)[0]
+        lines += [
+            line for line in first.splitlines() if re.match(r"(model name|flags|Features|CPU part)\b", line)
+        ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]

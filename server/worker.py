@@ -1,0 +1,161 @@
+"""The engine process: `python -m distaff.server.worker --fd N SETTINGS`, spawned by the web process alone.
+
+The composition root on this side of the wire: a checkpoint, its weights, an `Engine`. Passing frames to and
+fro is `pump.py`'s. Nothing heavy is imported before the heartbeat runs and the environment that XLA reads
+once is set; so jax appears inside functions here, and nowhere in the web process.
+"""
+
+import argparse
+import hashlib
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from ..checkpoints.files import Progress
+from ..checkpoints.sources import cache_folder
+from ..model.errors import ConfigError, DistaffError
+from . import exit_codes, system, wire
+from .engine_client import EngineInfo
+from .logs import configure_logging
+from .pump import Build, OnEvents, Pump, Send, ServedEngine
+from .worker_settings import WorkerSettings
+
+if TYPE_CHECKING:
+    import jax
+    import numpy as np
+    from jaxlib._jax import Device
+
+    from ..model.config import ModelConfig
+    from ..runtime.engine import Engine
+
+log = logging.getLogger(__name__)
+
+_PROGRESS_SECONDS = 0.1
+
+
+class SettingRefused(DistaffError):
+    """A setting of the operator's that the model or the machine cannot honour."""
+
+
+def main() -> None:
+    """Entry point of the process; leaves by `os._exit`, for XLA's threads do not end in order."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("settings", type=WorkerSettings.from_argument)
+    arguments = parser.parse_args()
+    configure_logging(arguments.settings.log_level)
+    serve(arguments.fd, lambda send, on_events: build_engine(arguments.settings, send, on_events))
+
+
+def serve(fd: int, build: Build) -> None:
+    """Runs an engine behind the socket `fd` and ends the process with it."""
+    system.die_with_parent()
+    system.ignore_terminal()
+    connection = socket.socket(fileno=fd)
+    connection.set_inheritable(False)
+    code = exit_codes.ENGINE_LOST
+    try:
+        code = Pump(connection).run(build)
+    except BaseException:
+        log.exception("the engine process ends")
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def build_engine(
+    settings: WorkerSettings, send: Send, on_events: OnEvents
+) -> tuple[ServedEngine, EngineInfo]:
+    """Loads what the settings name and compiles it.
+
+    Raises:
+      CheckpointError, ConfigError: the model cannot be had or served.
+      SettingRefused: a setting does not fit the model or the machine.
+    """
+    system.limit_threads()
+    from ..checkpoints import load_parameters, open_checkpoint, resolve
+
+    progress = throttled(send)
+    path = resolve(settings.model, revision=settings.revision, progress=progress)
+    send(wire.Located(str(path)))
+    checkpoint = open_checkpoint(path)
+    device = _first_device()
+    dtype = _dtype(settings, device)
+    parameters = load_parameters(checkpoint, dtype, progress)
+    engine = _engine(settings, checkpoint.config, parameters, on_events)
+    engine.warm_up(lambda done, total: progress("compile", done, total))
+    info = EngineInfo(
+        context=engine.context,
+        vocabulary=engine.vocabulary,
+        slots=engine.slots,
+        fingerprint=_fingerprint(checkpoint.fingerprint, dtype.name, device.device_kind, version("jaxlib")),
+    )
+    return engine, info
+
+
+def throttled(send: Send) -> Progress:
+    """A `progress(phase, done, total)` that sends a phase's first, last, and ten a second."""
+    phase, due = "", 0.0
+
+    def progress(name: str, done: int, total: int) -> None:
+        nonlocal phase, due
+        now = time.monotonic()
+        if name != phase or now >= due or done == total:
+            phase, due = name, now + _PROGRESS_SECONDS
+            send(wire.Progress(name, done, total))
+
+    return progress
+
+
+def _first_device() -> "Device":
+    """The device that the engine will own, once JAX is set up to keep what it compiles."""
+    import jax
+
+    device = jax.devices()[0]
+    folder = system.compilation_folder(cache_folder(), device.device_kind)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    log.info("running on %s with %d cores", device.device_kind, system.usable_cores())
+    return device
+
+
+def _dtype(settings: WorkerSettings, device: "Device") -> "np.dtype":
+    from ..runtime.settings import compute_dtype
+
+    with _settings_refused():
+        return compute_dtype(settings.dtype, device)
+
+
+def _engine(
+    settings: WorkerSettings, config: "ModelConfig", parameters: "dict[str, jax.Array]", on_events: OnEvents
+) -> "Engine":
+    from ..runtime.engine import Engine
+    from ..runtime.settings import EngineSettings
+
+    with _settings_refused():
+        wishes = EngineSettings(slots=settings.slots, context=settings.context, kv_pages=settings.kv_pages)
+        return Engine(config, parameters, wishes, on_events)
+
+
+@contextmanager
+def _settings_refused() -> Iterator[None]:
+    """What a sound checkpoint cannot be blamed for is the fault of a setting."""
+    try:
+        yield
+    except ConfigError as error:
+        raise SettingRefused(str(error)) from error
+
+
+def _fingerprint(*parts: str) -> str:
+    """Ten hex digits that change when outputs may."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:10]
+
+
+if __name__ == "__main__":
+    main()

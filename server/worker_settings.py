@@ -1,0 +1,32 @@
+"""What the web process tells the engine process on its command line: which model, and how to run it."""
+
+import msgspec
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The operator's wishes that concern the engine; None leaves a choice to the model and the machine.
+
+    Attributes:
+      model: a folder, a GGUF, a store, a hub id or a bundled name; None for the bundled default.
+      revision: of a hub id.
+      context: the longest sequence, in tokens. slots: sequences that decode together.
+      kv_pages: pages of the KV pool. dtype: `float32` or `bfloat16`.
+      log_level: a name of `logging`.
+    """
+
+    model: str | None = None
+    revision: str | None = None
+    context: int | None = None
+    slots: int | None = None
+    kv_pages: int | None = None
+    dtype: str | None = None
+    log_level: str = "INFO"
+
+    def to_argument(self) -> str:
+        """One word of a command line."""
+        return msgspec.json.encode(self).decode()
+
+    @classmethod
+    def from_argument(cls, word: str) -> "WorkerSettings":
+        """The inverse of `to_argument`."""
+        return msgspec.json.decode(word, type=cls)
