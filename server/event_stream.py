@@ -1,0 +1,75 @@
+"""The events of one request, from the engine's frames to the coroutine that reads them.
+
+Knows neither processes nor HTTP. The buffer is bounded: a reader that falls too far behind loses its request,
+so that no client can make the server hold an endless reply for it.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+from ..runtime.request import EngineFailed, Request, TokenEvent
+
+MAX_BUFFERED = 4096
+"""Events that may wait for their reader."""
+
+
+class BufferedStream:
+    """An `EventStream` that is filled from the outside.
+
+    Attributes:
+      request: whose events these are.
+      started: its first event has come, so it no longer waits in the queue; kept by whoever fills it.
+      ended: nothing more will be put in.
+    """
+
+    def __init__(self, request: Request, release: Callable[["BufferedStream", bool], None]) -> None:
+        """Takes events for `request`.
+
+        Args:
+          release: is called exactly once, when the stream ends, with True if the engine still works on it.
+        """
+        self.request = request
+        self.started = False
+        self.ended = False
+        self._release = release
+        self._events: deque[TokenEvent] = deque()
+        self._failure: EngineFailed | None = None
+        self._changed = asyncio.Event()
+
+    def put(self, event: TokenEvent) -> None:
+        """Appends an event; one too many for the buffer fails the stream instead."""
+        if len(self._events) >= MAX_BUFFERED:
+            self._end(EngineFailed("the reader fell too far behind"), working=True)
+            return
+        self._events.append(event)
+        self._changed.set()
+        if event.finish:
+            self._end(None, working=False)
+
+    def fail(self, failure: EngineFailed, *, working: bool = False) -> None:
+        """Ends the stream with an error, after what is buffered."""
+        self._end(failure, working=working)
+
+    def abort(self) -> None:
+        """Ends the request wherever it is. Idempotent, immediate, never raises."""
+        self._end(None, working=True)
+
+    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        while True:
+            while self._events:
+                yield self._events.popleft()
+            if self._failure:
+                raise self._failure
+            if self.ended:
+                return
+            self._changed.clear()
+            await self._changed.wait()
+
+    def _end(self, failure: EngineFailed | None, *, working: bool) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        self._failure = failure
+        self._changed.set()
+        self._release(self, working)

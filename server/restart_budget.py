@@ -1,0 +1,24 @@
+"""How often, and how soon, a failing engine may be brought up again."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+MOST_FAILURES = 3
+"""At this many failures within WINDOW_SECONDS it is enough."""
+WINDOW_SECONDS = 300.0
+
+
+class RestartBudget:
+    """Counts failures within a window. The pause doubles: 1 s, 2 s, 4 s ..."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._failures: deque[float] = deque(maxlen=MOST_FAILURES)
+
+    def pause(self) -> float | None:
+        """Counts a failure; the seconds to wait before the next start, or None if there is to be none."""
+        now = self._clock()
+        self._failures.append(now)
+        recent = sum(now - failure < WINDOW_SECONDS for failure in self._failures)
+        return None if recent >= MOST_FAILURES else 2.0 ** (recent - 1)

@@ -1,0 +1,218 @@
+"""`EngineProcess`: an engine in a process of its own that is brought up, fed, watched and brought up again.
+
+It keeps the account of open streams and decides what becomes of them when the process dies; how a process is
+spawned and known to be dead is `child.py`'s, how much may wait is `admission.py`'s. The one idea: whatever
+happens to the engine, every open stream hears of it, and HTTP stays up.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..runtime.request import EngineFailed, EngineStats, NotReady, Request, TokenEvent
+from . import exit_codes, wire
+from .admission import Admission
+from .child import Child
+from .engine_client import EngineInfo, EngineState
+from .event_stream import BufferedStream
+from .restart_budget import RestartBudget
+
+log = logging.getLogger(__name__)
+
+_DRAIN_TICK_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """The engine will not come back.
+
+    Attributes:
+      message: one line for the operator. exit_code: what the server should exit with.
+    """
+
+    message: str
+    exit_code: int
+
+
+News = wire.Progress | wire.Located | wire.Ready | GivenUp
+"""What an operator may want to see of the engine's life."""
+
+
+class EngineProcess:
+    """An `EngineClient` over a supervised child process.
+
+    Every method is to be called on one event loop's thread.
+    """
+
+    def __init__(self, command: Sequence[str], on_news: Callable[[News], None] = lambda news: None) -> None:
+        """Starts nothing yet.
+
+        Args:
+          command: the engine process's command line; `--fd N` is appended.
+          on_news: hears how bringing it up goes; must not block.
+        """
+        self._command = command
+        self._on_news = on_news
+        self._state: EngineState = "starting"
+        self._info: EngineInfo | None = None
+        self._stats = EngineStats()
+        self._admission: Admission | None = None
+        self._child: Child | None = None
+        self._streams: dict[str, BufferedStream] = {}
+        self._budget = RestartBudget()
+        self._given_up: GivenUp | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> EngineState:
+        return self._state
+
+    @property
+    def info(self) -> EngineInfo | None:
+        """What it serves; None until it has been ready once."""
+        return self._info
+
+    @property
+    def stats(self) -> EngineStats:
+        """The newest snapshot of its load."""
+        return self._stats
+
+    @property
+    def heartbeat_age(self) -> float:
+        """Seconds since the engine was last heard of; 0.0 while there is no process to hear."""
+        return self._child.silence if self._child else 0.0
+
+    @property
+    def pid(self) -> int | None:
+        """The engine's process, while there is one."""
+        return self._child.pid if self._child else None
+
+    def submit(self, request: Request) -> BufferedStream:
+        """Hands a request over.
+
+        Raises:
+          NotReady: not in state `ready`.
+          Overloaded: the queue is full, in requests or in prompt tokens.
+        """
+        if self._state != "ready" or self._admission is None or self._child is None:
+            raise NotReady(f"the engine is {self._state}")
+        self._admission.enter(request)
+        stream = self._streams[request.id] = BufferedStream(request, self._release)
+        self._child.send(wire.Submit(request))
+        return stream
+
+    async def start(self) -> None:
+        """Begins to load; returns at once."""
+        if self._task is None:
+            self._state = "loading"
+            self._task = asyncio.create_task(self._keep_up(), name="engine supervisor")
+
+    async def drain(self, seconds: float) -> None:
+        """Takes nothing new, waits until running requests end or the time is up, fails the rest."""
+        if self._state == "stopped":
+            return
+        self._state = "draining"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._streams:
+                    await asyncio.sleep(_DRAIN_TICK_SECONDS)
+        self._fail_streams("the server is shutting down", working=True)
+
+    async def stop(self) -> None:
+        """Ends the engine and all it started. Idempotent."""
+        self._state = "stopped"
+        self._fail_streams("the server is shutting down", working=True)
+        if self._child:
+            await self._child.stop()
+        elif self._task:
+            self._task.cancel()
+        if self._task:
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    def kill(self) -> None:
+        """Kills the engine's process group at once, for an exit that cannot wait."""
+        if self._child:
+            self._child.kill()
+
+    async def _keep_up(self) -> None:
+        """Brings up one process after another until we are stopped or it is hopeless."""
+        while True:
+            how = await self._one_life()
+            if self._state in ("draining", "stopped"):
+                return
+            pause = None if self._given_up else self._budget.pause()
+            if pause is None:
+                self._give_up(how)
+                return
+            log.error("the engine process %s; the next one starts in %.0f s", how, pause)
+            await asyncio.sleep(pause)
+
+    async def _one_life(self) -> str:
+        """Runs one process to its end. Streams fail as soon as it is lost, before it is reaped."""
+        try:
+            child = self._child = await Child.spawn(self._command, self._receive)
+        except OSError as error:
+            return f"cannot be started: {error}"
+        await child.lost()
+        if self._state in ("loading", "ready"):
+            self._state = "restarting"
+        self._fail_streams("the engine was lost")
+        how = await child.reap()
+        self._child = None
+        return how
+
+    def _give_up(self, how: str) -> None:
+        message = f"the engine process {how}; it failed too often and is given up"
+        given_up = self._given_up or GivenUp(message, exit_codes.ENGINE_LOST)
+        self._state = "stopped"
+        self._on_news(given_up)
+
+    def _receive(self, frame: wire.ToWeb) -> None:
+        match frame:
+            case wire.Step(events, stats):
+                self._stats = stats
+                for event in events:
+                    self._dispatch(event)
+            case wire.Heartbeat(stats):
+                self._stats = stats
+            case wire.Progress() | wire.Located():
+                self._on_news(frame)
+            case wire.Ready(info):
+                self._welcome(info)
+                self._on_news(frame)
+            case wire.Fatal(message, exit_code):
+                self._given_up = GivenUp(message, exit_code)
+
+    def _welcome(self, info: EngineInfo) -> None:
+        self._info = info
+        self._admission = Admission(info)
+        if self._state in ("loading", "restarting"):
+            self._state = "ready"
+
+    def _dispatch(self, event: TokenEvent) -> None:
+        stream = self._streams.get(event.request_id)
+        if stream is None:
+            return  # aborted while the event was under way
+        if not stream.started:
+            stream.started = True
+            self._leave_queue(stream)
+        stream.put(event)
+
+    def _release(self, stream: BufferedStream, working: bool) -> None:
+        """A stream has ended; if the engine still works on it, it is told to leave off."""
+        del self._streams[stream.request.id]
+        if not stream.started:
+            self._leave_queue(stream)
+        if working and self._child:
+            self._child.send(wire.Abort(stream.request.id))
+
+    def _leave_queue(self, stream: BufferedStream) -> None:
+        if self._admission:
+            self._admission.leave(stream.request)
+
+    def _fail_streams(self, reason: str, *, working: bool = False) -> None:
+        for stream in list(self._streams.values()):
+            stream.fail(EngineFailed(reason), working=working)

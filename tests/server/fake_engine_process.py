@@ -1,0 +1,114 @@
+"""An engine process without JAX: the real pump and wire around an engine whose output is computed by hand.
+
+A script, started as the web process starts the real worker: `python fake_engine_process.py MODE --fd N`. The
+engine says the request's prompt back, token by token, over and over, one token every 20 ms, until max_tokens
+(for ever if None). Modes: `ready`; `crash` ends with code 3 before it is ready; `fatal` gives up with 65;
+`load` loads for ever; `hang` stops its loop at the first request; `die` ends its loop at the first request;
+`refuse` calls every request invalid; `stubborn` ignores every request to stop.
+"""
+
+import itertools
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from distaff.checkpoints.errors import CheckpointError
+from distaff.runtime.request import EngineStats, InvalidRequest, Request, TokenEvent
+from distaff.server import wire
+from distaff.server.engine_client import EngineInfo
+from distaff.server.logs import configure_logging
+from distaff.server.pump import OnEvents, Send
+from distaff.server.worker import serve
+
+INFO = EngineInfo(context=4096, vocabulary=259, slots=4, fingerprint="0123456789")
+STEP_SECONDS = 0.02
+
+
+class FakeEngine:
+    """Echoes prompts; one thread, like the real one."""
+
+    slowest_step = 0.0
+
+    def __init__(self, mode: str, on_events: OnEvents) -> None:
+        self.beat = time.monotonic()
+        self._mode = mode
+        self._on_events = on_events
+        self._inbox: queue.SimpleQueue[tuple[str, Request | None]] = queue.SimpleQueue()
+        self._rows: dict[str, tuple[itertools.cycle[int], int | None]] = {}
+        self._stopping = False
+        self._steps = 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def stats(self) -> EngineStats:
+        return EngineStats(running=len(self._rows), steps=self._steps)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, request: Request) -> None:
+        if self._mode == "refuse":
+            raise InvalidRequest("no", "prompt")
+        self._inbox.put((request.id, request))
+
+    def abort(self, request_id: str) -> None:
+        self._inbox.put((request_id, None))
+
+    def stop(self) -> None:
+        time.sleep(3600 if self._mode == "stubborn" else 0)
+        self._stopping = True
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self.beat = time.monotonic()
+            time.sleep(STEP_SECONDS)
+            self._hear()
+            if self._rows and self._mode == "die":
+                return
+            if self._rows and self._mode == "hang":
+                time.sleep(3600)
+            if self._rows:
+                self._steps += 1
+                self._on_events([self._say(name) for name in list(self._rows)])
+
+    def _hear(self) -> None:
+        while not self._inbox.empty():
+            name, request = self._inbox.get()
+            self._rows.pop(name, None)
+            if request:
+                self._rows[name] = itertools.cycle(request.prompt), request.params.max_tokens
+
+    def _say(self, name: str) -> TokenEvent:
+        tokens, left = self._rows[name]
+        self._rows[name] = tokens, None if left is None else left - 1
+        if left == 1:
+            del self._rows[name]
+        return TokenEvent(request_id=name, token=next(tokens), finish="length" if left == 1 else None)
+
+
+def build(mode: str, send: Send, on_events: OnEvents) -> tuple[FakeEngine, EngineInfo]:
+    send(wire.Progress("load", 1, 1))
+    send(wire.Located(str(Path(__file__).parent)))
+    if mode == "crash":
+        os._exit(3)
+    if mode == "fatal":
+        raise CheckpointError("model.safetensors: damaged")
+    if mode == "load":
+        time.sleep(3600)
+    if mode == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return FakeEngine(mode, on_events), INFO
+
+
+if __name__ == "__main__":
+    configure_logging("INFO")
+    serve(int(sys.argv[-1]), lambda send, on_events: build(sys.argv[1], send, on_events))

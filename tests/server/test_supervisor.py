@@ -1,0 +1,281 @@
+"""A supervised engine process: the real pump and wire in a real child, around an engine without JAX."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from distaff.runtime.request import (
+    EngineFailed,
+    NotReady,
+    Overloaded,
+    Request,
+    SamplingParams,
+    TokenEvent,
+)
+from distaff.server import child, event_stream, exit_codes, wire
+from distaff.server.admission import Admission
+from distaff.server.engine_client import EngineInfo
+from distaff.server.restart_budget import RestartBudget
+from distaff.server.supervisor import EngineProcess, GivenUp, News
+
+SCRIPT = Path(__file__).with_name("fake_engine_process.py")
+
+Start = Callable[[str], Awaitable[EngineProcess]]
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    """Starts engine processes; each must leave nothing behind."""
+    started: list[EngineProcess] = []
+
+    async def begin(mode: str) -> EngineProcess:
+        news: list[News] = []
+        engine = EngineProcess([sys.executable, str(SCRIPT), mode], news.append)
+        engine.news = news  # type: ignore[attr-defined]  # for the tests to look at
+        started.append(engine)
+        await engine.start()
+        return engine
+
+    yield begin
+    for engine in started:
+        await engine.stop()
+    assert not psutil.Process().children(recursive=True)
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10.0) -> float:
+    """Waits for it; returns the seconds it took."""
+    began = time.monotonic()
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+    return time.monotonic() - began
+
+
+async def ready(engine: EngineProcess) -> EngineProcess:
+    await until(lambda: engine.state == "ready")
+    return engine
+
+
+def request(name: str, *, prompt: int = 3, max_tokens: int | None = None) -> Request:
+    return Request(id=name, prompt=(7,) * prompt, params=SamplingParams(max_tokens=max_tokens))
+
+
+async def collect(stream: event_stream.BufferedStream) -> list[TokenEvent]:
+    return [event async for event in stream]
+
+
+def news_of(engine: EngineProcess) -> list[News]:
+    return engine.news  # type: ignore[attr-defined]
+
+
+async def test_a_request_is_heard_to_its_end(start: Start):
+    engine = await start("ready")
+    assert engine.state == "loading"
+    with pytest.raises(NotReady):
+        engine.submit(request("a"))
+    await ready(engine)
+    assert engine.info is not None and engine.info.slots == 4
+    events = await collect(engine.submit(request("a", max_tokens=3)))
+    assert [(event.token, event.finish) for event in events] == [(7, None), (7, None), (7, "length")]
+    kinds = [type(news).__name__ for news in news_of(engine)]
+    assert kinds == ["Progress", "Located", "Ready"]
+
+
+async def test_an_abort_reaches_the_engine_and_ends_the_iteration(start: Start):
+    engine = await ready(await start("ready"))
+    stream = engine.submit(request("a"))
+    reading = asyncio.create_task(collect(stream))
+    await until(lambda: engine.stats.running == 1)
+    stream.abort()
+    stream.abort()
+    assert await asyncio.wait_for(reading, 1) is not None
+    await until(lambda: engine.stats.running == 0, 3)
+
+
+async def test_a_request_that_the_engine_refuses_ends_with_the_reason(start: Start):
+    engine = await ready(await start("refuse"))
+    (event,) = await collect(engine.submit(request("a")))
+    assert (event.finish, event.error) == ("error", "no")
+
+
+async def test_sigkill_fails_streams_within_a_second_and_the_engine_comes_back(start: Start):
+    engine = await ready(await start("ready"))
+    streams = [asyncio.create_task(collect(engine.submit(request(str(i))))) for i in range(4)]
+    await until(lambda: engine.stats.running == 4)
+    first = engine.pid
+    assert first
+    os.kill(first, signal.SIGKILL)
+    began = time.monotonic()
+    outcomes = await asyncio.gather(*streams, return_exceptions=True)
+    assert time.monotonic() - began < 1.0
+    assert all(isinstance(outcome, EngineFailed) for outcome in outcomes)
+    assert engine.state == "restarting"
+    with pytest.raises(NotReady):
+        engine.submit(request("b"))
+    await ready(engine)
+    assert engine.pid != first
+    assert len(await collect(engine.submit(request("c", max_tokens=2)))) == 2
+
+
+async def test_a_stopped_process_is_noticed_within_ten_seconds(start: Start):
+    engine = await ready(await start("ready"))
+    stream = asyncio.create_task(collect(engine.submit(request("a"))))
+    await until(lambda: engine.stats.running == 1)
+    first = engine.pid
+    assert first
+    os.kill(first, signal.SIGSTOP)
+    noticed = await until(lambda: engine.state == "restarting", 12)
+    assert noticed <= 10.0
+    with pytest.raises(EngineFailed):
+        await stream
+    await ready(engine)
+    assert not psutil.pid_exists(first)
+
+
+async def test_a_loop_that_no_longer_turns_is_noticed(start: Start, monkeypatch: pytest.MonkeyPatch):
+    """The process lives and its threads run; only the engine's own loop hangs."""
+    monkeypatch.setattr(child, "SILENCE_SECONDS", 2.0)
+    engine = await ready(await start("hang"))
+    with pytest.raises(EngineFailed):
+        await asyncio.wait_for(collect(engine.submit(request("a"))), 10)
+    await ready(engine)
+
+
+async def test_a_loop_that_ends_takes_the_process_with_it(start: Start):
+    engine = await ready(await start("die"))
+    with pytest.raises(EngineFailed):
+        await asyncio.wait_for(collect(engine.submit(request("a"))), 2)
+    assert engine.state == "restarting"
+
+
+async def test_a_pause_of_our_own_is_not_held_against_the_engine(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(child, "SILENCE_SECONDS", 2.0)
+    engine = await ready(await start("ready"))
+    first = engine.pid
+    time.sleep(3.0)
+    await asyncio.sleep(1.5)
+    assert (engine.state, engine.pid) == ("ready", first)
+
+
+async def test_a_crash_loop_is_given_up_at_the_third_failure(start: Start):
+    engine = await start("crash")
+    took = await until(lambda: engine.state == "stopped", 15)
+    assert 3.0 <= took < 8.0  # pauses of 1 s and 2 s
+    last = news_of(engine)[-1]
+    assert isinstance(last, GivenUp)
+    assert last.exit_code == exit_codes.ENGINE_LOST
+    assert "exit code 3" in last.message
+
+
+async def test_what_cannot_be_helped_is_not_tried_again(start: Start):
+    engine = await start("fatal")
+    await until(lambda: engine.state == "stopped", 5)
+    assert news_of(engine)[-1] == GivenUp("model.safetensors: damaged", 65)
+
+
+async def test_a_program_that_cannot_be_started_is_given_up():
+    news: list[News] = []
+    engine = EngineProcess(["/nonexistent/python"], news.append)
+    await engine.start()
+    await until(lambda: engine.state == "stopped", 6)
+    assert isinstance(news[-1], GivenUp) and "cannot be started" in news[-1].message
+    await engine.stop()
+
+
+async def test_overload_is_answered_at_once(start: Start):
+    """4 slots: 32 requests may wait. None has had a token yet, since we never yield to the loop."""
+    engine = await ready(await start("ready"))
+    streams = [engine.submit(request(str(i))) for i in range(32)]
+    began = time.monotonic()
+    with pytest.raises(Overloaded, match="32 requests"):
+        engine.submit(request("one too many"))
+    assert time.monotonic() - began < 0.05
+    await until(lambda: engine.stats.running == 32)
+    late = engine.submit(request("now", max_tokens=1))
+    assert (await collect(late))[-1].finish == "length"
+    for stream in streams:
+        stream.abort()
+
+
+def test_prompt_tokens_are_bounded_too():
+    admission = Admission(EngineInfo(context=100, vocabulary=10, slots=4, fingerprint="0" * 10))
+    entered = [request(str(i), prompt=100) for i in range(16)]
+    for each in entered:
+        admission.enter(each)
+    with pytest.raises(Overloaded, match="1600 prompt tokens wait and 1 more"):
+        admission.enter(request("x", prompt=1))
+    for each in entered:
+        admission.leave(each)
+    assert (admission.requests, admission.tokens) == (0, 0)
+
+
+async def test_a_reader_too_far_behind_loses_its_request(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(event_stream, "MAX_BUFFERED", 3)
+    released: list[bool] = []
+    stream = event_stream.BufferedStream(request("a"), lambda stream, working: released.append(working))
+    for token in range(5):
+        stream.put(TokenEvent(request_id="a", token=token))
+    heard: list[int | None] = []
+    with pytest.raises(EngineFailed, match="too far behind"):
+        async for event in stream:
+            heard.append(event.token)
+    assert heard == [0, 1, 2]
+    assert released == [True]
+
+
+async def test_draining_lets_short_streams_finish_and_fails_the_rest(start: Start):
+    engine = await ready(await start("ready"))
+    short = asyncio.create_task(collect(engine.submit(request("short", max_tokens=20))))
+    long = asyncio.create_task(collect(engine.submit(request("long"))))
+    await until(lambda: engine.stats.running == 2)
+    draining = asyncio.create_task(engine.drain(1.0))
+    await asyncio.sleep(0.05)
+    assert engine.state == "draining"
+    with pytest.raises(NotReady):
+        engine.submit(request("new"))
+    await draining
+    assert len(await short) == 20
+    with pytest.raises(EngineFailed, match="shutting down"):
+        await long
+
+
+@pytest.mark.parametrize("mode", ["load", "ready"])
+async def test_stopping_is_quick(start: Start, mode: str):
+    engine = await start(mode)
+    await until(lambda: any(isinstance(news, wire.Located) for news in news_of(engine)))
+    pid, began = engine.pid, time.monotonic()
+    await engine.stop()
+    await engine.stop()
+    assert time.monotonic() - began < 2.0
+    assert pid and not psutil.pid_exists(pid)
+    assert engine.state == "stopped"
+
+
+async def test_a_child_that_will_not_stop_is_killed(start: Start, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(child, "_STOP_SECONDS", 0.3)
+    monkeypatch.setattr(child, "_TERMINATE_SECONDS", 0.3)
+    engine = await ready(await start("stubborn"))
+    pid = engine.pid
+    await engine.stop()
+    assert pid and not psutil.pid_exists(pid)
+
+
+async def test_stopping_during_the_pause_before_a_restart(start: Start):
+    engine = await start("crash")
+    await until(lambda: engine.state == "restarting" and engine.pid is None)
+    await asyncio.wait_for(engine.stop(), 1)
+
+
+def test_failures_long_ago_are_forgotten():
+    moments = iter((0.0, 10.0, 301.0, 400.0, 650.0, 651.0))
+    budget = RestartBudget(lambda: next(moments))
+    assert [budget.pause() for _ in range(6)] == [1.0, 2.0, 2.0, 2.0, 2.0, None]
