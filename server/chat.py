@@ -53,10 +53,12 @@ class ChoiceText:
       finish: why it ended; None while it goes on.
     """
 
-    def __init__(self, text: TextModel, stops: Sequence[str], *, logprobs: bool) -> None:
+    def __init__(
+        self, text: TextModel, prompt: Sequence[int], stops: Sequence[str], *, logprobs: bool
+    ) -> None:
         self.tokens = 0
         self.finish: Finish | None = None
-        self._detokenizer = text.detokenizer()
+        self._detokenizer = text.detokenizer(prompt)
         self._stops = StopSearch(stops)
         self._aligner = LogprobAligner(text) if logprobs else None
 

@@ -132,14 +132,15 @@ class ApiErrorHandler(ErrorHandler):
 
     def default(self, request: Request, exception: BaseException) -> HTTPResponse:
         error = as_api_error(exception, request.method, _path(request))
-        if error.status in (408, 413, 503) and request.stream is not None:
+        stream = cast(Http | None, request.stream)
+        if error.status in (413, 503) and stream is not None and stream.request_body:
             # Sanic would wait without any limit for the rest of a body that never comes.
-            stream = cast(Http, request.stream)
             stream.request_body = None
             stream.keep_alive = False
         if error.status >= 500 and not isinstance(exception, DistaffError | SanicException | CancelledError):
-            logger.error("request %s: unexpected %s", request.id, type(exception).__name__)
-            logger.debug("request %s: traceback", request.id, exc_info=exception)
+            reference = getattr(request, "reference", "-")
+            logger.error("%s failed: unexpected %s", reference, type(exception).__name__)
+            logger.debug("%s failed", reference, exc_info=exception)
         return HTTPResponse(
             to_json(error.envelope()), error.status, error.headers, content_type="application/json"
         )

@@ -6,7 +6,7 @@ knows a model.
 
 import asyncio
 import codecs
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from itertools import cycle, islice
 from typing import Any, Literal
 
@@ -38,7 +38,7 @@ class FakeText:
     has_template = True
     eos_ids = (EOS,)
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         ids = [BOS]
         for message in messages:
             if message["content"] == "refuse me":
@@ -47,14 +47,11 @@ class FakeText:
             ids.append(TURN)
         return ids
 
-    def detokenizer(self) -> "FakeDetokenizer":
+    def detokenizer(self, prompt: Sequence[int] = ()) -> "FakeDetokenizer":
         return FakeDetokenizer()
 
     def token_bytes(self, token: int) -> bytes | None:
         return bytes([token]) if token < 256 else None
-
-    def token_name(self, token: int) -> str:
-        return {BOS: "<bos>", EOS: "<eos>", TURN: "<turn>"}.get(token) or f"<{token:#04x}>"
 
 
 class FakeDetokenizer:

@@ -5,7 +5,7 @@ it, and from where, is the composition root's business. Nothing here imports a t
 """
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -39,18 +39,16 @@ class TextModel(Protocol):
     @property
     def eos_ids(self) -> Collection[int]: ...
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]], /) -> Sequence[int]:
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], /) -> Sequence[int]:
         """Renders and encodes a conversation; raises DistaffError where the template refuses it."""
         ...
 
-    def detokenizer(self) -> Detokenizer: ...
+    def detokenizer(self, prompt: Sequence[int] = (), /) -> Detokenizer:
+        """A fresh decoder for a reply to `prompt`."""
+        ...
 
     def token_bytes(self, token: int, /) -> bytes | None:
         """The bytes that a token stands for; None for a special token."""
-        ...
-
-    def token_name(self, token: int, /) -> str:
-        """How a token is written in the vocabulary."""
         ...
 
 

@@ -83,7 +83,7 @@ async def create_chat_completion(request: ApiRequest) -> HTTPResponse | None:
         include_usage=call.include_usage,
     )
     requests = sequences(answer.id, prompt, call, text, context.served.defaults)
-    choices = [ChoiceText(text, call.stop, logprobs=answer.logprobs) for _ in requests]
+    choices = [ChoiceText(text, prompt, call.stop, logprobs=answer.logprobs) for _ in requests]
     generation = Generation(context.engine, requests)
     record = CallRecord(
         context.metrics,

@@ -229,6 +229,8 @@ TABLE = [
 def test_a_fault_is_answered_in_the_protocols_words(ask, changes, message, param, code):
     reply = ask(**changes)
     assert reply.status_code == 400
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.headers["x-request-id"].startswith("req_")
     assert reply.json() == {
         "error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}
     }

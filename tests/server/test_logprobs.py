@@ -22,10 +22,7 @@ class Pieces:
     def token_bytes(self, token):
         return self.pieces[token]
 
-    def token_name(self, token):
-        return f"<{token}>"
-
-    def detokenizer(self):
+    def detokenizer(self, prompt=()):
         return self.Detokenizer(self)
 
     class Detokenizer:
@@ -46,7 +43,7 @@ class Pieces:
 
 def run(pieces, stops=(), *, strip=False):
     """The content and the entries of a sequence that says each piece once."""
-    choice = ChoiceText(Pieces(pieces, strip=strip), stops, logprobs=True)
+    choice = ChoiceText(Pieces(pieces, strip=strip), (), stops, logprobs=True)
     content, entries = "", []
     events = [
         TokenEvent(request_id="r", token=i, logprobs=TokenLogprobs(chosen=-0.5, top=((i, -0.5),)))
@@ -108,11 +105,11 @@ def test_a_token_cut_by_a_stop_string_is_told_as_far_as_it_was_sent():
 def test_a_special_token_has_no_bytes():
     _, entries = run([b"a", None, b"b"])
     assert [entry["bytes"] for entry in entries] == [[97], None, [98]]
-    assert entries[1]["token"] == "<1>"
+    assert entries[1]["token"] == "token_id:1"
 
 
 def test_what_is_impossible_is_finite():
-    choice = ChoiceText(Pieces([b"a"]), (), logprobs=True)
+    choice = ChoiceText(Pieces([b"a"]), (), (), logprobs=True)
     odd = TokenLogprobs(chosen=float("-inf"), top=((0, float("nan")),))
     _, [entry] = choice.push(TokenEvent(request_id="r", token=0, logprobs=odd))
     assert entry["logprob"] == entry["top_logprobs"][0]["logprob"] == FLOOR
