@@ -35,7 +35,7 @@ _LAST_BYTES = 2.0
 
 
 def create_app(settings: ServerSettings, engine: EngineClient, served: ServedModel | None = None) -> App:
-    """The web application.
+    """The web application. A process may have one (Sanic keeps a registry), unless in `Sanic.test_mode`.
 
     Args:
       settings: the operator's decisions.

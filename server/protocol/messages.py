@@ -12,7 +12,9 @@ import jiter
 from ..errors import BadRequest
 from .fields import Fields, check_array, missing, objects, wrong_type, wrong_value
 
-MOST_MESSAGES = 2048
+MOST_MESSAGES = 65_536
+"""The context is the true limit; this one only bounds the work of finding out."""
+
 ROLES = ("system", "assistant", "user", "function", "tool", "developer")
 
 _RENDERED_AS = {"developer": "system", "function": "tool"}

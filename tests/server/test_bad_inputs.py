@@ -214,4 +214,4 @@ def test_a_huge_text_is_refused_without_holding_up_the_loop(server, ask, text):
 def test_many_choices_are_refused_at_once(ask):
     begin = time.perf_counter()
     assert ask(n=10**6).status_code == 400
-    assert time.perf_counter() - begin < 0.2
+    assert time.perf_counter() - begin < 0.5

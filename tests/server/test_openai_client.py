@@ -1,5 +1,7 @@
 """The official Python client, strict about every type, finds nothing to complain of."""
 
+import asyncio
+
 import openai
 import pytest
 
@@ -154,3 +156,16 @@ def test_silence_samples_as_the_checkpoint_recommends(client, engine, server):
     silent, said = (request.params for request in engine.requests)
     assert (silent.temperature, silent.top_p, silent.top_k, silent.min_p) == (0.6, 1.0, 20, 0.0)
     assert said.temperature == 1.0
+
+
+async def test_many_streams_at_once_do_not_mix(async_client, engine):
+    """Every stream hears its own prompt, whoever else is talking."""
+    engine.reply = lambda request: request.prompt[1:-1]
+
+    async def echo(i: int) -> str:
+        messages = [{"role": "user", "content": f"stream {i} " * 5}]
+        chunks = await async_client.chat.completions.create(model=MODEL, messages=messages, stream=True)
+        return "".join([chunk.choices[0].delta.content or "" async for chunk in chunks])
+
+    replies = await asyncio.gather(*map(echo, range(40)))
+    assert replies == [f"user:{f'stream {i} ' * 5}" for i in range(40)]

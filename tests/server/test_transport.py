@@ -105,7 +105,7 @@ def test_what_is_too_large_is_not_even_read(send, data):
     begin = time.perf_counter()
     reply = send(data)
     assert reply == b"" or reply.startswith(b"HTTP/1.1 413 ")
-    assert time.perf_counter() - begin < 1
+    assert time.perf_counter() - begin < 2
 
 
 def test_a_chunked_body_is_read(send):
