@@ -115,7 +115,7 @@ def lazy_homes() -> dict[str, str]:
         for table in (node.value for node in assigned if isinstance(node.value, ast.Dict)):
             for name, home in zip(table.keys, table.values, strict=True):
                 if isinstance(name, ast.Constant) and isinstance(home, ast.Constant):
-                    found[f"{module.name}.{name.value}"] = f"{module.name}{home.value}"
+                    found[f"{module.name}.{name.value}"] = ".".join([module.name, home.value.lstrip(".")])
     return found
 
 
