@@ -16,15 +16,20 @@ import transformers
 from distaff.model.attention import TILE
 from distaff.model.cache import Batch, Cache, Tiles, create_cache
 from distaff.model.config import ModelConfig
+from distaff.model.parameters import parameter_shapes
 from distaff.model.transformer import Skeleton
 
 FLOAT32 = jnp.dtype("float32")
 
+torch.set_num_threads(1)
+"""Its threads spin while they wait; beside XLA's own on two cores a forward takes ten times as long."""
+
 _LINEARS = {
-    "attention": ("self_attn", {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}),
-    "feed_forward": ("mlp", {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}),
+    **{f"attention.{name}": f"self_attn.{name}_proj" for name in "qkvo"},
+    **{f"feed_forward.{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")},
 }
 _NORMS = {"attention_norm": "input_layernorm", "feed_forward_norm": "post_attention_layernorm"}
+_TOP = {"embed": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": "lm_head.weight"}
 
 
 def reference_config(config: ModelConfig) -> transformers.PretrainedConfig:
@@ -97,23 +102,36 @@ def _gain(name: str) -> float:
 def parameters_from(model: transformers.PreTrainedModel, config: ModelConfig) -> dict[str, jax.Array]:
     """The reference's weights, by our names and in our layout."""
     theirs = {name: weight.numpy() for name, weight in model.state_dict().items()}
-    ours = {"embed": theirs["model.embed_tokens.weight"], "norm": theirs["model.norm.weight"]}
-    if not config.tied_head:
-        ours["head"] = theirs["lm_head.weight"].T
-    for layer in range(config.layers):
-        ours |= _layer_parameters(theirs, f"model.layers.{layer}", f"layers.{layer}")
-    return {name: jnp.asarray(weight) for name, weight in ours.items()}
+    found = {name: theirs[reference_name(name)] for name in parameter_shapes(config)}
+    return {name: jnp.asarray(w.T if is_linear(name) else w) for name, w in found.items()}
 
 
-def _layer_parameters(theirs: Mapping[str, np.ndarray], source: str, target: str) -> dict[str, np.ndarray]:
-    found = {f"{target}.{name}": theirs[f"{source}.{norm}.weight"] for name, norm in _NORMS.items()}
-    for block, (module, names) in _LINEARS.items():
-        for name, linear in names.items():
-            found[f"{target}.{block}.{name}"] = theirs[f"{source}.{module}.{linear}.weight"].T
-            bias = theirs.get(f"{source}.{module}.{linear}.bias")
-            if bias is not None:
-                found[f"{target}.{block}.{name}_bias"] = bias
-    return found
+def reference_from(config: ModelConfig, parameters: Mapping[str, jax.Array]) -> transformers.PreTrainedModel:
+    """The reference model over our own weights, in the same memory."""
+    tensors = {name: torch.from_dlpack(weight) for name, weight in parameters.items()}
+    state = {reference_name(name): w.T if is_linear(name) else w for name, w in tensors.items()}
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(reference_config(config))
+    model.load_state_dict(state, strict=not config.tied_head, assign=True)
+    model.tie_weights()
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    return model.eval().requires_grad_(False)
+
+
+def reference_name(name: str) -> str:
+    """What `transformers` calls one of our parameters."""
+    if name in _TOP:
+        return _TOP[name]
+    layers, layer, rest = name.split(".", 2)
+    if rest in _NORMS:
+        return f"model.{layers}.{layer}.{_NORMS[rest]}.weight"
+    kind = "bias" if rest.endswith("_bias") else "weight"
+    return f"model.{layers}.{layer}.{_LINEARS[rest.removesuffix('_bias')]}.{kind}"
+
+
+def is_linear(name: str) -> bool:
+    """Whether `transformers` stores it as `[outputs, inputs]`, where we have `[inputs, outputs]`."""
+    return name == "head" or name.rpartition(".")[2] in {"q", "k", "v", "o", "gate", "up", "down"}
 
 
 def reference_logits(
