@@ -78,8 +78,8 @@ class Plan:
 
     @property
     def is_decode(self) -> bool:
-        """Every row has exactly one token."""
-        return all(row.count == 1 for row in self.rows)
+        """Every row has exactly one token and ends in a sample."""
+        return all(row.count == 1 and row.samples for row in self.rows)
 
 
 class Scheduler:
@@ -111,17 +111,15 @@ class Scheduler:
             self._give_back(sequence)
 
     def plan(self) -> Plan | None:
-        """Decides the next step and reserves its pages; None when there is nothing to compute."""
-        while True:
-            rows = self._decode_rows()
-            rows += self._chunks(self.budget - len(rows))
-            if rows or not self._is_stuck():
-                return Plan(rows) if rows else None
-            self._preempt_youngest()
+        """Decides the next step and reserves its pages; None when there is nothing to compute.
 
-    def _is_stuck(self) -> bool:
-        """Several half-computed prompts hold all pages between them, and none can go on."""
-        return len(self.running) > 1 and any(s.missing > 1 for s in self.running)
+        Chunks are dealt out one prompt after the other, so at most one prompt is ever half computed, and
+        prompts cannot hold all pages against each other. If that one finds no page while nobody decodes, the
+        others await their last samples, and their pages come back with them.
+        """
+        rows = self._decode_rows()
+        rows += self._chunks(self.budget - len(rows))
+        return Plan(rows) if rows else None
 
     def _decode_rows(self) -> list[Row]:
         """One row for each sequence that lacks one token, the oldest first.
@@ -187,7 +185,7 @@ class Scheduler:
         victim = max(self.running, key=lambda s: s.arrival)
         self._give_back(victim)
         victim.computed = 0
-        self.waiting.appendleft(victim)
+        self.waiting.insert(sum(s.arrival < victim.arrival for s in self.waiting), victim)
         self.preemptions += 1
         return victim
 

@@ -1,0 +1,117 @@
+"""The engine's loop with a device made of dictionaries, for proofs about the scheduler alone.
+
+The device writes token ids where the engine would write keys and values, and "samples" a hash of the history
+that it reads back through the sequence's pages. So a page shared by mistake, a position left out or computed
+twice over the wrong tokens, or a row fed with somebody else's sample all end in different tokens.
+"""
+
+import hashlib
+from collections.abc import Sequence as List
+
+from distaff.runtime.pages import PagePool
+from distaff.runtime.request import Request, SamplingParams
+from distaff.runtime.scheduler import Plan, Row, Scheduler, Sequence
+
+STOP = 0
+"""The id that ends a sequence; the device draws it once in 16."""
+
+
+def next_token(history: List[int]) -> int:
+    """What the simulated model says after a history."""
+    return hashlib.sha256(bytes(history)).digest()[0] % 16
+
+
+def alone(prompt: List[int], limit: int) -> list[int]:
+    """The tokens of a sequence that nothing happens to, end token left out."""
+    history = list(prompt)
+    while len(history) < limit and (token := next_token(history)) != STOP:
+        history.append(token)
+    return history
+
+
+def make_sequence(name: int, prompt: List[int], max_tokens: int) -> Sequence:
+    """A sequence as the engine admits it; `name` is its place in the order of arrival."""
+    request = Request(id=str(name), prompt=tuple(prompt), params=SamplingParams(max_tokens=max_tokens))
+    limit = len(prompt) + max_tokens
+    return Sequence(request=request, seed=0, limit=limit, arrival=name, tokens=list(prompt))
+
+
+class Device:
+    """Cells of the cache by number, and each slot's newest sample."""
+
+    def __init__(self, page_size: int) -> None:
+        self.page_size = page_size
+        self.cells: dict[int, int] = {}
+        self.last: dict[int, int] = {}
+
+    def cell(self, sequence: Sequence, position: int) -> int:
+        page = sequence.pages[position // self.page_size]
+        return page * self.page_size + position % self.page_size
+
+    def step(self, plan: Plan) -> list[tuple[Row, int]]:
+        """Stores every row's tokens, then samples; as on a real device nothing is seen by the host yet."""
+        for row in plan.rows:
+            for position in range(row.start, row.start + row.count):
+                known = position < len(row.sequence.tokens)
+                token = row.sequence.tokens[position] if known else self.last[row.slot]
+                self.cells[self.cell(row.sequence, position)] = token
+        return [(row, self.sample(row)) for row in plan.rows if row.samples]
+
+    def sample(self, row: Row) -> int:
+        end = row.start + row.count
+        history = [self.cells[self.cell(row.sequence, position)] for position in range(end)]
+        self.last[row.slot] = next_token(history)
+        return self.last[row.slot]
+
+
+class Loop:
+    """Plans step n+1, runs it, and only then hears the samples of step n."""
+
+    def __init__(self, *, slots: int, pages: int, page_size: int, budget: int) -> None:
+        self.slots, self.context = slots, pages * page_size
+        self.pool = PagePool(pages)
+        self.scheduler = Scheduler(slots=slots, pages=self.pool, page_size=page_size, budget=budget)
+        self.device = Device(page_size)
+        self.flight: list[tuple[Row, int]] = []
+        self.sequences: list[Sequence] = []
+        self.aborted: set[Sequence] = set()
+        self.turns = 0
+
+    def submit(self, prompt: List[int], max_tokens: int) -> Sequence:
+        sequence = make_sequence(len(self.sequences), prompt, max_tokens)
+        self.sequences.append(sequence)
+        self.scheduler.add(sequence)
+        return sequence
+
+    def abort(self, sequence: Sequence) -> None:
+        if not sequence.finished:
+            self.aborted.add(sequence)
+        self.scheduler.finish(sequence)
+
+    def turn(self) -> Plan | None:
+        plan = self.scheduler.plan()
+        following = self.device.step(plan) if plan else []
+        for row, token in self.flight:
+            self.settle(row.sequence, token)
+        self.flight = following
+        self.turns += 1
+        return plan
+
+    def settle(self, sequence: Sequence, token: int) -> None:
+        sequence.pending -= 1
+        if sequence.finished:
+            return
+        if token != STOP:
+            sequence.tokens.append(token)
+        if token == STOP or len(sequence.tokens) >= sequence.limit:
+            self.scheduler.finish(sequence)
+
+    @property
+    def unfinished(self) -> list[Sequence]:
+        return [sequence for sequence in self.sequences if not sequence.finished]
+
+    def run(self, turns: int) -> None:
+        """Turns until everybody has finished; at most so many times."""
+        while self.unfinished and turns:
+            self.turn()
+            turns -= 1

@@ -1,0 +1,123 @@
+"""The page pool against a plain model of it: who holds what, what is findable, who is evicted next."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+
+from distaff.runtime.pages import PagePool, chain_digest
+
+PAGES = 6
+TOKENS = st.lists(st.integers(0, 2**32 - 1), max_size=20)
+
+
+class PoolModel(RuleBasedStateMachine):
+    """Holds pages in lists, as sequences do, and mirrors what every operation must do to the pool."""
+
+    holdings = Bundle("holdings")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = PagePool(PAGES)
+        self.holders: Counter[int] = Counter()
+        self.content: dict[int, bytes] = {}
+        self.stale: list[int] = []
+        """Findable pages that nobody holds, the one to be evicted first in front."""
+
+    def held(self) -> set[int]:
+        return set(self.holders)
+
+    @rule(target=holdings, count=st.integers(1, 3))
+    def allocate(self, count):
+        """A new page is held by nobody else, is not the trash page, and costs a cached one only at need."""
+        pages = []
+        for _ in range(count):
+            unused = PAGES - len(self.held()) - len(self.stale)
+            page = self.pool.allocate()
+            if page is None:
+                assert not unused and not self.stale
+                break
+            assert 1 <= page <= PAGES and page not in self.held()
+            if not unused:
+                assert page == self.stale.pop(0)
+                del self.content[page]
+            else:
+                assert page not in self.stale
+            self.holders[page] += 1
+            pages.append(page)
+        return pages
+
+    @rule(target=holdings, pages=holdings)
+    def retain(self, pages):
+        """A second holder of the same pages."""
+        for page in pages:
+            self.pool.retain(page)
+        self.holders.update(pages)
+        return list(pages)
+
+    @rule(pages=consumes(holdings))
+    def release(self, pages):
+        """The last holder's published pages become findable leftovers, the end of the sequence first."""
+        self.pool.release(pages)
+        self.holders = self.holders - Counter(pages)
+        self.stale += [page for page in reversed(pages) if page not in self.holders and page in self.content]
+
+    @rule(pages=holdings, content=st.integers(0, 8))
+    def publish(self, pages, content):
+        """The first page with a content is the findable one; a page has one content only."""
+        digest = chain_digest(b"salt", [content])
+        for page in pages:
+            self.pool.publish(page, digest)
+            if digest not in self.content.values() and page not in self.content:
+                self.content[page] = digest
+
+    @rule(target=holdings, content=st.integers(0, 8))
+    def find(self, content):
+        """What was published and not evicted is found, and held from then on."""
+        digest = chain_digest(b"salt", [content])
+        page = self.pool.find(digest)
+        assert page == {d: p for p, d in self.content.items()}.get(digest)
+        if page is None:
+            return multiple()
+        self.holders[page] += 1
+        self.stale = [other for other in self.stale if other != page]
+        return [page]
+
+    @invariant()
+    def is_conserved(self):
+        """No page is lost or in two places, and the pool offers exactly what nobody holds."""
+        self.pool.check()
+        assert self.pool.available == PAGES - len(self.held())
+
+
+TestPool = PoolModel.TestCase
+
+
+def test_a_page_that_nobody_holds_cannot_be_published():
+    """Only the holder of a page knows what is in it."""
+    with pytest.raises(AssertionError, match="page 3 is not held"):
+        PagePool(4).publish(3, b"content")
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1), st.integers(0, 31), st.data())
+def test_a_digest_stands_for_exact_tokens(tokens, bit, data):
+    """One bit of one id makes another page; the same ids make the same."""
+    index = data.draw(st.integers(0, len(tokens) - 1))
+    others = [*tokens[:index], tokens[index] ^ 1 << bit, *tokens[index + 1 :]]
+    assert chain_digest(b"salt", tokens) == chain_digest(b"salt", tuple(tokens))
+    assert chain_digest(b"salt", tokens) != chain_digest(b"salt", others)
+
+
+@given(TOKENS)
+def test_salts_keep_pages_apart(tokens):
+    """Who is given another salt never finds a page with the same tokens."""
+    assert chain_digest(b"one", tokens) != chain_digest(b"two", tokens)
+
+
+@given(TOKENS, TOKENS)
+def test_a_digest_names_the_whole_way_to_it(head, tail):
+    """Equal tokens after different beginnings are different pages."""
+    same = chain_digest(chain_digest(b"salt", head), tail) == chain_digest(chain_digest(b"salt", tail), tail)
+    assert same == (head == tail)

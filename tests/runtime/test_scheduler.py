@@ -1,0 +1,181 @@
+"""The scheduler on a simulated device: whatever arrives, ends or is aborted, all are computed right."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from distaff.runtime.scheduler import Sequence
+
+from .simulation import Loop, alone
+
+
+def held_pages(loop: Loop) -> list[int]:
+    """The pages of all sequences, those held twice twice."""
+    return [page for sequence in loop.sequences for page in sequence.pages]
+
+
+def test_a_preempted_sequence_waits_for_its_sample():
+    """Thrown back with a sample under way, it is not seated again in the same step, however much is free."""
+    loop = Loop(slots=2, pages=7, page_size=1, budget=3)
+    loop.submit([4], 6), loop.submit([5] * 3, 4)
+    older, younger = loop.sequences
+    while not loop.scheduler.preemptions:
+        plan = loop.turn()
+    assert [row.sequence for row in plan.rows] == [older] and loop.pool.available >= 3
+    assert younger.tokens == alone([5] * 3, 7)[: len(younger.tokens)]
+
+
+def test_nobody_is_preempted_after_a_row_was_taken():
+    """Rows are taken oldest first, so that a plan never holds a row of a sequence without pages."""
+    loop = Loop(slots=2, pages=4, page_size=1, budget=4)
+    loop.submit([1], 3), loop.submit([2], 3)
+    loop.run(2)
+    loop.scheduler.running.reverse()
+    plan = loop.turn()
+    assert loop.scheduler.preemptions == 1 and [row.sequence.arrival for row in plan.rows] == [0]
+
+
+def test_a_newcomer_leaves_a_page_to_each_who_runs():
+    """Whoever would be thrown back in the next step is not seated in this one."""
+    loop = Loop(slots=2, pages=4, page_size=1, budget=4)
+    loop.submit([1], 3), loop.submit([2] * 2, 1)
+    loop.turn()
+    assert [len(s.pages) for s in loop.sequences] == [1, 2]
+    loop.submit([3], 2)
+    loop.run(20)
+    assert not loop.unfinished and loop.scheduler.preemptions == 0
+
+
+def test_a_half_done_prompt_waits_for_pages_that_are_about_to_come():
+    """Nobody is thrown back while the holder of the missing pages only awaits its last sample."""
+    loop = Loop(slots=2, pages=6, page_size=1, budget=4)
+    loop.submit([1] * 3, 1), loop.submit([2] * 5, 1)
+    loop.run(50)
+    assert not loop.unfinished and loop.scheduler.preemptions == 0
+
+
+def test_a_single_token_without_a_sample_is_no_decode_row():
+    """A chunk that the budget cut down to one token must not travel as a decode row: it samples nothing."""
+    loop = Loop(slots=2, pages=8, page_size=1, budget=2)
+    loop.submit([1], 4), loop.submit([2] * 3, 1)
+    plan = loop.turn()
+    assert [(row.count, row.samples) for row in plan.rows] == [(1, True), (1, False)]
+    assert not plan.is_decode
+
+
+def test_decode_rows_come_before_prompts():
+    """A long prompt never delays those who decode: they all have a row in every step."""
+    loop = Loop(slots=4, pages=40, page_size=4, budget=8)
+    for name in range(3):
+        loop.submit([1 + name], 12)
+    loop.turn()
+    loop.submit([7] * 40, 4)
+    decoding = [s for s in loop.sequences[:3] if s.length < s.limit]
+    plan = loop.turn()
+    assert {row.sequence for row in plan.rows} == {*decoding, loop.sequences[3]}
+    assert plan.rows[-1].count == 8 - len(decoding) and plan.tokens == 8
+
+
+def test_a_budget_below_the_slots_is_refused():
+    """Each running sequence must fit into a step."""
+    with pytest.raises(AssertionError, match="a budget of 3 tokens cannot feed 4 slots"):
+        Loop(slots=4, pages=8, page_size=1, budget=3)
+
+
+class Traffic(RuleBasedStateMachine):
+    """Random arrivals and aborts on a random small engine; the pool is often smaller than the demand."""
+
+    @initialize(
+        slots=st.integers(1, 4),
+        page_size=st.integers(1, 3),
+        more_pages=st.integers(0, 8),
+        more_budget=st.integers(0, 6),
+    )
+    def build(self, slots, page_size, more_pages, more_budget):
+        pages, budget = slots + more_pages, slots + more_budget
+        self.loop = Loop(slots=slots, pages=pages, page_size=page_size, budget=budget)
+        self.budget = budget
+        self.computed: dict[Sequence, int] = {}
+
+    @precondition(lambda self: self.loop.context > 1)
+    @rule(data=st.data())
+    def submit(self, data):
+        """A prompt of any length, up to requests that fill the whole pool alone."""
+        prompt = data.draw(st.lists(st.integers(1, 15), min_size=1, max_size=self.loop.context - 1))
+        max_tokens = data.draw(st.integers(1, self.loop.context - len(prompt)))
+        self.loop.submit(prompt, max_tokens)
+
+    @precondition(lambda self: self.loop.sequences)
+    @rule(data=st.data())
+    def abort(self, data):
+        """At any time in any state, also twice, also after the end: every page comes back at once."""
+        sequence = data.draw(st.sampled_from(self.loop.sequences))
+        for _ in range(2):
+            self.loop.abort(sequence)
+            assert sequence.finished and not sequence.pages and sequence.slot is None
+
+    @rule(turns=st.integers(1, 4))
+    def run(self, turns):
+        """Some turns of the loop, each plan checked."""
+        for _ in range(turns):
+            self.turn()
+
+    def turn(self):
+        awaited = {row.sequence for row, _ in self.loop.flight}
+        oldest = min(self.loop.unfinished, key=lambda s: s.arrival, default=None)
+        advanced = oldest.computed if oldest else 0
+        plan = self.loop.turn()
+        assert not oldest or oldest.computed >= advanced, "the oldest was thrown back"
+        rows = plan.rows if plan else []
+        assert sum(row.count for row in rows) <= self.budget
+        assert len({row.slot for row in rows}) == len(rows) <= self.loop.slots
+        for row in rows:
+            self.check_row(row, awaited)
+
+    def check_row(self, row, awaited):
+        """Positions follow one another without a gap and stay below the limit; a recomputation begins at the
+        beginning, and not before the last sample has been seen."""
+        sequence, end = row.sequence, row.start + row.count
+        assert row.start in (0, self.computed.get(sequence, 0)) and row.start < end < sequence.limit
+        self.computed[sequence] = end
+        if row.start == 0:
+            assert sequence not in awaited, "readmitted before its sample was seen"
+            waiting = [s for s in self.loop.scheduler.waiting if s not in awaited]
+            assert all(s.arrival > sequence.arrival for s in waiting), "an older one was overtaken"
+
+    @invariant()
+    def shares_nothing(self):
+        """Pages and slots are conserved and have one owner each; who waits has neither."""
+        scheduler = self.loop.scheduler
+        self.loop.pool.check()
+        held = held_pages(self.loop)
+        assert len(held) == len(set(held)) == self.loop.pool.total - self.loop.pool.available
+        assert len({s.slot for s in scheduler.running}) == len(scheduler.running) <= self.loop.slots
+        assert not any(s.pages or s.slot is not None for s in scheduler.waiting)
+        assert {*scheduler.running, *scheduler.waiting} == set(self.loop.unfinished)
+
+    @invariant()
+    def keeps_one_prompt_half_done(self):
+        """Never more than one: so half-done prompts cannot hold all pages against each other."""
+        half_done = [s for s in self.loop.scheduler.running if s.missing > 1]
+        assert len(half_done) <= 1
+
+    def teardown(self):
+        """Nobody starves: all end in the steps they would take one by one and say what they say alone."""
+        if not hasattr(self, "loop"):
+            return
+        bound = sum(sequence.limit + 2 for sequence in self.loop.unfinished)
+        while self.loop.unfinished and bound:
+            self.turn()
+            bound -= 1
+        assert not self.loop.unfinished, "somebody starves"
+        assert not held_pages(self.loop) and self.loop.pool.available == self.loop.pool.total
+        for sequence in self.loop.sequences:
+            expected = alone(sequence.request.prompt, sequence.limit)
+            whole = sequence not in self.loop.aborted
+            assert sequence.tokens == (expected if whole else expected[: len(sequence.tokens)])
+
+
+TestTraffic = Traffic.TestCase
+TestTraffic.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
