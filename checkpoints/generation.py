@@ -5,7 +5,7 @@ idea: a model ends at *every* id that any of its files calls an end.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,13 +59,22 @@ def read_generation(folder: Path) -> GenerationDefaults:
     """
     path = folder / GENERATION_FILE
     stated = read_json(path) if path.exists() else {}
-    values: dict[str, Any] = {key: _number(path, stated, key) for key in _LIMITS}
+    values = read_sampling(path, stated)
     if stated.get("do_sample") is False:
         values["temperature"] = 0.0
     return GenerationDefaults(eos_ids=_end_ids(folder, stated), **values)
 
 
-def _number(path: Path, stated: dict[str, Any], key: str) -> float | None:
+def read_sampling(path: Path, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling fields of `GenerationDefaults`; `path` is for messages.
+
+    Raises:
+      CheckpointError: a value is of the wrong kind or out of range.
+    """
+    return {key: _number(path, stated, key) for key in _LIMITS}
+
+
+def _number(path: Path, stated: Mapping[str, Any], key: str) -> float | None:
     value, (low, high) = stated.get(key), _LIMITS[key]
     if value is None:
         return None

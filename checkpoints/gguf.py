@@ -6,9 +6,10 @@ permutes the rows of q and k, and we put them back.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType as Kind
@@ -16,8 +17,8 @@ from gguf.quants import dequantize
 
 from ..model.config import ModelConfig
 from .errors import CheckpointError
-from .generation import GenerationDefaults
-from .gguf_config import read_gguf_config
+from .generation import GenerationDefaults, read_sampling
+from .gguf_config import read_gguf_config, shortest
 from .gguf_header import GGUFHeader, GGUFTensor, read_gguf_header
 from .gguf_tokenizer import end_ids
 from .names import GGUF, check_tensors
@@ -34,7 +35,7 @@ class GGUFFile:
     """A checkpoint whose header is read and checked; the weights are still on disk.
 
     Attributes:
-      path: the file. config: the model. generation: its end tokens (GGUF states no sampling).
+      path: the file. config: the model. generation: its end tokens and sampling defaults.
       fingerprint: SHA-256 over the whole header and the file's size and time of change.
       nbytes: of all tensors as float32.
 
@@ -47,6 +48,10 @@ class GGUFFile:
         self.path = path
         self._stamp = _stamp(path)
         header = read_gguf_header(path)
+        if header.metadata.get("split.count", 1) not in (0, 1):
+            raise CheckpointError(
+                f"{path}: split.count is {header.metadata['split.count']}; expected one file"
+            )
         for tensor in header.tensors.values():
             if tensor.kind not in _KINDS:
                 raise CheckpointError(
@@ -56,7 +61,9 @@ class GGUFFile:
         divisors = header.tensors.get(_ROPE_FREQUENCIES) if shapes.pop(_ROPE_FREQUENCIES, None) else None
         factors = self._read(divisors) if divisors else None
         self.config: ModelConfig = read_gguf_config(path, header.metadata, shapes, factors)
-        self.generation = GenerationDefaults(eos_ids=end_ids(path, header.metadata))
+        self.generation = GenerationDefaults(
+            eos_ids=end_ids(path, header.metadata), **read_sampling(path, _sampling(header.metadata))
+        )
         names = check_tensors(path, self.config, GGUF, shapes)
         self._stored = {ours: header.tensors[theirs] for ours, theirs in names.items()}
         self.nbytes: int = 4 * sum(prod(tensor.shape) for tensor in self._stored.values())
@@ -97,6 +104,13 @@ def unpermute(values: np.ndarray, heads: int) -> np.ndarray:
     """Rows `[heads, pair, half]` back to `[heads, half, pair]`: the inverse of llama.cpp's converter."""
     rows = values.reshape(heads, values.shape[0] // heads // 2, 2, -1)
     return rows.swapaxes(1, 2).reshape(values.shape)
+
+
+def _sampling(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """`general.sampling.*` by the names that generation_config.json uses; float32 as its shortest decimal."""
+    keys = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+    stated = {name: metadata.get(f"general.sampling.{key}") for name, key in keys.items()}
+    return {name: shortest(value) if type(value) is float else value for name, value in stated.items()}
 
 
 def _stamp(path: Path) -> tuple[int, int]:

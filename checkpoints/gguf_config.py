@@ -78,8 +78,8 @@ def _map(
         kv_heads=integer(keys, "attention.head_count_kv") if "attention.head_count_kv" in keys else heads,
         head_size=head_size,
         context=context,
-        norm_epsilon=_shortest(number(keys, "attention.layer_norm_rms_epsilon")),
-        rope_theta=_shortest(theta),
+        norm_epsilon=shortest(number(keys, "attention.layer_norm_rms_epsilon")),
+        rope_theta=shortest(theta),
         rope=scaling,
         tied_head="output.weight" not in shapes,
         attention_bias="blk.0.attn_q.bias" in shapes,
@@ -87,7 +87,7 @@ def _map(
     )
 
 
-def _shortest(value: float) -> float:
+def shortest(value: float) -> float:
     """The shortest decimal that is this float32: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(value)))
 
@@ -136,9 +136,7 @@ def llama3_scaling(factors: np.ndarray, theta: float, head_size: int) -> RopeSca
     if np.all(factors == 1.0):
         return None
     for power in range(9, 21):
-        scaling = RopeScaling(
-            kind="llama3", factor=_shortest(float(factors.max())), original_context=2**power
-        )
+        scaling = RopeScaling(kind="llama3", factor=shortest(float(factors.max())), original_context=2**power)
         if np.allclose(factors, llama3_divisors(scaling, theta, head_size), rtol=1e-5, atol=0):
             return scaling
     raise ConfigError(f"{_ROPE_FREQUENCIES} holds divisors that are not Llama 3's; they are not computed")

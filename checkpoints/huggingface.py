@@ -98,7 +98,7 @@ def _is_derived(name: str) -> bool:
 
 
 def _check_equal(stored: StoredTensor, values: np.ndarray, head: StoredTensor) -> None:
-    if values.tobytes() != head.read().tobytes():
+    if not np.array_equal(values.view(np.uint8), head.read().view(np.uint8)):
         raise CheckpointError(
             f"{head.file}: tensor {head.name} differs from {stored.name}; expected equal, as they are tied"
         )

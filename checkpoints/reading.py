@@ -98,7 +98,8 @@ def load_parameters(
     parameters: dict[str, jax.Array] = {}
     done = 0
     for name, values in checkpoint.tensors():
-        cast = np.ascontiguousarray(values).astype(dtype, copy=False)
+        with np.errstate(over="ignore"):  # what overflows is found by the scan
+            cast = np.ascontiguousarray(values).astype(dtype, copy=False)
         if not all_finite(cast):
             raise CheckpointError(
                 f"{checkpoint.path}: tensor {name} holds NaN or infinity; expected finite weights"

