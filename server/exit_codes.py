@@ -18,9 +18,19 @@ REFUSED_SETTING = 78
 """A setting that the model or the machine cannot honour."""
 
 
+class Failed(DistaffError):
+    """A command's end, with the code that says how. The message is one line for the operator."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def of(error: DistaffError) -> int:
     """The code for an error that keeps a command from its work."""
     match error:
+        case Failed():
+            return error.code
         case SourceNotFound():
             return NO_MODEL
         case CheckpointError() | ConfigError():

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..model.config import ModelConfig
     from ..runtime.engine import Engine
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("distaff.server.worker")  # `__name__` is `__main__` here
 
 _PROGRESS_SECONDS = 0.1
 

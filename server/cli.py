@@ -1,0 +1,194 @@
+"""`distaff …`: the command line. Reads words, calls what does the work, makes errors a line and a code.
+
+Everything heavy is imported by the command that needs it, so that help and refusals come at once. Logging is
+set up here, and here alone in this process.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ..model.errors import DistaffError
+from . import exit_codes
+from .exit_codes import Failed
+from .logs import configure_logging
+
+EXIT_CODES = """\
+Exit codes: 0 ended as asked; 2 wrong usage; 65 a damaged or unsupported checkpoint; 66 a model that is not
+there; 69 the port is taken, or no server answers; 70 the engine is lost for good; 78 a setting that the model
+or machine cannot honour.
+"""
+
+app = typer.Typer(
+    name="distaff",
+    help="Serves Llama models from JAX over OpenAI's chat protocol.",
+    epilog=EXIT_CODES,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+ModelName = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="A folder, a GGUF, a store, ORG/NAME on the hub or a bundled name; else the default.",
+    ),
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
+
+
+@app.command()
+def serve(
+    model: ModelName = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    alias: Annotated[list[str] | None, typer.Option(help="Another name for the model; repeatable.")] = None,
+    context: Annotated[int | None, typer.Option(min=1, help="The longest sequence, in tokens.")] = None,
+    slots: Annotated[int | None, typer.Option(min=1, help="Sequences decoded at the same time.")] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None, typer.Option(help="What the model computes in.")
+    ] = None,
+    kv_pages: Annotated[int | None, typer.Option(min=1, help="Pages of the KV pool.")] = None,
+    revision: Revision = None,
+    chat_template: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="A Jinja file that replaces the model's template."),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse unknown parameters, as OpenAI does.")
+    ] = False,
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option()] = "info",
+) -> None:
+    """Serve a model over HTTP."""
+    from ..checkpoints.sources import check
+    from .listener import listen
+
+    configure_logging(log_level.upper())
+    check(model)
+    with listen(host, port) as listener:
+        from .progress import progress_display
+        from .serve import WebProcess, text_loader
+        from .settings import ServerSettings
+        from .worker_settings import WorkerSettings
+
+        worker = WorkerSettings(
+            model=model,
+            revision=revision,
+            context=context,
+            slots=slots,
+            kv_pages=kv_pages,
+            dtype=dtype,
+            log_level=log_level.upper(),
+        )
+        WebProcess(
+            ServerSettings(model=served_name(model), aliases=tuple(alias or ()), strict=strict),
+            [sys.executable, "-m", "distaff.server.worker", worker.to_argument()],
+            listener,
+            text_loader(chat_template),
+            progress_display(),
+        ).run()
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="As MODEL of `distaff serve`.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
+    revision: Revision = None,
+) -> None:
+    """Write a store, which loads fastest, of any checkpoint."""
+    from ..checkpoints import convert as write_store
+    from ..checkpoints import resolve
+    from .progress import progress_display
+
+    configure_logging("INFO")
+    display = progress_display()
+    try:
+        write_store(resolve(source, revision=revision, progress=display.show), destination, display.show)
+    finally:
+        display.close()
+    print(destination)
+
+
+@app.command()
+def chat(
+    model: ModelName = None,
+    url: Annotated[str | None, typer.Option(help="A running server; else one is started for MODEL.")] = None,
+) -> None:
+    """Talk to a model in the terminal; also reads lines from a pipe."""
+    from ..checkpoints.sources import check
+    from .chat_client import ChatClient
+    from .conversation import converse
+    from .own_server import own_server
+
+    if url and model:
+        raise Failed("MODEL and --url exclude each other", exit_codes.USAGE)
+    configure_logging("WARNING")
+    if url:
+        converse(ChatClient(url))
+        return
+    check(model)
+    with own_server(model) as address:
+        converse(ChatClient(address))
+
+
+@app.command()
+def models() -> None:
+    """List the bundled models and those in the caches."""
+    from .inventory import inventory
+
+    for line in inventory():
+        print(line)
+
+
+@app.command()
+def version() -> None:
+    """Print the versions that matter in a bug report."""
+    from .versions import versions
+
+    for name, number in versions().items():
+        print(f"{name} {number}")
+
+
+def served_name(model: str | None) -> str:
+    """The id that a model is served under: a path's last part, else the name as given."""
+    from ..checkpoints.sources import bundled
+
+    if model is None:
+        return bundled()[0].name
+    path = Path(model).expanduser()
+    return path.resolve().name if path.exists() else model
+
+
+def main() -> None:
+    """The console entry point."""
+    sys.exit(run(lambda: app(standalone_mode=False)))
+
+
+def run(command: Callable[[], object]) -> int:
+    """Runs a command; an error becomes one line on stderr, and its exit code is returned."""
+    try:
+        result = command()
+        return result if isinstance(result, int) else exit_codes.OK
+    except typer.TyperException as error:
+        message = error.format_message().replace("Value error, ", "").rstrip(".")
+        return _say(f"{message}; see distaff --help", exit_codes.USAGE)
+    except DistaffError as error:
+        return _say(str(error), exit_codes.of(error))
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return exit_codes.OK
+
+
+def _say(message: str, code: int) -> int:
+    print("distaff:", " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

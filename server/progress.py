@@ -1,0 +1,89 @@
+"""Shows how a long task goes: bars on a terminal, a line for every quarter elsewhere.
+
+Knows phases and counts, not who does the work.
+"""
+
+import logging
+import sys
+from typing import Protocol
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+log = logging.getLogger(__name__)
+
+_IN_STEPS = ("compile",)
+"""Phases counted in steps; all others count bytes."""
+_PARTS = 4
+
+
+class ProgressDisplay(Protocol):
+    """What is told of progress."""
+
+    def show(self, phase: str, done: int, total: int) -> None:
+        """`done` of `total` are behind us; total 0 is unknown."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more comes, or nothing for now. Idempotent."""
+        ...
+
+
+def progress_display() -> ProgressDisplay:
+    """What suits this process's stderr."""
+    return Bars(Console(stderr=True)) if sys.stderr.isatty() else Lines()
+
+
+def amount(phase: str, done: int, total: int) -> str:
+    """`12.0 MB of 93.1 MB`, or `3 of 10`."""
+    write = str if phase in _IN_STEPS else decimal
+    return f"{write(done)} of {write(total)}" if total else write(done)
+
+
+class Bars:
+    """One bar for each phase. While they are shown, log lines scroll above them."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Progress | None = None
+        self._bars: dict[str, TaskID] = {}
+
+    def show(self, phase: str, done: int, total: int) -> None:
+        """Moves the phase's bar."""
+        live = self._live or self._open()
+        if phase not in self._bars:
+            self._bars[phase] = live.add_task(phase, total=None, amount="")
+        text = amount(phase, done, total)
+        live.update(self._bars[phase], completed=done, total=total or None, amount=text)
+
+    def close(self) -> None:
+        """Leaves the bars as they are and gives the terminal back."""
+        if self._live:
+            self._live.stop()
+        self._live, self._bars = None, {}
+
+    def _open(self) -> Progress:
+        columns = (TextColumn("{task.description:>8}"), BarColumn(), TextColumn("{task.fields[amount]}"))
+        self._live = Progress(*columns, TimeElapsedColumn(), console=self._console)
+        self._live.start()
+        return self._live
+
+
+class Lines:
+    """A log line at the first news of a phase and whenever another quarter of it is done."""
+
+    def __init__(self) -> None:
+        self._phase = ""
+        self._part = 0
+
+    def show(self, phase: str, done: int, total: int) -> None:
+        """Logs a line if it is time for one."""
+        part = _PARTS * done // total if total else 0
+        if (phase, part) != (self._phase, self._part):
+            self._phase, self._part = phase, part
+            log.info("%s: %s", phase, amount(phase, done, total))
+
+    def close(self) -> None:
+        """The next phase begins anew."""
+        self._phase = ""

@@ -1,0 +1,144 @@
+"""The web process, put together: a listening socket, the app, a supervised engine, a tokenizer.
+
+The composition root on this side of the wire. It decides nothing about requests or engines; it passes news
+from one part to the other and turns the engine's fate, and signals, into an exit code. It never imports jax.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..checkpoints import load_tokenizer, open_checkpoint
+from ..model.errors import DistaffError
+from . import exit_codes, wire
+from .app import RUN_OPTIONS, create_app
+from .context import App
+from .exit_codes import Failed
+from .listener import address_of
+from .progress import ProgressDisplay
+from .settings import ServerSettings
+from .supervisor import EngineProcess, GivenUp, News
+from .text import ServedModel
+from .welcome import welcome
+
+log = logging.getLogger(__name__)
+
+LoadText = Callable[[Path], ServedModel]
+"""Loads the text side of the checkpoint at a path; called in a thread."""
+
+
+def text_loader(chat_template: Path | None) -> LoadText:
+    """Loads the tokenizer beside a checkpoint, and the sampling that it recommends."""
+
+    def load(path: Path) -> ServedModel:
+        text = load_tokenizer(path, chat_template)
+        with contextlib.suppress(DistaffError):  # a first rendering imports half a second's worth of code
+            text.encode_chat([{"role": "user", "content": "Hello!"}])
+        return ServedModel(text, open_checkpoint(path).generation)
+
+    return load
+
+
+class WebProcess:
+    """One server over one engine process. `run` once."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        engine_command: Sequence[str],
+        listener: socket.socket,
+        load_text: LoadText,
+        display: ProgressDisplay,
+    ) -> None:
+        """Starts nothing yet.
+
+        Args:
+          engine_command: see `EngineProcess`. listener: bound, on it the server listens.
+        """
+        self._address = address_of(listener)
+        self._listener = listener
+        self._load_text = load_text
+        self._display = display
+        self._model = settings.model
+        self._served = ServedModel()
+        self._engine = EngineProcess(engine_command, self._hear)
+        self._app: App = create_app(settings, self._engine, self._served)
+        self._app.register_listener(self._begin, "after_server_start")
+        self._app.register_listener(self._prepare_to_end, "before_server_stop")
+        self._failed: Failed | None = None
+        self._welcomed = False
+        self._loading: asyncio.Task[None] | None = None
+
+    def run(self) -> None:
+        """Serves until a signal.
+
+        Raises:
+          Failed: the engine, or its tokenizer, will not come up.
+        """
+        self._app.run(sock=self._listener, register_sys_signals=False, **RUN_OPTIONS)
+        self._display.close()
+        if self._failed:
+            raise self._failed
+
+    def _hear(self, news: News) -> None:
+        match news:
+            case wire.Progress(phase, done, total):
+                self._display.show(phase, done, total)
+            case wire.Located(path) if self._loading is None:
+                self._loading = asyncio.create_task(self._load(Path(path)))
+            case wire.Ready():
+                self._display.close()
+                self._welcome()
+            case GivenUp(message, exit_code):
+                self._fail(message, exit_code)
+
+    async def _load(self, path: Path) -> None:
+        try:
+            loaded = await asyncio.to_thread(self._load_text, path)
+        except DistaffError as error:
+            self._fail(str(error), exit_codes.of(error))
+            return
+        self._served.text, self._served.defaults = loaded.text, loaded.defaults
+        self._welcome()
+
+    def _welcome(self) -> None:
+        """Says once how to use the server, when it can be used."""
+        if not self._welcomed and self._served.text and self._engine.state == "ready":
+            self._welcomed = True
+            print(welcome(self._address, self._model), flush=True)
+
+    def _fail(self, message: str, code: int) -> None:
+        if self._failed is None:
+            self._failed = Failed(message, code)
+            self._app.stop(terminate=False)
+
+    async def _begin(self, app: App) -> None:
+        log.info("listening on %s; loading %s", self._address, self._model)
+        self._on_signals(self._end)
+
+    def _end(self, number: int) -> None:
+        """The first signal: finish what runs."""
+        self._display.close()
+        log.warning("%s: finishing running requests; again to end at once", signal.Signals(number).name)
+        self._app.stop(terminate=False)
+
+    async def _prepare_to_end(self, app: App) -> None:
+        """Sanic has removed the handlers by now; Python's own would be caught, and would leave the engine."""
+        self._on_signals(self._end_at_once)
+
+    def _end_at_once(self, number: int) -> None:
+        """The second signal."""
+        self._engine.kill()
+        sys.stdout.flush()
+        os._exit(128 + number)
+
+    def _on_signals(self, handler: Callable[[int], None]) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, handler, number)
