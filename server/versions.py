@@ -1,0 +1,12 @@
+"""What runs here, for `distaff version` and bug reports. Reads packages' metadata; imports none of them."""
+
+import platform
+from importlib.metadata import version
+
+_PACKAGES = ("distaff", "jax", "jaxlib", "flax")
+
+
+def versions() -> dict[str, str]:
+    """Names and versions: our own first, then the machine's."""
+    found = {name: version(name) for name in _PACKAGES}
+    return found | {"python": platform.python_version(), "platform": platform.platform()}
