@@ -21,7 +21,7 @@ _KEYS = {
     "attention.head_count_kv", "attention.key_length", "attention.value_length", "vocab_size",
     "attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.dimension_count", "rope.scaling.type",
     "rope.scaling.factor", "rope.scale_linear", "rope.scaling.original_context_length",
-    "rope.scaling.finetuned", "expert_count", "expert_used_count",
+    "rope.scaling.finetuned", "tensor_data_layout", "expert_count", "expert_used_count",
 }  # fmt: skip
 
 
@@ -104,9 +104,11 @@ def _head_size(keys: dict[str, Any], heads: int) -> int:
 
 
 def _vocabulary(keys: dict[str, Any], metadata: Mapping[str, Any]) -> int:
-    if "vocab_size" in keys:
-        return integer(keys, "vocab_size")
-    return len(metadata.get("tokenizer.ggml.tokens", ()))
+    tokens = len(metadata.get("tokenizer.ggml.tokens", ()))
+    vocabulary = integer(keys, "vocab_size") if "vocab_size" in keys else tokens
+    if tokens > vocabulary:
+        raise ConfigError(f"llama.vocab_size is {vocabulary}; expected at least the tokenizer's {tokens}")
+    return vocabulary
 
 
 def _scaling(keys: dict[str, Any], context: int) -> RopeScaling | None:

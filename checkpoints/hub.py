@@ -1,6 +1,7 @@
 """A model's files from the Hugging Face hub, into the hub client's cache: data only, no pickles, no code."""
 
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from .errors import CheckpointError, SourceNotFound
@@ -17,7 +18,12 @@ def download(name: str, revision: str | None, cache: Path | None, progress: Prog
       SourceNotFound: no such repository, or it is gated. CheckpointError: the download failed.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         folder = snapshot_download(
@@ -28,7 +34,7 @@ def download(name: str, revision: str | None, cache: Path | None, progress: Prog
             ignore_patterns=_NEVER,
             tqdm_class=_bar(progress) if progress else None,
         )
-    except RepositoryNotFoundError as error:
+    except (RepositoryNotFoundError, HFValidationError) as error:
         raise SourceNotFound(f"{name}: not on the hub, or not for this user ({_line(error)})") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(f"{name}: the download failed ({_line(error)})") from None
@@ -39,7 +45,7 @@ def _bar(progress: Progress) -> Any:
     """A progress bar, as the hub client wants one, that draws nothing and passes bytes on."""
     from tqdm.auto import tqdm
 
-    furthest = 0
+    furthest, lock = 0, Lock()
 
     class Bar(tqdm):
         def display(self, *args: Any, **options: Any) -> None:
@@ -49,9 +55,10 @@ def _bar(progress: Progress) -> Any:
             """There are bars for bytes received and bytes written; the further one is told."""
             nonlocal furthest
             shown = super().update(n)
-            if self.unit == "B" and self.total and self.n > furthest:
-                furthest = int(self.n)
-                progress("download", furthest, int(self.total))
+            with lock:
+                if self.unit == "B" and self.total and self.n > furthest:
+                    furthest = int(self.n)
+                    progress("download", furthest, int(self.total))
             return shown
 
     return Bar

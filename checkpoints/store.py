@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from math import prod
 from pathlib import Path
+from threading import Lock
 
+import ml_dtypes
 import numpy as np
 
 from ..model.config import ModelConfig
@@ -50,16 +52,16 @@ class Store:
         Raises:
           CheckpointError: a file is damaged; the line names it and its tensor.
         """
-        total = sum(
-            record.size for name, record in self.manifest.files.items() if name.startswith(WEIGHTS_FOLDER)
-        )
-        done = 0
+        files = self.manifest.files
+        total = sum(record.size for name, record in files.items() if name.startswith(WEIGHTS_FOLDER))
+        done, lock = 0, Lock()  # blocks are hashed, and heard of, on several threads
 
         def heard(count: int) -> None:
             nonlocal done
-            done += count
-            if progress:
-                progress("verify", done, total)
+            with lock:
+                done += count
+                if progress:
+                    progress("verify", done, total)
 
         self.manifest.verify(self.path, weights=True, heard=heard)
         self._verified = True
@@ -70,10 +72,12 @@ class Store:
         Raises:
           CheckpointError: a file is damaged, or does not hold what the manifest says.
         """
+        from .orbax_group import restore
+
         if not self._verified:
             self.verify()
         for group, names in grouped(self.manifest.tensors):
-            restored = restore_group(self.path / WEIGHTS_FOLDER / group)
+            restored = restore(self.path / WEIGHTS_FOLDER / group)
             for name in names:
                 yield name, self._checked(name, restored.get(inner_name(name)))
 
@@ -100,13 +104,6 @@ def inner_name(name: str) -> str:
     return name.split(".", 2)[2] if name.startswith("layers.") else name
 
 
-def restore_group(folder: Path) -> dict[str, np.ndarray]:
-    """One group's arrays by inner name."""
-    from .orbax_group import restore
-
-    return restore(folder)
-
-
 def _check_shapes(path: Path, manifest: Manifest) -> None:
     if manifest.config.layers > len(manifest.tensors):
         raise CheckpointError(
@@ -119,6 +116,4 @@ def _check_shapes(path: Path, manifest: Manifest) -> None:
 
 
 def _dtype(name: str) -> np.dtype:
-    import ml_dtypes
-
     return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)

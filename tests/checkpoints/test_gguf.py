@@ -195,6 +195,7 @@ def test_llama_3_file(tmp_path: Path, model: Any) -> None:
         ({"llama__block_count": 3}, "tensor blk.2."),
         ({"llama__block_count": 1}, "tensor blk.1."),
         ({"llama__block_count": 10**9}, "1000000000 layers"),
+        ({"llama__vocab_size": 319}, "llama.vocab_size is 319; expected at least the tokenizer's 320"),
         ({"llama__vocab_size": 321}, "tensor token_embd.weight has shape [320, 64]; expected [321, 64]"),
         ({"llama__feed_forward_length": [96, 96]}, "feed_forward_length is [96, 96]"),
         ({"tokenizer__ggml__eos_token_id": 320}, "eos_token_id is 320"),

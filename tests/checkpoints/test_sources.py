@@ -293,6 +293,8 @@ def test_hub_refusals(hub: tuple[str, list[str]], tmp_path: Path) -> None:
     done = ask_hub(hub[0], "org/other", tmp_path / "cache")
     assert done.stdout.startswith("SourceNotFound org/other: not on the hub"), done.stdout + done.stderr
     assert done.stdout.count("\n") == 1
+    done = ask_hub(hub[0], "org/ti..ny", tmp_path / "cache")
+    assert done.stdout.startswith("SourceNotFound org/ti..ny: "), done.stdout + done.stderr
     done = ask_hub("http://127.0.0.1:9", "org/tiny", tmp_path / "cache")
     assert done.stdout.startswith("CheckpointError org/tiny: the download failed"), done.stdout + done.stderr
     assert done.stdout.count("\n") == 1

@@ -77,7 +77,8 @@ def test_ids_of_any_text(name: str, text: str) -> None:
 FRAGMENTS = st.lists(
     st.sampled_from(
         ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "</s>", "<s>", "<unk>", "<|im_", "end|>", "<", "|>",
-         "<|mark|>", "system\n", "\n", " ", "the dog", "<tool>", "é🙂", "\U0010ffff", "\U000f0000", "[INST]", "▁the"]
+         "<|mark|>", "system\n", "\n", " ", "the dog", "<tool>", "é🙂", "\U0010ffff", "\U000f0000",
+         "[INST]", "▁the"]
     )
 ).map("".join)  # fmt: skip
 
