@@ -79,6 +79,7 @@ class Engine:
         self._mailboxes = Mailboxes()
         self._on_events = on_events or self._mailboxes.deliver
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._door = threading.Lock()
         self._sequences: dict[str, Sequence] = {}
         self._arrivals = itertools.count()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -103,6 +104,7 @@ class Engine:
     def stop(self) -> None:
         """Ends the thread; requests in flight end with an error event. Idempotent."""
         self._stopping = True
+        self._inbox.put(lambda: None)
         if self._thread.is_alive():
             self._thread.join()
         self._compilations.stop()
@@ -135,9 +137,10 @@ class Engine:
           NotReady: the engine does not run.
         """
         sequence = self._admit(request)
-        if not self.alive or self._stopping:
-            raise NotReady("the engine does not run")
-        self._inbox.put(lambda: self._take_in(sequence))
+        with self._door:
+            if not self.alive or self._stopping:
+                raise NotReady("the engine does not run")
+            self._inbox.put(lambda: self._take_in(sequence))
 
     def abort(self, request_id: str) -> None:
         """Ends a request wherever it is; no more of its events come. Unknown ids are ignored."""
@@ -243,13 +246,8 @@ class Engine:
             if not row.sequence.finished:
                 events.append(self._advance(row.sequence, token, report))
         self._steps += 1
-        for row in flight.plan.rows:
-            self._count(row)
+        self._prompt_tokens += sum(_prompt_tokens(row) for row in flight.plan.rows)
         return events
-
-    def _count(self, row: Row) -> None:
-        self._generated_tokens += row.samples
-        self._prompt_tokens += row.count if row.start < len(row.sequence.request.prompt) else 0
 
     def _advance(self, sequence: Sequence, token: int, report: TokenLogprobs | None) -> TokenEvent:
         """Gives a sequence its next token, or ends it."""
@@ -262,6 +260,7 @@ class Engine:
             self._drop(request.id)
             return TokenEvent(request_id=request.id, finish="stop")
         sequence.tokens.append(token)
+        self._generated_tokens += 1
         ended = len(sequence.tokens) >= sequence.limit
         if ended:
             self._drop(request.id)
@@ -269,9 +268,15 @@ class Engine:
         return TokenEvent(request_id=request.id, token=token, logprobs=report, finish=finish)
 
     def _fail_all(self, reason: str) -> None:
-        """Tells every request, also those still in the inbox, that it has failed."""
+        """Tells every request, also those still in the inbox, that it has failed; no more come in."""
+        with self._door:
+            self._stopping = True
         self._hear(idle=False)
         ids = list(self._sequences)
         for request_id in ids:
             self._drop(request_id)
         self._on_events([TokenEvent(request_id=i, finish="error", error=reason) for i in ids])
+
+
+def _prompt_tokens(row: Row) -> int:
+    return max(0, min(row.start + row.count, len(row.sequence.request.prompt)) - row.start)

@@ -63,17 +63,18 @@ class CompilationCounter:
     def __init__(self) -> None:
         self.count = 0
         self._counting = False
-        jax.monitoring.register_event_duration_secs_listener(self._hear)
 
     def start(self) -> None:
-        """Begins to count at zero."""
-        self.count, self._counting = 0, True
+        """Begins to count."""
+        self._counting = True
+        jax.monitoring.register_event_duration_secs_listener(self._hear)
 
     def stop(self) -> None:
-        """Counts no more, and is forgotten by JAX."""
-        self._counting = False
-        jax.monitoring.unregister_event_duration_listener(self._hear)
+        """Counts no more, and is forgotten by JAX. Idempotent."""
+        if self._counting:
+            self._counting = False
+            jax.monitoring.unregister_event_duration_listener(self._hear)
 
     def _hear(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
-        if self._counting and event == _COMPILED:
+        if event == _COMPILED:
             self.count += 1

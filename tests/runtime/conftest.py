@@ -1,0 +1,97 @@
+"""Engines on one tiny model: compiled once a session, as many engines on top as tests like."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import pytest
+
+from distaff.runtime import settings
+from distaff.runtime.engine import Engine
+from distaff.runtime.request import Request
+from distaff.runtime.runner import Runner
+from distaff.runtime.settings import EngineSettings, Platform
+
+from .tiny import CONFIG, Ear, make_parameters, tokens_of
+
+TINY = Platform(slots=8, budget=96, page_size=4, dtype="float32")
+
+
+class Bench:
+    """A running engine and the ear that hears it."""
+
+    def __init__(self, engine: Engine, ear: Ear) -> None:
+        self.engine, self.ear = engine, ear
+
+    def run(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Everybody's tokens; all are submitted at once."""
+        for request in requests:
+            self.engine.submit(request)
+        return [tokens_of(self.ear.wait(request.id)) for request in requests]
+
+    def settle(self) -> None:
+        """Waits until the engine has nothing to do, and checks that every page came back."""
+        deadline = time.monotonic() + 30
+        while self.engine.stats.waiting or self.engine.stats.running:
+            assert time.monotonic() < deadline, f"still busy: {self.engine.stats}"
+            time.sleep(0.002)
+        self.engine._pages.check()
+        assert self.engine.stats.free_pages == self.engine.stats.total_pages
+
+
+@pytest.fixture(scope="package")
+def parameters() -> dict[str, jax.Array]:
+    return make_parameters()
+
+
+@pytest.fixture(scope="package", autouse=True)
+def tiny_platform() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(settings.PLATFORMS, "cpu", TINY)
+        yield
+
+
+@pytest.fixture(scope="package")
+def warm_runner(parameters) -> Runner:
+    """The model with every step compiled, and pages for all slots."""
+    engine = Engine(CONFIG, parameters)
+    engine.warm_up()
+    engine.stop()
+    return engine._runner
+
+
+@pytest.fixture
+def make_engine(parameters, warm_runner) -> Iterator[Callable[..., Engine]]:
+    """Makes engines that share the compiled runner, one running at a time; stops them in the end.
+
+    An engine with fewer `kv_pages` hands out the first pages of the runner's pool only.
+    """
+    engines: list[Engine] = []
+
+    def make(on_events=None, **wanted) -> Engine:
+        engine = Engine(CONFIG, parameters, EngineSettings(**wanted), on_events)
+        engine._runner = warm_runner
+        engines.append(engine)
+        return engine
+
+    yield make
+    for engine in engines:
+        engine.stop()
+
+
+@pytest.fixture
+def bench(make_engine) -> Bench:
+    """A running engine with pages for everybody."""
+    ear = Ear()
+    engine = make_engine(ear.hear)
+    engine.start()
+    return Bench(engine, ear)
+
+
+@pytest.fixture
+def cramped(make_engine) -> Bench:
+    """A running engine with pages for one or two sequences at a time."""
+    ear = Ear()
+    engine = make_engine(ear.hear, kv_pages=44)
+    engine.start()
+    return Bench(engine, ear)

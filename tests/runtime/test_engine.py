@@ -1,0 +1,210 @@
+"""The engine on a tiny model: company, chunking, preemption and chance change nothing of what is said."""
+
+import dataclasses
+import random
+import threading
+
+import numpy as np
+import pytest
+
+from .tiny import CONFIG, ask, assert_greedy, reference_logits, tokens_of
+
+LENGTHS = (1, 2, 3, 4, 5, 17, 31, 32, 33, 64, 95, 96, 97, 120)
+
+
+def test_greedy_tokens_are_the_references_in_any_company(bench):
+    """Requests of all lengths at once say token by token what a plain numpy forward says."""
+    requests = [ask(f"n{n}", n, max_tokens=40) for n in LENGTHS]
+    for request, tokens in zip(requests, bench.run(requests), strict=True):
+        assert len(tokens) == 40
+        assert_greedy(request, tokens)
+    bench.settle()
+
+
+def test_who_joins_changes_nothing_for_who_decodes(bench):
+    """A prompt computed beside decoding rows leaves them, and itself, what they are alone."""
+    first = [ask(f"first{n}", n, prompt_seed=1, max_tokens=60) for n in (5, 40, 90)]
+    for request in first:
+        bench.engine.submit(request)
+    later = []
+    for n in (1, 70, 130):
+        bench.ear.wait("first5", events=10 + n // 5)
+        later.append(ask(f"later{n}", n, prompt_seed=1, max_tokens=20))
+        bench.engine.submit(later[-1])
+    for request in [*first, *later]:
+        assert_greedy(request, tokens_of(bench.ear.wait(request.id)))
+
+
+def test_a_prompt_in_chunks_is_a_prompt_at_once(bench, make_engine):
+    """A prompt of one step says the same when others leave it only chunks of that step."""
+    long = ask("long", 90, max_tokens=30)
+    (whole,) = bench.run([long])
+    others = [ask(f"other{n}", 50 + n, max_tokens=5) for n in range(4)]
+    *_, chunked = bench.run([*others, dataclasses.replace(long, id="chunked")])
+    assert whole == chunked
+
+
+def test_preemption_changes_nothing(cramped):
+    """Thrown back for want of pages and computed again, everybody still says what the reference says."""
+    requests = [ask(f"r{n}", 10 + n, max_tokens=40) for n in range(8)]
+    for request, tokens in zip(requests, cramped.run(requests), strict=True):
+        assert len(tokens) == 40
+        assert_greedy(request, tokens)
+    assert cramped.engine.stats.preemptions > 0
+    cramped.settle()
+
+
+KINDS = [
+    {},
+    {"top_k": 20},
+    {"top_p": 0.8},
+    {"min_p": 0.02, "frequency_penalty": 0.3},
+    {"top_k": 150, "top_p": 0.95, "presence_penalty": 0.2},
+]
+
+
+def sampled(prefix):
+    """Requests with every kind of sampling and seeds of their own."""
+    return [
+        ask(f"{prefix}{n}", 9 + 3 * n, max_tokens=40, temperature=0.8, **KINDS[n % 5], seed=n - 2**40)
+        for n in range(8)
+    ]
+
+
+def test_a_seed_says_the_same_alone_in_company_and_preempted(bench, cramped):
+    """A draw depends on seed, choice, position and the request's own logits, on nothing else."""
+    alone = [bench.run([request])[0] for request in sampled("alone")]
+    together = bench.run(sampled("together"))
+    preempted = cramped.run(sampled("preempted"))
+    assert alone == together == preempted and cramped.engine.stats.preemptions > 0
+
+
+def test_choices_of_one_seed_differ_and_repeat(bench):
+    """Choices are different continuations, and the same ones when asked again."""
+    settings = {"max_tokens": 20, "temperature": 0.8, "seed": 11}
+    first, again = (
+        bench.run([ask(f"{turn}{n}", 6, choice=n, **settings) for n in range(4)]) for turn in "ab"
+    )
+    assert len({tuple(tokens) for tokens in first}) == 4 and first == again
+
+
+def test_a_request_without_a_seed_gets_one_of_its_own(bench):
+    """Two equal requests without a seed are different draws."""
+    one, other = bench.run([ask(name, 6, max_tokens=20, temperature=1.5) for name in "ab"])
+    assert one != other
+
+
+@pytest.fixture
+def plain(bench):
+    """Thirty greedy tokens after one prompt, and an id that first comes in their midst."""
+    (tokens,) = bench.run([ask("plain", 12, max_tokens=30)])
+    place = next(i for i, token in enumerate(tokens) if i >= 5 and token not in tokens[:i])
+    return tokens, place
+
+
+def test_an_end_token_ends_and_is_not_reported(bench, plain):
+    """`finish="stop"` comes alone, after the tokens before the first of the stop_ids."""
+    tokens, place = plain
+    stops = (tokens[place], tokens[place + 1])
+    bench.engine.submit(ask("stopped", 12, max_tokens=30, stop_ids=stops))
+    *heard, last = bench.ear.wait("stopped")
+    assert tokens_of(heard) == tokens[:place] and (last.token, last.finish) == (None, "stop")
+    assert not any(event.finish for event in heard)
+
+
+def test_end_tokens_can_be_ignored(bench, plain):
+    """With ignore_eos an end token is a token like others."""
+    tokens, place = plain
+    stops = (tokens[place],)
+    assert bench.run([ask("on", 12, max_tokens=30, stop_ids=stops, ignore_eos=True)]) == [tokens]
+
+
+def test_an_end_token_as_the_last_allowed_one_stops(bench, plain):
+    """Where both limits fall together the model has ended by itself."""
+    tokens, place = plain
+    bench.engine.submit(ask("both", 12, max_tokens=place + 1, stop_ids=(tokens[place],)))
+    assert bench.ear.wait("both")[-1].finish == "stop"
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 7])
+def test_max_tokens_is_exact(bench, max_tokens):
+    """The last allowed token carries `finish="length"`."""
+    bench.engine.submit(ask("short", 8, max_tokens=max_tokens))
+    events = bench.ear.wait("short")
+    assert len(tokens_of(events)) == len(events) == max_tokens
+    assert [event.finish for event in events] == [None] * (max_tokens - 1) + ["length"]
+
+
+@pytest.mark.parametrize("length", [1, 100, CONFIG.context - 1])
+def test_without_max_tokens_the_context_is_filled(bench, length):
+    """A sequence grows to the context's last position and says all the way what the reference says."""
+    request = ask("full", length)
+    (tokens,) = bench.run([request])
+    assert length + len(tokens) == CONFIG.context
+    assert_greedy(request, tokens)
+
+
+def test_logprobs_are_the_models_own(bench):
+    """Chosen and top log-probabilities are the reference's, whatever temperature and penalties did."""
+    odd = {"temperature": 1.7, "frequency_penalty": 1.0, "top_k": 40}
+    request = ask("scored", 20, max_tokens=25, logprobs=5, **odd)
+    bench.engine.submit(ask("beside", 9, max_tokens=40))
+    bench.engine.submit(request)
+    events = bench.ear.wait("scored")
+    tokens = tokens_of(events)
+    logits = reference_logits([*request.prompt, *tokens])[len(request.prompt) - 1 : -1]
+    expected = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    for row, event in zip(expected, events, strict=True):
+        ids = [i for i, _ in event.logprobs.top]
+        np.testing.assert_allclose(event.logprobs.chosen, row[event.token], atol=TOLERANCE)
+        np.testing.assert_allclose([value for _, value in event.logprobs.top], row[ids], atol=TOLERANCE)
+        np.testing.assert_allclose(row[ids], np.sort(row)[:-6:-1], atol=TOLERANCE)
+    assert all(event.logprobs is None for event in bench.ear.wait("beside"))
+
+
+TOLERANCE = 2e-4
+
+
+def test_penalties_count_what_was_generated(bench):
+    """Frequency and presence weigh generated tokens, not the prompt's, nor those of the slot's last user."""
+    settings = {"frequency_penalty": 1.5, "presence_penalty": -0.5, "max_tokens": 60}
+    for turn in range(3):
+        requests = [ask(f"{turn}.{n}", 20, prompt_seed=n, **settings) for n in range(4)]
+        for request, tokens in zip(requests, bench.run(requests), strict=True):
+            assert_greedy(request, tokens)
+
+
+def test_penalties_survive_preemption(cramped):
+    """Counts are rebuilt when a sequence is computed again."""
+    settings = {"frequency_penalty": 0.8, "presence_penalty": 0.4, "max_tokens": 45}
+    requests = [ask(f"r{n}", 10 + n, **settings) for n in range(8)]
+    for request, tokens in zip(requests, cramped.run(requests), strict=True):
+        assert_greedy(request, tokens)
+    assert cramped.engine.stats.preemptions > 0
+
+
+def test_sixty_four_streams_on_few_pages(cramped):
+    """With a third aborted at random times, every stream is the reference's as far as it goes and all pages
+    come back."""
+    generator = random.Random(3)
+    requests = [
+        ask(f"s{n}", generator.randint(1, 60), prompt_seed=n, max_tokens=generator.randint(1, 60))
+        for n in range(64)
+    ]
+    aborted = {r.id: generator.uniform(0, 0.6) for r in generator.sample(requests, 21)}
+    timers = [threading.Timer(delay, cramped.engine.abort, [name]) for name, delay in aborted.items()]
+    for task in [*timers, *(threading.Thread(target=cramped.engine.submit, args=[r]) for r in requests)]:
+        task.start()
+    for request in requests:
+        if request.id not in aborted:
+            tokens = tokens_of(cramped.ear.wait(request.id))
+            assert len(tokens) == request.params.max_tokens
+            assert_greedy(request, tokens)
+    for timer in timers:
+        timer.join()
+    cramped.settle()
+    for name in aborted:
+        request = next(r for r in requests if r.id == name)
+        if tokens := tokens_of(cramped.ear.events[name]):
+            assert_greedy(request, tokens)
+    assert cramped.engine.stats.preemptions > 0

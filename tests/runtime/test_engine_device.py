@@ -1,0 +1,94 @@
+"""What the engine does with the device: nothing compiled late, steps overlapped, memory constant."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from distaff.runtime.buckets import Bucket
+from distaff.runtime.executables import Executables
+from distaff.runtime.steps import create_state
+
+from .tiny import CONFIG, Ear, ask
+
+
+def test_nothing_is_compiled_after_the_start(bench, monkeypatch):
+    """A mixture that visits every bucket, with every kind of sampling, compiles nothing."""
+    runner, visited = bench.engine._runner, set()
+    dispatch = runner._dispatch
+    monkeypatch.setattr(
+        runner, "_dispatch", lambda plan, bucket: visited.add(bucket) or dispatch(plan, bucket)
+    )
+    odd = {"temperature": 0.9, "top_p": 0.9, "logprobs": 3, "presence_penalty": 0.5, "min_p": 0.01}
+    for company in (1, 2, 3, 8):
+        for length in (1, 20, 50, 90):
+            bench.run([ask(f"{company}.{length}.{n}", length, max_tokens=4) for n in range(company)])
+    bench.run([ask(f"odd{n}", 30, max_tokens=12, top_k=n * 60, **odd) for n in range(4)])
+    assert visited == set(runner._shapes.buckets())
+    assert bench.engine.stats.compilations == 0
+
+
+def test_compilations_are_counted(bench):
+    """The counter hears what XLA compiles while the engine runs, wherever, and nothing after its end."""
+    jax.jit(lambda x: x * 3 + 1)(jnp.arange(5)).block_until_ready()
+    counted = bench.engine.stats.compilations
+    assert counted > 0
+    bench.engine.stop()
+    jax.jit(lambda x: x * 5 + 2)(jnp.arange(6)).block_until_ready()
+    assert bench.engine.stats.compilations == counted
+
+
+def test_the_next_step_is_launched_before_the_last_is_read(bench, monkeypatch):
+    """The device has work while the host reads: launch n+1, then read n, for all steps but the last."""
+    runner, calls = bench.engine._runner, []
+    launch, read = runner.launch, runner.read
+    monkeypatch.setattr(runner, "launch", lambda plan: calls.append("launch") or launch(plan))
+    monkeypatch.setattr(runner, "read", lambda flight: calls.append("read") or read(flight))
+    bench.run([ask("alone", 5, max_tokens=30)])
+    assert calls == ["launch"] + ["launch", "read"] * 29 + ["read"]
+
+
+def test_memory_is_constant(make_engine):
+    """Over a hundred decode steps the bytes of all arrays alive stay what they are."""
+    sizes = []
+    engine = make_engine(lambda events: sizes.append(sum(a.nbytes for a in jax.live_arrays())))
+    engine.start()
+    for n in range(4):
+        engine.submit(ask(f"r{n}", 4, max_tokens=130))
+    ear = Ear()
+    engine._on_events, hear = ear.hear, engine._on_events
+    engine._on_events = lambda events: (hear(events), ear.hear(events))
+    for n in range(4):
+        ear.wait(f"r{n}")
+    assert len(set(sizes[10:110])) == 1
+
+
+def buckets_of(runner) -> list[Bucket]:
+    return runner._shapes.buckets()
+
+
+def test_every_step_works_in_place(warm_runner):
+    """The donated state is the returned one: the aliased bytes cover the cache, in every compiled step."""
+    cache = sum(pool.nbytes for pool in warm_runner._state.cache)
+    for bucket in buckets_of(warm_runner):
+        memory = warm_runner._executables.step(bucket).memory_analysis()
+        assert memory.alias_size_in_bytes >= cache, f"{bucket} copies the cache"
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_temporaries_do_not_grow_with_the_pool(warm_runner, index, monkeypatch):
+    """With twice the pages a step needs not a byte more of working memory: nothing copies the pool."""
+    shapes, skeleton = warm_runner._shapes, warm_runner._skeleton
+    bucket = shapes.buckets()[index]
+    twice = Executables(skeleton, shapes)
+    twice.layouts = {bucket: twice.layouts[bucket]}
+    pages = 2 * warm_runner._pages
+    state = jax.eval_shape(lambda: create_state(skeleton, shapes, pages, jnp.dtype("float32")))
+    twice.compile(warm_runner._leaves, state, lambda done, total: None)
+    once = warm_runner._executables.step(bucket).memory_analysis().temp_size_in_bytes
+    assert twice.step(bucket).memory_analysis().temp_size_in_bytes == once
+
+
+def test_the_context_is_whole_pages_for_every_slot(warm_runner):
+    """Derived, the pool holds every slot at full length and the trash page."""
+    pages = warm_runner._state.cache[0].shape[0]
+    assert pages == 1 + 8 * -(-CONFIG.context // 4)

@@ -1,0 +1,236 @@
+"""The engine's life: what it refuses, aborts at any time, failures of one request and of the whole engine."""
+
+import threading
+import time
+
+import pytest
+
+from distaff.runtime.request import EngineFailed, InvalidRequest, NotReady, Request, SamplingParams
+
+from .tiny import CONFIG, POISON, Ear, ask, assert_greedy, random_prompt, tokens_of
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "param", "message"),
+    [
+        ([], 1, "prompt", "the prompt is empty; expected at least one token"),
+        ([1, 199], 1, "prompt", "token id 199 in the prompt; expected 0 to 198"),
+        ([-1], 1, "prompt", "token id -1 in the prompt; expected 0 to 198"),
+        ([1] * 100, 61, "max_tokens", "100 prompt tokens and max_tokens 61; expected at most 160 together"),
+        ([1] * 160, None, "prompt", "160 prompt tokens and max_tokens None; expected at most 160 together"),
+    ],
+)
+def test_what_can_never_be_served_is_refused(bench, prompt, max_tokens, param, message):
+    """The refusal names the field, the value found and what was expected."""
+    request = Request(id="bad", prompt=tuple(prompt), params=SamplingParams(max_tokens=max_tokens))
+    with pytest.raises(InvalidRequest) as refusal:
+        bench.engine.submit(request)
+    assert (str(refusal.value), refusal.value.param) == (message, param)
+
+
+def test_the_longest_request_that_fits_is_served(bench):
+    """The refusals' limits are exact."""
+    (tokens,) = bench.run([ask("longest", 100, max_tokens=60)])
+    assert len(tokens) == 60
+
+
+def test_a_small_pool_bounds_the_context(make_engine):
+    """A request that even the empty pool could not hold is refused and not queued for ever."""
+    engine = make_engine(kv_pages=10)
+    engine.start()
+    assert engine.context == 40
+    with pytest.raises(InvalidRequest, match="expected at most 40 together"):
+        engine.submit(ask("big", 30, max_tokens=11))
+
+
+class Prompter(Ear):
+    """Acts on the engine's thread, between two steps: `act` is called after every step with its events."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = lambda events: None
+
+    def hear(self, events) -> None:
+        self.act(events)
+        super().hear(events)
+
+
+@pytest.fixture
+def prompter(make_engine):
+    ear = Prompter()
+    ear.engine = make_engine(ear.hear)
+    ear.engine.start()
+    return ear
+
+
+@pytest.mark.parametrize(("prompt", "steps"), [(150, 0), (150, 1), (20, 2), (20, 7)])
+def test_an_abort_frees_everything_at_once(prompter, prompt, steps):
+    """Aborted in the inbox, amid its prompt or while decoding: with the next step only the companion has
+    pages, and no further event comes."""
+    engine, history = prompter.engine, []
+
+    def act(events):
+        history.append((engine.stats, len(prompter.events["victim"])))
+        if len(history) == 5:
+            engine.submit(ask("victim", prompt, max_tokens=10))
+        if len(history) == 5 + steps:
+            engine.abort("victim")
+
+    prompter.act = act
+    engine.submit(ask("companion", 4, max_tokens=40))
+    assert len(prompter.wait("companion")) == 40
+    assert history[4 + steps][0].running == (2 if steps else 1)
+    for stats, heard in history[5 + steps :]:
+        assert stats.running <= 1 and stats.total_pages - stats.free_pages <= 11
+        assert heard == len(prompter.events["victim"]) == max(0, steps - 1)
+
+
+def test_a_waiting_request_is_aborted(bench):
+    """One that never had a slot leaves the queue and is not heard."""
+    for n in range(8):
+        bench.engine.submit(ask(f"busy{n}", 4, max_tokens=150))
+    bench.engine.submit(ask("queued", 4, max_tokens=150))
+    bench.engine.abort("queued")
+    bench.engine.abort("never heard of")
+    for n in range(8):
+        assert len(bench.ear.wait(f"busy{n}")) == 150
+    bench.settle()
+    assert not bench.ear.events["queued"]
+
+
+def test_poison_fails_only_its_own_request(bench):
+    """Where one request's logits are not numbers it alone ends with an error; neighbours notice nothing."""
+    healthy = [ask(f"h{n}", n, max_tokens=30) for n in (3, 20, 60)]
+    poisoned = [poison(f"p{n}", random_prompt(n)) for n in (0, 30, 70)]
+    for pair in zip(healthy, poisoned, strict=True):
+        for request in pair:
+            bench.engine.submit(request)
+    for request in poisoned:
+        (last,) = bench.ear.wait(request.id)
+        assert (last.finish, last.error) == ("error", "the model's output is not finite")
+    for request in healthy:
+        assert_greedy(request, tokens_of(bench.ear.wait(request.id)))
+    bench.settle()
+
+
+def poison(name, prompt):
+    """A request whose last prompt token is not a number to the model."""
+    return Request(id=name, prompt=(*prompt, POISON), params=SamplingParams(max_tokens=9))
+
+
+def test_pages_of_a_poisoned_request_are_clean(cramped):
+    """Whoever gets the pages next, all of them, hears what the reference says."""
+    cramped.engine.submit(poison("poison", [POISON] * 149))
+    assert cramped.ear.wait("poison")[-1].finish == "error"
+    requests = [ask("next", 100, max_tokens=60), ask("other", 1, max_tokens=20)]
+    for request, tokens in zip(requests, cramped.run(requests), strict=True):
+        assert_greedy(request, tokens)
+
+
+def test_counts_of_work_are_exact(bench):
+    """Generated tokens are those that were heard; prompt tokens those of the prompts."""
+    (tokens,) = bench.run([ask("first", 12, max_tokens=30)])
+    stop = next(token for i, token in enumerate(tokens) if i > 4 and token not in tokens[:i])
+    heard = bench.run([ask("one", 100, max_tokens=5), ask("two", 12, max_tokens=30, stop_ids=(stop,))])
+    bench.settle()
+    stats = bench.engine.stats
+    assert stats.generated_tokens == 30 + sum(map(len, heard))
+    assert stats.prompt_tokens == 12 + 100 + 12
+
+
+def test_nothing_is_taken_before_the_start_and_after_the_end(make_engine):
+    """An engine that does not run says so at once; stopping it twice, or before it ran, is fine."""
+    engine = make_engine()
+    with pytest.raises(NotReady):
+        engine.submit(ask("early", 3, max_tokens=1))
+    engine.start()
+    assert engine.alive
+    engine.stop()
+    engine.stop()
+    assert not engine.alive
+    with pytest.raises(NotReady):
+        engine.submit(ask("late", 3, max_tokens=1))
+    make_engine().stop()
+
+
+def test_stopping_ends_what_is_in_flight(bench):
+    """Running and waiting requests hear `error` with the reason, once."""
+    for n in range(12):
+        bench.engine.submit(ask(f"r{n}", 4, max_tokens=150))
+    bench.ear.wait("r0", events=3)
+    bench.engine.stop()
+    for n in range(12):
+        *heard, last = bench.ear.wait(f"r{n}")
+        assert (last.finish, last.error) == ("error", "the engine was stopped")
+        assert not any(event.finish for event in heard)
+
+
+def test_a_failing_device_ends_every_request(bench, monkeypatch):
+    """Running, waiting or still in the inbox: everybody hears the cause, and the engine is dead."""
+    entered, submitted = threading.Event(), threading.Event()
+
+    def read(flight):
+        entered.set()
+        submitted.wait()
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(bench.engine._runner, "read", read)
+    for n in range(10):
+        bench.engine.submit(ask(f"r{n}", 4, max_tokens=5))
+    entered.wait()
+    bench.engine.submit(ask("inbox", 4, max_tokens=5))
+    submitted.set()
+    for name in [*(f"r{n}" for n in range(10)), "inbox"]:
+        (last,) = bench.ear.wait(name)
+        assert (last.finish, last.error) == ("error", "RuntimeError: the device is gone")
+    bench.engine._thread.join(5)
+    assert not bench.engine.alive
+
+
+def test_nobody_is_let_into_a_dying_engine(prompter, monkeypatch):
+    """Between the last look into the inbox and the thread's end a request is refused, not forgotten."""
+    refusals = []
+
+    def act(events):
+        if any(event.finish == "error" for event in events):
+            with pytest.raises(NotReady) as refusal:
+                prompter.engine.submit(ask("late", 4, max_tokens=5))
+            refusals.append(refusal)
+
+    prompter.act = act
+    prompter.engine.submit(ask("early", 4, max_tokens=150))
+    prompter.wait("early", events=2)
+    prompter.engine.stop()
+    assert prompter.wait("early")[-1].finish == "error" and len(refusals) == 1
+
+
+def test_events_can_be_streamed_and_gathered(make_engine):
+    """Without an `on_events`, `stream` yields a request's events as they come and `generate` everybody's."""
+    engine = make_engine()
+    engine.start()
+    streamed = list(engine.stream(ask("streamed", 7, max_tokens=9)))
+    gathered = list(engine.generate(ask(f"g{n}", n, max_tokens=9) for n in (12, 7, 3)))
+    assert tokens_of(streamed) == tokens_of(gathered[1]) and len(streamed) == 9
+    assert [len(events) for events in gathered] == [9, 9, 9]
+
+
+def test_leaving_a_stream_aborts(make_engine):
+    """Whoever stops listening takes up no pages."""
+    engine = make_engine()
+    engine.start()
+    events = engine.stream(ask("left", 7, max_tokens=CONFIG.context - 7))
+    next(events)
+    events.close()
+    deadline = time.monotonic() + 10
+    while engine.stats.running and time.monotonic() < deadline:
+        time.sleep(0.001)
+    stats = engine.stats
+    assert stats.running == 0 and stats.free_pages == stats.total_pages and stats.generated_tokens < 153
+
+
+def test_a_failed_stream_raises(make_engine):
+    """An error event becomes EngineFailed with the request and the reason."""
+    engine = make_engine()
+    engine.start()
+    with pytest.raises(EngineFailed, match="request bad: the model's output is not finite"):
+        list(engine.stream(poison("bad", [])))

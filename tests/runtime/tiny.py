@@ -1,0 +1,140 @@
+"""A tiny random Llama, its logits in plain float64 numpy, and an ear for the engine's events.
+
+The reference computes the whole sequence at once, without cache, pages or batches; nothing of it is ours.
+"""
+
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distaff.model.config import ModelConfig
+from distaff.model.parameters import parameter_shapes
+from distaff.runtime.request import Request, SamplingParams, TokenEvent
+
+CONFIG = ModelConfig(
+    vocabulary=199, layers=2, width=32, feed_forward=48, heads=4, kv_heads=2, head_size=8, context=160
+)
+POISON = 198
+"""An id whose embedding is not a number; the head never prefers it."""
+TOLERANCE = 1e-4
+"""How far below the reference's best logit (of order 10) a token may lie in float32."""
+
+
+def make_weights() -> dict[str, np.ndarray]:
+    """Random weights by name, large enough that every token before a position moves its logits."""
+    generator = np.random.default_rng(7)
+    weights = {name: generator.normal(size=shape) for name, shape in parameter_shapes(CONFIG).items()}
+    for name, weight in weights.items():
+        gain = 3.0 if name in ("embed", "head") else 1.5
+        weight *= gain * weight.shape[0] ** -0.5 if weight.ndim == 2 else 0.3
+        weight += 1.0 if weight.ndim == 1 else 0.0
+    weights["embed"] *= 4
+    weights["head"][:, POISON] = 0
+    return weights
+
+
+WEIGHTS = make_weights()
+
+
+def make_parameters() -> dict[str, jax.Array]:
+    """The same weights for the engine, with the poison in them."""
+    embed = WEIGHTS["embed"].copy()
+    embed[POISON] = np.nan
+    return {name: jnp.asarray(w, jnp.float32) for name, w in (WEIGHTS | {"embed": embed}).items()}
+
+
+def reference_logits(tokens: Sequence[int]) -> np.ndarray:
+    """Logits after every prefix of the tokens: f64 `[T, V]`."""
+    x = WEIGHTS["embed"][list(tokens)]
+    for layer in range(CONFIG.layers):
+        w = {n.split(".", 2)[2]: v for n, v in WEIGHTS.items() if n.startswith(f"layers.{layer}.")}
+        x = x + _attention(_norm(x, w["attention_norm"]), w)
+        h = _norm(x, w["feed_forward_norm"])
+        gate = h @ w["feed_forward.gate"]
+        x = x + (gate / (1 + np.exp(-gate)) * (h @ w["feed_forward.up"])) @ w["feed_forward.down"]
+    return _norm(x, WEIGHTS["norm"]) @ WEIGHTS["head"]
+
+
+def _norm(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + CONFIG.norm_epsilon) * scale
+
+
+def _attention(x: np.ndarray, w: dict[str, np.ndarray]) -> np.ndarray:
+    length, group = len(x), CONFIG.heads // CONFIG.kv_heads
+    q = _turn((x @ w["attention.q"]).reshape(length, CONFIG.heads, -1))
+    k = _turn((x @ w["attention.k"]).reshape(length, CONFIG.kv_heads, -1)).repeat(group, 1)
+    v = (x @ w["attention.v"]).reshape(length, CONFIG.kv_heads, -1).repeat(group, 1)
+    scores = np.einsum("tnh,snh->nts", q, k) * CONFIG.head_size**-0.5
+    scores = np.where(np.tri(length, dtype=bool), scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return np.einsum("nts,snh->tnh", weights, v).reshape(length, -1) @ w["attention.o"]
+
+
+def _turn(x: np.ndarray) -> np.ndarray:
+    """Rotary embedding: dimension i is turned together with i + H/2."""
+    half = CONFIG.head_size // 2
+    angles = np.arange(len(x))[:, None] * CONFIG.rope_theta ** (-np.arange(half) / half)
+    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)[:, None]
+    return np.concatenate([turned.real, turned.imag], -1)
+
+
+def assert_greedy(request: Request, tokens: Sequence[int]) -> None:
+    """Every token is the reference's best after what came before it, penalties included.
+
+    Where the reference's two best are closer than the tolerance either will do; more than one such choice in
+    a thousand would be no accident.
+    """
+    prompt, params = request.prompt, request.params
+    logits = reference_logits([*prompt, *tokens])[len(prompt) - 1 : -1]
+    earlier = np.tri(len(tokens), k=-1) @ np.eye(CONFIG.vocabulary)[list(tokens)]
+    logits = logits - earlier * params.frequency_penalty - (earlier > 0) * params.presence_penalty
+    chosen = logits[np.arange(len(tokens)), tokens]
+    assert np.all(chosen >= logits.max(-1) - TOLERANCE)
+    assert np.sum(np.argmax(logits, -1) != tokens) <= 1 + len(tokens) // 1000
+
+
+def random_prompt(length: int, seed: int = 0) -> tuple[int, ...]:
+    """Ids without the poison, the same for the same arguments."""
+    generator = np.random.default_rng([seed, length])
+    return tuple(generator.integers(0, POISON, length).tolist())
+
+
+def ask(name: str, length: int, *, prompt_seed: int = 0, choice: int = 0, **params) -> Request:
+    """A request with a random prompt of so many tokens; greedy unless said otherwise."""
+    settings = SamplingParams(**{"temperature": 0.0, **params})
+    return Request(id=name, prompt=random_prompt(length, prompt_seed), params=settings, choice=choice)
+
+
+class Ear:
+    """Hears an engine's events, sorted by request; waits for ends."""
+
+    def __init__(self) -> None:
+        self.events: defaultdict[str, list[TokenEvent]] = defaultdict(list)
+        self._news = threading.Condition()
+
+    def hear(self, events: Sequence[TokenEvent]) -> None:
+        with self._news:
+            for event in events:
+                self.events[event.request_id].append(event)
+            self._news.notify_all()
+
+    def wait(self, name: str, *, events: int | None = None, timeout: float = 60) -> list[TokenEvent]:
+        """A request's events up to its end, or as soon as there are so many."""
+
+        def enough() -> bool:
+            heard = self.events[name]
+            return bool(heard) and (heard[-1].finish is not None or len(heard) >= (events or 10**9))
+
+        with self._news:
+            assert self._news.wait_for(enough, timeout), f"request {name} goes on after {timeout} s"
+            return list(self.events[name])
+
+
+def tokens_of(events: Sequence[TokenEvent]) -> list[int]:
+    """The tokens of some events, in order."""
+    return [event.token for event in events if event.token is not None]
