@@ -1,0 +1,77 @@
+"""The whole thing, as a user runs it: `distaff serve` in its own process, the bundled model, real sockets."""
+
+import contextlib
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+DISTAFF = Path(sys.executable).with_name("distaff")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running `distaff serve`."""
+
+    process: subprocess.Popen
+    url: str
+
+    def ready(self) -> bool:
+        """Whether `/ready` says yes."""
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{self.url}/ready", timeout=5).status_code == 200
+        return False
+
+    def wait_ready(self, patience: float = 180.0) -> None:
+        """Waits until it takes requests."""
+        limit = time.monotonic() + patience
+        while not self.ready():
+            assert self.process.poll() is None, f"the server ended with {self.process.returncode}"
+            assert time.monotonic() < limit, f"not ready within {patience} s"
+            time.sleep(0.1)
+
+    def engine(self) -> psutil.Process:
+        """The engine process."""
+        (child,) = psutil.Process(self.process.pid).children()
+        return child
+
+    def metric(self, name: str) -> float:
+        """A sample of `/metrics` without labels."""
+        lines = httpx.get(f"{self.url}/metrics", timeout=5).text.splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+
+@contextlib.contextmanager
+def running(*arguments: str) -> Iterator[Server]:
+    """Starts a server on a free port; ends it, and sees that nothing of it is left."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [str(DISTAFF), "serve", "--port", str(port), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield Server(process, f"http://127.0.0.1:{port}")
+    finally:
+        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.terminate()
+        process.communicate(timeout=90)
+        assert not psutil.wait_procs(children, timeout=10)[1], "a child outlived the server"
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """The bundled model, served with defaults but for fewer slots and a shorter context."""
+    with running("--slots", "4", "--context", "1024") as server:
+        server.wait_ready()
+        yield server

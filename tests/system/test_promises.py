@@ -1,0 +1,98 @@
+"""What the README promises of a running server, on the real model."""
+
+import asyncio
+import signal
+import time
+
+import httpx
+
+from .conftest import Server, running
+
+
+def _body(number: int, **options) -> dict:
+    content = f"Tell me {number} facts about the number {number}."
+    body = {"model": "tgi", "messages": [{"role": "user", "content": content}], "temperature": 0}
+    return body | {"ignore_eos": True} | options
+
+
+async def _text(client: httpx.AsyncClient, body: dict) -> str:
+    reply = await client.post("/v1/chat/completions", json=body)
+    assert reply.status_code == 200, reply.text
+    return reply.json()["choices"][0]["message"]["content"]
+
+
+def _wait_idle(server: Server) -> None:
+    limit = time.monotonic() + 5
+    while server.metric("distaff_engine_running") or server.metric("distaff_engine_waiting"):
+        assert time.monotonic() < limit, "requests are still running"
+        time.sleep(0.05)
+
+
+async def test_crowds_answer_like_lone_requests_and_leave_nothing_behind(server: Server) -> None:
+    """Sixty-four streams of different lengths, every third cut off: the rest complete, every page is back,
+    and nothing was compiled for it."""
+    pages = server.metric("distaff_engine_free_pages")
+    async with httpx.AsyncClient(base_url=server.url, timeout=300) as client:
+        asks = {number: _body(number, max_tokens=4 + number % 13) for number in range(64)}
+
+        async def cut_off(body: dict) -> None:
+            async with client.stream("POST", "/v1/chat/completions", json=body | {"stream": True}) as reply:
+                async for _ in reply.aiter_lines():
+                    return
+
+        together = await asyncio.gather(
+            *(cut_off(body) if n % 3 == 0 else _text(client, body) for n, body in asks.items())
+        )
+        alone = [await _text(client, asks[n]) for n in (1, 20, 40, 61)]
+    assert [together[n] for n in (1, 20, 40, 61)] == alone
+    _wait_idle(server)
+    assert server.metric("distaff_engine_free_pages") == pages
+    assert server.metric("distaff_engine_compilations") == 0
+
+
+async def test_a_newcomer_joins_while_others_decode(server: Server) -> None:
+    """A short request is answered long before a long one that came first."""
+    async with httpx.AsyncClient(base_url=server.url, timeout=300) as client:
+        long = asyncio.create_task(_text(client, _body(1, max_tokens=400)))
+        await asyncio.sleep(0.5)
+        await _text(client, _body(2, max_tokens=4))
+        assert not long.done()
+        long.cancel()
+    _wait_idle(server)
+
+
+def test_a_killed_engine_is_replaced_and_its_streams_are_told(server: Server) -> None:
+    """kill -9: an error event within a second, 503 from /ready, then it serves again."""
+    with httpx.stream(
+        "POST", f"{server.url}/v1/chat/completions", json=_body(3, max_tokens=800, stream=True), timeout=60
+    ) as reply:
+        lines = reply.iter_lines()
+        next(line for line in lines if '"content"' in line)
+        killed = time.monotonic()
+        server.engine().send_signal(signal.SIGKILL)
+        event = next(line for line in lines if '"error"' in line)
+        assert time.monotonic() - killed < 1.0
+    assert '"code":"engine_error"' in event.replace(" ", "")
+    assert httpx.get(f"{server.url}/ready").status_code == 503
+    assert httpx.get(f"{server.url}/health").status_code == 200
+    server.wait_ready()
+    reply = httpx.post(f"{server.url}/v1/chat/completions", json=_body(3, max_tokens=4), timeout=60)
+    assert reply.status_code == 200
+
+
+def test_sigterm_lets_running_streams_end() -> None:
+    """A stream that runs when SIGTERM comes is completed; the exit code is 0 and no child is left."""
+    with running("--slots", "2", "--context", "512") as server:
+        server.wait_ready()
+        engine = server.engine()
+        with httpx.stream(
+            "POST", f"{server.url}/v1/chat/completions", json=_body(4, max_tokens=40, stream=True), timeout=60
+        ) as reply:
+            lines = reply.iter_lines()
+            next(line for line in lines if '"content"' in line)
+            server.process.send_signal(signal.SIGTERM)
+            rest = list(lines)
+        assert "data: [DONE]" in rest
+        assert any('"finish_reason":"length"' in line for line in rest)
+        assert server.process.wait(timeout=30) == 0
+        assert not engine.is_running()
