@@ -125,7 +125,7 @@ class WebProcess:
     def _end(self, number: int) -> None:
         """The first signal: finish what runs."""
         self._display.close()
-        log.warning("%s: finishing running requests; again to end at once", signal.Signals(number).name)
+        log.info("%s: finishing running requests; again to end at once", signal.Signals(number).name)
         self._app.stop(terminate=False)
 
     async def _prepare_to_end(self, app: App) -> None:
