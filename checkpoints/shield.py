@@ -74,7 +74,7 @@ class Shield:
             return []
         uncovered = text.translate({ord(cover): typed for cover, typed in covers.items()})
         tokenizer = self._plain if first else self._inner
-        return tokenizer.encode(uncovered, add_special_tokens=False).ids
+        return encode_text(tokenizer, uncovered, add_special_tokens=False)
 
     @cached_property
     def _plain(self) -> Tokenizer:
@@ -85,6 +85,15 @@ class Shield:
     def _inner(self) -> Tokenizer:
         """The same for a text that does not begin the prompt: SentencePiece's prefix is the first piece's."""
         return _without_specials(self._tokenizer, self._control, {"first": "never"})
+
+
+def encode_text(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
+    """The ids of a text, found without holding the interpreter up.
+
+    A batch of one, because only batches are encoded outside Python's lock: megabytes of prompt would stop
+    every other thread for seconds, an event loop among them.
+    """
+    return tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
 
 def _pattern(token: AddedToken) -> str:

@@ -20,7 +20,7 @@ from .files import write_whole
 from .gguf_header import read_gguf_header
 from .gguf_tokenizer import read_gguf_tokenizer
 from .manifest import MANIFEST_FILE, read_manifest
-from .shield import Shield
+from .shield import Shield, encode_text
 from .tokenizer_folder import (
     CONFIG_FILE,
     TEMPLATE_FILE,
@@ -108,7 +108,12 @@ class ChatTokenizer:
         Args:
           add_special_tokens: begin (and end) as the model wants a whole text to.
         """
-        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return encode_text(self._tokenizer, text, add_special_tokens=add_special_tokens)
+
+    def token_name(self, token: int) -> str:
+        """How a token is written in the vocabulary, special tokens included."""
+        name = self._tokenizer.id_to_token(token)
+        return f"token_id:{token}" if name is None else name
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of a whole sequence, special tokens skipped."""

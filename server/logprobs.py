@@ -89,8 +89,7 @@ class LogprobAligner:
         ]
         return entry
 
-    @staticmethod
-    def _describe(token: int, raw: bytes | None, logprob: float) -> dict[str, Any]:
-        name = f"token_id:{token}" if raw is None else raw.decode(errors="backslashreplace")
+    def _describe(self, token: int, raw: bytes | None, logprob: float) -> dict[str, Any]:
+        name = self._text.token_name(token) if raw is None else raw.decode(errors="backslashreplace")
         logprob = max(logprob, FLOOR) if logprob == logprob else FLOOR
         return {"token": name, "logprob": logprob, "bytes": None if raw is None else list(raw)}

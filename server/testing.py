@@ -53,6 +53,9 @@ class FakeText:
     def token_bytes(self, token: int) -> bytes | None:
         return bytes([token]) if token < 256 else None
 
+    def token_name(self, token: int) -> str:
+        return f"<|{token}|>"
+
 
 class FakeDetokenizer:
     """Bytes -> characters, as soon as one is whole; special ids say nothing."""

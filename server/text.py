@@ -51,6 +51,10 @@ class TextModel(Protocol):
         """The bytes that a token stands for; None for a special token."""
         ...
 
+    def token_name(self, token: int, /) -> str:
+        """How a token is written in the vocabulary."""
+        ...
+
 
 class SamplingDefaults(Protocol):
     """The sampling that a checkpoint recommends for silent requests; None where it recommends nothing."""

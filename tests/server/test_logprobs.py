@@ -19,6 +19,9 @@ class Pieces:
         self.pieces = pieces
         self.strip = strip
 
+    def token_name(self, token):
+        return f"<|{token}|>"
+
     def token_bytes(self, token):
         return self.pieces[token]
 
@@ -105,7 +108,7 @@ def test_a_token_cut_by_a_stop_string_is_told_as_far_as_it_was_sent():
 def test_a_special_token_has_no_bytes():
     _, entries = run([b"a", None, b"b"])
     assert [entry["bytes"] for entry in entries] == [[97], None, [98]]
-    assert entries[1]["token"] == "token_id:1"
+    assert entries[1]["token"] == "<|1|>"
 
 
 def test_what_is_impossible_is_finite():
