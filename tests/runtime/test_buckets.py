@@ -1,0 +1,93 @@
+"""Static shapes and the buffer that a step's inputs travel in."""
+
+from itertools import pairwise
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distaff.runtime.buckets import Bucket, Layout, Shapes
+
+SIZES = st.builds(
+    lambda slots, more, tile: Shapes(slots=slots, budget=slots + more, page_size=16, table=9, tile=tile),
+    st.integers(1, 300),
+    st.integers(0, 3000),
+    st.sampled_from([8, 64]),
+)
+
+
+@given(SIZES)
+def test_buckets_double_up_to_the_largest(shapes):
+    """Sizes are powers of two times the smallest, but for the largest, which is the setting itself."""
+    for kind, lowest, highest in (("decode", 1, shapes.slots), ("mixed", 32, shapes.budget)):
+        sizes = sorted(bucket.tokens for bucket in shapes.buckets() if bucket.kind == kind)
+        assert sizes[:-1] == [lowest * 2**n for n in range(len(sizes) - 1)] and sizes[-1] == highest
+        assert len(sizes) < 2 or highest <= 2 * sizes[-2]
+
+
+@given(SIZES, st.data())
+def test_the_smallest_bucket_that_fits_is_chosen(shapes, data):
+    """Every size up to the largest has a bucket; no smaller one would do, and padding is at most twofold."""
+    kind, most = data.draw(st.sampled_from([("decode", shapes.slots), ("mixed", shapes.budget)]))
+    tokens = data.draw(st.integers(1, most))
+    chosen = shapes.choose(kind, tokens)
+    assert chosen.kind == kind and tokens <= chosen.tokens
+    assert not [b for b in shapes.buckets() if b.kind == kind and tokens <= b.tokens < chosen.tokens]
+    assert chosen.tokens <= max(2 * tokens, 32)
+
+
+def test_the_most_useful_buckets_come_first():
+    """After the first two a server could answer anything."""
+    shapes = Shapes(slots=6, budget=100, page_size=16, table=9, tile=64)
+    names = [str(bucket) for bucket in shapes.buckets()]
+    assert names == "decode(6) mixed(100) decode(1) decode(2) decode(4) mixed(32) mixed(64)".split()
+
+
+@given(SIZES, st.data())
+def test_there_are_tiles_for_any_split(shapes, data):
+    """However T tokens are split among the rows, their tiles fit."""
+    bucket = data.draw(st.sampled_from([b for b in shapes.buckets() if b.kind == "mixed"]))
+    cuts = data.draw(st.lists(st.integers(0, bucket.tokens), max_size=bucket.rows - 1))
+    edges = [0, *sorted(cuts), bucket.tokens]
+    needed = sum(-(-(b - a) // shapes.tile) for a, b in pairwise(edges))
+    assert needed <= shapes.tiles(bucket)
+
+
+BUCKETS = [Bucket(kind="decode", tokens=4, rows=4), Bucket(kind="mixed", tokens=32, rows=4)]
+SHAPES = Shapes(slots=4, budget=32, page_size=4, table=5, tile=8)
+LAYOUTS = {bucket.kind: Layout(bucket, SHAPES) for bucket in BUCKETS}
+UNPACK = {kind: jax.jit(layout.unpack) for kind, layout in LAYOUTS.items()}
+
+
+@pytest.mark.parametrize("kind", ["decode", "mixed"])
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_what_is_packed_is_unpacked(kind, data):
+    """Every field arrives on the device bit by bit, whatever its type; words above 2**31 and NaNs too."""
+    buffer, views = LAYOUTS[kind].allocate()
+    content = data.draw(st.binary(min_size=buffer.nbytes, max_size=buffer.nbytes))
+    buffer[:] = np.frombuffer(content, np.int32)
+    arrived = UNPACK[kind](buffer)
+    assert arrived.keys() == views.keys()
+    for name, view in views.items():
+        assert arrived[name].dtype == view.dtype and arrived[name].shape == view.shape
+        np.testing.assert_array_equal(np.asarray(arrived[name]).view(np.int32), view.view(np.int32))
+
+
+@pytest.mark.parametrize("kind", ["decode", "mixed"])
+def test_fields_share_nothing_and_fill_the_buffer(kind):
+    """Writing one field changes no other, and no word of the buffer belongs to nobody."""
+    buffer, views = LAYOUTS[kind].allocate()
+    assert not buffer.any()
+    for view in views.values():
+        assert not view.any()
+        view.view(np.int32)[...] = 1
+    assert np.all(buffer == 1)
+
+
+def test_buffers_are_never_reused():
+    """A step reads its buffer while the host fills the next one."""
+    (first, _), (second, _) = (LAYOUTS["decode"].allocate() for _ in range(2))
+    assert not np.shares_memory(first, second)

@@ -1,0 +1,106 @@
+"""How large the KV pool becomes."""
+
+import logging
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import pytest
+
+from distaff.model.cache import page_bytes
+from distaff.model.config import ModelConfig
+from distaff.runtime import memory
+from distaff.runtime.buckets import Shapes
+from distaff.runtime.memory import OutOfMemory, free_bytes, size_pool
+
+CONFIG = ModelConfig(
+    vocabulary=99, layers=3, width=32, feed_forward=48, heads=4, kv_heads=2, head_size=8, context=100
+)
+SHAPES = Shapes(slots=4, budget=32, page_size=16, table=7, tile=8)
+PAGE = 3 * 16 * 2 * 2 * 8 * 4
+CPU = SimpleNamespace(platform="cpu")
+
+
+def gpu(limit: int, used: int) -> SimpleNamespace:
+    return SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": limit, "bytes_in_use": used})
+
+
+def size(device, pages=None) -> int:
+    return size_pool(CONFIG, SHAPES, jnp.dtype("float32"), device, pages)
+
+
+@pytest.fixture
+def host(monkeypatch, tmp_path):
+    """A host with so many bytes free, in a control group of which each file may be given."""
+
+    def give(available: int, **files: str):
+        monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+        monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+        for name, text in files.items():
+            (tmp_path / f"memory.{name}").write_text(text)
+
+    return give
+
+
+def test_a_page_is_keys_and_values_of_all_layers():
+    """The unit of all that follows."""
+    assert (
+        page_bytes(CONFIG, 16, jnp.dtype("float32"))
+        == PAGE
+        == 2 * page_bytes(CONFIG, 16, jnp.dtype("bfloat16"))
+    )
+
+
+@pytest.mark.parametrize(("pages", "chosen"), [(4, 4), (27, 27), (28, 28), (29, 28), (10_000, 28)])
+def test_the_pool_takes_its_share_and_no_more_than_is_of_use(pages, chosen):
+    """Nine tenths of an accelerator's free memory, at most every slot at full length."""
+    assert size(gpu(limit=5000 + int(pages * PAGE / 0.9) + 9, used=5000)) == chosen
+
+
+def test_the_hosts_share_is_an_eighth(host):
+    """The host has more to do than to hold the pool."""
+    host(available=8 * 10 * PAGE + 7)
+    assert size(CPU) == 10
+
+
+@pytest.mark.parametrize("pages", [4, 50, 1000])
+def test_the_users_number_stands(host, pages):
+    """It is taken as it is, below and above what would have been derived."""
+    host(available=8 * 10 * PAGE)
+    assert size(CPU, pages) == pages
+
+
+@pytest.mark.parametrize("pages", [None, 3])
+def test_too_little_is_refused(host, pages):
+    """Fewer pages than slots are no pool; the message says what was found, expected, and what helps."""
+    host(available=8 * 3 * PAGE)
+    with pytest.raises(
+        OutOfMemory, match=r"room for 3 KV pages .* expected at least one for each of 4 slots"
+    ):
+        size(CPU, pages)
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({"max": "6000\n", "current": "1000\n"}, 5000),
+        ({"max": "60000\n", "current": "1000\n"}, 9000),
+        ({"max": "max\n", "current": "1000\n"}, 9000),
+        ({"max": "6000\n"}, 9000),
+        ({}, 9000),
+    ],
+)
+def test_the_control_groups_limit_is_honoured(host, files, free):
+    """In a container the limit counts, where there is one and it is the smaller."""
+    host(available=9000, **files)
+    assert free_bytes(CPU) == free
+
+
+def test_the_sizes_are_logged_in_one_line(caplog):
+    """Whoever wonders why finds all the numbers that went into the choice."""
+    caplog.set_level(logging.INFO, logger=memory.__name__)
+    size(gpu(limit=64 << 20, used=0))
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "KV pool: 28 pages of 16 tokens = 448 tokens, 0 MiB (derived; 4 slots x 112 tokens need 28 pages, "
+        f"90% of 64 MiB free hold {int((64 << 20) * 0.9) // PAGE})"
+    )

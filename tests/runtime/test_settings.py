@@ -1,0 +1,51 @@
+"""What the engine's few settings become."""
+
+import jax.numpy as jnp
+import pytest
+
+from distaff.model.errors import ConfigError
+from distaff.runtime.settings import PLATFORMS, EngineSettings, compute_dtype, derive_shapes
+
+from .test_memory import CONFIG, CPU, gpu
+
+
+def derive(**wanted):
+    return derive_shapes(CONFIG, EngineSettings(**wanted), gpu(0, 0))
+
+
+def test_what_is_not_said_comes_from_model_and_platform():
+    """The context is the model's, rounded up to whole pages; the rest suits the device's kind."""
+    shapes, gpu_like = derive(), PLATFORMS["gpu"]
+    assert (shapes.slots, shapes.budget) == (gpu_like.slots, gpu_like.budget)
+    assert shapes.page_size == 16 and shapes.table == 7
+
+
+def test_what_is_said_stands():
+    """Slots beyond the usual budget raise it: each must fit into a step."""
+    shapes = derive(slots=3000, context=33)
+    assert (shapes.slots, shapes.budget, shapes.table) == (3000, 3000, 3)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"slots": 0}, "slots is 0; expected at least 1"),
+        ({"context": -4}, "context is -4; expected at least 1"),
+        ({"kv_pages": 0}, "kv_pages is 0; expected at least 1"),
+        ({"context": 101}, "context is 101; the model was made for 100 at most"),
+    ],
+)
+def test_what_cannot_be_is_refused(wanted, message):
+    """With the value and what was expected."""
+    with pytest.raises(ConfigError) as refusal:
+        derive(**wanted)
+    assert str(refusal.value) == message
+
+
+def test_the_compute_type_suits_the_device():
+    """float32 on a CPU, bfloat16 elsewhere, unless said otherwise; other names are refused."""
+    assert compute_dtype(None, CPU) == jnp.dtype("float32")
+    assert compute_dtype(None, gpu(0, 0)) == jnp.dtype("bfloat16")
+    assert compute_dtype("float32", gpu(0, 0)) == jnp.dtype("float32")
+    with pytest.raises(ConfigError, match="dtype is 'float16'; expected one of float32, bfloat16"):
+        compute_dtype("float16", CPU)
