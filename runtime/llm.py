@@ -5,7 +5,7 @@ the one file of the runtime that knows checkpoints and text.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -16,12 +16,14 @@ import numpy as np
 from rich.progress import track
 
 from ..checkpoints import load_parameters, load_tokenizer, open_checkpoint, resolve
+from ..checkpoints.sources import cache_folder
+from .compilation_cache import keep_compiled
 from .engine import Engine
 from .request import FinishReason, Request, SamplingParams, TokenEvent, TokenLogprobs
 from .scoring import Scorer
 from .settings import EngineSettings, compute_dtype
 
-Message = dict[str, object]
+Message = Mapping[str, object]
 """A chat message: `{"role": ..., "content": ...}`."""
 Prompt = str | Sequence[int]
 """A text, encoded with the tokenizer's special tokens, or token ids, taken as they are."""
@@ -81,6 +83,7 @@ class LLM:
         self.tokenizer = load_tokenizer(path, chat_template)
         self._defaults = checkpoint.generation
         device = jax.devices()[0]
+        keep_compiled(cache_folder(), device.device_kind)
         self._parameters = load_parameters(checkpoint, compute_dtype(dtype, device))
         settings = EngineSettings(slots=slots, context=context, kv_pages=kv_pages)
         self.engine = Engine(self.config, self._parameters, settings)
@@ -119,7 +122,7 @@ class LLM:
         progress: bool = True,
     ) -> list[Completion]:
         """Answers one conversation, or several together. Raises as `generate`, or TemplateError."""
-        single = isinstance(conversations[0], dict)
+        single = isinstance(conversations[0], Mapping)
         several = cast(Sequence[Conversation], [conversations] if single else conversations)
         ids = [self._encode(conversation) for conversation in several]
         return self._run(ids, params, progress)
@@ -156,7 +159,7 @@ class LLM:
     def _encode(self, prompt: Prompt | Conversation) -> list[int]:
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
-        if prompt and isinstance(prompt[0], dict):
+        if prompt and isinstance(prompt[0], Mapping):
             return self.tokenizer.encode_chat(cast(list[Message], list(prompt)))
         return cast(list[int], list(prompt))
 

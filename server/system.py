@@ -1,17 +1,12 @@
-"""What the engine process asks of the operating system: dying with its parent, its share of the processors,
-and a folder of compiled programs that only it can write.
+"""What the engine process asks of the operating system: dying with its parent, its share of the processors.
 
 Knows nothing of engines or frames. Linux is served fully; elsewhere each function does what it can.
 """
 
 import ctypes
-import hashlib
 import os
-import platform
-import re
 import signal
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -19,7 +14,6 @@ import psutil
 _PR_SET_PDEATHSIG = 1
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
-_CPUINFO = Path("/proc/cpuinfo")
 
 
 def die_with_parent() -> None:
@@ -74,31 +68,3 @@ def limit_threads() -> None:
     cores = usable_cores()
     if cores < (os.cpu_count() or 1):
         os.environ.setdefault("NPROC", str(cores))
-
-
-def compilation_folder(cache: Path, device: str) -> Path:
-    """A folder for compiled programs under `cache`, made if need be, that only this user can enter.
-
-    Compiled code runs wherever the folder is read, so it is private, and it differs for every jaxlib,
-    kind of device and kind of processor: code for a missing instruction would end the process.
-
-    Args:
-      device: the kind of device, e.g. `cpu` or `NVIDIA H100`.
-    """
-    kind = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    name = f"{version('jaxlib')}-{kind}-{processor_digest()}"
-    folder = cache / "compiled" / name
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
-    return folder
-
-
-def processor_digest() -> str:
-    """Eight hex digits over the processor's model and features."""
-    lines = [platform.machine(), platform.processor()]
-    if _CPUINFO.exists():
-        first = _CPUINFO.read_text().split("\n\n", 1)[0]
-        lines += [
-            line for line in first.splitlines() if re.match(r"(model name|flags|Features|CPU part)\b", line)
-        ]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]

@@ -116,11 +116,10 @@ def _first_device() -> "Device":
     """The device that the engine will own, once JAX is set up to keep what it compiles."""
     import jax
 
+    from ..runtime.compilation_cache import keep_compiled
+
     device = jax.devices()[0]
-    folder = system.compilation_folder(cache_folder(), device.device_kind)
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    keep_compiled(cache_folder(), device.device_kind)
     log.info("running on %s with %d cores", device.device_kind, system.usable_cores())
     return device
 

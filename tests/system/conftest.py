@@ -72,6 +72,6 @@ def running(*arguments: str) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """The bundled model, served with defaults but for fewer slots and a shorter context."""
-    with running("--slots", "4", "--context", "1024") as server:
+    with running("--slots", "8", "--context", "1024") as server:
         server.wait_ready()
         yield server

@@ -1,0 +1,57 @@
+"""Where compiled steps are kept between starts: one private folder for each jaxlib, device and processor.
+
+JAX does the keeping. Compiled code runs wherever it is read, so the folder belongs to this user alone; and
+code made for another processor may hold instructions that this one lacks, so each kind has its own.
+"""
+
+import hashlib
+import platform
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def keep_compiled(cache: Path, device_kind: str) -> Path:
+    """Has JAX keep everything it compiles from now on; returns the folder.
+
+    Args:
+      cache: the folder for all that Distaff keeps.
+      device_kind: the kind of device, e.g. `cpu` or `NVIDIA H100`.
+    """
+    import jax
+
+    folder = compilation_folder(cache, device_kind)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return folder
+
+
+def compilation_folder(cache: Path, device: str) -> Path:
+    """A folder for compiled programs under `cache`, made if need be, that only this user can enter.
+
+    Compiled code runs wherever the folder is read, so it is private, and it differs for every jaxlib,
+    kind of device and kind of processor: code for a missing instruction would end the process.
+
+    Args:
+      device: the kind of device, e.g. `cpu` or `NVIDIA H100`.
+    """
+    kind = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    name = f"{version('jaxlib')}-{kind}-{processor_digest()}"
+    folder = cache / "compiled" / name
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    return folder
+
+
+def processor_digest() -> str:
+    """Eight hex digits over the processor's model and features."""
+    lines = [platform.machine(), platform.processor()]
+    if _CPUINFO.exists():
+        first = _CPUINFO.read_text().split("\n\n", 1)[0]
+        lines += [
+            line for line in first.splitlines() if re.match(r"(model name|flags|Features|CPU part)\b", line)
+        ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
