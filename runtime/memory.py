@@ -51,7 +51,7 @@ def size_pool(
     useful = shapes.slots * shapes.table
     free = free_bytes(device)
     share = CPU_SHARE if device.platform == "cpu" else DEVICE_SHARE
-    fitting = int(free * share) // size
+    fitting = _steady(int(free * share) // size, device)
     chosen = min(useful, fitting) if pages is None else pages
     if chosen < min(shapes.slots, useful):
         raise OutOfMemory(
@@ -66,6 +66,17 @@ def size_pool(
         useful, share * 100, free // _MIB, fitting,
     )  # fmt: skip
     return chosen
+
+
+def _steady(pages: int, device: Device) -> int:
+    """The number, rounded down so that it is the same at the next start.
+
+    The pool's size is part of every compiled step, so a number that follows each change of free memory would
+    have all of them compiled again. A host's free memory moves a lot: a power of two. A device's is what the
+    weights leave: a 32nd.
+    """
+    power = 1 << max(0, pages.bit_length() - 1)
+    return power if device.platform == "cpu" else pages // max(1, power // 32) * max(1, power // 32)
 
 
 def free_bytes(device: Device) -> int:
