@@ -8,6 +8,10 @@ decided in the server alone.
     ├── ConfigError                 a model configuration that we cannot or will not compute
     ├── CheckpointError             a checkpoint that is damaged, incomplete or not ours to read
     │   └── SourceNotFound          a model name that leads nowhere             (checkpoints/errors.py)
+    ├── TemplateError               messages that a chat template refuses       (checkpoints/chat_template.py)
+    ├── OutOfMemory                 no room for the KV pool                     (runtime/memory.py)
+    ├── ApiError                    an HTTP status and its envelope             (server/errors.py)
+    ├── Failed                      a command's end with an exit code           (server/exit_codes.py)
     ├── InvalidRequest              a request that can never be served          (runtime/request.py)
     └── EngineError                 the engine cannot take or finish a request  (runtime/request.py)
         ├── Overloaded              the queue is full
