@@ -32,7 +32,7 @@ def test_who_joins_changes_nothing_for_who_decodes(bench):
         later.append(ask(f"later{n}", n, prompt_seed=1, max_tokens=20))
         bench.engine.submit(later[-1])
     for request in [*first, *later]:
-        assert_greedy(request, tokens_of(bench.ear.wait(request.id)))
+        assert_greedy(request, bench.ear.tokens(request.id))
 
 
 def test_a_prompt_in_chunks_is_a_prompt_at_once(bench, make_engine):
@@ -197,7 +197,7 @@ def test_sixty_four_streams_on_few_pages(cramped):
         task.start()
     for request in requests:
         if request.id not in aborted:
-            tokens = tokens_of(cramped.ear.wait(request.id))
+            tokens = cramped.ear.tokens(request.id)
             assert len(tokens) == request.params.max_tokens
             assert_greedy(request, tokens)
     for timer in timers:

@@ -1,10 +1,11 @@
 """What the engine does with the device: nothing compiled late, steps overlapped, memory constant."""
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from distaff.runtime.buckets import Bucket
 from distaff.runtime.executables import Executables
 from distaff.runtime.steps import create_state
 
@@ -47,29 +48,35 @@ def test_the_next_step_is_launched_before_the_last_is_read(bench, monkeypatch):
     assert calls == ["launch"] + ["launch", "read"] * 29 + ["read"]
 
 
+class Scale(Ear):
+    """Weighs all arrays alive after every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def hear(self, events) -> None:
+        self.sizes.append(sum(array.nbytes for array in jax.live_arrays()))
+        super().hear(events)
+
+
 def test_memory_is_constant(make_engine):
     """Over a hundred decode steps the bytes of all arrays alive stay what they are."""
-    sizes = []
-    engine = make_engine(lambda events: sizes.append(sum(a.nbytes for a in jax.live_arrays())))
+    gc.collect()
+    scale = Scale()
+    engine = make_engine(scale.hear)
     engine.start()
     for n in range(4):
         engine.submit(ask(f"r{n}", 4, max_tokens=130))
-    ear = Ear()
-    engine._on_events, hear = ear.hear, engine._on_events
-    engine._on_events = lambda events: (hear(events), ear.hear(events))
     for n in range(4):
-        ear.wait(f"r{n}")
-    assert len(set(sizes[10:110])) == 1
-
-
-def buckets_of(runner) -> list[Bucket]:
-    return runner._shapes.buckets()
+        assert len(scale.tokens(f"r{n}")) == 130
+    assert len(set(scale.sizes[10:110])) == 1
 
 
 def test_every_step_works_in_place(warm_runner):
     """The donated state is the returned one: the aliased bytes cover the cache, in every compiled step."""
     cache = sum(pool.nbytes for pool in warm_runner._state.cache)
-    for bucket in buckets_of(warm_runner):
+    for bucket in warm_runner._shapes.buckets():
         memory = warm_runner._executables.step(bucket).memory_analysis()
         assert memory.alias_size_in_bytes >= cache, f"{bucket} copies the cache"
 

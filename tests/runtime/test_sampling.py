@@ -80,6 +80,7 @@ SETTINGS = [
     {"top_k": 20, "top_p": 0.8},
     {"top_k": 3000, "top_p": 0.7},
     {"top_k": 5000, "top_p": 0.95, "min_p": 0.02, "temperature": 1.4},
+    {"top_k": 200, "top_p": 0.6, "temperature": 0.6},
 ]
 
 

@@ -134,6 +134,12 @@ class Ear:
             assert self._news.wait_for(enough, timeout), f"request {name} goes on after {timeout} s"
             return list(self.events[name])
 
+    def tokens(self, name: str) -> list[int]:
+        """All tokens of a request that ends well."""
+        events = self.wait(name)
+        assert events[-1].finish != "error", events[-1].error
+        return tokens_of(events)
+
 
 def tokens_of(events: Sequence[TokenEvent]) -> list[int]:
     """The tokens of some events, in order."""
