@@ -80,6 +80,7 @@ class Engine:
         self._on_events = on_events or self._mailboxes.deliver
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._door = threading.Lock()
+        self._open: set[str] = set()
         self._sequences: dict[str, Sequence] = {}
         self._arrivals = itertools.count()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -140,6 +141,9 @@ class Engine:
         with self._door:
             if not self.alive or self._stopping:
                 raise NotReady("the engine does not run")
+            if request.id in self._open:
+                raise InvalidRequest(f"request {request.id!r} is in flight; expected a new id", "id")
+            self._open.add(request.id)
             self._inbox.put(lambda: self._take_in(sequence))
 
     def abort(self, request_id: str) -> None:
@@ -170,15 +174,17 @@ class Engine:
 
     @contextlib.contextmanager
     def _submitted(self, requests: list[Request]) -> Iterator[None]:
+        opened: list[str] = []
         try:
             for request in requests:
                 self._mailboxes.open(request.id)
+                opened.append(request.id)
                 self.submit(request)
             yield
         finally:
-            for request in requests:
-                self.abort(request.id)
-                self._mailboxes.close(request.id)
+            for request_id in opened:
+                self.abort(request_id)
+                self._mailboxes.close(request_id)
 
     def _admit(self, request: Request) -> Sequence:
         params, prompt = request.params, request.prompt
@@ -189,6 +195,8 @@ class Engine:
             raise InvalidRequest(
                 f"token id {wrong} in the prompt; expected 0 to {self.vocabulary - 1}", "prompt"
             )
+        if not 0 <= request.choice < 2**31:
+            raise InvalidRequest(f"choice is {request.choice}; expected 0 to {2**31 - 1}", "choice")
         limit = self.context if params.max_tokens is None else len(prompt) + params.max_tokens
         if limit > self.context or len(prompt) >= self.context:
             raise InvalidRequest(
@@ -211,6 +219,7 @@ class Engine:
     def _drop(self, request_id: str) -> None:
         sequence = self._sequences.pop(request_id, None)
         if sequence is not None:
+            self._open.discard(request_id)
             self._scheduler.finish(sequence)
 
     def _run(self) -> None:

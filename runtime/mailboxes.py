@@ -4,7 +4,7 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 
-from .request import EngineFailed, TokenEvent
+from .request import EngineFailed, InvalidRequest, TokenEvent
 
 
 class Mailboxes:
@@ -15,8 +15,14 @@ class Mailboxes:
         self._lock = threading.Lock()
 
     def open(self, request_id: str) -> None:
-        """Begins to keep a request's events; must come before it is submitted."""
+        """Begins to keep a request's events; must come before it is submitted.
+
+        Raises:
+          InvalidRequest: they are being kept already.
+        """
         with self._lock:
+            if request_id in self._boxes:
+                raise InvalidRequest(f"request {request_id!r} is in flight; expected a new id", "id")
             self._boxes[request_id] = queue.SimpleQueue()
 
     def close(self, request_id: str) -> None:

@@ -10,6 +10,7 @@ The idea: top-k, top-p and min-p are all thresholds on the logit. Once the row's
   the logits; nothing is sorted and no noise is drawn per token.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -52,7 +53,7 @@ class Samples(NamedTuple):
     """What a step brings to the host.
 
     Attributes:
-      token_B: i32, the sampled id; -1 where the row's logits are not finite.
+      token_B: i32, the sampled id; -1 where the row is broken or its logits are not finite.
       logprob_BX: f32 `[B, 1 + MAX_TOP_LOGPROBS]`, of the sampled token and of `top_BX`, from the raw logits;
         zeros when no row wants them.
       top_BX: i32 `[B, MAX_TOP_LOGPROBS]`, the most likely ids, descending.
@@ -63,22 +64,30 @@ class Samples(NamedTuple):
     top_BX: jax.Array
 
 
-def sample(logits_BV: jax.Array, params: RowParams, counts_BV: jax.Array) -> Samples:
+def sample(
+    logits_BV: jax.Array,
+    params: RowParams,
+    counts_BV: Callable[[], jax.Array],
+    broken_B: jax.Array,
+) -> Samples:
     """Draws one token a row.
 
     Args:
       logits_BV: f32, the model's raw scores.
-      counts_BV: i32, how often each row has generated each id; read only where a row has a penalty.
+      counts_BV: gives how often each row has generated each id, i32; asked only where a row has a penalty.
+      broken_B: bool, rows that must not go on.
     """
     with jax.named_scope("sample"):
         penalised = jnp.any((params.frequency_B != 0) | (params.presence_B != 0))
-        adjusted_BV = lax.cond(penalised, lambda: _penalise(logits_BV, counts_BV, params), lambda: logits_BV)
+        adjusted_BV = lax.cond(
+            penalised, lambda: _penalise(logits_BV, counts_BV(), params), lambda: logits_BV
+        )
         greedy_B = jnp.argmax(adjusted_BV, axis=-1).astype(jnp.int32)
         draws_B = (params.temperature_B > 0) & (params.top_p_B > 0) & (params.top_k_B != 1)
         drawn_B = lax.cond(
             jnp.any(draws_B), lambda: _draw(adjusted_BV, params, draws_B, greedy_B), lambda: greedy_B
         )
-        finite_B = jnp.isfinite(jnp.max(logits_BV, axis=-1))
+        finite_B = jnp.isfinite(jnp.max(logits_BV, axis=-1)) & ~broken_B
         token_B = jnp.where(finite_B, jnp.where(draws_B, drawn_B, greedy_B), -1)
         wanted = jnp.any(params.wants_logprobs_B)
         logprob_BX, top_BX = lax.cond(

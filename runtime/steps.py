@@ -25,11 +25,13 @@ class DeviceState(NamedTuple):
       last_S: i32 `[slots]`, each slot's newest sample: the next step's input before the host has seen it.
       counts_SV: i32 `[slots, V]`, how often each slot's sequence has generated each id, kept for sequences
         with penalties only.
+      broken_S: bool `[slots]`, whether a number that is not finite has come up in each slot's sequence.
     """
 
     cache: Cache
     last_S: jax.Array
     counts_SV: jax.Array
+    broken_S: jax.Array
 
 
 Step = Callable[[tuple[jax.Array, ...], DeviceState, jax.Array], tuple[DeviceState, Samples]]
@@ -42,6 +44,7 @@ def create_state(skeleton: Skeleton, shapes: Shapes, pages: int, dtype: jnp.dtyp
         cache=create_cache(config, pages, shapes.page_size, dtype),
         last_S=jnp.zeros(shapes.slots, jnp.int32),
         counts_SV=jnp.zeros((shapes.slots, config.vocabulary), jnp.int32),
+        broken_S=jnp.zeros(shapes.slots, jnp.bool),
     )
 
 
@@ -56,12 +59,18 @@ def make_step(skeleton: Skeleton, bucket: Bucket, shapes: Shapes) -> Step:
         token_T = jnp.where(token_T < 0, state.last_S.at[slot_T].get(mode="clip"), token_T)
         counts_SV = state.counts_SV.at[slot_T, token_T].add(fields["counted"], mode="drop")
         hidden_TD, cache = model(token_T, state.cache, batch)
+        broken_S = _mark_broken(state.broken_S, slot_T, fields["position"], hidden_TD)
         if last_B is not None:
             hidden_TD = hidden_TD.at[last_B].get(mode="fill", fill_value=0)
-        counts_BV = counts_SV.at[fields["slot"]].get(mode="clip")
-        samples = sample(model.logits(hidden_TD), _row_params(fields), counts_BV)
-        last_S = state.last_S.at[fields["slot"]].set(samples.token_B, mode="drop")
-        return DeviceState(cache, last_S, counts_SV), samples
+        slot_B = fields["slot"]
+        samples = sample(
+            model.logits(hidden_TD),
+            _row_params(fields),
+            lambda: counts_SV.at[slot_B].get(mode="clip"),
+            broken_S.at[slot_B].get(mode="clip"),
+        )
+        last_S = state.last_S.at[slot_B].set(samples.token_B, mode="drop")
+        return DeviceState(cache, last_S, counts_SV, broken_S), samples
 
     return step
 
@@ -82,6 +91,21 @@ def _arrange(
         tiles=_tiles(fields) if mixed else None,
     )
     return (row_T, batch, fields["last"]) if mixed else (fields["slot"], batch, None)
+
+
+def _mark_broken(
+    broken_S: jax.Array, slot_T: jax.Array, position_T: jax.Array, hidden_TD: jax.Array
+) -> jax.Array:
+    """Remembers which sequences have met a number that is not finite, from their first token on.
+
+    The cache keeps no such number, so without this a prompt that overflowed in the middle would go on as if
+    nothing had happened.
+    """
+    nowhere = broken_S.shape[0]
+    fresh_T = jnp.where(position_T == 0, slot_T, nowhere)
+    bad_T = ~jnp.isfinite(hidden_TD).all(axis=-1) & (position_T >= 0)
+    broken_S = broken_S.at[fresh_T].set(False, mode="drop")
+    return broken_S.at[jnp.where(bad_T, slot_T, nowhere)].set(True, mode="drop")
 
 
 def _cache_slots(position_T: jax.Array, row_T: jax.Array, table_BM: jax.Array, page_size: int) -> jax.Array:

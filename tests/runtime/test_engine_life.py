@@ -28,6 +28,13 @@ def test_what_can_never_be_served_is_refused(bench, prompt, max_tokens, param, m
     assert (str(refusal.value), refusal.value.param) == (message, param)
 
 
+@pytest.mark.parametrize("choice", [-1, 2**31])
+def test_a_choice_is_a_small_number(bench, choice):
+    """It travels to the device as 32 bits; one that does not fit must not end the engine for everyone."""
+    with pytest.raises(InvalidRequest, match=f"choice is {choice}; expected 0 to 2147483647"):
+        bench.engine.submit(ask("bad", 3, choice=choice))
+
+
 def test_the_longest_request_that_fits_is_served(bench):
     """The refusals' limits are exact."""
     (tokens,) = bench.run([ask("longest", 100, max_tokens=60)])
@@ -111,6 +118,26 @@ def test_poison_fails_only_its_own_request(bench):
     for request in healthy:
         assert_greedy(request, bench.ear.tokens(request.id))
     bench.settle()
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 1), (5, 9), (3, 120), (120, 20)])
+def test_poison_amid_a_prompt_is_not_forgotten(bench, before, after):
+    """A number that is not one fails the request although no sample is taken there, also chunks later."""
+    prompt = (*random_prompt(before), POISON, *random_prompt(after))
+    poisoned, healthy = f"poisoned after {before}", ask(f"healthy beside {before}", 20, max_tokens=10)
+    bench.engine.submit(Request(id=poisoned, prompt=prompt, params=SamplingParams(max_tokens=9)))
+    bench.engine.submit(healthy)
+    assert [event.finish for event in bench.ear.wait(poisoned)] == ["error"]
+    bench.ear.wait(healthy.id)
+    assert_greedy(healthy, bench.ear.tokens(healthy.id))
+
+
+def test_an_id_in_flight_is_taken(bench):
+    """Two requests of one id could not be told apart; once the first has ended the id is free again."""
+    bench.engine.submit(ask("twin", 4, max_tokens=60))
+    with pytest.raises(InvalidRequest, match="'twin' is in flight; expected a new id"):
+        bench.engine.submit(ask("twin", 5, max_tokens=5))
+    assert len(bench.ear.wait("twin")) == 60
 
 
 def poison(name, prompt):

@@ -6,6 +6,7 @@ times as likely as the best. The kept ones are renormalised and one is drawn.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,7 +15,12 @@ from distaff.runtime.sampling import WINDOW, RowParams, _thresholds, sample
 SMALL, LARGE = 50, 128 * 128 + 77
 """A vocabulary within the window and within one block, and one of more than 128 blocks."""
 
-run = jax.jit(sample)
+
+@jax.jit
+def run(logits, params, counts, broken=None):
+    """The sampler with counts at hand, and no row broken unless said so."""
+    broken = jnp.zeros(logits.shape[0], bool) if broken is None else broken
+    return sample(logits, params, lambda: counts, broken)
 
 
 def make_params(rows: int, **given) -> RowParams:
@@ -230,6 +236,15 @@ def test_impossible_ids_are_never_drawn():
     logits = make_logits(512, 300)
     logits[:, 1::2] = -np.inf
     assert np.all(draw(logits, temperature=5.0, top_p=0.99) % 2 == 0)
+
+
+def test_a_broken_row_says_so_and_no_other():
+    """What happened earlier in a sequence outweighs logits that look well."""
+    logits, broken = make_logits(4, SMALL), np.array([False, True, False, True])
+    tokens = np.array(
+        run(logits, make_params(4, temperature=0.0), np.zeros(logits.shape, np.int32), broken)[0]
+    )
+    assert (tokens == np.where(broken, -1, logits.argmax(-1))).all()
 
 
 @pytest.mark.parametrize("temperature", [1e-5, 1e-3, 1e4, 3e38])
