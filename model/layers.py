@@ -26,8 +26,20 @@ def rms_norm(x_TD: jax.Array, scale_D: jax.Array, epsilon: float) -> jax.Array:
 
 
 def linear(x_TD: jax.Array, w_DF: jax.Array, bias_F: jax.Array | None = None) -> jax.Array:
-    """`x @ w + bias`, accumulated in f32."""
-    y_TF = jnp.dot(x_TD, w_DF, preferred_element_type=jnp.float32).astype(x_TD.dtype)
+    """`x @ w + bias`, accumulated in f32.
+
+    A single row is multiplied in two halves of D that are then added: XLA gives each half of a batched
+    product to a core of a CPU, which reads its half of the weights straight through. On two cores that is
+    8.4 ms instead of 11.5 for the layers of a 135 M model; from two rows on the plain product is the faster
+    one.
+    """
+    if x_TD.shape[0] == 1 and x_TD.shape[1] % 2 == 0:
+        x_2TD = x_TD.reshape(2, 1, -1)
+        w_2DF = w_DF.reshape(2, x_2TD.shape[2], -1)
+        y_TF = jnp.einsum("ATD,ADF->ATF", x_2TD, w_2DF, preferred_element_type=jnp.float32).sum(axis=0)
+    else:
+        y_TF = jnp.dot(x_TD, w_DF, preferred_element_type=jnp.float32)
+    y_TF = y_TF.astype(x_TD.dtype)
     return y_TF if bias_F is None else y_TF + bias_F[None, :]
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from . import wire
+from .system import engine_environment
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,11 @@ class Child(asyncio.Protocol):
             words = [*command, "--fd", str(theirs.fileno())]
             try:
                 process = subprocess.Popen(
-                    words, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True
+                    words,
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                    env=engine_environment(),
                 )
             except OSError:
                 ours.close()
