@@ -1,8 +1,8 @@
 """The few static shapes that steps come in, and how the host's inputs travel to each.
 
 A step is compiled for a *bucket*: `decode` for B rows of one token, `mixed` for T tokens of prompts and
-  running rows together (its rows are all slots). Buckets are powers of two, so a request is padded at most
-  twofold and the executables number log2(slots) + log2(budget).
+running rows together (its rows are all slots). Buckets are powers of two, so a request is padded at most
+twofold and the executables number log2(slots) + log2(budget).
 
 All inputs of a step travel in one i32 buffer: one transfer, no per-array overhead. `Layout` says where each
 field lies; the host fills numpy views of the buffer, the device slices it.

@@ -1,13 +1,14 @@
 """From logits to tokens, on the device, for a batch in which every row has its own settings.
 
 Nothing here is static: one compiled sampler serves every mixture of requests, and work that no row asks for
-  is skipped by `lax.cond`. A draw is keyed by (seed, choice, position) alone, so it does not depend on
-  neighbours, slots, chunking or preemption.
+is skipped by `lax.cond`. A draw is keyed by (seed, choice, position) alone, so it does not depend on
+neighbours, slots, chunking or preemption.
 
-The idea: top-k, top-p and min-p are all thresholds on the logit. Once the row's threshold is known, one
-  uniform number picks a token by inverting the cumulative distribution over the vocabulary, first among
-  blocks of ids, then inside one block. That is exact over the whole vocabulary and costs a few passes over
-  the logits; nothing is sorted and no noise is drawn per token.
+The idea: top-k, top-p and min-p are all thresholds on the logit. Once the row's threshold is known, all kept
+tokens race: each has an exponentially distributed time, divided by its weight, and the first one wins. That
+is exact over the whole vocabulary, costs a few passes over the logits, and sorts nothing. And it is steady:
+logits that differ in their last bits, as those of differently padded batches do, change the winner only where
+two tokens arrive together, whereas walking along the cumulated probabilities would change it at any edge.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,6 @@ from .request import MAX_TOP_LOGPROBS
 WINDOW = 128
 """Thresholds are first looked for among this many best tokens; bisection over all ids finds the rest."""
 
-_BLOCK = 128
 _BISECTIONS = 40
 
 
@@ -84,9 +84,7 @@ def sample(
         )
         greedy_B = jnp.argmax(adjusted_BV, axis=-1).astype(jnp.int32)
         draws_B = (params.temperature_B > 0) & (params.top_p_B > 0) & (params.top_k_B != 1)
-        drawn_B = lax.cond(
-            jnp.any(draws_B), lambda: _draw(adjusted_BV, params, draws_B, greedy_B), lambda: greedy_B
-        )
+        drawn_B = lax.cond(jnp.any(draws_B), lambda: _draw(adjusted_BV, params, draws_B), lambda: greedy_B)
         finite_B = jnp.isfinite(jnp.max(logits_BV, axis=-1)) & ~broken_B
         token_B = jnp.where(finite_B, jnp.where(draws_B, drawn_B, greedy_B), -1)
         wanted = jnp.any(params.wants_logprobs_B)
@@ -103,42 +101,34 @@ def _penalise(logits_BV: jax.Array, counts_BV: jax.Array, params: RowParams) -> 
     return logits_BV - count_BV * params.frequency_B[:, None] - seen_BV * params.presence_B[:, None]
 
 
-def _draw(logits_BV: jax.Array, params: RowParams, draws_B: jax.Array, greedy_B: jax.Array) -> jax.Array:
+def _draw(logits_BV: jax.Array, params: RowParams, draws_B: jax.Array) -> jax.Array:
     """Draws from each row's truncated, tempered distribution; i32 `[B]`."""
     temperature_B = jnp.where(draws_B, params.temperature_B, 1.0)
     scaled_BV = (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)) / temperature_B[:, None]
     weights_BV = jnp.exp(scaled_BV)
     floor_B = _thresholds(weights_BV, params, draws_B)
     kept_BV = jnp.where(weights_BV >= floor_B[:, None], weights_BV, 0.0)
-    token_B = _invert(kept_BV, _uniform(params))
-    landed_B = jnp.take_along_axis(kept_BV, token_B[:, None], axis=1)[:, 0] > 0
-    return jnp.where(landed_B, token_B, greedy_B)
+    return jnp.argmax(kept_BV / _times(kept_BV.shape[1], params), axis=-1).astype(jnp.int32)
 
 
-def _uniform(params: RowParams) -> jax.Array:
-    """One number in [0, 1) a row, keyed by its seed, choice and position; threefry, f32 `[B]`."""
+def _times(size: int, params: RowParams) -> jax.Array:
+    """Exponentially distributed times, f32 `[B, size]`, keyed by each row's seed, choice and position.
 
-    def one(seed: jax.Array, choice: jax.Array, position: jax.Array) -> jax.Array:
-        key = jax.random.wrap_key_data(seed, impl="threefry2x32")
-        return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, choice), position))
+    Threefry makes two words of a row's key; an integer hash (Wellons' `lowbias32`) spreads them over the ids,
+    since threefry for every id would cost as much as a decode step.
+    """
 
-    return jax.vmap(one)(params.seed_B2, params.choice_B, params.position_B)
+    def key(seed: jax.Array, choice: jax.Array, position: jax.Array) -> jax.Array:
+        root = jax.random.wrap_key_data(seed, impl="threefry2x32")
+        return jax.random.key_data(jax.random.fold_in(jax.random.fold_in(root, choice), position))
 
-
-def _invert(weights_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
-    """The id at which each row's cumulative weight passes `uniform * total`; i32 `[B]`."""
-    rows, size = weights_BV.shape
-    padded_BV = jnp.pad(weights_BV, ((0, 0), (0, -size % _BLOCK)))
-    blocks_BCI = padded_BV.reshape(rows, -1, _BLOCK)
-    ends_BC = jnp.cumsum(blocks_BCI.sum(-1), axis=-1)
-    target_B = uniform_B * ends_BC[:, -1]
-    block_B = jnp.sum(ends_BC <= target_B[:, None], axis=-1, dtype=jnp.int32)
-    block_B = jnp.minimum(block_B, ends_BC.shape[1] - 1)
-    inside_BI = jnp.take_along_axis(blocks_BCI, block_B[:, None, None], axis=1)[:, 0]
-    before_B = jnp.take_along_axis(ends_BC, block_B[:, None], axis=1)[:, 0] - inside_BI.sum(-1)
-    passed_BI = before_B[:, None] + jnp.cumsum(inside_BI, axis=-1) <= target_B[:, None]
-    offset_B = jnp.minimum(jnp.sum(passed_BI, axis=-1, dtype=jnp.int32), _BLOCK - 1)
-    return jnp.minimum(block_B * _BLOCK + offset_B, size - 1)
+    key_B2 = jax.vmap(key)(params.seed_B2, params.choice_B, params.position_B)
+    id_BV = jnp.arange(size, dtype=jnp.uint32)[None, :] * jnp.uint32(0x9E3779B1) + key_B2[:, :1]
+    bits_BV = (id_BV ^ (id_BV >> 16)) * jnp.uint32(0x7FEB352D)
+    bits_BV = (bits_BV ^ (bits_BV >> 15) ^ key_B2[:, 1:]) * jnp.uint32(0x846CA68B)
+    bits_BV = bits_BV ^ (bits_BV >> 16)
+    uniform_BV = (bits_BV.astype(jnp.float32) + 0.5) * 2.0**-32
+    return jnp.minimum(-jnp.log1p(-uniform_BV), 100.0)
 
 
 def _thresholds(weights_BV: jax.Array, params: RowParams, draws_B: jax.Array) -> jax.Array:

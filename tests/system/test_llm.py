@@ -1,0 +1,103 @@
+"""The research API on the real model: by name, in batches, in pieces, in numbers, in an event loop too."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from distaff.runtime import LLM, SamplingParams
+from distaff.runtime.request import InvalidRequest
+
+GREEDY = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
+CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@pytest.fixture(scope="module")
+def llm():
+    """The bundled model, small; what it compiles goes where the other tests' does."""
+    before = jax.config.jax_compilation_cache_dir
+    with LLM("smollm2", slots=4, context=256) as llm:
+        yield llm
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_a_batch_is_what_its_prompts_are_alone(llm: LLM) -> None:
+    """Several prompts go through the engine together and come back in order."""
+    prompts = [
+        "The capital of France is",
+        "Two plus two",
+        "Once upon a time, there",
+        "Water boils",
+        "The moon",
+    ]
+    together = llm.generate(prompts, GREEDY, progress=False)
+    alone = [llm.generate(prompt, GREEDY, progress=False)[0] for prompt in prompts]
+    assert together == alone
+    assert "Paris" in together[0].text
+    assert all(completion.finish == "length" and len(completion.tokens) == 12 for completion in together)
+
+
+def test_a_chat_ends_by_itself(llm: LLM) -> None:
+    """The model's end tokens come with it, for one conversation as for several."""
+    (single,) = llm.chat(CAPITAL, SamplingParams(temperature=0), progress=False)
+    assert (single.text, single.finish) == ("The capital of France is Paris.", "stop")
+    assert llm.chat([CAPITAL, CAPITAL], SamplingParams(temperature=0), progress=False) == [single, single]
+
+
+def test_a_stream_is_the_whole_in_pieces(llm: LLM) -> None:
+    """Of a text, of ids and of a conversation; leaving it early leaves nothing behind."""
+    whole = llm.generate("Once upon a time", GREEDY, progress=False)[0].text
+    pieces = list(llm.stream("Once upon a time", GREEDY))
+    assert "".join(pieces) == whole and len(pieces) > 3
+    assert "".join(llm.stream(llm.tokenizer.encode("Once upon a time"), GREEDY)) == whole
+    assert "Paris" in "".join(llm.stream(CAPITAL, GREEDY))
+    next(iter(llm.stream("Once", SamplingParams(max_tokens=200))))
+    assert llm.generate("Once upon a time", GREEDY, progress=False)[0].text == whole
+
+
+def test_log_probabilities_of_three_kinds_agree(llm: LLM) -> None:
+    """Those of a generated token, those of the same text scored, and the log-softmax of the logits."""
+    params = SamplingParams(max_tokens=12, temperature=0, logprobs=5, ignore_eos=True)
+    prompt = llm.tokenizer.encode("The capital of France is")
+    (completion,) = llm.generate([prompt], params, progress=False)
+    tokens = [*prompt, *completion.tokens]
+    logits = llm.forward(tokens)
+    assert logits.shape == (len(tokens), llm.config.vocabulary)
+    expected = np.asarray(jax.nn.log_softmax(logits, axis=-1))[np.arange(len(tokens) - 1), tokens[1:]]
+    np.testing.assert_allclose(llm.logprobs(tokens), expected, atol=1e-4)
+    sampled = [report.chosen for report in completion.logprobs]
+    np.testing.assert_allclose(sampled, expected[len(prompt) - 1 :], atol=1e-3)
+    assert all(len(report.top) == 5 and report.top[0][1] == report.chosen for report in completion.logprobs)
+
+
+def test_seeds_repeat(llm: LLM) -> None:
+    """The same seed, the same text, in whatever company."""
+    params = SamplingParams(max_tokens=12, temperature=1.5, seed=11)
+    first = llm.generate("My favourite", params, progress=False)
+    assert llm.generate(["My favourite", "Another", "A third"], params, progress=False)[0] == first[0]
+
+
+async def test_it_needs_no_event_loop_and_minds_none(llm: LLM) -> None:
+    """A notebook runs cells inside a loop."""
+    assert llm.generate("Water", GREEDY, progress=False)
+
+
+def test_what_cannot_be_served_is_refused(llm: LLM) -> None:
+    """With the numbers, and without harm."""
+    with pytest.raises(InvalidRequest, match="expected at most 256 together"):
+        llm.generate("word " * 300, GREEDY, progress=False)
+    assert llm.generate("Water", GREEDY, progress=False)
+
+
+def test_the_example_runs() -> None:
+    """examples/research.py prints perplexities, and a scrambled sentence has the highest."""
+    example = Path(__file__).parents[2] / "examples" / "research.py"
+    done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    perplexities = [float(line.split()[0]) for line in lines[:3]]
+    assert perplexities[2] == max(perplexities) and min(perplexities) > 1
+    assert "Paris" in done.stdout
