@@ -27,3 +27,4 @@ def configure_logging(level: str) -> None:
         level=max(logging.WARNING, logging.getLevelName(level)), handlers=[handler], force=True
     )
     logging.getLogger("distaff").setLevel(level)
+    logging.getLogger("sanic.error").setLevel(logging.ERROR)  # it warns of its own production mode
