@@ -92,5 +92,5 @@ def test_every_dependency_has_its_reason() -> None:
     decisions = (ROOT / "docs" / "decisions.md").read_text()
     project = (ROOT / "pyproject.toml").read_text()
     block = project.split("dependencies = [")[1].split("]\n")[0]
-    for name in re.findall(r'"([A-Za-z_-]+)', block):
+    for name in re.findall(r'"([A-Za-z0-9_-]+)', block):
         assert re.search(rf"\b{re.escape(name)}\b", decisions), name
