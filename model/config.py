@@ -62,20 +62,45 @@ class RopeScaling:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MoEConfig:
+    """A sparse mixture of experts in place of each feed-forward (Mixtral: Jiang et al. 2024, arXiv:2401.04088).
+
+    Attributes:
+      experts: E. experts_per_token: X, how many of them each token is sent to.
+
+    Raises:
+      ConfigError: a number is not positive, or a token is sent to more experts than there are.
+    """
+
+    experts: int
+    experts_per_token: int
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "moe.")
+        if self.experts_per_token > self.experts:
+            raise ConfigError(
+                f"moe.experts_per_token is {self.experts_per_token}; expected at most experts, {self.experts}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """A Llama-shaped decoder, in the axis letters of this module.
 
     Attributes:
-      vocabulary: V. layers: L. width: D. feed_forward: F. heads: N. kv_heads: K. head_size: H.
+      vocabulary: V. layers: L. width: D. feed_forward: F, of each expert where there are experts.
+      heads: N. kv_heads: K. head_size: H.
       context: the most positions (prompt and completion together) the model was made for.
       norm_epsilon: added to the mean square in RMSNorm.
       rope_theta: rotary base. rope: None for plain rotary embedding.
       tied_head: the output head is the embedding, transposed.
       attention_bias: q, k, v and o have biases. feed_forward_bias: gate, up and down have biases.
       window: a query sees itself and the `window - 1` positions before it; None sees all.
+      moe: the mixture of experts; None for one dense feed-forward.
 
     Raises:
-      ConfigError: a size is not positive, heads do not divide evenly, or the rope cannot be computed.
+      ConfigError: a size is not positive, heads do not divide evenly, the rope cannot be computed, or experts
+        have biases.
     """
 
     vocabulary: int
@@ -93,6 +118,7 @@ class ModelConfig:
     attention_bias: bool = False
     feed_forward_bias: bool = False
     window: int | None = None
+    moe: MoEConfig | None = None
 
     def __post_init__(self) -> None:
         _check_positive(self)
@@ -100,6 +126,8 @@ class ModelConfig:
             raise ConfigError(
                 f"heads is {self.heads} and kv_heads {self.kv_heads}; expected heads to be a multiple"
             )
+        if self.moe is not None and self.feed_forward_bias:
+            raise ConfigError("feed_forward_bias is True; experts have no biases")
         if self.head_size % 2:
             raise ConfigError(f"head_size is {self.head_size}; rotary embedding needs an even number")
         if self.rope is not None and self.rope.kind == "dynamic" and self.head_size == 2:
@@ -108,7 +136,7 @@ class ModelConfig:
             raise ConfigError(f"rope_theta is {self.rope_theta}; yarn needs more than 1")
 
 
-def _check_positive(part: RopeScaling | ModelConfig, prefix: str = "") -> None:
+def _check_positive(part: RopeScaling | MoEConfig | ModelConfig, prefix: str = "") -> None:
     """Raises ConfigError unless every number in a dataclass is positive and finite."""
     for field in fields(part):
         value = getattr(part, field.name)

@@ -2,8 +2,11 @@
 
 The one list that the network, the checkpoint readers and the store agree on: a parameter's name is its path
 in the `Transformer` module, joined by dots. Linear weights are stored as `[inputs, outputs]`, so that the
-computation is `x @ w`. A test holds this list against the module itself.
+computation is `x @ w`; experts are stacked before that, `[experts, inputs, outputs]`, beside a `router`
+`[D, E]`. A test holds this list against the module itself.
 """
+
+from collections.abc import Mapping
 
 from .config import ModelConfig
 
@@ -26,6 +29,9 @@ def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     nh, kh = config.heads * config.head_size, config.kv_heads * config.head_size
     attention = {"q": (d, nh), "k": (d, kh), "v": (d, kh), "o": (nh, d)}
     feed_forward = {"gate": (d, f), "up": (d, f), "down": (f, d)}
+    if config.moe is not None:
+        experts = config.moe.experts
+        feed_forward = {"router": (d, experts)} | {n: (experts, *s) for n, s in feed_forward.items()}
     return {
         "attention_norm": (d,),
         **_linears("attention", attention, bias=config.attention_bias),
@@ -34,10 +40,12 @@ def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _linears(block: str, weights: dict[str, tuple[int, int]], *, bias: bool) -> dict[str, tuple[int, ...]]:
+def _linears(
+    block: str, weights: Mapping[str, tuple[int, ...]], *, bias: bool
+) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in weights.items():
         shapes[f"{block}.{name}"] = shape
         if bias:
-            shapes[f"{block}.{name}_bias"] = (shape[1],)
+            shapes[f"{block}.{name}_bias"] = shape[-1:]
     return shapes
