@@ -66,7 +66,7 @@ class Engine:
         some = next(iter(parameters.values()))
         device = next(iter(some.devices()))
         shapes = derive_shapes(config, settings, device)
-        pages = size_pool(config, shapes, some.dtype, device, settings.kv_pages)
+        pages = size_pool(config, shapes, some.dtype, device, settings.kv_pages, settings.replicas)
         self.vocabulary = config.vocabulary
         self.slots = shapes.slots
         self.context = min(settings.context or config.context, pages * shapes.page_size)

@@ -37,12 +37,18 @@ class Device(Protocol):
 
 
 def size_pool(
-    config: ModelConfig, shapes: Shapes, dtype: jnp.dtype, device: Device, pages: int | None
+    config: ModelConfig,
+    shapes: Shapes,
+    dtype: jnp.dtype,
+    device: Device,
+    pages: int | None,
+    replicas: int = 1,
 ) -> int:
     """Decides how many pages to hand out (the trash page comes on top), and says how in one log line.
 
     Args:
       pages: the user's own number; None derives it.
+      replicas: engines that share the host's memory. An accelerator belongs to one alone.
 
     Raises:
       OutOfMemory: not even one page a slot fits.
@@ -50,7 +56,7 @@ def size_pool(
     size = page_bytes(config, shapes.page_size, dtype)
     useful = shapes.slots * shapes.table
     free = free_bytes(device)
-    share = CPU_SHARE if device.platform == "cpu" else DEVICE_SHARE
+    share = CPU_SHARE / replicas if device.platform == "cpu" else DEVICE_SHARE
     fitting = _steady(int(free * share) // size, device)
     chosen = min(useful, fitting) if pages is None else pages
     if chosen < min(shapes.slots, useful):
@@ -60,7 +66,7 @@ def size_pool(
         )
     log.info(
         "KV pool: %d pages of %d tokens = %d tokens, %d MiB (%s; %d slots x %d tokens need %d pages, "
-        "%.0f%% of %d MiB free hold %d)",
+        "%.3g%% of %d MiB free hold %d)",
         chosen, shapes.page_size, chosen * shapes.page_size, chosen * size // _MIB,
         "derived" if pages is None else "--kv-pages", shapes.slots, shapes.table * shapes.page_size,
         useful, share * 100, free // _MIB, fitting,

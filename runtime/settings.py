@@ -22,11 +22,13 @@ class EngineSettings:
       slots: sequences that decode at the same time.
       context: the longest sequence, in tokens; at most the model's own.
       kv_pages: pages of the KV pool.
+      replicas: engines on this host that share its memory.
     """
 
     slots: int | None = None
     context: int | None = None
     kv_pages: int | None = None
+    replicas: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,15 @@ def test_the_hosts_share_is_an_eighth_in_steady_steps(host, room, chosen):
     assert size(CPU) == chosen
 
 
+def test_replicas_divide_the_hosts_share_and_no_accelerators(host):
+    """Two engines on one host together take what one would; each accelerator is one engine's own."""
+    host(available=8 * 16 * PAGE)
+    dtype = jnp.dtype("float32")
+    assert size_pool(CONFIG, SHAPES, dtype, CPU, None, replicas=2) == 8
+    device = gpu(limit=int(16 * PAGE / 0.9) + 9, used=0)
+    assert size_pool(CONFIG, SHAPES, dtype, device, None, replicas=2) == 16
+
+
 @pytest.mark.parametrize("pages", [4, 50, 1000])
 def test_the_users_number_stands(host, pages):
     """It is taken as it is, below and above what would have been derived."""
