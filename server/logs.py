@@ -4,7 +4,7 @@ import contextlib
 import logging
 import sys
 
-_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_FORMAT = "%(asctime)s %(levelname)s {speaker}%(name)s: %(message)s"
 
 
 class _Stderr(logging.Handler):
@@ -19,10 +19,14 @@ class _Stderr(logging.Handler):
             sys.stderr.flush()
 
 
-def configure_logging(level: str) -> None:
-    """Sends everything from `level` on to stderr; other libraries' chatter only from WARNING on."""
+def configure_logging(level: str, speaker: str = "") -> None:
+    """Sends everything from `level` on to stderr; other libraries' chatter only from WARNING on.
+
+    Args:
+      speaker: who speaks, where several processes of a kind do.
+    """
     handler = _Stderr()
-    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler.setFormatter(logging.Formatter(_FORMAT.format(speaker=f"[{speaker}] " if speaker else "")))
     logging.basicConfig(
         level=max(logging.WARNING, logging.getLevelName(level)), handlers=[handler], force=True
     )

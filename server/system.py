@@ -39,11 +39,16 @@ def ignore_terminal() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def usable_cores(cgroup: Path | None = None) -> int:
-    """Processors that this process may keep busy: those it may run on, or its group's quota if less."""
+def usable_cores(cgroup: Path | None = None, sharing: int = 1) -> int:
+    """Processors that this process may keep busy: those it may run on, or its part of its group's quota.
+
+    Args:
+      cgroup: instead of our own group's folder. sharing: processes like this one that live on the quota.
+    """
     affinity = psutil.Process().cpu_affinity() if sys.platform == "linux" else None
     cores = len(affinity) if affinity else os.cpu_count() or 1
-    return max(1, min(cores, round(_quota(cgroup or _own_cgroup()) or cores)))
+    quota = _quota(cgroup or _own_cgroup())
+    return max(1, min(cores, round(quota / sharing))) if quota else cores
 
 
 def _own_cgroup() -> Path:
@@ -68,12 +73,12 @@ def _quota(cgroup: Path) -> float | None:
     return int(words[0]) / int(words[1])
 
 
-def limit_threads() -> None:
+def limit_threads(sharing: int = 1) -> None:
     """Sizes XLA's thread pool by `usable_cores`; to be called before jax is imported.
 
     XLA counts the machine's processors and does not know quotas; more threads than the quota carries are
     all throttled together. `NPROC` is the variable its thread pool reads; an operator's own value stands.
     """
-    cores = usable_cores()
+    cores = usable_cores(sharing=sharing)
     if cores < (os.cpu_count() or 1):
         os.environ.setdefault("NPROC", str(cores))

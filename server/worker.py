@@ -21,6 +21,7 @@ from ..checkpoints.files import Progress
 from ..checkpoints.sources import cache_folder
 from ..model.errors import ConfigError, DistaffError
 from . import exit_codes, system, wire
+from .devices import claim_devices
 from .engine_client import EngineInfo
 from .logs import configure_logging
 from .pump import Build, OnEvents, Pump, Send, ServedEngine
@@ -49,8 +50,10 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("settings", type=WorkerSettings.from_argument)
     arguments = parser.parse_args()
-    configure_logging(arguments.settings.log_level)
-    serve(arguments.fd, lambda send, on_events: build_engine(arguments.settings, send, on_events))
+    settings: WorkerSettings = arguments.settings
+    speaker = f"replica {settings.replica}" if settings.replicas > 1 else ""
+    configure_logging(settings.log_level, speaker)
+    serve(arguments.fd, lambda send, on_events: build_engine(settings, send, on_events))
 
 
 def serve(fd: int, build: Build) -> None:
@@ -77,14 +80,16 @@ def build_engine(
       CheckpointError, ConfigError: the model cannot be had or served.
       SettingRefused: a setting does not fit the model or the machine.
     """
-    system.limit_threads()
+    with _settings_refused():
+        claim_devices(settings.replica, settings.replicas)
+    system.limit_threads(settings.replicas)
     from ..checkpoints import load_parameters, open_checkpoint, resolve
 
     progress = throttled(send)
     path = resolve(settings.model, revision=settings.revision, progress=progress)
     send(wire.Located(str(path)))
     checkpoint = open_checkpoint(path)
-    device = _first_device()
+    device = _first_device(settings.replicas)
     dtype = _dtype(settings, device)
     parameters = load_parameters(checkpoint, dtype, progress)
     engine = _engine(settings, checkpoint.config, parameters, on_events)
@@ -112,7 +117,7 @@ def throttled(send: Send) -> Progress:
     return progress
 
 
-def _first_device() -> "Device":
+def _first_device(replicas: int) -> "Device":
     """The device that the engine will own, once JAX is set up to keep what it compiles."""
     import jax
 
@@ -120,7 +125,7 @@ def _first_device() -> "Device":
 
     device = jax.devices()[0]
     keep_compiled(cache_folder(), device.device_kind)
-    log.info("running on %s with %d cores", device.device_kind, system.usable_cores())
+    log.info("running on %s with %d cores", device.device_kind, system.usable_cores(sharing=replicas))
     return device
 
 
@@ -138,7 +143,12 @@ def _engine(
     from ..runtime.settings import EngineSettings
 
     with _settings_refused():
-        wishes = EngineSettings(slots=settings.slots, context=settings.context, kv_pages=settings.kv_pages)
+        wishes = EngineSettings(
+            slots=settings.slots,
+            context=settings.context,
+            kv_pages=settings.kv_pages,
+            replicas=settings.replicas,
+        )
         return Engine(config, parameters, wishes, on_events)
 
 

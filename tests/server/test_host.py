@@ -25,3 +25,10 @@ def test_cores_follow_the_control_groups_quota(tmp_path: Path, files: dict[str, 
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert usable_cores(tmp_path) == (cores or unlimited)
+
+
+def test_processes_that_share_a_quota_share_its_cores(tmp_path: Path):
+    (tmp_path / "cpu.max").write_text("200000 100000\n")
+    assert usable_cores(tmp_path, sharing=2) == 1
+    assert usable_cores(tmp_path, sharing=9) == 1
+    assert usable_cores(tmp_path / "none", sharing=2) == usable_cores(tmp_path / "none")
