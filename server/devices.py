@@ -1,7 +1,7 @@
 """Which devices an engine process owns when several share a host: replica i of R takes the i-th share.
 
-GPUs and TPU chips are shared out by environment variables that their runtimes read once, cores by affinity, and
-all that before jax is imported. A lone engine is left as the operator started it. Whether the devices exist
+GPUs and TPU chips are shared out by environment variables that their runtimes read once, cores by affinity:
+all of it before jax is imported. A lone engine is left as the operator started it. Whether the devices exist
 is for jax to find out.
 
 Sources: the CUDA programming guide for `CUDA_VISIBLE_DEVICES`. For TPUs libtpu's variables as JAX issue 14977
