@@ -16,6 +16,9 @@ from .config import ModelConfig
 TRASH_PAGE = 0
 """The page that padding is pointed at; never given to a sequence."""
 
+TILE = 64
+"""Queries per tile in a mixed step (fewer where the step itself is smaller)."""
+
 Cache = tuple[jax.Array, ...]
 """One pool `[P, page, 2K, H]` per layer."""
 
@@ -71,6 +74,8 @@ class Batch:
       lengths_T: i32 `[T]`, see `rotary.rotary_tables`.
       slots_T: i32 `[T]`, where keys and values are stored; padding points into the trash page.
       tables_BM: i32 `[B, M]`, the pages of each row's sequence, in order.
+      starts_R: i32 `[B + 1]`, where each row's tokens begin in T and, behind the last row, where they end:
+        rows lie one behind the other. rows: i32 `[]`, how many of the B rows are in use, the first ones.
       singles_B: i32 `[B]`, index into T of the row's only token, T for a row that has none here.
       tiles: the tokens of rows with more than one; None where every row has exactly one, in order.
     """
@@ -79,5 +84,7 @@ class Batch:
     lengths_T: jax.Array
     slots_T: jax.Array
     tables_BM: jax.Array
+    starts_R: jax.Array
+    rows: jax.Array
     singles_B: jax.Array
     tiles: Tiles | None

@@ -63,7 +63,7 @@ class RopeScaling:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MoEConfig:
-    """A sparse mixture of experts in place of each feed-forward (Mixtral: Jiang et al. 2024, arXiv:2401.04088).
+    """A mixture of experts in place of each feed-forward (Mixtral: Jiang et al. 2024, arXiv:2401.04088).
 
     Attributes:
       experts: E. experts_per_token: X, how many of them each token is sent to.

@@ -11,8 +11,11 @@ from collections.abc import Mapping
 from .config import ModelConfig
 
 
-def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every parameter of the model, by name, in the order in which the computation meets them."""
+def parameter_shapes(config: ModelConfig, *, int8: bool = False) -> dict[str, tuple[int, ...]]:
+    """Every parameter of the model, by name, in the order in which the computation meets them.
+
+    With `int8`, each weight that `quantize.py` makes int8 is followed by its `_scale`, one f32 an output.
+    """
     shapes: dict[str, tuple[int, ...]] = {"embed": (config.vocabulary, config.width)}
     for layer in range(config.layers):
         for name, shape in layer_shapes(config).items():
@@ -20,7 +23,21 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     shapes["norm"] = (config.width,)
     if not config.tied_head:
         shapes["head"] = (config.width, config.vocabulary)
-    return shapes
+    return _with_scales(shapes) if int8 else shapes
+
+
+def is_linear(name: str) -> bool:
+    """Whether a parameter is the weight of a linear map, the router's excepted: what int8 is for."""
+    return name.rpartition(".")[2] in ("q", "k", "v", "o", "gate", "up", "down", "head")
+
+
+def _with_scales(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    scaled: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        scaled[name] = shape
+        if is_linear(name):
+            scaled[f"{name}_scale"] = (*shape[:-2], shape[-1])
+    return scaled
 
 
 def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -40,9 +57,7 @@ def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _linears(
-    block: str, weights: Mapping[str, tuple[int, ...]], *, bias: bool
-) -> dict[str, tuple[int, ...]]:
+def _linears(block: str, weights: Mapping[str, tuple[int, ...]], *, bias: bool) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in weights.items():
         shapes[f"{block}.{name}"] = shape

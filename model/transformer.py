@@ -1,8 +1,9 @@
-"""The Llama decoder: token ids, a batch layout and the cache in; hidden states and the cache out.
+"""The Llama and Mixtral decoder: token ids, a batch layout and the cache in; hidden states and the cache out.
 
 One class for every model that `ModelConfig` describes. The computation is written against the module;
 the runtime drives it through `Skeleton`, which takes the parameters as a flat tuple of arrays, because
-dispatching a step with a flat tuple is tens of times cheaper than with a module.
+dispatching a step with a flat tuple is tens of times cheaper than with a module. What is written here is one
+device's share; `sharding.py` says what a share is.
 """
 
 from collections.abc import Mapping
@@ -13,22 +14,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from .attention import Attention
 from .cache import Batch, Cache
 from .config import ModelConfig
-from .layers import FeedForward, random_weight, rms_norm
+from .layers import FeedForward, Linears, random_weight, rms_norm
+from .moe import MixtureOfExperts
 from .rotary import rotary_tables
+from .sharding import first_of_share, gathered, placements, total
+from .target import Target
 
 
 class Layer(nnx.Module):
-    """Pre-norm attention and feed-forward, each added to the residual stream."""
+    """Pre-norm attention and feed-forward, or experts, each added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, target: Target, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         self.attention_norm = nnx.Param(jnp.ones(config.width, dtype))
-        self.attention = Attention(config, dtype=dtype, rngs=rngs)
+        self.attention = Attention(config, target, dtype=dtype, rngs=rngs)
         self.feed_forward_norm = nnx.Param(jnp.ones(config.width, dtype))
-        self.feed_forward = FeedForward(config, dtype=dtype, rngs=rngs)
+        if config.moe is None:
+            self.feed_forward = FeedForward(config, target, dtype=dtype, rngs=rngs)
+        else:
+            self.feed_forward = MixtureOfExperts(config, config.moe, target, dtype=dtype, rngs=rngs)
         self.epsilon = config.norm_epsilon
 
     def __call__(
@@ -41,6 +49,8 @@ class Layer(nnx.Module):
             x_TD = x_TD + out_TD
         with jax.named_scope("feed_forward"):
             normed_TD = rms_norm(x_TD, self.feed_forward_norm[...], self.epsilon)
+            if isinstance(self.feed_forward, MixtureOfExperts):
+                return x_TD + self.feed_forward(normed_TD, batch.positions_T >= 0), pool
             return x_TD + self.feed_forward(normed_TD), pool
 
 
@@ -60,15 +70,19 @@ def _traced_once(
     return nnx.merge(graph, state)(x_TD, pool, batch, rotary)
 
 
-class Transformer(nnx.Module):
-    """A Llama model with randomly initialised parameters in `dtype`."""
+class Transformer(Linears):
+    """A Llama or Mixtral model with randomly initialised parameters in `dtype`."""
 
-    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, config: ModelConfig, target: Target | None = None, *, dtype: jnp.dtype, rngs: nnx.Rngs
+    ) -> None:
+        super().__init__(target or Target())
         self.embed = random_weight(rngs, (config.vocabulary, config.width), dtype)
-        self.layers = nnx.List([Layer(config, dtype=dtype, rngs=rngs) for _ in range(config.layers)])
+        layers = [Layer(config, self.target, dtype=dtype, rngs=rngs) for _ in range(config.layers)]
+        self.layers = nnx.List(layers)
         self.norm = nnx.Param(jnp.ones(config.width, dtype))
         if not config.tied_head:
-            self.head = random_weight(rngs, (config.width, config.vocabulary), dtype)
+            self.add("head", (config.width, config.vocabulary), dtype=dtype, rngs=rngs)
         self.config = config
 
     def __call__(self, tokens_T: jax.Array, cache: Cache, batch: Batch) -> tuple[jax.Array, Cache]:
@@ -81,7 +95,7 @@ class Transformer(nnx.Module):
         Returns:
           Final hidden states `[T, D]`, normed, and the pools after the step.
         """
-        x_TD = self.embed[...][tokens_T]
+        x_TD = self._embedded(tokens_T)
         rotary = rotary_tables(self.config, batch.positions_T, batch.lengths_T)
         pools = []
         for layer, pool in zip(self.layers, cache, strict=True):
@@ -89,12 +103,27 @@ class Transformer(nnx.Module):
             pools.append(pool)
         return rms_norm(x_TD, self.norm[...], self.config.norm_epsilon), tuple(pools)
 
+    def _embedded(self, tokens_T: jax.Array) -> jax.Array:
+        """The tokens' rows of the embedding, wherever they lie."""
+        embed_VD, shards = self.embed[...], self.target.shards
+        if shards == 1:
+            return embed_VD[tokens_T]
+        place_T = tokens_T - first_of_share(embed_VD.shape[0], shards)
+        place_T = jnp.where(place_T < 0, embed_VD.shape[0], place_T)
+        return total(embed_VD.at[place_T].get(mode="fill", fill_value=0), shards)
+
     def logits(self, hidden_BD: jax.Array) -> jax.Array:
-        """The model's scores of every next token: f32 `[B, V]`."""
+        """The model's scores of every next token: f32 `[B, V]`, whole on every device."""
         with jax.named_scope("head"):
-            if self.config.tied_head:
-                return jnp.einsum("BD,VD->BV", hidden_BD, self.embed[...], preferred_element_type=jnp.float32)
-            return jnp.dot(hidden_BD, self.head[...], preferred_element_type=jnp.float32)
+            logits_BV = gathered(self._scores(hidden_BD), self.target.shards)
+            return logits_BV[:, : self.config.vocabulary]
+
+    def _scores(self, hidden_BD: jax.Array) -> jax.Array:
+        if self.config.tied_head:
+            return jnp.einsum("BD,VD->BV", hidden_BD, self.embed[...], preferred_element_type=jnp.float32)
+        if self.target.int8:
+            return self.columns("head", hidden_BD.astype(jnp.float32))
+        return jnp.dot(hidden_BD, self.head[...], preferred_element_type=jnp.float32)
 
 
 @dataclass(frozen=True)
@@ -102,27 +131,35 @@ class Skeleton:
     """A model without its parameters.
 
     Attributes:
-      config: what the model is.
+      config: what the model is. target: what it is built for.
       names: the parameters' names (see `parameters.parameter_shapes`), in the order of the flat tuple.
     """
 
     config: ModelConfig
+    target: Target
     names: tuple[str, ...]
     _graph: nnx.GraphDef[Transformer]
     _tree: Any
 
     @classmethod
-    def of(cls, config: ModelConfig) -> "Skeleton":
+    def of(cls, config: ModelConfig, target: Target | None = None) -> "Skeleton":
         """Traces the module's structure; allocates nothing."""
-        module = nnx.eval_shape(lambda: Transformer(config, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0)))
+        target = target or Target()
+        dtype = jnp.dtype("float32")
+        module = nnx.eval_shape(lambda: Transformer(config, target, dtype=dtype, rngs=nnx.Rngs(0)))
         graph, state = nnx.split(module)
         paths, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))
         names = tuple(".".join(str(getattr(key, "key", key)) for key in path) for path, _ in paths)
-        return cls(config, names, graph, tree)
+        return cls(config, target, names, graph, tree)
 
     def flatten(self, parameters: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
         """The parameters as the flat tuple that `merge` takes."""
         return tuple(parameters[name] for name in self.names)
+
+    def specs(self) -> tuple[PartitionSpec, ...]:
+        """How each parameter of the flat tuple is divided."""
+        table = placements(self.config, self.target.shards, int8=self.target.int8)
+        return tuple(table[name].spec for name in self.names)
 
     def merge(self, leaves: tuple[jax.Array, ...]) -> Transformer:
         """The module with these parameters; cheap, meant for use inside a jitted function."""

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..model.attention import TILE
-from ..model.cache import Batch, Tiles, create_cache
+from ..model.cache import TILE, Batch, Tiles, create_cache
 from ..model.config import ModelConfig
 from ..model.transformer import Skeleton, Transformer
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from ..model.attention import TILE
+from ..model.cache import TILE
 from ..model.config import ModelConfig
 from ..model.errors import ConfigError
 from .buckets import Shapes

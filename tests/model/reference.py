@@ -12,11 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
+from jax.sharding import Mesh, NamedSharding
 
-from distaff.model.attention import TILE
-from distaff.model.cache import Batch, Cache, Tiles, create_cache
+from distaff.model.cache import TILE, Batch, Cache, Tiles, create_cache
 from distaff.model.config import ModelConfig
 from distaff.model.parameters import parameter_shapes
+from distaff.model.sharding import (
+    CACHE,
+    REPLICATED,
+    create_mesh,
+    over_shares,
+    pad_config,
+    place_all,
+)
+from distaff.model.target import Target
 from distaff.model.transformer import Skeleton
 
 FLOAT32 = jnp.dtype("float32")
@@ -27,6 +36,7 @@ torch.set_num_threads(1)
 _LINEARS = {
     **{f"attention.{name}": f"self_attn.{name}_proj" for name in "qkvo"},
     **{f"feed_forward.{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")},
+    "feed_forward.router": "mlp.gate",
 }
 _NORMS = {"attention_norm": "input_layernorm", "feed_forward_norm": "post_attention_layernorm"}
 _TOP = {"embed": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": "lm_head.weight"}
@@ -51,6 +61,13 @@ def reference_config(config: ModelConfig) -> transformers.PretrainedConfig:
         bos_token_id=None,
         eos_token_id=None,
     )
+    if config.moe is not None:
+        return transformers.MixtralConfig(
+            sliding_window=config.window,
+            num_local_experts=config.moe.experts,
+            num_experts_per_tok=config.moe.experts_per_token,
+            **common,
+        )
     if config.window is not None:
         return transformers.MistralConfig(sliding_window=config.window, **common)
     return transformers.LlamaConfig(
@@ -78,8 +95,8 @@ def rope_parameters(config: ModelConfig) -> dict:
 def build_reference(config: ModelConfig, seed: int) -> transformers.PreTrainedModel:
     """The reference model, its logits of order 1 to 10, no bias and no norm scale left at its default."""
     generator = torch.Generator().manual_seed(seed)
-    kind = transformers.LlamaForCausalLM if config.window is None else transformers.MistralForCausalLM
-    model = kind(reference_config(config)).eval().requires_grad_(False)
+    theirs = reference_config(config)
+    model = transformers.AutoModelForCausalLM.from_config(theirs).eval().requires_grad_(False)
     for name, weight in model.named_parameters():
         drawn = torch.randn(weight.shape, generator=generator)
         if "norm" in name:
@@ -87,7 +104,7 @@ def build_reference(config: ModelConfig, seed: int) -> transformers.PreTrainedMo
         elif name.endswith("bias"):
             drawn = 0.5 * drawn
         else:
-            drawn = drawn * _gain(name) * weight.shape[1] ** -0.5
+            drawn = drawn * _gain(name) * weight.shape[-1] ** -0.5
         weight.copy_(drawn)
     return model
 
@@ -102,8 +119,21 @@ def _gain(name: str) -> float:
 def parameters_from(model: transformers.PreTrainedModel, config: ModelConfig) -> dict[str, jax.Array]:
     """The reference's weights, by our names and in our layout."""
     theirs = {name: weight.numpy() for name, weight in model.state_dict().items()}
-    found = {name: theirs[reference_name(name)] for name in parameter_shapes(config)}
-    return {name: jnp.asarray(w.T if is_linear(name) else w) for name, w in found.items()}
+    return {name: jnp.asarray(_ours(theirs, name)) for name in parameter_shapes(config)}
+
+
+def _ours(theirs: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """One of our parameters; experts' are stacked there too, gate above up."""
+    layer, _, rest = name.rpartition("feed_forward.")
+    experts = f"model.{layer}mlp.experts."
+    if layer and f"{experts}down_proj" in theirs:
+        if rest == "down":
+            return theirs[f"{experts}down_proj"].swapaxes(1, 2)
+        if rest in ("gate", "up"):
+            both = theirs[f"{experts}gate_up_proj"].swapaxes(1, 2)
+            return np.split(both, 2, axis=2)[rest == "up"]
+    w = theirs[reference_name(name)]
+    return w.T if is_linear(name) else w
 
 
 def reference_from(config: ModelConfig, parameters: Mapping[str, jax.Array]) -> transformers.PreTrainedModel:
@@ -131,7 +161,7 @@ def reference_name(name: str) -> str:
 
 def is_linear(name: str) -> bool:
     """Whether `transformers` stores it as `[outputs, inputs]`, where we have `[inputs, outputs]`."""
-    return name == "head" or name.rpartition(".")[2] in {"q", "k", "v", "o", "gate", "up", "down"}
+    return name == "head" or name.rpartition(".")[2] in {"q", "k", "v", "o", "gate", "up", "down", "router"}
 
 
 def reference_logits(
@@ -167,16 +197,22 @@ class Driver:
         columns: int = 16,
         page_size: int = 8,
         seed: int = 0,
+        mesh: Mesh | None = None,
+        int8: bool = False,
+        kernels: Mapping[str, str] | None = None,
     ) -> None:
+        mesh = mesh or create_mesh(1)
         pages = 1 + rows * columns
         shuffled = np.random.default_rng(seed).permutation(np.arange(1, pages))
         self.tables = shuffled.reshape(rows, columns).astype(np.int32)
         self.tokens, self.rows, self.page_size = tokens, rows, page_size
         self.done, self.prompts = [0] * rows, [0] * rows
-        self.skeleton = Skeleton.of(config)
-        self.leaves = self.skeleton.flatten(parameters)
-        self.cache = create_cache(config, pages, page_size, dtype)
-        self._jitted = jax.jit(self._step)
+        self.skeleton = Skeleton.of(config, Target.of(mesh, kernels, int8=int8))
+        self.leaves = self.skeleton.flatten(place_all(parameters, config, mesh, int8=int8))
+        cache = create_cache(pad_config(config, mesh.size), pages, page_size, dtype)
+        self.cache = jax.device_put(cache, NamedSharding(mesh, CACHE))
+        specs = self.skeleton.specs(), CACHE, REPLICATED, REPLICATED
+        self.jitted = jax.jit(over_shares(self._step, mesh, specs, (REPLICATED, CACHE)))
 
     def _step(
         self, leaves: tuple[jax.Array, ...], cache: Cache, tokens_T: jax.Array, batch: Batch
@@ -191,21 +227,25 @@ class Driver:
 
     def mixed(self, chunks: Mapping[int, Sequence[int]]) -> dict[int, np.ndarray]:
         """The next tokens of some rows, any number each; their logits `[len, V]` by row."""
-        starts = dict(zip(chunks, np.cumsum([0, *map(len, chunks.values())]).tolist(), strict=False))
+        lengths = list(map(len, chunks.values()))
+        ends = np.cumsum([0, *lengths]).tolist()
+        starts = dict(zip(chunks, ends, strict=False))
         lay = self._lay_out(self.tokens, {starts[row]: (row, chunk) for row, chunk in chunks.items()})
-        singles = [starts[row] if len(chunks.get(row, ())) == 1 else self.tokens for row in range(self.rows)]
-        tiles = make_tiles(
-            [(starts[row], len(chunk), row) for row, chunk in chunks.items() if len(chunk) > 1],
-            tile=min(TILE, self.tokens),
-            capacity=self.tokens // min(TILE, self.tokens) + self.rows,
-        )
-        logits_TV = self._run(lay, np.asarray(singles, np.int32), tiles)
+        lay["tables"] = self.tables[[*chunks, *(set(range(self.rows)) - set(chunks))]]
+        lay["starts"] = np.pad(ends, (0, self.rows - len(chunks)), mode="edge")
+        singles = [start if n == 1 else self.tokens for start, n in zip(ends, lengths, strict=False)]
+        singles += [self.tokens] * (self.rows - len(chunks))
+        runs = [(start, n, i) for i, (start, n) in enumerate(zip(ends, lengths, strict=False)) if n > 1]
+        tile = min(TILE, self.tokens)
+        tiles = make_tiles(runs, tile=tile, capacity=self.tokens // tile + self.rows)
+        logits_TV = self._run(lay, len(chunks), np.asarray(singles, np.int32), tiles)
         return {row: logits_TV[starts[row] :][: len(chunk)] for row, chunk in chunks.items()}
 
     def decode(self, tokens: Mapping[int, int]) -> dict[int, np.ndarray]:
         """One next token for some rows; their logits `[1, V]` by row."""
         lay = self._lay_out(self.rows, {row: (row, [token]) for row, token in tokens.items()})
-        logits_BV = self._run(lay, np.arange(self.rows, dtype=np.int32), None)
+        lay["tables"], lay["starts"] = self.tables, np.arange(self.rows + 1)
+        logits_BV = self._run(lay, self.rows, np.arange(self.rows, dtype=np.int32), None)
         return {row: logits_BV[row : row + 1] for row in tokens}
 
     def _lay_out(self, size: int, chunks: Mapping[int, tuple[int, Sequence[int]]]) -> dict[str, np.ndarray]:
@@ -222,16 +262,21 @@ class Driver:
             self.done[row] += len(chunk)
         return lay
 
-    def _run(self, lay: Mapping[str, np.ndarray], singles: np.ndarray, tiles: Tiles | None) -> np.ndarray:
+    def _run(
+        self, lay: Mapping[str, np.ndarray], rows: int, singles: np.ndarray, tiles: Tiles | None
+    ) -> np.ndarray:
         batch = Batch(
             positions_T=jnp.asarray(lay["positions"]),
             lengths_T=jnp.asarray(lay["lengths"]),
             slots_T=jnp.asarray(lay["slots"]),
-            tables_BM=jnp.asarray(self.tables),
+            tables_BM=jnp.asarray(lay["tables"], jnp.int32),
+            starts_R=jnp.asarray(lay["starts"], jnp.int32),
+            rows=jnp.int32(rows),
             singles_B=jnp.asarray(singles),
             tiles=tiles,
         )
-        logits, self.cache = self._jitted(self.leaves, self.cache, jnp.asarray(lay["tokens"]), batch)
+        self.last = self.leaves, self.cache, jnp.asarray(lay["tokens"]), batch
+        logits, self.cache = self.jitted(*self.last)
         return np.asarray(logits)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from distaff.model.cache import Batch, Tiles, create_cache
-from distaff.model.config import ModelConfig, RopeScaling
+from distaff.model.config import ModelConfig, MoEConfig, RopeScaling
 from distaff.model.parameters import parameter_shapes
 from distaff.model.transformer import Skeleton
 
@@ -25,6 +25,7 @@ MODELS = {
         feed_forward_bias=True,
         rope=RopeScaling(kind="dynamic", factor=2.0, original_context=64),
     ),
+    "mixtral": ModelConfig(**SIZES, context=512, moe=MoEConfig(experts=4, experts_per_token=2)),
 }
 
 
@@ -42,6 +43,8 @@ def abstract_batch(kind: str) -> Batch:
         lengths_T=integers(tokens),
         slots_T=integers(tokens),
         tables_BM=integers(ROWS, COLUMNS),
+        starts_R=integers(ROWS + 1),
+        rows=integers(),
         singles_B=integers(ROWS),
         tiles=None if kind == "rows" else tiles,
     )

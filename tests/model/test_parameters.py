@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 
 from distaff.model.cache import create_cache, page_bytes, write_pages
-from distaff.model.config import ModelConfig
+from distaff.model.config import ModelConfig, MoEConfig
 from distaff.model.parameters import parameter_shapes
+from distaff.model.target import Target
 from distaff.model.transformer import Skeleton, Transformer, random_parameters
 
 F32 = jnp.dtype("float32")
@@ -27,20 +28,24 @@ VARIANTS = [
 ]
 
 
-def module_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+MIXTURE = small(moe=MoEConfig(experts=4, experts_per_token=2))
+
+
+def module_shapes(config: ModelConfig, target: Target | None = None) -> dict[str, tuple[int, ...]]:
     """The parameters of the NNX module itself, by path."""
-    module = nnx.eval_shape(lambda: Transformer(config, dtype=F32, rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: Transformer(config, target, dtype=F32, rngs=nnx.Rngs(0)))
     found = nnx.to_flat_state(nnx.state(module, nnx.Param))
     return {".".join(map(str, path)): param.shape for path, param in found}
 
 
-@pytest.mark.parametrize("config", [*VARIANTS, small(layers=12)], ids=lambda c: f"{c.layers} layers")
+@pytest.mark.parametrize("config", [*VARIANTS, small(layers=12), MIXTURE], ids=lambda c: f"{c.layers} layers")
 def test_list_equals_module(config: ModelConfig) -> None:
     """The list that readers and store go by is the module's own parameters, names and shapes."""
     assert parameter_shapes(config) == module_shapes(config)
+    assert parameter_shapes(config, int8=True) == module_shapes(config, Target(int8=True))
 
 
-@pytest.mark.parametrize("config", [*VARIANTS, small(layers=12)], ids=lambda c: f"{c.layers} layers")
+@pytest.mark.parametrize("config", [*VARIANTS, small(layers=12), MIXTURE], ids=lambda c: f"{c.layers} layers")
 def test_flat_tuple_round_trip(config: ModelConfig) -> None:
     """Every parameter lands in the module under its own name, also with more than ten layers."""
     shapes, skeleton = parameter_shapes(config), Skeleton.of(config)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from distaff.model.config import ModelConfig, RopeScaling
+from distaff.model.config import ModelConfig, MoEConfig, RopeScaling
 
 from .reference import Driver, build_reference, parameters_from, reference_logits
 
@@ -40,8 +40,10 @@ def scalings(draw: st.DrawFn, kind: str) -> RopeScaling | None:
 
 @st.composite
 def configs(draw: st.DrawFn, kind: str, family: str) -> ModelConfig:
-    """Any small model; `transformers` has windows (Mistral) only without biases, and cannot decode with 1."""
+    """Any small model; `transformers` has windows (Mistral, Mixtral) only without biases, and cannot decode
+    with 1."""
     llama = family == "llama"
+    windows = {"llama": [None], "mistral": [2, 7, 40, 130], "mixtral": [None, 7, 40]}
     heads, kv_heads = draw(st.sampled_from([(4, 4), (4, 1), (4, 2), (6, 2), (3, 1), (1, 1)]))
     biases = draw(st.sampled_from([(True, True), (True, False), (False, True), (False, False)]))
     return ModelConfig(
@@ -59,8 +61,16 @@ def configs(draw: st.DrawFn, kind: str, family: str) -> ModelConfig:
         tied_head=draw(st.booleans()),
         attention_bias=llama and biases[0],
         feed_forward_bias=llama and biases[1],
-        window=None if llama else draw(st.sampled_from([2, 7, 40, 130])),
+        window=draw(st.sampled_from(windows[family])),
+        moe=draw(mixtures()) if family == "mixtral" else None,
     )
+
+
+@st.composite
+def mixtures(draw: st.DrawFn) -> MoEConfig:
+    """2 to 16 experts, 1 to 4 of them for a token."""
+    experts = draw(st.sampled_from([2, 3, 4, 8, 16]))
+    return MoEConfig(experts=experts, experts_per_token=draw(st.integers(1, min(4, experts))))
 
 
 @st.composite
@@ -70,8 +80,12 @@ def cases(draw: st.DrawFn, kind: str, family: str) -> tuple[ModelConfig, tuple[i
     return draw(configs(kind, family)), lengths, draw(st.integers(0, 2**31))
 
 
-@pytest.mark.parametrize(("family", "examples"), [("llama", 7), ("mistral", 3)])
-@pytest.mark.parametrize("kind", ROPES)
+@pytest.mark.parametrize(
+    ("kind", "family", "examples"),
+    [(kind, "llama", 7) for kind in ROPES]
+    + [(kind, "mistral", 3) for kind in ROPES]
+    + [("default", "mixtral", 14), ("llama3", "mixtral", 2)],
+)
 def test_logits_equal_transformers(kind: str, family: str, examples: int) -> None:
     """Every prompt logit and every logit of cached decoding equals the reference's, whatever the model.
 

@@ -16,9 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distaff.model.attention import attend
 from distaff.model.cache import Batch, write_pages
-from distaff.model.kernels.paged_attention import attend_rows
+from distaff.model.kernels.block_attention import attend, attend_rows
 
 from .reference import make_tiles
 
@@ -138,6 +137,8 @@ def batch_of(world: World, runs: Sequence[Run], tables: np.ndarray | None = None
         lengths_T=jnp.asarray(positions + 1),
         slots_T=jnp.zeros(TOKENS, jnp.int32),
         tables_BM=jnp.asarray(world.tables if tables is None else tables, jnp.int32),
+        starts_R=jnp.zeros(ROWS + 1, jnp.int32),  # this kernel goes by singles and tiles
+        rows=jnp.int32(len(runs)),
         singles_B=jnp.asarray(singles),
         tiles=make_tiles(prompts, tile=64, capacity=TOKENS // 64 + ROWS),
     )

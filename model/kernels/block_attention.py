@@ -3,8 +3,8 @@
 Both forms walk the pages of a sequence in blocks of about 128 tokens with an online softmax (Milakov and
 Gimelshein 2018, arXiv:1805.02867), and both stop at the last block that holds a visible key: the work follows
 the sequences' lengths although every shape is static. `attend_rows` takes one query per row, all rows
-together; `attend_tiles` takes runs of queries, one tile after the other. Keys of the current step are already
-in the pool.
+together; `attend_tiles` takes runs of queries, one tile after the other; `attend` gives each token of a step
+to one of them. Keys of the current step are already in the pool.
 """
 
 import math
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..cache import Tiles
+from ..cache import TILE, Batch, Tiles
 
 BLOCK_TOKENS = 128
 """Keys per turn of the loop: long enough to keep the matrix units busy, short enough to stay in cache."""
@@ -22,6 +22,20 @@ _MASKED = -1e30
 _FLOOR = -1e28
 """Where the running maximum starts: far enough above `_MASKED` that a block without a visible key weighs
 nothing, instead of adding up values of any size that a later block would have to wipe out."""
+
+
+def attend(q_TNH: jax.Array, pool: jax.Array, batch: Batch, *, window: int | None) -> jax.Array:
+    """Every token of a step against its own sequence: rows with one token together, prompts in tiles."""
+    if batch.tiles is None:
+        return attend_rows(q_TNH, pool, batch.tables_BM, batch.positions_T, window=window)
+    tile = min(TILE, q_TNH.shape[0])
+    out_TNH = attend_tiles(
+        q_TNH, pool, batch.tables_BM, batch.positions_T, batch.tiles, tile=tile, window=window
+    )
+    q_BNH = q_TNH.at[batch.singles_B].get(mode="fill", fill_value=0)
+    positions_B = batch.positions_T.at[batch.singles_B].get(mode="fill", fill_value=-1)
+    out_BNH = attend_rows(q_BNH, pool, batch.tables_BM, positions_B, window=window)
+    return out_TNH.at[batch.singles_B].set(out_BNH, mode="drop")
 
 
 def attend_rows(

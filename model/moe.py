@@ -1,0 +1,59 @@
+"""Sparse mixture of experts (Mixtral: Jiang et al. 2024, arXiv:2401.04088).
+
+The router sends each token to X of E experts; what they make of it is summed by the router's weights. Routing
+is here, the experts' arithmetic is a kernel.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from .config import ModelConfig, MoEConfig
+from .kernels.registry import ExpertWeights
+from .layers import Linears, random_weight
+from .sharding import first_of_share, total
+from .target import Target
+
+
+class MixtureOfExperts(Linears):
+    """Router and experts in place of a dense feed-forward."""
+
+    def __init__(
+        self, config: ModelConfig, moe: MoEConfig, target: Target, *, dtype: jnp.dtype, rngs: nnx.Rngs
+    ) -> None:
+        super().__init__(target)
+        width, inner = config.width, config.feed_forward
+        self.router = random_weight(rngs, (width, moe.experts), dtype)
+        self.add("gate", (moe.experts, width, inner), dtype=dtype, rngs=rngs)
+        self.add("up", (moe.experts, width, inner), dtype=dtype, rngs=rngs)
+        self.add("down", (moe.experts, inner, width), dtype=dtype, rngs=rngs)
+        self.choices = moe.experts_per_token
+
+    def __call__(self, x_TD: jax.Array, live_T: jax.Array) -> jax.Array:
+        """Maps `[T, D]` to `[T, D]`; tokens that are not live reach no expert and get zero."""
+        expert_TX, weight_TX = route(x_TD, self.router[...], self.choices)
+        experts = self._experts()
+        held, shards = experts.gate.shape[0], self.target.shards
+        whole = held < self.router.shape[1]
+        first = first_of_share(held, shards) if whole else 0
+        here_TX = live_T[:, None] & (expert_TX >= first) & (expert_TX < first + held)
+        expert_TX = jnp.where(here_TX, expert_TX - first, held)
+        return total(self.target.kernels.experts(x_TD, expert_TX, weight_TX, experts), shards)
+
+    def _experts(self) -> ExpertWeights:
+        names = ("gate", "up", "down") + (
+            ("gate_scale", "up_scale", "down_scale") if self.target.int8 else ()
+        )
+        return ExpertWeights(**{name: getattr(self, name)[...] for name in names})
+
+
+def route(x_TD: jax.Array, router_DE: jax.Array, choices: int) -> tuple[jax.Array, jax.Array]:
+    """Each token's best experts, i32 `[T, X]`, and their weights, f32 `[T, X]`: a softmax over these alone.
+
+    A softmax over all experts, renormalised over the chosen ones, is the same.
+    """
+    with jax.named_scope("router"):
+        score_TE = jnp.dot(x_TD, router_DE, preferred_element_type=jnp.float32)
+        best_TX, expert_TX = lax.top_k(score_TE, choices)
+        return expert_TX, jax.nn.softmax(best_TX, axis=-1)

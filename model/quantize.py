@@ -1,0 +1,42 @@
+"""int8 weights: each output of a linear map has one scale, the largest magnitude of its column over 127.
+
+Activations are made int8 as they come, one scale a token (dynamic quantisation, as in LLM.int8() without the
+outlier path: Dettmers et al. 2022, arXiv:2208.07339), so that the product is int8 x int8 -> int32, which
+TPUs, GPUs and CPUs all do faster than anything wider. Norms, the router, biases and the embedding stay wide.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from .parameters import is_linear
+
+_LARGEST = 127.0
+
+
+def quantize_weight(w: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A weight `[..., inputs, outputs]` as int8 and its scales, f32 `[..., outputs]`."""
+    return _rounded(w, axis=-2)
+
+
+def quantize_rows(x_TD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Activations `[T, D]` as int8 and their scales, f32 `[T]`."""
+    return _rounded(x_TD, axis=-1)
+
+
+def _rounded(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    x = x.astype(jnp.float32)
+    scale = jnp.maximum(jnp.abs(x).max(axis, keepdims=True), 1e-30) / _LARGEST
+    return jnp.round(x / scale).astype(jnp.int8), jnp.squeeze(scale, axis)
+
+
+def quantize(parameters: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """A model's parameters with every linear weight as int8 and its `_scale` beside it."""
+    quantized: dict[str, jax.Array] = {}
+    for name, weight in parameters.items():
+        if is_linear(name):
+            quantized[name], quantized[f"{name}_scale"] = quantize_weight(weight)
+        else:
+            quantized[name] = weight
+    return quantized

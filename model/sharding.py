@@ -1,0 +1,205 @@
+"""How a model lies on several devices: one mesh axis, one table, a few collectives.
+
+Tensor parallelism in Megatron's form (Shoeybi et al. 2019, arXiv:1909.08053). Every device runs the same step
+on its share: some whole heads with their part of the cache, some columns of the feed-forward, or some whole
+experts, some rows of the vocabulary. The step is written once, for one share, and mapped over the mesh; what
+crosses between devices is only what `total` and `gathered` send: two sums a layer, one for the embedding, and
+the logits.
+
+The one idea: a model is made to fit before it is placed. `pad_config` gives sizes that divide evenly; what is
+added is zero and comes last, and key/value heads are repeated where there are fewer of them than devices.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from .config import ModelConfig
+from .errors import ConfigError
+from .parameters import parameter_shapes
+
+AXIS = "model"
+"""The name of the mesh's one axis."""
+
+REPLICATED = P()
+CACHE = P(None, None, AXIS, None)
+"""Pools `[P, page, 2K, H]`: each device holds its own heads of every page."""
+
+_AXES = {
+    "embed": -2,  # rows of the vocabulary; the sum of all devices' rows is the embedding
+    "head": -1,  # columns of the vocabulary
+    "attention.q": -1,  # whole heads
+    "attention.k": -1,
+    "attention.v": -1,
+    "attention.o": -2,  # the same heads' rows: partial sums
+    "feed_forward.gate": -1,
+    "feed_forward.up": -1,
+    "feed_forward.down": -2,  # partial sums
+}
+"""Per weight the axis that is divided, counted from the end. A bias or scale belongs to the outputs: it is
+divided where they are. What is not named here is whole on every device."""
+
+
+def create_mesh(shards: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The first `shards` of the devices (None: all that JAX sees) in one row.
+
+    Raises:
+      ConfigError: there are not so many.
+    """
+    devices = jax.devices() if devices is None else devices
+    if len(devices) < shards:
+        raise ConfigError(
+            f"mesh model={shards}; expected at most {len(devices)}, the {devices[0].platform} devices here"
+        )
+    return Mesh(np.array(devices[:shards]), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def pad_config(config: ModelConfig, shards: int) -> ModelConfig:
+    """The sizes at which a model divides evenly among `shards` devices; its own where it already does.
+
+    Key/value heads are repeated where they divide the devices and the devices divide the query heads; else
+    groups of zero heads come after them.
+    """
+    heads, kv_heads = config.heads, config.kv_heads
+    if copies(config, shards) > 1:
+        kv_heads = shards
+    elif kv_heads % shards:
+        kv_heads = _multiple(kv_heads, shards)
+        heads = kv_heads * (config.heads // config.kv_heads)
+    return replace(
+        config,
+        vocabulary=_multiple(config.vocabulary, shards),
+        heads=heads,
+        kv_heads=kv_heads,
+        feed_forward=config.feed_forward
+        if has_whole_experts(config, shards)
+        else _multiple(config.feed_forward, shards),
+    )
+
+
+def copies(config: ModelConfig, shards: int) -> int:
+    """On how many devices each key/value head lies."""
+    divides = shards % config.kv_heads == 0 and config.heads % shards == 0
+    return shards // config.kv_heads if divides else 1
+
+
+def has_whole_experts(config: ModelConfig, shards: int) -> bool:
+    """Whether experts are dealt out to the devices whole, rather than each divided among all."""
+    return config.moe is not None and config.moe.experts % shards == 0
+
+
+def _multiple(size: int, of: int) -> int:
+    return -(-size // of) * of
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where one parameter lies.
+
+    Attributes:
+      shape: over all devices, padding and copies included. axis: the divided one; None: whole everywhere.
+      copies: how many neighbouring devices hold the same share.
+    """
+
+    shape: tuple[int, ...]
+    axis: int | None
+    copies: int = 1
+
+    @property
+    def spec(self) -> P:
+        """As JAX writes it."""
+        return P() if self.axis is None else P(*[None] * self.axis, AXIS)
+
+    def share(self, values: np.ndarray, device: int, shards: int) -> np.ndarray:
+        """The part of a whole, unpadded parameter that lies on the `device`-th of `shards` devices."""
+        if self.axis is None:
+            return values
+        size = self.shape[self.axis] // shards
+        start = device // self.copies * size
+        part = values[(slice(None),) * self.axis + (slice(start, start + size),)]
+        missing = [(0, 0)] * part.ndim
+        missing[self.axis] = (0, size - part.shape[self.axis])
+        return np.pad(part, missing) if missing[self.axis][1] else part
+
+
+def placements(config: ModelConfig, shards: int, *, int8: bool = False) -> dict[str, Placement]:
+    """Where each parameter of the model lies, by name, in `parameter_shapes` order."""
+    padded, repeated = pad_config(config, shards), copies(config, shards)
+    found = {}
+    for name, shape in parameter_shapes(padded, int8=int8).items():
+        weight = _weight(name)
+        axis = None if shards == 1 else _divided(weight, name, len(shape), config, shards)
+        found[name] = Placement(shape, axis, repeated if weight in ("attention.k", "attention.v") else 1)
+    return found
+
+
+def _weight(name: str) -> str:
+    """A parameter's name without its layer; of a bias or a scale, the weight's that it belongs to."""
+    inner = name.split(".", 2)[2] if name.startswith("layers.") else name
+    return inner.removesuffix("_bias").removesuffix("_scale")
+
+
+def _divided(weight: str, name: str, rank: int, config: ModelConfig, shards: int) -> int | None:
+    """The axis of a parameter that is divided."""
+    axis = _AXES.get(weight)
+    if axis is None:
+        return None
+    if weight.startswith("feed_forward.") and has_whole_experts(config, shards):
+        return 0
+    if not name.endswith(weight) and axis == -2:  # the bias or scale of outputs that are whole
+        return None
+    return rank + axis
+
+
+def place(values: np.ndarray, placement: Placement, mesh: Mesh) -> jax.Array:
+    """Puts a whole, unpadded parameter on the mesh; each device is sent its own share."""
+    sharding = NamedSharding(mesh, placement.spec)
+    if mesh.size == 1:
+        return jax.device_put(values, mesh.devices.flat[0])
+
+    def share(index: tuple[slice, ...]) -> np.ndarray:
+        if placement.axis is None:
+            return values
+        start = index[placement.axis].start or 0
+        return placement.share(values, start * mesh.size // placement.shape[placement.axis], mesh.size)
+
+    return jax.make_array_from_callback(placement.shape, sharding, share)
+
+
+def place_all(
+    parameters: Mapping[str, jax.Array], config: ModelConfig, mesh: Mesh, *, int8: bool = False
+) -> dict[str, jax.Array]:
+    """Whole parameters, each put on the mesh: for tests and small models."""
+    table = placements(config, mesh.size, int8=int8)
+    return {name: place(np.asarray(parameters[name]), where, mesh) for name, where in table.items()}
+
+
+def over_shares(
+    function: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any
+) -> Callable[..., Any]:
+    """Maps a function of one device's share over the mesh; the function itself on a mesh of one."""
+    if mesh.size == 1:
+        return function
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def total(x: jax.Array, shards: int) -> jax.Array:
+    """The sum of all devices' partial sums."""
+    return x if shards == 1 else lax.psum(x, AXIS)
+
+
+def gathered(x_BV: jax.Array, shards: int) -> jax.Array:
+    """All devices' columns side by side."""
+    return x_BV if shards == 1 else lax.all_gather(x_BV, AXIS, axis=1, tiled=True)
+
+
+def first_of_share(size: int, shards: int) -> jax.Array | int:
+    """The index of this device's first of `size` things, counted over all devices; i32 `[]`."""
+    return 0 if shards == 1 else lax.axis_index(AXIS).astype(jnp.int32) * size

@@ -1,0 +1,163 @@
+"""A model over several devices says what it says on one, and sends between them what the design allows."""
+
+import re
+from collections import Counter
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distaff.model.config import ModelConfig, MoEConfig
+from distaff.model.errors import ConfigError
+from distaff.model.quantize import quantize
+from distaff.model.sharding import copies, create_mesh, pad_config, place, placements
+from distaff.model.transformer import random_parameters
+
+from .reference import FLOAT32, Driver
+
+LLAMA = ModelConfig(
+    vocabulary=102, layers=2, width=24, feed_forward=30, heads=8, kv_heads=2, head_size=8, context=256
+)
+MODELS = {
+    "llama": LLAMA,
+    "biased": replace(LLAMA, attention_bias=True, feed_forward_bias=True, tied_head=True),
+    "nine-three": replace(LLAMA, heads=9, kv_heads=3, tied_head=True),
+    "one-kv": replace(LLAMA, heads=4, kv_heads=1, window=11),
+    "vocabulary": replace(LLAMA, vocabulary=32_002, layers=1),
+    "mixtral": replace(LLAMA, moe=MoEConfig(experts=8, experts_per_token=2), window=17),
+    "three-experts": replace(LLAMA, moe=MoEConfig(experts=3, experts_per_token=2)),
+}
+PROMPTS = {0: 40, 2: 9}
+TOLERANCE = 1e-4
+
+
+def spread(config: ModelConfig, seed: int = 5) -> dict[str, jax.Array]:
+    """Random parameters, none of them at its default, large enough that each moves the logits."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for name, weight in random_parameters(config, seed, FLOAT32).items():
+        if weight.ndim == 1:
+            found[name] = weight + 0.3 * rng.normal(size=weight.shape).astype(np.float32)
+        else:
+            found[name] = weight * (50 * 1.5 * weight.shape[-2] ** -0.5)
+    return found
+
+
+def speak(
+    driver: Driver, config: ModelConfig, follow: list[int] | None = None
+) -> tuple[np.ndarray, list[int]]:
+    """Logits of two prompts and of six steps more, and the greedy tokens; the steps `follow` those given."""
+    rng = np.random.default_rng(1)
+    prompts = {row: rng.integers(0, config.vocabulary, n).tolist() for row, n in PROMPTS.items()}
+    for row, prompt in prompts.items():
+        driver.start(row, len(prompt))
+    logits = driver.mixed(prompts)
+    heard, tokens = [logits[0], logits[2]], []
+    for i in range(6):
+        tokens += [int(logits[row][-1].argmax()) for row in prompts]
+        logits = driver.decode(dict(zip(prompts, (follow or tokens)[2 * i : 2 * i + 2], strict=True)))
+        heard += [logits[0], logits[2]]
+    return np.concatenate(heard), tokens
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_any_mesh_says_the_same(name: str) -> None:
+    """Over 1, 2 and 4 devices: the same greedy tokens, logits within 1e-4 of the largest."""
+    config, parameters = MODELS[name], spread(MODELS[name])
+    alone, tokens = speak(Driver(config, parameters), config)
+    for shards in (2, 4):
+        logits, found = speak(Driver(config, parameters, mesh=create_mesh(shards)), config, tokens)
+        assert np.abs(logits - alone).max() <= TOLERANCE * np.abs(alone).max()
+        assert found == tokens
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_int8_is_close_on_any_mesh(name: str) -> None:
+    """Over 1, 2 and 4 devices int8 weights give about the wide ones' logits.
+
+    Each device rounds a row by its own share's largest value, so the meshes differ a little; a router that
+    hesitates may send a token elsewhere, so it is the mean that is held.
+    """
+    config, parameters = MODELS[name], spread(MODELS[name])
+    wide, tokens = speak(Driver(config, parameters), config)
+    for shards in (1, 2, 4):
+        driver = Driver(config, quantize(parameters), mesh=create_mesh(shards), int8=True)
+        logits, _ = speak(driver, config, tokens)
+        assert np.abs(logits - wide).mean() <= 0.02 * np.abs(wide).max()
+
+
+def collectives(driver: Driver) -> Counter[tuple[str, str]]:
+    """The collectives in a compiled step of three rows: (kind, operand type) -> how many."""
+    driver.start(0, 1)
+    driver.decode({0: 1})
+    compiled = driver.jitted.lower(*driver.last).compile().as_text()
+    pattern = r"= (\S+) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+    return Counter((kind, kind_of) for kind_of, kind in re.findall(pattern, compiled))
+
+
+@pytest.mark.parametrize("name", ["llama", "nine-three", "mixtral", "three-experts"])
+def test_a_step_sends_what_the_design_says(name: str) -> None:
+    """Two sums a layer and one for the embedding, each of hidden states; the logits once; no more."""
+    config, shards = MODELS[name], 4
+    driver = Driver(config, spread(config), mesh=create_mesh(shards))
+    found = Counter()
+    for (kind, operand), count in collectives(driver).items():
+        found[kind, re.sub(r"\{.*", "", operand)] += count
+    vocabulary = pad_config(config, shards).vocabulary
+    assert found == {
+        ("all-reduce", f"f32[3,{config.width}]"): 2 * config.layers + 1,
+        ("all-gather", f"f32[3,{vocabulary}]"): 1,
+    }
+
+
+@given(
+    st.sampled_from([(8, 2), (9, 3), (4, 1), (6, 6), (32, 8), (5, 5), (12, 3)]),
+    st.sampled_from([1, 2, 3, 4, 6, 8, 16]),
+    st.integers(1, 300),
+    st.sampled_from([None, 2, 3, 8]),
+)
+def test_shares_are_a_partition(heads: tuple[int, int], shards: int, odd: int, experts: int | None) -> None:
+    """Whole heads, even shares; put side by side, without padding and copies, they are the parameter."""
+    config = replace(
+        LLAMA,
+        heads=heads[0],
+        kv_heads=heads[1],
+        vocabulary=odd,
+        feed_forward=odd,
+        attention_bias=True,
+        moe=experts and MoEConfig(experts=experts, experts_per_token=1),
+    )
+    padded, whole = pad_config(config, shards), placements(config, 1)
+    assert padded.heads % shards == padded.kv_heads % shards == padded.vocabulary % shards == 0
+    assert pad_config(padded, shards) == padded or copies(config, shards) > 1
+    for name, placement in placements(config, shards).items():
+        values = np.random.default_rng(0).random(whole[name].shape)
+        shares = [placement.share(values, device, shards) for device in range(shards)]
+        assert {share.shape for share in shares} == {
+            tuple(n // (shards if axis == placement.axis else 1) for axis, n in enumerate(placement.shape))
+        }
+        if placement.axis is None:
+            continue
+        together = np.concatenate(shares[:: placement.copies], axis=placement.axis)
+        kept, rest = np.split(together, [values.shape[placement.axis]], axis=placement.axis)
+        np.testing.assert_array_equal(kept, values)
+        assert not rest.any()
+
+
+def test_place_sends_each_device_its_share() -> None:
+    """What lies on each device of a mesh is what `share` says."""
+    config, mesh = MODELS["nine-three"], create_mesh(4)
+    values = np.random.default_rng(0).random((24, 24)).astype(np.float32)
+    where = placements(config, 4)["layers.0.attention.k"]
+    array = place(values, where, mesh)
+    assert array.shape == where.shape == (24, 32)
+    for device, shard in enumerate(array.addressable_shards):
+        np.testing.assert_array_equal(np.asarray(shard.data), where.share(values, device, 4))
+
+
+def test_too_large_a_mesh_is_refused() -> None:
+    with pytest.raises(ConfigError, match="mesh model=5; expected at most 4"):
+        create_mesh(5)
