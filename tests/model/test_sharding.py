@@ -79,14 +79,15 @@ def test_int8_is_close_on_any_mesh(name: str) -> None:
     """Over 1, 2 and 4 devices int8 weights give about the wide ones' logits.
 
     Each device rounds a row by its own share's largest value, so the meshes differ a little; a router that
-    hesitates may send a token elsewhere, so it is the mean that is held.
+    hesitates may send a token elsewhere, so it is the median over positions that is held.
     """
     config, parameters = MODELS[name], spread(MODELS[name])
     wide, tokens = speak(Driver(config, parameters), config)
     for shards in (1, 2, 4):
         driver = Driver(config, quantize(parameters), mesh=create_mesh(shards), int8=True)
         logits, _ = speak(driver, config, tokens)
-        assert np.abs(logits - wide).mean() <= 0.02 * np.abs(wide).max()
+        worst = np.abs(logits - wide).max(-1) / np.abs(wide).max()
+        assert np.median(worst) <= 0.05
 
 
 def collectives(driver: Driver) -> Counter[tuple[str, str]]:
