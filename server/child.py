@@ -147,7 +147,7 @@ class Child(asyncio.Protocol):
             for frame in self._reader.feed(data):
                 self._receive(frame)
         except wire.WireError as error:
-            log.error("the engine process cannot be understood and is killed: %s", error)
+            log.error("the engine process %d cannot be understood and is killed: %s", self.pid, error)
             self.kill()
 
     def connection_lost(self, exc: Exception | None) -> None:

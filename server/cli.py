@@ -53,6 +53,7 @@ def serve(
         Literal["float32", "bfloat16"] | None, typer.Option(help="What the model computes in.")
     ] = None,
     kv_pages: Annotated[int | None, typer.Option(min=1, help="Pages of the KV pool.")] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Engines, each with devices of its own.")] = 1,
     revision: Revision = None,
     chat_template: Annotated[
         Path | None,
@@ -82,11 +83,15 @@ def serve(
             slots=slots,
             kv_pages=kv_pages,
             dtype=dtype,
+            replicas=replicas,
             log_level=log_level.upper(),
         )
         WebProcess(
             ServerSettings(model=served_name(model), aliases=tuple(alias or ()), strict=strict),
-            [sys.executable, "-m", "distaff.server.worker", worker.to_argument()],
+            [
+                [sys.executable, "-m", "distaff.server.worker", worker.as_replica(number).to_argument()]
+                for number in range(replicas)
+            ],
             listener,
             text_loader(chat_template),
             progress_display(),

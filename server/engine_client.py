@@ -1,11 +1,11 @@
 """The seam between the web process and whatever runs the model.
 
 `EngineClient` is what routes know: submit a request, iterate its events, abort it, ask how things stand.
-Behind it stands `EngineProcess` (a supervised child process) in production, or `FakeEngine` in protocol
-tests. Every call is made from the event loop's thread, and none of them blocks.
+Behind it stands `EngineGroup` (supervised child processes) in production, or `FakeEngine` in protocol tests.
+Every call is made from the event loop's thread, and none of them blocks.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -51,6 +51,11 @@ class EventStream(Protocol):
 
 class EngineClient(Protocol):
     """A running, starting or failed engine."""
+
+    @property
+    def replicas(self) -> Sequence["EngineClient"]:
+        """The engines that it consists of, by number; itself where it is one."""
+        ...
 
     @property
     def state(self) -> EngineState: ...

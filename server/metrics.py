@@ -1,12 +1,14 @@
 """What Prometheus reads, and the one log line that each finished call leaves.
 
-Labels are statuses and finish reasons, never text from a client; lines carry counts and times, never a
-prompt, an answer or a key. The engine's figures are read from its newest snapshot when somebody asks.
+Labels are statuses, finish reasons and replicas' numbers, never text from a client; lines carry counts and
+times, never a prompt, an answer or a key. Each engine's figures are read from its newest snapshot when
+somebody asks.
 """
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -18,6 +20,10 @@ logger = logging.getLogger(__name__)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+Figure = Callable[[EngineClient], float]
+"""What a metric tells of one engine."""
+
+_LABELS = ("replica",)
 _FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _DURATION = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
@@ -51,29 +57,32 @@ class Metrics:
 
 
 class EngineCollector(Collector):
-    """The engine's gauges and counters, taken from its newest snapshot."""
+    """Each replica's gauges and counters, taken from its newest snapshot."""
 
     def __init__(self, engine: EngineClient) -> None:
         self._engine = engine
 
     def collect(self) -> Iterable[Metric]:
-        stats = self._engine.stats
-        yield _gauge("ready", "1 while the engine takes requests.", self._engine.state == "ready")
-        yield _gauge("heartbeat_age_seconds", "Since it was last heard of.", self._engine.heartbeat_age)
+        yield self._gauge("ready", "1 while it takes requests.", lambda engine: engine.state == "ready")
+        yield self._gauge("given_up", "1 once nobody restarts it.", lambda engine: engine.state == "stopped")
+        yield self._gauge("heartbeat_age_seconds", "Since it was last heard of.", attrgetter("heartbeat_age"))
         for name in ("waiting", "running", "free_pages", "total_pages", "compilations"):
-            yield _gauge(name, f"EngineStats.{name}.", getattr(stats, name))
+            yield self._gauge(name, f"EngineStats.{name}.", attrgetter(f"stats.{name}"))
         for name in ("steps", "preemptions", "prompt_tokens", "generated_tokens"):
-            family = CounterMetricFamily(f"distaff_engine_{name}", f"EngineStats.{name}.")
-            family.add_metric([], getattr(stats, name))
-            yield family
+            family = CounterMetricFamily(f"distaff_engine_{name}", f"EngineStats.{name}.", labels=_LABELS)
+            yield self._filled(family, attrgetter(f"stats.{name}"))
 
     def describe(self) -> Iterator[Metric]:
         """Nothing: the registry need not ask the engine before it is started."""
         return iter(())
 
+    def _gauge(self, name: str, text: str, figure: Figure) -> Metric:
+        return self._filled(GaugeMetricFamily(f"distaff_engine_{name}", text, labels=_LABELS), figure)
 
-def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"distaff_engine_{name}", text, value=float(value))
+    def _filled(self, family: GaugeMetricFamily | CounterMetricFamily, figure: Figure) -> Metric:
+        for number, engine in enumerate(self._engine.replicas):
+            family.add_metric([str(number)], float(figure(engine)))
+        return family
 
 
 def _histogram(name: str, text: str, buckets: tuple[float, ...], registry: CollectorRegistry) -> Histogram:

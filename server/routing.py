@@ -3,7 +3,7 @@
 The idea is cache-aware routing as known from SGLang's router: an engine that has served a prompt's beginning
 may still have it in its cache, so equal beginnings belong together, but not at the price of requests that
 wait for one engine while another idles. Here a beginning is a chain of digests over blocks of tokens, and
-"too busy" is a lead in load over the idlest. Knows neither engines nor clocks: equal calls give equal answers.
+"too busy" is a lead in load over the idlest. Knows neither engines nor clocks: equal calls, equal answers.
 """
 
 import hashlib

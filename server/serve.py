@@ -1,7 +1,7 @@
-"""The web process, put together: a listening socket, the app, a supervised engine, a tokenizer.
+"""The web process, put together: a listening socket, the app, supervised engines, a tokenizer.
 
 The composition root on this side of the wire. It decides nothing about requests or engines; it passes news
-from one part to the other and turns the engine's fate, and signals, into an exit code. It never imports jax.
+from one part to the other and turns the engines' fate, and signals, into an exit code. It never imports jax.
 """
 
 import asyncio
@@ -22,8 +22,9 @@ from .context import App
 from .exit_codes import Failed
 from .listener import address_of
 from .progress import ProgressDisplay
+from .replicas import EngineGroup
 from .settings import ServerSettings
-from .supervisor import EngineProcess, GivenUp, News
+from .supervisor import GivenUp, News
 from .text import ServedModel
 from .welcome import welcome
 
@@ -46,12 +47,12 @@ def text_loader(chat_template: Path | None) -> LoadText:
 
 
 class WebProcess:
-    """One server over one engine process. `run` once."""
+    """One server over one or more engine processes. `run` once."""
 
     def __init__(
         self,
         settings: ServerSettings,
-        engine_command: Sequence[str],
+        engine_commands: Sequence[Sequence[str]],
         listener: socket.socket,
         load_text: LoadText,
         display: ProgressDisplay,
@@ -59,7 +60,7 @@ class WebProcess:
         """Starts nothing yet.
 
         Args:
-          engine_command: see `EngineProcess`. listener: bound, on it the server listens.
+          engine_commands: one for each replica. listener: bound, on it the server listens.
         """
         self._address = address_of(listener)
         self._listener = listener
@@ -67,7 +68,7 @@ class WebProcess:
         self._display = display
         self._model = settings.model
         self._served = ServedModel()
-        self._engine = EngineProcess(engine_command, self._hear)
+        self._engine = EngineGroup(engine_commands, self._hear)
         self._app: App = create_app(settings, self._engine, self._served)
         self._app.register_listener(self._begin, "after_server_start")
         self._app.register_listener(self._prepare_to_end, "before_server_stop")

@@ -1,8 +1,9 @@
 """`EngineProcess`: an engine in a process of its own that is brought up, fed, watched and brought up again.
 
 It keeps the account of open streams and decides what becomes of them when the process dies; how a process is
-spawned and known to be dead is `child.py`'s, how much may wait is `admission.py`'s. The one idea: whatever
-happens to the engine, every open stream hears of it, and HTTP stays up.
+spawned and known to be dead is `child.py`'s, how much may wait is `admission.py`'s, how several engines make
+one is `replicas.py`'s. The one idea: whatever happens to the engine, every open stream hears of it, and HTTP
+stays up.
 """
 
 import asyncio
@@ -35,6 +36,11 @@ class GivenUp:
     message: str
     exit_code: int
 
+    @property
+    def own_words(self) -> bool:
+        """Whether the engine said so itself; else it was lost too often."""
+        return self.exit_code != exit_codes.ENGINE_LOST
+
 
 News = wire.Progress | wire.Located | wire.Ready | GivenUp
 """What an operator may want to see of the engine's life."""
@@ -46,19 +52,28 @@ class EngineProcess:
     Every method is to be called on one event loop's thread.
     """
 
-    def __init__(self, command: Sequence[str], on_news: Callable[[News], None] = lambda news: None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        on_news: Callable[[News], None] = lambda news: None,
+        admission: Admission | None = None,
+        name: str = "the engine process",
+    ) -> None:
         """Starts nothing yet.
 
         Args:
           command: the engine process's command line; `--fd N` is appended.
           on_news: hears how bringing it up goes; must not block.
+          admission: the account that it shares with other engines; None for one of its own.
+          name: what the log calls it.
         """
         self._command = command
         self._on_news = on_news
+        self._name = name
         self._state: EngineState = "starting"
         self._info: EngineInfo | None = None
         self._stats = EngineStats()
-        self._admission: Admission | None = None
+        self._admission = admission or Admission()
         self._child: Child | None = None
         self._streams: dict[str, BufferedStream] = {}
         self._budget = RestartBudget()
@@ -89,6 +104,16 @@ class EngineProcess:
         """The engine's process, while there is one."""
         return self._child.pid if self._child else None
 
+    @property
+    def replicas(self) -> tuple["EngineProcess"]:
+        """Itself alone."""
+        return (self,)
+
+    @property
+    def streams(self) -> int:
+        """How many are open."""
+        return len(self._streams)
+
     def submit(self, request: Request) -> BufferedStream:
         """Hands a request over.
 
@@ -96,7 +121,7 @@ class EngineProcess:
           NotReady: not in state `ready`.
           Overloaded: the queue is full, in requests or in prompt tokens.
         """
-        if self._state != "ready" or self._admission is None or self._child is None:
+        if self._state != "ready" or self._child is None:
             raise NotReady(f"the engine is {self._state}")
         self._admission.enter(request)
         stream = self._streams[request.id] = BufferedStream(request, self._release)
@@ -137,6 +162,12 @@ class EngineProcess:
         if self._child:
             self._child.kill()
 
+    def reject(self, message: str, exit_code: int) -> None:
+        """Kills a process that must not serve, and gives the engine up."""
+        self._given_up = GivenUp(message, exit_code)
+        self._close()
+        self.kill()
+
     async def _keep_up(self) -> None:
         """Brings up one process after another until we are stopped or it is hopeless."""
         while True:
@@ -147,7 +178,7 @@ class EngineProcess:
             if pause is None:
                 self._give_up(how)
                 return
-            log.error("the engine process %s; the next one starts in %.0f s", how, pause)
+            log.error("%s %s; the next one starts in %.0f s", self._name, how, pause)
             await asyncio.sleep(pause)
 
     async def _one_life(self) -> str:
@@ -157,15 +188,21 @@ class EngineProcess:
         except OSError as error:
             return f"cannot be started: {error}"
         await child.lost()
-        if self._state in ("loading", "ready"):
-            self._state = "restarting"
+        self._close()
+        self._stats = EngineStats()
         self._fail_streams("the engine was lost")
         how = await child.reap()
         self._child = None
         return how
 
+    def _close(self) -> None:
+        """Takes nothing more until the next process is ready."""
+        self._admission.close(self)
+        if self._state in ("loading", "ready"):
+            self._state = "restarting"
+
     def _give_up(self, how: str) -> None:
-        message = f"the engine process {how}; it failed too often and is given up"
+        message = f"{self._name} {how}; it failed too often and is given up"
         given_up = self._given_up or GivenUp(message, exit_codes.ENGINE_LOST)
         self._state = "stopped"
         self._on_news(given_up)
@@ -188,9 +225,9 @@ class EngineProcess:
 
     def _welcome(self, info: EngineInfo) -> None:
         self._info = info
-        self._admission = Admission(info)
         if self._state in ("loading", "restarting"):
             self._state = "ready"
+            self._admission.open(self, info)
 
     def _dispatch(self, event: TokenEvent) -> None:
         stream = self._streams.get(event.request_id)
@@ -198,20 +235,16 @@ class EngineProcess:
             return  # aborted while the event was under way
         if not stream.started:
             stream.started = True
-            self._leave_queue(stream)
+            self._admission.leave(stream.request)
         stream.put(event)
 
     def _release(self, stream: BufferedStream, working: bool) -> None:
         """A stream has ended; if the engine still works on it, it is told to leave off."""
         del self._streams[stream.request.id]
         if not stream.started:
-            self._leave_queue(stream)
+            self._admission.leave(stream.request)
         if working and self._child:
             self._child.send(wire.Abort(stream.request.id))
-
-    def _leave_queue(self, stream: BufferedStream) -> None:
-        if self._admission:
-            self._admission.leave(stream.request)
 
     def _fail_streams(self, reason: str, *, working: bool = False) -> None:
         for stream in list(self._streams.values()):

@@ -100,6 +100,10 @@ class FakeEngine:
         self.heartbeat_age = 0.0
 
     @property
+    def replicas(self) -> Sequence["FakeEngine"]:
+        return (self,)
+
+    @property
     def stats(self) -> EngineStats:
         return EngineStats(running=len(self.running), total_pages=100, free_pages=100 - len(self.running))
 

@@ -25,6 +25,10 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     replicas: int = 1
     log_level: str = "INFO"
 
+    def as_replica(self, number: int) -> "WorkerSettings":
+        """The same for one of the replicas."""
+        return msgspec.structs.replace(self, replica=number)
+
     def to_argument(self) -> str:
         """One word of a command line."""
         return msgspec.json.encode(self).decode()

@@ -4,7 +4,8 @@ A script, started as the web process starts the real worker: `python fake_engine
 engine says the request's prompt back, token by token, over and over, one token every 20 ms, until max_tokens
 (for ever if None). Modes: `ready`; `crash` ends with code 3 before it is ready; `fatal` gives up with 65;
 `load` loads for ever; `hang` stops its loop at the first request; `die` ends its loop at the first request;
-`refuse` calls every request invalid; `stubborn` ignores every request to stop.
+`refuse` calls every request invalid; `stubborn` ignores every request to stop; `late` is ready a second
+later; `other` has other weights.
 """
 
 import itertools
@@ -14,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from distaff.checkpoints.errors import CheckpointError
@@ -106,7 +108,9 @@ def build(mode: str, send: Send, on_events: OnEvents) -> tuple[FakeEngine, Engin
         time.sleep(3600)
     if mode == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    return FakeEngine(mode, on_events), INFO
+    if mode == "late":
+        time.sleep(1)
+    return FakeEngine(mode, on_events), replace(INFO, fingerprint="9876543210") if mode == "other" else INFO
 
 
 if __name__ == "__main__":

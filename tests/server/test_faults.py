@@ -43,6 +43,17 @@ class Web:
         (engine,) = self.process.children()
         return engine
 
+    @property
+    def engines(self) -> list[psutil.Process]:
+        """By age; the replicas' order until one is restarted."""
+        return sorted(self.process.children(), key=lambda engine: engine.create_time())
+
+    def metric(self, name: str, replica: int) -> float:
+        text = httpx.get(f"{self.url}/metrics").text
+        found = re.search(rf'^{name}{{replica="{replica}"}} (\S+)', text, re.MULTILINE)
+        assert found, name
+        return float(found[1])
+
     def wait_for_line(self, pattern: str) -> str:
         found = wait_for(lambda: re.search(pattern, self.log + self.out))
         return found.group(found.re.groups)
@@ -92,6 +103,12 @@ class Reader:
         self._thread.join(30)
         assert not self._thread.is_alive()
         return [line for _, line in self.lines]
+
+    def text(self) -> str:
+        """What was said, to the end that was asked for."""
+        *chunks, last, done = (line.removeprefix("data: ") for line in self.finish())
+        assert done == "[DONE]" and json.loads(last)["choices"][0]["finish_reason"] == "length"
+        return "".join(json.loads(chunk)["choices"][0]["delta"].get("content") or "" for chunk in chunks)
 
     def error(self) -> str:
         """The code of the error event that ends the stream."""
@@ -212,6 +229,8 @@ def test_sigterm_while_the_engine_is_between_two_lives(web: Callable[..., Web]):
     [
         ("fatal", 65, "distaff: model.safetensors: damaged"),
         ("crash", 70, "distaff: the engine process ended"),
+        ("ready,fatal", 65, "distaff: model.safetensors: damaged"),
+        ("ready,other", 78, "distaff: replica "),
     ],
 )
 def test_an_engine_that_will_not_come_up_ends_the_server(
@@ -249,6 +268,49 @@ def test_a_client_that_goes_away_frees_its_row(web: Callable[..., Web]):
     wait_for(lambda: _running(server) == 0, 2)
 
 
-def _running(server: Web) -> int:
-    text = httpx.get(f"{server.url}/metrics").text
-    return int(float(re.findall(r"^distaff_engine_running (\S+)", text, re.MULTILINE)[0]))
+def _running(server: Web, replica: int = 0) -> float:
+    return server.metric("distaff_engine_running", replica)
+
+
+def test_one_of_two_engines_is_killed_and_nobody_else_notices(web: Callable[..., Web]):
+    server = web("ready,ready").wait_until_ready()
+    server.wait_for_line("replica 1 is ready: 2 of 2 serve|replica 0 is ready: 2 of 2 serve")
+    readers = [server.stream(max_tokens=60).started() for _ in range(2)]
+    assert (_running(server, 0), _running(server, 1)) == (1, 1)
+    killed = time.monotonic()
+    server.engines[1].kill()
+    wait_for(lambda: server.metric("distaff_engine_ready", 1) == 0, 1)
+    answers = 0
+    while server.metric("distaff_engine_ready", 1) == 0:
+        assert server.ready() == 200
+        assert server.stream(max_tokens=3).finish()[-1] == "data: [DONE]"
+        answers += 1
+    assert answers > 0
+    lost, whole = sorted(readers, key=lambda reader: len(reader.finish()))
+    assert lost.error() == "engine_error"
+    assert lost.lines[-1][0] - killed < 1.0
+    assert whole.text() == server.stream(max_tokens=60).text()
+    assert "Traceback" not in server.log
+
+
+def test_a_replica_that_keeps_failing_is_given_up_alone(web: Callable[..., Web]):
+    server = web("ready,crash").wait_until_ready()
+    server.wait_for_line("replica 1 ended with exit code 3; it failed too often and is given up; 1 of 2")
+    assert server.metric("distaff_engine_given_up", 0) == 0
+    assert server.metric("distaff_engine_given_up", 1) == 1
+    assert (server.ready(), httpx.get(f"{server.url}/health").status_code) == (200, 200)
+    assert server.stream(max_tokens=3).finish()[-1] == "data: [DONE]"
+
+
+def test_sigterm_drains_all_replicas(web: Callable[..., Web]):
+    server = web("ready,ready", drain=30).wait_until_ready()
+    wait_for(
+        lambda: server.metric("distaff_engine_ready", 0) == server.metric("distaff_engine_ready", 1) == 1
+    )
+    readers = [server.stream(max_tokens=60).started() for _ in range(4)]
+    assert (_running(server, 0), _running(server, 1)) == (2, 2)
+    engines = server.engines
+    server.process.terminate()
+    assert [reader.finish()[-1] for reader in readers] == ["data: [DONE]"] * 4
+    assert server.process.wait(10) == 0
+    assert not [engine for engine in engines if engine.is_running()]

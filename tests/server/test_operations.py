@@ -89,8 +89,8 @@ def test_metrics(http, ask, engine):
     assert gained[0] >= 2
     assert gained[1:] == [1, 2, 18, 19, 2, 2, 2]
     assert value("distaff_requests_in_flight") == 0
-    assert value("distaff_engine_ready") == 1
-    assert value("distaff_engine_total_pages") == 100
+    assert value('distaff_engine_ready{replica="0"}') == 1
+    assert value('distaff_engine_total_pages{replica="0"}') == 100
 
 
 def test_metrics_carry_no_text_of_clients(http, ask):

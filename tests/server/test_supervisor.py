@@ -3,29 +3,20 @@
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 
 import psutil
 import pytest
 
-from distaff.runtime.request import (
-    EngineFailed,
-    NotReady,
-    Overloaded,
-    Request,
-    SamplingParams,
-    TokenEvent,
-)
+from distaff.runtime.request import EngineFailed, NotReady, Overloaded, TokenEvent
 from distaff.server import child, event_stream, exit_codes, wire
 from distaff.server.admission import Admission
 from distaff.server.engine_client import EngineInfo
 from distaff.server.restart_budget import RestartBudget
 from distaff.server.supervisor import EngineProcess, GivenUp, News
 
-SCRIPT = Path(__file__).with_name("fake_engine_process.py")
+from .engine_processes import collect, command, request, until
 
 Start = Callable[[str], Awaitable[EngineProcess]]
 
@@ -37,7 +28,7 @@ async def start() -> AsyncIterator[Start]:
 
     async def begin(mode: str) -> EngineProcess:
         news: list[News] = []
-        engine = EngineProcess([sys.executable, str(SCRIPT), mode], news.append)
+        engine = EngineProcess(command(mode), news.append)
         engine.news = news  # type: ignore[attr-defined]  # for the tests to look at
         started.append(engine)
         await engine.start()
@@ -49,26 +40,9 @@ async def start() -> AsyncIterator[Start]:
     assert not psutil.Process().children(recursive=True)
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> float:
-    """Waits for it; returns the seconds it took."""
-    began = time.monotonic()
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
-    return time.monotonic() - began
-
-
 async def ready(engine: EngineProcess) -> EngineProcess:
     await until(lambda: engine.state == "ready")
     return engine
-
-
-def request(name: str, *, prompt: int = 3, max_tokens: int | None = None) -> Request:
-    return Request(id=name, prompt=(7,) * prompt, params=SamplingParams(max_tokens=max_tokens))
-
-
-async def collect(stream: event_stream.BufferedStream) -> list[TokenEvent]:
-    return [event async for event in stream]
 
 
 def news_of(engine: EngineProcess) -> list[News]:
@@ -207,7 +181,8 @@ async def test_overload_is_answered_at_once(start: Start):
 
 
 def test_prompt_tokens_are_bounded_too():
-    admission = Admission(EngineInfo(context=100, vocabulary=10, slots=4, fingerprint="0" * 10))
+    admission = Admission()
+    admission.open("engine", EngineInfo(context=100, vocabulary=10, slots=4, fingerprint="0" * 10))
     entered = [request(str(i), prompt=100) for i in range(16)]
     for each in entered:
         admission.enter(each)

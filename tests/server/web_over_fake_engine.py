@@ -1,7 +1,7 @@
 """The web process as `distaff serve` puts it together, over the engine process without JAX.
 
-`python web_over_fake_engine.py MODE DRAIN_SECONDS`: listens on a free port and logs which; on SIGUSR1 says
-which modules of JAX it has imported.
+`python web_over_fake_engine.py MODES DRAIN_SECONDS`: a replica for each of the modes, which commas separate;
+listens on a free port and logs which; on SIGUSR1 says which modules of JAX it has imported.
 """
 
 import signal
@@ -25,12 +25,12 @@ def say_modules(number: int, frame: object) -> None:
     print("modules:", heavy, flush=True)
 
 
-def main(mode: str, drain: str) -> None:
+def main(modes: str, drain: str) -> None:
     configure_logging("INFO")
     signal.signal(signal.SIGUSR1, say_modules)
     WebProcess(
         ServerSettings(model="fake", drain_seconds=float(drain)),
-        [sys.executable, str(ENGINE), mode],
+        [[sys.executable, str(ENGINE), mode] for mode in modes.split(",")],
         listen("127.0.0.1", 0),
         lambda path: ServedModel(FakeText()),
         progress_display(),

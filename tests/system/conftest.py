@@ -42,10 +42,11 @@ class Server:
         (child,) = psutil.Process(self.process.pid).children()
         return child
 
-    def metric(self, name: str) -> float:
-        """A sample of `/metrics` without labels."""
+    def metric(self, name: str, replica: int = 0) -> float:
+        """One replica's sample of `/metrics`."""
         lines = httpx.get(f"{self.url}/metrics", timeout=5).text.splitlines()
-        return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+        label = f'{name}{{replica="{replica}"}} '
+        return next(float(line.split()[1]) for line in lines if line.startswith(label))
 
 
 @contextlib.contextmanager

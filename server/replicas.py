@@ -1,0 +1,191 @@
+"""`EngineGroup`: several engine processes, each with devices of its own, that are one engine to the routes.
+
+It decides which replica a request goes to (the rule is `routing.py`'s), and what the fate of one means for
+the whole: one that is lost is restarted by its own `EngineProcess` and given up alone, while the others serve
+on. There is one admission account for all of them. A server without replicas is a group of one.
+"""
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+
+from ..runtime.request import EngineStats, NotReady, Request
+from . import exit_codes, wire
+from .admission import Admission
+from .engine_client import EngineInfo, EngineState
+from .event_stream import BufferedStream
+from .routing import Router, block_digests
+from .supervisor import EngineProcess, GivenUp, News
+
+log = logging.getLogger(__name__)
+
+_STATES: tuple[EngineState, ...] = ("ready", "draining", "loading", "restarting", "starting", "stopped")
+"""The group is in the first of these that one of its replicas is in."""
+
+
+class EngineGroup:
+    """An `EngineClient` over one or more supervised child processes.
+
+    Every method is to be called on one event loop's thread.
+
+    Attributes:
+      replicas: the engines, by number.
+    """
+
+    def __init__(
+        self, commands: Sequence[Sequence[str]], on_news: Callable[[News], None] = lambda news: None
+    ) -> None:
+        """Starts nothing yet.
+
+        Args:
+          commands: for each replica its process's command line, see `EngineProcess`.
+          on_news: hears how bringing them up goes; must not block. `GivenUp` is the end of all.
+        """
+        self._on_news = on_news
+        self._admission = Admission()
+        self._router = Router(len(commands))
+        self._proven: set[int] = set()
+        self._closing = False
+        self._others: asyncio.Task[None] | None = None
+        self.replicas = [
+            EngineProcess(
+                command,
+                functools.partial(self._hear, number),
+                self._admission,
+                f"the engine process of replica {number}" if len(commands) > 1 else "the engine process",
+            )
+            for number, command in enumerate(commands)
+        ]
+
+    @property
+    def state(self) -> EngineState:
+        states = {engine.state for engine in self.replicas}
+        return next(state for state in _STATES if state in states)
+
+    @property
+    def info(self) -> EngineInfo | None:
+        """What all that were ever ready serve together; None until one has been ready."""
+        known = [engine.info for engine in self.replicas if engine.info]
+        if not known:
+            return None
+        ready = [engine.info for engine in self._ready().values() if engine.info]
+        return replace(
+            (ready or known)[0],
+            context=min(info.context for info in known),
+            slots=sum(info.slots for info in known),
+        )
+
+    @property
+    def stats(self) -> EngineStats:
+        """The sum of the newest snapshots."""
+        snapshots = [engine.stats for engine in self.replicas]
+        names = [field.name for field in fields(EngineStats)]
+        return EngineStats(**{name: sum(getattr(stats, name) for stats in snapshots) for name in names})
+
+    @property
+    def heartbeat_age(self) -> float:
+        """Seconds since any of the processes was last heard of; 0.0 while there is none to hear."""
+        ages = [engine.heartbeat_age for engine in self.replicas if engine.pid is not None]
+        return min(ages, default=0.0)
+
+    def submit(self, request: Request) -> BufferedStream:
+        """Hands a request over to one of the replicas.
+
+        Raises:
+          NotReady: none is in state `ready`.
+          Overloaded: the queue of all is full, in requests or in prompt tokens.
+        """
+        loads = {number: _load(engine) for number, engine in self._ready().items()}
+        if not loads:
+            raise NotReady(f"the engine is {self.state}")
+        digests = block_digests(request.prompt)
+        number = self._router.choose(digests, loads)
+        stream = self.replicas[number].submit(request)
+        self._router.remember(number, digests)
+        return stream
+
+    async def start(self) -> None:
+        """Begins to load; returns at once.
+
+        The first replica goes ahead until it has a checkpoint in the cache that all can read.
+        """
+        await self.replicas[0].start()
+
+    async def drain(self, seconds: float) -> None:
+        """Takes nothing new, waits until running requests end or the time is up, fails the rest."""
+        self._closing = True
+        await asyncio.gather(*(engine.drain(seconds) for engine in self.replicas))
+
+    async def stop(self) -> None:
+        """Ends all engines and what they started. Idempotent."""
+        self._closing = True
+        await asyncio.gather(*(engine.stop() for engine in self.replicas))
+
+    def kill(self) -> None:
+        """Kills all process groups at once, for an exit that cannot wait."""
+        for engine in self.replicas:
+            engine.kill()
+
+    def _ready(self) -> dict[int, EngineProcess]:
+        return {number: engine for number, engine in enumerate(self.replicas) if engine.state == "ready"}
+
+    def _hear(self, number: int, news: News) -> None:
+        match news:
+            case wire.Progress():
+                self._show(number, news)
+            case wire.Located():
+                self._start_others()
+                self._on_news(news)
+            case wire.Ready(info):
+                self._welcome(number, info)
+            case GivenUp():
+                self._lose(number, news)
+
+    def _show(self, number: int, progress: wire.Progress) -> None:
+        """One replica's progress stands for all, and is of interest only while nothing is served."""
+        speaker = next(n for n, engine in enumerate(self.replicas) if engine.state != "stopped")
+        if number == speaker and not self._ready():
+            self._on_news(progress)
+
+    def _start_others(self) -> None:
+        if self._others is None:
+            self._others = asyncio.create_task(self._start_all(), name="start of the other replicas")
+
+    async def _start_all(self) -> None:
+        for engine in self.replicas[1:]:
+            if not self._closing:
+                await engine.start()
+
+    def _welcome(self, number: int, info: EngineInfo) -> None:
+        """A replica is ready; one that would answer differently from those that serve must not."""
+        engine, ready = self.replicas[number], self._ready()
+        for other, peer in ready.items():
+            if peer.info and peer.info.fingerprint != info.fingerprint:
+                engine.reject(
+                    f"replica {number} would answer differently from replica {other} (fingerprints "
+                    f"{info.fingerprint} and {peer.info.fingerprint}); expected the same weights, devices "
+                    "and versions",
+                    exit_codes.REFUSED_SETTING,
+                )
+                return
+        self._proven.add(number)
+        self._router.forget(number)
+        if len(self.replicas) > 1:
+            log.info("replica %d is ready: %d of %d serve", number, len(ready), len(self.replicas))
+        self._on_news(wire.Ready(info))
+
+    def _lose(self, number: int, given_up: GivenUp) -> None:
+        """A replica will not come back. What it says itself at its first start is true of all."""
+        left = sum(engine.state != "stopped" for engine in self.replicas)
+        if left == 0 or (given_up.own_words and number not in self._proven):
+            self._on_news(given_up)
+            return
+        log.error("%s; %d of %d replicas are left", given_up.message, left, len(self.replicas))
+        self._start_others()
+
+
+def _load(engine: EngineProcess) -> float:
+    """Open streams for each slot."""
+    return engine.streams / engine.info.slots if engine.info else 0.0

@@ -1,0 +1,276 @@
+"""Several engine processes that are one: the real group, pump and wire, real children, no JAX."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import psutil
+import pytest
+
+from distaff.runtime.request import EngineFailed, EngineStats, NotReady, Overloaded
+from distaff.server import child, exit_codes, wire
+from distaff.server.replicas import EngineGroup
+from distaff.server.routing import BLOCK
+from distaff.server.supervisor import GivenUp, News
+
+from .engine_processes import collect, command, request, until
+
+
+class Group:
+    """A running group, what it told, and the command lines that its next processes will have."""
+
+    def __init__(self, modes: tuple[str, ...]) -> None:
+        self.commands = [command(mode) for mode in modes]
+        self.news: list[News] = []
+        self.engines = EngineGroup(self.commands, self.news.append)
+
+    @property
+    def states(self) -> list[str]:
+        return [engine.state for engine in self.engines.replicas]
+
+    @property
+    def loads(self) -> list[int]:
+        return [engine.streams for engine in self.engines.replicas]
+
+    async def all_ready(self) -> "Group":
+        await until(lambda: set(self.states) == {"ready"})
+        return self
+
+    def kill(self, number: int) -> None:
+        pid = self.engines.replicas[number].pid
+        assert pid
+        os.kill(pid, signal.SIGKILL)
+
+
+Start = Callable[..., Awaitable[Group]]
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    """Starts groups; each must leave nothing behind."""
+    started: list[Group] = []
+
+    async def begin(*modes: str) -> Group:
+        started.append(Group(modes))
+        await started[-1].engines.start()
+        return started[-1]
+
+    yield begin
+    for group in started:
+        await group.engines.stop()
+    assert not psutil.Process().children(recursive=True)
+
+
+async def test_one_killed_replica_is_restarted_while_the_others_streams_run_on(start: Start):
+    group = await (await start("ready", "ready")).all_ready()
+    streams = [group.engines.submit(request(str(i), max_tokens=100)) for i in range(4)]
+    readers = [asyncio.create_task(collect(stream)) for stream in streams]
+    assert group.loads == [2, 2]  # by load, in turn: 0 and 2 on the first
+    await until(lambda: group.engines.stats.running == 4)
+    group.kill(1)
+    killed = time.monotonic()
+    lost = await asyncio.gather(readers[1], readers[3], return_exceptions=True)
+    assert time.monotonic() - killed < 1.0
+    assert [type(outcome) for outcome in lost] == [EngineFailed, EngineFailed]
+    assert group.engines.state == "ready"
+    meanwhile = 0
+    while group.states[1] != "ready":
+        assert len(await collect(group.engines.submit(request(f"m{meanwhile}", max_tokens=3)))) == 3
+        meanwhile += 1
+    assert meanwhile > 3
+    for reader in (readers[0], readers[2]):
+        events = await reader
+        assert [event.token for event in events] == [7] * 100
+        assert events[-1].finish == "length"
+    assert group.loads == [0, 0]
+    assert not [news for news in group.news if isinstance(news, GivenUp)]
+
+
+async def test_equal_beginnings_meet_again_until_one_replica_leads_too_far(start: Start):
+    """4 slots: a lead of one stream is allowed."""
+    group = await (await start("ready", "ready")).all_ready()
+    for token in (3, 5, 3, 5, 5, 3):
+        stream = group.engines.submit(request(str(token), prompt=2 * BLOCK, token=token))
+        assert group.loads == ([1, 0] if token == 3 else [0, 1])
+        stream.abort()
+    held = [group.engines.submit(request(str(i), prompt=2 * BLOCK, token=3)) for i in range(3)]
+    assert group.loads == [2, 1]
+    for stream in held:
+        stream.abort()
+
+
+async def test_a_restarted_replica_has_forgotten_what_it_served(start: Start):
+    group = await (await start("ready", "ready")).all_ready()
+    group.engines.submit(request("a", prompt=BLOCK)).abort()
+    group.kill(0)
+    await until(lambda: group.states[0] == "restarting")
+    await group.all_ready()
+    group.engines.submit(request("b", prompt=BLOCK))
+    assert group.loads == [0, 1]
+
+
+async def test_it_serves_as_soon_as_one_replica_is_ready(start: Start):
+    group = await start("late", "ready")
+    assert (group.engines.state, group.states) == ("loading", ["loading", "starting"])
+    with pytest.raises(NotReady, match="the engine is loading"):
+        group.engines.submit(request("early"))
+    await until(lambda: group.states == ["loading", "ready"])
+    assert group.engines.state == "ready"
+    events = [await collect(group.engines.submit(request(str(i), max_tokens=2))) for i in range(3)]
+    assert [len(each) for each in events] == [2, 2, 2]
+    await group.all_ready()
+    assert group.engines.info and group.engines.info.slots == 8 and group.engines.info.context == 4096
+
+
+async def test_the_others_begin_once_the_checkpoint_is_there(start: Start):
+    group = await start("ready", "ready", "ready")
+    assert group.states == ["loading", "starting", "starting"]
+    await until(lambda: any(isinstance(news, wire.Located) for news in group.news))
+    await group.all_ready()
+    progress = [news for news in group.news if isinstance(news, wire.Progress)]
+    assert progress == [wire.Progress("load", 1, 1)]  # the first replica's alone
+
+
+async def test_a_crash_looping_replica_is_given_up_alone(start: Start, caplog: pytest.LogCaptureFixture):
+    group = await start("ready", "crash")
+    await until(lambda: group.states == ["ready", "stopped"], 15)
+    assert "replica 1 ended with exit code 3; it failed too often and is given up; 1 of 2" in caplog.text
+    assert group.engines.state == "ready"
+    assert group.engines.heartbeat_age < 5
+    assert len(await collect(group.engines.submit(request("a", max_tokens=3)))) == 3
+    assert not [news for news in group.news if isinstance(news, GivenUp)]
+    group.commands[0][-1] = "crash"
+    group.kill(0)
+    await until(lambda: group.engines.state == "stopped", 15)
+    assert isinstance(group.news[-1], GivenUp)
+    assert group.news[-1].exit_code == exit_codes.ENGINE_LOST
+
+
+async def test_a_first_replica_that_cannot_be_started_does_not_keep_the_others(start: Start):
+    group = await start("ready", "ready")
+    group.commands[0][0] = "/nonexistent/python"
+    await until(lambda: group.states == ["stopped", "ready"], 15)
+    assert len(await collect(group.engines.submit(request("a", max_tokens=3)))) == 3
+
+
+@pytest.mark.parametrize("modes", [("fatal", "ready"), ("ready", "fatal"), ("late", "fatal")])
+async def test_a_replica_that_cannot_come_up_ends_all(start: Start, modes: tuple[str, str]):
+    group = await start(*modes)
+    await until(lambda: any(isinstance(news, GivenUp) for news in group.news), 5)
+    assert group.news[-1] == GivenUp("model.safetensors: damaged", 65)
+
+
+async def test_a_replica_that_was_fine_before_is_given_up_alone(start: Start):
+    """A checkpoint that is damaged under a running server."""
+    group = await (await start("ready", "ready")).all_ready()
+    group.commands[0][-1] = "fatal"
+    group.kill(0)
+    await until(lambda: group.states == ["stopped", "ready"], 5)
+    assert not [news for news in group.news if isinstance(news, GivenUp)]
+
+
+async def test_replicas_that_would_differ_are_refused(start: Start):
+    group = await start("ready", "other")
+    await until(lambda: isinstance(group.news[-1] if group.news else None, GivenUp), 5)
+    given_up = group.news[-1]
+    assert isinstance(given_up, GivenUp) and given_up.exit_code == exit_codes.REFUSED_SETTING
+    assert "0123456789" in given_up.message and "9876543210" in given_up.message
+
+
+async def test_a_model_replaced_under_a_running_server_is_never_served_beside_the_old_one(start: Start):
+    group = await (await start("ready", "ready")).all_ready()
+    group.commands[1][-1] = "other"
+    group.kill(1)
+    await until(lambda: group.states == ["ready", "stopped"], 5)
+    assert group.engines.info and group.engines.info.fingerprint == "0123456789"
+    streams = [group.engines.submit(request(str(i))) for i in range(3)]
+    assert group.loads == [3, 0]
+    for stream in streams:
+        stream.abort()
+
+
+async def test_one_queue_bounds_all_and_follows_the_replicas_that_are_ready(start: Start):
+    """4 slots each: 64 may wait for both, 32 for one. None has had a token: we do not yield meanwhile."""
+    group = await (await start("ready", "ready")).all_ready()
+    streams = [group.engines.submit(request(str(i))) for i in range(64)]
+    assert group.loads == [32, 32]
+    with pytest.raises(Overloaded, match="64 requests wait; the most is 64"):
+        group.engines.submit(request("one too many"))
+    for stream in streams:
+        stream.abort()
+    group.kill(0)
+    await until(lambda: group.states[0] == "restarting")
+    for i in range(32):
+        group.engines.submit(request(str(i)))
+    with pytest.raises(Overloaded, match="32 requests wait; the most is 32"):
+        group.engines.submit(request("one too many"))
+    assert group.loads == [0, 32]
+
+
+async def test_figures_are_sums_and_a_dead_replica_runs_nothing(start: Start):
+    group = await (await start("ready", "ready")).all_ready()
+    for i in range(3):
+        group.engines.submit(request(str(i)))
+    await until(lambda: group.engines.stats.running == 3)
+    each = [engine.stats for engine in group.engines.replicas]
+    assert sorted(stats.running for stats in each) == [1, 2]
+    assert group.engines.stats.steps == sum(stats.steps for stats in each)
+    group.kill(0)
+    await until(lambda: group.states[0] == "restarting")
+    assert group.engines.replicas[0].stats == EngineStats()
+
+
+async def test_it_is_heard_of_as_long_as_one_replica_is(start: Start, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(child, "SILENCE_SECONDS", 60.0)
+    group = await (await start("ready", "ready")).all_ready()
+    pids = [engine.pid or 0 for engine in group.engines.replicas]
+    os.kill(pids[0], signal.SIGSTOP)
+    await until(lambda: group.engines.replicas[0].heartbeat_age > 2)
+    assert group.engines.heartbeat_age < 1.5
+    os.kill(pids[1], signal.SIGSTOP)
+    await until(lambda: group.engines.heartbeat_age > 2)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+async def test_draining_waits_for_short_streams_of_every_replica(start: Start):
+    group = await (await start("ready", "ready")).all_ready()
+    short = [
+        asyncio.create_task(collect(group.engines.submit(request(f"s{i}", max_tokens=20)))) for i in "ab"
+    ]
+    long = [asyncio.create_task(collect(group.engines.submit(request(f"l{i}")))) for i in "ab"]
+    await until(lambda: group.engines.stats.running == 4)
+    assert group.loads == [2, 2]
+    draining = asyncio.create_task(group.engines.drain(1.0))
+    await until(lambda: group.engines.state == "draining")
+    with pytest.raises(NotReady):
+        group.engines.submit(request("new"))
+    await draining
+    assert [len(await reader) for reader in short] == [20, 20]
+    for reader in long:
+        with pytest.raises(EngineFailed, match="shutting down"):
+            await reader
+
+
+@pytest.mark.parametrize("modes", [("load", "ready"), ("ready", "load"), ("crash", "ready")])
+async def test_stopping_is_quick_whatever_the_replicas_do(start: Start, modes: tuple[str, str]):
+    group = await start(*modes)
+    await until(lambda: "ready" in group.states)
+    began = time.monotonic()
+    await group.engines.stop()
+    assert time.monotonic() - began < 2.0
+    assert (group.engines.state, group.states) == ("stopped", ["stopped", "stopped"])
+
+
+async def test_nothing_is_started_by_a_late_word_after_the_end(start: Start):
+    """Where the checkpoint is may still be on its way when the server is told to end."""
+    group = await start("load", "ready")
+    await group.engines.stop()
+    group.engines._hear(0, wire.Located("/late"))
+    await asyncio.sleep(0.2)
+    assert (group.engines.state, [engine.pid for engine in group.engines.replicas]) == (
+        "stopped",
+        [None, None],
+    )
