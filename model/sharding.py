@@ -47,7 +47,7 @@ _AXES = {
 divided where they are. What is not named here is whole on every device."""
 
 
-def create_mesh(shards: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def create_mesh(shards: int, devices: Sequence[Any] | None = None) -> Mesh:
     """The first `shards` of the devices (None: all that JAX sees) in one row.
 
     Raises:
@@ -82,6 +82,12 @@ def pad_config(config: ModelConfig, shards: int) -> ModelConfig:
         if has_whole_experts(config, shards)
         else _multiple(config.feed_forward, shards),
     )
+
+
+def share_config(config: ModelConfig, shards: int) -> ModelConfig:
+    """The heads, and with them the cache, of one device's share."""
+    padded = pad_config(config, shards)
+    return replace(padded, heads=padded.heads // shards, kv_heads=padded.kv_heads // shards)
 
 
 def copies(config: ModelConfig, shards: int) -> int:
@@ -164,8 +170,8 @@ def place(values: np.ndarray, placement: Placement, mesh: Mesh) -> jax.Array:
     if mesh.size == 1:
         return jax.device_put(values, mesh.devices.flat[0])
 
-    def share(index: tuple[slice, ...]) -> np.ndarray:
-        if placement.axis is None:
+    def share(index: tuple[slice, ...] | None) -> np.ndarray:
+        if placement.axis is None or index is None:
             return values
         start = index[placement.axis].start or 0
         return placement.share(values, start * mesh.size // placement.shape[placement.axis], mesh.size)

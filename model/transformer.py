@@ -123,7 +123,8 @@ class Transformer(Linears):
             return jnp.einsum("BD,VD->BV", hidden_BD, self.embed[...], preferred_element_type=jnp.float32)
         if self.target.int8:
             return self.columns("head", hidden_BD.astype(jnp.float32))
-        return jnp.dot(hidden_BD, self.head[...], preferred_element_type=jnp.float32)
+        head_DV = getattr(self, "head")[...]  # noqa: B009, made by `add`
+        return jnp.dot(hidden_BD, head_DV, preferred_element_type=jnp.float32)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The few static shapes that steps come in, and how the host's inputs travel to each.
 
 A step is compiled for a *bucket*: `decode` for B rows of one token, `mixed` for T tokens of prompts and
-running rows together (its rows are all slots). Buckets are powers of two, so a request is padded at most
-twofold and the executables number log2(slots) + log2(budget).
+running rows together (with as many rows as there are slots). Buckets are powers of two, so a request is
+padded at most twofold and the executables number log2(slots) + log2(budget).
 
 All inputs of a step travel in one i32 buffer: one transfer, no per-array overhead. `Layout` says where each
 field lies; the host fills numpy views of the buffer, the device slices it.
@@ -96,8 +96,9 @@ class Layout:
 
     Fields per token: `token` (-1: the row's last sample), `position` (-1: padding), `length` (see
     `model.rotary`), `counted` (1 where penalties shall count it). Per row: the sampling settings, `slot` (the
-    number of slots for a row that samples nothing), `seed` and the page `table`. In mixed buckets also `row`
-    per token, `single` and `last` per row (indices into T, T for none), and the tiles.
+    number of slots for padding), `seed` and the page `table`; `rows` says how many are in use. In mixed
+    buckets also `row` per token; per row `end`, behind its tokens in T, and `single` and `last` (indices into
+    T, T for none: a row without a single token, a row that does not sample); and the tiles.
     """
 
     def __init__(self, bucket: Bucket, shapes: Shapes) -> None:
@@ -105,10 +106,12 @@ class Layout:
         fields: dict[str, tuple[tuple[int, ...], type]] = {f: ((tokens,), np.int32) for f in _TOKEN_FIELDS}
         fields |= {name: ((rows,), dtype) for name, dtype in _ROW_FIELDS.items()}
         fields |= {"seed": ((rows, 2), np.uint32), "table": ((rows, shapes.table), np.int32)}
+        fields["rows"] = ((1,), np.int32)
         if bucket.kind == "mixed":
             tiles = shapes.tiles(bucket)
             fields |= {"row": ((tokens,), np.int32), "single": ((rows,), np.int32)}
-            fields |= {"last": ((rows,), np.int32), "tile_count": ((1,), np.int32)}
+            fields |= {"last": ((rows,), np.int32), "end": ((rows,), np.int32)}
+            fields["tile_count"] = ((1,), np.int32)
             fields |= {name: ((tiles,), np.int32) for name in _TILE_FIELDS}
         self._fields = fields
         self.size = sum(math.prod(shape) for shape, _ in fields.values())

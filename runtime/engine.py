@@ -14,8 +14,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
+from jax.sharding import Mesh
 
 from ..model.config import ModelConfig
+from ..model.sharding import create_mesh, pad_config
+from ..model.target import Target
+from ..model.transformer import Skeleton
 from .executables import CompilationCounter, Progress
 from .mailboxes import Mailboxes
 from .memory import size_pool
@@ -34,7 +38,7 @@ _IDLE_SECONDS = 0.5
 
 
 class Engine:
-    """Continuous batching of requests over one model on one device.
+    """Continuous batching of requests over one model on one mesh of devices.
 
     Life: construct, `warm_up`, `start`, any number of `submit` and `abort` from any thread, `stop`.
 
@@ -51,26 +55,32 @@ class Engine:
         parameters: Mapping[str, jax.Array],
         settings: EngineSettings | None = None,
         on_events: Events | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         """Sizes the KV pool; compiles nothing yet.
 
         Args:
-          parameters: by the names of `model.parameters.parameter_shapes`, all of one dtype, on one device.
+          parameters: by the names of `model.parameters.parameter_shapes`, all of one dtype, on the mesh as
+            `model.sharding.placements` says.
           on_events: hears every step's events; None keeps them for `stream`.
+          mesh: the devices; None for the one that the parameters are on.
 
         Raises:
           ConfigError: settings that the model or machine cannot honour.
           OutOfMemory: no room for the KV pool.
         """
         settings = settings or EngineSettings()
-        some = next(iter(parameters.values()))
-        device = next(iter(some.devices()))
-        shapes = derive_shapes(config, settings, device)
-        pages = size_pool(config, shapes, some.dtype, device, settings.kv_pages, settings.replicas)
+        some = parameters["embed"]
+        mesh = mesh or create_mesh(1, list(some.devices()))
+        devices = mesh.local_devices
+        shapes = derive_shapes(config, settings, devices[0])
+        padded = pad_config(config, mesh.size)
+        pages = size_pool(padded, shapes, some.dtype, devices, settings.kv_pages, settings.replicas)
+        target = Target.of(mesh, dict(settings.kernels))
         self.vocabulary = config.vocabulary
         self.slots = shapes.slots
         self.context = min(settings.context or config.context, pages * shapes.page_size)
-        self._runner = Runner(config, parameters, shapes, pages)
+        self._runner = Runner(Skeleton.of(config, target), mesh, parameters, shapes, pages)
         self._pages = PagePool(pages)
         self._scheduler = Scheduler(
             slots=shapes.slots, pages=self._pages, page_size=shapes.page_size, budget=shapes.budget

@@ -5,43 +5,56 @@ shapes is an error, never a silent compilation. `CompilationCounter` holds the p
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ..model.sharding import REPLICATED, over_shares
 from ..model.transformer import Skeleton
 from .buckets import Bucket, Layout, Shapes
-from .steps import DeviceState, forget_counts, make_step
+from .steps import STATE, DeviceState, forget_counts, make_step
 
 Progress = Callable[[int, int], None]
 """Told `(done, total)` after each executable."""
 
-_Tree = TypeVar("_Tree")
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 class Executables:
     """The compiled steps of an engine, by bucket, and the small one that clears a slot's counts."""
 
-    def __init__(self, skeleton: Skeleton, shapes: Shapes) -> None:
+    def __init__(self, skeleton: Skeleton, shapes: Shapes, mesh: Mesh) -> None:
         self._skeleton = skeleton
         self._shapes = shapes
+        self._mesh = mesh
         self._steps: dict[Bucket, jax.stages.Compiled] = {}
         self._forget: jax.stages.Compiled | None = None
         self.layouts = {bucket: Layout(bucket, shapes) for bucket in shapes.buckets()}
 
     def compile(self, leaves: tuple[jax.Array, ...], state: DeviceState, progress: Progress) -> None:
         """Compiles everything for parameters and a state of these shapes (arrays or abstract)."""
-        leaves, state = _abstract(leaves), _abstract(state)
         slot = jax.ShapeDtypeStruct((), jnp.int32)
-        self._forget = jax.jit(forget_counts, donate_argnums=0).lower(state, slot).compile()
-        for done, (bucket, layout) in enumerate(self.layouts.items(), start=1):
-            step = jax.jit(make_step(self._skeleton, bucket, self._shapes), donate_argnums=1)
-            buffer = jax.ShapeDtypeStruct((layout.size,), jnp.int32)
-            self._steps[bucket] = step.lower(leaves, state, buffer).compile()
+        self._forget = self._lower(forget_counts, (state, slot), (STATE, REPLICATED), STATE, 0).compile()
+        for done, bucket in enumerate(self.layouts, start=1):
+            self._steps[bucket] = self.lower(bucket, leaves, state).compile()
             progress(done, len(self.layouts))
+
+    def lower(self, bucket: Bucket, leaves: tuple[jax.Array, ...], state: DeviceState) -> jax.stages.Lowered:
+        """A bucket's step, traced and lowered for parameters and a state of these shapes."""
+        step = make_step(self._skeleton, bucket, self._shapes)
+        buffer = jax.ShapeDtypeStruct((self.layouts[bucket].size,), jnp.int32)
+        specs = self._skeleton.specs(), STATE, REPLICATED
+        return self._lower(step, (leaves, state, buffer), specs, (STATE, REPLICATED), 1)
+
+    def _lower(
+        self, function: Callable[..., Any], arguments: Any, specs: Any, out_specs: Any, donated: int
+    ) -> jax.stages.Lowered:
+        """Lowers a function of one device's share, mapped over the mesh; argument `donated` is given up."""
+        mapped = over_shares(function, self._mesh, specs, out_specs)
+        return jax.jit(mapped, donate_argnums=donated).lower(*_abstract(arguments, specs, self._mesh))
 
     def step(self, bucket: Bucket) -> jax.stages.Compiled:
         """The executable of a bucket."""
@@ -53,8 +66,14 @@ class Executables:
         return self._forget(state, np.int32(slot))
 
 
-def _abstract(tree: _Tree) -> _Tree:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+def _abstract(tree: Any, specs: Any, mesh: Mesh) -> Any:
+    """Shapes and types of a tree's arrays, placed as `specs`, a tree or a beginning of one, says."""
+
+    def place(spec: PartitionSpec, part: Any) -> Any:
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part)
+
+    return jax.tree.map(place, specs, tree)
 
 
 class CompilationCounter:

@@ -1,6 +1,7 @@
 """How many pages the KV pool gets: from what is free, from what could ever be used, or as the user says."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,22 +41,25 @@ def size_pool(
     config: ModelConfig,
     shapes: Shapes,
     dtype: jnp.dtype,
-    device: Device,
+    devices: Sequence[Device],
     pages: int | None,
     replicas: int = 1,
 ) -> int:
     """Decides how many pages to hand out (the trash page comes on top), and says how in one log line.
 
     Args:
+      config: padded for the devices (`model.sharding.pad_config`). devices: those of the mesh that are here;
+        each holds the same share of every page.
       pages: the user's own number; None derives it.
       replicas: engines that share the host's memory. An accelerator belongs to one alone.
 
     Raises:
       OutOfMemory: not even one page a slot fits.
     """
+    device = devices[0]
     size = page_bytes(config, shapes.page_size, dtype)
     useful = shapes.slots * shapes.table
-    free = free_bytes(device)
+    free = free_bytes(device) if device.platform == "cpu" else min(map(free_bytes, devices)) * len(devices)
     share = CPU_SHARE / replicas if device.platform == "cpu" else DEVICE_SHARE
     fitting = _steady(int(free * share) // size, device)
     chosen = min(useful, fitting) if pages is None else pages

@@ -1,7 +1,6 @@
 """Writes a plan into a bucket's input buffer: the last thing the host does before a step. No JAX.
 
-In a decode bucket row i is the plan's i-th row. In a mixed bucket rows are slots, and the tokens of all rows
-lie one behind the other.
+Row i of the step is the plan's i-th row, and the tokens of all rows lie one behind the other.
 """
 
 import numpy as np
@@ -22,20 +21,15 @@ def pack(plan: Plan, bucket: Bucket, layout: Layout, shapes: Shapes) -> np.ndarr
     views["slot"][:] = shapes.slots
     if bucket.kind == "mixed":
         views["single"][:] = views["last"][:] = bucket.tokens
+    views["rows"][0] = len(plan.rows)
     at = 0
-    for index, row in enumerate(plan.rows):
-        line = row_index(bucket, index, row)
+    for line, row in enumerate(plan.rows):
         _pack_tokens(views, slice(at, at + row.count), row)
         _pack_row(views, line, row)
         if bucket.kind == "mixed":
             _pack_place(views, line, row, at, shapes.tile)
         at += row.count
     return buffer
-
-
-def row_index(bucket: Bucket, index: int, row: Row) -> int:
-    """Which row of the bucket the plan's `index`-th row is, and where its sample will be found."""
-    return row.slot if bucket.kind == "mixed" else index
 
 
 def _pack_tokens(views: Views, span: slice, row: Row) -> None:
@@ -58,9 +52,9 @@ def has_penalties(sequence: Sequence) -> bool:
 def _pack_row(views: Views, line: int, row: Row) -> None:
     sequence, params = row.sequence, row.sequence.request.params
     views["table"][line, : len(sequence.pages)] = sequence.pages
+    views["slot"][line] = row.slot
     if not row.samples:
         return
-    views["slot"][line] = row.slot
     views["seed"][line] = sequence.seed & 0xFFFFFFFF, sequence.seed >> 32 & 0xFFFFFFFF
     views["choice"][line] = sequence.request.choice
     views["sample_position"][line] = row.start + row.count
@@ -76,6 +70,7 @@ def _pack_row(views: Views, line: int, row: Row) -> None:
 def _pack_place(views: Views, line: int, row: Row, at: int, tile: int) -> None:
     """Where the row's tokens are in T, for attention and for the head."""
     views["row"][at : at + row.count] = line
+    views["end"][line:] = at + row.count
     if row.samples:
         views["last"][line] = at + row.count - 1
     if row.count == 1:

@@ -13,16 +13,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
-from ..model.config import ModelConfig
 from ..model.transformer import Skeleton
 from .buckets import Bucket, Shapes
 from .executables import Executables, Progress
-from .packing import has_penalties, pack, row_index
+from .packing import has_penalties, pack
 from .request import TokenLogprobs
 from .sampling import Samples
 from .scheduler import Plan, Row, Sequence
-from .steps import create_state
+from .steps import STATE, DeviceState, create_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,41 +30,44 @@ class Flight:
     """A step on its way: what was planned, and the samples that will come."""
 
     plan: Plan
-    bucket: Bucket
     samples: Samples
 
 
 class Runner:
-    """A model on a device, with its KV pool and its compiled steps.
+    """A model on a mesh of devices, with its KV pool and its compiled steps.
 
     Attributes:
       slowest_step: seconds of the slowest step during warm-up.
     """
 
     def __init__(
-        self, config: ModelConfig, parameters: Mapping[str, jax.Array], shapes: Shapes, pages: int
+        self, skeleton: Skeleton, mesh: Mesh, parameters: Mapping[str, jax.Array], shapes: Shapes, pages: int
     ) -> None:
-        """`pages` counts those to hand out; the trash page comes on top."""
-        self._skeleton = Skeleton.of(config)
-        self._leaves = self._skeleton.flatten(parameters)
+        """Compiles nothing yet.
+
+        Args:
+          parameters: placed on the mesh as `model.sharding.placements` says.
+          pages: those to hand out; the trash page comes on top.
+        """
+        dtype = parameters["embed"].dtype
+        self._leaves = skeleton.flatten(parameters)
         self._shapes = shapes
-        self._pages = pages + 1
-        self._executables = Executables(self._skeleton, shapes)
+        self._create_state = jax.jit(
+            lambda: create_state(skeleton, shapes, pages + 1, dtype), out_shardings=state_shardings(mesh)
+        )
+        self._executables = Executables(skeleton, shapes, mesh)
         self.slowest_step = 0.0
 
     def warm_up(self, progress: Progress) -> None:
         """Allocates the pool, compiles every step and runs each once, on padding alone."""
         allocation = _Background(self._create_state)
         self._executables.compile(self._leaves, jax.eval_shape(self._create_state), progress)
-        self._state = allocation.result()
+        self._state: DeviceState = allocation.result()
         for bucket in self._shapes.buckets():
             begun = time.monotonic()
             self._dispatch(Plan([]), bucket).samples.token_B.block_until_ready()
             self.slowest_step = max(self.slowest_step, time.monotonic() - begun)
         self._state = self._executables.forget(self._state, 0)
-
-    def _create_state(self):
-        return create_state(self._skeleton, self._shapes, self._pages, self._leaves[0].dtype)
 
     def launch(self, plan: Plan) -> Flight:
         """Dispatches a step; the device runs it after those launched before."""
@@ -78,12 +81,11 @@ class Runner:
         buffer = pack(plan, bucket, self._executables.layouts[bucket], self._shapes)
         self._state, samples = self._executables.step(bucket)(self._leaves, self._state, buffer)
         samples.token_B.copy_to_host_async()
-        return Flight(plan, bucket, samples)
+        return Flight(plan, samples)
 
     def read(self, flight: Flight) -> Iterator[tuple[Row, int, TokenLogprobs | None]]:
         """Waits for a step; yields each row that samples, its token (-1: not finite) and its logprobs."""
-        rows = [(row_index(flight.bucket, i, row), row) for i, row in enumerate(flight.plan.rows)]
-        rows = [(line, row) for line, row in rows if row.samples]
+        rows = [(line, row) for line, row in enumerate(flight.plan.rows) if row.samples]
         tokens = np.asarray(flight.samples.token_B)
         logprob_BX = top_BX = None
         if any(_wanted(row.sequence) is not None for _, row in rows):
@@ -93,6 +95,11 @@ class Runner:
             if wanted is not None and logprob_BX is not None and top_BX is not None:
                 report = _report(logprob_BX[line], top_BX[line], wanted)
             yield row, int(tokens[line]), report
+
+
+def state_shardings(mesh: Mesh) -> DeviceState:
+    """How the state lies on a mesh."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), STATE)
 
 
 def _wanted(sequence: Sequence) -> int | None:

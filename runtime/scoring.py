@@ -4,16 +4,19 @@ For research and tests. It runs the same `Transformer` over a scratch cache of i
 and not through it, and compiles a length (a power of two) when it is first met.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 
 from ..model.cache import TILE, Batch, Tiles, create_cache
 from ..model.config import ModelConfig
+from ..model.sharding import REPLICATED, create_mesh, over_shares, share_config
+from ..model.target import Target
 from ..model.transformer import Skeleton, Transformer
 
 _PAGE = 16
@@ -24,20 +27,26 @@ _HEAD_ROWS = 64
 class Scorer:
     """Scores texts of up to the model's context under fixed parameters."""
 
-    def __init__(self, config: ModelConfig, parameters: Mapping[str, jax.Array]) -> None:
-        self._skeleton = Skeleton.of(config)
+    def __init__(
+        self, config: ModelConfig, parameters: Mapping[str, jax.Array], mesh: Mesh | None = None
+    ) -> None:
+        """`mesh` is the one that the parameters are placed on; None for a single device."""
+        self._mesh = mesh or create_mesh(1, list(parameters["embed"].devices()))
+        self._skeleton = Skeleton.of(config, Target.of(self._mesh))
         self._leaves = self._skeleton.flatten(parameters)
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """The model's scores after each token: f32 `[T, V]`; row t holds the scores of token t + 1."""
         padded_T = _pad(tokens)
-        return np.asarray(_logits(self._skeleton, self._leaves, padded_T, len(tokens)))[: len(tokens)]
+        return np.asarray(self._run(_logits, padded_T, len(tokens)))[: len(tokens)]
 
     def logprobs(self, tokens: Sequence[int]) -> np.ndarray:
         """Log-probability of each token but the first, given those before it: f32 `[T - 1]`."""
         padded_T = _pad(tokens)
-        scores_T = _logprobs(self._skeleton, self._leaves, padded_T, len(tokens))
-        return np.asarray(scores_T)[: len(tokens) - 1]
+        return np.asarray(self._run(_logprobs, padded_T, len(tokens)))[: len(tokens) - 1]
+
+    def _run(self, score: "_Score", tokens_T: np.ndarray, length: int) -> jax.Array:
+        return _run(score, self._skeleton, self._mesh, self._leaves, tokens_T, length)
 
 
 def _pad(tokens: Sequence[int]) -> np.ndarray:
@@ -45,16 +54,33 @@ def _pad(tokens: Sequence[int]) -> np.ndarray:
     return np.pad(np.asarray(tokens, np.int32), (0, size - len(tokens)))
 
 
-@partial(jax.jit, static_argnums=0)
-def _logits(skeleton: Skeleton, leaves: tuple[jax.Array, ...], tokens_T: jax.Array, length: int):
-    model = skeleton.merge(leaves)
+_Score = Callable[[Transformer, jax.Array, jax.Array], jax.Array]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _run(
+    score: _Score,
+    skeleton: Skeleton,
+    mesh: Mesh,
+    leaves: tuple[jax.Array, ...],
+    tokens_T: jax.Array,
+    length: jax.Array,
+) -> jax.Array:
+    """A score by every device on its share."""
+
+    def share(leaves: tuple[jax.Array, ...], tokens_T: jax.Array, length: jax.Array) -> jax.Array:
+        return score(skeleton.merge(leaves), tokens_T, length)
+
+    specs = skeleton.specs(), REPLICATED, REPLICATED
+    return over_shares(share, mesh, specs, REPLICATED)(leaves, tokens_T, length)
+
+
+def _logits(model: Transformer, tokens_T: jax.Array, length: jax.Array) -> jax.Array:
     return model.logits(_hidden(model, tokens_T, length))
 
 
-@partial(jax.jit, static_argnums=0)
-def _logprobs(skeleton: Skeleton, leaves: tuple[jax.Array, ...], tokens_T: jax.Array, length: int):
+def _logprobs(model: Transformer, tokens_T: jax.Array, length: jax.Array) -> jax.Array:
     """Some rows at a time, so that the logits of a long text are never all there at once."""
-    model = skeleton.merge(leaves)
     hidden_TD = _hidden(model, tokens_T, length)
     next_T = jnp.roll(tokens_T, -1)
 
@@ -68,7 +94,7 @@ def _logprobs(skeleton: Skeleton, leaves: tuple[jax.Array, ...], tokens_T: jax.A
     return lax.map(score, chunks).reshape(-1)
 
 
-def _hidden(model: Transformer, tokens_T: jax.Array, length: int | jax.Array) -> jax.Array:
+def _hidden(model: Transformer, tokens_T: jax.Array, length: jax.Array) -> jax.Array:
     """Final hidden states of one sequence in a cache of its own: `[T, D]`."""
     tokens, tile = tokens_T.shape[0], min(TILE, tokens_T.shape[0])
     place_T = jnp.arange(tokens, dtype=jnp.int32)
@@ -79,6 +105,8 @@ def _hidden(model: Transformer, tokens_T: jax.Array, length: int | jax.Array) ->
         lengths_T=jnp.full_like(place_T, length),
         slots_T=place_T + _PAGE,
         tables_BM=jnp.arange(1, pages + 1, dtype=jnp.int32)[None, :],
+        starts_R=jnp.array([0, tokens], jnp.int32),
+        rows=jnp.int32(1),
         singles_B=jnp.full(1, tokens, jnp.int32),
         tiles=Tiles(
             start_C=start_C,
@@ -87,5 +115,6 @@ def _hidden(model: Transformer, tokens_T: jax.Array, length: int | jax.Array) ->
             count=jnp.int32(start_C.shape[0]),
         ),
     )
-    cache = create_cache(model.config, pages + 1, _PAGE, model.embed[...].dtype)
+    config = share_config(model.config, model.target.shards)
+    cache = create_cache(config, pages + 1, _PAGE, model.embed[...].dtype)
     return model(tokens_T, cache, batch)[0]

@@ -23,12 +23,14 @@ class EngineSettings:
       context: the longest sequence, in tokens; at most the model's own.
       kv_pages: pages of the KV pool.
       replicas: engines on this host that share its memory.
+      kernels: `(operation, way)`, in place of our choice (see `model/kernels/registry.py`).
     """
 
     slots: int | None = None
     context: int | None = None
     kv_pages: int | None = None
     replicas: int = 1
+    kernels: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 A step takes the parameters, the state and one packed buffer, and returns the new state and the samples:
 embed, all layers, the head on the rows that sample, the sampler. Nothing else crosses to the host. What
-goes into the buffer is decided in `engine.py`, how it is laid out in `buckets.py`.
+goes into the buffer is decided in `engine.py`, how it is laid out in `buckets.py`. On a mesh every device
+runs the step on its share of the parameters and of the cache; everything else is the same on all.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ..model.cache import Batch, Cache, Tiles, create_cache
+from ..model.sharding import CACHE, REPLICATED, pad_config
 from ..model.transformer import Skeleton
 from .buckets import Bucket, Layout, Shapes
 from .sampling import RowParams, Samples, sample
@@ -37,11 +39,15 @@ class DeviceState(NamedTuple):
 Step = Callable[[tuple[jax.Array, ...], DeviceState, jax.Array], tuple[DeviceState, Samples]]
 
 
+STATE = DeviceState(cache=CACHE, last_S=REPLICATED, counts_SV=REPLICATED, broken_S=REPLICATED)  # type: ignore
+"""How the state is divided among devices."""
+
+
 def create_state(skeleton: Skeleton, shapes: Shapes, pages: int, dtype: jnp.dtype) -> DeviceState:
-    """A fresh state with `pages` pages, the trash page among them."""
+    """A fresh state with `pages` pages, the trash page among them: all devices' shares together."""
     config = skeleton.config
     return DeviceState(
-        cache=create_cache(config, pages, shapes.page_size, dtype),
+        cache=create_cache(pad_config(config, skeleton.target.shards), pages, shapes.page_size, dtype),
         last_S=jnp.zeros(shapes.slots, jnp.int32),
         counts_SV=jnp.zeros((shapes.slots, config.vocabulary), jnp.int32),
         broken_S=jnp.zeros(shapes.slots, jnp.bool),
@@ -54,15 +60,16 @@ def make_step(skeleton: Skeleton, bucket: Bucket, shapes: Shapes) -> Step:
 
     def step(leaves: tuple[jax.Array, ...], state: DeviceState, buffer: jax.Array):
         model, fields = skeleton.merge(leaves), layout.unpack(buffer)
-        slot_T, batch, last_B = _arrange(bucket, shapes, fields)
+        slot_T, batch = _arrange(bucket, shapes, fields)
         token_T = fields["token"]
         token_T = jnp.where(token_T < 0, state.last_S.at[slot_T].get(mode="clip"), token_T)
         counts_SV = state.counts_SV.at[slot_T, token_T].add(fields["counted"], mode="drop")
         hidden_TD, cache = model(token_T, state.cache, batch)
         broken_S = _mark_broken(state.broken_S, slot_T, fields["position"], hidden_TD)
-        if last_B is not None:
-            hidden_TD = hidden_TD.at[last_B].get(mode="fill", fill_value=0)
         slot_B = fields["slot"]
+        if bucket.kind == "mixed":
+            hidden_TD = hidden_TD.at[fields["last"]].get(mode="fill", fill_value=0)
+            slot_B = jnp.where(fields["last"] < bucket.tokens, slot_B, shapes.slots)
         samples = sample(
             model.logits(hidden_TD),
             _row_params(fields),
@@ -75,22 +82,25 @@ def make_step(skeleton: Skeleton, bucket: Bucket, shapes: Shapes) -> Step:
     return step
 
 
-def _arrange(
-    bucket: Bucket, shapes: Shapes, fields: Mapping[str, jax.Array]
-) -> tuple[jax.Array, Batch, jax.Array | None]:
-    """State slots of tokens, the model's batch, and which token each row samples after (None: its own)."""
+def _arrange(bucket: Bucket, shapes: Shapes, fields: Mapping[str, jax.Array]) -> tuple[jax.Array, Batch]:
+    """The state slot of each token, and the model's batch."""
     position_T, table_BM = fields["position"], fields["table"]
     mixed = bucket.kind == "mixed"
-    row_T = fields["row"] if mixed else jnp.arange(bucket.tokens, dtype=jnp.int32)
+    row_T = jnp.arange(bucket.tokens, dtype=jnp.int32)
+    end_B = row_T + 1
+    if mixed:
+        row_T, end_B = fields["row"], fields["end"]
     batch = Batch(
         positions_T=position_T,
         lengths_T=fields["length"],
         slots_T=_cache_slots(position_T, row_T, table_BM, shapes.page_size),
         tables_BM=table_BM,
+        starts_R=jnp.pad(end_B, (1, 0)),
+        rows=fields["rows"][0],
         singles_B=fields["single"] if mixed else row_T,
         tiles=_tiles(fields) if mixed else None,
     )
-    return (row_T, batch, fields["last"]) if mixed else (fields["slot"], batch, None)
+    return fields["slot"][row_T], batch
 
 
 def _mark_broken(

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from distaff.model.sharding import create_mesh
+from distaff.model.transformer import Skeleton
 from distaff.runtime.executables import Executables
 from distaff.runtime.steps import create_state
 
@@ -84,11 +86,11 @@ def test_every_step_works_in_place(warm_runner):
 @pytest.mark.parametrize("index", [0, 1])
 def test_temporaries_do_not_grow_with_the_pool(warm_runner, index, monkeypatch):
     """With twice the pages a step needs not a byte more of working memory: nothing copies the pool."""
-    shapes, skeleton = warm_runner._shapes, warm_runner._skeleton
+    shapes, skeleton = warm_runner._shapes, Skeleton.of(CONFIG)
     bucket = shapes.buckets()[index]
-    twice = Executables(skeleton, shapes)
+    twice = Executables(skeleton, shapes, create_mesh(1))
     twice.layouts = {bucket: twice.layouts[bucket]}
-    pages = 2 * warm_runner._pages
+    pages = 2 * warm_runner._state.cache[0].shape[0]
     state = jax.eval_shape(lambda: create_state(skeleton, shapes, pages, jnp.dtype("float32")))
     twice.compile(warm_runner._leaves, state, lambda done, total: None)
     once = warm_runner._executables.step(bucket).memory_analysis().temp_size_in_bytes

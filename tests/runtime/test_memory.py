@@ -25,7 +25,7 @@ def gpu(limit: int, used: int) -> SimpleNamespace:
 
 
 def size(device, pages=None) -> int:
-    return size_pool(CONFIG, SHAPES, jnp.dtype("float32"), device, pages)
+    return size_pool(CONFIG, SHAPES, jnp.dtype("float32"), [device], pages)
 
 
 @pytest.fixture
@@ -67,9 +67,9 @@ def test_replicas_divide_the_hosts_share_and_no_accelerators(host):
     """Two engines on one host together take what one would; each accelerator is one engine's own."""
     host(available=8 * 16 * PAGE)
     dtype = jnp.dtype("float32")
-    assert size_pool(CONFIG, SHAPES, dtype, CPU, None, replicas=2) == 8
+    assert size_pool(CONFIG, SHAPES, dtype, [CPU], None, replicas=2) == 8
     device = gpu(limit=int(16 * PAGE / 0.9) + 9, used=0)
-    assert size_pool(CONFIG, SHAPES, dtype, device, None, replicas=2) == 16
+    assert size_pool(CONFIG, SHAPES, dtype, [device], None, replicas=2) == 16
 
 
 @pytest.mark.parametrize("pages", [4, 50, 1000])

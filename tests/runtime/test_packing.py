@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distaff.runtime.buckets import Bucket, Layout, Shapes
-from distaff.runtime.packing import pack, row_index
+from distaff.runtime.packing import pack
 from distaff.runtime.request import Request, SamplingParams
 from distaff.runtime.scheduler import Plan, Row, Sequence
 
@@ -64,17 +64,16 @@ def test_lengths_are_those_of_the_time_when_a_token_entered():
 
 
 def test_settings_travel_with_the_rows_that_sample():
-    """Every setting is found in the sampling row's place, in decode by rank, in mixed by slot."""
+    """Every setting is found in the sampling row's place."""
     params = dict(temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, logprobs=0, seed=2**63 + 5)
     params |= dict(frequency_penalty=-1.0, presence_penalty=2.0)
     row = make_row(3, seen=2, start=9, samples=True, choice=6, **params)
     expected = dict(slot=3, choice=6, sample_position=10, top_k=5, wants_logprobs=1)
     expected |= dict(temperature=0.7, top_p=0.9, min_p=0.1, frequency=-1.0, presence=2.0)
-    for bucket, line in ((DECODE, 0), (MIXED, 3)):
-        fields = fields_of([row], bucket)
-        assert {name: fields[name][line] for name in expected} == pytest.approx(expected)
-        assert fields["seed"][line].tolist() == [5, 2**31]
-        assert row_index(bucket, 0, row) == line
+    for bucket in (DECODE, MIXED):
+        fields = fields_of([make_row(1, seen=1, start=8), row], bucket)
+        assert {name: fields[name][1] for name in expected} == pytest.approx(expected)
+        assert fields["seed"][1].tolist() == [5, 2**31]
 
 
 @pytest.mark.parametrize(("asked", "sent"), [(0.0, 0.0), (1e-9, 0.0), (9e-6, 0.0), (1e-5, 1e-5), (2.0, 2.0)])
@@ -88,20 +87,21 @@ def test_the_coldest_temperatures_are_greedy(asked, sent):
 def test_padding_is_inert(bucket):
     """Beyond the rows: no position, no slot to write to, nothing counted, no place in attention or head."""
     fields = fields_of([make_row(1, seen=1, start=8, samples=True)], bucket)
-    line = row_index(bucket, 0, make_row(1))
-    others = [n for n in range(4) if n != line]
+    others = [1, 2, 3]
+    assert fields["rows"][0] == 1
     assert np.all(fields["position"][1:] == -1) and not fields["counted"][1:].any()
     assert np.all(fields["slot"][others] == SHAPES.slots) and not fields["table"][others].any()
     if bucket is MIXED:
+        assert np.all(fields["end"] == 1)
         assert np.all(fields["single"][others] == 32) and np.all(fields["last"][others] == 32)
         assert fields["tile_count"][0] == 0
 
 
-def test_a_row_without_a_sample_writes_to_no_slot():
-    """Half a prompt leaves no sample behind, though its tokens are computed."""
+def test_a_row_without_a_sample_has_a_slot_and_no_last_token():
+    """Half a prompt leaves no sample behind, though its tokens are computed, and known by their slot."""
     fields = fields_of([make_row(1, prompt=20, count=10)], MIXED)
-    assert fields["slot"][1] == SHAPES.slots and fields["last"][1] == 32
-    assert fields["table"][1].tolist() == [11, 12, 13, 0, 0, 0, 0, 0]
+    assert fields["slot"][0] == 1 and fields["last"][0] == 32
+    assert fields["table"][0].tolist() == [11, 12, 13, 0, 0, 0, 0, 0]
 
 
 @st.composite
@@ -121,18 +121,22 @@ def plans(draw):
 def test_every_token_of_a_mixed_step_is_in_one_place(rows):
     """Each token is its row's single or in exactly one tile of its row; tiles are runs within the row."""
     fields = fields_of(rows, MIXED)
-    places = [(row.slot, row.start + n) for row in rows for n in range(row.count)]
+    places = [(line, row.start + n) for line, row in enumerate(rows) for n in range(row.count)]
     tokens = len(places)
+    assert fields["slot"][: len(rows)].tolist() == [row.slot for row in rows]
+    assert fields["rows"][0] == len(rows)
+    ends = np.cumsum([row.count for row in rows])
+    assert fields["end"].tolist() == [*ends, *[tokens] * (4 - len(rows))]
     assert list(zip(fields["row"][:tokens], fields["position"][:tokens], strict=True)) == places
     used = range(fields["tile_count"][0])
     starts, lengths, owners = (fields[f"tile_{name}"] for name in ("start", "length", "row"))
     tiled = [(owners[i], starts[i] + n) for i in used for n in range(lengths[i])]
     single = [(row, at) for row, at in enumerate(fields["single"]) if at < 32]
-    assert sorted(tiled + single) == sorted((slot, at) for at, (slot, _) in enumerate(places))
+    assert sorted(tiled + single) == sorted((line, at) for at, (line, _) in enumerate(places))
     assert all(1 <= lengths[i] <= SHAPES.tile for i in used)
-    for row in rows:
-        last = fields["last"][row.slot]
-        assert last == (places.index((row.slot, row.start + row.count - 1)) if row.samples else 32)
+    for line, row in enumerate(rows):
+        last = fields["last"][line]
+        assert last == (places.index((line, row.start + row.count - 1)) if row.samples else 32)
 
 
 def test_the_device_reads_what_the_host_wrote():
