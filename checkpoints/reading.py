@@ -21,6 +21,7 @@ from .store import Store
 
 if TYPE_CHECKING:
     import jax
+    from jax.sharding import Mesh
 
 _EXPONENTS = {
     "float32": (np.uint32, 0x7F800000),
@@ -79,9 +80,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_parameters(
-    checkpoint: Checkpoint, dtype: Any, progress: Progress | None = None
+    checkpoint: Checkpoint, dtype: Any, progress: Progress | None = None, mesh: "Mesh | None" = None
 ) -> "dict[str, jax.Array]":
-    """All parameters on the default device, cast to `dtype`, by our names in `parameter_shapes` order.
+    """All parameters on a mesh, cast to `dtype`, by our names in `parameter_shapes` order.
+
+    Each device is sent its own share (`model.sharding.placements`); without a mesh, the default device all.
 
     A store's files are held against their digests first (phase `verify`); then tensors are read, scanned,
     cast and placed one by one (phase `load`, in bytes of `dtype`).
@@ -91,8 +94,10 @@ def load_parameters(
     """
     if isinstance(checkpoint, Store):
         checkpoint.verify(progress)
-    import jax
+    from ..model.sharding import create_mesh, place, placements
 
+    mesh = mesh or create_mesh(1)
+    where = placements(checkpoint.config, mesh.size)
     dtype = np.dtype(dtype)
     total = sum(map(prod, parameter_shapes(checkpoint.config).values())) * dtype.itemsize
     parameters: dict[str, jax.Array] = {}
@@ -104,7 +109,7 @@ def load_parameters(
             raise CheckpointError(
                 f"{checkpoint.path}: tensor {name} holds NaN or infinity; expected finite weights"
             )
-        parameters[name] = jax.device_put(cast)
+        parameters[name] = place(cast, where[name], mesh)
         done += cast.nbytes
         if progress:
             progress("load", done, total)

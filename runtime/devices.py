@@ -5,27 +5,12 @@ what a pod will, mesh and all.
 """
 
 import contextlib
-import re
 
 import jax
 from jax.sharding import Mesh
 
-from ..model.errors import ConfigError
 from ..model.sharding import create_mesh
-
-
-def parse_mesh(wish: str | None) -> int:
-    """The number of devices that a model is divided among; None means one.
-
-    Raises:
-      ConfigError: not of the form `model=N` with N at least 1.
-    """
-    if wish is None:
-        return 1
-    found = re.fullmatch(r"model=([1-9]\d{0,4})", wish)
-    if not found:
-        raise ConfigError(f"mesh is {wish!r}; expected model=N, e.g. model=4")
-    return int(found[1])
+from .wishes import parse_mesh
 
 
 def claim_mesh(wish: str | None) -> Mesh:

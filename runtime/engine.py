@@ -44,7 +44,7 @@ class Engine:
 
     Attributes:
       context: the longest sequence it serves, in tokens. slots: sequences that decode together.
-      vocabulary: V.
+      vocabulary: V. kernels: `(operation, way)` of those that compute.
       beat: `time.monotonic()` of the loop's last turn; it turns at least every half second unless a step
         takes longer.
     """
@@ -78,6 +78,8 @@ class Engine:
         pages = size_pool(padded, shapes, some.dtype, devices, settings.kv_pages, settings.replicas)
         target = Target.of(mesh, dict(settings.kernels))
         self.vocabulary = config.vocabulary
+        self.kernels = target.kernels.names
+        log.info("kernels: %s", ", ".join("=".join(pair) for pair in self.kernels))
         self.slots = shapes.slots
         self.context = min(settings.context or config.context, pages * shapes.page_size)
         self._runner = Runner(Skeleton.of(config, target), mesh, parameters, shapes, pages)

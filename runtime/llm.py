@@ -11,17 +11,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import cast
 
-import jax
 import numpy as np
 from rich.progress import track
 
 from ..checkpoints import load_parameters, load_tokenizer, open_checkpoint, resolve
 from ..checkpoints.sources import cache_folder
 from .compilation_cache import keep_compiled
+from .devices import claim_mesh
 from .engine import Engine
 from .request import FinishReason, Request, SamplingParams, TokenEvent, TokenLogprobs
 from .scoring import Scorer
 from .settings import EngineSettings, compute_dtype
+from .wishes import parse_kernels
 
 Message = Mapping[str, object]
 """A chat message: `{"role": ..., "content": ...}`."""
@@ -65,6 +66,8 @@ class LLM:
         slots: int | None = None,
         context: int | None = None,
         kv_pages: int | None = None,
+        mesh: str | None = None,
+        kernels: Sequence[str] = (),
         chat_template: Path | None = None,
     ) -> None:
         """Loads a model and compiles its steps.
@@ -72,7 +75,10 @@ class LLM:
         Args:
           model: a folder, a GGUF, a store, a hub id or a bundled name; None for the bundled default.
           revision: of a hub id. dtype: `float32` or `bfloat16`; None for what suits the machine.
-          slots, context, kv_pages: see `EngineSettings`. chat_template: a file that replaces the model's own.
+          slots, context, kv_pages: see `EngineSettings`.
+          mesh: `model=N` divides the model among N devices. kernels: each `operation=way`, in place of our
+            choice.
+          chat_template: a file that replaces the model's own.
 
         Raises:
           CheckpointError, ConfigError, OutOfMemory: the model cannot be had, read or held.
@@ -82,14 +88,17 @@ class LLM:
         self.config = checkpoint.config
         self.tokenizer = load_tokenizer(path, chat_template)
         self._defaults = checkpoint.generation
-        device = jax.devices()[0]
+        devices = claim_mesh(mesh)
+        device = devices.local_devices[0]
         keep_compiled(cache_folder(), device.device_kind)
-        self._parameters = load_parameters(checkpoint, compute_dtype(dtype, device))
-        settings = EngineSettings(slots=slots, context=context, kv_pages=kv_pages)
-        self.engine = Engine(self.config, self._parameters, settings)
+        self._parameters = load_parameters(checkpoint, compute_dtype(dtype, device), mesh=devices)
+        settings = EngineSettings(
+            slots=slots, context=context, kv_pages=kv_pages, kernels=parse_kernels(kernels)
+        )
+        self.engine = Engine(self.config, self._parameters, settings, mesh=devices)
         self.engine.warm_up()
         self.engine.start()
-        self._scorer = Scorer(self.config, self._parameters)
+        self._scorer = Scorer(self.config, self._parameters, devices)
         self._ids = itertools.count()
 
     def generate(

@@ -7,11 +7,12 @@ set up here, and here alone in this process.
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from ..model.errors import DistaffError
+from ..model.errors import ConfigError, DistaffError
+from ..runtime.wishes import parse_kernels, parse_mesh
 from . import exit_codes
 from .exit_codes import Failed
 from .logs import configure_logging
@@ -24,12 +25,26 @@ or machine cannot honour.
 
 app = typer.Typer(
     name="distaff",
-    help="Serves Llama models from JAX over OpenAI's chat protocol.",
+    help="Serves Llama and Mixtral models from JAX over OpenAI's chat protocol.",
     epilog=EXIT_CODES,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _written_as(parse: Callable[[Any], object]) -> Callable[[Any], Any]:
+    """A check of how an option is written: what `parse` refuses is wrong usage."""
+
+    def check(value: Any) -> Any:
+        try:
+            parse(value)
+        except ConfigError as error:
+            raise typer.BadParameter(str(error)) from None
+        return value
+
+    return check
+
 
 ModelName = Annotated[
     str | None,
@@ -53,6 +68,20 @@ def serve(
         Literal["float32", "bfloat16"] | None, typer.Option(help="What the model computes in.")
     ] = None,
     kv_pages: Annotated[int | None, typer.Option(min=1, help="Pages of the KV pool.")] = None,
+    mesh: Annotated[
+        str | None,
+        typer.Option(
+            metavar="model=N", help="Divide the model among N devices.", callback=_written_as(parse_mesh)
+        ),
+    ] = None,
+    kernel: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OPERATION=WAY",
+            help="A kernel in place of our choice; repeatable.",
+            callback=_written_as(lambda wishes: parse_kernels(wishes or ())),
+        ),
+    ] = None,
     replicas: Annotated[int, typer.Option(min=1, help="Engines, each with devices of its own.")] = 1,
     revision: Revision = None,
     chat_template: Annotated[
@@ -83,6 +112,8 @@ def serve(
             slots=slots,
             kv_pages=kv_pages,
             dtype=dtype,
+            mesh=mesh,
+            kernels=tuple(kernel or ()),
             replicas=replicas,
             log_level=log_level.upper(),
         )

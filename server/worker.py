@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from ..checkpoints.files import Progress
 from ..checkpoints.sources import cache_folder
 from ..model.errors import ConfigError, DistaffError
+from ..runtime.wishes import parse_kernels, parse_mesh
 from . import exit_codes, system, wire
 from .devices import claim_devices
 from .engine_client import EngineInfo
@@ -30,6 +31,7 @@ from .worker_settings import WorkerSettings
 if TYPE_CHECKING:
     import jax
     import numpy as np
+    from jax.sharding import Mesh
     from jaxlib._jax import Device
 
     from ..model.config import ModelConfig
@@ -81,7 +83,7 @@ def build_engine(
       SettingRefused: a setting does not fit the model or the machine.
     """
     with _settings_refused():
-        claim_devices(settings.replica, settings.replicas)
+        claim_devices(settings.replica, settings.replicas, parse_mesh(settings.mesh))
     system.limit_threads(settings.replicas)
     from ..checkpoints import load_parameters, open_checkpoint, resolve
 
@@ -89,16 +91,19 @@ def build_engine(
     path = resolve(settings.model, revision=settings.revision, progress=progress)
     send(wire.Located(str(path)))
     checkpoint = open_checkpoint(path)
-    device = _first_device(settings.replicas)
+    mesh = _mesh(settings)
+    device = mesh.local_devices[0]
     dtype = _dtype(settings, device)
-    parameters = load_parameters(checkpoint, dtype, progress)
-    engine = _engine(settings, checkpoint.config, parameters, on_events)
+    parameters = load_parameters(checkpoint, dtype, progress, mesh)
+    engine = _engine(settings, checkpoint.config, parameters, on_events, mesh)
     engine.warm_up(lambda done, total: progress("compile", done, total))
     info = EngineInfo(
         context=engine.context,
         vocabulary=engine.vocabulary,
         slots=engine.slots,
-        fingerprint=_fingerprint(checkpoint.fingerprint, dtype.name, device.device_kind, version("jaxlib")),
+        fingerprint=_fingerprint(
+            checkpoint.fingerprint, dtype.name, device.device_kind, str(mesh.size), version("jaxlib")
+        ),
     )
     return engine, info
 
@@ -117,16 +122,18 @@ def throttled(send: Send) -> Progress:
     return progress
 
 
-def _first_device(replicas: int) -> "Device":
-    """The device that the engine will own, once JAX is set up to keep what it compiles."""
-    import jax
-
+def _mesh(settings: WorkerSettings) -> "Mesh":
+    """The devices that the engine will own, once JAX is set up to keep what it compiles."""
     from ..runtime.compilation_cache import keep_compiled
+    from ..runtime.devices import claim_mesh
 
-    device = jax.devices()[0]
-    keep_compiled(cache_folder(), device.device_kind)
-    log.info("running on %s with %d cores", device.device_kind, system.usable_cores(sharing=replicas))
-    return device
+    with _settings_refused():
+        mesh = claim_mesh(settings.mesh)
+    kind = mesh.local_devices[0].device_kind
+    keep_compiled(cache_folder(), kind)
+    cores = system.usable_cores(sharing=settings.replicas)
+    log.info("running on %d x %s with %d cores", mesh.size, kind, cores)
+    return mesh
 
 
 def _dtype(settings: WorkerSettings, device: "Device") -> "np.dtype":
@@ -137,7 +144,11 @@ def _dtype(settings: WorkerSettings, device: "Device") -> "np.dtype":
 
 
 def _engine(
-    settings: WorkerSettings, config: "ModelConfig", parameters: "dict[str, jax.Array]", on_events: OnEvents
+    settings: WorkerSettings,
+    config: "ModelConfig",
+    parameters: "dict[str, jax.Array]",
+    on_events: OnEvents,
+    mesh: "Mesh",
 ) -> "Engine":
     from ..runtime.engine import Engine
     from ..runtime.settings import EngineSettings
@@ -148,8 +159,9 @@ def _engine(
             context=settings.context,
             kv_pages=settings.kv_pages,
             replicas=settings.replicas,
+            kernels=parse_kernels(settings.kernels),
         )
-        return Engine(config, parameters, wishes, on_events)
+        return Engine(config, parameters, wishes, on_events, mesh)
 
 
 @contextmanager

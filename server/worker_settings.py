@@ -11,6 +11,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
       revision: of a hub id.
       context: the longest sequence, in tokens. slots: sequences that decode together.
       kv_pages: pages of the KV pool. dtype: `float32` or `bfloat16`.
+      mesh: `model=N`, the devices that the model is divided among.
+      kernels: each `operation=way`, in place of our choice.
       replica: which of `replicas` engines of this host this one is, from 0.
       log_level: a name of `logging`.
     """
@@ -21,6 +23,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     slots: int | None = None
     kv_pages: int | None = None
     dtype: str | None = None
+    mesh: str | None = None
+    kernels: tuple[str, ...] = ()
     replica: int = 0
     replicas: int = 1
     log_level: str = "INFO"

@@ -10,10 +10,11 @@ from distaff.model.config import MoEConfig
 from distaff.model.errors import ConfigError
 from distaff.model.sharding import create_mesh, place_all
 from distaff.model.transformer import random_parameters
-from distaff.runtime.devices import claim_mesh, parse_mesh
+from distaff.runtime.devices import claim_mesh
 from distaff.runtime.engine import Engine
 from distaff.runtime.scoring import Scorer
 from distaff.runtime.settings import EngineSettings
+from distaff.runtime.wishes import parse_kernels, parse_mesh
 
 from .tiny import CONFIG, ask, assert_greedy, random_prompt, tokens_of
 
@@ -70,6 +71,21 @@ def test_scores_are_those_of_one_device(parameters):
 def test_a_wrong_mesh_is_refused(wish):
     with pytest.raises(ConfigError, match="expected model=N"):
         parse_mesh(wish)
+
+
+@pytest.mark.parametrize("wish", ["attention", "=blocks", "attention=", "a=b=c", ""])
+def test_a_wrong_kernel_is_refused(wish):
+    with pytest.raises(ConfigError, match="expected operation=way"):
+        parse_kernels(["linear=plain", wish])
+
+
+def test_kernels_of_ones_own_choice_are_taken(parameters):
+    """A wish reaches the model; one that cannot be met is refused with what there is."""
+    wishes = parse_kernels(["linear=plain"])
+    engine = Engine(CONFIG, parameters, replace(SETTINGS, kernels=wishes))
+    assert ("linear", "plain") in engine.kernels
+    with pytest.raises(ConfigError, match=r"kernel linear=magic; expected one of plain, halves"):
+        Engine(CONFIG, parameters, replace(SETTINGS, kernels=(("linear", "magic"),)))
 
 
 def test_a_mesh_is_the_first_devices():
