@@ -37,10 +37,11 @@ class Server:
             assert time.monotonic() < limit, f"not ready within {patience} s"
             time.sleep(0.1)
 
-    def engine(self) -> psutil.Process:
-        """The engine process."""
-        (child,) = psutil.Process(self.process.pid).children()
-        return child
+    def engine(self, replica: int = 0) -> psutil.Process:
+        """A replica's engine process."""
+        children = psutil.Process(self.process.pid).children()
+        (engine,) = (child for child in children if f'"replica":{replica},' in " ".join(child.cmdline()))
+        return engine
 
     def metric(self, name: str, replica: int = 0) -> float:
         """One replica's sample of `/metrics`."""
