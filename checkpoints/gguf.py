@@ -21,7 +21,7 @@ from .generation import GenerationDefaults, read_sampling
 from .gguf_config import read_gguf_config, shortest
 from .gguf_header import GGUFHeader, GGUFTensor, read_gguf_header
 from .gguf_tokenizer import end_ids
-from .names import GGUF, check_tensors
+from .names import GGUF, GGUF_APART, GGUF_EXPERTS, find_origins, table_for
 
 _ROPE_FREQUENCIES = "rope_freqs.weight"
 
@@ -64,8 +64,9 @@ class GGUFFile:
         self.generation = GenerationDefaults(
             eos_ids=end_ids(path, header.metadata), **read_sampling(path, _sampling(header.metadata))
         )
-        names = check_tensors(path, self.config, GGUF, shapes)
-        self._stored = {ours: header.tensors[theirs] for ours, theirs in names.items()}
+        table = table_for(self.config, GGUF, (GGUF_EXPERTS, GGUF_APART), shapes)
+        self._origins = find_origins(path, self.config, table, shapes)
+        self._stored = {name: header.tensors[name] for name in shapes}
         self.nbytes: int = 4 * sum(prod(tensor.shape) for tensor in self._stored.values())
         self.fingerprint: str = _fingerprint(path, header, self._stamp)
 
@@ -75,12 +76,14 @@ class GGUFFile:
         Raises:
           CheckpointError: the file changed since it was opened.
         """
-        for name, stored in self._stored.items():
-            values = self._read(stored)
+        for name, origin in self._origins.items():
             heads = self._rotary_heads(name)
-            if heads:
-                values = unpermute(values, heads)
-            yield name, values if name == "embed" else values.T
+            yield name, origin.assemble(lambda foreign, heads=heads: self._rows(foreign, heads))
+
+    def _rows(self, name: str, rotary_heads: int) -> np.ndarray:
+        """A stored tensor, its rows in our order."""
+        values = self._read(self._stored[name])
+        return unpermute(values, rotary_heads) if rotary_heads else values
 
     def _rotary_heads(self, name: str) -> int:
         """How many heads of a parameter are rotated; 0 for all but q and k."""

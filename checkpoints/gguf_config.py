@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..model.config import ModelConfig, RopeScaling
+from ..model.config import ModelConfig, MoEConfig, RopeScaling
 from ..model.errors import ConfigError
 from .values import brief, integer, number
 
@@ -48,8 +48,6 @@ def _llama_keys(metadata: Mapping[str, Any]) -> dict[str, Any]:
     if architecture != "llama":
         raise ConfigError(f"general.architecture is {architecture!r}; expected 'llama'")
     keys = {key.removeprefix("llama."): value for key, value in metadata.items() if key.startswith("llama.")}
-    if keys.get("expert_count") or keys.get("expert_used_count"):
-        raise ConfigError(f"llama.expert_count is {keys.get('expert_count')}; experts are not yet supported")
     for key in keys.keys() - _KEYS:
         raise ConfigError(f"llama.{key} is {brief(keys[key])}; we do not know this key")
     return keys
@@ -84,7 +82,16 @@ def _map(
         tied_head="output.weight" not in shapes,
         attention_bias="blk.0.attn_q.bias" in shapes,
         feed_forward_bias="blk.0.ffn_gate.bias" in shapes,
+        moe=_mixture(keys),
     )
+
+
+def _mixture(keys: dict[str, Any]) -> MoEConfig | None:
+    """Mixtral's files are of architecture `llama`, with experts."""
+    if not keys.get("expert_count"):
+        return None
+    experts, chosen = integer(keys, "expert_count"), integer(keys, "expert_used_count")
+    return MoEConfig(experts=experts, experts_per_token=chosen)
 
 
 def shortest(value: float) -> float:

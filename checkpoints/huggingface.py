@@ -16,7 +16,7 @@ from .errors import CheckpointError
 from .files import read_json
 from .generation import GenerationDefaults, read_generation
 from .huggingface_config import read_config
-from .names import HUGGINGFACE, check_tensors
+from .names import HUGGINGFACE, HUGGINGFACE_EXPERTS, HUGGINGFACE_FUSED, find_origins, table_for
 from .shards import INDEX_FILE, SINGLE_FILE, StoredTensor, read_headers
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
@@ -47,8 +47,9 @@ class HuggingFaceFolder:
         if self.config.tied_head:
             self._check_tied_head(path, found)
         file = path / (INDEX_FILE if (path / INDEX_FILE).exists() else SINGLE_FILE)
-        names = check_tensors(file, self.config, HUGGINGFACE, found)
-        self._stored: dict[str, StoredTensor] = {ours: headers[theirs] for ours, theirs in names.items()}
+        table = table_for(self.config, HUGGINGFACE, (HUGGINGFACE_EXPERTS, HUGGINGFACE_FUSED), found)
+        self._origins = find_origins(file, self.config, table, found)
+        self._stored: dict[str, StoredTensor] = {name: headers[name] for name in found}
         self._spare_head = headers.get(HUGGINGFACE["head"]) if self.config.tied_head else None
         self.nbytes: int = sum(tensor.nbytes for tensor in self._stored.values())
         self.fingerprint: str = _fingerprint(self.config, self._stored)
@@ -59,11 +60,11 @@ class HuggingFaceFolder:
         Raises:
           CheckpointError: a file changed since it was opened, or a tied model's second copy differs.
         """
-        for name, stored in self._stored.items():
-            values = stored.read()
+        for name, origin in self._origins.items():
+            values = origin.assemble(lambda foreign: self._stored[foreign].read())
             if name == "embed" and self._spare_head is not None:
-                _check_equal(stored, values, self._spare_head)
-            yield name, values if name == "embed" else values.T
+                _check_equal(self._stored[origin.names[0]], values, self._spare_head)
+            yield name, values
 
     def _check_tied_head(self, path: Path, found: dict[str, tuple[int, ...]]) -> None:
         """A tied model may carry its head a second time; the copy must fit, and is compared on reading."""

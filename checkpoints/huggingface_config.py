@@ -1,4 +1,4 @@
-"""A Hugging Face `config.json` (model types `llama` and `mistral`) to `ModelConfig`.
+"""A Hugging Face `config.json` (model types `llama`, `mistral` and `mixtral`) to `ModelConfig`.
 
 Reads no weights and leaves sampling defaults to `generation`. The one idea: every key is accounted for. A
 key is mapped, or may only have the value we compute, or is known not to touch the mathematics; anything
@@ -8,13 +8,17 @@ else is refused by name and value, because a model that is computed wrongly stil
 from pathlib import Path
 from typing import Any
 
-from ..model.config import ModelConfig
+from ..model.config import ModelConfig, MoEConfig
 from ..model.errors import ConfigError
 from .generation import token_ids
 from .huggingface_rope import read_rope
 from .values import brief, flag, integer, number
 
-_ARCHITECTURES = {"llama": "llamaforcausallm", "mistral": "mistralforcausallm"}
+_ARCHITECTURES = {
+    "llama": "llamaforcausallm",
+    "mistral": "mistralforcausallm",
+    "mixtral": "mixtralforcausallm",
+}
 
 _MAPPED = {
     "model_type", "architectures", "vocab_size", "num_hidden_layers", "hidden_size", "intermediate_size",
@@ -23,7 +27,11 @@ _MAPPED = {
     "tie_word_embeddings", "bos_token_id", "eos_token_id",
 }  # fmt: skip
 
-_MAPPED_FOR = {"llama": {"attention_bias", "mlp_bias"}, "mistral": {"sliding_window"}}
+_MAPPED_FOR = {
+    "llama": {"attention_bias", "mlp_bias"},
+    "mistral": {"sliding_window"},
+    "mixtral": {"sliding_window", "num_local_experts", "num_experts_per_tok"},
+}
 
 _ONLY: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
@@ -44,15 +52,23 @@ _HARMLESS = {
     "_attn_implementation_autoset", "_name_or_path", "attention_dropout", "attn_implementation",
     "chunk_size_feed_forward", "dtype", "finetuning_task", "id2label", "initializer_range", "is_llama_config",
     "label2id", "max_sequence_length", "name_or_path", "output_attentions", "output_hidden_states",
+    "output_router_logits", "router_aux_loss_coef", "router_jitter_noise",
     "pad_token_id", "pretraining_tp", "problem_type", "return_dict", "return_dict_in_generate",
     "task_specific_params", "tokenizer_class", "torch_dtype", "torchscript", "transformers.js_config",
     "transformers_version", "unk_token_id", "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache",
 }  # fmt: skip
-"""Keys without effect on what is computed. `pretraining_tp` splits a product into slices of the same sum."""
+"""Keys without effect on what is computed. `pretraining_tp` splits a product into slices of the same sum;
+the router's loss and jitter belong to training."""
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": None, "sliding_window": None},
     "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "mixtral": {
+        "num_key_value_heads": 8,
+        "sliding_window": None,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    },
 }
 """What transformers' configuration classes assume where a key is absent (not null)."""
 
@@ -75,8 +91,6 @@ def _check_family(config: dict[str, Any]) -> str:
     family = config.get("model_type")
     if config.get("auto_map"):
         raise ConfigError(f"auto_map is {config['auto_map']!r}; code from a checkpoint is never run")
-    if family == "mixtral":
-        raise ConfigError("model_type is 'mixtral'; mixtures of experts are not yet supported")
     if not isinstance(family, str) or family not in _ARCHITECTURES:
         raise ConfigError(f"model_type is {family!r}; expected one of {sorted(_ARCHITECTURES)}")
     architectures = config.get("architectures") or [_ARCHITECTURES[family]]
@@ -122,7 +136,13 @@ def _map(path: Path, config: dict[str, Any]) -> ModelConfig:
         attention_bias=flag(config, "attention_bias"),
         feed_forward_bias=flag(config, "mlp_bias"),
         window=window,
+        moe=_mixture(config) if config["model_type"] == "mixtral" else None,
     )
+
+
+def _mixture(config: dict[str, Any]) -> MoEConfig:
+    experts, chosen = (integer(config, key) for key in ("num_local_experts", "num_experts_per_tok"))
+    return MoEConfig(experts=experts, experts_per_token=chosen)
 
 
 def _check_token_ids(path: Path, config: dict[str, Any], vocabulary: int) -> None:

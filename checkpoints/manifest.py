@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..model.config import ModelConfig, RopeScaling
+from ..model.config import ModelConfig, MoEConfig, RopeScaling
 from ..model.errors import ConfigError
 from .errors import CheckpointError
 from .files import files_below, read_json, sha256_all
@@ -114,12 +114,14 @@ def read_manifest(folder: Path) -> Manifest:
 def _parse(body: dict[str, Any]) -> Manifest:
     config = body["config"]
     rope = RopeScaling(**config.pop("rope")) if config["rope"] else config.pop("rope")
+    mixture = config.pop("moe", None)
+    moe = MoEConfig(**mixture) if mixture else None
     tensors = {
         name: TensorRecord(tuple(entry["shape"]), entry["dtype"]) for name, entry in body["tensors"].items()
     }
     files = {name: FileRecord(**entry) for name, entry in body["files"].items()}
     return Manifest(
-        config=ModelConfig(**config, rope=rope), source=body["source"], tensors=tensors, files=files
+        config=ModelConfig(**config, rope=rope, moe=moe), source=body["source"], tensors=tensors, files=files
     )
 
 

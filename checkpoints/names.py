@@ -1,11 +1,16 @@
-"""Foreign tensor names and ours: one table per format, expanded over the layers.
+"""Foreign tensor names and ours: one table per format, expanded over layers and experts.
 
-Our names are those of `model.parameters`. The tables say nothing about shapes; `check_tensors` holds what a
-file contains against `parameter_shapes`, transposed where the foreign linear is `[outputs, inputs]`.
+Our names are those of `model.parameters`. The tables say nothing about shapes; `find_origins` holds what a
+file contains against `parameter_shapes`, transposed where the foreign linear is `[outputs, inputs]`. A table
+names one tensor for all experts or, with `{expert}`, one for each; where gate and up have the same name, that
+tensor holds gate's outputs and then up's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from ..model.config import ModelConfig
 from ..model.parameters import parameter_shapes
@@ -15,64 +20,146 @@ HUGGINGFACE = {
     "embed": "model.embed_tokens.weight",
     "norm": "model.norm.weight",
     "head": "lm_head.weight",
-    "attention_norm": "model.layers.{}.input_layernorm.weight",
-    "attention.q": "model.layers.{}.self_attn.q_proj.weight",
-    "attention.q_bias": "model.layers.{}.self_attn.q_proj.bias",
-    "attention.k": "model.layers.{}.self_attn.k_proj.weight",
-    "attention.k_bias": "model.layers.{}.self_attn.k_proj.bias",
-    "attention.v": "model.layers.{}.self_attn.v_proj.weight",
-    "attention.v_bias": "model.layers.{}.self_attn.v_proj.bias",
-    "attention.o": "model.layers.{}.self_attn.o_proj.weight",
-    "attention.o_bias": "model.layers.{}.self_attn.o_proj.bias",
-    "feed_forward_norm": "model.layers.{}.post_attention_layernorm.weight",
-    "feed_forward.gate": "model.layers.{}.mlp.gate_proj.weight",
-    "feed_forward.gate_bias": "model.layers.{}.mlp.gate_proj.bias",
-    "feed_forward.up": "model.layers.{}.mlp.up_proj.weight",
-    "feed_forward.up_bias": "model.layers.{}.mlp.up_proj.bias",
-    "feed_forward.down": "model.layers.{}.mlp.down_proj.weight",
-    "feed_forward.down_bias": "model.layers.{}.mlp.down_proj.bias",
+    "attention_norm": "model.layers.{layer}.input_layernorm.weight",
+    "attention.q": "model.layers.{layer}.self_attn.q_proj.weight",
+    "attention.q_bias": "model.layers.{layer}.self_attn.q_proj.bias",
+    "attention.k": "model.layers.{layer}.self_attn.k_proj.weight",
+    "attention.k_bias": "model.layers.{layer}.self_attn.k_proj.bias",
+    "attention.v": "model.layers.{layer}.self_attn.v_proj.weight",
+    "attention.v_bias": "model.layers.{layer}.self_attn.v_proj.bias",
+    "attention.o": "model.layers.{layer}.self_attn.o_proj.weight",
+    "attention.o_bias": "model.layers.{layer}.self_attn.o_proj.bias",
+    "feed_forward_norm": "model.layers.{layer}.post_attention_layernorm.weight",
+    "feed_forward.gate": "model.layers.{layer}.mlp.gate_proj.weight",
+    "feed_forward.gate_bias": "model.layers.{layer}.mlp.gate_proj.bias",
+    "feed_forward.up": "model.layers.{layer}.mlp.up_proj.weight",
+    "feed_forward.up_bias": "model.layers.{layer}.mlp.up_proj.bias",
+    "feed_forward.down": "model.layers.{layer}.mlp.down_proj.weight",
+    "feed_forward.down_bias": "model.layers.{layer}.mlp.down_proj.bias",
 }
 
 GGUF = {
     "embed": "token_embd.weight",
     "norm": "output_norm.weight",
     "head": "output.weight",
-    "attention_norm": "blk.{}.attn_norm.weight",
-    "attention.q": "blk.{}.attn_q.weight",
-    "attention.q_bias": "blk.{}.attn_q.bias",
-    "attention.k": "blk.{}.attn_k.weight",
-    "attention.k_bias": "blk.{}.attn_k.bias",
-    "attention.v": "blk.{}.attn_v.weight",
-    "attention.v_bias": "blk.{}.attn_v.bias",
-    "attention.o": "blk.{}.attn_output.weight",
-    "attention.o_bias": "blk.{}.attn_output.bias",
-    "feed_forward_norm": "blk.{}.ffn_norm.weight",
-    "feed_forward.gate": "blk.{}.ffn_gate.weight",
-    "feed_forward.gate_bias": "blk.{}.ffn_gate.bias",
-    "feed_forward.up": "blk.{}.ffn_up.weight",
-    "feed_forward.up_bias": "blk.{}.ffn_up.bias",
-    "feed_forward.down": "blk.{}.ffn_down.weight",
-    "feed_forward.down_bias": "blk.{}.ffn_down.bias",
+    "attention_norm": "blk.{layer}.attn_norm.weight",
+    "attention.q": "blk.{layer}.attn_q.weight",
+    "attention.q_bias": "blk.{layer}.attn_q.bias",
+    "attention.k": "blk.{layer}.attn_k.weight",
+    "attention.k_bias": "blk.{layer}.attn_k.bias",
+    "attention.v": "blk.{layer}.attn_v.weight",
+    "attention.v_bias": "blk.{layer}.attn_v.bias",
+    "attention.o": "blk.{layer}.attn_output.weight",
+    "attention.o_bias": "blk.{layer}.attn_output.bias",
+    "feed_forward_norm": "blk.{layer}.ffn_norm.weight",
+    "feed_forward.gate": "blk.{layer}.ffn_gate.weight",
+    "feed_forward.gate_bias": "blk.{layer}.ffn_gate.bias",
+    "feed_forward.up": "blk.{layer}.ffn_up.weight",
+    "feed_forward.up_bias": "blk.{layer}.ffn_up.bias",
+    "feed_forward.down": "blk.{layer}.ffn_down.weight",
+    "feed_forward.down_bias": "blk.{layer}.ffn_down.bias",
 }
 
+HUGGINGFACE_EXPERTS = {
+    "feed_forward.router": "model.layers.{layer}.block_sparse_moe.gate.weight",
+    "feed_forward.gate": "model.layers.{layer}.block_sparse_moe.experts.{expert}.w1.weight",
+    "feed_forward.up": "model.layers.{layer}.block_sparse_moe.experts.{expert}.w3.weight",
+    "feed_forward.down": "model.layers.{layer}.block_sparse_moe.experts.{expert}.w2.weight",
+}
+"""Mixtral's published layout, which transformers 5 writes too."""
 
-def foreign_name(table: Mapping[str, str], name: str) -> str:
-    """The name that our parameter `name` has in a table's format."""
-    if not name.startswith("layers."):
-        return table[name]
-    _, layer, inner = name.split(".", 2)
-    return table[inner].format(layer)
+HUGGINGFACE_FUSED = {
+    "feed_forward.router": "model.layers.{layer}.mlp.gate.weight",
+    "feed_forward.gate": "model.layers.{layer}.mlp.experts.gate_up_proj",
+    "feed_forward.up": "model.layers.{layer}.mlp.experts.gate_up_proj",
+    "feed_forward.down": "model.layers.{layer}.mlp.experts.down_proj",
+}
+"""The layout that transformers 5 has in memory, written with `save_original_format=False`."""
+
+GGUF_EXPERTS = {
+    "feed_forward.router": "blk.{layer}.ffn_gate_inp.weight",
+    "feed_forward.gate": "blk.{layer}.ffn_gate_exps.weight",
+    "feed_forward.up": "blk.{layer}.ffn_up_exps.weight",
+    "feed_forward.down": "blk.{layer}.ffn_down_exps.weight",
+}
+GGUF_APART = {
+    "feed_forward.router": "blk.{layer}.ffn_gate_inp.weight",
+    "feed_forward.gate": "blk.{layer}.ffn_gate.{expert}.weight",
+    "feed_forward.up": "blk.{layer}.ffn_up.{expert}.weight",
+    "feed_forward.down": "blk.{layer}.ffn_down.{expert}.weight",
+}
+"""The first Mixtral GGUFs, one tensor an expert."""
+
+Table = Mapping[str, str]
 
 
-def foreign_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape our parameter has in both foreign formats: linears are `[outputs, inputs]` there."""
-    return shape if name == "embed" else shape[::-1]
+def table_for(
+    config: ModelConfig, dense: Table, mixtures: Iterable[Table], found: Mapping[str, object]
+) -> Table:
+    """The table that a file goes by: of a mixture, the first whose experts are there, else the first."""
+    if config.moe is None:
+        return dense
+    tables = [{**dense, **mixture} for mixture in mixtures]
+    first = [table["feed_forward.down"].format(layer=0, expert=0) for table in tables]
+    return next((table for table, name in zip(tables, first, strict=True) if name in found), tables[0])
 
 
-def check_tensors(
-    file: Path, config: ModelConfig, table: Mapping[str, str], found: Mapping[str, tuple[int, ...]]
-) -> dict[str, str]:
-    """Our names to foreign ones, in `parameter_shapes` order, once `found` (name to shape) fits the config.
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The foreign tensors that a parameter is made of, and how.
+
+    Attributes:
+      names: one, or one an expert. shape: of each.
+      half: which half of its outputs is ours, where two parameters share a tensor.
+      transposed: linears are `[outputs, inputs]` there.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    half: int | None
+    transposed: bool
+
+    def assemble(self, read: Callable[[str], np.ndarray]) -> np.ndarray:
+        """The parameter, from tensors that `read` brings; experts apart are brought one by one."""
+        if len(self.names) > 1:
+            first = read(self.names[0]).T
+            stacked = np.empty((len(self.names), *first.shape), first.dtype)
+            stacked[0] = first
+            for expert, name in enumerate(self.names[1:], start=1):
+                stacked[expert] = read(name).T
+            return stacked
+        values = read(self.names[0])
+        if self.half is not None:
+            values = np.split(values, 2, axis=1)[self.half]
+        return np.swapaxes(values, -1, -2) if self.transposed and values.ndim > 1 else values
+
+
+def origin_of(config: ModelConfig, table: Table, name: str, shape: tuple[int, ...]) -> Origin:
+    """Where our parameter of this name and shape comes from."""
+    inner, layer = name, ""
+    if name.startswith("layers."):
+        _, layer, inner = name.split(".", 2)
+    template, transposed = table[inner], name != "embed"
+    if transposed and len(shape) > 1:
+        *front, inputs, outputs = shape
+        shape = (*front, outputs, inputs)
+    if "{expert}" in template:
+        assert config.moe is not None
+        numbers = range(config.moe.experts)
+        names = tuple(template.format(layer=layer, expert=number) for number in numbers)
+        return Origin(names, shape[1:], None, transposed)
+    half = None
+    if inner in ("feed_forward.gate", "feed_forward.up"):
+        if table["feed_forward.gate"] == table["feed_forward.up"]:
+            experts, outputs, inputs = shape
+            half, shape = int(inner.endswith("up")), (experts, 2 * outputs, inputs)
+    return Origin((template.format(layer=layer),), shape, half, transposed)
+
+
+def find_origins(
+    file: Path, config: ModelConfig, table: Table, found: Mapping[str, tuple[int, ...]]
+) -> dict[str, Origin]:
+    """Where each of our parameters is, in their order, once `found` (name to shape) fits the config.
 
     Raises:
       CheckpointError: a tensor is missing, of another shape, or unknown to us.
@@ -81,17 +168,25 @@ def check_tensors(
         raise CheckpointError(
             f"{file}: {config.layers} layers are configured but it holds {len(found)} tensors"
         )
-    names: dict[str, str] = {}
+    origins: dict[str, Origin] = {}
+    used: set[str] = set()
     for name, shape in parameter_shapes(config).items():
-        foreign, expected = foreign_name(table, name), foreign_shape(name, shape)
-        if foreign not in found:
-            raise CheckpointError(f"{file}: tensor {foreign} is missing; expected shape {list(expected)}")
-        if found[foreign] != expected:
-            raise CheckpointError(
-                f"{file}: tensor {foreign} has shape {list(found[foreign])}; expected {list(expected)}"
-            )
-        names[name] = foreign
-    if extra := sorted(found.keys() - set(names.values())):
+        origin = origins[name] = origin_of(config, table, name, shape)
+        for foreign in origin.names:
+            _check_tensor(file, foreign, origin.shape, found)
+        used.update(origin.names)
+    if extra := sorted(found.keys() - used):
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise CheckpointError(f"{file}: tensor {extra[0]}{more} is not part of the configured model")
-    return names
+    return origins
+
+
+def _check_tensor(
+    file: Path, name: str, expected: tuple[int, ...], found: Mapping[str, tuple[int, ...]]
+) -> None:
+    if name not in found:
+        raise CheckpointError(f"{file}: tensor {name} is missing; expected shape {list(expected)}")
+    if found[name] != expected:
+        raise CheckpointError(
+            f"{file}: tensor {name} has shape {list(found[name])}; expected {list(expected)}"
+        )

@@ -37,6 +37,7 @@ def make_model(family: str = "llama", **changes: Any) -> transformers.PreTrained
     config_class, model_class = {
         "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
         "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
+        "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
     }[family]
     torch.manual_seed(1)
     model = model_class(config_class(**{**SIZES, **changes}))
@@ -175,7 +176,7 @@ def gguf_metadata(model: transformers.PreTrainedModel, **changes: Any) -> dict[s
         "llama.attention.layer_norm_rms_epsilon": config.rms_norm_eps,
         "llama.rope.freq_base": config.rope_parameters["rope_theta"],
         "llama.vocab_size": config.vocab_size,
-        "llama.rope.dimension_count": config.head_dim,
+        "llama.rope.dimension_count": config.head_dim or config.hidden_size // config.num_attention_heads,
         **byte_level_metadata(byte_level(), "smollm"),
         **changes,
     }

@@ -185,7 +185,6 @@ def test_llama_3_file(tmp_path: Path, model: Any) -> None:
 @pytest.mark.parametrize(
     "metadata, said",
     [
-        ({"llama__expert_count": 8}, "llama.expert_count is 8; experts are not yet supported"),
         ({"llama__attention__sliding_window": 8}, "llama.attention.sliding_window is 8"),
         ({"llama__rope__dimension_count": 8}, "llama.rope.dimension_count is 8; expected the head size 16"),
         ({"llama__attention__value_length": 8}, "llama.attention.value_length is 8"),

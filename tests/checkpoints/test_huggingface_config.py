@@ -190,7 +190,6 @@ def test_absent_key_value_heads() -> None:
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; expected 'silu'"),
         ({"model_type": "qwen2"}, "model_type is 'qwen2'"),
         ({"model_type": None}, "model_type is None"),
-        ({"model_type": "mixtral"}, "'mixtral'; mixtures of experts are not yet supported"),
         ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}"),
