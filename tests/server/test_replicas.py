@@ -125,7 +125,7 @@ async def test_it_serves_as_soon_as_one_replica_is_ready(start: Start):
 
 
 async def test_the_others_begin_once_the_checkpoint_is_there(start: Start):
-    group = await start("ready", "ready", "ready")
+    group = await start("late", "late", "late")
     assert group.states == ["loading", "starting", "starting"]
     await until(lambda: any(isinstance(news, wire.Located) for news in group.news))
     await group.all_ready()
@@ -231,8 +231,11 @@ async def test_it_is_heard_of_as_long_as_one_replica_is(start: Start, monkeypatc
     assert group.engines.heartbeat_age < 1.5
     os.kill(pids[1], signal.SIGSTOP)
     await until(lambda: group.engines.heartbeat_age > 2)
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+    group.commands[0][-1] = "fatal"
+    os.kill(pids[0], signal.SIGKILL)
+    await until(lambda: group.states[0] == "stopped")
+    assert group.engines.heartbeat_age > 2  # nobody hears of the one that is given up
+    os.kill(pids[1], signal.SIGKILL)
 
 
 async def test_draining_waits_for_short_streams_of_every_replica(start: Start):
