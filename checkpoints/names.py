@@ -121,39 +121,34 @@ class Origin:
 
     def assemble(self, read: Callable[[str], np.ndarray]) -> np.ndarray:
         """The parameter, from tensors that `read` brings; experts apart are brought one by one."""
-        if len(self.names) > 1:
-            first = read(self.names[0]).T
-            stacked = np.empty((len(self.names), *first.shape), first.dtype)
-            stacked[0] = first
-            for expert, name in enumerate(self.names[1:], start=1):
+        first, *others = self.names
+        values = read(first)
+        if others:
+            stacked = np.empty((len(self.names), *self.shape[::-1]), values.dtype)
+            stacked[0] = values.T
+            for expert, name in enumerate(others, start=1):
                 stacked[expert] = read(name).T
             return stacked
-        values = read(self.names[0])
         if self.half is not None:
             values = np.split(values, 2, axis=1)[self.half]
         return np.swapaxes(values, -1, -2) if self.transposed and values.ndim > 1 else values
 
 
-def origin_of(config: ModelConfig, table: Table, name: str, shape: tuple[int, ...]) -> Origin:
+def origin_of(table: Table, name: str, shape: tuple[int, ...]) -> Origin:
     """Where our parameter of this name and shape comes from."""
     inner, layer = name, ""
     if name.startswith("layers."):
         _, layer, inner = name.split(".", 2)
-    template, transposed = table[inner], name != "embed"
-    if transposed and len(shape) > 1:
-        *front, inputs, outputs = shape
-        shape = (*front, outputs, inputs)
+    template, transposed, sizes = table[inner], name != "embed", list(shape)
+    if transposed:
+        sizes[-2:] = sizes[-2:][::-1]
     if "{expert}" in template:
-        assert config.moe is not None
-        numbers = range(config.moe.experts)
-        names = tuple(template.format(layer=layer, expert=number) for number in numbers)
-        return Origin(names, shape[1:], None, transposed)
+        names = tuple(template.format(layer=layer, expert=expert) for expert in range(sizes[0]))
+        return Origin(names, tuple(sizes[1:]), None, transposed)
     half = None
-    if inner in ("feed_forward.gate", "feed_forward.up"):
-        if table["feed_forward.gate"] == table["feed_forward.up"]:
-            experts, outputs, inputs = shape
-            half, shape = int(inner.endswith("up")), (experts, 2 * outputs, inputs)
-    return Origin((template.format(layer=layer),), shape, half, transposed)
+    if template == table.get("feed_forward.gate") == table.get("feed_forward.up"):
+        half, sizes[1] = int(inner.endswith("up")), 2 * sizes[1]
+    return Origin((template.format(layer=layer),), tuple(sizes), half, transposed)
 
 
 def find_origins(
@@ -171,7 +166,7 @@ def find_origins(
     origins: dict[str, Origin] = {}
     used: set[str] = set()
     for name, shape in parameter_shapes(config).items():
-        origin = origins[name] = origin_of(config, table, name, shape)
+        origin = origins[name] = origin_of(table, name, shape)
         for foreign in origin.names:
             _check_tensor(file, foreign, origin.shape, found)
         used.update(origin.names)

@@ -65,7 +65,7 @@ def conversations() -> list[list[dict[str, str]]]:
     return plain + led + [[*plain[i], answer, again] for i in range(3)]
 
 
-def decode_together(driver: Driver, prompts: list[list[int]]) -> list[Chat]:
+def decode_together(driver: Driver, prompts: list[list[int]], steps: int = STEPS) -> list[Chat]:
     """Prefills a few prompts at a time, then decodes all rows step by step, taking the best token."""
     logits: list[list[np.ndarray]] = []
     for first in range(0, len(prompts), TOGETHER):
@@ -74,7 +74,7 @@ def decode_together(driver: Driver, prompts: list[list[int]]) -> list[Chat]:
             driver.start(row, len(prompt))
         logits += [[found] for found in driver.mixed(chunks).values()]
     replies = [[int(found[-1][-1].argmax())] for found in logits]
-    for _ in range(STEPS - 1):
+    for _ in range(steps - 1):
         for row, found in driver.decode({row: reply[-1] for row, reply in enumerate(replies)}).items():
             logits[row].append(found)
             replies[row].append(int(found[-1].argmax()))
