@@ -1,5 +1,7 @@
 """What can be wrong with a checkpoint. Each message is one line: the file, the tensor, found and expected."""
 
+from pathlib import Path
+
 from ..model.errors import DistaffError
 
 
@@ -9,3 +11,8 @@ class CheckpointError(DistaffError):
 
 class SourceNotFound(CheckpointError):
     """A model name that is no path, no bundled model and no id on the hub."""
+
+
+def not_finite(path: Path, name: str) -> CheckpointError:
+    """What is said of a tensor that holds a number which is none."""
+    return CheckpointError(f"{path}: tensor {name} holds NaN or infinity; expected finite weights")

@@ -11,10 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..model.config import ModelConfig, MoEConfig, RopeScaling
 from ..model.errors import ConfigError
 from .errors import CheckpointError
 from .files import files_below, read_json, sha256_all
+from .slabs import join
 
 MANIFEST_FILE = "distaff.json"
 WEIGHTS_FOLDER = "weights"
@@ -31,10 +34,36 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """A parameter's shape and dtype name, as stored."""
+    """A parameter's shape and dtype name, and how it is cut (see `slabs.py`).
+
+    Attributes:
+      axis: the one that is cut; None where the parameter lies in one piece. slabs: how many there are.
+    """
 
     shape: tuple[int, ...]
     dtype: str
+    axis: int | None = None
+    slabs: int = 1
+
+    @property
+    def slab_shape(self) -> tuple[int, ...]:
+        """The shape of one slab."""
+        if self.axis is None:
+            return self.shape
+        return (
+            *self.shape[: self.axis],
+            self.shape[self.axis] // self.slabs,
+            *self.shape[self.axis + 1 :],
+        )
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape of what Orbax holds."""
+        return self.shape if self.axis is None else (self.slabs, *self.slab_shape)
+
+    def whole(self, stored: np.ndarray) -> np.ndarray:
+        """The parameter, of what Orbax holds."""
+        return stored if self.axis is None else join(stored, self.axis)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +146,8 @@ def _parse(body: dict[str, Any]) -> Manifest:
     mixture = config.pop("moe", None)
     moe = MoEConfig(**mixture) if mixture else None
     tensors = {
-        name: TensorRecord(tuple(entry["shape"]), entry["dtype"]) for name, entry in body["tensors"].items()
+        name: TensorRecord(**(entry | {"shape": tuple(entry["shape"])}))
+        for name, entry in body["tensors"].items()
     }
     files = {name: FileRecord(**entry) for name, entry in body["files"].items()}
     return Manifest(

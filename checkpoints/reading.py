@@ -13,7 +13,7 @@ import numpy as np
 
 from ..model.config import ModelConfig
 from ..model.parameters import parameter_shapes
-from .errors import CheckpointError, SourceNotFound
+from .errors import SourceNotFound, not_finite
 from .files import Progress
 from .generation import GenerationDefaults
 from .manifest import MANIFEST_FILE
@@ -87,7 +87,8 @@ def load_parameters(
     Each device is sent its own share (`model.sharding.placements`); without a mesh, the default device all.
 
     A store's files are held against their digests first (phase `verify`); then tensors are read, scanned,
-    cast and placed one by one (phase `load`, in bytes of `dtype`).
+    cast and placed one by one (phase `load`, in bytes of `dtype`). Of a store, several devices read each its own
+    share.
 
     Raises:
       CheckpointError: the weights are damaged, or a tensor holds NaN or infinity (it is named).
@@ -99,21 +100,30 @@ def load_parameters(
     mesh = mesh or create_mesh(1)
     where = placements(checkpoint.config, mesh.size)
     dtype = np.dtype(dtype)
-    total = sum(map(prod, parameter_shapes(checkpoint.config).values())) * dtype.itemsize
+    shapes = parameter_shapes(checkpoint.config)
+    total = sum(map(prod, shapes.values())) * dtype.itemsize
+    if isinstance(checkpoint, Store) and mesh.size > 1:
+        placed = checkpoint.place(mesh, where, dtype)
+    else:
+        placed = ((name, place(v, where[name], mesh)) for name, v in _cast(checkpoint, dtype))
     parameters: dict[str, jax.Array] = {}
     done = 0
+    for name, values in placed:
+        parameters[name] = values
+        done += prod(shapes[name]) * dtype.itemsize
+        if progress:
+            progress("load", done, total)
+    return parameters
+
+
+def _cast(checkpoint: Checkpoint, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
+    """A checkpoint's tensors in the wanted type, each found to be finite."""
     for name, values in checkpoint.tensors():
         with np.errstate(over="ignore"):  # what overflows is found by the scan
             cast = np.ascontiguousarray(values).astype(dtype, copy=False)
         if not all_finite(cast):
-            raise CheckpointError(
-                f"{checkpoint.path}: tensor {name} holds NaN or infinity; expected finite weights"
-            )
-        parameters[name] = place(cast, where[name], mesh)
-        done += cast.nbytes
-        if progress:
-            progress("load", done, total)
-    return parameters
+            raise not_finite(checkpoint.path, name)
+        yield name, cast
 
 
 def all_finite(values: np.ndarray) -> bool:

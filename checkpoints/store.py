@@ -2,24 +2,32 @@
 
 A group is one layer, or the embedding, the last norm, the head: what is written and restored at once, so
 memory stays bounded. Arrays lie uncompressed in Zarr 3, one folder per tensor: floating-point weights hardly
-compress, and restoring is then as fast as reading. Writing is `store_writer`'s.
+compress, and restoring is then as fast as reading. Each is cut along the axis that a mesh divides
+(`slabs.py`), so that a device reads its own share. Writing is `store_writer`'s.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from math import prod
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import ml_dtypes
 import numpy as np
 
 from ..model.config import ModelConfig
 from ..model.parameters import parameter_shapes
-from .errors import CheckpointError
+from .errors import CheckpointError, not_finite
 from .files import Progress
 from .generation import read_generation
 from .manifest import MANIFEST_FILE, WEIGHTS_FOLDER, Manifest, read_manifest
+
+if TYPE_CHECKING:
+    import jax
+    from jax.sharding import Mesh
+
+    from ..model.sharding import Placement
 
 
 class Store:
@@ -81,11 +89,30 @@ class Store:
             for name in names:
                 yield name, self._checked(name, restored.get(inner_name(name)))
 
+    def place(
+        self, mesh: "Mesh", placements: "Mapping[str, Placement]", dtype: np.dtype
+    ) -> "Iterator[tuple[str, jax.Array]]":
+        """`(name, values)` in `parameter_shapes` order, each device having read its own share alone.
+
+        Raises:
+          CheckpointError: a file is damaged, or a tensor holds NaN or infinity.
+        """
+        from .sharded import restore_group
+
+        for group, names in grouped(self.manifest.tensors):
+            records = {inner_name(name): self.manifest.tensors[name] for name in names}
+            wanted = {inner_name(name): placements[name] for name in names}
+            restored = restore_group(self.path / WEIGHTS_FOLDER / group, records, wanted, mesh, dtype)
+            for name, (_, values, finite) in zip(names, restored, strict=True):
+                if not finite:
+                    raise not_finite(self.path, name)
+                yield name, values
+
     def _checked(self, name: str, values: np.ndarray | None) -> np.ndarray:
-        expected = self.manifest.tensors[name]
-        if values is None or values.shape != expected.shape or values.dtype != _dtype(expected.dtype):
+        record = self.manifest.tensors[name]
+        if values is None or values.shape != record.stored_shape or values.dtype != _dtype(record.dtype):
             raise CheckpointError(f"{self.path}: tensor {name} is not what {MANIFEST_FILE} says")
-        return values
+        return record.whole(values)
 
 
 def grouped(names: Iterable[str]) -> Iterator[tuple[str, list[str]]]:

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
+from ..model.config import ModelConfig
 from ..model.parameters import parameter_shapes
 from .errors import CheckpointError
 from .files import Progress, files_below, read_json, sha256_all, sync_folder, sync_tree, write_whole
 from .generation import GENERATION_FILE, GenerationDefaults
 from .manifest import MANIFEST_FILE, WEIGHTS_FOLDER, FileRecord, Manifest, TensorRecord, read_manifest
 from .reading import Checkpoint, open_checkpoint
+from .slabs import cut, slabs_for
 from .store import group_of, inner_name
 from .tokenizer import load_tokenizer
 
@@ -135,11 +137,11 @@ def _write_weights(
     tensors: dict[str, TensorRecord] = {}
     done = 0
     for group, arrays in _groups(checkpoint.tensors()):
-        for name, values in arrays.items():
-            tensors[name] = TensorRecord(values.shape, values.dtype.name)
-            done += values.nbytes
+        records = {name: _record_of(name, values, checkpoint.config) for name, values in arrays.items()}
+        tensors |= records
+        done += sum(values.nbytes for values in arrays.values())
         if group not in groups:
-            groups[group] = _write_group(partial, group, arrays)
+            groups[group] = _write_group(partial, group, arrays, records)
             _write_notes(partial, checkpoint.fingerprint, groups)
         if progress:
             progress("convert", done, checkpoint.nbytes)
@@ -159,10 +161,25 @@ def _groups(tensors: Iterator[tuple[str, np.ndarray]]) -> Iterator[tuple[str, di
     yield group, arrays
 
 
-def _write_group(partial: Path, group: str, arrays: dict[str, np.ndarray]) -> dict[str, FileRecord]:
+def _record_of(name: str, values: np.ndarray, config: ModelConfig) -> TensorRecord:
+    from ..model.sharding import divided_axis
+
+    axis = divided_axis(name, values.ndim, config)
+    slabs = slabs_for(name, values.shape, values.itemsize, axis, config)
+    return TensorRecord(values.shape, values.dtype.name, axis if slabs > 1 else None, slabs)
+
+
+def _write_group(
+    partial: Path, group: str, arrays: dict[str, np.ndarray], records: dict[str, TensorRecord]
+) -> dict[str, FileRecord]:
     from .orbax_group import write
 
     folder = partial / WEIGHTS_FOLDER / group
-    write(folder, {inner_name(name): np.ascontiguousarray(values) for name, values in arrays.items()})
+    slabbed = {inner_name(name) for name, record in records.items() if record.axis is not None}
+    write(folder, {inner_name(name): _cut(v, records[name]) for name, v in arrays.items()}, slabbed)
     sync_tree(folder)
     return _record(partial, folder)
+
+
+def _cut(values: np.ndarray, record: TensorRecord) -> np.ndarray:
+    return np.ascontiguousarray(values) if record.axis is None else cut(values, record.axis, record.slabs)

@@ -164,6 +164,17 @@ def _divided(weight: str, name: str, rank: int, config: ModelConfig, shards: int
     return rank + axis
 
 
+def divided_axis(name: str, rank: int, config: ModelConfig) -> int | None:
+    """The axis of a parameter that most meshes divide; None for one that none does.
+
+    Experts lie whole on as many devices as divide them.
+    """
+    axis = _AXES.get(_weight(name))
+    if axis is None or name.endswith(("_bias", "_scale")):
+        return None
+    return 0 if config.moe is not None and "feed_forward." in name else rank + axis
+
+
 def place(values: np.ndarray, placement: Placement, mesh: Mesh) -> jax.Array:
     """Puts a whole, unpadded parameter on the mesh; each device is sent its own share."""
     sharding = NamedSharding(mesh, placement.spec)
@@ -185,6 +196,23 @@ def place_all(
     """Whole parameters, each put on the mesh: for tests and small models."""
     table = placements(config, mesh.size, int8=int8)
     return {name: place(np.asarray(parameters[name]), where, mesh) for name, where in table.items()}
+
+
+def lay_apart(stacked: jax.Array) -> tuple[jax.Array, ...]:
+    """A layer's experts, `[E, …]` in the memory of CPUs, as an array each where they are: nothing is copied.
+
+    On a CPU a product with one of several stacked weights begins with a copy of it. The i-th array holds each
+    device's i-th expert, `[1, …]` there; it keeps the stack alive.
+    """
+    parts = [(shard.device, np.asarray(shard.data)) for shard in stacked.addressable_shards]
+    count = len(parts[0][1])
+    shape = (stacked.shape[0] // count, *stacked.shape[1:])
+
+    def array(i: int) -> jax.Array:
+        own = [jax.device_put(experts[i : i + 1], device) for device, experts in parts]
+        return jax.make_array_from_single_device_arrays(shape, stacked.sharding, own)
+
+    return tuple(map(array, range(count)))
 
 
 def over_shares(
