@@ -34,7 +34,7 @@ class MixtureOfExperts(Linears):
         """Maps `[T, D]` to `[T, D]`; tokens that are not live reach no expert and get zero."""
         expert_TX, weight_TX = route(x_TD, self.router[...], self.choices)
         experts = self._experts()
-        held, shards = experts.gate.shape[0], self.target.shards
+        held, shards = experts.count, self.target.shards
         whole = held < self.router.shape[1]
         first = first_of_share(held, shards) if whole else 0
         here_TX = live_T[:, None] & (expert_TX >= first) & (expert_TX < first + held)
@@ -45,7 +45,7 @@ class MixtureOfExperts(Linears):
         names = ("gate", "up", "down") + (
             ("gate_scale", "up_scale", "down_scale") if self.target.int8 else ()
         )
-        return ExpertWeights(**{name: getattr(self, name)[...] for name in names})
+        return ExpertWeights(**{name: getattr(self, name).get_value() for name in names})
 
 
 def route(x_TD: jax.Array, router_DE: jax.Array, choices: int) -> tuple[jax.Array, jax.Array]:

@@ -17,12 +17,14 @@ class Target:
 
     Attributes:
       kernels: the way of doing each operation. shards: over how many devices the step is mapped.
-      int8: linear weights are int8 (see `quantize.py`).
+      int8: linear weights are int8 (see `quantize.py`). apart: a layer's experts are arrays of their own, in
+        place of one that stacks them (see `sharding.lay_apart`).
     """
 
     kernels: Kernels = field(default_factory=lambda: choose("cpu"))
     shards: int = 1
     int8: bool = False
+    apart: bool = False
 
     @classmethod
     def of(cls, mesh: Mesh, overrides: Mapping[str, str] | None = None, *, int8: bool = False) -> "Target":
@@ -32,4 +34,6 @@ class Target:
           ConfigError: an override names an operation or a kernel that there is not.
         """
         platform = mesh.devices.flat[0].platform
-        return cls(kernels=choose(platform, overrides or {}), shards=mesh.size, int8=int8)
+        kernels = choose(platform, overrides or {})
+        apart = platform == "cpu" and dict(kernels.names)["experts"] == "blocks"
+        return cls(kernels=kernels, shards=mesh.size, int8=int8, apart=apart)

@@ -22,8 +22,11 @@ from .config import ModelConfig
 from .layers import FeedForward, Linears, random_weight, rms_norm
 from .moe import MixtureOfExperts
 from .rotary import rotary_tables
-from .sharding import first_of_share, gathered, placements, total
+from .sharding import first_of_share, gathered, lay_apart, placements, total
 from .target import Target
+
+Leaf = jax.Array | tuple[jax.Array, ...]
+"""A parameter, or a layer's experts apart (see `Skeleton.flatten`)."""
 
 
 class Layer(nnx.Module):
@@ -153,16 +156,17 @@ class Skeleton:
         names = tuple(".".join(str(getattr(key, "key", key)) for key in path) for path, _ in paths)
         return cls(config, target, names, graph, tree)
 
-    def flatten(self, parameters: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
-        """The parameters as the flat tuple that `merge` takes."""
-        return tuple(parameters[name] for name in self.names)
+    def flatten(self, parameters: Mapping[str, jax.Array]) -> tuple[Leaf, ...]:
+        """The parameters as the flat tuple that `merge` takes; on a CPU, a layer's experts laid apart."""
+        weights = (parameters[name] for name in self.names)
+        return tuple(lay_apart(w) if self.target.apart and w.ndim == 3 else w for w in weights)
 
     def specs(self) -> tuple[PartitionSpec, ...]:
         """How each parameter of the flat tuple is divided."""
         table = placements(self.config, self.target.shards, int8=self.target.int8)
         return tuple(table[name].spec for name in self.names)
 
-    def merge(self, leaves: tuple[jax.Array, ...]) -> Transformer:
+    def merge(self, leaves: tuple[Leaf, ...]) -> Transformer:
         """The module with these parameters; cheap, meant for use inside a jitted function."""
         return nnx.merge(self._graph, nnx.State(jax.tree.unflatten(self._tree, leaves)))
 

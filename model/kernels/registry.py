@@ -53,19 +53,35 @@ class Int8LinearKernel(Protocol):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class ExpertWeights:
-    """The experts held here: gate and up `[E, D, F]`, down `[E, F, D]`; if int8, f32 scales `[E, outs]`."""
+    """The experts held here: gate and up `[E, D, F]`, down `[E, F, D]`; if int8, f32 scales `[E, outs]`.
 
-    gate: jax.Array
-    up: jax.Array
-    down: jax.Array
+    Where they lie apart (see `sharding.lay_apart`), gate, up and down are E arrays of `[1, …]` each.
+    """
+
+    gate: jax.Array | tuple[jax.Array, ...]
+    up: jax.Array | tuple[jax.Array, ...]
+    down: jax.Array | tuple[jax.Array, ...]
     gate_scale: jax.Array | None = None
     up_scale: jax.Array | None = None
     down_scale: jax.Array | None = None
 
+    @property
+    def count(self) -> int:
+        """E."""
+        return len(self.gate) if isinstance(self.gate, tuple) else self.gate.shape[0]
+
 
 _WAYS: dict[str, dict[str, str]] = {
-    "attention": {"blocks": "block_attention:attend"},
-    "experts": {"blocks": "block_experts:block_experts"},
+    "attention": {
+        "blocks": "block_attention:attend",
+        "ragged": "ragged_attention:attend",
+        "triton": "triton_attention:attend",
+    },
+    "experts": {
+        "blocks": "block_experts:block_experts",
+        "wide_blocks": "block_experts:wide_block_experts",
+        "ragged": "ragged_experts:ragged_experts",
+    },
     "linear": {"plain": "linear:plain", "halves": "linear:halves"},
     "int8_linear": {"plain": "linear:int8_plain", "padded": "linear:int8_padded"},
 }
@@ -73,8 +89,8 @@ _WAYS: dict[str, dict[str, str]] = {
 
 _CHOICES: dict[str, dict[str, str]] = {
     "cpu": {"linear": "halves", "int8_linear": "padded"},
-    "tpu": {},
-    "cuda": {},
+    "tpu": {"attention": "ragged", "experts": "ragged"},
+    "cuda": {"attention": "triton", "experts": "wide_blocks"},
 }
 """Platform -> operation -> way, where it is not the first."""
 

@@ -1,0 +1,165 @@
+"""Each platform's attention kernel against the portable one, run on this host by Pallas' interpreters.
+
+What is laid out here is what the runtime lays out: rows one behind the other, those in use first.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas.ops.tpu.ragged_paged_attention import (
+    dynamic_validate_inputs,
+    ref_ragged_paged_attention,
+)
+
+from distaff.model.cache import Batch
+from distaff.model.kernels import block_attention, ragged_attention, triton_attention
+
+from .reference import make_tiles
+from .test_block_attention import Geometry, World
+
+FLOAT32, BFLOAT16 = jnp.dtype("float32"), jnp.dtype("bfloat16")
+Run = tuple[int, int]
+"""A row's tokens in a step: the first one's position, and how many."""
+
+MIXED: list[Run] = [(300, 1), (0, 40), (130, 1), (250, 21)]
+DECODE: list[Run] = [(300, 1), (-1, 1), (511, 1)]
+"""Row 1 of the second step is padding."""
+
+RAGGED = [
+    Geometry(heads=4, kv_heads=1, head_size=128, page_size=16),
+    Geometry(heads=4, kv_heads=2, head_size=128, page_size=64, window=100),
+]
+TRITON = [
+    Geometry(heads=4, kv_heads=2, head_size=16),
+    Geometry(heads=3, kv_heads=1, head_size=32, page_size=8, window=5),
+    Geometry(heads=2, kv_heads=2, head_size=64, page_size=256, window=200),
+]
+
+
+def lay_out(world: World, runs: Sequence[Run], tokens: int, *, tiles: bool) -> Batch:
+    """A step of these runs, row by row, and then padding."""
+    rows, ends = len(world.tables), np.cumsum([0, *(length for _, length in runs)])
+    positions = np.full(tokens, -1, np.int32)
+    for (first, length), start in zip(runs, ends, strict=False):
+        positions[start : start + length] = first + np.arange(length) if first >= 0 else -1
+    singles = [start if n == 1 else tokens for (_, n), start in zip(runs, ends, strict=False)]
+    prompts = [(start, n, i) for i, ((_, n), start) in enumerate(zip(runs, ends, strict=False)) if n > 1]
+    return Batch(
+        positions_T=jnp.asarray(positions),
+        lengths_T=jnp.asarray(positions + 1),
+        slots_T=jnp.zeros(tokens, jnp.int32),
+        tables_BM=jnp.asarray(world.tables, jnp.int32),
+        starts_R=jnp.asarray(np.pad(ends, (0, rows + 1 - len(ends))), jnp.int32),
+        rows=jnp.int32(len(runs)),
+        singles_B=jnp.asarray(singles + [tokens] * (rows - len(runs)), jnp.int32),
+        tiles=make_tiles(prompts, tile=min(64, tokens), capacity=tokens // 64 + rows) if tiles else None,
+    )
+
+
+STEPS = {
+    "mixed": (MIXED, 80, True),
+    "one-prompt": ([(0, 64)], 64, True),
+    "decode": (DECODE, 4, False),
+    "padding-alone": ([], 4, False),
+    "mixed-padding-alone": ([], 64, True),
+}
+
+
+def compare(
+    attend: Callable[..., jax.Array],
+    geometry: Geometry,
+    step: str,
+    dtype: jnp.dtype,
+    tolerance: float,
+    *,
+    jit: bool = True,
+) -> None:
+    """The kernel's output is the portable one's; tokens of no row get exactly zero."""
+    runs, tokens, tiles = STEPS[step]
+    world = World.create(geometry, 3)
+    shape = (tokens, geometry.heads, geometry.head_size)
+    q_TNH = jnp.asarray(np.random.default_rng(4).standard_normal(shape), dtype)
+    pool, batch = world.pool.astype(dtype), lay_out(world, runs, tokens, tiles=tiles)
+    if tiles is False:
+        batch = replace(
+            batch, starts_R=jnp.arange(5, dtype=jnp.int32), singles_B=jnp.arange(4, dtype=jnp.int32)
+        )
+    ours, portable = (partial(f, window=geometry.window) for f in (attend, block_attention.attend))
+    found = np.asarray((jax.jit(ours) if jit else ours)(q_TNH, pool, batch), np.float32)
+    expected = np.asarray(jax.jit(portable)(q_TNH, pool, batch), np.float32)
+    np.testing.assert_allclose(found, expected, atol=tolerance)
+    assert not found[np.asarray(batch.positions_T) < 0].any()
+    assert found[np.asarray(batch.positions_T) >= 0].any(-1).all()
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=str)
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("geometry", TRITON, ids=["gqa", "three-heads-window-5", "page-256-window-200"])
+def test_triton_equals_portable(geometry: Geometry, step: str, dtype: jnp.dtype) -> None:
+    """In bfloat16 weights are rounded before they meet the values: 2^-9 of values around one."""
+    tolerance = 1e-5 if dtype == FLOAT32 else 0.02
+    compare(partial(triton_attention.attend, interpret=True), geometry, step, dtype, tolerance)
+
+
+def stand_in(q_TNH, pool, lengths_B, tables_BM, starts_R, rows, **settings) -> jax.Array:
+    """What JAX says its TPU kernel computes; where that leaves the output as it was, NaN."""
+    arguments = q_TNH, pool, lengths_B, tables_BM, starts_R, rows
+    dynamic_validate_inputs(*arguments, **settings)
+    used = int(rows[0])
+    assert used >= 1 and (np.diff(starts_R)[:used] >= 1).all() and (lengths_B[:used] >= 1).all()
+    blocks = ("num_kv_pages_per_block", "num_queries_per_block")
+    mathematics = {name: value for name, value in settings.items() if name not in blocks}
+    out_TNH = ref_ragged_paged_attention(*arguments, **mathematics)
+    return jnp.full_like(q_TNH, jnp.nan).at[: len(out_TNH)].set(out_TNH)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    ("geometry", "dtype"), [(RAGGED[0], FLOAT32), (RAGGED[1], BFLOAT16)], ids=["f32", "bf16-window-100"]
+)
+def test_ragged_equals_portable(
+    geometry: Geometry, step: str, dtype: jnp.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What we hand to JAX's TPU kernel means the same as the portable kernel's arguments, and is what it can
+    bear: each row in use has a token and a key, as its fetching ahead takes for granted.
+
+    The kernel itself runs on no interpreter (JAX 0.10.2's knows no reshaped reference), so its own reference
+    stands in for it.
+    """
+    monkeypatch.setattr(ragged_attention, "ragged_paged_attention", stand_in)
+    tolerance = 1e-5 if dtype == FLOAT32 else 0.02
+    compare(ragged_attention.attend, geometry, step, dtype, tolerance, jit=False)
+
+
+SHAPES = [
+    ((8, 4, 128), (9, 16, 2), BFLOAT16, True),
+    ((8, 4, 128), (9, 16, 2), FLOAT32, True),
+    ((8, 32, 256), (9, 16, 64), BFLOAT16, True),
+    ((8, 4, 64), (9, 16, 2), BFLOAT16, False),
+    ((8, 9, 128), (9, 16, 6), BFLOAT16, False),
+    ((8, 4, 128), (9, 16, 2), jnp.dtype("float16"), False),
+]
+
+
+@pytest.mark.parametrize(("q", "pool", "dtype", "expected"), SHAPES, ids=str)
+def test_ragged_takes_what_it_can(q: tuple, pool: tuple, dtype: jnp.dtype, expected: bool) -> None:
+    """Heads of 64 numbers, three key heads and unknown dtypes go to the portable kernel, as do page tables
+    beyond scalar memory and queries of another width than the pool."""
+    q_TNH = jax.ShapeDtypeStruct(q, dtype)
+    pages = jax.ShapeDtypeStruct((*pool, q[2]), dtype)
+    small, large = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((8, 64), (512, 1024)))
+    assert ragged_attention.fits(q_TNH, pages, small) == expected
+    assert not ragged_attention.fits(q_TNH, pages, large)
+    assert not ragged_attention.fits(jax.ShapeDtypeStruct(q, jnp.int8), pages, small)
+
+
+@pytest.mark.parametrize("kernel", [ragged_attention, triton_attention], ids=lambda kernel: kernel.__name__)
+def test_what_does_not_fit_goes_to_the_portable_kernel(kernel: ModuleType) -> None:
+    """A head size of 24 fits neither kernel: the step is the portable one's, to the bit."""
+    compare(kernel.attend, Geometry(head_size=24), "mixed", FLOAT32, 0.0)

@@ -1,0 +1,208 @@
+"""Every way of computing a mixture of experts against a plain sum over them, and what none may do.
+
+Products of some tens of terms of order one: f32 agrees with float64 to 1e-5.
+"""
+
+import re
+from collections.abc import Callable
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distaff.model.kernels.block_experts import block_experts, block_rows, wide_block_experts
+from distaff.model.kernels.ragged_experts import ragged_experts
+from distaff.model.kernels.registry import ExpertWeights
+from distaff.model.quantize import quantize_weight
+from distaff.model.sharding import lay_apart
+
+WIDTH, INNER, EXPERTS, CHOICES = 24, 40, 4, 2
+WAYS = {"blocks": block_experts, "wide_blocks": wide_block_experts, "ragged": ragged_experts}
+TOKENS = [1, 2, 7, 64]
+NAMES = ("gate", "up", "down")
+
+
+@cache
+def wide() -> ExpertWeights:
+    rng = np.random.default_rng(0)
+    shapes = ((WIDTH, INNER), (WIDTH, INNER), (INNER, WIDTH))
+    drawn = [rng.standard_normal((EXPERTS, *shape)) * shape[0] ** -0.5 for shape in shapes]
+    return ExpertWeights(**{name: jnp.asarray(w, jnp.float32) for name, w in zip(NAMES, drawn, strict=True)})
+
+
+@cache
+def rounded() -> ExpertWeights:
+    """The same in int8."""
+    parts = {name: quantize_weight(getattr(wide(), name)) for name in NAMES}
+    scales = {f"{name}_scale": scale for name, (_, scale) in parts.items()}
+    return ExpertWeights(**{name: weight for name, (weight, _) in parts.items()}, **scales)
+
+
+def apart(experts: ExpertWeights) -> ExpertWeights:
+    """The same, each expert an array of its own."""
+    scales = {f"{name}_scale": getattr(experts, f"{name}_scale") for name in NAMES}
+    return ExpertWeights(**{name: lay_apart(getattr(experts, name)) for name in NAMES}, **scales)
+
+
+FORMS = {"stacked": lambda experts: experts, "apart": apart}
+
+
+def inputs(tokens: int, seed: int = 1) -> tuple[jax.Array, np.ndarray, jax.Array]:
+    """Tokens, their experts (some have one or none), their weights."""
+    rng = np.random.default_rng(seed)
+    x_TD = jnp.asarray(rng.standard_normal((tokens, WIDTH)), jnp.float32)
+    expert_TX = np.stack([rng.permutation(EXPERTS)[:CHOICES] for _ in range(tokens)])
+    expert_TX[rng.random((tokens, CHOICES)) < 0.2] = EXPERTS
+    return x_TD, expert_TX.astype(np.int32), jnp.asarray(rng.random((tokens, CHOICES)), jnp.float32)
+
+
+def oracle(
+    x_TD: jax.Array, expert_TX: np.ndarray, weight_TX: jax.Array, experts: ExpertWeights
+) -> np.ndarray:
+    """Token by token in float64; with int8 weights, inputs are rounded as `quantize.py` says."""
+    out_TD = np.zeros(x_TD.shape)
+    for t, x in zip(*np.nonzero(expert_TX < EXPERTS), strict=True):
+        e = expert_TX[t, x]
+        gate, up = (_map(np.asarray(x_TD[t]), experts, name, e) for name in ("gate", "up"))
+        hidden = np.asarray(jax.nn.silu(jnp.asarray(gate, jnp.float32)) * jnp.asarray(up, jnp.float32))
+        out_TD[t] += float(weight_TX[t, x]) * _map(hidden, experts, "down", e)
+    return out_TD
+
+
+def _map(x_D: np.ndarray, experts: ExpertWeights, name: str, e: int) -> np.ndarray:
+    weight_DF, scale_EF = np.asarray(getattr(experts, name)[e]), getattr(experts, f"{name}_scale")
+    if scale_EF is None:
+        return x_D.astype(np.float64) @ weight_DF.astype(np.float64)
+    scale = np.float32(np.abs(x_D).max()) / np.float32(127)
+    product_F = np.round(x_D / scale).astype(np.int32) @ weight_DF.astype(np.int32)
+    return product_F * np.float64(scale) * np.asarray(scale_EF[e], np.float64)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_every_way_is_the_sum_over_experts(tokens: int, way: str, form: str) -> None:
+    """In f32, for tokens with two experts, one and none."""
+    x_TD, expert_TX, weight_TX = inputs(tokens)
+    found_TD = jax.jit(WAYS[way])(x_TD, jnp.asarray(expert_TX), weight_TX, FORMS[form](wide()))
+    np.testing.assert_allclose(found_TD, oracle(x_TD, expert_TX, weight_TX, wide()), atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_every_way_is_the_sum_over_experts_in_int8(tokens: int, way: str, form: str) -> None:
+    """Rounded as the oracle rounds; where a hidden number lies on an edge it may fall to the other side, so
+    a step of a 127th is allowed, times a weight and a sum's worth of such."""
+    x_TD, expert_TX, weight_TX = inputs(tokens)
+    found_TD = jax.jit(WAYS[way])(x_TD, jnp.asarray(expert_TX), weight_TX, FORMS[form](rounded()))
+    np.testing.assert_allclose(found_TD, oracle(x_TD, expert_TX, weight_TX, rounded()), atol=2e-3)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_bfloat16_stays_close(way: str) -> None:
+    x_TD, expert_TX, weight_TX = inputs(7)
+    narrow = jax.tree.map(lambda w: w.astype(jnp.bfloat16), wide())
+    found_TD = jax.jit(WAYS[way])(x_TD.astype(jnp.bfloat16), jnp.asarray(expert_TX), weight_TX, narrow)
+    assert found_TD.dtype == jnp.bfloat16
+    expected_TD = oracle(x_TD, expert_TX, weight_TX, wide())
+    np.testing.assert_allclose(
+        found_TD.astype(jnp.float32), expected_TD, atol=0.03 * np.abs(expected_TD).max()
+    )
+
+
+@pytest.mark.parametrize("experts", [wide, rounded], ids=["f32", "int8"])
+@pytest.mark.parametrize("way", WAYS)
+def test_padding_touches_nobody(way: str, experts: Callable[[], ExpertWeights]) -> None:
+    """Tokens without an expert come out as zero whatever they hold, NaN too, and nobody else sees them."""
+    x_TD, expert_TX, weight_TX = inputs(64)
+    expert_TX[5::3] = EXPERTS
+    poisoned_TD = x_TD.at[5::3].set(jnp.nan)
+    run = jax.jit(WAYS[way])
+    clean_TD, found_TD = (run(x, jnp.asarray(expert_TX), weight_TX, experts()) for x in (x_TD, poisoned_TD))
+    np.testing.assert_array_equal(found_TD, clean_TD)
+    assert not np.asarray(found_TD[5::3]).any()
+
+
+@pytest.mark.parametrize("experts", [wide, rounded], ids=["f32", "int8"])
+@pytest.mark.parametrize("tokens", [2, 7, 64])
+def test_company_and_place_change_no_bit(tokens: int, experts: Callable[[], ExpertWeights]) -> None:
+    """Whoever else is in the step, wherever they send it, a token gets the same bits."""
+    own, *_ = inputs(tokens)
+    run, mine_X, weights = jax.jit(block_experts), np.asarray([2, 0], np.int32), apart(experts())
+    expected_D = None
+
+    @settings(max_examples=30, deadline=None, derandomize=True)
+    @given(st.integers(0, 1000), st.integers(0, tokens - 1), st.sampled_from([None, 0, 2, EXPERTS]))
+    def check(seed: int, place: int, crowd: int | None) -> None:
+        nonlocal expected_D
+        x_TD, expert_TX, weight_TX = inputs(tokens, seed)
+        if crowd is not None:
+            expert_TX[:, 0], expert_TX[:, 1] = crowd, EXPERTS
+        expert_TX[place] = mine_X
+        x_TD, weight_TX = x_TD.at[place].set(own[0]), weight_TX.at[place].set(jnp.float32([0.25, 0.75]))
+        found_D = np.asarray(run(x_TD, jnp.asarray(expert_TX), weight_TX, weights))[place]
+        expected_D = found_D if expected_D is None else expected_D
+        np.testing.assert_array_equal(found_D, expected_D)
+
+    check()
+
+
+def turns(expert_TX: np.ndarray) -> int:
+    """How many blocks the loop computes."""
+    counted: list[int] = []
+    x_TD, _, weight_TX = inputs(len(expert_TX))
+
+    def count(x_CD, scales, weights):
+        jax.debug.callback(lambda: counted.append(1))
+        return x_CD
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distaff.model.kernels.block_experts._swiglu", count)
+        block_experts(x_TD, jnp.asarray(expert_TX), weight_TX, wide()).block_until_ready()
+    jax.effects_barrier()
+    return len(counted)
+
+
+def test_work_follows_the_tokens() -> None:
+    """No block for experts without rows nor for tokens without an expert; else as few as hold each's rows."""
+    tokens = 64
+    block = block_rows(tokens, CHOICES, EXPERTS)
+    nobody = np.full((tokens, CHOICES), EXPERTS, np.int32)
+    assert turns(nobody) == 0
+    one, three, all_one = nobody.copy(), nobody.copy(), nobody.copy()
+    one[9, 1], three[:3, 0] = 3, [0, 3, 1]
+    all_one[:, 0] = 2
+    assert [turns(one), turns(three), turns(all_one)] == [1, 3, -(-tokens // block)]
+
+
+def test_experts_apart_are_not_copied() -> None:
+    """The compiled loop reads experts' weights where they are; if they are stacked, it copies first."""
+    x_TD, expert_TX, weight_TX = inputs(64)
+    arguments = x_TD, jnp.asarray(expert_TX), weight_TX
+    made = re.compile(rf"= f32\[(?:1,)?{WIDTH},{INNER}\]\S* (\w[\w-]*)\(")
+    compiled = {
+        form: jax.jit(block_experts).lower(*arguments, lay(wide())).compile() for form, lay in FORMS.items()
+    }
+    kinds = {form: set(made.findall(found.as_text())) for form, found in compiled.items()}
+    assert kinds["apart"] <= {"parameter", "get-tuple-element", "bitcast"}
+    assert "fusion" in kinds["stacked"]
+
+
+def test_apart_shares_memory() -> None:
+    """Laying experts apart copies nothing."""
+    stacked = wide().gate
+    size = stacked[0].nbytes
+    for i, expert in enumerate(lay_apart(stacked)):
+        assert expert.unsafe_buffer_pointer() == stacked.unsafe_buffer_pointer() + i * size
+
+
+@given(st.integers(1, 5000), st.integers(1, 8), st.integers(1, 64))
+def test_blocks_are_of_sensible_size(tokens: int, choices: int, count: int) -> None:
+    """Never more rows than tokens, never more than 48, and in a full step not fewer than 8."""
+    block = block_rows(tokens, choices, count)
+    assert min(tokens, 8) <= block <= min(tokens, 48)
