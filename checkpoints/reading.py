@@ -87,8 +87,8 @@ def load_parameters(
     Each device is sent its own share (`model.sharding.placements`); without a mesh, the default device all.
 
     A store's files are held against their digests first (phase `verify`); then tensors are read, scanned,
-    cast and placed one by one (phase `load`, in bytes of `dtype`). Of a store, several devices read each its own
-    share.
+    cast and placed one by one (phase `load`, in bytes of `dtype`). Of a store, several devices read each its
+    own share.
 
     Raises:
       CheckpointError: the weights are damaged, or a tensor holds NaN or infinity (it is named).

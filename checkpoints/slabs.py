@@ -1,7 +1,7 @@
 """How a store cuts a tensor along the axis that a mesh divides, so that a device can read its own part alone.
 
-A tensor `[…, n, …]` lies as `[slabs, …, n / slabs, …]`, each slab a chunk of its own. What a device holds is a
-run of whole slabs, for every number of devices that divides them; heads are never cut. No JAX.
+A tensor `[…, n, …]` lies as `[slabs, …, n / slabs, …]`, each slab a chunk of its own. What a device holds is
+a run of whole slabs, for every number of devices that divides them; heads are never cut. No JAX.
 """
 
 from math import prod

@@ -109,7 +109,7 @@ def test_most_tensors_are_cut(tmp_path: Path) -> None:
 def test_nan_in_a_share_is_named(tmp_path: Path) -> None:
     """A number that is none is found on the device that holds it."""
     model = make_model()
-    model.model.layers[1].self_attn.k_proj.weight[-1, -1] = float("nan")
+    model.model.layers[1].self_attn.k_proj.weight.data[-1, -1] = float("nan")
     folder = save_folder(tmp_path / "folder", model)
     convert(folder, tmp_path / "store")
     with pytest.raises(CheckpointError, match=r"layers\.1\.attention\.k holds NaN"):
