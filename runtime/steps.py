@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from ..model.cache import Batch, Cache, Tiles, create_cache
 from ..model.sharding import CACHE, REPLICATED, pad_config
@@ -63,7 +64,7 @@ def make_step(skeleton: Skeleton, bucket: Bucket, shapes: Shapes) -> Step:
         slot_T, batch = _arrange(bucket, shapes, fields)
         token_T = fields["token"]
         token_T = jnp.where(token_T < 0, state.last_S.at[slot_T].get(mode="clip"), token_T)
-        counts_SV = state.counts_SV.at[slot_T, token_T].add(fields["counted"], mode="drop")
+        counts_SV = _count(state.counts_SV, slot_T, token_T, fields["counted"])
         hidden_TD, cache = model(token_T, state.cache, batch)
         broken_S = _mark_broken(state.broken_S, slot_T, fields["position"], hidden_TD)
         slot_B = fields["slot"]
@@ -101,6 +102,17 @@ def _arrange(bucket: Bucket, shapes: Shapes, fields: Mapping[str, jax.Array]) ->
         tiles=_tiles(fields) if mixed else None,
     )
     return fields["slot"][row_T], batch
+
+
+def _count(
+    counts_SV: jax.Array, slot_T: jax.Array, token_T: jax.Array, counted_T: jax.Array
+) -> jax.Array:
+    """Counts tokens where a sequence has penalties; where none has, the counts are not so much as read."""
+
+    def add() -> jax.Array:
+        return counts_SV.at[slot_T, token_T].add(counted_T, mode="drop")
+
+    return lax.cond(jnp.any(counted_T > 0), add, lambda: counts_SV)
 
 
 def _mark_broken(
