@@ -21,7 +21,10 @@ KEYS = 256
 """Keys fetched together. Two such blocks of 16 heads are 4 MiB, a quarter of what a kernel may use."""
 
 TABLE_BYTES = 1 << 19
-"""The most that page tables may take of a TPU's scalar memory, half of 1 MiB on v5e."""
+"""The most that page tables may take of scalar memory, which is 1 MiB; 512 sequences of 128 pages do."""
+
+LANES = 128
+"""Numbers in a vector register's row."""
 
 _PACKED = {jnp.dtype("float32"): 1, jnp.dtype("bfloat16"): 2}
 """Numbers to a 32-bit word."""
@@ -48,17 +51,24 @@ def attend(q_TNH: jax.Array, pool: jax.Array, batch: Batch, *, window: int | Non
 
 
 def fits(q_TNH: jax.Array, pool: jax.Array, tables_BM: jax.Array) -> bool:
-    """Whether the kernel takes these shapes.
+    """Whether the kernel takes these shapes, as found by compiling it for v5e and v6e (JAX 0.10.2).
 
-    It wants a head size of whole lanes (128), a page's heads in whole tiles (1, 2, 4 or a multiple of 8 words
-    of 32 bits), queries as wide as the pool, and page tables that scalar memory holds.
+    It wants heads of one row of lanes, queries as wide as the pool, page tables that scalar memory holds, and
+    a token's keys and values in whole tiles: 1, 2, 4 or a multiple of 8 words of 32 bits. Of more than 8 it
+    takes 8 at a time, and in f32 the queries of these 4 heads must be whole tiles as well.
     """
-    words, rest = divmod(pool.shape[2], _PACKED.get(pool.dtype, pool.shape[2] + 1))
+    if q_TNH.dtype != pool.dtype or pool.dtype not in _PACKED or q_TNH.shape[2] != LANES:
+        return False
+    entries, packed = pool.shape[2], _PACKED[pool.dtype]
+    words, rest = divmod(entries, packed)
     tiled = rest == 0 and (words in (1, 2, 4) or words % 8 == 0)
+    paired = packed > 1 or words <= 8 or q_TNH.shape[1] // (entries // 2) % 2 == 0
     rows, columns = tables_BM.shape
-    table_bytes = 4 * rows * (-(-columns // 128) * 128)
-    same = q_TNH.dtype == pool.dtype
-    return same and tiled and q_TNH.shape[2] % 128 == 0 and table_bytes <= TABLE_BYTES
+    return tiled and paired and 4 * rows * _multiple(columns, LANES) <= TABLE_BYTES
+
+
+def _multiple(size: int, of: int) -> int:
+    return -(-size // of) * of
 
 
 def _sequences(batch: Batch) -> tuple[jax.Array, jax.Array]:

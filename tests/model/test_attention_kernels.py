@@ -140,7 +140,10 @@ def test_ragged_equals_portable(
 SHAPES = [
     ((8, 4, 128), (9, 16, 2), BFLOAT16, True),
     ((8, 4, 128), (9, 16, 2), FLOAT32, True),
-    ((8, 32, 256), (9, 16, 64), BFLOAT16, True),
+    ((8, 32, 128), (9, 16, 64), BFLOAT16, True),
+    ((8, 32, 128), (9, 16, 64), FLOAT32, False),
+    ((8, 64, 128), (9, 16, 64), FLOAT32, True),
+    ((8, 4, 256), (9, 16, 4), BFLOAT16, False),
     ((8, 4, 64), (9, 16, 2), BFLOAT16, False),
     ((8, 9, 128), (9, 16, 6), BFLOAT16, False),
     ((8, 4, 128), (9, 16, 2), jnp.dtype("float16"), False),
@@ -149,8 +152,8 @@ SHAPES = [
 
 @pytest.mark.parametrize(("q", "pool", "dtype", "expected"), SHAPES, ids=str)
 def test_ragged_takes_what_it_can(q: tuple, pool: tuple, dtype: jnp.dtype, expected: bool) -> None:
-    """Heads of 64 numbers, three key heads and unknown dtypes go to the portable kernel, as do page tables
-    beyond scalar memory and queries of another width than the pool."""
+    """Heads of 64 or 256 numbers, three key heads, f32 with one query head for each of many key heads, and
+    unknown dtypes go to the portable kernel, as do too large page tables and queries unlike the pool."""
     q_TNH = jax.ShapeDtypeStruct(q, dtype)
     pages = jax.ShapeDtypeStruct((*pool, q[2]), dtype)
     small, large = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((8, 64), (512, 1024)))

@@ -1,16 +1,22 @@
-"""The model lowers for TPU and CUDA on a machine that has neither: nothing in it is for one platform alone.
+"""The model lowers for TPU and CUDA on a machine that has neither, with the kernels of each.
 
 Lowering runs every rule of every operation for the platform named; it stops short of that platform's
 compiler.
 """
 
+import re
+from collections import Counter
+
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
-from distaff.model.cache import Batch, Tiles, create_cache
+from distaff.model.cache import Batch, Cache, Tiles, create_cache
 from distaff.model.config import ModelConfig, MoEConfig, RopeScaling
+from distaff.model.kernels.registry import choose
 from distaff.model.parameters import parameter_shapes
+from distaff.model.target import Target
 from distaff.model.transformer import Skeleton
 
 TOKENS, ROWS, COLUMNS, TILES = 128, 8, 4, 10
@@ -25,7 +31,9 @@ MODELS = {
         feed_forward_bias=True,
         rope=RopeScaling(kind="dynamic", factor=2.0, original_context=64),
     ),
-    "mixtral": ModelConfig(**SIZES, context=512, moe=MoEConfig(experts=4, experts_per_token=2)),
+    "mixtral": ModelConfig(
+        **{**SIZES, "head_size": 128}, context=512, window=100, moe=MoEConfig(experts=4, experts_per_token=2)
+    ),
 }
 
 
@@ -50,15 +58,26 @@ def abstract_batch(kind: str) -> Batch:
     )
 
 
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["rows", "tiles"])
-@pytest.mark.parametrize("name", MODELS)
-def test_step_lowers_for_accelerators(name: str, kind: str, dtype: str, platform: str) -> None:
-    """A step of rows and a step with tiles lower in both dtypes, down to the logits."""
-    config, batch, width = MODELS[name], abstract_batch(kind), jnp.dtype(dtype)
-    skeleton = Skeleton.of(config)
-    shapes = {name: jax.ShapeDtypeStruct(s, width) for name, s in parameter_shapes(config).items()}
+MARKS = {
+    "tpu": {"attention": "tpu_custom_call", "experts": "ragged_dot"},
+    "cuda": {"attention": "xla.gpu.triton", "experts": "stablehlo.while"},
+}
+"""What shows that the platform's own kernel is in a lowered step."""
+
+ABSTRACT = AbstractMesh((1,), ("model",), abstract_device=AbstractDevice("TPU v5 lite", 1, "tpu"))
+"""The TPU that Pallas asks about where there is none; a real mesh says it itself."""
+
+
+def lower(
+    config: ModelConfig, kind: str, dtype: str, platform: str, *, int8: bool = False
+) -> tuple[jax.stages.Lowered, Cache]:
+    """A step with the platform's kernels, down to the logits; and the shapes of its cache."""
+    batch, width = abstract_batch(kind), jnp.dtype(dtype)
+    skeleton = Skeleton.of(config, Target(kernels=choose(platform), int8=int8))
+    shapes = parameter_shapes(config, int8=int8)
+    widths = {name: jnp.dtype("float32") if name.endswith("_scale") else width for name in shapes}
+    widths |= {name: jnp.dtype("int8") for name in shapes if f"{name}_scale" in shapes}
+    leaves = {name: jax.ShapeDtypeStruct(shape, widths[name]) for name, shape in shapes.items()}
     cache = jax.eval_shape(lambda: create_cache(config, 32, 64, width))
 
     def step(leaves, cache, tokens_T, batch):
@@ -66,8 +85,40 @@ def test_step_lowers_for_accelerators(name: str, kind: str, dtype: str, platform
         hidden_TD, cache = model(tokens_T, cache, batch)
         return model.logits(hidden_TD), cache
 
-    traced = jax.jit(step).trace(skeleton.flatten(shapes), cache, batch.positions_T, batch)
-    lowered = traced.lower(lowering_platforms=(platform,))
+    with use_abstract_mesh(ABSTRACT):
+        traced = jax.jit(step).trace(skeleton.flatten(leaves), cache, batch.positions_T, batch)
+        return traced.lower(lowering_platforms=(platform,)), cache
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["rows", "tiles"])
+@pytest.mark.parametrize("name", MODELS)
+def test_step_lowers_for_accelerators(name: str, kind: str, dtype: str, platform: str) -> None:
+    """A step of rows and a step with tiles lower in both dtypes, with the kernels that the platform has."""
+    config = MODELS[name]
+    lowered, cache = lower(config, kind, dtype, platform)
+    text, marks = lowered.as_text(), MARKS[platform]
+    own = platform == "cuda" or config.head_size == 128
+    assert (marks["attention"] in text) == own
+    assert marks["experts"] in text or config.moe is None
     logits, cache_out = lowered.out_info
-    assert logits.shape == (batch.positions_T.shape[0], config.vocabulary) and logits.dtype == jnp.float32
+    tokens = ROWS if kind == "rows" else TOKENS
+    assert logits.shape == (tokens, config.vocabulary) and logits.dtype == jnp.float32
     assert [(pool.shape, pool.dtype) for pool in cache_out] == [(pool.shape, pool.dtype) for pool in cache]
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("kind", ["rows", "tiles"])
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_int8_stays_int8(name: str, kind: str, platform: str) -> None:
+    """Every product with weights but the router's is int8 x int8 -> int32, experts' included; none is widened
+    first."""
+    text = lower(MODELS[name], kind, "bfloat16", platform, int8=True)[0].as_text()
+    products = re.findall(
+        r"(?:dot_general|ragged_dot).*: \(tensor<(\S+)>, tensor<(\S+)>.*-> tensor<(\S+)>", text
+    )
+    kinds = Counter(tuple(shape.rpartition("x")[2] for shape in product) for product in products)
+    assert kinds["i8", "i8", "i32"] == 7 + (not MODELS[name].tied_head)  # layers are traced once
+    assert not [kind for kind in kinds if "i8" in kind[:2] and kind != ("i8", "i8", "i32")]
+    assert not re.search(r"convert.*tensor<\S+xi8>\) -> tensor<\S+x(?:bf16|f32)>", text)
