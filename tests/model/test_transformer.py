@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distaff.model.config import ModelConfig, RopeScaling
+from distaff.model.config import ModelConfig, MoEConfig, RopeScaling
 
 from .reference import Driver, build_reference, parameters_from
 
@@ -24,6 +24,8 @@ CONFIG = ModelConfig(
     context=256,
     rope=RopeScaling(kind="dynamic", factor=4.0, original_context=16),
 )
+MIXTRAL = replace(CONFIG, rope=None, window=33, moe=MoEConfig(experts=4, experts_per_token=2))
+MODELS = {"llama": CONFIG, "mixtral": MIXTRAL}
 PROMPT = np.random.default_rng(0).integers(0, CONFIG.vocabulary, 90).tolist()
 
 
@@ -32,9 +34,10 @@ def parameters() -> dict[str, jax.Array]:
     return parameters_from(build_reference(CONFIG, 3), CONFIG)
 
 
-@pytest.fixture(scope="module")
-def driver(parameters: dict[str, jax.Array]) -> Driver:
-    return Driver(CONFIG, parameters)
+@pytest.fixture(scope="module", params=MODELS)
+def driver(request: pytest.FixtureRequest) -> Driver:
+    config = MODELS[request.param]
+    return Driver(config, parameters_from(build_reference(config, 3), config))
 
 
 def whole(driver: Driver, prompt: list[int], row: int = 1) -> np.ndarray:
