@@ -17,9 +17,9 @@ from jax import lax
 from .linear import halves, int8_padded
 from .registry import ExpertWeights
 
-SMALLEST, LARGEST = 8, 48
+SMALLEST, LARGEST = 8, 40
 """Rows to a block on a CPU. Fewer than 8 take as long, since a product begins by reading all its weights; of
-more than 48, too many are padding where experts are unequally busy."""
+more than 40, too many are padding where experts are unequally busy."""
 
 WIDEST = 256
 """Rows to a block where each turn of the loop costs a wait for the host, and products want many rows."""

@@ -203,6 +203,6 @@ def test_apart_shares_memory() -> None:
 
 @given(st.integers(1, 5000), st.integers(1, 8), st.integers(1, 64))
 def test_blocks_are_of_sensible_size(tokens: int, choices: int, count: int) -> None:
-    """Never more rows than tokens, never more than 48, and in a full step not fewer than 8."""
+    """Never more rows than tokens, never more than 40, and in a full step not fewer than 8."""
     block = block_rows(tokens, choices, count)
-    assert min(tokens, 8) <= block <= min(tokens, 48)
+    assert min(tokens, 8) <= block <= min(tokens, 40)
