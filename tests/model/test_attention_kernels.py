@@ -43,13 +43,15 @@ TRITON = [
 
 
 def lay_out(world: World, runs: Sequence[Run], tokens: int, *, tiles: bool) -> Batch:
-    """A step of these runs, row by row, and then padding."""
+    """A step of these runs, row by row, and then padding; tiles that are not in use hold anything."""
     rows, ends = len(world.tables), np.cumsum([0, *(length for _, length in runs)])
     positions = np.full(tokens, -1, np.int32)
     for (first, length), start in zip(runs, ends, strict=False):
         positions[start : start + length] = first + np.arange(length) if first >= 0 else -1
     singles = [start if n == 1 else tokens for (_, n), start in zip(runs, ends, strict=False)]
     prompts = [(start, n, i) for i, ((_, n), start) in enumerate(zip(runs, ends, strict=False)) if n > 1]
+    made = make_tiles(prompts, tile=min(64, tokens), capacity=tokens // 64 + rows)
+    unused_C = jnp.arange(made.start_C.shape[0]) >= made.count
     return Batch(
         positions_T=jnp.asarray(positions),
         lengths_T=jnp.asarray(positions + 1),
@@ -58,7 +60,7 @@ def lay_out(world: World, runs: Sequence[Run], tokens: int, *, tiles: bool) -> B
         starts_R=jnp.asarray(np.pad(ends, (0, rows + 1 - len(ends))), jnp.int32),
         rows=jnp.int32(len(runs)),
         singles_B=jnp.asarray(singles + [tokens] * (rows - len(runs)), jnp.int32),
-        tiles=make_tiles(prompts, tile=min(64, tokens), capacity=tokens // 64 + rows) if tiles else None,
+        tiles=replace(made, length_C=jnp.where(unused_C, 3, made.length_C)) if tiles else None,
     )
 
 

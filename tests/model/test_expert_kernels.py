@@ -92,6 +92,16 @@ def test_every_way_is_the_sum_over_experts(tokens: int, way: str, form: str) -> 
     np.testing.assert_allclose(found_TD, oracle(x_TD, expert_TX, weight_TX, wide()), atol=1e-5)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_crowd_at_one_expert_takes_several_blocks(way: str) -> None:
+    """Every token goes to one expert, and every fifth to the last as well."""
+    x_TD, expert_TX, weight_TX = inputs(200)
+    expert_TX[:, 0], expert_TX[:, 1] = 1, EXPERTS
+    expert_TX[::5, 1] = EXPERTS - 1
+    found_TD = jax.jit(WAYS[way])(x_TD, jnp.asarray(expert_TX), weight_TX, wide())
+    np.testing.assert_allclose(found_TD, oracle(x_TD, expert_TX, weight_TX, wide()), atol=1e-5)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("tokens", [1, 7])
