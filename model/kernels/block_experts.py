@@ -93,20 +93,21 @@ def _in_blocks(
 
 
 def _expert(x_CD: jax.Array, experts: ExpertWeights, e: jax.Array) -> jax.Array:
-    """Some rows through expert e, i32 `[]`. Of stacked weights its own are copied first; where experts lie
-    apart, a branch for each reads them where they are."""
-    scales = [s if s is None else s[e] for s in (experts.gate_scale, experts.up_scale, experts.down_scale)]
-    if not isinstance(experts.gate, tuple):
-        return _swiglu(x_CD, scales, [w[e] for w in (experts.gate, experts.up, experts.down)])
-    apart = zip(experts.gate, experts.up, experts.down, strict=True)
-    branches = [partial(_swiglu, weights=[w.reshape(w.shape[1:]) for w in own]) for own in apart]
-    return lax.switch(e, branches, x_CD, scales)
+    """Some rows through expert e, i32 `[]`: SwiGLU."""
+    gate_CF = _product(x_CD, experts.gate, experts.gate_scale, e)
+    up_CF = _product(x_CD, experts.up, experts.up_scale, e)
+    return _product(jax.nn.silu(gate_CF) * up_CF, experts.down, experts.down_scale, e)
 
 
-def _swiglu(x_CD: jax.Array, scales: list[jax.Array | None], weights: list[jax.Array]) -> jax.Array:
-    gate, up, down = zip(weights, scales, strict=True)
-    return _product(jax.nn.silu(_product(x_CD, *gate)) * _product(x_CD, *up), *down)
+def _product(
+    x_CD: jax.Array, weights: jax.Array | tuple[jax.Array, ...], scale_EF: jax.Array | None, e: jax.Array
+) -> jax.Array:
+    """Rows times expert e's weights. Of stacked weights these are copied first; where experts lie apart, a
+    branch for each reads them where they are, and holds nothing else, so that it costs little to compile."""
 
+    def times(w_DF: jax.Array) -> jax.Array:
+        return halves(x_CD, w_DF) if scale_EF is None else int8_padded(x_CD, w_DF, scale_EF[e])
 
-def _product(x_CD: jax.Array, w_DF: jax.Array, scale_F: jax.Array | None) -> jax.Array:
-    return halves(x_CD, w_DF) if scale_F is None else int8_padded(x_CD, w_DF, scale_F)
+    if not isinstance(weights, tuple):
+        return times(weights[e])
+    return lax.switch(e, [partial(times, w.reshape(w.shape[1:])) for w in weights])
