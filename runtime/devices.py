@@ -10,18 +10,23 @@ import jax
 from jax.sharding import Mesh
 
 from ..model.sharding import create_mesh
-from .wishes import parse_mesh
+from .cluster import join
+from .wishes import Membership, parse_mesh
 
 
-def claim_mesh(wish: str | None) -> Mesh:
-    """The mesh that is wished for, of the devices that JAX sees.
+def claim_mesh(wish: str | None, membership: Membership | None = None) -> Mesh:
+    """The mesh that is wished for, of the devices that JAX sees, or of those of several processes.
 
-    Must come before anything else uses JAX, where CPU devices are to be made.
+    Must come before anything else uses JAX, where CPU devices are to be made. Several processes without a
+    wish take all devices that they have together.
 
     Raises:
-      ConfigError: no such mesh, or not so many devices.
+      ConfigError: no such mesh, not so many devices, or processes that do not come together.
     """
     shards = parse_mesh(wish)
+    if membership:
+        join(membership, shards if wish else None)
+        return create_mesh(shards if wish else jax.device_count())
     if shards > 1:
         with contextlib.suppress(RuntimeError):  # JAX is in use already: what is there must do
             jax.config.update("jax_num_cpu_devices", shards)

@@ -17,17 +17,15 @@ import jax
 from jax.sharding import Mesh
 
 from ..model.config import ModelConfig
-from ..model.sharding import create_mesh, pad_config
-from ..model.target import Target
-from ..model.transformer import Skeleton
+from ..model.sharding import create_mesh
+from .assembly import assemble
 from .executables import CompilationCounter, Progress
 from .mailboxes import Mailboxes
-from .memory import size_pool
 from .pages import PagePool
 from .request import EngineStats, InvalidRequest, NotReady, Request, TokenEvent, TokenLogprobs, draw_seed
-from .runner import Flight, Runner
+from .runner import Flight, Followers
 from .scheduler import Row, Scheduler, Sequence
-from .settings import EngineSettings, derive_shapes
+from .settings import EngineSettings
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +54,7 @@ class Engine:
         settings: EngineSettings | None = None,
         on_events: Events | None = None,
         mesh: Mesh | None = None,
+        followers: Followers | None = None,
     ) -> None:
         """Sizes the KV pool; compiles nothing yet.
 
@@ -64,25 +63,21 @@ class Engine:
             `model.sharding.placements` says.
           on_events: hears every step's events; None keeps them for `stream`.
           mesh: the devices; None for the one that the parameters are on.
+          followers: other processes that hold a part of the mesh (see `lockstep.py`).
 
         Raises:
           ConfigError: settings that the model or machine cannot honour.
           OutOfMemory: no room for the KV pool.
         """
         settings = settings or EngineSettings()
-        some = parameters["embed"]
-        mesh = mesh or create_mesh(1, list(some.devices()))
-        devices = mesh.local_devices
-        shapes = derive_shapes(config, settings, devices[0])
-        padded = pad_config(config, mesh.size)
-        pages = size_pool(padded, shapes, some.dtype, devices, settings.kv_pages, settings.replicas)
-        target = Target.of(mesh, dict(settings.kernels))
+        mesh = mesh or create_mesh(1, list(parameters["embed"].devices()))
+        self._runner = assemble(config, parameters, settings, mesh, followers)
+        shapes, pages = self._runner.shapes, self._runner.pages
         self.vocabulary = config.vocabulary
-        self.kernels = target.kernels.names
+        self.kernels = self._runner.kernels
         log.info("kernels: %s", ", ".join("=".join(pair) for pair in self.kernels))
         self.slots = shapes.slots
         self.context = min(settings.context or config.context, pages * shapes.page_size)
-        self._runner = Runner(Skeleton.of(config, target), mesh, parameters, shapes, pages)
         self._pages = PagePool(pages)
         self._scheduler = Scheduler(
             slots=shapes.slots, pages=self._pages, page_size=shapes.page_size, budget=shapes.budget
@@ -120,6 +115,7 @@ class Engine:
         self._inbox.put(lambda: None)
         if self._thread.is_alive():
             self._thread.join()
+        self._runner.close()
         self._compilations.stop()
 
     @property

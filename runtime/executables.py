@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from ..model.sharding import REPLICATED, over_shares
 from ..model.transformer import Skeleton
@@ -26,7 +26,7 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 class Executables:
     """The compiled steps of an engine, by bucket, and the small one that clears a slot's counts."""
 
-    def __init__(self, skeleton: Skeleton, shapes: Shapes, mesh: Mesh) -> None:
+    def __init__(self, skeleton: Skeleton, shapes: Shapes, mesh: Mesh | AbstractMesh) -> None:
         self._skeleton = skeleton
         self._shapes = shapes
         self._mesh = mesh
@@ -34,27 +34,32 @@ class Executables:
         self._forget: jax.stages.Compiled | None = None
         self.layouts = {bucket: Layout(bucket, shapes) for bucket in shapes.buckets()}
 
-    def compile(self, leaves: tuple[jax.Array, ...], state: DeviceState, progress: Progress) -> None:
+    def compile(self, leaves: tuple[Any, ...], state: DeviceState, progress: Progress) -> None:
         """Compiles everything for parameters and a state of these shapes (arrays or abstract)."""
         slot = jax.ShapeDtypeStruct((), jnp.int32)
-        self._forget = self._lower(forget_counts, (state, slot), (STATE, REPLICATED), STATE, 0).compile()
+        forget = self._trace(forget_counts, (state, slot), (STATE, REPLICATED), STATE, 0)
+        self._forget = forget.lower().compile()
         for done, bucket in enumerate(self.layouts, start=1):
             self._steps[bucket] = self.lower(bucket, leaves, state).compile()
             progress(done, len(self.layouts))
 
-    def lower(self, bucket: Bucket, leaves: tuple[jax.Array, ...], state: DeviceState) -> jax.stages.Lowered:
-        """A bucket's step, traced and lowered for parameters and a state of these shapes."""
+    def lower(self, bucket: Bucket, leaves: tuple[Any, ...], state: DeviceState) -> jax.stages.Lowered:
+        """A bucket's step, lowered for parameters and a state of these shapes."""
+        return self.trace(bucket, leaves, state).lower()
+
+    def trace(self, bucket: Bucket, leaves: tuple[Any, ...], state: DeviceState) -> jax.stages.Traced:
+        """A bucket's step as JAX sees it; the mesh may be one without devices."""
         step = make_step(self._skeleton, bucket, self._shapes)
         buffer = jax.ShapeDtypeStruct((self.layouts[bucket].size,), jnp.int32)
         specs = self._skeleton.specs(), STATE, REPLICATED
-        return self._lower(step, (leaves, state, buffer), specs, (STATE, REPLICATED), 1)
+        return self._trace(step, (leaves, state, buffer), specs, (STATE, REPLICATED), 1)
 
-    def _lower(
+    def _trace(
         self, function: Callable[..., Any], arguments: Any, specs: Any, out_specs: Any, donated: int
-    ) -> jax.stages.Lowered:
-        """Lowers a function of one device's share, mapped over the mesh; argument `donated` is given up."""
+    ) -> jax.stages.Traced:
+        """Traces a function of one device's share, mapped over the mesh; argument `donated` is given up."""
         mapped = over_shares(function, self._mesh, specs, out_specs)
-        return jax.jit(mapped, donate_argnums=donated).lower(*_abstract(arguments, specs, self._mesh))
+        return jax.jit(mapped, donate_argnums=donated).trace(*_abstract(arguments, specs, self._mesh))
 
     def step(self, bucket: Bucket) -> jax.stages.Compiled:
         """The executable of a bucket."""
@@ -66,7 +71,7 @@ class Executables:
         return self._forget(state, np.int32(slot))
 
 
-def _abstract(tree: Any, specs: Any, mesh: Mesh) -> Any:
+def _abstract(tree: Any, specs: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Shapes and types of a tree's arrays, placed as `specs`, a tree or a beginning of one, says."""
 
     def place(spec: PartitionSpec, part: Any) -> Any:

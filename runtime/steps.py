@@ -104,9 +104,7 @@ def _arrange(bucket: Bucket, shapes: Shapes, fields: Mapping[str, jax.Array]) ->
     return fields["slot"][row_T], batch
 
 
-def _count(
-    counts_SV: jax.Array, slot_T: jax.Array, token_T: jax.Array, counted_T: jax.Array
-) -> jax.Array:
+def _count(counts_SV: jax.Array, slot_T: jax.Array, token_T: jax.Array, counted_T: jax.Array) -> jax.Array:
     """Counts tokens where a sequence has penalties; where none has, the counts are not so much as read."""
 
     def add() -> jax.Array:

@@ -1,7 +1,8 @@
-"""What an operator writes about devices and kernels, `model=4` or `attention=blocks`, taken apart. No JAX."""
+"""What an operator writes about devices, processes and kernels, such as `model=4`, taken apart. No JAX."""
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ..model.errors import ConfigError
 
@@ -31,3 +32,36 @@ def parse_kernels(wishes: Sequence[str]) -> tuple[tuple[str, str], ...]:
         if len(pair) != 2 or not all(pair):
             raise ConfigError(f"kernel is {wish!r}; expected operation=way, e.g. attention=blocks")
     return tuple((operation, way) for operation, way in pairs)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Membership:
+    """A process's place among several.
+
+    Attributes:
+      coordinator: `host:port` of process 0, where JAX's runtimes meet. process: its number, from 0.
+      processes: how many there are.
+    """
+
+    coordinator: str
+    process: int
+    processes: int
+
+    def __post_init__(self) -> None:
+        host, _, port = self.coordinator.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise ConfigError(f"coordinator is {self.coordinator!r}; expected HOST:PORT")
+        if self.processes < 2:
+            raise ConfigError(f"num_processes is {self.processes}; expected at least 2")
+        if not 0 <= self.process < self.processes:
+            raise ConfigError(f"process_id is {self.process}; expected 0 to {self.processes - 1}")
+
+    @property
+    def host(self) -> str:
+        """The coordinator's, without the port."""
+        return self.coordinator.rpartition(":")[0]
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is process 0."""
+        return self.process == 0

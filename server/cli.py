@@ -7,15 +7,18 @@ set up here, and here alone in this process.
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ..model.errors import ConfigError, DistaffError
-from ..runtime.wishes import parse_kernels, parse_mesh
+from ..runtime.wishes import Membership, parse_kernels, parse_mesh
 from . import exit_codes
 from .exit_codes import Failed
 from .logs import configure_logging
+
+if TYPE_CHECKING:
+    from .worker_settings import WorkerSettings
 
 EXIT_CODES = """\
 Exit codes: 0 ended as asked; 2 wrong usage; 65 a damaged or unsupported checkpoint; 66 a model that is not
@@ -82,6 +85,12 @@ def serve(
             callback=_written_as(lambda wishes: parse_kernels(wishes or ())),
         ),
     ] = None,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Where several processes meet: an address of process 0."),
+    ] = None,
+    process_id: Annotated[int, typer.Option(min=0, help="This process's number; 0 leads and serves.")] = 0,
+    num_processes: Annotated[int, typer.Option(min=1, help="Processes that hold one model together.")] = 1,
     replicas: Annotated[int, typer.Option(min=1, help="Engines, each with devices of its own.")] = 1,
     revision: Revision = None,
     chat_template: Annotated[
@@ -96,27 +105,35 @@ def serve(
     """Serve a model over HTTP."""
     from ..checkpoints.sources import check
     from .listener import listen
+    from .worker_settings import WorkerSettings
 
     configure_logging(log_level.upper())
+    worker = WorkerSettings(
+        model=model,
+        revision=revision,
+        context=context,
+        slots=slots,
+        kv_pages=kv_pages,
+        dtype=dtype,
+        mesh=mesh,
+        kernels=tuple(kernel or ()),
+        coordinator=coordinator,
+        process_id=process_id,
+        num_processes=num_processes,
+        replicas=replicas,
+        log_level=log_level.upper(),
+    )
+    _check_processes(worker)
     check(model)
+    if process_id > 0:
+        from .follower import become_follower
+
+        become_follower(worker)
     with listen(host, port) as listener:
         from .progress import progress_display
         from .serve import WebProcess, text_loader
         from .settings import ServerSettings
-        from .worker_settings import WorkerSettings
 
-        worker = WorkerSettings(
-            model=model,
-            revision=revision,
-            context=context,
-            slots=slots,
-            kv_pages=kv_pages,
-            dtype=dtype,
-            mesh=mesh,
-            kernels=tuple(kernel or ()),
-            replicas=replicas,
-            log_level=log_level.upper(),
-        )
         WebProcess(
             ServerSettings(model=served_name(model), aliases=tuple(alias or ()), strict=strict),
             [
@@ -126,7 +143,26 @@ def serve(
             listener,
             text_loader(chat_template),
             progress_display(),
+            restarts=coordinator is None,
         ).run()
+
+
+def _check_processes(settings: "WorkerSettings") -> None:
+    """Refuses flags for several processes that do not go together."""
+    if settings.coordinator is None:
+        if settings.num_processes > 1 or settings.process_id > 0:
+            raise typer.BadParameter("--num-processes and --process-id need --coordinator HOST:PORT")
+        return
+    if settings.replicas > 1:
+        raise typer.BadParameter("--replicas and --coordinator exclude each other")
+    try:
+        Membership(
+            coordinator=settings.coordinator,
+            process=settings.process_id,
+            processes=settings.num_processes,
+        )
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 @app.command()

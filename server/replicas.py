@@ -35,13 +35,17 @@ class EngineGroup:
     """
 
     def __init__(
-        self, commands: Sequence[Sequence[str]], on_news: Callable[[News], None] = lambda news: None
+        self,
+        commands: Sequence[Sequence[str]],
+        on_news: Callable[[News], None] = lambda news: None,
+        restarts: bool = True,
     ) -> None:
         """Starts nothing yet.
 
         Args:
           commands: for each replica its process's command line, see `EngineProcess`.
           on_news: hears how bringing them up goes; must not block. `GivenUp` is the end of all.
+          restarts: whether a lost engine is brought up again.
         """
         self._on_news = on_news
         self._admission = Admission()
@@ -55,6 +59,7 @@ class EngineGroup:
                 functools.partial(self._hear, number),
                 self._admission,
                 f"the engine process of replica {number}" if len(commands) > 1 else "the engine process",
+                restarts,
             )
             for number, command in enumerate(commands)
         ]

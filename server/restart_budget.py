@@ -12,13 +12,14 @@ WINDOW_SECONDS = 300.0
 class RestartBudget:
     """Counts failures within a window. The pause doubles: 1 s, 2 s, 4 s ..."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._failures: deque[float] = deque(maxlen=MOST_FAILURES)
+    def __init__(self, clock: Callable[[], float] = time.monotonic, most: int = MOST_FAILURES) -> None:
+        """`most` failures within the window are too many; with 1 there is no second start."""
+        self._clock, self._most = clock, most
+        self._failures: deque[float] = deque(maxlen=most)
 
     def pause(self) -> float | None:
         """Counts a failure; the seconds to wait before the next start, or None if there is to be none."""
         now = self._clock()
         self._failures.append(now)
         recent = sum(now - failure < WINDOW_SECONDS for failure in self._failures)
-        return None if recent >= MOST_FAILURES else 2.0 ** (recent - 1)
+        return None if recent >= self._most else 2.0 ** (recent - 1)

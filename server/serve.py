@@ -30,6 +30,9 @@ from .welcome import welcome
 
 log = logging.getLogger(__name__)
 
+_LAST_WORDS_SECONDS = 1.0
+"""How long a server without an engine still answers, so that its clients hear why it goes."""
+
 LoadText = Callable[[Path], ServedModel]
 """Loads the text side of the checkpoint at a path; called in a thread."""
 
@@ -56,11 +59,14 @@ class WebProcess:
         listener: socket.socket,
         load_text: LoadText,
         display: ProgressDisplay,
+        restarts: bool = True,
     ) -> None:
         """Starts nothing yet.
 
         Args:
           engine_commands: one for each replica. listener: bound, on it the server listens.
+          restarts: whether a lost engine is brought up again; not where it is one of several processes, which
+            only all together can begin anew.
         """
         self._address = address_of(listener)
         self._listener = listener
@@ -68,7 +74,7 @@ class WebProcess:
         self._display = display
         self._model = settings.model
         self._served = ServedModel()
-        self._engine = EngineGroup(engine_commands, self._hear)
+        self._engine = EngineGroup(engine_commands, self._hear, restarts)
         self._app: App = create_app(settings, self._engine, self._served)
         self._app.register_listener(self._begin, "after_server_start")
         self._app.register_listener(self._prepare_to_end, "before_server_stop")
@@ -97,7 +103,8 @@ class WebProcess:
                 self._display.close()
                 self._welcome()
             case GivenUp(message, exit_code):
-                self._fail(message, exit_code)
+                pause = _LAST_WORDS_SECONDS if self._welcomed else 0.0
+                asyncio.get_running_loop().call_later(pause, self._fail, message, exit_code)
 
     async def _load(self, path: Path) -> None:
         try:

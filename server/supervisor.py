@@ -58,6 +58,7 @@ class EngineProcess:
         on_news: Callable[[News], None] = lambda news: None,
         admission: Admission | None = None,
         name: str = "the engine process",
+        restarts: bool = True,
     ) -> None:
         """Starts nothing yet.
 
@@ -65,7 +66,7 @@ class EngineProcess:
           command: the engine process's command line; `--fd N` is appended.
           on_news: hears how bringing it up goes; must not block.
           admission: the account that it shares with other engines; None for one of its own.
-          name: what the log calls it.
+          name: what the log calls it. restarts: whether a lost engine is brought up again.
         """
         self._command = command
         self._on_news = on_news
@@ -76,7 +77,7 @@ class EngineProcess:
         self._admission = admission or Admission()
         self._child: Child | None = None
         self._streams: dict[str, BufferedStream] = {}
-        self._budget = RestartBudget()
+        self._budget = RestartBudget() if restarts else RestartBudget(most=1)
         self._given_up: GivenUp | None = None
         self._task: asyncio.Task[None] | None = None
 

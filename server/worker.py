@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from ..checkpoints.files import Progress
 from ..checkpoints.sources import cache_folder
 from ..model.errors import ConfigError, DistaffError
-from ..runtime.wishes import parse_kernels, parse_mesh
+from ..runtime.wishes import Membership, parse_kernels, parse_mesh
 from . import exit_codes, system, wire
 from .devices import claim_devices
 from .engine_client import EngineInfo
@@ -34,12 +34,17 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
     from jaxlib._jax import Device
 
+    from ..checkpoints.reading import Checkpoint
     from ..model.config import ModelConfig
     from ..runtime.engine import Engine
+    from ..runtime.lockstep import Leader
+    from ..runtime.settings import EngineSettings
 
 log = logging.getLogger("distaff.server.worker")  # `__name__` is `__main__` here
 
 _PROGRESS_SECONDS = 0.1
+_EQUAL = ("context", "slots", "kv_pages", "dtype", "mesh", "kernels")
+"""Settings that all processes of a mesh must share: they are part of what is compiled."""
 
 
 class SettingRefused(DistaffError):
@@ -82,7 +87,7 @@ def build_engine(
       CheckpointError, ConfigError: the model cannot be had or served.
       SettingRefused: a setting does not fit the model or the machine.
     """
-    with _settings_refused():
+    with settings_refused():
         claim_devices(settings.replica, settings.replicas, parse_mesh(settings.mesh))
     system.limit_threads(settings.replicas)
     from ..checkpoints import load_parameters, open_checkpoint, resolve
@@ -91,11 +96,12 @@ def build_engine(
     path = resolve(settings.model, revision=settings.revision, progress=progress)
     send(wire.Located(str(path)))
     checkpoint = open_checkpoint(path)
-    mesh = _mesh(settings)
+    mesh = claim_mesh_of(settings)
     device = mesh.local_devices[0]
-    dtype = _dtype(settings, device)
+    dtype = dtype_of(settings, device)
+    leader = _lead(settings, checkpoint) if settings.coordinator else None
     parameters = load_parameters(checkpoint, dtype, progress, mesh)
-    engine = _engine(settings, checkpoint.config, parameters, on_events, mesh)
+    engine = _engine(settings, checkpoint.config, parameters, on_events, mesh, leader)
     engine.warm_up(lambda done, total: progress("compile", done, total))
     info = EngineInfo(
         context=engine.context,
@@ -122,13 +128,50 @@ def throttled(send: Send) -> Progress:
     return progress
 
 
-def _mesh(settings: WorkerSettings) -> "Mesh":
+def membership_of(settings: WorkerSettings) -> Membership | None:
+    """This process's place among several; None for one alone."""
+    if settings.coordinator is None:
+        return None
+    return Membership(
+        coordinator=settings.coordinator, process=settings.process_id, processes=settings.num_processes
+    )
+
+
+def facts_of(settings: WorkerSettings, checkpoint: "Checkpoint") -> dict[str, object]:
+    """What must be equal in all processes of a mesh, by names that an operator knows."""
+    return {
+        "the model's configuration": repr(checkpoint.config),
+        "the jaxlib version": version("jaxlib"),
+        **{f"--{name.replace('_', '-')}": getattr(settings, name) for name in _EQUAL},
+    }
+
+
+def _lead(settings: WorkerSettings, checkpoint: "Checkpoint") -> "Leader":
+    """Agrees with the other processes, and waits until all of them follow."""
+    from ..runtime.cluster import agree
+    from ..runtime.lockstep import Leader
+
+    membership = membership_of(settings)
+    assert membership is not None
+    with settings_refused():
+        agree(facts_of(settings, checkpoint))
+        return Leader(membership, end_process)
+
+
+def end_process(reason: str) -> None:
+    """The other processes are lost, and this one is of no use without them."""
+    log.error("%s; this process ends", reason)
+    sys.stderr.flush()
+    os._exit(exit_codes.ENGINE_LOST)
+
+
+def claim_mesh_of(settings: WorkerSettings) -> "Mesh":
     """The devices that the engine will own, once JAX is set up to keep what it compiles."""
     from ..runtime.compilation_cache import keep_compiled
     from ..runtime.devices import claim_mesh
 
-    with _settings_refused():
-        mesh = claim_mesh(settings.mesh)
+    with settings_refused():
+        mesh = claim_mesh(settings.mesh, membership_of(settings))
     kind = mesh.local_devices[0].device_kind
     keep_compiled(cache_folder(), kind)
     cores = system.usable_cores(sharing=settings.replicas)
@@ -136,10 +179,11 @@ def _mesh(settings: WorkerSettings) -> "Mesh":
     return mesh
 
 
-def _dtype(settings: WorkerSettings, device: "Device") -> "np.dtype":
+def dtype_of(settings: WorkerSettings, device: "Device") -> "np.dtype":
+    """What the model computes in."""
     from ..runtime.settings import compute_dtype
 
-    with _settings_refused():
+    with settings_refused():
         return compute_dtype(settings.dtype, device)
 
 
@@ -149,23 +193,29 @@ def _engine(
     parameters: "dict[str, jax.Array]",
     on_events: OnEvents,
     mesh: "Mesh",
+    leader: "Leader | None",
 ) -> "Engine":
     from ..runtime.engine import Engine
+
+    with settings_refused():
+        return Engine(config, parameters, wishes_of(settings), on_events, mesh, leader)
+
+
+def wishes_of(settings: WorkerSettings) -> "EngineSettings":
+    """The operator's wishes that size the engine."""
     from ..runtime.settings import EngineSettings
 
-    with _settings_refused():
-        wishes = EngineSettings(
-            slots=settings.slots,
-            context=settings.context,
-            kv_pages=settings.kv_pages,
-            replicas=settings.replicas,
-            kernels=parse_kernels(settings.kernels),
-        )
-        return Engine(config, parameters, wishes, on_events, mesh)
+    return EngineSettings(
+        slots=settings.slots,
+        context=settings.context,
+        kv_pages=settings.kv_pages,
+        replicas=settings.replicas,
+        kernels=parse_kernels(settings.kernels),
+    )
 
 
 @contextmanager
-def _settings_refused() -> Iterator[None]:
+def settings_refused() -> Iterator[None]:
     """What a sound checkpoint cannot be blamed for is the fault of a setting."""
     try:
         yield

@@ -13,6 +13,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
       kv_pages: pages of the KV pool. dtype: `float32` or `bfloat16`.
       mesh: `model=N`, the devices that the model is divided among.
       kernels: each `operation=way`, in place of our choice.
+      coordinator: where several processes meet, `host:port`; None for one process alone.
+      process_id: this process's number among `num_processes`.
       replica: which of `replicas` engines of this host this one is, from 0.
       log_level: a name of `logging`.
     """
@@ -25,6 +27,9 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str | None = None
     mesh: str | None = None
     kernels: tuple[str, ...] = ()
+    coordinator: str | None = None
+    process_id: int = 0
+    num_processes: int = 1
     replica: int = 0
     replicas: int = 1
     log_level: str = "INFO"

@@ -23,7 +23,15 @@ MAY_IMPORT = {
     "runtime": {"runtime", "model"},
     "server": set(FOLDERS),
 }
-ROOTS = {"distaff.server.cli", "distaff.server.worker", "distaff.server.serve", "distaff.runtime.llm"}
+ROOTS = {
+    "distaff.server.cli",
+    "distaff.server.worker",
+    "distaff.server.follower",
+    "distaff.server.serve",
+    "distaff.runtime.llm",
+}
+ENGINES = {"distaff.server.worker", "distaff.server.follower"}
+"""The modules of the server that are an engine process's main."""
 """The places that put the parts together."""
 
 HOST = [
@@ -218,7 +226,7 @@ def test_host_policy_needs_no_jax(name: str) -> None:
 
 def test_host_and_web_run_without_jax() -> None:
     """A process that imports all policy, text and web modules has loaded no JAX, whoever else they import."""
-    web = [name for name, m in MODULES.items() if m.folder == "server" and name != "distaff.server.worker"]
+    web = [name for name, m in MODULES.items() if m.folder == "server" and name not in ENGINES]
     program = f"""
         import importlib, sys
         for name in {[*(name for name in HOST if name in MODULES), *web]!r}:

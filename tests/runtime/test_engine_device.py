@@ -19,14 +19,14 @@ def test_nothing_is_compiled_after_the_start(bench, monkeypatch):
     runner, visited = bench.engine._runner, set()
     dispatch = runner._dispatch
     monkeypatch.setattr(
-        runner, "_dispatch", lambda plan, bucket: visited.add(bucket) or dispatch(plan, bucket)
+        runner, "_dispatch", lambda bucket, buffer: visited.add(bucket) or dispatch(bucket, buffer)
     )
     odd = {"temperature": 0.9, "top_p": 0.9, "logprobs": 3, "presence_penalty": 0.5, "min_p": 0.01}
     for company in (1, 2, 3, 8):
         for length in (1, 20, 50, 90):
             bench.run([ask(f"{company}.{length}.{n}", length, max_tokens=4) for n in range(company)])
     bench.run([ask(f"odd{n}", 30, max_tokens=12, top_k=n * 60, **odd) for n in range(4)])
-    assert visited == set(runner._shapes.buckets())
+    assert visited == set(runner.shapes.buckets())
     assert bench.engine.stats.compilations == 0
 
 
@@ -78,7 +78,7 @@ def test_memory_is_constant(make_engine):
 def test_every_step_works_in_place(warm_runner):
     """The donated state is the returned one: the aliased bytes cover the cache, in every compiled step."""
     cache = sum(pool.nbytes for pool in warm_runner._state.cache)
-    for bucket in warm_runner._shapes.buckets():
+    for bucket in warm_runner.shapes.buckets():
         memory = warm_runner._executables.step(bucket).memory_analysis()
         assert memory.alias_size_in_bytes >= cache, f"{bucket} copies the cache"
 
@@ -86,7 +86,7 @@ def test_every_step_works_in_place(warm_runner):
 @pytest.mark.parametrize("index", [0, 1])
 def test_temporaries_do_not_grow_with_the_pool(warm_runner, index, monkeypatch):
     """With twice the pages a step needs not a byte more of working memory: nothing copies the pool."""
-    shapes, skeleton = warm_runner._shapes, Skeleton.of(CONFIG)
+    shapes, skeleton = warm_runner.shapes, Skeleton.of(CONFIG)
     bucket = shapes.buckets()[index]
     twice = Executables(skeleton, shapes, create_mesh(1))
     twice.layouts = {bucket: twice.layouts[bucket]}

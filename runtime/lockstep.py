@@ -1,0 +1,176 @@
+"""Several processes run the same steps in the same order: the leader says which, the followers do as it does.
+
+The leader's engine plans as if it were alone. Each step that its runner launches goes, packed as it is, into
+the followers' queues before it is dispatched here, and is never waited for. Followers launch it on their
+shares; the step's own collectives keep the devices together. One step late each follower reports a hash of
+what was sampled, which every process has; a difference means that they have drifted apart, and ends all.
+"""
+
+import hashlib
+import logging
+import queue
+import socket
+import threading
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from ..model.errors import ConfigError
+from .cluster import part, share_address
+from .control import Digest, Forget, Frame, Goodbye, Launch, Peer, Stranger, greet
+from .runner import Runner
+from .sampling import Samples
+from .wishes import Membership
+
+log = logging.getLogger(__name__)
+
+Lost = Callable[[str], None]
+"""Told why the processes can no longer go on together; must end this one."""
+
+_LEADER, _FOLLOWER = b"leader", b"follower"
+_ALL_HERE_SECONDS = 60.0
+_FAREWELL_SECONDS = 3.0
+
+
+def digest_of(token_B: np.ndarray) -> bytes:
+    """A hash of sampled ids."""
+    return hashlib.blake2b(np.ascontiguousarray(token_B).tobytes(), digest_size=8).digest()
+
+
+def _listen(host: str) -> socket.socket:
+    try:
+        return socket.create_server((host, 0))
+    except OSError as error:
+        raise ConfigError(
+            f"coordinator host is {host!r}; expected an address of process 0 ({error})"
+        ) from None
+
+
+class Leader:
+    """The followers, seen from process 0. A runner tells it of every launch.
+
+    `launch` and `forget` come from the engine's thread, `settle` too; none of them waits.
+    """
+
+    def __init__(self, membership: Membership, lost: Lost) -> None:
+        """Waits until every follower has come and proved that it knows the secret.
+
+        Raises:
+          Stranger: not all came.
+        """
+        self._lost = lost
+        self._numbers, self._settled, self._parted = 0, 0, False
+        self._open: dict[int, bytes] = {}
+        self._early: dict[int, list[tuple[str, bytes]]] = {}
+        self._lock = threading.Lock()
+        self._gone = threading.Semaphore(0)
+        with _listen(membership.host) as listener:
+            _, secret = share_address(listener.getsockname()[1])
+            listener.settimeout(_ALL_HERE_SECONDS)
+            self._peers = [self._welcome(listener, secret) for _ in range(membership.processes - 1)]
+
+    def _welcome(self, listener: socket.socket, secret: bytes) -> Peer:
+        """The next follower; strangers are turned away."""
+        while True:
+            try:
+                connection, address = listener.accept()
+            except TimeoutError:
+                raise Stranger(f"a follower has not come within {_ALL_HERE_SECONDS:.0f} s") from None
+            try:
+                greet(connection, secret, _LEADER, _FOLLOWER)
+            except Stranger as stranger:
+                log.warning("%s: %s", address[0], stranger)
+                connection.close()
+                continue
+            name = f"the follower at {address[0]}:{address[1]}"
+            return Peer(connection, name, partial(self._hear, name), self._lost)
+
+    def launch(self, bucket: int, buffer: np.ndarray) -> None:
+        """Tells everybody of a step that is about to be dispatched here."""
+        self._tell(Launch(self._numbers, bucket, buffer.tobytes()))
+        self._numbers += 1
+
+    def forget(self, slot: int) -> None:
+        """Tells everybody that a slot's counts are cleared."""
+        self._tell(Forget(slot))
+
+    def settle(self, token_B: np.ndarray) -> None:
+        """Notes what the oldest step that is not settled has sampled here."""
+        with self._lock:
+            number, digest = self._settled, digest_of(token_B)
+            self._settled += 1
+            for name, theirs in self._early.pop(number, []):
+                self._compare(name, number, digest, theirs)
+            self._open[number] = digest
+            for old in [n for n in self._open if n < number - 1024]:
+                del self._open[old]
+
+    def farewell(self) -> None:
+        """Says that all is well, and lets the followers go first. Idempotent."""
+        if self._parted:
+            return
+        self._parted = True
+        self._tell(Goodbye())
+        for peer in self._peers:
+            peer.close()
+        for _ in self._peers:
+            self._gone.acquire(timeout=_FAREWELL_SECONDS)
+        part()
+
+    def _tell(self, frame: Frame) -> None:
+        for peer in self._peers:
+            peer.send(frame)
+
+    def _hear(self, name: str, frame: Frame) -> None:
+        if isinstance(frame, Goodbye):
+            self._gone.release()
+        if isinstance(frame, Digest):
+            with self._lock:
+                if frame.number in self._open:
+                    self._compare(name, frame.number, self._open[frame.number], frame.digest)
+                elif frame.number >= self._settled:
+                    self._early.setdefault(frame.number, []).append((name, frame.digest))
+
+    def _compare(self, name: str, number: int, ours: bytes, theirs: bytes) -> None:
+        if ours != theirs:
+            self._lost(f"{name} sampled other tokens in step {number}; the processes have drifted apart")
+
+
+class Follower:
+    """A process that does as the leader does, until it says goodbye or is lost."""
+
+    def __init__(self, membership: Membership, lost: Lost) -> None:
+        """Finds the leader.
+
+        Raises:
+          Stranger: it does not prove that it knows the secret, or is not there.
+        """
+        port, secret = share_address(None)
+        try:
+            connection = socket.create_connection((membership.host, port), _ALL_HERE_SECONDS)
+        except OSError as error:
+            raise Stranger(f"the leader at {membership.host}:{port} cannot be reached ({error})") from None
+        greet(connection, secret, _FOLLOWER, _LEADER)
+        self._frames: queue.SimpleQueue[Frame] = queue.SimpleQueue()
+        self._flights: queue.SimpleQueue[tuple[int, Samples]] = queue.SimpleQueue()
+        self._peer = Peer(connection, "the leader", self._frames.put, lost)
+
+    def run(self, runner: Runner) -> None:
+        """Launches what the leader launches; returns when it says goodbye."""
+        threading.Thread(target=self._report, name="digests", daemon=True).start()
+        while not isinstance(frame := self._frames.get(), Goodbye):
+            if isinstance(frame, Launch):
+                samples = runner.replay(frame.bucket, np.frombuffer(frame.buffer, np.int32))
+                self._flights.put((frame.number, samples))
+            elif isinstance(frame, Forget):
+                runner.forget(frame.slot)
+        self._peer.send(Goodbye())
+        self._peer.close()
+        part()
+
+    def _report(self) -> None:
+        """Waits for each step, off the path of the launches, and tells the leader what it sampled."""
+        while True:
+            number, samples = self._flights.get()
+            self._peer.send(Digest(number, digest_of(np.asarray(samples.token_B))))

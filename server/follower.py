@@ -1,0 +1,93 @@
+"""A follower's process: `distaff serve` on every host but the first. No HTTP, no web process.
+
+It loads its share of the model, compiles what the leader compiles, and launches what the leader launches
+until that one says goodbye. An orchestrator that ends a job signals all its processes at once; so the first
+signal is left to the leader, which drains and then says goodbye, and the second ends this process.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from typing import NoReturn
+
+from ..model.errors import DistaffError
+from . import exit_codes, system
+from .logs import configure_logging
+from .worker import claim_mesh_of, dtype_of, end_process, facts_of, membership_of, settings_refused, wishes_of
+from .worker_settings import WorkerSettings
+
+log = logging.getLogger("distaff.server.follower")  # `__name__` is `__main__` here
+
+
+def become_follower(settings: WorkerSettings) -> NoReturn:
+    """Puts a follower in the place of this process, in the environment that an engine wants."""
+    command = [sys.executable, "-m", "distaff.server.follower", settings.to_argument()]
+    os.execve(sys.executable, command, system.engine_environment())
+
+
+def main() -> None:
+    """Entry point; leaves by `os._exit`, for XLA's threads do not end in order."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("settings", type=WorkerSettings.from_argument)
+    settings: WorkerSettings = parser.parse_args().settings
+    configure_logging(settings.log_level, f"process {settings.process_id}")
+    code = exit_codes.ENGINE_LOST
+    try:
+        follow(settings)
+        code = exit_codes.OK
+    except DistaffError as error:
+        print("distaff:", " ".join(str(error).split()), file=sys.stderr)
+        code = exit_codes.of(error)
+    except BaseException:
+        log.exception("the follower ends")
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def follow(settings: WorkerSettings) -> None:
+    """Follows the leader to its goodbye.
+
+    Raises:
+      CheckpointError, ConfigError: the model cannot be had or held.
+      SettingRefused: a setting differs from the leader's, or does not fit.
+    """
+    system.limit_threads()
+    from ..checkpoints import load_parameters, open_checkpoint, resolve
+
+    checkpoint = open_checkpoint(resolve(settings.model, revision=settings.revision))
+    mesh = claim_mesh_of(settings)
+    _leave_signals_to_the_leader()
+    from ..runtime.assembly import assemble
+    from ..runtime.cluster import agree
+    from ..runtime.lockstep import Follower
+
+    membership = membership_of(settings)
+    assert membership is not None
+    with settings_refused():
+        agree(facts_of(settings, checkpoint))
+        follower = Follower(membership, end_process)
+    parameters = load_parameters(checkpoint, dtype_of(settings, mesh.local_devices[0]), None, mesh)
+    with settings_refused():
+        runner = assemble(checkpoint.config, parameters, wishes_of(settings), mesh)
+    runner.warm_up(lambda done, total: log.info("compile: %d of %d", done, total))
+    log.info("following process 0 at %s", settings.coordinator)
+    follower.run(runner)
+    log.info("the leader has said goodbye")
+
+
+def _leave_signals_to_the_leader() -> None:
+    """The first SIGTERM or SIGINT is noted, the second ends the process."""
+
+    def first(number: int, frame: object) -> None:
+        log.info("%s: left to the leader; again to end at once", signal.Signals(number).name)
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_DFL)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, first)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""The control connection: a secret on both ends, frames in order, and a peer that is gone is noticed."""
+
+import queue
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distaff.model.errors import ConfigError
+from distaff.runtime import control
+from distaff.runtime.control import Beat, Digest, Forget, Frame, Goodbye, Launch, Peer, Stranger, greet
+from distaff.runtime.wishes import Membership
+
+SECRET = b"s" * 32
+
+
+class End:
+    """One end of a pair, and what it hears."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.frames: queue.Queue[Frame] = queue.Queue()
+        self.losses: queue.Queue[str] = queue.Queue()
+        self.peer = Peer(connection, "the other", self.frames.put, self.losses.put)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[End, End]]:
+    ours, theirs = socket.socketpair()
+    ends = End(ours), End(theirs)
+    yield ends
+    for end in ends:
+        end.peer.close()
+    time.sleep(0.01)
+    for end in ends:
+        end.connection.close()
+
+
+def both_greet(first: bytes, second: bytes) -> list[Exception | None]:
+    """What becomes of a greeting between two who hold these secrets."""
+    ours, theirs = connected()
+    outcome: list[Exception | None] = [None, None]
+
+    def run(place: int, connection: socket.socket, secret: bytes, roles: tuple[bytes, bytes]) -> None:
+        try:
+            greet(connection, secret, *roles)
+        except Stranger as error:
+            outcome[place] = error
+            connection.close()
+
+    threads = [
+        threading.Thread(target=run, args=(0, ours, first, (b"a", b"b"))),
+        threading.Thread(target=run, args=(1, theirs, second, (b"b", b"a"))),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ours.close()
+    theirs.close()
+    return outcome
+
+
+def connected() -> tuple[socket.socket, socket.socket]:
+    """Two ends of a TCP connection on the loopback."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+    return ours, theirs
+
+
+def test_who_knows_the_secret_is_let_in() -> None:
+    assert both_greet(SECRET, SECRET) == [None, None]
+
+
+def test_who_does_not_is_not() -> None:
+    """Neither side accepts the other."""
+    assert all(isinstance(error, Stranger) for error in both_greet(SECRET, b"x" * 32))
+
+
+def test_an_echo_is_no_proof() -> None:
+    """Sending back what came does not pass: the roles differ."""
+    ours, theirs = connected()
+
+    def echo() -> None:
+        while data := theirs.recv(4096):
+            theirs.sendall(data)
+
+    threading.Thread(target=echo, daemon=True).start()
+    with pytest.raises(Stranger, match="does not know the secret"):
+        greet(ours, SECRET, b"leader", b"follower")
+    ours.close()
+    theirs.close()
+
+
+def test_a_silent_stranger_is_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "GREETING_SECONDS", 0.1)
+    ours, theirs = connected()
+    with pytest.raises(Stranger, match="silent"):
+        greet(ours, SECRET, b"leader", b"follower")
+    ours.close()
+    theirs.close()
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.builds(Launch, st.integers(0, 2**40), st.integers(0, 20), st.binary(max_size=300)),
+            st.builds(Forget, st.integers(0, 500)),
+            st.builds(Digest, st.integers(0, 2**40), st.binary(max_size=8)),
+            st.just(Goodbye()),
+        )
+    )
+)
+def test_frames_arrive_as_they_were_sent(frames: list[Frame]) -> None:
+    """Every frame, in order, beats left out."""
+    ours, theirs = socket.socketpair()
+    one, other = End(ours), End(theirs)
+    one.peer.send(Beat())
+    for frame in frames:
+        one.peer.send(frame)
+    assert [other.frames.get(timeout=5) for _ in frames] == frames
+    assert other.frames.empty()
+    for end in (one, other):
+        end.peer.close()
+    for connection in (ours, theirs):
+        connection.close()
+
+
+def test_a_buffer_survives_the_journey(pair: tuple[End, End]) -> None:
+    """A step's packed inputs are the same words on the other side."""
+    buffer = np.random.default_rng(0).integers(-(2**31), 2**31, 5000, np.int64).astype(np.int32)
+    pair[0].peer.send(Launch(3, 1, buffer.tobytes()))
+    frame = pair[1].frames.get(timeout=5)
+    assert isinstance(frame, Launch)
+    np.testing.assert_array_equal(np.frombuffer(frame.buffer, np.int32), buffer)
+
+
+def test_a_closed_connection_is_a_loss(pair: tuple[End, End]) -> None:
+    pair[1].connection.shutdown(socket.SHUT_RDWR)
+    assert "the other is lost" in pair[0].losses.get(timeout=2)
+
+
+def test_a_farewell_is_none(pair: tuple[End, End]) -> None:
+    """Who has said goodbye may go, and so may the other; without the word it is a loss, told once."""
+    pair[0].peer.send(Goodbye())
+    pair[0].peer.close()
+    assert pair[1].frames.get(timeout=2) == Goodbye()
+    pair[1].peer.close()
+    time.sleep(0.2)
+    assert pair[0].losses.empty() and pair[1].losses.empty()
+
+
+def test_a_silent_farewell_is_a_loss(pair: tuple[End, End]) -> None:
+    pair[0].peer.close()
+    assert "closed the connection" in pair[1].losses.get(timeout=2)
+    time.sleep(0.1)
+    assert pair[0].losses.empty() and pair[1].losses.empty()
+
+
+def test_silence_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer whose process stands still keeps the connection open and says nothing."""
+    monkeypatch.setattr(control, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(control, "SILENCE_SECONDS", 0.3)
+    ours, theirs = socket.socketpair()
+    end = End(ours)
+    assert "silent for" in end.losses.get(timeout=5)
+    theirs.close()
+    ours.close()
+
+
+@pytest.mark.parametrize("data", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x03abc"], ids=["endless", "garbage"])
+def test_what_is_no_frame_is_a_loss(data: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    end = End(ours)
+    theirs.sendall(data)
+    assert "the other is lost" in end.losses.get(timeout=5)
+    theirs.close()
+    ours.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"coordinator": "host"}, "coordinator is 'host'; expected HOST:PORT"),
+        ({"coordinator": ":80"}, "expected HOST:PORT"),
+        ({"coordinator": "h:0"}, "expected HOST:PORT"),
+        ({"coordinator": "h:99999"}, "expected HOST:PORT"),
+        ({"processes": 1}, "num_processes is 1; expected at least 2"),
+        ({"process": 2}, "process_id is 2; expected 0 to 1"),
+    ],
+    ids=str,
+)
+def test_a_wrong_place_among_processes_is_refused(changes: dict, said: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        Membership(**{"coordinator": "10.0.0.1:1234", "process": 0, "processes": 2, **changes})
+    assert said in str(refusal.value)
