@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from .config import ModelConfig
@@ -216,7 +216,7 @@ def lay_apart(stacked: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def over_shares(
-    function: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any
+    function: Callable[..., Any], mesh: Mesh | AbstractMesh, in_specs: Any, out_specs: Any
 ) -> Callable[..., Any]:
     """Maps a function of one device's share over the mesh; the function itself on a mesh of one."""
     if mesh.size == 1:
