@@ -20,9 +20,10 @@ import msgspec
 from ..model.errors import DistaffError
 
 BEAT_SECONDS = 1.0
-SILENCE_SECONDS = 8.0
+SILENCE_SECONDS = 7.0
 """A peer that has said nothing for so long is lost: within ten seconds everybody has heard of it."""
 GREETING_SECONDS = 10.0
+"""Within which a peer must have proved itself, however it deals out its bytes."""
 
 _NONCE = 32
 _LONGEST = 64 << 20
@@ -62,7 +63,13 @@ class Goodbye(Frame, frozen=True):
     """Either: nothing more will come from here; all is well."""
 
 
-_DECODER = msgspec.msgpack.Decoder(Launch | Forget | Digest | Beat | Goodbye)
+class Failed(Frame, frozen=True):
+    """Either: I cannot go on, for this reason, and neither can you without me."""
+
+    reason: str
+
+
+_DECODER = msgspec.msgpack.Decoder(Launch | Forget | Digest | Beat | Goodbye | Failed)
 _ENCODER = msgspec.msgpack.Encoder()
 
 
@@ -70,33 +77,45 @@ class Stranger(DistaffError):
     """Who connected does not know the secret."""
 
 
-def greet(connection: socket.socket, secret: bytes, own: bytes, theirs: bytes) -> None:
+def greet(connection: socket.socket, secret: bytes, own: bytes, theirs: bytes, process: int = 0) -> int:
     """Both ends prove that they know the secret; `own` and `theirs` name the two roles.
+
+    Args:
+      process: this process's number.
+
+    Returns:
+      The peer's process number, which its proof vouches for.
 
     Raises:
       Stranger: the peer does not prove it, within the time for it.
     """
-    connection.settimeout(GREETING_SECONDS)
+    deadline = time.monotonic() + GREETING_SECONDS
     try:
-        nonce = secrets.token_bytes(_NONCE)
-        connection.sendall(nonce)
-        their_nonce = _exactly(connection, _NONCE)
-        connection.sendall(_proof(secret, own, their_nonce))
-        if not hmac.compare_digest(_exactly(connection, _NONCE), _proof(secret, theirs, nonce)):
+        nonce, number = secrets.token_bytes(_NONCE), _LENGTH.pack(process)
+        connection.settimeout(GREETING_SECONDS)
+        connection.sendall(nonce + number)
+        their_nonce = _exactly(connection, _NONCE, deadline)
+        their_number = _exactly(connection, _LENGTH.size, deadline)
+        connection.sendall(_proof(secret, own + number, their_nonce))
+        proof = _exactly(connection, _NONCE, deadline)
+        if not hmac.compare_digest(proof, _proof(secret, theirs + their_number, nonce)):
             raise Stranger("a peer on the control connection does not know the secret")
     except OSError as error:
         raise Stranger(f"a peer on the control connection fell silent ({error})") from None
     connection.settimeout(None)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return _LENGTH.unpack(their_number)[0]
 
 
 def _proof(secret: bytes, role: bytes, nonce: bytes) -> bytes:
     return hmac.digest(secret, role + nonce, "sha256")
 
 
-def _exactly(connection: socket.socket, count: int) -> bytes:
+def _exactly(connection: socket.socket, count: int, deadline: float | None = None) -> bytes:
     parts = bytearray()
     while len(parts) < count:
+        if deadline is not None:
+            connection.settimeout(max(0.001, deadline - time.monotonic()))
         part = connection.recv(count - len(parts))
         if not part:
             raise ConnectionError("the connection was closed")
@@ -109,6 +128,7 @@ class Peer:
 
     Attributes:
       name: what errors call the other end.
+      written: set when all that was sent before `close` is on its way, or cannot be.
     """
 
     def __init__(
@@ -121,14 +141,16 @@ class Peer:
         """Starts to read, to write and to beat.
 
         Args:
-          receive: hears every frame but beats, on the reading thread.
-          lost: is told once why the peer is gone, unless `close` came first.
+          receive: hears every frame but beats and failures, on the reading thread.
+          lost: is told once why the peer is gone, unless one of both has said goodbye.
         """
         self.name = name
         self._connection, self._receive, self._lost = connection, receive, lost
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._heard = time.monotonic()
-        self._closing = threading.Event()
+        self._heard = 0
+        self._closing, self._all_read = threading.Event(), threading.Event()
+        self.written = threading.Event()
+        self._parting = False
         for work in (self._read, self._write, self._watch):
             threading.Thread(target=work, name=f"control{work.__name__}", daemon=True).start()
 
@@ -155,19 +177,32 @@ class Peer:
             self._connection.shutdown(socket.SHUT_WR)
         except OSError as error:
             self.end(f"{self.name} is lost: {error}")
+        self.written.set()
+        self._all_read.wait()
+        self._connection.close()
 
     def _read(self) -> None:
         try:
             for frame in self._frames():
-                if isinstance(frame, Goodbye):
-                    self._closing.set()  # from here on the peer may go
-                if not isinstance(frame, Beat):
-                    self._receive(frame)
+                self._hear(frame)
             self.end(f"{self.name} is lost: it closed the connection")
         except (OSError, msgspec.DecodeError, ValueError) as error:
             self.end(f"{self.name} is lost: {error}")
-        finally:
-            self._connection.close()
+        self._all_read.set()
+        if not self._parting:  # after a goodbye our own is still to be written, and `close` ends the writing
+            self._outbox.put(None)
+
+    def _hear(self, frame: Any) -> None:
+        match frame:
+            case Beat():
+                return
+            case Failed(reason):
+                self.end(f"{self.name} gave up: {reason}")
+                return
+            case Goodbye():
+                self._parting = True
+                self._closing.set()  # from here on the peer may go
+        self._receive(frame)
 
     def _frames(self) -> Iterator[Any]:
         while True:
@@ -178,12 +213,18 @@ class Peer:
             if length > _LONGEST:
                 raise ValueError(f"a frame of {length} bytes; expected at most {_LONGEST}")
             frame = _DECODER.decode(_exactly(self._connection, length))
-            self._heard = time.monotonic()
+            self._heard += 1
             yield frame
 
     def _watch(self) -> None:
+        """Beats, and counts silence in our own waking time: for our own stops the peer is not to blame."""
+        silence, heard, before = 0.0, self._heard, time.monotonic()
         while not self._closing.wait(BEAT_SECONDS):
             self.send(Beat())
-            silence = time.monotonic() - self._heard
-            if silence > SILENCE_SECONDS:
+            now = time.monotonic()
+            silence += min(now - before, 2 * BEAT_SECONDS)
+            before = now
+            if self._heard != heard:
+                silence, heard = 0.0, self._heard
+            if silence >= SILENCE_SECONDS:
                 self.end(f"{self.name} is lost: silent for {silence:.0f} s")

@@ -6,19 +6,21 @@ shares; the step's own collectives keep the devices together. One step late each
 what was sampled, which every process has; a difference means that they have drifted apart, and ends all.
 """
 
+import contextlib
 import hashlib
 import logging
 import queue
 import socket
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
 
 from ..model.errors import ConfigError
 from .cluster import part, share_address
-from .control import Digest, Forget, Frame, Goodbye, Launch, Peer, Stranger, greet
+from .control import Digest, Failed, Forget, Frame, Goodbye, Launch, Peer, Stranger, greet
 from .runner import Runner
 from .sampling import Samples
 from .wishes import Membership
@@ -31,6 +33,9 @@ Lost = Callable[[str], None]
 _LEADER, _FOLLOWER = b"leader", b"follower"
 _ALL_HERE_SECONDS = 60.0
 _FAREWELL_SECONDS = 3.0
+_TICK_SECONDS = 0.05
+_MOST_AT_THE_DOOR = 64
+"""Connections that may be proving themselves at the same time; more are closed at once."""
 
 
 def digest_of(token_B: np.ndarray) -> bytes:
@@ -45,6 +50,51 @@ def _listen(host: str) -> socket.socket:
         raise ConfigError(
             f"coordinator host is {host!r}; expected an address of process 0 ({error})"
         ) from None
+
+
+def _gather(listener: socket.socket, secret: bytes, count: int) -> Iterator[tuple[int, socket.socket]]:
+    """Yields so many who prove that they know the secret, with their numbers.
+
+    Each is greeted in a thread of its own, so that a stranger who stalls keeps nobody waiting.
+
+    Raises:
+      Stranger: not all came in time.
+    """
+    arrived: queue.SimpleQueue[tuple[int, socket.socket]] = queue.SimpleQueue()
+    room = threading.BoundedSemaphore(_MOST_AT_THE_DOOR)
+
+    def admit(connection: socket.socket, host: str) -> None:
+        try:
+            arrived.put((greet(connection, secret, _LEADER, _FOLLOWER), connection))
+        except Stranger as stranger:
+            log.warning("turned away %s: %s", host, stranger)
+            connection.close()
+        finally:
+            room.release()
+
+    listener.settimeout(_TICK_SECONDS)
+    deadline = time.monotonic() + _ALL_HERE_SECONDS
+    while count and time.monotonic() < deadline:
+        with contextlib.suppress(TimeoutError):
+            connection, address = listener.accept()
+            if room.acquire(blocking=False):
+                threading.Thread(target=admit, args=(connection, address[0]), daemon=True).start()
+            else:
+                connection.close()
+        with contextlib.suppress(queue.Empty):
+            yield arrived.get_nowait()
+            count -= 1
+    if count:
+        raise Stranger(f"{count} followers have not come within {_ALL_HERE_SECONDS:.0f} s")
+
+
+def _say_failed(peers: list[Peer], reason: str) -> None:
+    """The last word of a process that ends: waits until it is written, or a moment."""
+    for peer in peers:
+        peer.send(Failed(reason))
+        peer.close()
+    for peer in peers:
+        peer.written.wait(_FAREWELL_SECONDS)
 
 
 class Leader:
@@ -67,24 +117,12 @@ class Leader:
         self._gone = threading.Semaphore(0)
         with _listen(membership.host) as listener:
             _, secret = share_address(listener.getsockname()[1])
-            listener.settimeout(_ALL_HERE_SECONDS)
-            self._peers = [self._welcome(listener, secret) for _ in range(membership.processes - 1)]
+            welcomed = _gather(listener, secret, membership.processes - 1)
+            self._peers = [self._follower(connection, number) for number, connection in welcomed]
 
-    def _welcome(self, listener: socket.socket, secret: bytes) -> Peer:
-        """The next follower; strangers are turned away."""
-        while True:
-            try:
-                connection, address = listener.accept()
-            except TimeoutError:
-                raise Stranger(f"a follower has not come within {_ALL_HERE_SECONDS:.0f} s") from None
-            try:
-                greet(connection, secret, _LEADER, _FOLLOWER)
-            except Stranger as stranger:
-                log.warning("%s: %s", address[0], stranger)
-                connection.close()
-                continue
-            name = f"the follower at {address[0]}:{address[1]}"
-            return Peer(connection, name, partial(self._hear, name), self._lost)
+    def _follower(self, connection: socket.socket, number: int) -> Peer:
+        name = f"process {number} at {connection.getpeername()[0]}"
+        return Peer(connection, name, partial(self._hear, name), self._lost)
 
     def launch(self, bucket: int, buffer: np.ndarray) -> None:
         """Tells everybody of a step that is about to be dispatched here."""
@@ -105,6 +143,10 @@ class Leader:
             self._open[number] = digest
             for old in [n for n in self._open if n < number - 1024]:
                 del self._open[old]
+
+    def fail(self, reason: str) -> None:
+        """Tells everybody that this process cannot go on."""
+        _say_failed(self._peers, reason)
 
     def farewell(self) -> None:
         """Says that all is well, and lets the followers go first. Idempotent."""
@@ -151,10 +193,14 @@ class Follower:
             connection = socket.create_connection((membership.host, port), _ALL_HERE_SECONDS)
         except OSError as error:
             raise Stranger(f"the leader at {membership.host}:{port} cannot be reached ({error})") from None
-        greet(connection, secret, _FOLLOWER, _LEADER)
+        greet(connection, secret, _FOLLOWER, _LEADER, membership.process)
         self._frames: queue.SimpleQueue[Frame] = queue.SimpleQueue()
         self._flights: queue.SimpleQueue[tuple[int, Samples]] = queue.SimpleQueue()
         self._peer = Peer(connection, "the leader", self._frames.put, lost)
+
+    def fail(self, reason: str) -> None:
+        """Tells the leader that this process cannot go on."""
+        _say_failed([self._peer], reason)
 
     def run(self, runner: Runner) -> None:
         """Launches what the leader launches; returns when it says goodbye."""
