@@ -3,16 +3,18 @@
 Every process of a mesh must come to the same sizes, since they are part of what it compiles.
 """
 
+import hashlib
 from collections.abc import Mapping
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from ..model.config import ModelConfig
 from ..model.sharding import pad_config
 from ..model.target import Target
 from ..model.transformer import Skeleton
-from .cluster import least
+from .cluster import agree, least
 from .memory import size_pool
 from .runner import Followers, Runner
 from .settings import EngineSettings, derive_shapes
@@ -34,6 +36,20 @@ def assemble(
     devices, dtype = mesh.local_devices, parameters["embed"].dtype
     shapes = derive_shapes(config, settings, devices[0])
     padded = pad_config(config, mesh.size)
+    if mesh.is_multi_process:
+        agree({"the digest of the weights": digest_of_whole(parameters)})
     pages = least(size_pool(padded, shapes, dtype, devices, settings.kv_pages, settings.replicas))
     target = Target.of(mesh, dict(settings.kernels))
     return Runner(Skeleton.of(config, target), mesh, parameters, shapes, pages, followers)
+
+
+def digest_of_whole(parameters: Mapping[str, jax.Array]) -> str:
+    """Hexadecimal digits over the parameters that every device holds whole: norms, and experts' routers.
+
+    Enough to tell two checkpoints of one configuration apart, and a moment's work.
+    """
+    digest = hashlib.sha256()
+    for name, values in sorted(parameters.items()):
+        if values.is_fully_replicated:
+            digest.update(name.encode() + np.asarray(values.addressable_data(0)).tobytes())
+    return digest.hexdigest()[:16]

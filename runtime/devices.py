@@ -26,8 +26,17 @@ def claim_mesh(wish: str | None, membership: Membership | None = None) -> Mesh:
     shards = parse_mesh(wish)
     if membership:
         join(membership, shards if wish else None)
-        return create_mesh(shards if wish else jax.device_count())
+        each = shards // membership.processes if wish else jax.local_device_count()
+        return create_mesh(each * membership.processes, _first_of_each(each))
     if shards > 1:
         with contextlib.suppress(RuntimeError):  # JAX is in use already: what is there must do
             jax.config.update("jax_num_cpu_devices", shards)
     return create_mesh(shards)
+
+
+def _first_of_each(count: int) -> list[jax.Device]:
+    """The first devices of every process, so that each holds the same part of the mesh."""
+    by_process: dict[int, list[jax.Device]] = {}
+    for device in jax.devices():
+        by_process.setdefault(device.process_index, []).append(device)
+    return [device for process in sorted(by_process) for device in by_process[process][:count]]

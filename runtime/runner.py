@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from ..model.transformer import Skeleton
 from .buckets import Bucket, Shapes
+from .cluster import meet
 from .executables import Executables, Progress
 from .packing import has_penalties, pack
 from .request import TokenLogprobs
@@ -88,6 +89,7 @@ class Runner:
         allocation = _Background(self._create_state)
         self._executables.compile(self._leaves, jax.eval_shape(self._create_state), progress)
         self._state: DeviceState = allocation.result()
+        meet()  # so that a step's time is not that of another process's compilation
         for bucket in self._buckets:
             begun = time.monotonic()
             buffer = pack(Plan([]), bucket, self._executables.layouts[bucket], self.shapes)
