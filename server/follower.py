@@ -2,7 +2,8 @@
 
 It loads its share of the model, compiles what the leader compiles, and launches what the leader launches
 until that one says goodbye. An orchestrator that ends a job signals all its processes at once; so the first
-signal is left to the leader, which drains and then says goodbye, and the second ends this process.
+signal is left to the leader, which drains and then says goodbye, and the second ends this process. Until the
+processes have met there is no leader to leave it to.
 """
 
 import argparse
@@ -10,15 +11,20 @@ import logging
 import os
 import signal
 import sys
+import threading
 from typing import NoReturn
 
 from ..model.errors import DistaffError
 from . import exit_codes, system
 from .logs import configure_logging
+from .settings import ServerSettings
 from .worker import claim_mesh_of, dtype_of, end_process, facts_of, membership_of, settings_refused, wishes_of
 from .worker_settings import WorkerSettings
 
 log = logging.getLogger("distaff.server.follower")  # `__name__` is `__main__` here
+
+_GOODBYE_SECONDS = ServerSettings(model="").drain_seconds + 15.0
+"""From a signal to the leader's goodbye: what its running requests may take, and a margin."""
 
 
 def become_follower(settings: WorkerSettings) -> NoReturn:
@@ -33,6 +39,7 @@ def main() -> None:
     parser.add_argument("settings", type=WorkerSettings.from_argument)
     settings: WorkerSettings = parser.parse_args().settings
     configure_logging(settings.log_level, f"process {settings.process_id}")
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own waits for JAX, and that for the others
     code = exit_codes.ENGINE_LOST
     try:
         follow(settings)
@@ -68,20 +75,28 @@ def follow(settings: WorkerSettings) -> None:
     with settings_refused():
         agree(facts_of(settings, checkpoint))
         follower = Follower(membership, end_process)
-    parameters = load_parameters(checkpoint, dtype_of(settings, mesh.local_devices[0]), None, mesh)
-    with settings_refused():
-        runner = assemble(checkpoint.config, parameters, wishes_of(settings), mesh)
-    runner.warm_up(lambda done, total: log.info("compile: %d of %d", done, total))
+    try:
+        parameters = load_parameters(checkpoint, dtype_of(settings, mesh.local_devices[0]), None, mesh)
+        with settings_refused():
+            runner = assemble(checkpoint.config, parameters, wishes_of(settings), mesh)
+        runner.warm_up(lambda done, total: log.info("compile: %d of %d", done, total))
+    except DistaffError as error:
+        follower.fail(str(error))
+        raise
     log.info("following process 0 at %s", settings.coordinator)
     follower.run(runner)
     log.info("the leader has said goodbye")
 
 
 def _leave_signals_to_the_leader() -> None:
-    """The first SIGTERM or SIGINT is noted, the second ends the process."""
+    """The first SIGTERM or SIGINT is noted, the second ends the process, and so does time."""
 
     def first(number: int, frame: object) -> None:
         log.info("%s: left to the leader; again to end at once", signal.Signals(number).name)
+        reason = f"the leader has not said goodbye within {_GOODBYE_SECONDS:.0f} s"
+        patience = threading.Timer(_GOODBYE_SECONDS, end_process, [reason])
+        patience.daemon = True
+        patience.start()
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, signal.SIG_DFL)
 

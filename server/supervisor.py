@@ -77,6 +77,7 @@ class EngineProcess:
         self._admission = admission or Admission()
         self._child: Child | None = None
         self._streams: dict[str, BufferedStream] = {}
+        self._restarts = restarts
         self._budget = RestartBudget() if restarts else RestartBudget(most=1)
         self._given_up: GivenUp | None = None
         self._task: asyncio.Task[None] | None = None
@@ -203,7 +204,10 @@ class EngineProcess:
             self._state = "restarting"
 
     def _give_up(self, how: str) -> None:
-        message = f"{self._name} {how}; it failed too often and is given up"
+        why = (
+            "it failed too often" if self._restarts else "it is one of several that only begin anew together"
+        )
+        message = f"{self._name} {how}; {why} and is given up"
         given_up = self._given_up or GivenUp(message, exit_codes.ENGINE_LOST)
         self._state = "stopped"
         self._on_news(given_up)

@@ -88,7 +88,7 @@ class Heartbeat(_Frame, frozen=True):
 
 
 class Fatal(_Frame, frozen=True):
-    """The engine cannot come up, and trying again would not help.
+    """The engine cannot come up, or go on, and trying again would not help.
 
     Attributes:
       message: one line for the operator. exit_code: what the server should exit with.

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("distaff.server.worker")  # `__name__` is `__main__` here
 
 _PROGRESS_SECONDS = 0.1
+_LAST_WORD_SECONDS = 0.2
+"""For the web process to be told why this one ends."""
 _EQUAL = ("context", "slots", "kv_pages", "dtype", "mesh", "kernels")
 """Settings that all processes of a mesh must share: they are part of what is compiled."""
 
@@ -99,10 +101,11 @@ def build_engine(
     mesh = claim_mesh_of(settings)
     device = mesh.local_devices[0]
     dtype = dtype_of(settings, device)
-    leader = _lead(settings, checkpoint) if settings.coordinator else None
-    parameters = load_parameters(checkpoint, dtype, progress, mesh)
-    engine = _engine(settings, checkpoint.config, parameters, on_events, mesh, leader)
-    engine.warm_up(lambda done, total: progress("compile", done, total))
+    leader = _lead(settings, checkpoint, send) if settings.coordinator else None
+    with _told_to(leader):
+        parameters = load_parameters(checkpoint, dtype, progress, mesh)
+        engine = _engine(settings, checkpoint.config, parameters, on_events, mesh, leader)
+        engine.warm_up(lambda done, total: progress("compile", done, total))
     info = EngineInfo(
         context=engine.context,
         vocabulary=engine.vocabulary,
@@ -141,13 +144,20 @@ def facts_of(settings: WorkerSettings, checkpoint: "Checkpoint") -> dict[str, ob
     """What must be equal in all processes of a mesh, by names that an operator knows."""
     return {
         "the model's configuration": repr(checkpoint.config),
-        "the jaxlib version": version("jaxlib"),
+        **{f"the {package} version": version(package) for package in ("distaff", "jax", "jaxlib")},
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         **{f"--{name.replace('_', '-')}": getattr(settings, name) for name in _EQUAL},
     }
 
 
-def _lead(settings: WorkerSettings, checkpoint: "Checkpoint") -> "Leader":
+def _lead(settings: WorkerSettings, checkpoint: "Checkpoint", send: Send) -> "Leader":
     """Agrees with the other processes, and waits until all of them follow."""
+
+    def lost(reason: str) -> None:
+        send(wire.Fatal(reason, exit_codes.ENGINE_LOST))
+        time.sleep(_LAST_WORD_SECONDS)
+        end_process(reason)
+
     from ..runtime.cluster import agree
     from ..runtime.lockstep import Leader
 
@@ -155,7 +165,18 @@ def _lead(settings: WorkerSettings, checkpoint: "Checkpoint") -> "Leader":
     assert membership is not None
     with settings_refused():
         agree(facts_of(settings, checkpoint))
-        return Leader(membership, end_process)
+        return Leader(membership, lost)
+
+
+@contextmanager
+def _told_to(leader: "Leader | None") -> Iterator[None]:
+    """An error that keeps this process from its work keeps the followers from theirs."""
+    try:
+        yield
+    except DistaffError as error:
+        if leader:
+            leader.fail(str(error))
+        raise
 
 
 def end_process(reason: str) -> None:
