@@ -1,5 +1,6 @@
 """A model's files from the Hugging Face hub, into the hub client's cache: data only, no pickles, no code."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -7,12 +8,22 @@ from typing import Any
 from .errors import CheckpointError, SourceNotFound
 from .files import Progress
 
-_FILES = ["*.json", "*.safetensors", "*.jinja"]
+_FILES = ("*.json", "*.safetensors", "*.jinja")
 _NEVER = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.py", "*/*", "consolidated*"]
 
 
-def download(name: str, revision: str | None, cache: Path | None, progress: Progress | None = None) -> Path:
+def download(
+    name: str,
+    revision: str | None,
+    cache: Path | None,
+    progress: Progress | None = None,
+    *,
+    files: Sequence[str] = _FILES,
+) -> Path:
     """The folder of a repository's files, from the cache where they are there; phase `download`.
+
+    Args:
+      files: patterns of those that are wanted.
 
     Raises:
       SourceNotFound: no such repository, or it is gated. CheckpointError: the download failed.
@@ -30,7 +41,7 @@ def download(name: str, revision: str | None, cache: Path | None, progress: Prog
             name,
             revision=revision,
             cache_dir=cache,
-            allow_patterns=_FILES,
+            allow_patterns=list(files),
             ignore_patterns=_NEVER,
             tqdm_class=_bar(progress) if progress else None,
         )

@@ -73,6 +73,11 @@ def resolve(
     return path if path.exists() else download(name, revision, cache / "hub" if cache else None, progress)
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name leads to the hub: neither a path that exists, nor a bundled model."""
+    return _find_bundled(name) is None and not Path(name).expanduser().exists()
+
+
 def _find_bundled(name: str) -> BundledModel | None:
     return next((model for model in _BUNDLED if model.name == name), None)
 

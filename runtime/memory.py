@@ -60,8 +60,8 @@ def size_pool(
     size = page_bytes(config, shapes.page_size, dtype)
     useful = shapes.slots * shapes.table
     free = free_bytes(device) if device.platform == "cpu" else min(map(free_bytes, devices)) * len(devices)
-    share = CPU_SHARE / replicas if device.platform == "cpu" else DEVICE_SHARE
-    fitting = _steady(int(free * share) // size, device)
+    share = _share(device.platform, replicas)
+    fitting = fitting_pages(free, size, device.platform, replicas)
     chosen = min(useful, fitting) if pages is None else pages
     if chosen < min(shapes.slots, useful):
         raise OutOfMemory(
@@ -78,7 +78,16 @@ def size_pool(
     return chosen
 
 
-def _steady(pages: int, device: Device) -> int:
+def fitting_pages(free: int, size: int, platform: str, replicas: int = 1) -> int:
+    """How many pages of `size` bytes the pool takes of `free` bytes on a kind of device."""
+    return _steady(int(free * _share(platform, replicas)) // size, platform)
+
+
+def _share(platform: str, replicas: int) -> float:
+    return CPU_SHARE / replicas if platform == "cpu" else DEVICE_SHARE
+
+
+def _steady(pages: int, platform: str) -> int:
     """The number, rounded down so that it is the same at the next start.
 
     The pool's size is part of every compiled step, so a number that follows each change of free memory would
@@ -86,7 +95,7 @@ def _steady(pages: int, device: Device) -> int:
     weights leave: a 32nd.
     """
     power = 1 << max(0, pages.bit_length() - 1)
-    return power if device.platform == "cpu" else pages // max(1, power // 32) * max(1, power // 32)
+    return min(pages, power) if platform == "cpu" else pages // max(1, power // 32) * max(1, power // 32)
 
 
 def free_bytes(device: Device) -> int:

@@ -4,6 +4,7 @@ Everything heavy is imported by the command that needs it, so that help and refu
 set up here, and here alone in this process.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..model.errors import ConfigError, DistaffError
+from ..runtime.capacity.chips import parse_topology
 from ..runtime.wishes import Membership, parse_kernels, parse_mesh
 from . import exit_codes
 from .exit_codes import Failed
@@ -21,9 +23,9 @@ if TYPE_CHECKING:
     from .worker_settings import WorkerSettings
 
 EXIT_CODES = """\
-Exit codes: 0 ended as asked; 2 wrong usage; 65 a damaged or unsupported checkpoint; 66 a model that is not
-there; 69 the port is taken, or no server answers; 70 the engine is lost for good; 78 a setting that the model
-or machine cannot honour.
+Exit codes: 0 ended as asked; 2 wrong usage; 3 what was planned does not fit; 65 a damaged or unsupported
+checkpoint; 66 a model that is not there; 69 the port is taken, or no server answers; 70 the engine is lost
+for good; 78 a setting that the model or machine cannot honour.
 """
 
 app = typer.Typer(
@@ -163,6 +165,63 @@ def _check_processes(settings: "WorkerSettings") -> None:
         )
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+@app.command()
+def plan(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="As of `distaff serve`, or a config.json; no weights needed."),
+    ],
+    topology: Annotated[
+        str,
+        typer.Option(
+            metavar="CHIP:SHAPE", help="Such as v5e:2x4, h100:8, cpu:4.", callback=_written_as(parse_topology)
+        ),
+    ],
+    quantize: Annotated[Literal["int8"] | None, typer.Option(help="Narrower weights.")] = None,
+    context: Annotated[int | None, typer.Option(min=1, help="The longest sequence, in tokens.")] = None,
+    slots: Annotated[int | None, typer.Option(min=1, help="Sequences decoded at the same time.")] = None,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of a typical prompt.")] = 1024,
+    completion: Annotated[int, typer.Option(min=1, help="Tokens of a typical answer.")] = 256,
+    memory: Annotated[float | None, typer.Option(min=0.001, help="GB of a device, for the table's.")] = None,
+    bandwidth: Annotated[float | None, typer.Option(min=0.001, help="GB/s of its memory, likewise.")] = None,
+    flops: Annotated[float | None, typer.Option(min=0.001, help="TFLOP/s of a device, likewise.")] = None,
+    compile: Annotated[
+        bool, typer.Option(help="Compile for TPUs where libtpu is installed; a minute or two.")
+    ] = True,
+    revision: Revision = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Draw the sweep over streams into this file.")
+    ] = None,
+) -> int:
+    """Say what a model needs and does on devices that are not here."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from ..checkpoints.outline import read_outline
+    from ..runtime.capacity.planning import make_plan
+    from ..runtime.capacity.sizing import Wishes
+    from .plan import show
+
+    configure_logging("WARNING")
+    config = read_outline(model, revision=revision)
+    wishes = Wishes(
+        topology=parse_topology(topology),
+        int8=quantize == "int8",
+        context=context,
+        slots=slots,
+        prompt=prompt,
+        completion=completion,
+        memory=memory and memory * 1e9,
+        bandwidth=bandwidth and bandwidth * 1e9,
+        rate=flops and flops * 1e12,
+        compile=compile,
+    )
+    try:
+        found = make_plan(served_name(model), config, wishes)
+    except ConfigError as error:
+        raise Failed(str(error), exit_codes.REFUSED_SETTING) from None
+    return show(found, as_json=as_json, plot=plot)
 
 
 @app.command()

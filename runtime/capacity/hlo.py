@@ -1,0 +1,141 @@
+"""Reads a compiled TPU program's text: what crosses between devices, and what really goes to main memory.
+
+XLA's "bytes accessed" counts every operand of every instruction, wherever it lies: weights that are fetched
+into the chip's own memory count three times, a table that rows are gathered from counts whole, and so does a
+pool that rows are scattered into. Here only what lies in main memory counts, and of that what is touched.
+"""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+_SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
+_ARRAY = re.compile(r"\b(pred|[sufb]+\d+)\[([\d,]*)\](\{[^}]*\})?")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?(%[\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+_COLLECTIVE = re.compile(r"(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?")
+
+
+@dataclass(frozen=True, slots=True)
+class _Instruction:
+    """One line: its name, the type of its result, what it does, on what, and what it was in the model."""
+
+    name: str
+    type: str
+    operation: str
+    operands: tuple[str, ...]
+    calls: tuple[str, ...]
+    scope: str
+
+
+def _computations(text: str) -> dict[str, list[_Instruction]]:
+    """The instructions of each computation by its name; the program itself is `ENTRY`."""
+    found: dict[str, list[_Instruction]] = {}
+    current: list[_Instruction] = []
+    for line in text.splitlines():
+        if head := re.match(r"(ENTRY )?(%[\w.\-]+) \(.*\{$", line):
+            current = found.setdefault("ENTRY" if head[1] else head[2], [])
+        elif parts := _INSTRUCTION.match(line):
+            current.append(_read(*parts.groups()))
+    return found
+
+
+def _read(name: str, kind: str, operation: str, rest: str) -> _Instruction:
+    arguments = rest.split(")", 1)[0]
+    called = re.findall(r"(?:calls|to_apply|body)=(%[\w.\-]+)", rest)
+    if branches := re.search(r"branch_computations=\{([^}]*)\}", rest):
+        called += re.findall(r"%[\w.\-]+", branches[1])
+    called += re.findall(r"(?:true|false)_computation=(%[\w.\-]+)", rest)
+    scope = re.search(r'op_name="([^"]*)"', rest)
+    operands = tuple(re.findall(r"%[\w.\-]+", arguments))
+    return _Instruction(name, kind, operation, operands, tuple(called), scope[1] if scope else "")
+
+
+def _bytes(kind: str, *, main_memory: bool = False) -> int:
+    """Of all arrays in a type; of those in main memory alone, if asked (others are marked `S(n)`)."""
+    total = 0
+    for dtype, axes, layout in _ARRAY.findall(kind):
+        if not (main_memory and "S(" in layout):
+            total += _SIZES.get(dtype, 4) * math.prod(map(int, filter(None, axes.split(","))))
+    return total
+
+
+def collectives_of(text: str) -> tuple[tuple[str, int, int], ...]:
+    """`(kind, count, bytes of one result)` of every collective in a compiled program."""
+    found: Counter[tuple[str, int]] = Counter()
+    for instructions in _computations(text).values():
+        for each in instructions:
+            if kind := _COLLECTIVE.fullmatch(each.operation):
+                arrays = [match[0] for match in _ARRAY.finditer(each.type)]
+                found[kind[1], _bytes(arrays[-1] if kind[2] else each.type)] += 1
+    return tuple((kind, count, size) for (kind, size), count in found.items())
+
+
+def traffic_of(text: str) -> dict[str, float]:
+    """Bytes to and from main memory in one run, by what they are for.
+
+    Of branches the one without work counts (plain greedy sampling), of custom kernels nothing: theirs is
+    counted by `kernel_bytes`.
+    """
+    computations = _computations(text)
+    found: defaultdict[str, float] = defaultdict(float)
+    for purpose, size in _touched(computations, "ENTRY"):
+        found[purpose] += size
+    return {purpose: size for purpose, size in sorted(found.items(), key=lambda each: -each[1]) if size}
+
+
+_NOTHING = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "after-all", "partition-id"),
+    *("slice-done", "copy-done", "all-gather-done", "all-reduce-done", "opt-barrier"),
+}
+
+
+def _touched(computations: Mapping[str, list[_Instruction]], name: str) -> Iterator[tuple[str, float]]:
+    types = {each.name: each.type for each in computations[name]}
+    for each in computations[name]:
+        if each.operation in _NOTHING or "pallas_call" in each.scope:
+            continue
+        if each.operation == "conditional":
+            branches = [list(_touched(computations, branch)) for branch in each.calls]
+            yield from min(branches, key=lambda branch: sum(size for _, size in branch), default=[])
+        else:
+            yield _purpose(each), _moved(each, types, computations)
+
+
+def _moved(
+    each: _Instruction, types: Mapping[str, str], computations: Mapping[str, list[_Instruction]]
+) -> float:
+    """Bytes that one instruction reads from and writes to main memory."""
+    arrays = [match[0] for match in _ARRAY.finditer(each.type)]
+    if each.operation in ("slice-start", "copy-start"):  # source and destination, in either order
+        moved = min(_bytes(array) for array in arrays[:2])
+        return moved * sum("S(" not in array for array in arrays[:2])
+    operands = [types.get(operand, "") for operand in each.operands]
+    kinds = {each.operation} | {i.operation for called in each.calls for i in computations.get(called, [])}
+    largest = max(map(_bytes, operands), default=0)
+    if kinds & {"scatter", "dynamic-update-slice"} and largest == _bytes(each.type):
+        return sum(map(_bytes, operands)) - largest
+    read = [_bytes(operand, main_memory=True) for operand in operands]
+    written = _bytes(each.type, main_memory=True)
+    if kinds & {"gather", "dynamic-slice"} and read and max(read) > _bytes(each.type):
+        return sum(read) - max(read) + _bytes(each.type) + written
+    return sum(read) + written
+
+
+def _purpose(each: _Instruction) -> str:
+    """What an instruction is for, by the names that the model gave its parts."""
+    for mark, purpose in _PURPOSES:
+        if mark in each.scope:
+            return purpose
+    return "weights" if each.operation in ("slice-start", "copy-start") else "other"
+
+
+_PURPOSES = (
+    ("scatter", "cache written"),
+    ("head/", "head"),
+    ("sample", "sampling"),
+    ("dot_general", "weights"),
+    ("attention/", "attention's own"),
+    ("feed_forward/", "feed-forward's own"),
+)

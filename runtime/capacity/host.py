@@ -1,0 +1,45 @@
+"""This host as a chip: what its memory reads at and its cores multiply at, measured in a second."""
+
+import os
+import time
+from collections.abc import Callable
+
+import numpy as np
+import psutil
+
+from .chips import Chip
+
+_BYTES = 1 << 28
+_WIDTH = 1536
+_TURNS = 3
+
+
+def measure_host(devices: int) -> Chip:
+    """One of `devices` equal parts of this host.
+
+    The bandwidth is that of summing 256 MiB, the rate that of a product of two f32 matrices of 1536 x 1536,
+    each the best of three turns of numpy. Devices of one host send to one another through its memory.
+    """
+    numbers = np.ones(_BYTES // 4, np.float32)
+    matrix = np.ones((_WIDTH, _WIDTH), np.float32)
+    bandwidth = _BYTES / _best(lambda: numbers.sum())
+    rate = 2 * _WIDTH**3 / _best(lambda: matrix @ matrix)
+    return Chip(
+        name="cpu",
+        platform="cpu",
+        kind=f"{os.cpu_count()} cores",
+        memory=psutil.virtual_memory().total / devices,
+        bandwidth=bandwidth / devices,
+        rate={"float32": rate / devices, "bfloat16": rate / devices, "int8": rate / devices},
+        send=bandwidth / devices,
+    )
+
+
+def _best(work: Callable[[], object]) -> float:
+    """Seconds of the fastest of a few turns."""
+    seconds = []
+    for _ in range(_TURNS):
+        begun = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)

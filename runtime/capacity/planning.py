@@ -1,0 +1,142 @@
+"""A plan: a model, devices and wishes in; what fits, how fast at best, and what JAX and XLA say out.
+
+Figures of time come from the analytic model at the roofline, figures of memory from the compiled program
+where there is a compiler.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import jax
+
+from ...model.config import ModelConfig
+from ..buckets import Bucket
+from .program import Blueprint, Workshop, can_compile
+from .report import Memory, Plan, Program
+from .sizing import Sizing, Wishes, find_chip
+from .timing import Timing
+from .walk import pages_fetched
+from .work import Span
+
+RAGGED = "ragged_paged_attention_kernel"
+"""The TPU's attention kernel, as it is named in a trace."""
+
+
+def make_plan(model: str, config: ModelConfig, wishes: Wishes) -> Plan:
+    """Plans a model under a name.
+
+    Raises:
+      ConfigError: a wish that the model or the engine cannot honour.
+    """
+    sizing = Sizing(config, wishes, find_chip(wishes))
+    memory, programs, short = sizing.memory, (), sizing.shortage()
+    kernels: tuple[tuple[str, str], ...] = ()
+    if short is None:
+        workshop = Workshop(_blueprint(sizing), compiles=wishes.compile and can_compile(sizing.chip))
+        kernels = workshop.kernels
+        try:
+            programs = tuple(_build(workshop, sizing, bucket) for bucket in sizing.largest)
+            memory = _measured(sizing, programs)
+            short = sizing.shortage(memory)
+        except jax.errors.JaxRuntimeError as error:
+            short = _overflow(error)
+    return _answer(model, sizing, memory, programs, kernels, short)
+
+
+def _blueprint(sizing: Sizing) -> Blueprint:
+    return Blueprint(
+        config=sizing.config,
+        chip=sizing.chip,
+        topology=sizing.wishes.topology,
+        dtype=sizing.dtype,
+        int8=sizing.wishes.int8,
+        shapes=sizing.shapes,
+        pages=sizing.memory.pages,
+    )
+
+
+def _build(workshop: Workshop, sizing: Sizing, bucket: Bucket) -> Program:
+    """A step's program, with what the TPU's attention kernel reads: every slot half way, or one chunk."""
+    program = workshop.build(bucket)
+    if RAGGED not in program.kernels:
+        return program
+    wishes, shapes = sizing.wishes, sizing.shapes
+    chunk = min(wishes.prompt, bucket.tokens)
+    spans: list[Span] = [(chunk, chunk)]
+    if bucket.kind == "decode":
+        spans = [(1, wishes.prompt + wishes.completion // 2)] * bucket.rows
+    pages = pages_fetched(spans, tokens=bucket.tokens, page_size=shapes.page_size, table=shapes.table)
+    return replace(program, kernel_bytes=pages * sizing.memory.page)
+
+
+def _measured(sizing: Sizing, programs: tuple[Program, ...]) -> Memory:
+    """The memory, with a compiled program's figures in place of guesses."""
+    if any(program.temporaries is None for program in programs):
+        return sizing.memory
+    return replace(
+        sizing.memory,
+        temporaries=max(program.temporaries or 0 for program in programs),
+        code=sum(program.code or 0 for program in programs),
+        measured=True,
+    )
+
+
+def _overflow(error: Exception) -> str:
+    """The compiler's own words for a program that does not fit; any other failure is ours to see."""
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+    return str(error).splitlines()[0].partition(": ")[2]
+
+
+def _answer(
+    model: str,
+    sizing: Sizing,
+    memory: Memory,
+    programs: tuple[Program, ...],
+    kernels: tuple[tuple[str, str], ...],
+    short: str | None,
+) -> Plan:
+    wishes = sizing.wishes
+    found = Plan(
+        model=model,
+        topology=str(wishes.topology),
+        chips=wishes.topology.size,
+        quantize="int8" if wishes.int8 else None,
+        dtype=sizing.dtype,
+        method=programs[0].how if programs else "counted from shapes alone",
+        context=sizing.context,
+        slots=sizing.shapes.slots,
+        prompt=wishes.prompt,
+        completion=wishes.completion,
+        fits=short is None,
+        short=short,
+        remedies=() if short is None else tuple(sizing.remedies()),
+        memory=memory,
+        full=sizing.sequences(sizing.context),
+        typical=sizing.sequences(wishes.prompt + wishes.completion),
+        kernels=kernels,
+        programs=programs,
+    )
+    if short is not None:
+        return found
+    timing = Timing(sizing)
+    notes = tuple(_notes(sizing, found, timing.streams()[-1]))
+    return replace(
+        found, steps=timing.steps(), first_token=timing.first_token, rates=timing.rates(), notes=notes
+    )
+
+
+def _notes(sizing: Sizing, found: Plan, streams: int) -> Iterator[str]:
+    if not found.memory.measured:
+        missing = "libtpu is not installed (extra tpu-aot)"
+        absent = sizing.chip.platform == "tpu" and not can_compile(sizing.chip)
+        yield f"{missing if absent else 'nothing was compiled'}: temporaries are a guess"
+    ragged = dict(found.kernels).get("attention") == "ragged"
+    if ragged and any(RAGGED not in program.kernels for program in found.programs):
+        yield (
+            "attention runs in the portable loop, since the TPU kernel does not take these shapes "
+            f"(page tables of {sizing.shapes.slots} x {sizing.shapes.table}, heads of "
+            f"{sizing.config.head_size}; see docs/kernels.md)"
+        )
+    if streams < found.slots:
+        yield f"the pool holds fewer requests of this length than there are slots, {found.slots}"

@@ -1,0 +1,222 @@
+"""The real step for devices that are not here: traced, lowered, and for TPUs compiled by their own compiler.
+
+Nothing is allocated: parameters, state and inputs are shapes. With libtpu installed (extra `tpu-aot`) XLA
+compiles for a TPU topology without one; elsewhere a mesh without devices lets the step be lowered, which
+runs every rule of the platform but not its compiler.
+"""
+
+import importlib.util
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, use_abstract_mesh
+
+from ...model.config import ModelConfig
+from ...model.kernels.registry import choose
+from ...model.parameters import is_linear
+from ...model.sharding import AXIS, placements
+from ...model.target import Target
+from ...model.transformer import Skeleton
+from ..buckets import Bucket, Shapes
+from ..executables import Executables
+from ..steps import create_state
+from .chips import Chip, Topology
+from .hlo import collectives_of, traffic_of
+from .report import Program
+
+_QUIET = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+}
+"""libtpu asks no metadata server, shares the host with another copy of itself, and keeps quiet."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Blueprint:
+    """What to build: a model for a mesh, with the sizes that an engine there would have.
+
+    Attributes:
+      pages: of the pool, the trash page not counted.
+    """
+
+    config: ModelConfig
+    chip: Chip
+    topology: Topology
+    dtype: str
+    int8: bool
+    shapes: Shapes
+    pages: int
+
+
+def can_compile(chip: Chip) -> bool:
+    """Whether the compiler for this chip is here."""
+    return chip.platform == "tpu" and importlib.util.find_spec("libtpu") is not None
+
+
+def topology_mesh(topology: Topology) -> Mesh:
+    """The devices of a TPU topology, as libtpu describes them, in one row."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    from jax.experimental import topologies
+
+    options = {"chips_per_host_bounds": (1, 1, 1)} if topology.size == 1 else {}
+    found = topologies.get_topology_desc(platform="tpu", topology_name=str(topology), **options)
+    return Mesh(np.array(found.devices), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def _abstract_mesh(chip: Chip, topology: Topology) -> AbstractMesh:
+    device = AbstractDevice(device_kind=chip.kind, num_cores=1, platform=_lowered_for(chip))
+    return AbstractMesh((topology.size,), (AXIS,), axis_types=(AxisType.Auto,), abstract_device=device)
+
+
+def _lowered_for(chip: Chip) -> str:
+    return "cuda" if chip.platform == "gpu" else chip.platform
+
+
+def abstract_leaves(skeleton: Skeleton, dtype: jnp.dtype) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """The shapes and types of a model's parameters, in the flat order of its steps."""
+    target = skeleton.target
+    table = placements(skeleton.config, target.shards, int8=target.int8)
+
+    def width(name: str) -> jnp.dtype:
+        if name.endswith("_scale"):
+            return jnp.dtype("float32")
+        return jnp.dtype("int8") if target.int8 and is_linear(name) else dtype
+
+    return tuple(jax.ShapeDtypeStruct(table[name].shape, width(name)) for name in skeleton.names)
+
+
+class Workshop:
+    """Builds the steps of a blueprint."""
+
+    def __init__(self, blueprint: Blueprint, *, compiles: bool) -> None:
+        """`compiles` needs libtpu (see `can_compile`)."""
+        chip, topology = blueprint.chip, blueprint.topology
+        self._blueprint = blueprint
+        self._compiles = compiles
+        self.mesh = topology_mesh(topology) if compiles else _abstract_mesh(chip, topology)
+        target = Target(kernels=choose(chip.platform), shards=topology.size, int8=blueprint.int8)
+        self.kernels = target.kernels.names
+        self._skeleton = Skeleton.of(blueprint.config, target)
+        self._executables = Executables(self._skeleton, blueprint.shapes, self.mesh)
+
+    def trace(self, bucket: Bucket) -> jax.stages.Traced:
+        """A bucket's step, from abstract shapes."""
+        dtype = jnp.dtype(self._blueprint.dtype)
+        shapes, pages = self._blueprint.shapes, self._blueprint.pages + 1
+        state = jax.eval_shape(lambda: create_state(self._skeleton, shapes, pages, dtype))
+        with self._known_mesh():
+            return self._executables.trace(bucket, abstract_leaves(self._skeleton, dtype), state)
+
+    def lower(self, traced: jax.stages.Traced) -> jax.stages.Lowered:
+        """Through all rules of the platform, on a machine that may have no such device."""
+        if self._compiles:
+            with self._known_mesh():
+                return traced.lower()
+        with self._known_mesh():
+            return traced.lower(lowering_platforms=(_lowered_for(self._blueprint.chip),))
+
+    def _known_mesh(self) -> AbstractContextManager[Any]:
+        """Pallas asks the mesh which device it writes for."""
+        if isinstance(self.mesh, Mesh):
+            return jax.set_mesh(self.mesh)
+        return use_abstract_mesh(self.mesh)
+
+    def build(self, bucket: Bucket) -> Program:
+        """Everything that can be found out about a bucket's step here.
+
+        Raises:
+          jax.errors.JaxRuntimeError: it was compiled, and does not fit into the devices' memory.
+        """
+        begun = time.monotonic()
+        traced = self.trace(bucket)
+        kernels, loops = _unseen(traced)
+        lowered = self.lower(traced)
+        common = {"step": str(bucket), "kernels": kernels, "loops": loops}
+        if not self._compiles:
+            costs = lowered.cost_analysis() or {}
+            return Program(
+                how=f"lowered for {_lowered_for(self._blueprint.chip)}, not compiled",
+                seconds=time.monotonic() - begun,
+                operations=costs.get("flops"),
+                accessed=costs.get("bytes accessed"),
+                collectives=_traced_collectives(traced),
+                **common,
+            )
+        compiled = lowered.compile()
+        text, costs, memory = compiled.as_text() or "", compiled.cost_analysis(), compiled.memory_analysis()
+        assert isinstance(costs, dict) and memory is not None
+        return Program(
+            how=f"compiled by libtpu {version('libtpu')}",
+            seconds=time.monotonic() - begun,
+            arguments=memory.argument_size_in_bytes,
+            temporaries=memory.temp_size_in_bytes,
+            aliased=memory.alias_size_in_bytes,
+            code=memory.generated_code_size_in_bytes,
+            operations=costs.get("flops"),
+            accessed=costs.get("bytes accessed"),
+            collectives=collectives_of(text),
+            traffic=traffic_of(text),
+            **common,
+        )
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """Every equation of a trace, those of called functions as often as they are called.
+
+    What is inside a kernel is the kernel's.
+    """
+    for equation in jaxpr.eqns:
+        yield equation
+        if equation.primitive.name == "pallas_call":
+            continue
+        for value in equation.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(part, "jaxpr", part)
+                if hasattr(inner, "eqns"):
+                    yield from _equations(inner)
+
+
+def _unseen(traced: jax.stages.Traced) -> tuple[dict[str, int], int]:
+    """Custom kernels by name, and how many dynamic loops there are: what a cost analysis does not see."""
+    kernels: Counter[str] = Counter()
+    loops = 0
+    for equation in _equations(traced.jaxpr.jaxpr):
+        if equation.primitive.name == "pallas_call":
+            kernels[str(equation.params.get("name") or "pallas_call")] += 1
+        loops += equation.primitive.name == "while"
+    return dict(kernels), loops
+
+
+_COLLECTIVES = {
+    "psum": "all-reduce",
+    "psum_invariant": "all-reduce",
+    "all_gather": "all-gather",
+    "reduce_scatter": "reduce-scatter",
+    "all_to_all": "all-to-all",
+    "ppermute": "collective-permute",
+}
+
+
+def _traced_collectives(traced: jax.stages.Traced) -> tuple[tuple[str, int, int], ...]:
+    """`(kind, count, bytes of one result)`, as the step is written."""
+    found: Counter[tuple[str, int]] = Counter()
+    for equation in _equations(traced.jaxpr.jaxpr):
+        if kind := _COLLECTIVES.get(equation.primitive.name):
+            size = sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars)
+            found[kind, size] += 1
+    return tuple((kind, count, size) for (kind, size), count in found.items())

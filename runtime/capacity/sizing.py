@@ -1,0 +1,168 @@
+"""What fits: the engine's own rules for shapes and for the pool, applied to devices that are not here."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from ...model.config import ModelConfig
+from ...model.errors import ConfigError
+from ..buckets import Bucket, Shapes
+from ..memory import fitting_pages
+from ..settings import EngineSettings, derive_shapes, platform_of
+from .chips import CHIPS, Chip, Topology, larger
+from .host import measure_host
+from .report import Memory
+from .work import SIZES, Counted
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wishes:
+    """What is asked of a plan.
+
+    Attributes:
+      topology: the devices. int8: quantised weights. context, slots: of `distaff serve`; None derives them.
+      prompt, completion: tokens of a typical request.
+      memory, bandwidth, rate: bytes, bytes/s, operations/s of one device, in place of its own.
+      compile: whether steps are compiled where they can be.
+    """
+
+    topology: Topology
+    int8: bool = False
+    context: int | None = None
+    slots: int | None = None
+    prompt: int = 1024
+    completion: int = 256
+    memory: float | None = None
+    bandwidth: float | None = None
+    rate: float | None = None
+    compile: bool = True
+
+
+def find_chip(wishes: Wishes) -> Chip:
+    """The topology's chip, with the figures that were given in place of its own."""
+    chip = CHIPS.get(wishes.topology.chip) or measure_host(wishes.topology.size)
+    return replace(
+        chip,
+        memory=wishes.memory or chip.memory,
+        bandwidth=wishes.bandwidth or chip.bandwidth,
+        rate=chip.rate if wishes.rate is None else {dtype: wishes.rate for dtype in chip.rate},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A device of a platform, as the engine's settings ask for one."""
+
+    platform: str
+
+    def memory_stats(self) -> None:
+        """Nothing is known."""
+
+
+class Sizing:
+    """The sizes that an engine would have.
+
+    Attributes:
+      config, wishes, chip: what was asked. shapes: of all steps. context: the longest sequence.
+      dtype: what is computed in. counted: the model as it is divided.
+
+    Raises:
+      ConfigError: a wish that the model or the engine cannot honour.
+    """
+
+    def __init__(self, config: ModelConfig, wishes: Wishes, chip: Chip) -> None:
+        self.config, self.wishes, self.chip = config, wishes, chip
+        kind = _Kind(chip.platform)
+        settings = EngineSettings(slots=wishes.slots, context=wishes.context)
+        self.shapes: Shapes = derive_shapes(config, settings, kind)
+        self.context = wishes.context or config.context
+        if wishes.prompt + wishes.completion > self.context:
+            raise ConfigError(
+                f"prompt {wishes.prompt} and completion {wishes.completion}; "
+                f"expected at most the context, {self.context}, together"
+            )
+        self.dtype = platform_of(kind).dtype
+        self.counted = Counted(
+            config=config,
+            shards=wishes.topology.size,
+            dtype=self.dtype,
+            int8=wishes.int8,
+            page_size=self.shapes.page_size,
+        )
+
+    @property
+    def largest(self) -> tuple[Bucket, Bucket]:
+        """The steps that need most: decode at all slots, and a whole budget of prompts."""
+        decode, mixed = self.shapes.buckets()[:2]
+        return decode, mixed
+
+    @cached_property
+    def memory(self) -> Memory:
+        """Where the bytes go, as far as shapes say."""
+        weights, page = self.counted.weight_bytes(), self.counted.token_bytes() * self.shapes.page_size
+        free = max(0, int(self.chip.memory) - weights)
+        useful = self.shapes.slots * self.shapes.table
+        return Memory(
+            limit=int(self.chip.memory),
+            weights=weights,
+            state=self.counted.state_bytes(self.shapes.slots),
+            page=page,
+            pages=min(useful, fitting_pages(free, page, self.chip.platform)),
+            temporaries=max(map(self._temporaries, self.largest)),
+            code=0,
+            measured=False,
+        )
+
+    def _temporaries(self, bucket: Bucket) -> int:
+        """A guess: the widest layer's activations, and four copies of the logits."""
+        config, size = self.config, SIZES[self.dtype]
+        chosen = config.moe.experts_per_token if config.moe else 1
+        heads = (config.heads + 2 * config.kv_heads) * config.head_size
+        wide = max(heads, 2 * config.feed_forward * chosen) // self.wishes.topology.size
+        logits = 4 * bucket.rows * config.vocabulary * SIZES["float32"]
+        return bucket.tokens * (4 * config.width + wide) * size + logits
+
+    def shortage(self, memory: Memory | None = None) -> str | None:
+        """What is missing, in words; None where it fits."""
+        memory, shapes = memory or self.memory, self.shapes
+        if memory.weights > memory.limit:
+            return f"the weights take {gib(memory.weights)} of {gib(memory.limit)} on each device"
+        if memory.pages < max(shapes.table, shapes.slots):
+            return (
+                f"beside the weights there is room for {memory.pages} pages of {shapes.page_size} tokens; "
+                f"{shapes.slots} slots need one each, and a sequence of {self.context} tokens {shapes.table}"
+            )
+        if memory.used > memory.limit:
+            return f"weights, cache and a step's temporaries take {gib(memory.used)} of {gib(memory.limit)}"
+        return None
+
+    def sequences(self, tokens: int) -> int:
+        """How many sequences of so many tokens the pool holds."""
+        return self.memory.pages // -(-tokens // self.shapes.page_size)
+
+    def remedies(self) -> Iterator[str]:
+        """What would fit, by the sizes alone: more devices, narrower weights, shorter or fewer sequences."""
+        wishes = self.wishes
+        for topology in larger(wishes.topology):
+            if self._fits(topology=topology):
+                yield f"--topology {topology}"
+                break
+        if not wishes.int8 and self._fits(int8=True):
+            yield "--quantize int8"
+        context = self.context // 2
+        while context >= wishes.prompt + wishes.completion:
+            if self._fits(context=context):
+                yield f"--context {context}"
+                break
+            context //= 2
+        if self.shapes.slots > 1 and self._fits(slots=self.shapes.slots // 2):
+            yield f"--slots {self.shapes.slots // 2}"
+
+    def _fits(self, **changes: object) -> bool:
+        wishes = replace(self.wishes, **changes)  # type: ignore[arg-type]
+        return Sizing(self.config, wishes, self.chip).shortage() is None
+
+
+def gib(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / (1 << 30):.2f} GiB"

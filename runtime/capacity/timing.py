@@ -1,0 +1,85 @@
+"""How fast at best: the steps that a typical request goes through, at the roofline."""
+
+from collections.abc import Iterator
+
+from .report import Rate, Step
+from .roofline import StepTime, step_time
+from .sizing import Sizing
+from .work import Span, Work
+
+
+class Timing:
+    """The times of an engine of given sizes."""
+
+    def __init__(self, sizing: Sizing) -> None:
+        self._sizing = sizing
+        self._wishes = sizing.wishes
+        self._chunk_list = list(self._chunks())
+
+    @property
+    def first_token(self) -> float:
+        """Seconds of all steps that take in one prompt, which nobody else shares."""
+        return sum(self._time(work).total for _, work in self._chunk_list)
+
+    def steps(self) -> tuple[Step, ...]:
+        """Decoding with as many streams as fit, and each chunk of a prompt."""
+        decode = self._decoding(self.streams()[-1])
+        return tuple(_step(name, work, self._time(work)) for name, work in [decode, *self._chunk_list])
+
+    def rates(self) -> tuple[Rate, ...]:
+        """Over all numbers of streams that have a step of their own."""
+        return tuple(map(self._rate, self.streams()))
+
+    def streams(self) -> list[int]:
+        """Numbers of streams as steps are compiled for, as far as the pool holds their requests."""
+        buckets = self._sizing.shapes.buckets()
+        sizes = sorted(bucket.rows for bucket in buckets if bucket.kind == "decode")
+        held = self._sizing.sequences(self._wishes.prompt + self._wishes.completion)
+        return [size for size in sizes if size <= held] or sizes[:1]
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence half way through its completion."""
+        return self._wishes.prompt + self._wishes.completion // 2
+
+    def _decoding(self, streams: int) -> tuple[str, Work]:
+        work = self._sizing.counted.decode([self.length] * streams)
+        return f"decode, {streams} at {self.length} tokens", work
+
+    def _chunks(self) -> Iterator[tuple[str, Work]]:
+        """The steps that take in one prompt, each padded to its bucket."""
+        shapes, prompt = self._sizing.shapes, self._wishes.prompt
+        for start in range(0, prompt, shapes.budget):
+            end = min(start + shapes.budget, prompt)
+            bucket = shapes.choose("mixed", end - start)
+            spans: list[Span] = [(end - start, end)]
+            work = self._sizing.counted.step(spans, tokens=bucket.tokens, sampled=bucket.rows)
+            yield f"prompt, tokens {start} to {end}", work
+
+    def _time(self, work: Work) -> StepTime:
+        return step_time(work, self._sizing.chip, self._wishes.topology.size)
+
+    def _rate(self, streams: int) -> Rate:
+        """Each stream's prompt costs its own steps, in which nobody decodes; then all decode together."""
+        token, completion = self._time(self._decoding(streams)[1]).total, self._wishes.completion
+        sustained = streams * completion / (completion * token + streams * self.first_token)
+        return Rate(
+            streams=streams,
+            token=token,
+            speed=streams / token,
+            sustained=sustained,
+            chip=sustained / self._wishes.topology.size,
+        )
+
+
+def _step(name: str, work: Work, time: StepTime) -> Step:
+    return Step(
+        name=name,
+        memory=time.memory,
+        compute=time.compute,
+        links=time.links,
+        total=time.total,
+        bound=time.bound,
+        bytes=dict(work.bytes),
+        operations=dict(work.operations),
+    )

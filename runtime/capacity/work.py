@@ -1,0 +1,180 @@
+"""What one step has to do on one device, counted from shapes alone: the analytic model.
+
+It counts what no implementation can avoid: weights read once, the live cache read once, new keys and values
+written, logits written and read, products, and what crosses between devices. It leaves out what a good
+program keeps on the chip (activations, norms, rotary tables), the sampler's own passes, and the host. Tests
+hold it against the shapes themselves, XLA's cost analysis and compiled collectives.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ...model.config import ModelConfig
+from ...model.sharding import pad_config, placements, share_config
+
+SIZES = {"bfloat16": 2, "float32": 4, "int8": 1}
+"""Bytes of a number."""
+
+Span = tuple[int, int]
+"""Tokens of one row in a step: how many, and the length of the sequence with the last of them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Collective:
+    """Something that all devices do together, `count` times a step; `bytes` of one result, on one device."""
+
+    kind: str
+    count: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """One device's part of one step.
+
+    Attributes:
+      bytes: read and written in the device's memory, by what it is for.
+      operations: multiplications and additions, by the type of what is multiplied.
+      collectives: what crosses between devices.
+    """
+
+    bytes: Mapping[str, float]
+    operations: Mapping[str, float]
+    collectives: tuple[Collective, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counted:
+    """A model as it is divided: what `work` counts for.
+
+    Attributes:
+      config: as published, not padded. shards: over how many devices. dtype: of activations, cache and
+        weights that are not int8. page_size: tokens to a page.
+    """
+
+    config: ModelConfig
+    shards: int
+    dtype: str
+    int8: bool
+    page_size: int
+
+    def weight_bytes(self) -> int:
+        """Of all parameters that lie on one device."""
+        return sum(self._parameter_bytes().values())
+
+    def _parameter_bytes(self) -> dict[str, int]:
+        table = placements(self.config, self.shards, int8=self.int8)
+        sizes = {}
+        for name, where in table.items():
+            width = SIZES[self.dtype]
+            if self.int8 and f"{name}_scale" in table:
+                width = SIZES["int8"]
+            elif name.endswith("_scale"):
+                width = SIZES["float32"]
+            parts = self.shards if where.axis is not None else 1
+            sizes[name] = math.prod(where.shape) // parts * width
+        return sizes
+
+    def token_bytes(self) -> int:
+        """What a token's keys and values take on one device, over all layers."""
+        share = share_config(self.config, self.shards)
+        return share.layers * 2 * share.kv_heads * share.head_size * SIZES[self.dtype]
+
+    def state_bytes(self, slots: int) -> int:
+        """The state beside the cache: newest samples, counts of generated ids, broken marks."""
+        return slots * (4 + 4 * self.config.vocabulary + 1)
+
+    def decode(self, lengths: Sequence[int], rows: int | None = None) -> Work:
+        """A step of one token for each sequence of these lengths, padded to `rows`."""
+        rows = rows or len(lengths)
+        return self.step([(1, length) for length in lengths], tokens=rows, sampled=rows)
+
+    def step(self, spans: Sequence[Span], *, tokens: int, sampled: int) -> Work:
+        """A step of `tokens` tokens, padding included, that samples `sampled` rows, padding included."""
+        live = sum(count for count, _ in spans)
+        return Work(
+            bytes={
+                "weights": self._weights_read(live),
+                "cache read": sum(self._keys_read(end) for _, end in spans) * self.token_bytes(),
+                "cache written": live * self.token_bytes(),
+                "embedding": tokens * self.config.width * SIZES[self.dtype],
+                "logits": 2 * sampled * self._vocabulary * SIZES["float32"],
+            },
+            operations=self._operations(spans, tokens, sampled),
+            collectives=self._collectives(tokens, sampled),
+        )
+
+    @property
+    def _vocabulary(self) -> int:
+        return pad_config(self.config, self.shards).vocabulary
+
+    def _weights_read(self, live: int) -> float:
+        """Every weight once, but not the table of embeddings, and of experts those that tokens reach."""
+        total = 0.0
+        for name, size in self._parameter_bytes().items():
+            if name == "embed" and not self.config.tied_head:
+                continue
+            expert = self.config.moe is not None and "feed_forward." in name and "router" not in name
+            total += size * (self._experts_reached(live) if expert else 1.0)
+        return total
+
+    def _experts_reached(self, tokens: int) -> float:
+        """The share of experts that at least one token is expected to reach, if all are equally likely."""
+        assert self.config.moe is not None
+        missed = 1 - self.config.moe.experts_per_token / self.config.moe.experts
+        return 1 - missed**tokens
+
+    def _keys_read(self, end: int) -> int:
+        """Tokens of whole pages that hold a row's keys; with a window, only those that it still sees."""
+        seen = min(end, self.config.window or end)
+        return math.ceil(seen / self.page_size) * self.page_size
+
+    def _operations(self, spans: Sequence[Span], tokens: int, sampled: int) -> dict[str, float]:
+        operations: defaultdict[str, float] = defaultdict(float)
+        linear = "int8" if self.int8 else self.dtype
+        head = self.dtype if self.config.tied_head else linear
+        live = sum(count for count, _ in spans)
+        for name, where in placements(self.config, self.shards).items():
+            if name == "embed" or len(where.shape) < 2:
+                continue
+            parts = self.shards if where.axis is not None else 1
+            size = math.prod(where.shape) // parts
+            if name == "head":
+                operations[head] += 2 * size * sampled
+            elif len(where.shape) == 3:
+                assert self.config.moe is not None
+                operations[linear] += (
+                    2 * size * live * self.config.moe.experts_per_token / self.config.moe.experts
+                )
+            else:
+                operations[linear if not name.endswith("router") else self.dtype] += 2 * size * tokens
+        if self.config.tied_head:
+            operations[head] += 2 * self._vocabulary // self.shards * self.config.width * sampled
+        operations[self.dtype] += self._attention(spans)
+        return dict(operations)
+
+    def _attention(self, spans: Sequence[Span]) -> float:
+        """Scores and sums: four operations a query, a key and a number of the head."""
+        share = share_config(self.config, self.shards)
+        pairs = sum(_seen(count, end, self.config.window) for count, end in spans)
+        return 4.0 * share.layers * share.heads * share.head_size * pairs
+
+    def _collectives(self, tokens: int, sampled: int) -> tuple[Collective, ...]:
+        if self.shards == 1:
+            return ()
+        hidden = tokens * self.config.width * SIZES[self.dtype]
+        logits = sampled * self._vocabulary * SIZES["float32"]
+        return (
+            Collective(kind="all-reduce", count=2 * self.config.layers + 1, bytes=hidden),
+            Collective(kind="all-gather", count=1, bytes=logits),
+        )
+
+
+def _seen(count: int, end: int, window: int | None) -> int:
+    """Pairs of a query and a key that it sees, over the last `count` positions of a sequence of `end`."""
+    ends = range(end - count + 1, end + 1)
+    if window is None or end <= window:
+        return count * (ends[0] + ends[-1]) // 2
+    return sum(min(position, window) for position in ends)
