@@ -5,6 +5,7 @@ one machine, with one CPU device each.
 """
 
 import contextlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import numpy as np
 import openai
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from ..checkpoints.making import make_model, save_folder
 from .conftest import DISTAFF, Server, running
@@ -53,17 +56,17 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def two_hosts(model: Path, *follower_flags: str) -> Iterator[Pair]:
-    """Starts both; the follower is ended in any case."""
-    shared = [str(model), "--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2", *FLAGS]
+def two_hosts(model: Path, *follower_flags: str, copy: Path | None = None) -> Iterator[Pair]:
+    """Starts both, the follower on a copy of the model; the follower is ended in any case."""
+    shared = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2", *FLAGS]
     follower = subprocess.Popen(
-        [str(DISTAFF), "serve", *shared, "--process-id", "1", *follower_flags],
+        [str(DISTAFF), "serve", str(copy or model), *shared, "--process-id", "1", *follower_flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     try:
-        with running(*shared) as leader:
+        with running(str(model), *shared) as leader:
             yield Pair(leader, follower)
     finally:
         if follower.poll() is None:
@@ -168,9 +171,46 @@ def test_the_loss_of_an_idle_follower_is_noticed(model: Path) -> None:
         assert pair.gone() == (70, -signal.SIGKILL)
 
 
-def test_settings_that_differ_are_refused_by_name(model: Path) -> None:
-    with two_hosts(model, "--slots", "3") as pair:
-        out, _ = pair.follower.communicate(timeout=60)
-        assert pair.follower.returncode == 78
-        assert "--slots is 3 in process 1; expected 2 as in process 0" in out
-        assert pair.leader.process.wait(30) == 78
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        (["--slots", "3"], "--slots is 3 in process 1; expected 2 as in process 0"),
+        (["--mesh", "model=4"], "process 1 has 2 devices; expected 1 as process 0 has: --mesh must be"),
+    ],
+    ids=["slots", "mesh"],
+)
+def test_settings_that_differ_are_refused_by_name(model: Path, flag: list[str], said: str) -> None:
+    """Both processes come to the same conclusion, and say so."""
+    with two_hosts(model, *flag) as pair:
+        refused(pair, 78, said)
+
+
+def test_other_weights_are_refused(model: Path, tmp_path: Path) -> None:
+    """A model of the same configuration is not the same model."""
+    copy = shutil.copytree(model, tmp_path / "copy")
+    weights = load_file(copy / "model.safetensors")
+    weights["model.norm.weight"][0] += 1
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    with two_hosts(model, copy=copy) as pair:
+        refused(pair, 78, "the digest of the weights is '")
+
+
+def test_a_follower_that_cannot_load_says_so_everywhere(model: Path, tmp_path: Path) -> None:
+    """The leader's last line is the follower's reason."""
+    copy = shutil.copytree(model, tmp_path / "copy")
+    weights = load_file(copy / "model.safetensors")
+    weights["model.norm.weight"][0] = np.nan
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    with two_hosts(model, copy=copy) as pair:
+        refused(pair, 70, f"process 1 at 127.0.0.1 gave up: {copy}: tensor norm holds NaN", follower=65)
+
+
+def refused(pair: Pair, code: int, said: str, follower: int | None = None) -> None:
+    """Sees both end before they serve, each with its reason. `follower`: its code, if it differs."""
+    theirs, _ = pair.follower.communicate(timeout=60)
+    assert pair.follower.returncode == (follower or code), theirs
+    assert pair.leader.process.wait(30) == code
+    assert pair.leader.process.stdout is not None
+    ours = pair.leader.process.stdout.read()
+    assert said in ours
+    assert follower or said in theirs
