@@ -5,6 +5,7 @@ what a pod will, mesh and all.
 """
 
 import contextlib
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -34,9 +35,9 @@ def claim_mesh(wish: str | None, membership: Membership | None = None) -> Mesh:
     return create_mesh(shards)
 
 
-def _first_of_each(count: int) -> list[jax.Device]:
+def _first_of_each(count: int) -> list[Any]:
     """The first devices of every process, so that each holds the same part of the mesh."""
-    by_process: dict[int, list[jax.Device]] = {}
+    by_process: dict[int, list[Any]] = {}
     for device in jax.devices():
         by_process.setdefault(device.process_index, []).append(device)
     return [device for process in sorted(by_process) for device in by_process[process][:count]]
