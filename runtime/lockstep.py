@@ -111,18 +111,16 @@ class Leader:
         """
         self._lost = lost
         self._numbers, self._settled, self._parted = 0, 0, False
+        self._peers: list[Peer] = []
         self._open: dict[int, bytes] = {}
         self._early: dict[int, list[tuple[str, bytes]]] = {}
         self._lock = threading.Lock()
         self._gone = threading.Semaphore(0)
         with _listen(membership.host) as listener:
             _, secret = share_address(listener.getsockname()[1])
-            welcomed = _gather(listener, secret, membership.processes - 1)
-            self._peers = [self._follower(connection, number) for number, connection in welcomed]
-
-    def _follower(self, connection: socket.socket, number: int) -> Peer:
-        name = f"process {number} at {connection.getpeername()[0]}"
-        return Peer(connection, name, partial(self._hear, name), self._lost)
+            for number, connection in _gather(listener, secret, membership.processes - 1):
+                name = f"process {number} at {connection.getpeername()[0]}"
+                self._peers.append(Peer(connection, name, partial(self._hear, name), self._lose))
 
     def launch(self, bucket: int, buffer: np.ndarray) -> None:
         """Tells everybody of a step that is about to be dispatched here."""
@@ -176,7 +174,12 @@ class Leader:
 
     def _compare(self, name: str, number: int, ours: bytes, theirs: bytes) -> None:
         if ours != theirs:
-            self._lost(f"{name} sampled other tokens in step {number}; the processes have drifted apart")
+            self._lose(f"{name} sampled other tokens in step {number}; the processes have drifted apart")
+
+    def _lose(self, reason: str) -> None:
+        """Nobody can go on: the others hear why before this process ends."""
+        self._tell(Failed(reason))
+        self._lost(reason)
 
 
 class Follower:
