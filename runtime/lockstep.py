@@ -114,7 +114,7 @@ class Leader:
         self._peers: list[Peer] = []
         self._open: dict[int, bytes] = {}
         self._early: dict[int, list[tuple[str, bytes]]] = {}
-        self._lock = threading.Lock()
+        self._lock, self._ending = threading.Lock(), threading.Lock()
         self._gone = threading.Semaphore(0)
         with _listen(membership.host) as listener:
             _, secret = share_address(listener.getsockname()[1])
@@ -177,7 +177,9 @@ class Leader:
             self._lose(f"{name} sampled other tokens in step {number}; the processes have drifted apart")
 
     def _lose(self, reason: str) -> None:
-        """Nobody can go on: the others hear why before this process ends."""
+        """Nobody can go on: the others hear why before this process ends. What follows from it is no news."""
+        if not self._ending.acquire(blocking=False):
+            return
         self._tell(Failed(reason))
         self._lost(reason)
 

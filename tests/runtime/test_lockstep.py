@@ -177,6 +177,22 @@ def test_another_sample_ends_all(gather: Callable[..., Party], leader_reads_firs
     assert party.losses.empty()
 
 
+def test_the_first_loss_is_the_one_told(gather: Callable[..., Party]) -> None:
+    """The other followers hear the reason; that they end because of it is not a loss of its own."""
+    party = gather(Device(), Device())
+    party.failed = True
+    first, second = party.leader._peers
+    first._connection.shutdown(socket.SHUT_RDWR)
+    reasons = [party.losses.get(timeout=5) for _ in range(3)]
+    second._connection.shutdown(socket.SHUT_RDWR)
+    time.sleep(0.05)
+    lost = f"{first.name} is lost: it closed the connection"
+    assert sorted(reasons) == sorted(
+        [lost, "the leader is lost: it closed the connection", f"the leader gave up: {lost}"]
+    )
+    assert party.losses.empty()
+
+
 def test_hashes_are_not_kept(gather: Callable[..., Party]) -> None:
     """What has been compared is forgotten in time."""
     device = Device()
