@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from ..checkpoints.files import Progress
 from ..model.errors import DistaffError
 from ..runtime.request import EngineStats, InvalidRequest, NotReady, Request, TokenEvent
 from . import exit_codes, wire
@@ -29,6 +30,7 @@ PATIENCE_SECONDS = 5.0
 _SLOW_STEPS = 10
 """A loop may be away for this many of the slowest steps: a large model on a small machine is not hung."""
 _WATCH_SECONDS = 0.2
+_PROGRESS_SECONDS = 0.1
 
 Send = Callable[[wire.ToWeb], None]
 OnEvents = Callable[[list[TokenEvent]], None]
@@ -60,6 +62,20 @@ class ServedEngine(Protocol):
 Build = Callable[[Send, OnEvents], tuple[ServedEngine, EngineInfo]]
 """Makes an engine that is warm but not started. It sends `Progress` and `Located` meanwhile, and gives the
 engine the second argument to report its events to."""
+
+
+def throttled(send: Send) -> Progress:
+    """A `progress(phase, done, total)` that sends a phase's first, last, and ten a second."""
+    phase, due = "", 0.0
+
+    def progress(name: str, done: int, total: int) -> None:
+        nonlocal phase, due
+        now = time.monotonic()
+        if name != phase or now >= due or done == total:
+            phase, due = name, now + _PROGRESS_SECONDS
+            send(wire.Progress(name, done, total))
+
+    return progress
 
 
 class Pump:

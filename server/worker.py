@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from ..checkpoints.files import Progress
 from ..checkpoints.sources import cache_folder
 from ..model.errors import ConfigError, DistaffError
 from ..runtime.wishes import Membership, parse_kernels, parse_mesh
@@ -25,7 +24,7 @@ from . import exit_codes, system, wire
 from .devices import claim_devices
 from .engine_client import EngineInfo
 from .logs import configure_logging
-from .pump import Build, OnEvents, Pump, Send, ServedEngine
+from .pump import Build, OnEvents, Pump, Send, ServedEngine, throttled
 from .worker_settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("distaff.server.worker")  # `__name__` is `__main__` here
 
-_PROGRESS_SECONDS = 0.1
 _LAST_WORD_SECONDS = 0.2
 """For the web process to be told why this one ends."""
 _EQUAL = ("context", "slots", "kv_pages", "dtype", "mesh", "kernels")
@@ -115,20 +113,6 @@ def build_engine(
         ),
     )
     return engine, info
-
-
-def throttled(send: Send) -> Progress:
-    """A `progress(phase, done, total)` that sends a phase's first, last, and ten a second."""
-    phase, due = "", 0.0
-
-    def progress(name: str, done: int, total: int) -> None:
-        nonlocal phase, due
-        now = time.monotonic()
-        if name != phase or now >= due or done == total:
-            phase, due = name, now + _PROGRESS_SECONDS
-            send(wire.Progress(name, done, total))
-
-    return progress
 
 
 def membership_of(settings: WorkerSettings) -> Membership | None:
