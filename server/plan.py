@@ -131,11 +131,13 @@ def _rates(plan: Plan) -> Table:
 
 
 def _estimates(plan: Plan) -> Table | str:
+    """What XLA says of the steps, what it does not see, and what was read off the program instead."""
     if not plan.programs:
         return ""
-    table = _table(
-        "XLA's own estimate", "", "GB accessed", "GFLOP", "it does not see", "GB really moved", "kernel's GB"
-    )
+    columns = ["XLA: GB", "GFLOP", "does not see"]
+    if any(program.traffic for program in plan.programs):
+        columns += ["really moved", "by the kernel", "ideal", "ratio"]
+    table = _table("XLA's own estimate, GB on each device", "", *columns)
     for program in plan.programs:
         table.add_row(*_estimate(program))
     return table
@@ -144,13 +146,21 @@ def _estimates(plan: Plan) -> Table | str:
 def _estimate(program: Program) -> Iterator[str]:
     unseen = [f"{count} x {name}" for name, count in program.kernels.items()]
     if program.loops:
-        unseen.append(f"turns of {program.loops} loops after the first")
+        unseen.append(f"{program.loops} loops' later turns")
     yield program.step
-    yield "" if program.accessed is None else f"{program.accessed / 1e9:.2f}"
-    yield "" if program.operations is None else f"{program.operations / 1e9:.0f}"
+    yield _gb(program.accessed)
+    yield "" if program.operations is None else f"{program.operations / 1e9:,.0f}"
     yield ", ".join(unseen) or "-"
-    yield "" if program.traffic is None else f"{sum(program.traffic.values()) / 1e9:.2f}"
-    yield "" if program.kernel_bytes is None else f"{program.kernel_bytes / 1e9:.2f}"
+    if program.traffic is None:
+        return
+    moved = sum(program.traffic.values())
+    yield from map(_gb, (moved, program.kernel_bytes, program.ideal))
+    whole = program.ideal and program.kernel_bytes and (moved + program.kernel_bytes) / program.ideal
+    yield f"{whole:.2f}" if whole else ""
+
+
+def _gb(size: float | None) -> str:
+    return "" if size is None else f"{size / 1e9:.2f}"
 
 
 def _ms(seconds: float) -> str:

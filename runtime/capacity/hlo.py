@@ -72,6 +72,12 @@ def collectives_of(text: str) -> tuple[tuple[str, int, int], ...]:
     return tuple((kind, count, size) for (kind, size), count in found.items())
 
 
+def kernels_of(text: str) -> dict[str, int]:
+    """The custom kernels in a compiled program, by name."""
+    calls = re.findall(r"%([\w\-]+?)(?:\.\d+)* = [^\n]*custom_call_target=\"tpu_custom_call\"", text)
+    return dict(Counter(calls))
+
+
 def traffic_of(text: str) -> dict[str, float]:
     """Bytes to and from main memory in one run, by what they are for.
 

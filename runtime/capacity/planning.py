@@ -32,7 +32,7 @@ def make_plan(model: str, config: ModelConfig, wishes: Wishes) -> Plan:
     memory, programs, short = sizing.memory, (), sizing.shortage()
     kernels: tuple[tuple[str, str], ...] = ()
     if short is None:
-        workshop = Workshop(_blueprint(sizing), compiles=wishes.compile and can_compile(sizing.chip))
+        workshop = Workshop(blueprint_of(sizing), compiles=wishes.compile and can_compile(sizing.chip))
         kernels = workshop.kernels
         try:
             programs = tuple(_build(workshop, sizing, bucket) for bucket in sizing.largest)
@@ -43,7 +43,8 @@ def make_plan(model: str, config: ModelConfig, wishes: Wishes) -> Plan:
     return _answer(model, sizing, memory, programs, kernels, short)
 
 
-def _blueprint(sizing: Sizing) -> Blueprint:
+def blueprint_of(sizing: Sizing) -> Blueprint:
+    """What an engine of these sizes would compile."""
     return Blueprint(
         config=sizing.config,
         chip=sizing.chip,
@@ -56,15 +57,17 @@ def _blueprint(sizing: Sizing) -> Blueprint:
 
 
 def _build(workshop: Workshop, sizing: Sizing, bucket: Bucket) -> Program:
-    """A step's program, with what the TPU's attention kernel reads: every slot half way, or one chunk."""
+    """A step's program, and the bytes of what it is planned for: every slot half way, or one chunk."""
     program = workshop.build(bucket)
-    if RAGGED not in program.kernels:
-        return program
     wishes, shapes = sizing.wishes, sizing.shapes
     chunk = min(wishes.prompt, bucket.tokens)
     spans: list[Span] = [(chunk, chunk)]
     if bucket.kind == "decode":
         spans = [(1, wishes.prompt + wishes.completion // 2)] * bucket.rows
+    needed = sizing.counted.step(spans, tokens=bucket.tokens, sampled=bucket.rows).bytes
+    program = replace(program, ideal=needed["weights"] + needed["cache read"])
+    if RAGGED not in program.kernels:
+        return program
     pages = pages_fetched(spans, tokens=bucket.tokens, page_size=shapes.page_size, table=shapes.table)
     return replace(program, kernel_bytes=pages * sizing.memory.page)
 

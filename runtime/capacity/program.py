@@ -30,7 +30,7 @@ from ..buckets import Bucket, Shapes
 from ..executables import Executables
 from ..steps import create_state
 from .chips import Chip, Topology
-from .hlo import collectives_of, traffic_of
+from .hlo import collectives_of, kernels_of, traffic_of
 from .report import Program
 
 _QUIET = {
@@ -146,21 +146,23 @@ class Workshop:
         traced = self.trace(bucket)
         kernels, loops = _unseen(traced)
         lowered = self.lower(traced)
-        common = {"step": str(bucket), "kernels": kernels, "loops": loops}
         if not self._compiles:
             costs = lowered.cost_analysis() or {}
             return Program(
+                step=str(bucket),
                 how=f"lowered for {_lowered_for(self._blueprint.chip)}, not compiled",
                 seconds=time.monotonic() - begun,
                 operations=costs.get("flops"),
                 accessed=costs.get("bytes accessed"),
                 collectives=_traced_collectives(traced),
-                **common,
+                kernels=kernels,
+                loops=loops,
             )
         compiled = lowered.compile()
         text, costs, memory = compiled.as_text() or "", compiled.cost_analysis(), compiled.memory_analysis()
         assert isinstance(costs, dict) and memory is not None
         return Program(
+            step=str(bucket),
             how=f"compiled by libtpu {version('libtpu')}",
             seconds=time.monotonic() - begun,
             arguments=memory.argument_size_in_bytes,
@@ -170,8 +172,9 @@ class Workshop:
             operations=costs.get("flops"),
             accessed=costs.get("bytes accessed"),
             collectives=collectives_of(text),
+            kernels=kernels_of(text),
+            loops=loops,
             traffic=traffic_of(text),
-            **common,
         )
 
 

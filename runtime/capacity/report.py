@@ -22,6 +22,7 @@ class Program:
       loops: dynamic loops, which it counts as one turn each.
       traffic: bytes to and from memory by what they are for, read off the compiled program (see `hlo.py`).
       kernel_bytes: what the TPU's attention kernel reads in the plan's step, by its own walk (see `walk.py`).
+      ideal: bytes of the weights and of the live cache in that step, each once.
     """
 
     step: str
@@ -38,6 +39,7 @@ class Program:
     loops: int = 0
     traffic: Mapping[str, float] | None = None
     kernel_bytes: int | None = None
+    ideal: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

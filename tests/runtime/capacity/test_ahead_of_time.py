@@ -1,0 +1,94 @@
+"""The real steps, compiled for TPUs that are not here: they fit, work in place, and send what they should.
+
+Llama 3.1 8B is compiled whole. Of the other models the decode step is compiled whole and the prompt's step
+with two layers, since layers are all alike; `distaff plan` compiles them whole (docs/capacity.md).
+"""
+
+import importlib.util
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from distaff.checkpoints.outline import read_outline
+from distaff.runtime.capacity.chips import parse_topology
+from distaff.runtime.capacity.planning import blueprint_of
+from distaff.runtime.capacity.program import Workshop
+from distaff.runtime.capacity.report import Program
+from distaff.runtime.capacity.sizing import Sizing, Wishes, find_chip
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+MIB = 1 << 20
+"""Steps whose temporaries must stay below so many MiB: logits, and activations of 64 or 2,048 tokens."""
+BUDGETS = {"decode": 256, "mixed": 1024}
+
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None,
+        reason="libtpu is not installed: pip install -e '.[tpu-aot]'",
+    ),
+    pytest.mark.timeout(600),
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model on a slice, as `distaff serve --slots 64 --context 8192` would run it there."""
+
+    model: str
+    topology: str
+    int8: bool = False
+    whole_prompts: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.model}-{self.topology}{'-int8' if self.int8 else ''}"
+
+    def sizing(self) -> Sizing:
+        wishes = Wishes(topology=parse_topology(self.topology), int8=self.int8, context=8192, slots=64)
+        config = read_outline(str(CONFIGS / f"{self.model}.json"))
+        return Sizing(config, wishes, find_chip(wishes))
+
+
+CASES = [
+    Case("llama-3.1-8b", "v5e:2x4", whole_prompts=True),
+    Case("llama-3.1-70b", "v6e:4x4"),
+    Case("llama-3.1-70b", "v5p:2x2x2"),
+    Case("mixtral-8x7b", "v5e:2x4", int8=True),
+    Case("mixtral-8x7b", "v6e:2x4"),
+]
+
+
+@cache
+def compiled(case: Case, kind: str) -> tuple[Program, int]:
+    """A case's largest step of a kind, and of how many layers it is."""
+    sizing = case.sizing()
+    decode, mixed = sizing.largest
+    blueprint = blueprint_of(sizing)
+    if kind == "mixed" and not case.whole_prompts:
+        blueprint = replace(blueprint, config=replace(sizing.config, layers=2))
+    program = Workshop(blueprint, compiles=True).build(decode if kind == "decode" else mixed)
+    return program, blueprint.config.layers
+
+
+@pytest.mark.parametrize("kind", ["decode", "mixed"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_real_step_compiles_for_the_chip(case: Case, kind: str) -> None:
+    """Donated, within its budget, within the chip's memory, with the TPU's kernel and no other collective."""
+    program, layers = compiled(case, kind)
+    sizing = case.sizing()
+    memory, config = sizing.memory, sizing.config
+    held = replace(sizing.counted, config=replace(config, layers=layers))
+    cache, state = held.token_bytes() * sizing.shapes.page_size * (memory.pages + 1), memory.state
+    assert program.aliased is not None and program.temporaries is not None and program.code is not None
+    assert 0 <= program.aliased - cache - state <= 4096  # small vectors of the state are padded to tiles
+    assert program.arguments is not None
+    assert 0 <= program.arguments - program.aliased - held.weight_bytes() <= 2 * MIB  # and packed inputs
+    assert program.temporaries <= BUDGETS[kind] * MIB
+    used = memory.weights + memory.cache + state + program.temporaries + program.code
+    assert used <= memory.limit
+    assert program.kernels["ragged_paged_attention_kernel"] == layers
+    tokens = 64 if kind == "decode" else 2048
+    expected = held.step([(1, 1)], tokens=tokens, sampled=64).collectives
+    assert Counter(program.collectives) == {(each.kind, each.count, each.bytes): 1 for each in expected}

@@ -1,0 +1,207 @@
+"""The analytic model against what can be counted: placed arrays, XLA's costs, compiled collectives."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distaff.model.cache import Batch, page_bytes
+from distaff.model.config import ModelConfig, MoEConfig
+from distaff.model.kernels.registry import ExpertWeights, choose
+from distaff.model.parameters import parameter_shapes
+from distaff.model.quantize import quantize
+from distaff.model.sharding import create_mesh, pad_config, place_all
+from distaff.model.target import Target
+from distaff.model.transformer import Skeleton, random_parameters
+from distaff.runtime.buckets import Bucket, Shapes
+from distaff.runtime.capacity.hlo import collectives_of
+from distaff.runtime.capacity.work import Counted
+from distaff.runtime.executables import Executables
+from distaff.runtime.steps import create_state
+
+FLOAT32 = jnp.dtype("float32")
+LLAMA = ModelConfig(
+    vocabulary=1003, layers=2, width=128, feed_forward=352, heads=8, kv_heads=2, head_size=32, context=512
+)
+MIXTURE = replace(LLAMA, moe=MoEConfig(experts=4, experts_per_token=2))
+MODELS = {
+    "llama": LLAMA,
+    "tied": replace(LLAMA, tied_head=True, attention_bias=True, feed_forward_bias=True),
+    "nine-three": replace(LLAMA, heads=9, kv_heads=3),
+    "one-kv": replace(LLAMA, kv_heads=1),
+    "mixtral": MIXTURE,
+    "three-experts": replace(LLAMA, moe=MoEConfig(experts=3, experts_per_token=1)),
+}
+SHAPES = Shapes(slots=8, budget=64, page_size=16, table=32, tile=16)
+DECODE = Bucket(kind="decode", tokens=8, rows=8)
+
+
+def counted(config: ModelConfig, shards: int = 1, *, int8: bool = False) -> Counted:
+    return Counted(config=config, shards=shards, dtype="float32", int8=int8, page_size=16)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("shards", [1, 4])
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_are_what_lies_on_a_device(name: str, shards: int, int8: bool) -> None:
+    """Placed on a mesh, each device holds exactly so many bytes of parameters."""
+    config = MODELS[name]
+    parameters = random_parameters(config, 1, FLOAT32)
+    placed = place_all(quantize(parameters) if int8 else parameters, config, create_mesh(shards), int8=int8)
+    held: Counter[int] = Counter()
+    for array in placed.values():
+        for shard in array.addressable_shards:
+            held[shard.device.id] += shard.data.nbytes
+    assert set(held.values()) == {counted(config, shards, int8=int8).weight_bytes()}
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4])
+@pytest.mark.parametrize("name", MODELS)
+def test_pages_are_what_the_pool_is_made_of(name: str, shards: int) -> None:
+    """A page on each of the devices is, on all of them, a page of the padded model."""
+    size = counted(MODELS[name], shards).token_bytes() * 16 * shards
+    assert size == page_bytes(pad_config(MODELS[name], shards), 16, FLOAT32)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_state_is_what_the_step_keeps(name: str) -> None:
+    """Everything of the state that is not a pool."""
+    skeleton = Skeleton.of(MODELS[name])
+    state = jax.eval_shape(lambda: create_state(skeleton, SHAPES, 9, FLOAT32))
+    beside = jax.tree.leaves(state._replace(cache=()))
+    assert counted(MODELS[name]).state_bytes(8) == sum(x.size * x.dtype.itemsize for x in beside)
+
+
+KEYS = 64
+
+
+def dense_attention(q_TNH: jax.Array, pool: jax.Array, batch: Batch, *, window: int | None) -> jax.Array:
+    """All queries against the first `KEYS` slots of the pool: as many products as keys, and no loop."""
+    kv_SEH = pool.reshape(-1, *pool.shape[2:])[:KEYS]
+    group = q_TNH.shape[1] // (pool.shape[2] // 2)
+    k_SNH, v_SNH = (jnp.repeat(kv_SEH[:, part::2], group, axis=1) for part in (0, 1))
+    p_NTS = jax.nn.softmax(jnp.einsum("TNH,SNH->NTS", q_TNH, k_SNH))
+    return jnp.einsum("NTS,SNH->TNH", p_NTS, v_SNH)
+
+
+def gathered_experts(
+    x_TD: jax.Array, expert_TX: jax.Array, weight_TX: jax.Array, experts: ExpertWeights
+) -> jax.Array:
+    """Each token times its own experts' weights, fetched for it: as many products as choices, and no loop."""
+    gate, up, down = (jnp.asarray(w)[expert_TX] for w in (experts.gate, experts.up, experts.down))
+    h_TXF = jax.nn.silu(jnp.einsum("TD,TXDF->TXF", x_TD, gate)) * jnp.einsum("TD,TXDF->TXF", x_TD, up)
+    return jnp.einsum("TXF,TXFD,TX->TD", h_TXF, down, weight_TX)
+
+
+def costs(config: ModelConfig, tokens: int) -> dict[str, float]:
+    """XLA's account of a forward pass of so many rows that see `KEYS` keys each, without any loop."""
+    kernels = replace(choose("cpu"), attention=dense_attention, experts=gathered_experts)
+    plain = replace(kernels, linear=choose("other").linear)
+    skeleton = Skeleton.of(config, Target(kernels=plain))
+    ids = jax.ShapeDtypeStruct((tokens,), jnp.int32)
+    batch = Batch(
+        positions_T=ids,
+        lengths_T=ids,
+        slots_T=ids,
+        tables_BM=jax.ShapeDtypeStruct((tokens, 4), jnp.int32),
+        starts_R=jax.ShapeDtypeStruct((tokens + 1,), jnp.int32),
+        rows=jax.ShapeDtypeStruct((), jnp.int32),
+        singles_B=ids,
+        tiles=None,
+    )
+    pool = jax.ShapeDtypeStruct((8, 16, 2 * config.kv_heads, config.head_size), FLOAT32)
+    shapes = parameter_shapes(config)
+    leaves = tuple(jax.ShapeDtypeStruct(shapes[name], FLOAT32) for name in skeleton.names)
+
+    def forward(leaves, cache, tokens_T, batch):
+        model = skeleton.merge(leaves)
+        hidden_TD, cache = model(tokens_T, cache, batch)
+        return model.logits(hidden_TD), cache
+
+    lowered = jax.jit(forward, donate_argnums=1).lower(leaves, (pool,) * config.layers, ids, batch)
+    found = lowered.compile().cost_analysis()
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_operations_are_those_that_xla_counts(name: str) -> None:
+    """Up to 2 % more: XLA also counts norms, rotary embedding, softmax and activations."""
+    config = MODELS[name]
+    for tokens in (4, 32):
+        work = counted(config).step([(1, KEYS)] * tokens, tokens=tokens, sampled=tokens)
+        assert 1.0 <= costs(config, tokens)["flops"] / sum(work.operations.values()) <= 1.02
+
+
+@pytest.mark.parametrize("growth", [{"feed_forward": 704}, {"vocabulary": 2006}, {"width": 256}])
+def test_bytes_grow_as_xla_counts_them(growth: dict[str, int]) -> None:
+    """A wider model reads as many bytes more as its weights have; XLA adds one row's activations.
+
+    With more rows XLA lays weights out anew on a CPU and counts that as well.
+    """
+    wide = replace(LLAMA, **growth)
+    ours = [
+        sum(counted(config).step([(1, KEYS)], tokens=1, sampled=1).bytes.values()) for config in (LLAMA, wide)
+    ]
+    theirs = [costs(config, 1)["bytes accessed"] for config in (LLAMA, wide)]
+    assert 1.0 <= (theirs[1] - theirs[0]) / (ours[1] - ours[0]) <= 1.02
+
+
+@pytest.mark.parametrize("shards", [2, 4])
+@pytest.mark.parametrize("name", ["nine-three", "mixtral"])
+def test_collectives_are_those_of_the_compiled_step(name: str, shards: int) -> None:
+    """Kind, number and size of everything that the real step sends between devices."""
+    config, mesh = MODELS[name], create_mesh(shards)
+    skeleton = Skeleton.of(config, Target(kernels=choose("cpu"), shards=shards))
+    padded = parameter_shapes(pad_config(config, shards))
+    leaves = tuple(jax.ShapeDtypeStruct(padded[each], FLOAT32) for each in skeleton.names)
+    state = jax.eval_shape(lambda: create_state(skeleton, SHAPES, 9, FLOAT32))
+    compiled = Executables(skeleton, SHAPES, mesh).lower(DECODE, leaves, state).compile()
+    work = counted(config, shards).decode([KEYS] * 8)
+    expected = {(each.kind, each.count, each.bytes) for each in work.collectives}
+    assert set(collectives_of(compiled.as_text() or "")) == expected
+
+
+def test_one_device_sends_nothing() -> None:
+    assert counted(LLAMA).decode([1]).collectives == ()
+
+
+spans = st.lists(st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(n, 400))), min_size=1)
+
+
+@given(spans, st.integers(1, 400) | st.none())
+def test_attention_counts_every_pair_once(spans: Sequence[tuple[int, int]], window: int | None) -> None:
+    """Pairs of a query and a key that it sees, one by one."""
+    config = replace(LLAMA, window=window)
+    tokens = sum(count for count, _ in spans)
+    with_pairs, without = (
+        sum(counted(each).step(spans, tokens=tokens, sampled=1).operations.values())
+        - 4 * config.layers * config.heads * config.head_size * pairs
+        for each, pairs in (
+            (config, sum(_pairs(count, end, window) for count, end in spans)),
+            (replace(config, window=1), tokens),
+        )
+    )
+    assert with_pairs == pytest.approx(without)
+
+
+def _pairs(count: int, end: int, window: int | None) -> int:
+    sees = [
+        sum(1 for key in range(query + 1) if window is None or query - key < window)
+        for query in range(end - count, end)
+    ]
+    return sum(sees)
+
+
+@given(st.integers(0, 200), st.integers(1, 8), st.integers(1, 8))
+def test_experts_reached_is_an_expectation(tokens: int, experts: int, chosen: int) -> None:
+    """Nobody reaches none, everybody all of them, one token its own choice."""
+    moe = MoEConfig(experts=max(experts, chosen), experts_per_token=chosen)
+    reached = counted(replace(LLAMA, moe=moe))._experts_reached
+    assert reached(0) == 0 and reached(1) == pytest.approx(chosen / moe.experts)
+    assert reached(tokens) <= reached(tokens + 1) <= 1
