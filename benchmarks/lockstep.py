@@ -1,8 +1,9 @@
 """What it costs that the devices of a mesh are in two processes: `python -m benchmarks.lockstep`.
 
-The same random model over two CPU devices, once in one process and once in two that run in lockstep, in
-turns. Each run decodes four streams; told are the time of a step, how long the engine's thread is kept by
-telling the follower, and the share of the time in which no step was in flight (none, where overlap is kept).
+The same random model over two CPU devices, in turns: in one process, in two of which one leads the other, and
+in two that each plan for themselves, which come to the same steps because there is one request. The last two
+differ by the control connection alone. Told are the time of a step, how long the engine's thread launches,
+reads and tells the follower, and the share of the time without a step in flight (none if overlap is kept).
 """
 
 import argparse
@@ -15,7 +16,8 @@ import time
 from typing import Any
 
 TURNS = 3
-STREAMS, TOKENS = 4, 96
+TOKENS = 96
+LED, UNLED = "led", "unled"
 
 
 def main() -> None:
@@ -23,19 +25,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--process", type=int)
     parser.add_argument("--coordinator")
+    parser.add_argument("--way", choices=(LED, UNLED), default=LED)
     wish = parser.parse_args()
     if wish.process is not None:
-        run(wish.process, wish.coordinator)
+        run(wish.process, wish.coordinator, wish.way)
         return
-    found: dict[str, list[dict[str, float]]] = {"one process": [], "two processes": []}
+    found: dict[str, list[dict[str, float]]] = {"one process": [], LED: [], UNLED: []}
     for _ in range(TURNS):
         found["one process"].append(measured(None))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
-        follower = started(1, coordinator)
-        found["two processes"].append(measured(coordinator))
-        follower.wait(60)
+        for way in (LED, UNLED):
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
+            other = started(1, coordinator, way)
+            found[way].append(measured(coordinator, way))
+            other.communicate(timeout=60)
     medians = {
         name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
         for name, runs in found.items()
@@ -45,20 +49,20 @@ def main() -> None:
     print(json.dumps(medians))
 
 
-def started(process: int, coordinator: str | None) -> subprocess.Popen[str]:
+def started(process: int, coordinator: str | None, way: str) -> subprocess.Popen[str]:
     """One of the processes."""
-    words = [sys.executable, "-m", "benchmarks.lockstep", "--process", str(process)]
+    words = [sys.executable, "-m", "benchmarks.lockstep", "--process", str(process), "--way", way]
     words += ["--coordinator", coordinator] if coordinator else []
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
-def measured(coordinator: str | None) -> dict[str, float]:
-    """What a leader, or a lone process, says of its run."""
-    out, _ = started(0, coordinator).communicate(timeout=300)
+def measured(coordinator: str | None, way: str = LED) -> dict[str, float]:
+    """What the first process, or a lone one, says of its run."""
+    out, _ = started(0, coordinator, way).communicate(timeout=300)
     return json.loads(out.strip().splitlines()[-1])
 
 
-def run(process: int, coordinator: str | None) -> None:
+def run(process: int, coordinator: str | None, way: str) -> None:
     """A process: leads and measures, or follows."""
     import jax.numpy as jnp
 
@@ -66,6 +70,7 @@ def run(process: int, coordinator: str | None) -> None:
     from distaff.model.sharding import place_all
     from distaff.model.transformer import random_parameters
     from distaff.runtime.assembly import assemble
+    from distaff.runtime.cluster import part
     from distaff.runtime.devices import claim_mesh
     from distaff.runtime.engine import Engine
     from distaff.runtime.lockstep import Follower, Leader
@@ -82,42 +87,51 @@ def run(process: int, coordinator: str | None) -> None:
         head_size=64,
         context=256,
     )
-    settings = EngineSettings(slots=STREAMS, context=256, kv_pages=64)
+    settings = EngineSettings(slots=4, context=256, kv_pages=64)
     member = coordinator and Membership(coordinator=coordinator, process=process, processes=2)
     mesh = claim_mesh("model=2", member or None)
     parameters = place_all(random_parameters(config, 0, jnp.dtype("float32")), config, mesh)
-    if member and not member.leads:
+    led = member if way == LED else None
+    if member and led and not member.leads:
         follower = Follower(member, sys.exit)
         runner = assemble(config, parameters, settings, mesh)
         runner.warm_up(lambda done, total: None)
         follower.run(runner)
         return
-    leader = Leader(member, sys.exit) if member else None
+    leader = Leader(led, sys.exit) if led else None
     engine = Engine(config, parameters, settings, mesh=mesh, followers=leader)
     engine.warm_up()
     engine.start()
     print(json.dumps(decode(engine, leader)))
     engine.stop()
+    if member and not led:
+        part()
 
 
 def decode(engine: Any, leader: Any) -> dict[str, float]:
-    """Decodes the streams and takes the times of launches and reads."""
+    """Decodes a stream and takes the times of launches and reads."""
     from distaff.runtime.request import Request, SamplingParams
 
-    in_flight, idle, since, told = 0, 0.0, 0.0, 0.0
+    in_flight, idle, since = 0, 0.0, 0.0
+    told = launching = reading = 0.0
     runner = engine._runner
     launch, read = runner.launch, runner.read
 
     def timed_launch(plan):
-        nonlocal in_flight, idle
-        idle += time.perf_counter() - since if since and not in_flight else 0.0
+        nonlocal in_flight, idle, launching
+        begun = time.perf_counter()
+        idle += begun - since if since and not in_flight else 0.0
         in_flight += 1
-        return launch(plan)
+        flight = launch(plan)
+        launching += time.perf_counter() - begun
+        return flight
 
     def timed_read(flight):
-        nonlocal in_flight, since
+        nonlocal in_flight, since, reading
+        begun = time.perf_counter()
         rows = list(read(flight))
         in_flight, since = in_flight - 1, time.perf_counter()
+        reading += since - begun
         return iter(rows)
 
     if leader:
@@ -132,12 +146,13 @@ def decode(engine: Any, leader: Any) -> dict[str, float]:
         leader.launch = timed_tell
     runner.launch, runner.read = timed_launch, timed_read
     params = SamplingParams(temperature=0.0, max_tokens=TOKENS)
-    requests = [Request(id=str(n), prompt=tuple(range(8)), params=params) for n in range(STREAMS)]
     begun, before = time.perf_counter(), engine.stats.steps
-    list(engine.generate(requests))
+    list(engine.stream(Request(id="one", prompt=tuple(range(8)), params=params)))
     spent, steps = time.perf_counter() - begun, engine.stats.steps - before
     return {
         "ms a step": 1e3 * spent / steps,
+        "of these to launch": 1e3 * launching / steps,
+        "to read": 1e3 * reading / steps,
         "share without a step in flight": idle / spent,
         "us a step to tell the follower": 1e6 * told / steps,
     }
