@@ -65,9 +65,11 @@ def join(membership: Membership, devices: int | None) -> None:
     patience = threading.Timer(JOIN_SECONDS, _give_up, [membership])
     patience.daemon = True
     patience.start()
-    _initialize(membership)
-    counts = Counter(device.process_index for device in jax.devices())
-    patience.cancel()
+    try:
+        _initialize(membership)
+        counts = Counter(device.process_index for device in jax.devices())
+    finally:
+        patience.cancel()
     for number, count in sorted(counts.items()):
         if count != counts[0]:
             raise ConfigError(
@@ -91,8 +93,9 @@ def _initialize(membership: Membership) -> None:
         )
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
+        wanted = "; expected a free port at an address of this host" if membership.leads else ""
         raise ConfigError(
-            f"process {membership.process} cannot join at {membership.coordinator}: {reason}"
+            f"process {membership.process} cannot join at {membership.coordinator}: {reason}{wanted}"
         ) from None
 
 

@@ -339,3 +339,31 @@ def test_a_fact_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "_exchange", lambda text: theirs)
     with pytest.raises(ConfigError, match="--slots is 3 in process 1; expected 2 as in process 0"):
         cluster.agree({})
+
+
+def test_processes_that_do_not_come_end_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """JAX's wait cannot be interrupted, so the process is ended, with what to check."""
+    ended: queue.Queue[int] = queue.Queue()
+    monkeypatch.setattr(cluster, "JOIN_SECONDS", 0.05)
+    monkeypatch.setattr(cluster.os, "_exit", ended.put)
+    monkeypatch.setattr(cluster, "_initialize", lambda membership: ended.get(timeout=5))
+    cluster.join(Membership(coordinator="h:80", process=1, processes=3), None)
+    assert "3 processes have not come together at h:80" in caplog.text
+    assert "expected each of --process-id 0 to 2 once" in caplog.text
+
+
+def test_a_coordinator_that_is_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX's reason, and what process 0 needs."""
+
+    def initialize(*arguments: object, **options: object) -> None:
+        raise RuntimeError("UNKNOWN: Failed to start RPC server\nand a stack")
+
+    monkeypatch.setattr(cluster.jax.distributed, "initialize", initialize)
+    with pytest.raises(ConfigError) as refusal:
+        cluster.join(Membership(coordinator="h:80", process=0, processes=2), None)
+    assert str(refusal.value) == (
+        "process 0 cannot join at h:80: UNKNOWN: Failed to start RPC server; "
+        "expected a free port at an address of this host"
+    )
