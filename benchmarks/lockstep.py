@@ -8,6 +8,7 @@ reads and tells the follower, and the share of the time without a step in flight
 
 import argparse
 import json
+import os
 import socket
 import statistics
 import subprocess
@@ -62,6 +63,12 @@ def measured(coordinator: str | None, way: str = LED) -> dict[str, float]:
     return json.loads(out.strip().splitlines()[-1])
 
 
+def end(reason: str, code: int | None) -> None:
+    """Ends a process whose other one is lost."""
+    print(reason, file=sys.stderr)
+    os._exit(1)
+
+
 def run(process: int, coordinator: str | None, way: str) -> None:
     """A process: leads and measures, or follows."""
     import jax.numpy as jnp
@@ -93,12 +100,12 @@ def run(process: int, coordinator: str | None, way: str) -> None:
     parameters = place_all(random_parameters(config, 0, jnp.dtype("float32")), config, mesh)
     led = member if way == LED else None
     if member and led and not member.leads:
-        follower = Follower(member, sys.exit)
+        follower = Follower(member, end)
         runner = assemble(config, parameters, settings, mesh)
         runner.warm_up(lambda done, total: None)
         follower.run(runner)
         return
-    leader = Leader(led, sys.exit) if led else None
+    leader = Leader(led, end) if led else None
     engine = Engine(config, parameters, settings, mesh=mesh, followers=leader)
     engine.warm_up()
     engine.start()

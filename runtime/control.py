@@ -64,9 +64,18 @@ class Goodbye(Frame, frozen=True):
 
 
 class Failed(Frame, frozen=True):
-    """Either: I cannot go on, for this reason, and neither can you without me."""
+    """Either: I cannot go on, for this reason, and neither can you without me.
+
+    Attributes:
+      code: the exit code that fits the reason, for all; None where the loss itself is the reason.
+    """
 
     reason: str
+    code: int | None = None
+
+
+Lost = Callable[[str, int | None], None]
+"""Told once why this process cannot go on, and with which exit code if the reason has one; must end it."""
 
 
 _DECODER = msgspec.msgpack.Decoder(Launch | Forget | Digest | Beat | Goodbye | Failed)
@@ -136,13 +145,13 @@ class Peer:
         connection: socket.socket,
         name: str,
         receive: Callable[[Any], None],
-        lost: Callable[[str], None],
+        lost: Lost,
     ) -> None:
         """Starts to read, to write and to beat.
 
         Args:
           receive: hears every frame but beats and failures, on the reading thread.
-          lost: is told once why the peer is gone, unless one of both has said goodbye.
+          lost: is told why the peer is gone, unless one of both has said goodbye.
         """
         self.name = name
         self._connection, self._receive, self._lost = connection, receive, lost
@@ -164,11 +173,11 @@ class Peer:
         self._closing.set()
         self._outbox.put(None)
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: str, code: int | None = None) -> None:
         """The peer is gone, or must be."""
         if not self._closing.is_set():
             self._closing.set()
-            self._lost(reason)
+            self._lost(reason, code)
 
     def _write(self) -> None:
         try:
@@ -196,8 +205,8 @@ class Peer:
         match frame:
             case Beat():
                 return
-            case Failed(reason):
-                self.end(f"{self.name} gave up: {reason}")
+            case Failed(reason, code):
+                self.end(f"{self.name} gave up: {reason}", code)
                 return
             case Goodbye():
                 self._parting = True

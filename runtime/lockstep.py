@@ -13,22 +13,19 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
 
 from ..model.errors import ConfigError
 from .cluster import part, share_address
-from .control import Digest, Failed, Forget, Frame, Goodbye, Launch, Peer, Stranger, greet
+from .control import Digest, Failed, Forget, Frame, Goodbye, Launch, Lost, Peer, Stranger, greet
 from .runner import Runner
 from .sampling import Samples
 from .wishes import Membership
 
 log = logging.getLogger(__name__)
-
-Lost = Callable[[str], None]
-"""Told why the processes can no longer go on together; must end this one."""
 
 _LEADER, _FOLLOWER = b"leader", b"follower"
 _ALL_HERE_SECONDS = 60.0
@@ -88,10 +85,10 @@ def _gather(listener: socket.socket, secret: bytes, count: int) -> Iterator[tupl
         raise Stranger(f"{count} followers have not come within {_ALL_HERE_SECONDS:.0f} s")
 
 
-def _say_failed(peers: list[Peer], reason: str) -> None:
+def _say_failed(peers: list[Peer], reason: str, code: int) -> None:
     """The last word of a process that ends: waits until it is written, or a moment."""
     for peer in peers:
-        peer.send(Failed(reason))
+        peer.send(Failed(reason, code))
         peer.close()
     for peer in peers:
         peer.written.wait(_FAREWELL_SECONDS)
@@ -142,9 +139,9 @@ class Leader:
             for old in [n for n in self._open if n < number - 1024]:
                 del self._open[old]
 
-    def fail(self, reason: str) -> None:
-        """Tells everybody that this process cannot go on."""
-        _say_failed(self._peers, reason)
+    def fail(self, reason: str, code: int) -> None:
+        """Tells everybody that this process cannot go on, and with which exit code it ends."""
+        _say_failed(self._peers, reason, code)
 
     def farewell(self) -> None:
         """Says that all is well, and lets the followers go first. Idempotent."""
@@ -176,12 +173,12 @@ class Leader:
         if ours != theirs:
             self._lose(f"{name} sampled other tokens in step {number}; the processes have drifted apart")
 
-    def _lose(self, reason: str) -> None:
+    def _lose(self, reason: str, code: int | None = None) -> None:
         """Nobody can go on: the others hear why before this process ends. What follows from it is no news."""
         if not self._ending.acquire(blocking=False):
             return
-        self._tell(Failed(reason))
-        self._lost(reason)
+        self._tell(Failed(reason, code))
+        self._lost(reason, code)
 
 
 class Follower:
@@ -203,9 +200,9 @@ class Follower:
         self._flights: queue.SimpleQueue[tuple[int, Samples]] = queue.SimpleQueue()
         self._peer = Peer(connection, "the leader", self._frames.put, lost)
 
-    def fail(self, reason: str) -> None:
-        """Tells the leader that this process cannot go on."""
-        _say_failed([self._peer], reason)
+    def fail(self, reason: str, code: int) -> None:
+        """Tells the leader that this process cannot go on, and with which exit code it ends."""
+        _say_failed([self._peer], reason, code)
 
     def run(self, runner: Runner) -> None:
         """Launches what the leader launches; returns when it says goodbye."""

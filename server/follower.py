@@ -81,7 +81,7 @@ def follow(settings: WorkerSettings) -> None:
             runner = assemble(checkpoint.config, parameters, wishes_of(settings), mesh)
         runner.warm_up(lambda done, total: log.info("compile: %d of %d", done, total))
     except DistaffError as error:
-        follower.fail(str(error))
+        follower.fail(str(error), exit_codes.of(error))
         raise
     log.info("following process 0 at %s", settings.coordinator)
     follower.run(runner)

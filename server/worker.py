@@ -137,10 +137,10 @@ def facts_of(settings: WorkerSettings, checkpoint: "Checkpoint") -> dict[str, ob
 def _lead(settings: WorkerSettings, checkpoint: "Checkpoint", send: Send) -> "Leader":
     """Agrees with the other processes, and waits until all of them follow."""
 
-    def lost(reason: str) -> None:
-        send(wire.Fatal(reason, exit_codes.ENGINE_LOST))
+    def lost(reason: str, code: int | None) -> None:
+        send(wire.Fatal(reason, code or exit_codes.ENGINE_LOST))
         time.sleep(_LAST_WORD_SECONDS)
-        end_process(reason)
+        end_process(reason, code)
 
     from ..runtime.cluster import agree
     from ..runtime.lockstep import Leader
@@ -159,15 +159,15 @@ def _told_to(leader: "Leader | None") -> Iterator[None]:
         yield
     except DistaffError as error:
         if leader:
-            leader.fail(str(error))
+            leader.fail(str(error), exit_codes.of(error))
         raise
 
 
-def end_process(reason: str) -> None:
-    """The other processes are lost, and this one is of no use without them."""
+def end_process(reason: str, code: int | None = None) -> None:
+    """The other processes are lost, and this one is of no use without them; `code` if theirs is known."""
     log.error("%s; this process ends", reason)
     sys.stderr.flush()
-    os._exit(exit_codes.ENGINE_LOST)
+    os._exit(code or exit_codes.ENGINE_LOST)
 
 
 def claim_mesh_of(settings: WorkerSettings) -> "Mesh":

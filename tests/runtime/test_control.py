@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 
 from distaff.model.errors import ConfigError
 from distaff.runtime import control
-from distaff.runtime.control import Beat, Digest, Forget, Frame, Goodbye, Launch, Peer, Stranger, greet
+from distaff.runtime.control import (
+    Beat,
+    Digest,
+    Failed,
+    Forget,
+    Frame,
+    Goodbye,
+    Launch,
+    Peer,
+    Stranger,
+    greet,
+)
 from distaff.runtime.wishes import Membership
 
 SECRET = b"s" * 32
@@ -26,7 +37,12 @@ class End:
         self.connection = connection
         self.frames: queue.Queue[Frame] = queue.Queue()
         self.losses: queue.Queue[str] = queue.Queue()
-        self.peer = Peer(connection, "the other", self.frames.put, self.losses.put)
+        self.codes: list[int | None] = []
+        self.peer = Peer(connection, "the other", self.frames.put, self._lose)
+
+    def _lose(self, reason: str, code: int | None) -> None:
+        self.codes.append(code)
+        self.losses.put(reason)
 
 
 @pytest.fixture
@@ -144,6 +160,16 @@ def test_a_buffer_survives_the_journey(pair: tuple[End, End]) -> None:
 def test_a_closed_connection_is_a_loss(pair: tuple[End, End]) -> None:
     pair[1].connection.shutdown(socket.SHUT_RDWR)
     assert "the other is lost" in pair[0].losses.get(timeout=2)
+    assert pair[0].codes == [None]
+
+
+def test_a_failure_is_told_with_its_code(pair: tuple[End, End]) -> None:
+    """Whoever hears of it first, both end for the same reason; the end of the connection is no second one."""
+    pair[1].peer.send(Failed("model.safetensors: damaged", 65))
+    pair[1].peer.close()
+    assert pair[0].losses.get(timeout=2) == "the other gave up: model.safetensors: damaged"
+    time.sleep(0.05)
+    assert pair[0].codes == [65] and pair[0].losses.empty()
 
 
 def test_a_farewell_is_none(pair: tuple[End, End]) -> None:

@@ -55,6 +55,7 @@ class Party:
 
     def __init__(self, devices: list[Device], strangers: Callable[[int], object] = lambda port: None) -> None:
         self.losses: queue.Queue[str] = queue.Queue()
+        self.codes: list[int | None] = []
         self.failed = False
         self._devices = devices
         self._port: queue.Queue[int] = queue.Queue()
@@ -65,7 +66,7 @@ class Party:
         ]
         for thread in self._threads:
             thread.start()
-        self.leader = Leader(self._member(0), self.losses.put)
+        self.leader = Leader(self._member(0), self._lose)
 
     def share_address(self, port: int | None) -> tuple[int, bytes]:
         """Stands in for the exchange over JAX."""
@@ -76,11 +77,15 @@ class Party:
             self._port.put(port)
         return port, SECRET
 
+    def _lose(self, reason: str, code: int | None) -> None:
+        self.codes.append(code)
+        self.losses.put(reason)
+
     def _member(self, number: int) -> Membership:
         return Membership(coordinator="127.0.0.1:1", process=number, processes=len(self._devices) + 1)
 
     def _follow(self, number: int, device: Device) -> None:
-        follower = Follower(self._member(number), self.losses.put)
+        follower = Follower(self._member(number), self._lose)
         follower.run(cast(Runner, device))
 
     def part(self) -> None:
@@ -253,7 +258,7 @@ def test_who_does_not_come_is_missed(gather: Callable[..., Party], monkeypatch: 
     monkeypatch.setattr(lockstep, "_ALL_HERE_SECONDS", 0.2)
     monkeypatch.setattr(lockstep, "share_address", lambda port: (port, SECRET))
     with pytest.raises(Stranger, match="2 followers have not come"):
-        Leader(Membership(coordinator="127.0.0.1:1", process=0, processes=3), lambda reason: None)
+        Leader(Membership(coordinator="127.0.0.1:1", process=0, processes=3), lambda reason, code: None)
 
 
 def test_a_foreign_address_is_refused() -> None:
@@ -262,7 +267,7 @@ def test_a_foreign_address_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"coordinator host is '192.0.2.1'; expected an address of process 0"
     ):
-        Leader(member, lambda reason: None)
+        Leader(member, lambda reason, code: None)
 
 
 def test_parting_takes_no_time(gather: Callable[..., Party]) -> None:
@@ -279,9 +284,10 @@ def test_a_reason_to_fail_is_told(gather: Callable[..., Party]) -> None:
     """The leader's error while loading is what its followers end with."""
     device = Device()
     party = gather(device)
-    party.leader.fail("model.safetensors: damaged")
+    party.leader.fail("model.safetensors: damaged", 65)
     party.failed = True
     assert party.losses.get(timeout=5) == "the leader gave up: model.safetensors: damaged"
+    assert party.codes == [65]
 
 
 def test_the_engine_launches_before_it_reads(make_engine: Callable[..., Any]) -> None:
