@@ -130,7 +130,7 @@ class Origin:
                 stacked[expert] = read(name).T
             return stacked
         if self.half is not None:
-            values = np.split(values, 2, axis=1)[self.half]
+            values = np.split(values, 2, axis=1)[self.half].copy()  # the other half is let go
         return np.swapaxes(values, -1, -2) if self.transposed and values.ndim > 1 else values
 
 

@@ -99,6 +99,7 @@ _NOTHING = {
 
 def _touched(computations: Mapping[str, list[_Instruction]], name: str) -> Iterator[tuple[str, float]]:
     types = {each.name: each.type for each in computations[name]}
+    known = {each.name: each for each in computations[name]}
     for each in computations[name]:
         if each.operation in _NOTHING or "pallas_call" in each.scope:
             continue
@@ -106,7 +107,7 @@ def _touched(computations: Mapping[str, list[_Instruction]], name: str) -> Itera
             branches = [list(_touched(computations, branch)) for branch in each.calls]
             yield from min(branches, key=lambda branch: sum(size for _, size in branch), default=[])
         else:
-            yield _purpose(each), _moved(each, types, computations)
+            yield _purpose(_origin(each, known)), _moved(each, types, computations)
 
 
 def _moved(
@@ -129,15 +130,20 @@ def _moved(
     return sum(read) + written
 
 
+def _origin(each: _Instruction, known: Mapping[str, _Instruction]) -> _Instruction:
+    """What an instruction without a name of its own passes on: a copy serves what was copied."""
+    while not each.scope and each.operands and each.operands[0] in known:
+        each = known[each.operands[0]]
+    return each
+
+
 def _purpose(each: _Instruction) -> str:
     """What an instruction is for, by the names that the model gave its parts."""
-    for mark, purpose in _PURPOSES:
-        if mark in each.scope:
-            return purpose
-    return "weights" if each.operation in ("slice-start", "copy-start") else "other"
+    return next((purpose for mark, purpose in _PURPOSES if mark in each.scope), "other")
 
 
 _PURPOSES = (
+    ("leaves[", "weights"),
     ("scatter", "cache written"),
     ("head/", "head"),
     ("sample", "sampling"),

@@ -10,7 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, use_abstract_mesh
 
 from ...model.config import ModelConfig
@@ -158,7 +159,8 @@ class Workshop:
                 kernels=kernels,
                 loops=loops,
             )
-        compiled = lowered.compile()
+        with _uncached():
+            compiled = lowered.compile()
         text, costs, memory = compiled.as_text() or "", compiled.cost_analysis(), compiled.memory_analysis()
         assert isinstance(costs, dict) and memory is not None
         return Program(
@@ -176,6 +178,19 @@ class Workshop:
             loops=loops,
             traffic=traffic_of(text),
         )
+
+
+@contextmanager
+def _uncached() -> Iterator[None]:
+    """Keeps programs for devices that are not here out of JAX's cache, which could not read them back."""
+    enabled = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        compilation_cache.reset_cache()
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:

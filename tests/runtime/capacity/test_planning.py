@@ -1,0 +1,176 @@
+"""Plans: sized as the engine would size itself, honest about what they do not know, remedies that help."""
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distaff.checkpoints.outline import read_outline
+from distaff.model.config import ModelConfig, MoEConfig
+from distaff.model.errors import ConfigError
+from distaff.model.sharding import pad_config
+from distaff.runtime.capacity import planning, program
+from distaff.runtime.capacity.chips import CHIPS, parse_topology
+from distaff.runtime.capacity.planning import make_plan
+from distaff.runtime.capacity.sizing import Sizing, Wishes, find_chip
+from distaff.runtime.memory import OutOfMemory, size_pool
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+LLAMA_8B = read_outline(str(CONFIGS / "llama-3.1-8b.json"))
+TINY = ModelConfig(
+    vocabulary=512, layers=2, width=256, feed_forward=512, heads=4, kv_heads=2, head_size=128, context=2048
+)
+
+
+def wishes(topology: str, **others) -> Wishes:
+    return Wishes(topology=parse_topology(topology), **others)
+
+
+def sized(config: ModelConfig, asked: Wishes) -> Sizing:
+    return Sizing(config, asked, find_chip(asked))
+
+
+class Free:
+    """A device of which so much is in use, as JAX would tell."""
+
+    platform = "tpu"
+
+    def __init__(self, limit: int, used: int) -> None:
+        self._stats = {"bytes_limit": limit, "bytes_in_use": used}
+
+    def memory_stats(self) -> Mapping[str, int]:
+        return self._stats
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5e:2x4", "v6e:4x4", "v5p:2x2x1"])
+@pytest.mark.parametrize("slots", [1, 64, 256])
+def test_the_pool_is_the_engines_own(topology: str, slots: int) -> None:
+    """As many pages as the engine hands out on devices of this memory, with the weights loaded."""
+    sizing = sized(LLAMA_8B, wishes(topology, slots=slots, context=8192))
+    memory, shards = sizing.memory, sizing.wishes.topology.size
+    devices = [Free(memory.limit, memory.weights)] * shards
+    padded = pad_config(LLAMA_8B, shards)
+    try:
+        expected = size_pool(padded, sizing.shapes, jnp.dtype("bfloat16"), devices, None)
+    except OutOfMemory:
+        expected = None
+    assert expected == memory.pages or (expected is None and sizing.shortage() is not None)
+
+
+@given(st.sampled_from([0.5, 2, 8, 15, 16, 20, 40]), st.sampled_from([1, 32, 512]), st.booleans())
+def test_remedies_help(gigabytes: float, slots: int, int8: bool) -> None:
+    """Whatever does not fit: each remedy, followed, does."""
+    asked = wishes("v5e:1x1", memory=gigabytes * 1e9, slots=slots, context=8192, int8=int8)
+    sizing = sized(LLAMA_8B, asked)
+    if sizing.shortage() is None:
+        assert sizing.memory.used <= sizing.memory.limit and sizing.sequences(8192) >= 1
+        return
+    for remedy in sizing.remedies():
+        flag, value = remedy.split()
+        changed = {
+            "--topology": lambda word: {"topology": parse_topology(word)},
+            "--quantize": lambda word: {"int8": True},
+            "--context": lambda word: {"context": int(word)},
+            "--slots": lambda word: {"slots": int(word)},
+        }[flag](value)
+        assert sized(LLAMA_8B, replace(asked, **changed)).shortage() is None, remedy
+
+
+def test_what_does_not_fit_is_an_answer() -> None:
+    """Llama 3.1 70B on eight v5e: said with figures, nothing compiled, two ways out."""
+    config = read_outline(str(CONFIGS / "llama-3.1-70b.json"))
+    found = make_plan("70b", config, wishes("v5e:2x4", context=8192))
+    assert not found.fits and found.programs == () and found.rates == ()
+    assert found.short == "the weights take 16.43 GiB of 15.75 GiB on each device"
+    assert found.remedies == ("--topology v5e:4x4", "--quantize int8")
+
+
+def test_settings_that_cannot_be_honoured_are_refused() -> None:
+    """A context beyond the model's, and requests beyond the context."""
+    with pytest.raises(ConfigError, match="context is 4096; the model was made for 2048"):
+        make_plan("tiny", TINY, wishes("h100:1", context=4096))
+    with pytest.raises(
+        ConfigError, match="prompt 1024 and completion 256; expected at most the context, 512"
+    ):
+        make_plan("tiny", TINY, wishes("h100:1", context=512))
+
+
+@pytest.mark.parametrize("topology", ["h100:2", "v5e:2x2", "cpu:2"])
+@pytest.mark.parametrize("experts", [None, MoEConfig(experts=4, experts_per_token=2)])
+def test_steps_are_lowered_where_there_is_no_compiler(topology: str, experts: MoEConfig | None) -> None:
+    """With the platform's own kernels and the collectives that the analytic model counts."""
+    config = replace(TINY, moe=experts)
+    found = make_plan("tiny", config, wishes(topology, compile=False, slots=8))
+    assert found.fits and not found.memory.measured and "not compiled" in found.method
+    platform = {"v5e": "tpu", "h100": "cuda", "cpu": "cpu"}[topology.partition(":")[0]]
+    assert found.method.startswith(f"lowered for {platform}")
+    asked = wishes(topology, compile=False, slots=8)
+    sizing = sized(config, asked)
+    for made, bucket in zip(found.programs, sizing.largest, strict=True):
+        expected = sizing.counted.step([(1, 1)], tokens=bucket.tokens, sampled=8).collectives
+        assert made.step == str(bucket)
+        assert set(made.collectives) == {(each.kind, each.count, each.bytes) for each in expected}
+        assert bool(made.kernels) == (platform != "cpu") and made.temporaries is None
+        assert made.accessed and made.operations
+
+
+def test_a_missing_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without libtpu a plan for a TPU is made all the same, and says what it lacks."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not program.can_compile(CHIPS["v5e"])
+    found = make_plan("tiny", TINY, wishes("v5e:2x2", slots=8))
+    assert found.notes[0].startswith("libtpu is not installed (extra tpu-aot)")
+
+
+def test_a_kernel_that_does_not_fit_is_said() -> None:
+    """Heads of 64 go to the portable loop on a TPU, and the plan says so."""
+    config = replace(TINY, head_size=64)
+    found = make_plan("tiny", config, wishes("v5e:2x2", compile=False, slots=8))
+    assert any("attention runs in the portable loop" in note for note in found.notes)
+    assert all(made.loops >= config.layers for made in found.programs)
+
+
+def test_overflow_in_the_compiler_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What XLA says of a program that is too large becomes the plan's answer; other errors stay errors."""
+
+    def refuse(message: str) -> None:
+        def build(*_: object) -> None:
+            raise planning.jax.errors.JaxRuntimeError(message)
+
+        monkeypatch.setattr(program.Workshop, "build", build)
+
+    refuse("RESOURCE_EXHAUSTED: Ran out of memory on HBM\nmore")
+    found = make_plan("tiny", TINY, wishes("v5e:2x2", compile=False))
+    assert (found.fits, found.short) == (False, "Ran out of memory on HBM")
+    refuse("INTERNAL: something else")
+    with pytest.raises(planning.jax.errors.JaxRuntimeError, match="something else"):
+        make_plan("tiny", TINY, wishes("v5e:2x2", compile=False))
+
+
+def test_more_streams_are_faster_together_and_slower_each() -> None:
+    """Over the sweep; prompts between can only cost; all of it survives JSON."""
+    found = make_plan("8b", LLAMA_8B, wishes("v6e:2x4", context=8192, compile=False))
+    assert [rate.streams for rate in found.rates] == [1, 2, 4, 8, 16, 32, 64, 128]
+    for few, many in zip(found.rates, found.rates[1:], strict=False):
+        assert many.speed > few.speed and many.token >= few.token
+    assert all(rate.sustained < rate.speed for rate in found.rates)
+    assert found.first_token == pytest.approx(sum(step.total for step in found.steps[1:]))
+    read = json.loads(json.dumps(found.to_json()))
+    assert read["memory"]["used"] == found.memory.used <= found.memory.limit
+    assert read["rates"][-1]["streams"] == 128
+
+
+def test_given_figures_stand_in_for_a_chips_own() -> None:
+    """A device twice as fast in everything but its links takes half as long."""
+    chip = CHIPS["h100"]
+    doubled = wishes(
+        "h100:1", bandwidth=2 * chip.bandwidth, rate=2 * chip.rate["bfloat16"], compile=False, context=8192
+    )
+    plain = make_plan("8b", LLAMA_8B, replace(doubled, bandwidth=None, rate=None))
+    assert make_plan("8b", LLAMA_8B, doubled).rates[0].token == pytest.approx(plain.rates[0].token / 2)
