@@ -28,13 +28,18 @@ def rotary_tables(
     Returns:
       cos and sin, f32 `[T, H/2]`.
     """
-    if config.rope is not None and config.rope.kind == "dynamic":
+    if config.rope is not None and follows_length(config):
         frequencies_TH, factor = _dynamic(config, config.rope, lengths_T), 1.0
     else:
         frequencies_H, factor = inverse_frequencies(config)
         frequencies_TH = jnp.asarray(frequencies_H)[None, :]
     angles_TH = positions_T.astype(jnp.float32)[:, None] * frequencies_TH
     return jnp.cos(angles_TH) * factor, jnp.sin(angles_TH) * factor
+
+
+def follows_length(config: ModelConfig) -> bool:
+    """Whether a token's key depends on how long its sequence's prompt is."""
+    return config.rope is not None and config.rope.kind == "dynamic"
 
 
 def rotate(x_TNH: jax.Array, cos_TH: jax.Array, sin_TH: jax.Array) -> jax.Array:

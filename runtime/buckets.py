@@ -4,12 +4,16 @@ A step is compiled for a *bucket*: `decode` for B rows of one token, `mixed` for
 running rows together (with as many rows as there are slots). Buckets are powers of two, so a request is
 padded at most twofold and the executables number log2(slots) + log2(budget).
 
+In a decode step every token is a row of its own, with its own place in a sequence: so tokens of one sequence
+may lie side by side there, each seeing those before it. Drafts do; and where the engine is to be
+deterministic there is one decode bucket and nothing else, for prompts too.
+
 All inputs of a step travel in one i32 buffer: one transfer, no per-array overhead. `Layout` says where each
 field lies; the host fills numpy views of the buffer, the device slices it.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,6 +45,7 @@ class Shapes:
       slots: sequences decoding at the same time. budget: the most tokens of a step.
       page_size: tokens to a page. table: M, pages in the longest sequence.
       tile: queries per tile in a mixed step.
+      single: every step has the one shape `decode(budget)`.
     """
 
     slots: int
@@ -48,18 +53,21 @@ class Shapes:
     page_size: int
     table: int
     tile: int
+    single: bool = False
 
     def buckets(self) -> list[Bucket]:
-        """Every bucket, the most useful first: a server could answer with the first two alone."""
+        """Every bucket, the most useful first."""
+        if self.single:
+            return [Bucket(kind="decode", tokens=self.budget, rows=self.budget)]
         decode = [Bucket(kind="decode", tokens=b, rows=b) for b in _powers(1, self.slots)]
         lowest = min(SMALLEST_MIXED, self.budget)
         mixed = [Bucket(kind="mixed", tokens=t, rows=self.slots) for t in _powers(lowest, self.budget)]
         return decode[-1:] + mixed[-1:] + decode[:-1] + mixed[:-1]
 
-    def choose(self, kind: str, tokens: int) -> Bucket:
-        """The smallest bucket that holds this many tokens."""
-        fitting = [b for b in self.buckets() if b.kind == kind and b.tokens >= tokens]
-        return min(fitting, key=lambda bucket: bucket.tokens)
+    @property
+    def essential(self) -> int:
+        """How many of the first buckets suffice for any request."""
+        return min(2, len(self.buckets()))
 
     def tiles(self, bucket: Bucket) -> int:
         """C: enough tiles for any split of T tokens among the rows."""
@@ -81,6 +89,7 @@ _ROW_FIELDS = {
     "sample_position": np.int32,
     "top_k": np.int32,
     "wants_logprobs": np.int32,
+    "first": np.int32,
     "temperature": np.float32,
     "top_p": np.float32,
     "min_p": np.float32,
@@ -96,7 +105,8 @@ class Layout:
 
     Fields per token: `token` (-1: the row's last sample), `position` (-1: padding), `length` (see
     `model.rotary`), `counted` (1 where penalties shall count it). Per row: the sampling settings, `slot` (the
-    number of slots for padding), `seed` and the page `table`; `rows` says how many are in use. In mixed
+    number of slots for padding), `first` (1 where the sequence was just seated), `seed` and the page `table`;
+    `sample_position` is 0 where a row does not sample; `rows` says how many are in use. In mixed
     buckets also `row` per token; per row `end`, behind its tokens in T, and `single` and `last` (indices into
     T, T for none: a row without a single token, a row that does not sample); and the tiles.
     """
@@ -134,3 +144,9 @@ class Layout:
             end = start + math.prod(shape)
             yield name, start, end, shape, dtype
             start = end
+
+
+def choose(buckets: Sequence[Bucket], kind: str, tokens: int) -> Bucket:
+    """The smallest of these buckets that is of a kind and holds this many tokens."""
+    fitting = [b for b in buckets if b.kind == kind and b.tokens >= tokens]
+    return min(fitting, key=lambda bucket: bucket.tokens)

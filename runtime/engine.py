@@ -1,8 +1,9 @@
 """The engine: one thread that owns the device.
 
 Each turn of its loop takes in new requests and aborts, plans step n+1, dispatches it, and only then reads the
-tokens of step n, so host work and device work overlap. It is given a model and token ids and knows no text,
-no files and no HTTP. What the rest of the process sees are thread-safe calls in and `TokenEvent`s out.
+tokens of step n, so host work and device work overlap. Only where drafts are worth more than that is step n
+read first. It is given a model and token ids and knows no text, no files and no HTTP. What the rest of the
+process sees are thread-safe calls in and `TokenEvent`s out.
 """
 
 import contextlib
@@ -12,19 +13,24 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 
 import jax
 from jax.sharding import Mesh
 
 from ..model.config import ModelConfig
+from ..model.rotary import follows_length
 from ..model.sharding import create_mesh
 from .assembly import assemble
 from .executables import CompilationCounter, Progress
+from .ledger import Ledger
 from .mailboxes import Mailboxes
 from .pages import PagePool
-from .request import EngineStats, InvalidRequest, NotReady, Request, TokenEvent, TokenLogprobs, draw_seed
+from .phases import Phases
+from .request import EngineStats, InvalidRequest, NotReady, Request, TokenEvent, draw_seed
 from .runner import Flight, Followers
-from .scheduler import Row, Scheduler, Sequence
+from .scheduler import Scheduler
+from .sequence import Plan, Sequence
 from .settings import EngineSettings
 
 log = logging.getLogger(__name__)
@@ -80,7 +86,12 @@ class Engine:
         self.context = min(settings.context or config.context, pages * shapes.page_size)
         self._pages = PagePool(pages)
         self._scheduler = Scheduler(
-            slots=shapes.slots, pages=self._pages, page_size=shapes.page_size, budget=shapes.budget
+            slots=shapes.slots,
+            pages=self._pages,
+            page_size=shapes.page_size,
+            budget=shapes.budget,
+            share=settings.prefix_cache and not follows_length(config),
+            speculate=settings.speculation,
         )
         self._compilations = CompilationCounter()
         self._mailboxes = Mailboxes()
@@ -92,11 +103,15 @@ class Engine:
         self._arrivals = itertools.count()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stopping = False
-        self._steps = self._prompt_tokens = self._generated_tokens = 0
+        self._compiler_stop = threading.Event()
+        self._compiler = threading.Thread(target=self._compile_rest, name="compiler", daemon=True)
+        self._ledger = Ledger(self._drop)
+        self._phases = Phases()
+        self._free_since = 0.0
         self.beat = time.monotonic()
 
     def warm_up(self, progress: Progress | None = None) -> None:
-        """Allocates the KV pool, compiles every step and runs each once; `progress(done, total)`."""
+        """Allocates the KV pool and compiles what any request needs; `progress(done, total)`."""
         self._runner.warm_up(progress or (lambda done, total: None))
 
     @property
@@ -105,16 +120,21 @@ class Engine:
         return self._runner.slowest_step
 
     def start(self) -> None:
-        """Starts the engine's thread; from here on nothing is compiled."""
-        self._compilations.start()
+        """Starts the engine's thread, which compiles nothing, and another, which compiles what is left."""
+        for bucket, seconds in self._runner.ready.items():
+            self._scheduler.pace.note(bucket.kind, bucket.tokens, seconds)
+        self._compilations.start(self._thread)
         self._thread.start()
+        self._compiler.start()
 
     def stop(self) -> None:
         """Ends the thread; requests in flight end with an error event. Idempotent."""
         self._stopping = True
         self._inbox.put(lambda: None)
-        if self._thread.is_alive():
-            self._thread.join()
+        self._compiler_stop.set()
+        for thread in (self._thread, self._compiler):
+            if thread.is_alive():
+                thread.join()
         self._runner.close()
         self._compilations.stop()
 
@@ -131,11 +151,12 @@ class Engine:
             running=len(self._scheduler.running),
             free_pages=self._pages.available,
             total_pages=self._pages.total,
-            steps=self._steps,
             preemptions=self._scheduler.preemptions,
-            prompt_tokens=self._prompt_tokens,
-            generated_tokens=self._generated_tokens,
             compilations=self._compilations.count,
+            buckets_ready=len(self._runner.ready),
+            buckets=len(self._runner.shapes.buckets()),
+            seconds=dict(self._phases.seconds),
+            **asdict(self._ledger.counts),
         )
 
     def submit(self, request: Request) -> None:
@@ -234,17 +255,50 @@ class Engine:
         try:
             flight: Flight | None = None
             while not self._stopping:
-                self.beat = time.monotonic()
-                self._hear(idle=flight is None and not self._sequences)
-                plan = self._scheduler.plan()
-                following = self._runner.launch(plan) if plan else None
-                if flight:
-                    self._on_events(self._settle(flight))
-                flight = following
+                flight = self._turn(flight)
             self._fail_all("the engine was stopped")
         except Exception as error:
             log.exception("the engine thread ends")
             self._fail_all(f"{type(error).__name__}: {error}")
+
+    def _turn(self, flight: Flight | None) -> Flight | None:
+        """One turn of the loop, with the step that is under way; returns the one that is so then."""
+        self.beat = time.monotonic()
+        idle = flight is None and not self._sequences
+        with self._phases.phase("hear"):
+            self._hear(idle=idle)
+        if idle:
+            self._free_since = time.monotonic()
+        if flight and (flight.plan.drafted or self._runner.has_news or self._scheduler.should_see):
+            self._settle(flight)
+            flight = None
+        if self._runner.has_news:
+            self._adopt()
+        with self._phases.phase("plan"):
+            plan = self._scheduler.plan()
+        following = self._launch(plan, flight) if plan else None
+        if flight:
+            self._settle(flight)
+        return following
+
+    def _compile_rest(self) -> None:
+        try:
+            self._runner.compile_rest(self._compiler_stop)
+        except Exception:
+            log.exception("no more steps are compiled; those that there are serve on")
+
+    def _adopt(self) -> None:
+        bucket, seconds = self._runner.adopt()
+        self._scheduler.pace.note(bucket.kind, bucket.tokens, seconds)
+        self._free_since = time.monotonic()
+
+    def _launch(self, plan: Plan, flight: Flight | None) -> Flight:
+        """Dispatches a step behind the one that is under way; if the device is done with that, it idles."""
+        with self._phases.phase("launch"):
+            following = self._runner.launch(plan)
+        if flight is None or flight.done:
+            self._phases.seconds["idle"] += following.launched - self._free_since
+        return following
 
     def _hear(self, *, idle: bool) -> None:
         """Carries out what other threads asked for; when idle, waits a moment for it."""
@@ -255,34 +309,19 @@ class Engine:
         except queue.Empty:
             pass
 
-    def _settle(self, flight: Flight) -> list[TokenEvent]:
-        """Reads a step's samples and gives each to its sequence; those that ended meanwhile get none."""
-        events = []
-        for row, token, report in self._runner.read(flight):
-            row.sequence.pending -= 1
-            if not row.sequence.finished:
-                events.append(self._advance(row.sequence, token, report))
-        self._steps += 1
-        self._prompt_tokens += sum(_prompt_tokens(row) for row in flight.plan.rows)
-        return events
-
-    def _advance(self, sequence: Sequence, token: int, report: TokenLogprobs | None) -> TokenEvent:
-        """Gives a sequence its next token, or ends it."""
-        request = sequence.request
-        if token < 0:
-            self._drop(request.id)
-            reason = "the model's output is not finite"
-            return TokenEvent(request_id=request.id, finish="error", error=reason)
-        if token in request.params.stop_ids and not request.params.ignore_eos:
-            self._drop(request.id)
-            return TokenEvent(request_id=request.id, finish="stop")
-        sequence.tokens.append(token)
-        self._generated_tokens += 1
-        ended = len(sequence.tokens) >= sequence.limit
-        if ended:
-            self._drop(request.id)
-        finish = "length" if ended else None
-        return TokenEvent(request_id=request.id, token=token, logprobs=report, finish=finish)
+    def _settle(self, flight: Flight) -> None:
+        """Reads a step's samples, and tells those who wait for them."""
+        with self._phases.phase("wait"):
+            sampled = self._runner.read(flight)
+        now = time.monotonic()
+        self._scheduler.pace.note(
+            flight.bucket.kind, flight.bucket.tokens, now - max(flight.launched, self._free_since)
+        )
+        self._free_since = now
+        with self._phases.phase("settle"):
+            events = self._ledger.settle(sampled)
+            self._ledger.note(flight.plan.rows)
+            self._on_events(events)
 
     def _fail_all(self, reason: str) -> None:
         """Tells every request, also those still in the inbox, that it has failed; no more come in."""
@@ -293,7 +332,3 @@ class Engine:
         for request_id in ids:
             self._drop(request_id)
         self._on_events([TokenEvent(request_id=i, finish="error", error=reason) for i in ids])
-
-
-def _prompt_tokens(row: Row) -> int:
-    return max(0, min(row.start + row.count, len(row.sequence.request.prompt)) - row.start)

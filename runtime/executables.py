@@ -1,10 +1,12 @@
-"""Every step, compiled before the first request.
+"""The compiled steps, none of which a request ever waits for.
 
 Steps are lowered from abstract shapes and kept as `Compiled` objects: calling one with anything but its exact
-shapes is an error, never a silent compilation. `CompilationCounter` holds the promise to account.
+shapes is an error, never a silent compilation. The first few suffice for any request; the others may follow
+while those serve. `CompilationCounter` holds the promise to account.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -34,14 +36,17 @@ class Executables:
         self._forget: jax.stages.Compiled | None = None
         self.layouts = {bucket: Layout(bucket, shapes) for bucket in shapes.buckets()}
 
-    def compile(self, leaves: tuple[Any, ...], state: DeviceState, progress: Progress) -> None:
-        """Compiles everything for parameters and a state of these shapes (arrays or abstract)."""
-        slot = jax.ShapeDtypeStruct((), jnp.int32)
-        forget = self._trace(forget_counts, (state, slot), (STATE, REPLICATED), STATE, 0)
-        self._forget = forget.lower().compile()
-        for done, bucket in enumerate(self.layouts, start=1):
+    def compile(
+        self, buckets: Sequence[Bucket], leaves: tuple[Any, ...], state: DeviceState, progress: Progress
+    ) -> None:
+        """Compiles some buckets' steps for parameters and a state of these shapes (arrays or abstract)."""
+        if self._forget is None:
+            slot = jax.ShapeDtypeStruct((), jnp.int32)
+            forget = self._trace(forget_counts, (state, slot), (STATE, REPLICATED), STATE, 0)
+            self._forget = forget.lower().compile()
+        for done, bucket in enumerate(buckets, start=1):
             self._steps[bucket] = self.lower(bucket, leaves, state).compile()
-            progress(done, len(self.layouts))
+            progress(done, len(buckets))
 
     def lower(self, bucket: Bucket, leaves: tuple[Any, ...], state: DeviceState) -> jax.stages.Lowered:
         """A bucket's step, lowered for parameters and a state of these shapes."""
@@ -82,15 +87,16 @@ def _abstract(tree: Any, specs: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 
 class CompilationCounter:
-    """Counts what XLA compiles (or loads from its cache) in this process from `start` on."""
+    """Counts what XLA compiles (or loads from its cache) on one thread, from `start` on."""
 
     def __init__(self) -> None:
         self.count = 0
         self._counting = False
+        self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Begins to count."""
-        self._counting = True
+    def start(self, thread: threading.Thread) -> None:
+        """Begins to count what is compiled on this thread."""
+        self._counting, self._thread = True, thread
         jax.monitoring.register_event_duration_secs_listener(self._hear)
 
     def stop(self) -> None:
@@ -100,5 +106,5 @@ class CompilationCounter:
             jax.monitoring.unregister_event_duration_listener(self._hear)
 
     def _hear(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
-        if event == _COMPILED:
+        if event == _COMPILED and threading.current_thread() is self._thread:
             self.count += 1

@@ -1,12 +1,13 @@
 """Writes a plan into a bucket's input buffer: the last thing the host does before a step. No JAX.
 
-Row i of the step is the plan's i-th row, and the tokens of all rows lie one behind the other.
+The tokens of the plan's rows lie one behind the other. In a mixed bucket line i is the plan's i-th row; in a
+decode bucket every token is a line.
 """
 
 import numpy as np
 
 from .buckets import Bucket, Layout, Shapes
-from .scheduler import Plan, Row, Sequence
+from .sequence import Plan, Row
 
 _COLDEST = 1e-5
 """Temperatures below this one are greedy: dividing by them overflows."""
@@ -21,50 +22,57 @@ def pack(plan: Plan, bucket: Bucket, layout: Layout, shapes: Shapes) -> np.ndarr
     views["slot"][:] = shapes.slots
     if bucket.kind == "mixed":
         views["single"][:] = views["last"][:] = bucket.tokens
-    views["rows"][0] = len(plan.rows)
-    at = 0
+    at, mixed = 0, bucket.kind == "mixed"
     for line, row in enumerate(plan.rows):
-        _pack_tokens(views, slice(at, at + row.count), row)
-        _pack_row(views, line, row)
-        if bucket.kind == "mixed":
+        span = slice(at, at + row.count)
+        _pack_tokens(views, span, row)
+        _pack_row(views, slice(line, line + 1) if mixed else span, row)
+        if mixed:
             _pack_place(views, line, row, at, shapes.tile)
         at += row.count
+    views["rows"][0] = len(plan.rows) if mixed else at
     return buffer
+
+
+def sampling_lines(plan: Plan, bucket: Bucket) -> list[range]:
+    """Of each row, the lines that its samples are in: one, or one more than it has drafts."""
+    lines, at = [], 0
+    for row in plan.rows:
+        at += 1 if bucket.kind == "mixed" else row.count
+        lines.append(range(at - row.samples * (1 + len(row.drafts)), at))
+    return lines
 
 
 def _pack_tokens(views: Views, span: slice, row: Row) -> None:
     sequence, prompt = row.sequence, len(row.sequence.request.prompt)
-    known = sequence.tokens[row.start : row.start + row.count]
+    known = [*sequence.tokens[row.start : row.start + row.count], *row.drafts]
     positions = np.arange(row.start, row.start + row.count)
     views["token"][span] = known + [-1] * (row.count - len(known))
     views["position"][span] = positions
     views["length"][span] = np.maximum(positions + 1, prompt)
-    if has_penalties(sequence):
+    if sequence.has_penalties:
         views["counted"][span] = positions >= prompt
 
 
-def has_penalties(sequence: Sequence) -> bool:
-    """Whether the device must count what this sequence generates."""
-    params = sequence.request.params
-    return bool(params.frequency_penalty or params.presence_penalty)
-
-
-def _pack_row(views: Views, line: int, row: Row) -> None:
+def _pack_row(views: Views, lines: slice, row: Row) -> None:
     sequence, params = row.sequence, row.sequence.request.params
-    views["table"][line, : len(sequence.pages)] = sequence.pages
-    views["slot"][line] = row.slot
+    views["table"][lines, : len(sequence.pages)] = sequence.pages
+    views["slot"][lines] = row.slot
+    views["first"][lines] = row.first
     if not row.samples:
         return
-    views["seed"][line] = sequence.seed & 0xFFFFFFFF, sequence.seed >> 32 & 0xFFFFFFFF
-    views["choice"][line] = sequence.request.choice
-    views["sample_position"][line] = row.start + row.count
-    views["top_k"][line] = params.top_k
-    views["wants_logprobs"][line] = params.logprobs is not None
-    views["temperature"][line] = params.temperature if params.temperature >= _COLDEST else 0.0
-    views["top_p"][line] = params.top_p
-    views["min_p"][line] = params.min_p
-    views["frequency"][line] = params.frequency_penalty
-    views["presence"][line] = params.presence_penalty
+    lines = slice(lines.stop - 1 - len(row.drafts), lines.stop)
+    end = row.start + row.count
+    views["seed"][lines] = sequence.seed & 0xFFFFFFFF, sequence.seed >> 32 & 0xFFFFFFFF
+    views["choice"][lines] = sequence.request.choice
+    views["sample_position"][lines] = np.arange(end - len(row.drafts), end + 1)
+    views["top_k"][lines] = params.top_k
+    views["wants_logprobs"][lines] = params.logprobs is not None
+    views["temperature"][lines] = params.temperature if params.temperature >= _COLDEST else 0.0
+    views["top_p"][lines] = params.top_p
+    views["min_p"][lines] = params.min_p
+    views["frequency"][lines] = params.frequency_penalty
+    views["presence"][lines] = params.presence_penalty
 
 
 def _pack_place(views: Views, line: int, row: Row, at: int, tile: int) -> None:

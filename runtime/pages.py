@@ -1,17 +1,25 @@
 """Who owns which page of the KV pool: free list, reference counts, and pages found again by content.
 
 Pages are numbers here; what is stored in them is the business of `model/cache.py`. A page is *held* while its
-count is above zero. A full page may be *published* under a digest of everything it depends on
-(`chain_digest`: all tokens from the sequence's start, and a salt); when nobody holds it any more it stays
-findable until its place is needed, least recently released first. A page that was never published is free at
-once.
+count is above zero. A full page may be *published* with its `Content`: a digest of everything it depends on
+(all tokens from the sequence's start, and a salt) and its own tokens, which a hit is held against. When
+nobody holds it any more it stays findable until its place is needed, least recently released first. A page
+that was never published is free at once.
 """
 
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 Digest = bytes
+
+
+class Content(NamedTuple):
+    """What a full page holds: the digest of the whole way to it, and its own tokens."""
+
+    digest: Digest
+    tokens: tuple[int, ...]
 
 
 class PagePool:
@@ -24,7 +32,7 @@ class PagePool:
         self.total = pages
         self._free = list(range(pages, 0, -1))
         self._counts: dict[int, int] = {}
-        self._digests: dict[int, Digest] = {}
+        self._contents: dict[int, Content] = {}
         self._published: dict[Digest, int] = {}
         self._cached: OrderedDict[int, None] = OrderedDict()
 
@@ -39,7 +47,7 @@ class PagePool:
             page = self._free.pop()
         elif self._cached:
             page, _ = self._cached.popitem(last=False)
-            del self._published[self._digests.pop(page)]
+            del self._published[self._contents.pop(page).digest]
         else:
             return None
         self._counts[page] = 1
@@ -58,22 +66,22 @@ class PagePool:
                 self._let_go(page)
 
     def _let_go(self, page: int) -> None:
-        if page in self._digests:
+        if page in self._contents:
             self._cached[page] = None
         else:
             self._free.append(page)
 
-    def publish(self, page: int, digest: Digest) -> None:
+    def publish(self, page: int, content: Content) -> None:
         """Makes a held, full page findable; a second page with the same content stays private."""
         assert self._counts.get(page), f"page {page} is not held"
-        if digest not in self._published and page not in self._digests:
-            self._published[digest] = page
-            self._digests[page] = digest
+        if content.digest not in self._published and page not in self._contents:
+            self._published[content.digest] = page
+            self._contents[page] = content
 
-    def find(self, digest: Digest) -> int | None:
+    def find(self, content: Content) -> int | None:
         """The page with this content, with a holder added; None if there is none."""
-        page = self._published.get(digest)
-        if page is None:
+        page = self._published.get(content.digest)
+        if page is None or self._contents[page] != content:
             return None
         self._cached.pop(page, None)
         self._counts[page] = self._counts.get(page, 0) + 1
@@ -86,8 +94,8 @@ class PagePool:
         assert free | held | cached == set(range(1, self.total + 1)), "a page is lost"
         assert len(free) + len(held) + len(cached) == self.total, "a page is in two places"
         assert all(count > 0 for count in self._counts.values())
-        assert {digest: page for page, digest in self._digests.items()} == self._published
-        assert cached <= set(self._digests) and not free & set(self._digests)
+        assert {content.digest: page for page, content in self._contents.items()} == self._published
+        assert cached <= set(self._contents) and not free & set(self._contents)
 
 
 def chain_digest(parent: Digest, tokens: Sequence[int]) -> Digest:

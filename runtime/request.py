@@ -101,12 +101,14 @@ class Request:
       params: how to continue it.
       choice: which of several continuations of one prompt this is (0 for the only one); with the seed and
         the position it keys every random draw.
+      cache_salt: only requests with the same salt find each other's prompts in the cache.
     """
 
     id: str
     prompt: tuple[int, ...]
     params: SamplingParams = field(default_factory=SamplingParams)
     choice: int = 0
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,7 +131,7 @@ class TokenEvent:
     The last event of a request, and only that one, has `finish`. A sequence that ran into one of its
     stop_ids ends with `finish="stop"` and no token; one that reached its length ends with the last token
     and `finish="length"`; one that failed ends with `finish="error"` and the reason in `error`. An aborted
-    request hears nothing more.
+    request hears nothing more. The first event says how many tokens of the prompt were found in the cache.
     """
 
     request_id: str
@@ -137,6 +139,7 @@ class TokenEvent:
     logprobs: TokenLogprobs | None = None
     finish: FinishReason | None = None
     error: str | None = None
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +151,11 @@ class EngineStats:
       free_pages, total_pages: of the KV pool, the trash page not counted.
       steps: device steps since the start. preemptions: rows thrown back for want of pages.
       prompt_tokens, generated_tokens: processed since the start (recomputed prompts count again).
-      compilations: executables built since readiness; anything but 0 is a defect.
+      cached_tokens: of prompts, found in the cache and not processed.
+      drafted_tokens, accepted_tokens: guessed, and guessed right.
+      compilations: executables that the engine's thread has built; anything but 0 is a defect.
+      buckets_ready, buckets: shapes of a step that are compiled, and those that will be.
+      seconds: of the engine's thread, by phase (see `phases.py`).
     """
 
     waiting: int = 0
@@ -159,7 +166,13 @@ class EngineStats:
     preemptions: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    cached_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     compilations: int = 0
+    buckets_ready: int = 0
+    buckets: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def draw_seed() -> int:

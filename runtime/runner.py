@@ -1,13 +1,14 @@
 """What the engine's thread does on the device: holds parameters and state, launches plans, reads samples.
 
 Launching returns before the step has run; reading waits for it. Not thread-safe: after `warm_up` all calls
-come from the engine's thread.
+come from the engine's thread, but for `compile_rest`, which may work beside it: what it has compiled lies
+ready for `adopt`.
 """
 
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,22 +17,30 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from ..model.transformer import Skeleton
-from .buckets import Bucket, Shapes
+from .buckets import Bucket, Shapes, choose
 from .cluster import meet
 from .executables import Executables, Progress
-from .packing import has_penalties, pack
+from .ledger import Sampled
+from .packing import pack, sampling_lines
 from .request import TokenLogprobs
 from .sampling import Samples
-from .scheduler import Plan, Row, Sequence
+from .sequence import Plan, Row
 from .steps import STATE, DeviceState, create_state
 
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """A step on its way: what was planned, and the samples that will come."""
+    """A step on its way: what was planned, in which bucket, when (`time.monotonic`), and what will come."""
 
     plan: Plan
+    bucket: Bucket
+    launched: float
     samples: Samples
+
+    @property
+    def done(self) -> bool:
+        """Whether the device has finished it."""
+        return bool(self.samples.token_B.is_ready())  # type: ignore[attr-defined]
 
 
 class Followers(Protocol):
@@ -52,7 +61,8 @@ class Runner:
     Attributes:
       shapes, pages: the sizes it is compiled for; the trash page not counted.
       kernels: `(operation, way)` of those that compute.
-      slowest_step: seconds of the slowest step during warm-up.
+      ready: the buckets that can be launched.
+      slowest_step: seconds of the slowest step so far on padding alone.
     """
 
     def __init__(
@@ -72,6 +82,7 @@ class Runner:
           followers: other processes that run the same steps on their shares.
         """
         self._followers = followers
+        self._together = mesh.is_multi_process
         dtype = parameters["embed"].dtype
         self._leaves = skeleton.flatten(parameters)
         self.shapes = shapes
@@ -82,33 +93,66 @@ class Runner:
         self._executables = Executables(skeleton, shapes, mesh)
         self.pages = pages
         self.kernels = skeleton.target.kernels.names
+        self.ready: dict[Bucket, float] = {}
         self.slowest_step = 0.0
+        self._compiled: queue.SimpleQueue[Bucket] = queue.SimpleQueue()
 
     def warm_up(self, progress: Progress) -> None:
-        """Allocates the pool, compiles every step and runs each once, on padding alone."""
+        """Allocates the pool, compiles the steps that suffice for any request and runs each once.
+
+        Several processes compile all of them, for they must launch the same ones.
+        """
+        count = len(self._buckets) if self._together else self.shapes.essential
         allocation = _Background(self._create_state)
-        self._executables.compile(self._leaves, jax.eval_shape(self._create_state), progress)
+        self._abstract_state = jax.eval_shape(self._create_state)
+        self._executables.compile(self._buckets[:count], self._leaves, self._abstract_state, progress)
         self._state: DeviceState = allocation.result()
         meet()  # so that a step's time is not that of another process's compilation
-        for bucket in self._buckets:
-            begun = time.monotonic()
-            buffer = pack(Plan([]), bucket, self._executables.layouts[bucket], self.shapes)
-            self._dispatch(bucket, buffer).token_B.block_until_ready()
-            self.slowest_step = max(self.slowest_step, time.monotonic() - begun)
+        for bucket in self._buckets[:count]:
+            self._try(bucket)
         self.forget(0)
+
+    def compile_rest(self, stop: threading.Event) -> None:
+        """Compiles what `warm_up` has left out, for `adopt`, until it is told to stop."""
+        for bucket in self._buckets:
+            if bucket not in self.ready and not stop.is_set():
+                self._executables.compile([bucket], self._leaves, self._abstract_state, lambda *_: None)
+                self._compiled.put(bucket)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something to `adopt`."""
+        return not self._compiled.empty()
+
+    def adopt(self) -> tuple[Bucket, float]:
+        """Makes a compiled step ready, having run it once on padding; returns its seconds."""
+        bucket = self._compiled.get()
+        return bucket, self._try(bucket)
+
+    def _try(self, bucket: Bucket) -> float:
+        """Seconds of a step of padding alone, and the bucket is ready. The second run counts."""
+        buffer = pack(Plan([]), bucket, self._executables.layouts[bucket], self.shapes)
+        self._dispatch(bucket, buffer).token_B.block_until_ready()
+        begun = time.monotonic()
+        self._dispatch(bucket, buffer).token_B.block_until_ready()
+        seconds = time.monotonic() - begun
+        self.slowest_step = max(self.slowest_step, seconds)
+        self.ready[bucket] = seconds
+        return seconds
 
     def launch(self, plan: Plan) -> Flight:
         """Dispatches a step; the device runs it after those launched before."""
         for row in plan.rows:
-            if row.start == 0 and has_penalties(row.sequence):
+            if row.first and row.sequence.has_penalties:
                 if self._followers:
                     self._followers.forget(row.slot)
                 self.forget(row.slot)
-        bucket = self.shapes.choose("decode" if plan.is_decode else "mixed", plan.tokens)
+        kind = "decode" if plan.is_decode or self.shapes.single else "mixed"
+        bucket = choose(list(self.ready), kind, plan.tokens)
         buffer = pack(plan, bucket, self._executables.layouts[bucket], self.shapes)
         if self._followers:
             self._followers.launch(self._buckets.index(bucket), buffer)
-        return Flight(plan, self._dispatch(bucket, buffer))
+        return Flight(plan, bucket, time.monotonic(), self._dispatch(bucket, buffer))
 
     def replay(self, bucket: int, buffer: np.ndarray) -> Samples:
         """Dispatches what another process has launched: the bucket's number and its packed inputs."""
@@ -128,20 +172,17 @@ class Runner:
         samples.token_B.copy_to_host_async()
         return samples
 
-    def read(self, flight: Flight) -> Iterator[tuple[Row, int, TokenLogprobs | None]]:
-        """Waits for a step; yields each row that samples, its token (-1: not finite) and its logprobs."""
-        rows = [(line, row) for line, row in enumerate(flight.plan.rows) if row.samples]
+    def read(self, flight: Flight) -> list[tuple[Row, Sampled]]:
+        """Waits for a step; each row that samples, with its samples."""
         tokens = np.asarray(flight.samples.token_B)
         if self._followers:
             self._followers.settle(tokens)
-        logprob_BX = top_BX = None
-        if any(_wanted(row.sequence) is not None for _, row in rows):
-            logprob_BX, top_BX = np.asarray(flight.samples.logprob_BX), np.asarray(flight.samples.top_BX)
-        for line, row in rows:
-            report, wanted = None, _wanted(row.sequence)
-            if wanted is not None and logprob_BX is not None and top_BX is not None:
-                report = _report(logprob_BX[line], top_BX[line], wanted)
-            yield row, int(tokens[line]), report
+        lines = sampling_lines(flight.plan, flight.bucket)
+        rows = [(row, at) for row, at in zip(flight.plan.rows, lines, strict=True) if row.samples]
+        reports: dict[int, TokenLogprobs] = {}
+        if any(row.sequence.request.params.logprobs is not None for row, _ in rows):
+            reports = _reports(rows, np.asarray(flight.samples.logprob_BX), np.asarray(flight.samples.top_BX))
+        return [(row, [(int(tokens[line]), reports.get(line)) for line in at]) for row, at in rows]
 
 
 def state_shardings(mesh: Mesh) -> DeviceState:
@@ -149,13 +190,21 @@ def state_shardings(mesh: Mesh) -> DeviceState:
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), STATE)
 
 
-def _wanted(sequence: Sequence) -> int | None:
-    return sequence.request.params.logprobs
-
-
-def _report(logprob_X: np.ndarray, top_X: np.ndarray, wanted: int) -> TokenLogprobs:
-    pairs = zip(top_X[:wanted].tolist(), logprob_X[1 : 1 + wanted].tolist(), strict=True)
-    return TokenLogprobs(chosen=float(logprob_X[0]), top=tuple(pairs))
+def _reports(
+    rows: list[tuple[Row, range]], logprob_BX: np.ndarray, top_BX: np.ndarray
+) -> dict[int, TokenLogprobs]:
+    """By line, what the rows that want log-probabilities hear."""
+    reports = {}
+    for row, lines in rows:
+        wanted = row.sequence.request.params.logprobs
+        if wanted is None:
+            continue
+        for line in lines:
+            pairs = zip(
+                top_BX[line, :wanted].tolist(), logprob_BX[line, 1 : 1 + wanted].tolist(), strict=True
+            )
+            reports[line] = TokenLogprobs(chosen=float(logprob_BX[line, 0]), top=tuple(pairs))
+    return reports
 
 
 class _Background:

@@ -10,87 +10,50 @@ yet. They are counted in `Sequence.pending`, and the row's input is the device's
 A sequence that turns out to have ended in step n has one wasted row in step n+1, whose result is dropped.
 
 When pages run out, the youngest sequence gives all of its up and is recomputed later, so the oldest always
-advances and nobody starves.
+advances and nobody starves. What it gives up can be found again, as can what others have computed, while no
+one else needs the place (`prefix.py`).
+
+A step in which all decode may hold drafts beside (`drafts.py`), if no sample is outstanding: what follows
+depends on how many are right, so the next step is planned after this one has been read.
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import replace
 
+from .drafts import allot
+from .pace import Pace
 from .pages import PagePool
-from .request import Request
-
-
-@dataclass(eq=False, slots=True)
-class Sequence:
-    """One request on its way through the engine.
-
-    Attributes:
-      limit: the most tokens it may reach, prompt included.
-      tokens: the prompt and every generated token that the host has seen.
-      computed: how many of its tokens have their keys and values computed by steps dispatched so far.
-      pending: samples dispatched but not yet seen; the newest of them is the input that follows `tokens`.
-      pages: its pages, in order. slot: its row of the device's state, None while it waits.
-    """
-
-    request: Request
-    seed: int
-    limit: int
-    arrival: int
-    tokens: list[int] = field(default_factory=list)
-    computed: int = 0
-    pending: int = 0
-    pages: list[int] = field(default_factory=list)
-    slot: int | None = None
-    finished: bool = False
-
-    @property
-    def length(self) -> int:
-        """Tokens including those sampled but not yet seen."""
-        return len(self.tokens) + self.pending
-
-    @property
-    def missing(self) -> int:
-        """Tokens that must still be computed before the next sample."""
-        return self.length - self.computed
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A sequence's share of one step: `count` tokens from position `start`; does it end in a sample?"""
-
-    sequence: Sequence
-    slot: int
-    start: int
-    count: int
-    samples: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The host's decision for one step."""
-
-    rows: list[Row]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens in the step, padding not counted."""
-        return sum(row.count for row in self.rows)
-
-    @property
-    def is_decode(self) -> bool:
-        """Every row has exactly one token and ends in a sample."""
-        return all(row.count == 1 and row.samples for row in self.rows)
+from .prefix import PrefixCache
+from .sequence import Plan, Row, Sequence
 
 
 class Scheduler:
     """Slots, pages and the order of those who wait for them."""
 
-    def __init__(self, *, slots: int, pages: PagePool, page_size: int, budget: int) -> None:
-        """`budget` is the most tokens of one step; at least one per slot."""
+    def __init__(
+        self,
+        *,
+        slots: int,
+        pages: PagePool,
+        page_size: int,
+        budget: int,
+        share: bool = True,
+        speculate: bool = True,
+    ) -> None:
+        """Empty.
+
+        Args:
+          budget: the most tokens of one step; at least one per slot.
+          share: whether sequences share the pages of what they begin with.
+          speculate: whether drafts are made.
+        """
         assert budget >= slots, f"a budget of {budget} tokens cannot feed {slots} slots"
         self.pages = pages
         self.page_size = page_size
         self.budget = budget
+        self.pace = Pace()
+        self._prefix = PrefixCache(pages, page_size, enabled=share)
+        self._speculate = speculate
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preemptions = 0
@@ -118,8 +81,38 @@ class Scheduler:
         others await their last samples, and their pages come back with them.
         """
         rows = self._decode_rows()
-        rows += self._chunks(self.budget - len(rows))
-        return Plan(rows) if rows else None
+        chunks = self._chunks(min(self.budget, self.pace.most_tokens(len(rows)) or self.budget) - len(rows))
+        if rows and not chunks:
+            rows = self._with_drafts(rows)
+        return Plan(rows + chunks) if rows or chunks else None
+
+    @property
+    def should_see(self) -> bool:
+        """Whether the samples under way had better be seen before the next step is planned: drafts pay."""
+        running = [s for s in self.running if s.missing == 1]
+        return bool(running) and not self._lacking() and any(self._allot(running))
+
+    def _with_drafts(self, rows: list[Row]) -> list[Row]:
+        """The rows, with drafts behind those whose tokens are all known but for the sample of this row."""
+        counts = self._allot([row.sequence for row in rows], pending=1)
+        return [self._drafted(row, count) if count else row for row, count in zip(rows, counts, strict=True)]
+
+    def _allot(self, sequences: list[Sequence], pending: int | None = None) -> list[int]:
+        """How many drafts each of those who decode shall have; none whose samples are not so many."""
+        if not self._speculate:
+            return [0] * len(sequences)
+        wishes = [
+            (s.drafter.chance, len(_draft(s)) if pending in (None, s.pending) else 0) for s in sequences
+        ]
+        return allot(wishes, self.pace.sizes("decode"), lambda size: self.pace.seconds("decode", size))
+
+    def _drafted(self, row: Row, count: int) -> Row:
+        """The row with so many drafts, if there are pages for them."""
+        sequence = row.sequence
+        if not self._reserve(sequence, count):
+            return row
+        sequence.computed += count
+        return replace(row, count=1 + count, drafts=_draft(sequence)[:count])
 
     def _decode_rows(self) -> list[Row]:
         """One row for each sequence that lacks one token, the oldest first.
@@ -137,8 +130,14 @@ class Scheduler:
     def _chunks(self, budget: int) -> list[Row]:
         rows: list[Row] = []
         for sequence in self._lacking():
+            if budget <= 0:
+                break
+            if sequence.slot is None:
+                self._prefix.revive(sequence)
             count = min(sequence.missing, budget)
-            if count == 0 or not self._reserve(sequence, count):
+            if not self._reserve(sequence, count):
+                if sequence.slot is None:
+                    self._forget(sequence)
                 break
             if sequence.slot is None:
                 self._seat(sequence)
@@ -184,7 +183,6 @@ class Scheduler:
     def _preempt_youngest(self) -> Sequence:
         victim = max(self.running, key=lambda s: s.arrival)
         self._give_back(victim)
-        victim.computed = 0
         self.waiting.insert(sum(s.arrival < victim.arrival for s in self.waiting), victim)
         self.preemptions += 1
         return victim
@@ -192,6 +190,8 @@ class Scheduler:
     def _seat(self, sequence: Sequence) -> None:
         self.waiting.remove(sequence)
         sequence.slot = self._free_slots.pop()
+        sequence.seated = True
+        sequence.cached = sequence.computed if sequence.cached is None else sequence.cached
         self.running.append(sequence)
 
     def _give_back(self, sequence: Sequence) -> None:
@@ -199,12 +199,24 @@ class Scheduler:
         self.running.remove(sequence)
         self._free_slots.append(sequence.slot)
         sequence.slot = None
+        self._prefix.publish(sequence)
+        self._forget(sequence)
+
+    def _forget(self, sequence: Sequence) -> None:
         self.pages.release(sequence.pages)
-        sequence.pages = []
+        sequence.pages, sequence.computed, sequence.published = [], 0, 0
 
     def _take(self, sequence: Sequence, count: int) -> Row:
         assert sequence.slot is not None
         start, samples = sequence.computed, count == sequence.missing
+        first, sequence.seated = sequence.seated, False
         sequence.computed += count
         sequence.pending += samples
-        return Row(sequence, sequence.slot, start, count, samples)
+        self._prefix.publish(sequence)
+        return Row(sequence, sequence.slot, start, count, samples, first)
+
+
+def _draft(sequence: Sequence) -> tuple[int, ...]:
+    """Guesses at what follows the known tokens; none where tokens are counted, or guesses would be too."""
+    most = 0 if sequence.has_penalties else sequence.limit - len(sequence.tokens) - 1
+    return sequence.drafter.propose(sequence.tokens, most)

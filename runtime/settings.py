@@ -24,6 +24,9 @@ class EngineSettings:
       kv_pages: pages of the KV pool.
       replicas: engines on this host that share its memory.
       kernels: `(operation, way)`, in place of our choice (see `model/kernels/registry.py`).
+      prefix_cache: sequences share the pages of what they begin with.
+      speculation: tokens are guessed ahead where that is worth it.
+      deterministic: every step has one shape, so that equal requests have equal bits in any company.
     """
 
     slots: int | None = None
@@ -31,6 +34,9 @@ class EngineSettings:
     kv_pages: int | None = None
     replicas: int = 1
     kernels: tuple[tuple[str, str], ...] = ()
+    prefix_cache: bool = True
+    speculation: bool = True
+    deterministic: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +92,8 @@ def derive_shapes(config: ModelConfig, settings: EngineSettings, device: Device)
     slots = settings.slots or platform.slots
     return Shapes(
         slots=slots,
-        budget=max(platform.budget, slots),
+        budget=2 * slots if settings.deterministic else max(platform.budget, slots),
+        single=settings.deterministic,
         page_size=platform.page_size,
         table=-(-context // platform.page_size),
         tile=TILE,

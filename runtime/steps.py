@@ -29,18 +29,26 @@ class DeviceState(NamedTuple):
       counts_SV: i32 `[slots, V]`, how often each slot's sequence has generated each id, kept for sequences
         with penalties only.
       broken_S: bool `[slots]`, whether a number that is not finite has come up in each slot's sequence.
+      broken_P: bool `[pages]`, the same of each page, for those who find it later.
     """
 
     cache: Cache
     last_S: jax.Array
     counts_SV: jax.Array
     broken_S: jax.Array
+    broken_P: jax.Array
 
 
 Step = Callable[[tuple[jax.Array, ...], DeviceState, jax.Array], tuple[DeviceState, Samples]]
 
 
-STATE = DeviceState(cache=CACHE, last_S=REPLICATED, counts_SV=REPLICATED, broken_S=REPLICATED)  # type: ignore
+STATE = DeviceState(
+    cache=CACHE,  # type: ignore
+    last_S=REPLICATED,  # type: ignore
+    counts_SV=REPLICATED,  # type: ignore
+    broken_S=REPLICATED,  # type: ignore
+    broken_P=REPLICATED,  # type: ignore
+)
 """How the state is divided among devices."""
 
 
@@ -52,6 +60,7 @@ def create_state(skeleton: Skeleton, shapes: Shapes, pages: int, dtype: jnp.dtyp
         last_S=jnp.zeros(shapes.slots, jnp.int32),
         counts_SV=jnp.zeros((shapes.slots, config.vocabulary), jnp.int32),
         broken_S=jnp.zeros(shapes.slots, jnp.bool),
+        broken_P=jnp.zeros(pages, jnp.bool),
     )
 
 
@@ -66,11 +75,10 @@ def make_step(skeleton: Skeleton, bucket: Bucket, shapes: Shapes) -> Step:
         token_T = jnp.where(token_T < 0, state.last_S.at[slot_T].get(mode="clip"), token_T)
         counts_SV = _count(state.counts_SV, slot_T, token_T, fields["counted"])
         hidden_TD, cache = model(token_T, state.cache, batch)
-        broken_S = _mark_broken(state.broken_S, slot_T, fields["position"], hidden_TD)
-        slot_B = fields["slot"]
+        broken_S, broken_P = _mark_broken(state, fields, slot_T, hidden_TD, batch.slots_T, shapes.page_size)
         if bucket.kind == "mixed":
             hidden_TD = hidden_TD.at[fields["last"]].get(mode="fill", fill_value=0)
-            slot_B = jnp.where(fields["last"] < bucket.tokens, slot_B, shapes.slots)
+        slot_B = jnp.where(fields["sample_position"] > 0, fields["slot"], shapes.slots)
         samples = sample(
             model.logits(hidden_TD),
             _row_params(fields),
@@ -78,7 +86,7 @@ def make_step(skeleton: Skeleton, bucket: Bucket, shapes: Shapes) -> Step:
             broken_S.at[slot_B].get(mode="clip"),
         )
         last_S = state.last_S.at[slot_B].set(samples.token_B, mode="drop")
-        return DeviceState(cache, last_S, counts_SV, broken_S), samples
+        return DeviceState(cache, last_S, counts_SV, broken_S, broken_P), samples
 
     return step
 
@@ -114,18 +122,33 @@ def _count(counts_SV: jax.Array, slot_T: jax.Array, token_T: jax.Array, counted_
 
 
 def _mark_broken(
-    broken_S: jax.Array, slot_T: jax.Array, position_T: jax.Array, hidden_TD: jax.Array
-) -> jax.Array:
-    """Remembers which sequences have met a number that is not finite, from their first token on.
+    state: DeviceState,
+    fields: Mapping[str, jax.Array],
+    slot_T: jax.Array,
+    hidden_TD: jax.Array,
+    cache_slot_T: jax.Array,
+    page_size: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Remembers which sequences, and which pages, have met a number that is not finite.
 
     The cache keeps no such number, so without this a prompt that overflowed in the middle would go on as if
-    nothing had happened.
+    nothing had happened. A page is sound again with the first token that is written to it anew; a sequence
+    that takes a slot is as broken as the pages that it begins with.
     """
-    nowhere = broken_S.shape[0]
-    fresh_T = jnp.where(position_T == 0, slot_T, nowhere)
-    bad_T = ~jnp.isfinite(hidden_TD).all(axis=-1) & (position_T >= 0)
-    broken_S = broken_S.at[fresh_T].set(False, mode="drop")
-    return broken_S.at[jnp.where(bad_T, slot_T, nowhere)].set(True, mode="drop")
+    slots, pages = state.broken_S.shape[0], state.broken_P.shape[0]
+    used_T = fields["position"] >= 0
+    page_T = cache_slot_T // page_size
+    anew_T = used_T & (cache_slot_T % page_size == 0)
+    broken_P = state.broken_P.at[jnp.where(anew_T, page_T, pages)].set(False, mode="drop")
+    slot_B = jnp.where(fields["first"] > 0, fields["slot"], slots)
+
+    def inherited() -> jax.Array:
+        return state.broken_S.at[slot_B].set(broken_P[fields["table"]].any(axis=1), mode="drop")
+
+    broken_S = lax.cond(jnp.any(fields["first"] > 0), inherited, lambda: state.broken_S)
+    bad_T = used_T & ~jnp.isfinite(hidden_TD).all(axis=-1)
+    broken_S = broken_S.at[jnp.where(bad_T, slot_T, slots)].set(True, mode="drop")
+    return broken_S, broken_P.at[jnp.where(bad_T, page_T, pages)].set(True, mode="drop")
 
 
 def _cache_slots(position_T: jax.Array, row_T: jax.Array, table_BM: jax.Array, page_size: int) -> jax.Array:

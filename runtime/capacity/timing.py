@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from ..buckets import choose
 from .report import Rate, Step
 from .roofline import StepTime, step_time
 from .sizing import Sizing
@@ -51,7 +52,7 @@ class Timing:
         shapes, prompt = self._sizing.shapes, self._wishes.prompt
         for start in range(0, prompt, shapes.budget):
             end = min(start + shapes.budget, prompt)
-            bucket = shapes.choose("mixed", end - start)
+            bucket = choose(shapes.buckets(), "mixed", end - start)
             spans: list[Span] = [(end - start, end)]
             work = self._sizing.counted.step(spans, tokens=bucket.tokens, sampled=bucket.rows)
             yield f"prompt, tokens {start} to {end}", work

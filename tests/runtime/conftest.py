@@ -1,5 +1,6 @@
 """Engines on one tiny model: compiled once a session, as many engines on top as tests like."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -60,20 +61,29 @@ def warm_runner(parameters) -> Runner:
     """The model with every step compiled, and pages for all slots."""
     engine = Engine(CONFIG, parameters)
     engine.warm_up()
-    engine.stop()
+    complete(engine._runner)
     return engine._runner
+
+
+def complete(runner: Runner) -> None:
+    """Compiles what else a runner has, and makes it ready."""
+    runner.compile_rest(threading.Event())
+    while runner.has_news:
+        runner.adopt()
 
 
 @pytest.fixture
 def make_engine(parameters, warm_runner) -> Iterator[Callable[..., Engine]]:
     """Makes engines that share the compiled runner, one running at a time; stops them in the end.
 
-    An engine with fewer `kv_pages` hands out the first pages of the runner's pool only.
+    An engine with fewer `kv_pages` hands out the first pages of the runner's pool only. Nothing is guessed
+    ahead unless it is wanted: that depends on how long steps take.
     """
     engines: list[Engine] = []
 
     def make(on_events=None, **wanted) -> Engine:
-        engine = Engine(CONFIG, parameters, EngineSettings(**wanted), on_events)
+        settings = EngineSettings(**{"speculation": False, **wanted})
+        engine = Engine(CONFIG, parameters, settings, on_events)
         engine._runner = warm_runner
         engines.append(engine)
         return engine

@@ -8,17 +8,20 @@ twice over the wrong tokens, or a row fed with somebody else's sample all end in
 import hashlib
 from collections.abc import Sequence as List
 
+from distaff.runtime.ledger import Ledger, Sampled
 from distaff.runtime.pages import PagePool
 from distaff.runtime.request import Request, SamplingParams
-from distaff.runtime.scheduler import Plan, Row, Scheduler, Sequence
+from distaff.runtime.scheduler import Scheduler
+from distaff.runtime.sequence import Plan, Row, Sequence
 
 STOP = 0
 """The id that ends a sequence; the device draws it once in 16."""
 
 
 def next_token(history: List[int]) -> int:
-    """What the simulated model says after a history."""
-    return hashlib.sha256(bytes(history)).digest()[0] % 16
+    """What the simulated model says after a history: mostly what it said after the same two tokens before."""
+    seen = history if len(history) % 8 == 0 else history[-2:]
+    return hashlib.sha256(bytes(seen)).digest()[0] % 16
 
 
 def alone(prompt: List[int], limit: int) -> list[int]:
@@ -31,7 +34,8 @@ def alone(prompt: List[int], limit: int) -> list[int]:
 
 def make_sequence(name: int, prompt: List[int], max_tokens: int) -> Sequence:
     """A sequence as the engine admits it; `name` is its place in the order of arrival."""
-    request = Request(id=str(name), prompt=tuple(prompt), params=SamplingParams(max_tokens=max_tokens))
+    params = SamplingParams(max_tokens=max_tokens, stop_ids=(STOP,))
+    request = Request(id=str(name), prompt=tuple(prompt), params=params)
     limit = len(prompt) + max_tokens
     return Sequence(request=request, seed=0, limit=limit, arrival=name, tokens=list(prompt))
 
@@ -48,34 +52,52 @@ class Device:
         page = sequence.pages[position // self.page_size]
         return page * self.page_size + position % self.page_size
 
-    def step(self, plan: Plan) -> list[tuple[Row, int]]:
+    def step(self, plan: Plan) -> list[tuple[Row, Sampled]]:
         """Stores every row's tokens, then samples; as on a real device nothing is seen by the host yet."""
         for row in plan.rows:
-            for position in range(row.start, row.start + row.count):
-                known = position < len(row.sequence.tokens)
-                token = row.sequence.tokens[position] if known else self.last[row.slot]
+            tokens = [*row.sequence.tokens[row.start : row.start + row.count], *row.drafts]
+            tokens += [self.last.get(row.slot, -1)] * (row.count - len(tokens))
+            for position, token in enumerate(tokens, start=row.start):
                 self.cells[self.cell(row.sequence, position)] = token
         return [(row, self.sample(row)) for row in plan.rows if row.samples]
 
-    def sample(self, row: Row) -> int:
+    def sample(self, row: Row) -> Sampled:
         end = row.start + row.count
         history = [self.cells[self.cell(row.sequence, position)] for position in range(end)]
-        self.last[row.slot] = next_token(history)
-        return self.last[row.slot]
+        sampled = [next_token(history[: end - n]) for n in range(len(row.drafts), -1, -1)]
+        self.last[row.slot] = sampled[-1]
+        return [(token, None) for token in sampled]
 
 
 class Loop:
-    """Plans step n+1, runs it, and only then hears the samples of step n."""
+    """Plans step n+1, runs it, and only then hears the samples of step n; reads n first where drafts are.
 
-    def __init__(self, *, slots: int, pages: int, page_size: int, budget: int) -> None:
+    `drafts` says whether they cost nothing, or how long a step takes is not known.
+    """
+
+    def __init__(
+        self,
+        *,
+        slots: int,
+        pages: int,
+        page_size: int,
+        budget: int,
+        share: bool = False,
+        drafts: bool = False,
+    ) -> None:
         self.slots, self.context = slots, pages * page_size
         self.pool = PagePool(pages)
-        self.scheduler = Scheduler(slots=slots, pages=self.pool, page_size=page_size, budget=budget)
+        self.scheduler = Scheduler(
+            slots=slots, pages=self.pool, page_size=page_size, budget=budget, share=share
+        )
+        if drafts:
+            self.scheduler.pace.note("decode", budget, 1.0)
         self.device = Device(page_size)
-        self.flight: list[tuple[Row, int]] = []
+        self.ledger = Ledger(self.drop)
+        self.flight: Plan | None = None
+        self.sampled: list[tuple[Row, Sampled]] = []
         self.sequences: list[Sequence] = []
         self.aborted: set[Sequence] = set()
-        self.turns = 0
 
     def submit(self, prompt: List[int], max_tokens: int) -> Sequence:
         sequence = make_sequence(len(self.sequences), prompt, max_tokens)
@@ -88,23 +110,22 @@ class Loop:
             self.aborted.add(sequence)
         self.scheduler.finish(sequence)
 
+    def drop(self, name: str) -> None:
+        self.scheduler.finish(self.sequences[int(name)])
+
     def turn(self) -> Plan | None:
+        if self.flight and (self.flight.drafted or self.scheduler.should_see):
+            self.settle()
         plan = self.scheduler.plan()
         following = self.device.step(plan) if plan else []
-        for row, token in self.flight:
-            self.settle(row.sequence, token)
-        self.flight = following
-        self.turns += 1
+        self.settle()
+        self.flight, self.sampled = plan, following
         return plan
 
-    def settle(self, sequence: Sequence, token: int) -> None:
-        sequence.pending -= 1
-        if sequence.finished:
-            return
-        if token != STOP:
-            sequence.tokens.append(token)
-        if token == STOP or len(sequence.tokens) >= sequence.limit:
-            self.scheduler.finish(sequence)
+    def settle(self) -> None:
+        if self.flight:
+            self.ledger.settle(self.sampled)
+        self.flight, self.sampled = None, []
 
     @property
     def unfinished(self) -> list[Sequence]:

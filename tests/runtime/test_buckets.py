@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distaff.runtime.buckets import Bucket, Layout, Shapes
+from distaff.runtime.buckets import Bucket, Layout, Shapes, choose
 
 SIZES = st.builds(
     lambda slots, more, tile: Shapes(slots=slots, budget=slots + more, page_size=16, table=9, tile=tile),
@@ -32,7 +32,7 @@ def test_the_smallest_bucket_that_fits_is_chosen(shapes, data):
     """Every size up to the largest has a bucket; no smaller one would do, and padding is at most twofold."""
     kind, most = data.draw(st.sampled_from([("decode", shapes.slots), ("mixed", shapes.budget)]))
     tokens = data.draw(st.integers(1, most))
-    chosen = shapes.choose(kind, tokens)
+    chosen = choose(shapes.buckets(), kind, tokens)
     assert chosen.kind == kind and tokens <= chosen.tokens
     assert not [b for b in shapes.buckets() if b.kind == kind and tokens <= b.tokens < chosen.tokens]
     assert chosen.tokens <= max(2 * tokens, 32)

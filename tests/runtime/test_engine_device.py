@@ -31,13 +31,12 @@ def test_nothing_is_compiled_after_the_start(bench, monkeypatch):
 
 
 def test_compilations_are_counted(bench):
-    """The counter hears what XLA compiles while the engine runs, wherever, and nothing after its end."""
-    jax.jit(lambda x: x * 3 + 1)(jnp.arange(5)).block_until_ready()
-    counted = bench.engine.stats.compilations
-    assert counted > 0
-    bench.engine.stop()
+    """The counter hears what is compiled on the engine's thread, where requests wait, and nothing else."""
     jax.jit(lambda x: x * 5 + 2)(jnp.arange(6)).block_until_ready()
-    assert bench.engine.stats.compilations == counted
+    assert bench.engine.stats.compilations == 0
+    bench.engine._inbox.put(lambda: jax.jit(lambda x: x * 3 + 1)(jnp.arange(5)).block_until_ready())
+    bench.run([ask("next", 3, max_tokens=1)])
+    assert bench.engine.stats.compilations > 0
 
 
 def test_the_next_step_is_launched_before_the_last_is_read(bench, monkeypatch):
@@ -85,16 +84,16 @@ def test_every_step_works_in_place(warm_runner):
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_temporaries_do_not_grow_with_the_pool(warm_runner, index, monkeypatch):
-    """With twice the pages a step needs not a byte more of working memory: nothing copies the pool."""
+    """With twice the pages a step needs a flag a page more of working memory: nothing copies the pool."""
     shapes, skeleton = warm_runner.shapes, Skeleton.of(CONFIG)
     bucket = shapes.buckets()[index]
     twice = Executables(skeleton, shapes, create_mesh(1))
     twice.layouts = {bucket: twice.layouts[bucket]}
     pages = 2 * warm_runner._state.cache[0].shape[0]
     state = jax.eval_shape(lambda: create_state(skeleton, shapes, pages, jnp.dtype("float32")))
-    twice.compile(warm_runner._leaves, state, lambda done, total: None)
+    twice.compile([bucket], warm_runner._leaves, state, lambda done, total: None)
     once = warm_runner._executables.step(bucket).memory_analysis().temp_size_in_bytes
-    assert twice.step(bucket).memory_analysis().temp_size_in_bytes == once
+    assert twice.step(bucket).memory_analysis().temp_size_in_bytes <= once + pages
 
 
 def test_the_context_is_whole_pages_for_every_slot(warm_runner):

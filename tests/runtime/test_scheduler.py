@@ -5,8 +5,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from distaff.runtime.scheduler import Sequence
-
 from .simulation import Loop, alone
 
 
@@ -91,18 +89,24 @@ class Traffic(RuleBasedStateMachine):
         page_size=st.integers(1, 3),
         more_pages=st.integers(0, 8),
         more_budget=st.integers(0, 6),
+        share=st.booleans(),
+        drafts=st.booleans(),
     )
-    def build(self, slots, page_size, more_pages, more_budget):
+    def build(self, slots, page_size, more_pages, more_budget, share, drafts):
         pages, budget = slots + more_pages, slots + more_budget
-        self.loop = Loop(slots=slots, pages=pages, page_size=page_size, budget=budget)
+        self.loop = Loop(
+            slots=slots, pages=pages, page_size=page_size, budget=budget, share=share, drafts=drafts
+        )
         self.budget = budget
-        self.computed: dict[Sequence, int] = {}
 
     @precondition(lambda self: self.loop.context > 1)
     @rule(data=st.data())
     def submit(self, data):
-        """A prompt of any length, up to requests that fill the whole pool alone."""
+        """A prompt of any length, up to requests that fill the whole pool alone; often one seen before."""
         prompt = data.draw(st.lists(st.integers(1, 15), min_size=1, max_size=self.loop.context - 1))
+        if self.loop.sequences and data.draw(st.booleans()):
+            before = data.draw(st.sampled_from(self.loop.sequences)).tokens
+            prompt = [*before, *prompt][: self.loop.context - 1]
         max_tokens = data.draw(st.integers(1, self.loop.context - len(prompt)))
         self.loop.submit(prompt, max_tokens)
 
@@ -122,35 +126,46 @@ class Traffic(RuleBasedStateMachine):
             self.turn()
 
     def turn(self):
-        awaited = {row.sequence for row, _ in self.loop.flight}
+        awaited = {row.sequence for row, _ in self.loop.sampled}
         oldest = min(self.loop.unfinished, key=lambda s: s.arrival, default=None)
-        advanced = oldest.computed if oldest else 0
+        advanced = min(oldest.computed, len(oldest.tokens)) if oldest else 0
         plan = self.loop.turn()
-        assert not oldest or oldest.computed >= advanced, "the oldest was thrown back"
+        assert not oldest or oldest.finished or oldest.computed >= advanced, "the oldest was thrown back"
         rows = plan.rows if plan else []
         assert sum(row.count for row in rows) <= self.budget
         assert len({row.slot for row in rows}) == len(rows) <= self.loop.slots
+        if plan and plan.drafted:
+            awaited = set()
         for row in rows:
             self.check_row(row, awaited)
 
     def check_row(self, row, awaited):
-        """Positions follow one another without a gap and stay below the limit; a recomputation begins at the
-        beginning, and not before the last sample has been seen."""
+        """Rows stay below the limit; a recomputation begins behind whole pages that were found, and not
+        before the last sample has been seen."""
         sequence, end = row.sequence, row.start + row.count
-        assert row.start in (0, self.computed.get(sequence, 0)) and row.start < end < sequence.limit
-        self.computed[sequence] = end
-        if row.start == 0:
+        assert row.start < end < sequence.limit
+        assert not row.drafts or row.count == 1 + len(row.drafts)
+        if row.first:
+            assert row.start % self.loop.scheduler.page_size == 0
             assert sequence not in awaited, "readmitted before its sample was seen"
             waiting = [s for s in self.loop.scheduler.waiting if s not in awaited]
             assert all(s.arrival > sequence.arrival for s in waiting), "an older one was overtaken"
 
     @invariant()
-    def shares_nothing(self):
-        """Pages and slots are conserved and have one owner each; who waits has neither."""
+    def shares_what_is_equal(self):
+        """Pages and slots are conserved; a page has several owners only where they begin alike; who waits has
+        neither."""
         scheduler = self.loop.scheduler
         self.loop.pool.check()
         held = held_pages(self.loop)
-        assert len(held) == len(set(held)) == self.loop.pool.total - self.loop.pool.available
+        assert len(set(held)) == self.loop.pool.total - self.loop.pool.available
+        size = scheduler.page_size
+        holds = {
+            (page, tuple(s.tokens[: (place + 1) * size] if held.count(page) > 1 else ()))
+            for s in scheduler.running
+            for place, page in enumerate(s.pages)
+        }
+        assert len(holds) == len(set(held)), "a page is shared by sequences that differ"
         assert len({s.slot for s in scheduler.running}) == len(scheduler.running) <= self.loop.slots
         assert not any(s.pages or s.slot is not None for s in scheduler.waiting)
         assert {*scheduler.running, *scheduler.waiting} == set(self.loop.unfinished)

@@ -1,0 +1,97 @@
+"""What becomes of a step's samples: tokens of their sequences, ends, drafts that were right. No JAX.
+
+Knows sequences and events; who runs next is the scheduler's business, what else is heard the engine's.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from .request import TokenEvent, TokenLogprobs
+from .sequence import Row, Sequence
+
+Sampled = list[tuple[int, TokenLogprobs | None]]
+"""Of one row, what it sampled: the token (-1: not finite), and its log-probabilities if they were wanted."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What has been done since the start; the fields are those of `EngineStats`."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    cached_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+
+
+class Ledger:
+    """Keeps the sequences' books, one step after the other."""
+
+    def __init__(self, drop: Callable[[str], None]) -> None:
+        """`drop` takes a request out of the engine."""
+        self.counts = Counts()
+        self._drop = drop
+
+    def settle(self, rows: Iterable[tuple[Row, Sampled]]) -> list[TokenEvent]:
+        """Gives each sequence its samples; one that ended meanwhile gets none."""
+        events: list[TokenEvent] = []
+        for row, sampled in rows:
+            row.sequence.pending -= 1
+            if not row.sequence.finished:
+                events += self._advance(row, sampled)
+        return events
+
+    def note(self, rows: Iterable[Row]) -> None:
+        """A step with these rows has run."""
+        self.counts.steps += 1
+        self.counts.prompt_tokens += sum(map(_prompt_tokens, rows))
+
+    def _advance(self, row: Row, sampled: Sampled) -> list[TokenEvent]:
+        """The samples up to the first one that no draft has foreseen, or that ends the sequence."""
+        events: list[TokenEvent] = []
+        for (token, report), draft in zip(sampled, (*row.drafts, None), strict=True):
+            events.append(self._hear(row.sequence, token, report))
+            if row.sequence.finished or token != draft:
+                break
+        if row.drafts:
+            self._learn(row, len(events) - 1)
+        return events
+
+    def _learn(self, row: Row, accepted: int) -> None:
+        """So many drafts were right: what was computed after them is void."""
+        row.sequence.computed = row.start + 1 + accepted
+        row.sequence.drafter.learn(len(row.drafts), accepted)
+        self.counts.drafted_tokens += len(row.drafts)
+        self.counts.accepted_tokens += accepted
+
+    def _hear(self, sequence: Sequence, token: int, report: TokenLogprobs | None) -> TokenEvent:
+        """Gives a sequence its next token, or ends it."""
+        name, params = sequence.request.id, sequence.request.params
+        if token < 0:
+            self._drop(name)
+            reason = "the model's output is not finite"
+            return TokenEvent(request_id=name, finish="error", error=reason)
+        cached = self._cached(sequence)
+        if token in params.stop_ids and not params.ignore_eos:
+            self._drop(name)
+            return TokenEvent(request_id=name, finish="stop", cached_tokens=cached)
+        sequence.tokens.append(token)
+        self.counts.generated_tokens += 1
+        ended = len(sequence.tokens) >= sequence.limit
+        if ended:
+            self._drop(name)
+        finish = "length" if ended else None
+        return TokenEvent(request_id=name, token=token, logprobs=report, finish=finish, cached_tokens=cached)
+
+    def _cached(self, sequence: Sequence) -> int:
+        """How much of the prompt was found, for the first event alone."""
+        if len(sequence.tokens) > len(sequence.request.prompt):
+            return 0
+        cached = sequence.cached or 0
+        self.counts.cached_tokens += cached
+        return cached
+
+
+def _prompt_tokens(row: Row) -> int:
+    return max(0, min(row.start + row.count, len(row.sequence.request.prompt)) - row.start)

@@ -1,0 +1,44 @@
+"""How long steps take, learned as they run, and what follows for how a step is filled. No JAX.
+
+The one idea: a stream should not notice that somebody else's prompt is coming in. While anybody decodes, a
+step takes in so much of a prompt that it lasts at most `PATIENCE` times as long as decoding alone would.
+"""
+
+from collections import defaultdict
+
+PATIENCE = 2.5
+"""How many times longer a step with a part of a prompt may take than one without."""
+
+_NEWS = 0.2
+"""The weight of the newest step in the average."""
+
+
+class Pace:
+    """Average seconds of the steps of each kind and size."""
+
+    def __init__(self) -> None:
+        self._seconds: defaultdict[str, dict[int, float]] = defaultdict(dict)
+
+    def note(self, kind: str, size: int, seconds: float) -> None:
+        """A step has run."""
+        known = self._seconds[kind]
+        known[size] = known.get(size, seconds) * (1 - _NEWS) + seconds * _NEWS
+
+    def sizes(self, kind: str) -> list[int]:
+        """The sizes known so far, ascending."""
+        return sorted(self._seconds[kind])
+
+    def seconds(self, kind: str, tokens: int) -> float | None:
+        """Of the smallest step that holds so many tokens; None where none is known."""
+        size = next((size for size in self.sizes(kind) if size >= tokens), None)
+        return None if size is None else self._seconds[kind][size]
+
+    def most_tokens(self, decoding: int) -> int | None:
+        """The size of step to fill while so many rows decode; None if nothing is known that speaks against
+        the largest."""
+        alone, sizes = self.seconds("decode", decoding), self.sizes("mixed")
+        if not decoding or alone is None or not sizes:
+            return None
+        quick = [size for size in sizes if self._seconds["mixed"][size] <= PATIENCE * alone]
+        holding = [size for size in sizes if size > decoding]
+        return max(quick[-1:] + holding[:1], default=None)

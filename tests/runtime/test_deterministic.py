@@ -1,0 +1,106 @@
+"""`deterministic`: equal requests hear equal bits, whatever else happens in the engine."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from distaff.runtime.engine import Engine
+from distaff.runtime.request import Request, TokenEvent
+from distaff.runtime.settings import EngineSettings
+
+from .conftest import Bench
+from .test_drafts import foresee
+from .tiny import CONFIG, Ear, ask, random_prompt
+
+KINDS = [
+    {"logprobs": 3},
+    {"logprobs": 0, "temperature": 0.9, "seed": 5},
+    {"logprobs": 1, "temperature": 0.4, "seed": 6, "top_p": 0.7, "top_k": 50},
+    {"logprobs": 2, "frequency_penalty": 0.5, "presence_penalty": 0.3},
+]
+LENGTHS = (1, 7, 24, 61)
+
+
+def request_of(name: str, kind: int, length: int) -> Request:
+    """One of sixteen: short and long, greedy and drawn; half of each prompt repeats itself."""
+    made = ask(name, 1, max_tokens=24, **KINDS[kind])
+    text = random_prompt(max(1, length // 2), seed=90)
+    return replace(made, prompt=(text * 3)[:length])
+
+
+def heard(bench: Bench, name: str) -> list[tuple[object, ...]]:
+    """Tokens and the very bits of their log-probabilities."""
+    events: list[TokenEvent] = bench.ear.wait(name)
+    assert events[-1].finish == "length"
+    return [(event.token, event.logprobs) for event in events]
+
+
+@pytest.fixture(scope="module")
+def runner(parameters):
+    engine = Engine(CONFIG, parameters, EngineSettings(deterministic=True))
+    engine.warm_up()
+    assert [str(bucket) for bucket in engine._runner.shapes.buckets()] == ["decode(16)"]
+    return engine._runner
+
+
+@pytest.fixture(scope="module")
+def start(parameters, runner):
+    """Starts deterministic engines, one at a time."""
+    engines: list[Engine] = []
+
+    def make(**wanted) -> Bench:
+        for engine in engines:
+            engine.stop()
+        ear = Ear()
+        engine = Engine(CONFIG, parameters, EngineSettings(deterministic=True, **wanted), ear.hear)
+        engine._runner = runner
+        engines.append(engine)
+        engine.start()
+        return Bench(engine, ear)
+
+    yield make
+    for engine in engines:
+        engine.stop()
+
+
+@pytest.fixture(scope="module")
+def alone(start) -> dict[tuple[int, int], list]:
+    """What each of the sixteen hears alone, without cache and guesses."""
+    bench, said = start(prefix_cache=False, speculation=False), {}
+    for kind in range(len(KINDS)):
+        for length in LENGTHS:
+            name = f"{kind} {length}"
+            bench.run([request_of(name, kind, length)])
+            said[kind, length] = heard(bench, name)
+    return said
+
+
+CROWDS = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(LENGTHS)), min_size=1, max_size=31)
+
+
+@pytest.fixture(scope="module", params=["roomy", "cramped"])
+def place(request, alone, start) -> Iterator[Bench]:
+    """An engine that caches and guesses, with pages for all or for two or three."""
+    said = [(request_of("", *key), [token for token, _ in events]) for key, events in alone.items()]
+    with pytest.MonkeyPatch.context() as patch:
+        foresee(patch, said)
+        bench = start() if request.param == "roomy" else start(kv_pages=44)
+        yield bench
+    stats = bench.engine.stats
+    assert stats.cached_tokens > 0 and stats.accepted_tokens > 0
+    assert (stats.preemptions > 0) == (request.param == "cramped")
+
+
+@given(crowd=CROWDS)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_company_changes_no_bit(place, alone, crowd):
+    """Alone or among 31 others, preempted or not, found in the cache or not, guessed or not."""
+    base = len(place.ear.events)
+    requests = [request_of(f"{base + n}", *each) for n, each in enumerate(crowd)]
+    for each in requests:
+        place.engine.submit(each)
+    for each, key in zip(requests, crowd, strict=True):
+        assert heard(place, each.id) == alone[key]

@@ -1,0 +1,64 @@
+"""How much of a prompt a step takes in while others decode."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distaff.runtime.pace import PATIENCE, Pace
+
+from .simulation import Loop
+
+
+def known(decode: dict[int, float], mixed: dict[int, float]) -> Pace:
+    """A pace that has seen steps of these sizes and seconds."""
+    pace = Pace()
+    for size, seconds in decode.items():
+        pace.note("decode", size, seconds)
+    for size, seconds in mixed.items():
+        pace.note("mixed", size, seconds)
+    return pace
+
+
+SECONDS = st.floats(0.001, 10)
+
+
+@given(SECONDS, st.lists(SECONDS, min_size=1, max_size=5).map(sorted), st.integers(1, 8))
+def test_a_step_lasts_as_long_as_a_stream_has_patience(alone, mixed, decoding):
+    """The largest step within the patience is filled, or the smallest that takes in anything at all."""
+    sizes = {16 << n: seconds for n, seconds in enumerate(mixed)}
+    chosen = known({8: alone}, sizes).most_tokens(decoding)
+    assert chosen in sizes and chosen > decoding
+    assert sizes[chosen] <= PATIENCE * alone or chosen == min(sizes)
+    assert all(seconds > PATIENCE * alone for size, seconds in sizes.items() if size > chosen)
+
+
+@pytest.mark.parametrize("pace", [Pace(), known({8: 1.0}, {}), known({}, {32: 1.0})])
+def test_without_experience_steps_are_filled(pace):
+    """Nothing speaks against the largest step where nobody knows how long it takes."""
+    assert pace.most_tokens(4) is None
+
+
+def test_where_nobody_decodes_nobody_is_kept_waiting():
+    """A prompt alone is taken in as fast as it can be."""
+    assert known({8: 0.01}, {32: 0.1, 64: 0.2}).most_tokens(0) is None
+
+
+def test_the_average_follows_the_news():
+    """Times change with the length of what is decoded."""
+    pace = known({8: 1.0}, {})
+    for _ in range(40):
+        pace.note("decode", 8, 3.0)
+    assert pace.seconds("decode", 5) == pytest.approx(3.0, abs=0.01) and pace.seconds("decode", 9) is None
+
+
+def test_a_long_prompt_comes_in_pieces_beside_those_who_decode():
+    """While others decode each step holds what the pace allows, and they all have a row in it."""
+    loop = Loop(slots=4, pages=80, page_size=4, budget=64)
+    loop.scheduler.pace = known({4: 1.0}, {8: 2.0, 16: 2.4, 64: 9.0})
+    loop.submit([1], 40)
+    loop.turn()
+    loop.submit([7] * 60, 4)
+    plans = [loop.turn() for _ in range(4)]
+    assert [plan.tokens for plan in plans if plan] == [16, 16, 16, 16]
+    loop.run(200)
+    assert not loop.unfinished
