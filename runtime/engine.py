@@ -26,7 +26,7 @@ from .executables import CompilationCounter, Progress
 from .ledger import Ledger
 from .mailboxes import Mailboxes
 from .pages import PagePool
-from .phases import Phases
+from .phases import Phases, Profiler
 from .request import EngineStats, InvalidRequest, NotReady, Request, TokenEvent, draw_seed
 from .runner import Flight, Followers
 from .scheduler import Scheduler
@@ -107,6 +107,7 @@ class Engine:
         self._compiler = threading.Thread(target=self._compile_rest, name="compiler", daemon=True)
         self._ledger = Ledger(self._drop)
         self._phases = Phases()
+        self._profiler = Profiler(settings.profile)
         self._free_since = 0.0
         self.beat = time.monotonic()
 
@@ -158,6 +159,10 @@ class Engine:
             seconds=dict(self._phases.seconds),
             **asdict(self._ledger.counts),
         )
+
+    def profile(self, on: bool) -> None:
+        """Begins or ends a profile in the folder of the settings; from any thread, and may take seconds."""
+        self._profiler.switch(on)
 
     def submit(self, request: Request) -> None:
         """Hands a request over; returns at once.

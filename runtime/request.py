@@ -7,7 +7,8 @@ prompt submits several requests with the same seed and the choices 0, 1, 2 …
 
 import math
 import secrets
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from ..model.errors import DistaffError
@@ -173,6 +174,16 @@ class EngineStats:
     buckets_ready: int = 0
     buckets: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def total(cls, snapshots: Sequence["EngineStats"]) -> "EngineStats":
+        """The sum of several engines' snapshots."""
+        names = [each.name for each in fields(cls) if each.name != "seconds"]
+        phases = {phase for stats in snapshots for phase in stats.seconds}
+        return cls(
+            seconds={phase: sum(stats.seconds.get(phase, 0.0) for stats in snapshots) for phase in phases},
+            **{name: sum(getattr(stats, name) for stats in snapshots) for name in names},
+        )
 
 
 def draw_seed() -> int:

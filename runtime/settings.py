@@ -26,6 +26,7 @@ class EngineSettings:
       kernels: `(operation, way)`, in place of our choice (see `model/kernels/registry.py`).
       prefix_cache: sequences share the pages of what they begin with.
       speculation: tokens are guessed ahead where that is worth it.
+      profile: the folder for profiles; None makes none.
       deterministic: every step has one shape, so that equal requests have equal bits in any company.
     """
 
@@ -37,6 +38,7 @@ class EngineSettings:
     prefix_cache: bool = True
     speculation: bool = True
     deterministic: bool = False
+    profile: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,13 +50,14 @@ class ChoiceText:
 
     Attributes:
       tokens: how many were generated, the end token not counted.
+      cached_tokens: of the prompt, found in the cache.
       finish: why it ended; None while it goes on.
     """
 
     def __init__(
         self, text: TextModel, prompt: Sequence[int], stops: Sequence[str], *, logprobs: bool
     ) -> None:
-        self.tokens = 0
+        self.tokens = self.cached_tokens = 0
         self.finish: Finish | None = None
         self._detokenizer = text.detokenizer(prompt)
         self._stops = StopSearch(stops)
@@ -64,6 +65,7 @@ class ChoiceText:
 
     def push(self, event: TokenEvent) -> tuple[str, list[dict[str, Any]] | None]:
         """The text, and the entries, that are certain after `event`; sets `finish` at the end."""
+        self.cached_tokens += event.cached_tokens
         certain = self._take(event) if event.token is not None else ""
         text = self._stops.push(certain)
         if event.finish is not None and not self._stops.found:

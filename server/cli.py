@@ -94,6 +94,19 @@ def serve(
     process_id: Annotated[int, typer.Option(min=0, help="This process's number; 0 leads and serves.")] = 0,
     num_processes: Annotated[int, typer.Option(min=1, help="Processes that hold one model together.")] = 1,
     replicas: Annotated[int, typer.Option(min=1, help="Engines, each with devices of its own.")] = 1,
+    no_prefix_cache: Annotated[
+        bool, typer.Option("--no-prefix-cache", help="Compute every prompt anew.")
+    ] = False,
+    no_speculation: Annotated[
+        bool, typer.Option("--no-speculation", help="Never guess tokens ahead.")
+    ] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Equal requests, equal bits, whatever the load.")
+    ] = False,
+    profile: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, help="Where POST /start_profile and /stop_profile write a profile."),
+    ] = None,
     revision: Revision = None,
     chat_template: Annotated[
         Path | None,
@@ -123,6 +136,10 @@ def serve(
         process_id=process_id,
         num_processes=num_processes,
         replicas=replicas,
+        prefix_cache=not no_prefix_cache,
+        speculation=not no_speculation,
+        deterministic=deterministic,
+        profile=str(profile.resolve()) if profile else None,
         log_level=log_level.upper(),
     )
     _check_processes(worker)
@@ -137,7 +154,12 @@ def serve(
         from .settings import ServerSettings
 
         WebProcess(
-            ServerSettings(model=served_name(model), aliases=tuple(alias or ()), strict=strict),
+            ServerSettings(
+                model=served_name(model),
+                aliases=tuple(alias or ()),
+                strict=strict,
+                profiles=profile is not None,
+            ),
             [
                 [sys.executable, "-m", "distaff.server.worker", worker.as_replica(number).to_argument()]
                 for number in range(replicas)

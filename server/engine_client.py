@@ -84,6 +84,10 @@ class EngineClient(Protocol):
         """
         ...
 
+    def profile(self, on: bool) -> None:
+        """Begins or ends a profile of the device's and the engine's work."""
+        ...
+
     async def start(self) -> None:
         """Begins to load; returns at once."""
         ...

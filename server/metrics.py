@@ -24,6 +24,16 @@ Figure = Callable[[EngineClient], float]
 """What a metric tells of one engine."""
 
 _LABELS = ("replica",)
+_GAUGES = ("waiting", "running", "free_pages", "total_pages", "compilations", "buckets_ready", "buckets")
+_COUNTERS = (
+    "steps",
+    "preemptions",
+    "prompt_tokens",
+    "generated_tokens",
+    "cached_tokens",
+    "drafted_tokens",
+    "accepted_tokens",
+)
 _FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _DURATION = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
@@ -66,11 +76,12 @@ class EngineCollector(Collector):
         yield self._gauge("ready", "1 while it takes requests.", lambda engine: engine.state == "ready")
         yield self._gauge("given_up", "1 once nobody restarts it.", lambda engine: engine.state == "stopped")
         yield self._gauge("heartbeat_age_seconds", "Since it was last heard of.", attrgetter("heartbeat_age"))
-        for name in ("waiting", "running", "free_pages", "total_pages", "compilations"):
+        for name in _GAUGES:
             yield self._gauge(name, f"EngineStats.{name}.", attrgetter(f"stats.{name}"))
-        for name in ("steps", "preemptions", "prompt_tokens", "generated_tokens"):
+        for name in _COUNTERS:
             family = CounterMetricFamily(f"distaff_engine_{name}", f"EngineStats.{name}.", labels=_LABELS)
             yield self._filled(family, attrgetter(f"stats.{name}"))
+        yield self._phases()
 
     def describe(self) -> Iterator[Metric]:
         """Nothing: the registry need not ask the engine before it is started."""
@@ -78,6 +89,17 @@ class EngineCollector(Collector):
 
     def _gauge(self, name: str, text: str, figure: Figure) -> Metric:
         return self._filled(GaugeMetricFamily(f"distaff_engine_{name}", text, labels=_LABELS), figure)
+
+    def _phases(self) -> CounterMetricFamily:
+        text, labels = (
+            "Of the engine's thread, by phase; idle: the device, while somebody waits.",
+            (*_LABELS, "phase"),
+        )
+        family = CounterMetricFamily("distaff_engine_phase_seconds", text, labels=labels)
+        for number, engine in enumerate(self._engine.replicas):
+            for phase, seconds in engine.stats.seconds.items():
+                family.add_metric([str(number), phase], seconds)
+        return family
 
     def _filled(self, family: GaugeMetricFamily | CounterMetricFamily, figure: Figure) -> Metric:
         for number, engine in enumerate(self._engine.replicas):

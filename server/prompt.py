@@ -73,7 +73,13 @@ def sequences(
         ignore_eos=call.ignore_eos,
     )
     return [
-        Request(id=f"{id}-{choice}", prompt=tuple(prompt), params=params, choice=choice)
+        Request(
+            id=f"{id}-{choice}",
+            prompt=tuple(prompt),
+            params=params,
+            choice=choice,
+            cache_salt=call.cache_salt,
+        )
         for choice in range(call.n)
     ]
 

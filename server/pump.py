@@ -56,6 +56,8 @@ class ServedEngine(Protocol):
 
     def abort(self, request_id: str) -> None: ...
 
+    def profile(self, on: bool) -> None: ...
+
     def stop(self) -> None: ...
 
 
@@ -130,6 +132,9 @@ class Pump:
             case wire.Abort(request_id):
                 if self._engine:
                     self._engine.abort(request_id)
+            case wire.Profile(on):
+                if self._engine:  # beside the loop: writing a profile takes seconds
+                    threading.Thread(target=self._engine.profile, args=(on,), daemon=True).start()
             case wire.Stop() if self._engine:
                 self._stopping.set()
             case wire.Stop():

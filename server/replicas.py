@@ -9,7 +9,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from ..runtime.request import EngineStats, NotReady, Request
 from . import exit_codes, wire
@@ -85,9 +85,7 @@ class EngineGroup:
     @property
     def stats(self) -> EngineStats:
         """The sum of the newest snapshots."""
-        snapshots = [engine.stats for engine in self.replicas]
-        names = [field.name for field in fields(EngineStats)]
-        return EngineStats(**{name: sum(getattr(stats, name) for stats in snapshots) for name in names})
+        return EngineStats.total([engine.stats for engine in self.replicas])
 
     @property
     def heartbeat_age(self) -> float:
@@ -110,6 +108,11 @@ class EngineGroup:
         stream = self.replicas[number].submit(request)
         self._router.remember(number, digests)
         return stream
+
+    def profile(self, on: bool) -> None:
+        """Begins or ends a profile of every replica that is ready."""
+        for engine in self._ready().values():
+            engine.profile(on)
 
     async def start(self) -> None:
         """Begins to load; returns at once.

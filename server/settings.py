@@ -11,6 +11,7 @@ class ServerSettings:
       model: the id under which the model is served.
       aliases: further ids that mean the same model; `tgi` always does.
       strict: refuse unknown parameters, as OpenAI does, rather than ignore and count them.
+      profiles: POST /start_profile and /stop_profile are answered.
       most_choices: the largest `n` of a request.
       drain_seconds: how long running requests may go on after SIGTERM.
       most_connections: beyond these, new connections are refused.
@@ -21,6 +22,7 @@ class ServerSettings:
     model: str
     aliases: tuple[str, ...] = ()
     strict: bool = False
+    profiles: bool = False
     most_choices: int = 16
     drain_seconds: float = 60.0
     most_connections: int = 10_000

@@ -130,6 +130,11 @@ class EngineProcess:
         self._child.send(wire.Submit(request))
         return stream
 
+    def profile(self, on: bool) -> None:
+        """Begins or ends a profile, if there is a process."""
+        if self._child:
+            self._child.send(wire.Profile(on))
+
     async def start(self) -> None:
         """Begins to load; returns at once."""
         if self._task is None:

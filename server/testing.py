@@ -7,6 +7,7 @@ knows a model.
 import asyncio
 import codecs
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import cycle, islice
 from typing import Any, Literal
 
@@ -80,6 +81,8 @@ class FakeEngine:
       fail_after: lose the engine, for everybody, before this many tokens of a sequence.
       error_after: fail just the sequence, likewise.
       requests, aborted: all that were submitted; the ids of those aborted before their end.
+      cached: how many tokens of each prompt it claims to have found.
+      profiled: what was asked of the profiler.
     """
 
     def __init__(self, reply: str | Sequence[int] | Script = "Hello, world!", *, context: int = 4096) -> None:
@@ -92,6 +95,8 @@ class FakeEngine:
         self.error_after: int | None = None
         self.requests: list[Request] = []
         self.aborted: list[str] = []
+        self.profiled: list[bool] = []
+        self.cached = 0
         self.running: dict[str, FakeStream] = {}
         self.state: EngineState = "starting"
         self.info: EngineInfo | None = EngineInfo(
@@ -115,6 +120,9 @@ class FakeEngine:
         self.requests.append(request)
         self.running[request.id] = stream = FakeStream(self, request)
         return stream
+
+    def profile(self, on: bool) -> None:
+        self.profiled.append(on)
 
     async def start(self) -> None:
         self.state = "ready"
@@ -196,6 +204,7 @@ class FakeStream:
             events[-1] = self._event(said[limit - 1], finish="length")
         else:
             events.append(TokenEvent(request_id=self._request.id, finish="stop"))
+        events[0] = replace(events[0], cached_tokens=self._engine.cached)
         return events
 
     def _event(self, token: int, finish: Literal["length"] | None = None) -> TokenEvent:

@@ -7,7 +7,7 @@ and no permissions to get wrong; nothing on it is ever unpickled. Who sends what
 The frozen dataclasses of `runtime/request.py` travel as they are. One `Step` carries the events of all
 rows of a device step, so the traffic does not grow with the number of streams.
 
-    web -> engine   Submit  Abort  Stop
+    web -> engine   Submit  Abort  Profile  Stop
     engine -> web   Progress  Located  Ready  Step  Heartbeat  Fatal
 """
 
@@ -44,6 +44,12 @@ class Abort(_Frame, frozen=True):
     """Drop this request wherever it is; unknown ids are ignored."""
 
     request_id: str
+
+
+class Profile(_Frame, frozen=True):
+    """Begin a profile, or end the one that was begun."""
+
+    on: bool
 
 
 class Stop(_Frame, frozen=True):
@@ -98,7 +104,7 @@ class Fatal(_Frame, frozen=True):
     exit_code: int
 
 
-ToEngine = Submit | Abort | Stop
+ToEngine = Submit | Abort | Profile | Stop
 ToWeb = Progress | Located | Ready | Step | Heartbeat | Fatal
 
 FrameT = TypeVar("FrameT")

@@ -43,7 +43,7 @@ log = logging.getLogger("distaff.server.worker")  # `__name__` is `__main__` her
 
 _LAST_WORD_SECONDS = 0.2
 """For the web process to be told why this one ends."""
-_EQUAL = ("context", "slots", "kv_pages", "dtype", "mesh", "kernels")
+_EQUAL = ("context", "slots", "kv_pages", "dtype", "mesh", "kernels", "deterministic")
 """Settings that all processes of a mesh must share: they are part of what is compiled."""
 
 
@@ -216,6 +216,10 @@ def wishes_of(settings: WorkerSettings) -> "EngineSettings":
         kv_pages=settings.kv_pages,
         replicas=settings.replicas,
         kernels=parse_kernels(settings.kernels),
+        prefix_cache=settings.prefix_cache,
+        speculation=settings.speculation,
+        deterministic=settings.deterministic,
+        profile=settings.profile,
     )
 
 

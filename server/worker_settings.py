@@ -16,6 +16,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
       coordinator: where several processes meet, `host:port`; None for one process alone.
       process_id: this process's number among `num_processes`.
       replica: which of `replicas` engines of this host this one is, from 0.
+      prefix_cache, speculation, deterministic: see `runtime.settings.EngineSettings`.
+      profile: the folder that profiles are written to; None refuses to make any.
       log_level: a name of `logging`.
     """
 
@@ -32,6 +34,10 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     num_processes: int = 1
     replica: int = 0
     replicas: int = 1
+    prefix_cache: bool = True
+    speculation: bool = True
+    deterministic: bool = False
+    profile: str | None = None
     log_level: str = "INFO"
 
     def as_replica(self, number: int) -> "WorkerSettings":

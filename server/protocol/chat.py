@@ -16,6 +16,7 @@ from .messages import Message, check_contents, read_messages
 
 MOST_STOPS = 4
 LONGEST_STOP = 1024
+LONGEST_SALT = 512
 
 _MOST_TOKENS = 2**31 - 1
 _COLDEST = 1e-5
@@ -31,6 +32,7 @@ class ChatCall:
     Attributes:
       limit_name: the parameter that set max_tokens, for errors about it.
       logprobs: how many alternatives to report; None reports no log-probabilities at all.
+      cache_salt: whom the prompt's cache is shared with: those who send the same.
       continuous_usage: every chunk carries the usage so far.
       unknown: keys that mean nothing here.
     """
@@ -53,6 +55,7 @@ class ChatCall:
     include_usage: bool
     continuous_usage: bool
     ignore_eos: bool
+    cache_salt: str
     unknown: tuple[str, ...]
 
 
@@ -102,6 +105,7 @@ def _sampling(fields: Fields, most_choices: int) -> dict[str, Any]:
     values["top_k"] = _top_k(fields)
     values["min_p"] = fields.number("min_p", 0, 1)
     values["ignore_eos"] = fields.boolean("ignore_eos") or False
+    values["cache_salt"] = fields.string("cache_salt", LONGEST_SALT) or ""
     parameters.check_response_format(fields)
     parameters.check_service_tier(fields)
     limits |= {name: fields.integer(name, 1, _MOST_TOKENS) for name in _TOKEN_LIMITS[1:]}

@@ -11,7 +11,8 @@ from .fields import Fields, check_array, check_length, unknown, unsupported, wro
 
 HONOURED = frozenset(
     "model messages stream stream_options max_tokens max_completion_tokens max_new_tokens temperature top_p "
-    "top_k min_p seed frequency_penalty presence_penalty stop n logprobs top_logprobs ignore_eos".split()
+    "top_k min_p seed frequency_penalty presence_penalty stop n logprobs top_logprobs ignore_eos "
+    "cache_salt".split()
 )
 
 CHECKED = frozenset(

@@ -57,7 +57,7 @@ class Exchange:
 
     def usage(self) -> dict[str, Any]:
         """The tokens so far."""
-        return usage(self.prompt_tokens, sum(self.completion_tokens()))
+        return usage(self.prompt_tokens, sum(self.completion_tokens()), self.choices[0].cached_tokens)
 
     def completion_tokens(self) -> list[int]:
         return [choice.tokens for choice in self.choices]

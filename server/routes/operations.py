@@ -3,7 +3,7 @@
 from sanic import Blueprint, HTTPResponse
 
 from ..context import ApiRequest
-from ..errors import Unavailable
+from ..errors import ApiError, Unavailable
 from ..metrics import CONTENT_TYPE
 from ..protocol.encode import to_json
 
@@ -31,6 +31,27 @@ async def ready(request: ApiRequest) -> HTTPResponse:
         state = "loading" if state == "ready" else state
         raise Unavailable(f"Not ready: the engine is {state}.", retry_after=5)
     return HTTPResponse(to_json({"status": "ready"}), content_type="application/json")
+
+
+@blueprint.post("/start_profile")
+async def start_profile(request: ApiRequest) -> HTTPResponse:
+    """Has the engine record what it and its device do, until it is told to stop."""
+    return _profile(request, True)
+
+
+@blueprint.post("/stop_profile")
+async def stop_profile(request: ApiRequest) -> HTTPResponse:
+    """Has the engine write what it has recorded."""
+    return _profile(request, False)
+
+
+def _profile(request: ApiRequest, on: bool) -> HTTPResponse:
+    context = request.app.ctx
+    if not context.settings.profiles:
+        raise ApiError(404, "No profiles are made here: the server was started without --profile.")
+    context.engine_info()
+    context.engine.profile(on)
+    return HTTPResponse(to_json({"profiling": on}), content_type="application/json")
 
 
 @blueprint.route("/metrics", methods=["GET", "HEAD"])

@@ -64,6 +64,9 @@ class FakeEngine:
     def abort(self, request_id: str) -> None:
         self._inbox.put((request_id, None))
 
+    def profile(self, on: bool) -> None:
+        pass
+
     def stop(self) -> None:
         time.sleep(3600 if self._mode == "stubborn" else 0)
         self._stopping = True

@@ -2,6 +2,7 @@
 
 import re
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -134,3 +135,30 @@ def test_the_web_side_never_imports_jax():
 
     code = "import distaff.server.app, distaff.server.testing, sys; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_what_was_found_in_the_cache_is_told(ask, stream, engine):
+    """In the usage of a reply, of a stream, and of each of several choices' one prompt."""
+    engine.cached = 7
+    assert ask(n=2).json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 7
+    *_, last = stream(stream_options={"include_usage": True})
+    assert last["usage"]["prompt_tokens_details"]["cached_tokens"] == 7
+
+
+def test_a_salt_reaches_the_engine(ask, engine):
+    """Every choice shares what the salt shares; none is sent where none was said."""
+    ask(n=2, cache_salt="tenant 7")
+    ask()
+    assert [request.cache_salt for request in engine.requests] == ["tenant 7", "tenant 7", ""]
+    assert ask(cache_salt=7).json()["error"]["param"] == "cache_salt"
+
+
+def test_profiles_are_made_where_they_are_wanted(http, server, engine, monkeypatch):
+    """Without `--profile` the routes say how to get them; with it the engine hears of both."""
+    assert "--profile" in http.post("/start_profile").json()["error"]["message"]
+    monkeypatch.setattr(server.app.ctx, "settings", replace(server.app.ctx.settings, profiles=True))
+    assert http.post("/start_profile").json() == {"profiling": True}
+    assert http.post("/stop_profile").json() == {"profiling": False}
+    assert engine.profiled == [True, False]
+    engine.state = "loading"
+    assert http.post("/start_profile").status_code == 503
