@@ -36,6 +36,7 @@ class GGUFFile:
 
     Attributes:
       path: the file. config: the model. generation: its end tokens and sampling defaults.
+      int8: never; what was quantised is read as f32.
       fingerprint: SHA-256 over the whole header and the file's size and time of change.
       nbytes: of all tensors as float32.
 
@@ -67,6 +68,7 @@ class GGUFFile:
         table = table_for(self.config, GGUF, (GGUF_EXPERTS, GGUF_APART), shapes)
         self._origins = find_origins(path, self.config, table, shapes)
         self._stored = {name: header.tensors[name] for name in shapes}
+        self.int8 = False
         self.nbytes: int = 4 * sum(prod(tensor.shape) for tensor in self._stored.values())
         self.fingerprint: str = _fingerprint(path, header, self._stamp)
 

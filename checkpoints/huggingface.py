@@ -27,6 +27,7 @@ class HuggingFaceFolder:
 
     Attributes:
       path: the folder. config: the model. generation: its end tokens and sampling defaults.
+      int8: never.
       fingerprint: SHA-256 over the config, every tensor's name, type, shape and place, and the size and time
         of change of its file. Cheap and made of no weights: equal files elsewhere have another one.
       nbytes: of all tensors as stored.
@@ -38,7 +39,7 @@ class HuggingFaceFolder:
 
     def __init__(self, path: Path) -> None:
         _refuse_pickles(path)
-        self.path = path
+        self.path, self.int8 = path, False
         self.config: ModelConfig = read_config(path / "config.json", read_json(path / "config.json"))
         self.generation: GenerationDefaults = read_generation(path)
         check_end_ids(path, self.generation, self.config)

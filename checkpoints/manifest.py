@@ -86,6 +86,11 @@ class Manifest:
         return (json.dumps({**body, "sha256": _digest(body)}, indent=1) + "\n").encode()
 
     @property
+    def int8(self) -> bool:
+        """Whether linear weights are."""
+        return any(tensor.dtype == "int8" for tensor in self.tensors.values())
+
+    @property
     def fingerprint(self) -> str:
         """A digest over everything the manifest says, and so over the whole store."""
         return _digest({"format": _FORMAT, **asdict(self)})

@@ -4,7 +4,7 @@ The three formats behind one face. The one idea: opening says everything that ca
 weights, in milliseconds and without jax, so that a bad model is refused before anything is allocated.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ..model.config import ModelConfig
-from ..model.parameters import parameter_shapes
+from ..model.parameters import is_linear, parameter_shapes
 from .errors import SourceNotFound, not_finite
 from .files import Progress
 from .generation import GenerationDefaults
@@ -38,6 +38,7 @@ class Checkpoint(Protocol):
 
     Attributes:
       path: where it is. config: the model. generation: its end tokens and sampling defaults.
+      int8: linear weights are, with scales beside them (see `model/quantize.py`).
       fingerprint: 64 hexadecimal digits that identify the weights: a store's manifest digest; for other
         formats a digest over config, headers, file sizes and times of change.
       nbytes: of all tensors as `tensors` yields them.
@@ -46,11 +47,13 @@ class Checkpoint(Protocol):
     path: Path
     config: ModelConfig
     generation: GenerationDefaults
+    int8: bool
     fingerprint: str
     nbytes: int
 
     def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
-        """`(name, values)` in `parameter_shapes` order, one in memory at a time, linears `[inputs, outputs]`.
+        """`(name, values)`, one in memory at a time, in the order of `parameter_shapes`, linears
+        `[inputs, outputs]`.
 
         Raises:
           CheckpointError: the weights are damaged or changed while they were read.
@@ -58,8 +61,10 @@ class Checkpoint(Protocol):
         ...
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, *, int8: bool = False) -> Checkpoint:
     """Opens a Hugging Face folder, a GGUF file or a store, and checks all but the weights.
+
+    With `int8` its linear weights are made so as they are read, if they are not so already.
 
     Raises:
       SourceNotFound: nothing is there.
@@ -68,6 +73,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.exists():
         raise SourceNotFound(f"{path}: missing; expected a model folder or a GGUF file")
+    checkpoint = _open(path)
+    if not int8 or checkpoint.int8:
+        return checkpoint
+    from .quantized import QuantizedCheckpoint
+
+    return QuantizedCheckpoint(checkpoint)
+
+
+def _open(path: Path) -> Checkpoint:
     if (path / MANIFEST_FILE).exists():
         return Store(path)
     if path.is_dir():
@@ -82,7 +96,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def load_parameters(
     checkpoint: Checkpoint, dtype: Any, progress: Progress | None = None, mesh: "Mesh | None" = None
 ) -> "dict[str, jax.Array]":
-    """All parameters on a mesh, cast to `dtype`, by our names in `parameter_shapes` order.
+    """All parameters on a mesh, by our names in `parameter_shapes` order, cast to `dtype`; int8 weights and
+    their scales stay what they are.
 
     Each device is sent its own share (`model.sharding.placements`); without a mesh, the default device all.
 
@@ -98,30 +113,37 @@ def load_parameters(
     from ..model.sharding import create_mesh, place, placements
 
     mesh = mesh or create_mesh(1)
-    where = placements(checkpoint.config, mesh.size)
-    dtype = np.dtype(dtype)
-    shapes = parameter_shapes(checkpoint.config)
-    total = sum(map(prod, shapes.values())) * dtype.itemsize
+    where = placements(checkpoint.config, mesh.size, int8=checkpoint.int8)
+    dtypes = {name: _wanted(name, dtype, checkpoint) for name in where}
+    shapes = parameter_shapes(checkpoint.config, int8=checkpoint.int8)
+    sizes = {name: prod(shape) * dtypes[name].itemsize for name, shape in shapes.items()}
     if isinstance(checkpoint, Store) and mesh.size > 1:
-        placed = checkpoint.place(mesh, where, dtype)
+        placed = checkpoint.place(mesh, where, dtypes)
     else:
-        placed = ((name, place(v, where[name], mesh)) for name, v in _cast(checkpoint, dtype))
+        placed = ((name, place(v, where[name], mesh)) for name, v in _cast(checkpoint, dtypes))
     parameters: dict[str, jax.Array] = {}
     done = 0
     for name, values in placed:
         parameters[name] = values
-        done += prod(shapes[name]) * dtype.itemsize
+        done += sizes[name]
         if progress:
-            progress("load", done, total)
+            progress("load", done, sum(sizes.values()))
     return parameters
 
 
-def _cast(checkpoint: Checkpoint, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
-    """A checkpoint's tensors in the wanted type, each found to be finite."""
+def _wanted(name: str, dtype: Any, checkpoint: Checkpoint) -> np.dtype:
+    """The type of a parameter on the device, where others are of `dtype`."""
+    if checkpoint.int8 and is_linear(name):
+        return np.dtype(np.int8)
+    return np.dtype(np.float32) if name.endswith("_scale") else np.dtype(dtype)
+
+
+def _cast(checkpoint: Checkpoint, dtypes: Mapping[str, np.dtype]) -> Iterator[tuple[str, np.ndarray]]:
+    """A checkpoint's tensors in the wanted types, each found to be finite."""
     for name, values in checkpoint.tensors():
         with np.errstate(over="ignore"):  # what overflows is found by the scan
-            cast = np.ascontiguousarray(values).astype(dtype, copy=False)
-        if not all_finite(cast):
+            cast = np.ascontiguousarray(values).astype(dtypes[name], copy=False)
+        if cast.dtype != np.int8 and not all_finite(cast):
             raise not_finite(checkpoint.path, name)
         yield name, cast
 

@@ -31,20 +31,20 @@ def restore_group(
     records: Mapping[str, TensorRecord],
     placements: Mapping[str, Placement],
     mesh: Mesh,
-    dtype: np.dtype,
+    dtypes: Mapping[str, np.dtype],
 ) -> Iterator[tuple[str, jax.Array, bool]]:
     """Restores one group's parameters, in the order of `records`: name, array, whether all of it is finite.
 
     Args:
       records: what the manifest says, by name in the group. placements: where each is to lie.
-      dtype: of the arrays.
+      dtypes: of the arrays.
     """
-    wishes = {name: _wish(records[name], placements[name], mesh, dtype) for name in records}
+    wishes = {name: _wish(records[name], placements[name], mesh, dtypes[name]) for name in records}
     found = restore(folder, wishes)
     for name, record in records.items():
         values, placement = found.pop(name), placements[name]
         if isinstance(values, np.ndarray):
-            whole = record.whole(values).astype(dtype)
+            whole = record.whole(values).astype(dtypes[name])
             yield name, place(whole, placement, mesh), bool(np.isfinite(whole.astype(np.float32)).all())
         else:
             slabs = _relabelled(values, mesh)

@@ -35,6 +35,7 @@ class Store:
 
     Attributes:
       path: the folder. config: the model. generation: its end tokens and sampling defaults.
+      int8: its linear weights are.
       fingerprint: digest of the manifest, and through it of every byte. nbytes: of all tensors as stored.
 
     Raises:
@@ -47,6 +48,7 @@ class Store:
         self.manifest.verify(path)
         self.config: ModelConfig = self.manifest.config
         _check_shapes(path, self.manifest)
+        self.int8 = self.manifest.int8
         self.generation = read_generation(path)
         self.fingerprint: str = self.manifest.fingerprint
         self.nbytes: int = sum(
@@ -90,7 +92,7 @@ class Store:
                 yield name, self._checked(name, restored.get(inner_name(name)))
 
     def place(
-        self, mesh: "Mesh", placements: "Mapping[str, Placement]", dtype: np.dtype
+        self, mesh: "Mesh", placements: "Mapping[str, Placement]", dtypes: Mapping[str, np.dtype]
     ) -> "Iterator[tuple[str, jax.Array]]":
         """`(name, values)` in `parameter_shapes` order, each device having read its own share alone.
 
@@ -102,7 +104,8 @@ class Store:
         for group, names in grouped(self.manifest.tensors):
             records = {inner_name(name): self.manifest.tensors[name] for name in names}
             wanted = {inner_name(name): placements[name] for name in names}
-            restored = restore_group(self.path / WEIGHTS_FOLDER / group, records, wanted, mesh, dtype)
+            types = {inner_name(name): dtypes[name] for name in names}
+            restored = restore_group(self.path / WEIGHTS_FOLDER / group, records, wanted, mesh, types)
             for name, (_, values, finite) in zip(names, restored, strict=True):
                 if not finite:
                     raise not_finite(self.path, name)
@@ -136,7 +139,7 @@ def _check_shapes(path: Path, manifest: Manifest) -> None:
         raise CheckpointError(
             f"{path / MANIFEST_FILE}: lists too few tensors for {manifest.config.layers} layers"
         )
-    expected = parameter_shapes(manifest.config)
+    expected = parameter_shapes(manifest.config, int8=manifest.int8)
     found = {name: tensor.shape for name, tensor in manifest.tensors.items()}
     if list(found.items()) != list(expected.items()):
         raise CheckpointError(f"{path / MANIFEST_FILE}: its tensors are not those of its config")

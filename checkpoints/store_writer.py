@@ -32,17 +32,18 @@ def convert(
     progress: Progress | None = None,
     *,
     generation: GenerationDefaults | None = None,
+    int8: bool = False,
 ) -> None:
     """Makes a store at `destination` of the checkpoint at `source`; phase `convert`, in bytes of weights.
 
-    `generation` takes the place of what the source recommends.
+    `generation` takes the place of what the source recommends; `int8` makes linear weights so.
 
     A destination that already is this source's store is left as it is.
 
     Raises:
       CheckpointError: the source is damaged, or the destination exists and is something else.
     """
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, int8=int8)
     if destination.exists():
         _check_same(destination, checkpoint)
         return
@@ -145,7 +146,7 @@ def _write_weights(
             _write_notes(partial, checkpoint.fingerprint, groups)
         if progress:
             progress("convert", done, checkpoint.nbytes)
-    assert list(tensors) == list(parameter_shapes(checkpoint.config))
+    assert list(tensors) == list(parameter_shapes(checkpoint.config, int8=checkpoint.int8))
     return tensors
 
 

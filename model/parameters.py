@@ -14,14 +14,15 @@ from .config import ModelConfig
 def parameter_shapes(config: ModelConfig, *, int8: bool = False) -> dict[str, tuple[int, ...]]:
     """Every parameter of the model, by name, in the order in which the computation meets them.
 
-    With `int8`, each weight that `quantize.py` makes int8 is followed by its `_scale`, one f32 an output.
+    With `int8`, each weight that `quantize.py` makes int8 is followed by its `_scale`, one f32 an output, and
+    a tied head is a weight of its own.
     """
     shapes: dict[str, tuple[int, ...]] = {"embed": (config.vocabulary, config.width)}
     for layer in range(config.layers):
         for name, shape in layer_shapes(config).items():
             shapes[f"layers.{layer}.{name}"] = shape
     shapes["norm"] = (config.width,)
-    if not config.tied_head:
+    if int8 or not config.tied_head:
         shapes["head"] = (config.width, config.vocabulary)
     return _with_scales(shapes) if int8 else shapes
 

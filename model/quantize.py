@@ -2,7 +2,8 @@
 
 Activations are made int8 as they come, one scale a token (dynamic quantisation, as in LLM.int8() without the
 outlier path: Dettmers et al. 2022, arXiv:2208.07339), so that the product is int8 x int8 -> int32, which
-TPUs, GPUs and CPUs all do faster than anything wider. Norms, the router, biases and the embedding stay wide.
+TPUs, GPUs and CPUs all do faster than anything wider. Norms, the router, biases and the embedding stay wide;
+a head that is tied to the embedding becomes a weight of its own.
 """
 
 from collections.abc import Mapping
@@ -31,10 +32,16 @@ def _rounded(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
     return jnp.round(x / scale).astype(jnp.int8), jnp.squeeze(scale, axis)
 
 
-def quantize(parameters: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def is_int8(parameters: Mapping[str, jax.Array]) -> bool:
+    """Whether linear weights are int8."""
+    return "head_scale" in parameters
+
+
+def quantize(parameters: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """A model's parameters with every linear weight as int8 and its `_scale` beside it."""
     quantized: dict[str, jax.Array] = {}
-    for name, weight in parameters.items():
+    tied = {} if "head" in parameters else {"head": parameters["embed"].T}
+    for name, weight in (parameters | tied).items():
         if is_linear(name):
             quantized[name], quantized[f"{name}_scale"] = quantize_weight(weight)
         else:

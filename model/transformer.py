@@ -84,7 +84,7 @@ class Transformer(Linears):
         layers = [Layer(config, self.target, dtype=dtype, rngs=rngs) for _ in range(config.layers)]
         self.layers = nnx.List(layers)
         self.norm = nnx.Param(jnp.ones(config.width, dtype))
-        if not config.tied_head:
+        if self.target.int8 or not config.tied_head:
             self.add("head", (config.width, config.vocabulary), dtype=dtype, rngs=rngs)
         self.config = config
 
@@ -122,10 +122,10 @@ class Transformer(Linears):
             return logits_BV[:, : self.config.vocabulary]
 
     def _scores(self, hidden_BD: jax.Array) -> jax.Array:
-        if self.config.tied_head:
-            return jnp.einsum("BD,VD->BV", hidden_BD, self.embed[...], preferred_element_type=jnp.float32)
         if self.target.int8:
             return self.columns("head", hidden_BD.astype(jnp.float32))
+        if self.config.tied_head:
+            return jnp.einsum("BD,VD->BV", hidden_BD, self.embed[...], preferred_element_type=jnp.float32)
         head_DV = getattr(self, "head")[...]  # noqa: B009, made by `add`
         return jnp.dot(hidden_BD, head_DV, preferred_element_type=jnp.float32)
 

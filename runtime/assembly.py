@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ..model.config import ModelConfig
+from ..model.quantize import is_int8
 from ..model.sharding import pad_config
 from ..model.target import Target
 from ..model.transformer import Skeleton
@@ -39,7 +40,7 @@ def assemble(
     if mesh.is_multi_process:
         agree({"the digest of the weights": digest_of_whole(parameters)})
     pages = least(size_pool(padded, shapes, dtype, devices, settings.kv_pages, settings.replicas))
-    target = Target.of(mesh, dict(settings.kernels))
+    target = Target.of(mesh, dict(settings.kernels), int8=is_int8(parameters))
     return Runner(Skeleton.of(config, target), mesh, parameters, shapes, pages, followers)
 
 

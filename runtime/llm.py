@@ -16,6 +16,7 @@ from rich.progress import track
 
 from ..checkpoints import load_parameters, load_tokenizer, open_checkpoint, resolve
 from ..checkpoints.sources import cache_folder
+from ..model.errors import ConfigError
 from .compilation_cache import keep_compiled
 from .devices import claim_mesh
 from .engine import Engine
@@ -63,28 +64,35 @@ class LLM:
         *,
         revision: str | None = None,
         dtype: str | None = None,
+        quantize: str | None = None,
         slots: int | None = None,
         context: int | None = None,
         kv_pages: int | None = None,
         mesh: str | None = None,
         kernels: Sequence[str] = (),
         chat_template: Path | None = None,
+        deterministic: bool = False,
+        speculation: bool = True,
     ) -> None:
         """Loads a model and compiles its steps.
 
         Args:
           model: a folder, a GGUF, a store, a hub id or a bundled name; None for the bundled default.
           revision: of a hub id. dtype: `float32` or `bfloat16`; None for what suits the machine.
+          quantize: `int8` for linear weights, with int8 arithmetic.
           slots, context, kv_pages: see `EngineSettings`.
           mesh: `model=N` divides the model among N devices. kernels: each `operation=way`, in place of our
             choice.
           chat_template: a file that replaces the model's own.
+          deterministic, speculation: see `EngineSettings`.
 
         Raises:
           CheckpointError, ConfigError, OutOfMemory: the model cannot be had, read or held.
         """
         path = resolve(model, revision=revision)
-        checkpoint = open_checkpoint(path)
+        if quantize not in (None, "int8"):
+            raise ConfigError(f"quantize is {quantize!r}; expected 'int8' or None")
+        checkpoint = open_checkpoint(path, int8=quantize == "int8")
         self.config = checkpoint.config
         self.tokenizer = load_tokenizer(path, chat_template)
         self._defaults = checkpoint.generation
@@ -93,7 +101,12 @@ class LLM:
         keep_compiled(cache_folder(), device.device_kind)
         self._parameters = load_parameters(checkpoint, compute_dtype(dtype, device), mesh=devices)
         settings = EngineSettings(
-            slots=slots, context=context, kv_pages=kv_pages, kernels=parse_kernels(kernels)
+            slots=slots,
+            context=context,
+            kv_pages=kv_pages,
+            kernels=parse_kernels(kernels),
+            deterministic=deterministic,
+            speculation=speculation,
         )
         self.engine = Engine(self.config, self._parameters, settings, mesh=devices)
         self.engine.warm_up()

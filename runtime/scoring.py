@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from ..model.cache import TILE, Batch, Tiles, create_cache
 from ..model.config import ModelConfig
+from ..model.quantize import is_int8
 from ..model.sharding import REPLICATED, create_mesh, over_shares, share_config
 from ..model.target import Target
 from ..model.transformer import Skeleton, Transformer
@@ -32,7 +33,7 @@ class Scorer:
     ) -> None:
         """`mesh` is the one that the parameters are placed on; None for a single device."""
         self._mesh = mesh or create_mesh(1, list(parameters["embed"].devices()))
-        self._skeleton = Skeleton.of(config, Target.of(self._mesh))
+        self._skeleton = Skeleton.of(config, Target.of(self._mesh, int8=is_int8(parameters)))
         self._leaves = self._skeleton.flatten(parameters)
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:

@@ -58,6 +58,7 @@ ModelName = Annotated[
         help="A folder, a GGUF, a store, ORG/NAME on the hub or a bundled name; else the default.",
     ),
 ]
+Quantize = Annotated[Literal["int8"] | None, typer.Option(help="Narrower weights, and arithmetic.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 
 
@@ -72,6 +73,7 @@ def serve(
     dtype: Annotated[
         Literal["float32", "bfloat16"] | None, typer.Option(help="What the model computes in.")
     ] = None,
+    quantize: Quantize = None,
     kv_pages: Annotated[int | None, typer.Option(min=1, help="Pages of the KV pool.")] = None,
     mesh: Annotated[
         str | None,
@@ -130,6 +132,7 @@ def serve(
         slots=slots,
         kv_pages=kv_pages,
         dtype=dtype,
+        quantize=quantize,
         mesh=mesh,
         kernels=tuple(kernel or ()),
         coordinator=coordinator,
@@ -201,7 +204,7 @@ def plan(
             metavar="CHIP:SHAPE", help="Such as v5e:2x4, h100:8, cpu:4.", callback=_written_as(parse_topology)
         ),
     ],
-    quantize: Annotated[Literal["int8"] | None, typer.Option(help="Narrower weights.")] = None,
+    quantize: Quantize = None,
     context: Annotated[int | None, typer.Option(min=1, help="The longest sequence, in tokens.")] = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Sequences decoded at the same time.")] = None,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of a typical prompt.")] = 1024,
@@ -250,6 +253,7 @@ def plan(
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="As MODEL of `distaff serve`.")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
+    quantize: Quantize = None,
     revision: Revision = None,
 ) -> None:
     """Write a store, which loads fastest, of any checkpoint."""
@@ -260,7 +264,8 @@ def convert(
     configure_logging("INFO")
     display = progress_display()
     try:
-        write_store(resolve(source, revision=revision, progress=display.show), destination, display.show)
+        found = resolve(source, revision=revision, progress=display.show)
+        write_store(found, destination, display.show, int8=quantize == "int8")
     finally:
         display.close()
     print(destination)

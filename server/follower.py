@@ -63,7 +63,8 @@ def follow(settings: WorkerSettings) -> None:
     system.limit_threads()
     from ..checkpoints import load_parameters, open_checkpoint, resolve
 
-    checkpoint = open_checkpoint(resolve(settings.model, revision=settings.revision))
+    path = resolve(settings.model, revision=settings.revision)
+    checkpoint = open_checkpoint(path, int8=settings.quantize == "int8")
     mesh = claim_mesh_of(settings)
     _leave_signals_to_the_leader()
     from ..runtime.assembly import assemble

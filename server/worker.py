@@ -43,7 +43,7 @@ log = logging.getLogger("distaff.server.worker")  # `__name__` is `__main__` her
 
 _LAST_WORD_SECONDS = 0.2
 """For the web process to be told why this one ends."""
-_EQUAL = ("context", "slots", "kv_pages", "dtype", "mesh", "kernels", "deterministic")
+_EQUAL = ("context", "slots", "kv_pages", "dtype", "mesh", "kernels", "quantize", "deterministic")
 """Settings that all processes of a mesh must share: they are part of what is compiled."""
 
 
@@ -95,7 +95,7 @@ def build_engine(
     progress = throttled(send)
     path = resolve(settings.model, revision=settings.revision, progress=progress)
     send(wire.Located(str(path)))
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, int8=settings.quantize == "int8")
     mesh = claim_mesh_of(settings)
     device = mesh.local_devices[0]
     dtype = dtype_of(settings, device)

@@ -83,7 +83,10 @@ class Counted:
         return share.layers * 2 * share.kv_heads * share.head_size * SIZES[self.dtype]
 
     def state_bytes(self, slots: int) -> int:
-        """The state beside the cache: newest samples, counts of generated ids, broken marks."""
+        """The state beside the cache: newest samples, counts of generated ids, broken marks.
+
+        A mark is a byte; those of pages, one in thousands of a page's bytes, are not counted.
+        """
         return slots * (4 + 4 * self.config.vocabulary + 1)
 
     def decode(self, lengths: Sequence[int], rows: int | None = None) -> Work:
@@ -114,7 +117,7 @@ class Counted:
         """Every weight once, but not the table of embeddings, and of experts those that tokens reach."""
         total = 0.0
         for name, size in self._parameter_bytes().items():
-            if name == "embed" and not self.config.tied_head:
+            if name == "embed" and (self.int8 or not self.config.tied_head):
                 continue
             expert = self.config.moe is not None and "feed_forward." in name and "router" not in name
             total += size * (self._experts_reached(live) if expert else 1.0)
@@ -134,7 +137,6 @@ class Counted:
     def _operations(self, spans: Sequence[Span], tokens: int, sampled: int) -> dict[str, float]:
         operations: defaultdict[str, float] = defaultdict(float)
         linear = "int8" if self.int8 else self.dtype
-        head = self.dtype if self.config.tied_head else linear
         live = sum(count for count, _ in spans)
         for name, where in placements(self.config, self.shards).items():
             if name == "embed" or len(where.shape) < 2:
@@ -142,7 +144,7 @@ class Counted:
             parts = self.shards if where.axis is not None else 1
             size = math.prod(where.shape) // parts
             if name == "head":
-                operations[head] += 2 * size * sampled
+                operations[linear] += 2 * size * sampled
             elif len(where.shape) == 3:
                 assert self.config.moe is not None
                 operations[linear] += (
@@ -151,7 +153,7 @@ class Counted:
             else:
                 operations[linear if not name.endswith("router") else self.dtype] += 2 * size * tokens
         if self.config.tied_head:
-            operations[head] += 2 * self._vocabulary // self.shards * self.config.width * sampled
+            operations[linear] += 2 * self._vocabulary // self.shards * self.config.width * sampled
         operations[self.dtype] += self._attention(spans)
         return dict(operations)
 

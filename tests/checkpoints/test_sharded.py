@@ -144,7 +144,10 @@ LARGE = ModelConfig(
 class Fabricated:
     """A checkpoint of 4 GiB that is made up while it is read."""
 
-    def __init__(self, path: Path) -> None:
+    int8 = False
+
+    def __init__(self, path: Path, *, int8: bool) -> None:
+        assert not int8
         self.path, self.config, self.fingerprint = path, LARGE, "made up"
         self.generation = open_checkpoint(path).generation
         self.nbytes = 4 * sum(map(prod, parameter_shapes(LARGE).values()))

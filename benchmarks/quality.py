@@ -1,0 +1,91 @@
+"""What int8 costs in quality: the divergence of its next-token distributions from those of f32, on real text.
+
+`python -m benchmarks.quality` reads windows of English prose from Python's own documentation (in the standard
+library, so nothing is downloaded), and for each position compares the whole distributions: the mean
+Kullback-Leibler divergence KL(f32 || int8) in nats, and how often both like the same token best. The last
+line is JSON.
+"""
+
+import argparse
+import json
+import pydoc_data.topics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import jax
+import numpy as np
+
+from distaff.checkpoints import ChatTokenizer, load_parameters, load_tokenizer, open_checkpoint, resolve
+from distaff.runtime.scoring import Scorer
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Over all positions of all windows; KL in nats."""
+
+    windows: int
+    positions: int
+    mean_kl: float
+    median_kl: float
+    p99_kl: float
+    top1_agreement: float
+
+
+def windows(tokenizer: ChatTokenizer, count: int, length: int) -> list[list[int]]:
+    """So many runs of `length` tokens, spread evenly over the documentation, which has 700 kB."""
+    text = "\n\n".join(pydoc_data.topics.topics.values())
+    tokens = tokenizer.encode(text)
+    starts = np.linspace(0, len(tokens) - length, count).astype(int)
+    return [tokens[start : start + length] for start in starts]
+
+
+def scorer(model: str | None, *, int8: bool) -> Scorer:
+    """A model in f32, or with int8 linear weights."""
+    checkpoint = open_checkpoint(resolve(model), int8=int8)
+    return Scorer(checkpoint.config, load_parameters(checkpoint, np.float32))
+
+
+def compare(reference: Scorer, other: Scorer, texts: Sequence[Sequence[int]]) -> Quality:
+    """Holds one model's distributions against another's."""
+    divergences, agreements = [], []
+    for divergence_T, agreement_T in _each(reference, other, texts):
+        divergences.append(divergence_T)
+        agreements.append(agreement_T)
+    all_T = np.concatenate(divergences)
+    return Quality(
+        windows=len(texts),
+        positions=len(all_T),
+        mean_kl=float(all_T.mean()),
+        median_kl=float(np.median(all_T)),
+        p99_kl=float(np.quantile(all_T, 0.99)),
+        top1_agreement=float(np.concatenate(agreements).mean()),
+    )
+
+
+def _each(
+    reference: Scorer, other: Scorer, texts: Sequence[Sequence[int]]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for text in texts:
+        p_TV, q_TV = (jax.nn.log_softmax(each.logits(text), axis=-1) for each in (reference, other))
+        divergence_T = (jax.numpy.exp(p_TV) * (p_TV - q_TV)).sum(-1)
+        yield np.asarray(divergence_T), np.asarray(p_TV.argmax(-1) == q_TV.argmax(-1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", nargs="?", help="as of `distaff serve`; default: the bundled one")
+    parser.add_argument("--windows", type=int, default=300)
+    parser.add_argument("--length", type=int, default=128)
+    arguments = parser.parse_args()
+    texts = windows(load_tokenizer(resolve(arguments.model)), arguments.windows, arguments.length)
+    found = compare(scorer(arguments.model, int8=False), scorer(arguments.model, int8=True), texts)
+    print(
+        f"int8 against f32, {found.positions} positions: mean KL {found.mean_kl:.4f} nats "
+        f"(median {found.median_kl:.4f}, 99th percentile {found.p99_kl:.3f}), "
+        f"same best token {found.top1_agreement:.1%}"
+    )
+    print(json.dumps(asdict(found)))
+
+
+if __name__ == "__main__":
+    main()

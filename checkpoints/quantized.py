@@ -1,0 +1,114 @@
+"""A checkpoint seen through int8: its residual stream turned, its linear weights rounded, on the host.
+
+Turning (`rotation.py`) leaves what the model says as it is, and takes away the outliers among activations
+that one int8 scale a token cannot hold. Between up and down there is no stream to turn; there a channel is
+made smaller where down makes it larger, by the root of the largest of its weights (SmoothQuant's idea, with
+weights alone: Xiao et al. 2023, arXiv:2211.10438). A tied head becomes a weight of its own, since the
+embedding that it is tied to stays wide.
+
+The rule of rounding is that of `model/quantize.py`; a test holds the two against each other. A layer at a
+time is in memory.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from math import prod
+
+import numpy as np
+
+from ..model.config import ModelConfig
+from ..model.parameters import is_linear, parameter_shapes
+from .reading import Checkpoint
+from .rotation import Rotation
+from .store import group_of, inner_name
+
+_LARGEST = np.float32(127)
+_TINY = np.float32(1e-30)
+_WIDEST = 4
+_SCHEME = "int8, turned"
+"""Part of the fingerprint: another scheme makes other weights."""
+
+_READERS = {
+    "attention_norm": ("attention.q", "attention.k", "attention.v"),
+    "feed_forward_norm": ("feed_forward.gate", "feed_forward.up", "feed_forward.router"),
+}
+"""What reads the residual stream, by the norm that it reads it through."""
+_WRITERS = ("attention.o", "attention.o_bias", "feed_forward.down", "feed_forward.down_bias")
+
+Tensors = Iterable[tuple[str, np.ndarray]]
+
+
+class QuantizedCheckpoint:
+    """Any checkpoint with wide weights, as a `Checkpoint` with int8 ones; attributes as there."""
+
+    int8 = True
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        assert not checkpoint.int8, "its weights are int8 already"
+        self._checkpoint = checkpoint
+        self.path = checkpoint.path
+        self.config = checkpoint.config
+        self.generation = checkpoint.generation
+        self.fingerprint = hashlib.sha256(f"{checkpoint.fingerprint} {_SCHEME}".encode()).hexdigest()
+        shapes = parameter_shapes(self.config, int8=True)
+        self.nbytes = sum(prod(shape) * (1 if is_linear(n) else _WIDEST) for n, shape in shapes.items())
+
+    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+        """As `Checkpoint.tensors`; each int8 weight is followed by its scales, f32."""
+        for name, values in turned(self._checkpoint.tensors(), self.config):
+            if is_linear(name):
+                weight, scale = quantize_host(values)
+                yield name, weight
+                yield f"{name}_scale", scale
+            else:
+                yield name, values
+
+
+def turned(tensors: Tensors, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """The same model, f32, with its stream turned, its norms' weights folded away and a head of its own."""
+    rotation = Rotation(config.width)
+    kept: dict[str, np.ndarray] = {}
+    for group, members in groupby(tensors, lambda tensor: group_of(tensor[0])):
+        arrays = {inner_name(name): np.asarray(values, np.float32) for name, values in members}
+        if group.startswith("layers."):
+            for name, values in _turned_layer(arrays, rotation):
+                yield f"{group}.{name}", values
+            continue
+        kept |= arrays
+        if group == "embed":
+            yield group, rotation.turn(arrays[group], -1)
+        elif group == "norm":
+            yield group, np.ones_like(arrays[group])
+    head = kept["embed"].T if config.tied_head else kept["head"]
+    yield "head", rotation.turn(head * kept["norm"][:, None], -2)
+
+
+def _turned_layer(arrays: dict[str, np.ndarray], rotation: Rotation) -> Iterator[tuple[str, np.ndarray]]:
+    _level(arrays)
+    norms = {reader: norm for norm, readers in _READERS.items() for reader in readers}
+    for name, values in arrays.items():
+        if name in norms:
+            values = rotation.turn(values * arrays[norms[name]][:, None], -2)
+        elif name in _WRITERS:
+            values = rotation.turn(values, -1)
+        yield name, np.ones_like(values) if name in _READERS else values
+
+
+def _level(arrays: dict[str, np.ndarray]) -> None:
+    """Moves a factor of each channel between up and down from its activation to down's weights, in place."""
+    down = arrays["feed_forward.down"]
+    factor = np.sqrt(np.maximum(np.abs(down).max(-1), _TINY))
+    factor /= np.exp(np.log(factor).mean(-1, keepdims=True))
+    arrays["feed_forward.down"] = down * factor[..., None]
+    arrays["feed_forward.up"] = arrays["feed_forward.up"] / factor[..., None, :]
+    if "feed_forward.up_bias" in arrays:
+        arrays["feed_forward.up_bias"] = arrays["feed_forward.up_bias"] / factor
+
+
+def quantize_host(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`[..., inputs, outputs]` as int8, and one scale an output, f32 `[..., outputs]`, by numpy."""
+    wide = values.astype(np.float32)
+    scale = np.maximum(np.maximum(wide.max(-2), -wide.min(-2)), _TINY) / _LARGEST
+    np.divide(wide, scale[..., None, :], out=wide)
+    return np.rint(wide, out=wide).astype(np.int8), scale
