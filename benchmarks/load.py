@@ -1,16 +1,23 @@
-"""A closed-loop load of chat completions against a running server.
+"""Loads of chat completions against a running server, and what they tell.
 
-Each of N streams sends its next request when its last one has ended. Prompts share a system message and
-differ in the rest, so no answer can come from a cache of whole prompts.
+`closed` keeps N streams busy: each sends its next request when its last one has ended. `arrivals` sends
+requests at random times, whatever has been answered. `conversation` goes on with what it was told. Prompts
+share a system message and differ from their first word on behind it, also from run to run, so that no answer
+and no whole prompt can come from a cache.
 """
 
 import asyncio
+import itertools
 import json
+import random
 import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import httpx
+
+from .server import Served
 
 SYSTEM = (
     "You are a helpful assistant. Answer in plain words, say what you are unsure of, keep to the question."
@@ -19,6 +26,7 @@ _TOPICS = (
     "rivers", "bridges", "bread", "winter", "trains", "violins", "whales", "glass", "moss", "harbours",
     "clocks", "tea", "maps", "volcanoes", "looms", "lighthouses",
 )  # fmt: skip
+_numbers = itertools.count(random.randrange(10**6))
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +37,7 @@ class Reply:
     total: float
     prompt_tokens: int
     tokens: int
+    text: str = field(repr=False, default="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +47,11 @@ class LoadResult:
     streams: int
     requests: int
     tokens_per_second: float
+    prompt_tokens_per_second: float
     ttft_p50: float
     ttft_p95: float
     time_per_token_p50: float
+    time_per_token_p95: float
     prompt_tokens: float
 
 
@@ -55,62 +66,164 @@ def question(number: int) -> str:
     )
 
 
-def chat(number: int, max_tokens: int) -> dict:
-    """The body of a streamed, greedy request of exactly `max_tokens` tokens."""
+def long_question(number: int) -> str:
+    """A user message of about fifteen hundred tokens."""
+    generator = random.Random(number)
+    words = " ".join(generator.choice(_TOPICS) for _ in range(950))
+    return f"Request {number}. Here is a list of words: {words}. Which of them do you like best, and why?"
+
+
+def edit_request(number: int) -> str:
+    """A text to be said again with a small change: what prompt lookup is for."""
+    lines = "\n".join(
+        f"{n}. The {_TOPICS[(number + n) % 16]} of station {number + n} were counted on day {n} by the crew."
+        for n in range(1, 9)
+    )
+    return f"Repeat the following list word by word, all of it, and change nothing:\n{lines}"
+
+
+def messages(text: str) -> list[dict[str, str]]:
+    """A conversation that begins."""
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
+
+
+def body(served: Served, conversation: list[dict[str, str]], max_tokens: int) -> dict:
+    """A streamed, greedy request of exactly `max_tokens` tokens, as far as the server can be told."""
     return {
-        "model": "tgi",
-        "messages": [
-            {"role": "system", "content": SYSTEM},
-            {"role": "user", "content": question(number)},
-        ],
+        "model": served.contender.model,
+        "messages": conversation,
         "max_tokens": max_tokens,
         "temperature": 0,
-        "ignore_eos": True,
         "stream": True,
         "stream_options": {"include_usage": True},
+        **served.contender.extra,
     }
 
 
-async def run(url: str, streams: int, per_stream: int, max_tokens: int) -> LoadResult:
-    """Runs the load and summarises it."""
-    limits = httpx.Limits(max_connections=streams)
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
+def closed(served: Served, streams: int, per_stream: int, max_tokens: int, ask=question) -> LoadResult:
+    """N streams, each with so many requests one after the other."""
 
-        async def worker(index: int) -> list[Reply]:
-            numbers = range(index * per_stream, (index + 1) * per_stream)
-            return [await _ask(client, chat(1000 * streams + n, max_tokens)) for n in numbers]
+    async def run(client: httpx.AsyncClient) -> list[Reply]:
+        async def worker() -> list[Reply]:
+            texts = [ask(next(_numbers)) for _ in range(per_stream)]
+            return [await send(client, body(served, messages(text), max_tokens)) for text in texts]
 
-        begun = time.perf_counter()
-        replies = [r for replies in await asyncio.gather(*map(worker, range(streams))) for r in replies]
-        seconds = time.perf_counter() - begun
-    return _summarise(streams, replies, seconds)
+        return [r for replies in await asyncio.gather(*(worker() for _ in range(streams))) for r in replies]
+
+    return _measured(served, streams, run)
 
 
-async def _ask(client: httpx.AsyncClient, body: dict) -> Reply:
+def arrivals(served: Served, rate: float, seconds: float, max_tokens: int) -> LoadResult:
+    """Requests at random times (Poisson), `rate` of them a second on average."""
+
+    async def run(client: httpx.AsyncClient) -> list[Reply]:
+        tasks, left = [], seconds
+        while left > 0:
+            request = body(served, messages(question(next(_numbers))), max_tokens)
+            tasks.append(asyncio.create_task(send(client, request)))
+            pause = random.expovariate(rate)
+            left -= pause
+            await asyncio.sleep(pause)
+        return await asyncio.gather(*tasks)
+
+    return _measured(served, 0, run)
+
+
+def conversation(served: Served, turns: int, max_tokens: int) -> list[float]:
+    """Seconds to the first token of each turn of one conversation, which grows by what is asked and said."""
+
+    async def run() -> list[float]:
+        said, firsts = messages(question(next(_numbers))), []
+        async with _client(served, 1) as client:
+            for _ in range(turns):
+                reply = await send(client, body(served, said, max_tokens))
+                firsts.append(reply.first)
+                said += [{"role": "assistant", "content": reply.text}]
+                said += [{"role": "user", "content": question(next(_numbers))}]
+        return firsts
+
+    return asyncio.run(run())
+
+
+def gaps_beside(served: Served, streams: int, intruder: str, max_tokens: int) -> tuple[float, float]:
+    """Seconds between tokens that 99 of 100 are below, of streams that run alone, and beside a prompt that
+    enters half way."""
+
+    async def run(*, beside: bool) -> float:
+        async with _client(served, streams + 1) as client:
+            heard: list[list[float]] = [[] for _ in range(streams)]
+            texts = [question(next(_numbers)) for _ in range(streams)]
+            tasks = [
+                asyncio.create_task(send(client, body(served, messages(text), max_tokens), times))
+                for text, times in zip(texts, heard, strict=True)
+            ]
+            while any(len(times) < 8 for times in heard):
+                await asyncio.sleep(0.01)
+            begun = time.perf_counter()
+            if beside:
+                await send(client, body(served, messages(intruder), 1))
+                ended = time.perf_counter()
+            await asyncio.gather(*tasks)
+        ended = ended if beside else time.perf_counter()
+        gaps = sorted(
+            b - a for times in heard for a, b in itertools.pairwise(times) if begun <= a and b <= ended
+        )
+        return gaps[int(0.99 * (len(gaps) - 1))]
+
+    return asyncio.run(run(beside=False)), asyncio.run(run(beside=True))
+
+
+def _client(served: Served, streams: int) -> httpx.AsyncClient:
+    """A connection for each request: llama.cpp's server now and then closes one that it has answered on."""
+    limits = httpx.Limits(max_connections=streams or None, max_keepalive_connections=0)
+    return httpx.AsyncClient(base_url=served.url, timeout=600, limits=limits)
+
+
+def _measured(served: Served, streams: int, run) -> LoadResult:
+    async def measure() -> LoadResult:
+        async with _client(served, streams) as client:
+            begun = time.perf_counter()
+            replies = await run(client)
+            return summarise(streams, replies, time.perf_counter() - begun)
+
+    return asyncio.run(measure())
+
+
+async def send(client: httpx.AsyncClient, request: dict, times: list[float] | None = None) -> Reply:
+    """Sends a request and hears it to its end; `times` takes when each piece of text came."""
     begun = time.perf_counter()
-    first, usage = 0.0, None
-    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-        response.raise_for_status()
+    pieces, first, usage = [], 0.0, None
+    async with client.stream("POST", "/v1/chat/completions", json=request) as response:
+        if response.status_code != 200:
+            raise RuntimeError(f"{response.status_code}: {(await response.aread())[:500]!r}")
         async for line in response.aiter_lines():
             if not line.startswith("data: {"):
                 continue
             chunk = json.loads(line[6:])
             usage = chunk.get("usage") or usage
-            if not first and chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
-                first = time.perf_counter() - begun
-    assert usage is not None, "the stream ended without usage"
-    return Reply(first, time.perf_counter() - begun, usage["prompt_tokens"], usage["completion_tokens"])
+            if chunk.get("choices") and (text := chunk["choices"][0]["delta"].get("content")):
+                now = time.perf_counter()
+                first = first or now - begun
+                pieces.append(text)
+                if times is not None:
+                    times.append(now)
+    usage = usage or {}
+    tokens = usage.get("completion_tokens") or len(pieces)
+    return Reply(first, time.perf_counter() - begun, usage.get("prompt_tokens") or 0, tokens, "".join(pieces))
 
 
-def _summarise(streams: int, replies: list[Reply], seconds: float) -> LoadResult:
+def summarise(streams: int, replies: Sequence[Reply], seconds: float) -> LoadResult:
+    """The figures of some replies that took so long together."""
     firsts = sorted(reply.first for reply in replies)
-    paces = [(reply.total - reply.first) / max(1, reply.tokens - 1) for reply in replies]
+    paces = sorted((reply.total - reply.first) / max(1, reply.tokens - 1) for reply in replies)
     return LoadResult(
         streams=streams,
         requests=len(replies),
         tokens_per_second=sum(reply.tokens for reply in replies) / seconds,
+        prompt_tokens_per_second=sum(reply.prompt_tokens for reply in replies) / seconds,
         ttft_p50=statistics.median(firsts),
-        ttft_p95=firsts[int(0.95 * (len(firsts) - 1))],
+        ttft_p95=firsts[round(0.95 * (len(firsts) - 1))],
         time_per_token_p50=statistics.median(paces),
+        time_per_token_p95=paces[round(0.95 * (len(paces) - 1))],
         prompt_tokens=statistics.mean(reply.prompt_tokens for reply in replies),
     )

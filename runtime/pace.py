@@ -1,7 +1,8 @@
 """How long steps take, learned as they run, and what follows for how a step is filled. No JAX.
 
 The one idea: a stream should not notice that somebody else's prompt is coming in. While anybody decodes, a
-step takes in so much of a prompt that it lasts at most `PATIENCE` times as long as decoding alone would.
+step takes in so much of a prompt that it lasts at most `PATIENCE` times as long as decoding alone would; where
+several wait to come in, so many times longer, for they are kept waiting too.
 """
 
 from collections import defaultdict
@@ -33,12 +34,13 @@ class Pace:
         size = next((size for size in self.sizes(kind) if size >= tokens), None)
         return None if size is None else self._seconds[kind][size]
 
-    def most_tokens(self, decoding: int) -> int | None:
-        """The size of step to fill while so many rows decode; None if nothing is known that speaks against
-        the largest."""
+    def most_tokens(self, decoding: int, waiting: int) -> int | None:
+        """The size of step to fill while so many rows decode and so many prompts wait; None if nothing is
+        known that speaks against the largest."""
         alone, sizes = self.seconds("decode", decoding), self.sizes("mixed")
         if not decoding or alone is None or not sizes:
             return None
-        quick = [size for size in sizes if self._seconds["mixed"][size] <= PATIENCE * alone]
+        limit = PATIENCE * alone * max(1, waiting)
+        quick = [size for size in sizes if self._seconds["mixed"][size] <= limit]
         holding = [size for size in sizes if size > decoding]
         return max(quick[-1:] + holding[:1], default=None)

@@ -81,7 +81,9 @@ class Scheduler:
         others await their last samples, and their pages come back with them.
         """
         rows = self._decode_rows()
-        chunks = self._chunks(min(self.budget, self.pace.most_tokens(len(rows)) or self.budget) - len(rows))
+        lacking = self._lacking()
+        most = self.pace.most_tokens(len(rows), len(lacking)) or self.budget
+        chunks = self._chunks(lacking, min(self.budget, most) - len(rows))
         if rows and not chunks:
             rows = self._with_drafts(rows)
         return Plan(rows + chunks) if rows or chunks else None
@@ -127,9 +129,9 @@ class Scheduler:
                 rows.append(self._take(sequence, 1))
         return rows
 
-    def _chunks(self, budget: int) -> list[Row]:
+    def _chunks(self, lacking: list[Sequence], budget: int) -> list[Row]:
         rows: list[Row] = []
-        for sequence in self._lacking():
+        for sequence in lacking:
             if budget <= 0:
                 break
             if sequence.slot is None:

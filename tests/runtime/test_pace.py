@@ -22,25 +22,26 @@ def known(decode: dict[int, float], mixed: dict[int, float]) -> Pace:
 SECONDS = st.floats(0.001, 10)
 
 
-@given(SECONDS, st.lists(SECONDS, min_size=1, max_size=5).map(sorted), st.integers(1, 8))
-def test_a_step_lasts_as_long_as_a_stream_has_patience(alone, mixed, decoding):
+@given(SECONDS, st.lists(SECONDS, min_size=1, max_size=5).map(sorted), st.integers(1, 8), st.integers(0, 9))
+def test_a_step_lasts_as_long_as_a_stream_has_patience(alone, mixed, decoding, waiting):
     """The largest step within the patience is filled, or the smallest that takes in anything at all."""
+    limit = PATIENCE * alone * max(1, waiting)
     sizes = {16 << n: seconds for n, seconds in enumerate(mixed)}
-    chosen = known({8: alone}, sizes).most_tokens(decoding)
+    chosen = known({8: alone}, sizes).most_tokens(decoding, waiting)
     assert chosen in sizes and chosen > decoding
-    assert sizes[chosen] <= PATIENCE * alone or chosen == min(sizes)
-    assert all(seconds > PATIENCE * alone for size, seconds in sizes.items() if size > chosen)
+    assert sizes[chosen] <= limit or chosen == min(sizes)
+    assert all(seconds > limit for size, seconds in sizes.items() if size > chosen)
 
 
 @pytest.mark.parametrize("pace", [Pace(), known({8: 1.0}, {}), known({}, {32: 1.0})])
 def test_without_experience_steps_are_filled(pace):
     """Nothing speaks against the largest step where nobody knows how long it takes."""
-    assert pace.most_tokens(4) is None
+    assert pace.most_tokens(4, 1) is None
 
 
 def test_where_nobody_decodes_nobody_is_kept_waiting():
     """A prompt alone is taken in as fast as it can be."""
-    assert known({8: 0.01}, {32: 0.1, 64: 0.2}).most_tokens(0) is None
+    assert known({8: 0.01}, {32: 0.1, 64: 0.2}).most_tokens(0, 3) is None
 
 
 def test_the_average_follows_the_news():
