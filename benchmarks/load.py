@@ -162,9 +162,8 @@ def gaps_beside(served: Served, streams: int, intruder: str, max_tokens: int) ->
             begun = time.perf_counter()
             if beside:
                 await send(client, body(served, messages(intruder), 1))
-                ended = time.perf_counter()
+            ended = time.perf_counter() if beside else float("inf")
             await asyncio.gather(*tasks)
-        ended = ended if beside else time.perf_counter()
         gaps = sorted(
             b - a for times in heard for a, b in itertools.pairwise(times) if begun <= a and b <= ended
         )

@@ -123,6 +123,10 @@ class Placement:
         """As JAX writes it."""
         return P() if self.axis is None else P(*[None] * self.axis, AXIS)
 
+    def turned(self) -> "Placement":
+        """Of the transposed parameter, which has two axes."""
+        return replace(self, shape=self.shape[::-1], axis=None if self.axis is None else 1 - self.axis)
+
     def share(self, values: np.ndarray, device: int, shards: int) -> np.ndarray:
         """The part of a whole, unpadded parameter that lies on the `device`-th of `shards` devices."""
         if self.axis is None:

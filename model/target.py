@@ -26,6 +26,11 @@ class Target:
     int8: bool = False
     apart: bool = False
 
+    @property
+    def turned(self) -> bool:
+        """int8 weights of layers and head lie as `[outputs, inputs]`, as their kernel wants them."""
+        return self.int8 and dict(self.kernels.names)["int8_linear"] == "turned"
+
     @classmethod
     def of(cls, mesh: Mesh, overrides: Mapping[str, str] | None = None, *, int8: bool = False) -> "Target":
         """What suits a mesh's devices.
@@ -35,5 +40,10 @@ class Target:
         """
         platform = mesh.devices.flat[0].platform
         kernels = choose(platform, overrides or {})
-        apart = platform == "cpu" and dict(kernels.names)["experts"] == "blocks"
-        return cls(kernels=kernels, shards=mesh.size, int8=int8, apart=apart)
+        ways = dict(kernels.names)
+        return cls(
+            kernels=kernels,
+            shards=mesh.size,
+            int8=int8,
+            apart=platform == "cpu" and ways["experts"] == "blocks",
+        )

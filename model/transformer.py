@@ -21,8 +21,9 @@ from .cache import Batch, Cache
 from .config import ModelConfig
 from .layers import FeedForward, Linears, random_weight, rms_norm
 from .moe import MixtureOfExperts
+from .parameters import is_linear
 from .rotary import rotary_tables
-from .sharding import first_of_share, gathered, lay_apart, placements, total
+from .sharding import Placement, first_of_share, gathered, lay_apart, placements, total
 from .target import Target
 
 Leaf = jax.Array | tuple[jax.Array, ...]
@@ -157,13 +158,28 @@ class Skeleton:
         return cls(config, target, names, graph, tree)
 
     def flatten(self, parameters: Mapping[str, jax.Array]) -> tuple[Leaf, ...]:
-        """The parameters as the flat tuple that `merge` takes; on a CPU, a layer's experts laid apart."""
-        weights = (parameters[name] for name in self.names)
-        return tuple(lay_apart(w) if self.target.apart and w.ndim == 3 else w for w in weights)
+        """The parameters as the flat tuple that `merge` takes, laid out as the target wants them."""
+        return tuple(self._laid_out(name, parameters[name]) for name in self.names)
+
+    def _laid_out(self, name: str, weight: jax.Array) -> Leaf:
+        if self._turns(name, weight.ndim):
+            return weight.T
+        return lay_apart(weight) if self.target.apart and weight.ndim == 3 else weight
+
+    def _turns(self, name: str, rank: int) -> bool:
+        return self.target.turned and is_linear(name) and rank == 2
+
+    def placements(self) -> dict[str, Placement]:
+        """Where each parameter of the flat tuple lies, as it is laid out."""
+        table = placements(self.config, self.target.shards, int8=self.target.int8)
+        return {
+            name: where.turned() if self._turns(name, len(where.shape)) else where
+            for name, where in table.items()
+        }
 
     def specs(self) -> tuple[PartitionSpec, ...]:
         """How each parameter of the flat tuple is divided."""
-        table = placements(self.config, self.target.shards, int8=self.target.int8)
+        table = self.placements()
         return tuple(table[name].spec for name in self.names)
 
     def merge(self, leaves: tuple[Leaf, ...]) -> Transformer:

@@ -1,8 +1,8 @@
 """How long steps take, learned as they run, and what follows for how a step is filled. No JAX.
 
 The one idea: a stream should not notice that somebody else's prompt is coming in. While anybody decodes, a
-step takes in so much of a prompt that it lasts at most `PATIENCE` times as long as decoding alone would; where
-several wait to come in, so many times longer, for they are kept waiting too.
+step takes in so much of a prompt that it lasts at most `PATIENCE` times as long as decoding alone would, or,
+where several wait to come in, so many times longer: they are kept waiting too.
 """
 
 from collections import defaultdict

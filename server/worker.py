@@ -128,6 +128,7 @@ def facts_of(settings: WorkerSettings, checkpoint: "Checkpoint") -> dict[str, ob
     """What must be equal in all processes of a mesh, by names that an operator knows."""
     return {
         "the model's configuration": repr(checkpoint.config),
+        "whether weights are int8": checkpoint.int8,
         **{f"the {package} version": version(package) for package in ("distaff", "jax", "jaxlib")},
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         **{f"--{name.replace('_', '-')}": getattr(settings, name) for name in _EQUAL},

@@ -45,7 +45,10 @@ class LinearKernel(Protocol):
 
 
 class Int8LinearKernel(Protocol):
-    """`x @ (w * scale)` for int8 w and f32 scales, x made int8 on the way; in x's dtype."""
+    """`x @ (w * scale)` for int8 w and f32 scales, x made int8 on the way; in x's dtype.
+
+    For the way called `turned`, w is `[F, D]` (see `Target.turned`).
+    """
 
     def __call__(self, x_TD: jax.Array, w_DF: jax.Array, scale_F: jax.Array) -> jax.Array: ...
 
@@ -83,12 +86,16 @@ _WAYS: dict[str, dict[str, str]] = {
         "ragged": "ragged_experts:ragged_experts",
     },
     "linear": {"plain": "linear:plain", "halves": "linear:halves"},
-    "int8_linear": {"plain": "linear:int8_plain", "padded": "linear:int8_padded"},
+    "int8_linear": {
+        "plain": "linear:int8_plain",
+        "padded": "linear:int8_padded",
+        "turned": "linear:int8_turned",
+    },
 }
 """Operation -> name of a way -> `module:function` in this folder; imported when chosen."""
 
 _CHOICES: dict[str, dict[str, str]] = {
-    "cpu": {"linear": "halves", "int8_linear": "padded"},
+    "cpu": {"linear": "halves", "int8_linear": "turned"},
     "tpu": {"attention": "ragged", "experts": "ragged"},
     "cuda": {"attention": "triton", "experts": "wide_blocks"},
 }

@@ -24,7 +24,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, use_abstr
 from ...model.config import ModelConfig
 from ...model.kernels.registry import choose
 from ...model.parameters import is_linear
-from ...model.sharding import AXIS, placements
+from ...model.sharding import AXIS
 from ...model.target import Target
 from ...model.transformer import Skeleton
 from ..buckets import Bucket, Shapes
@@ -91,7 +91,7 @@ def _lowered_for(chip: Chip) -> str:
 def abstract_leaves(skeleton: Skeleton, dtype: jnp.dtype) -> tuple[jax.ShapeDtypeStruct, ...]:
     """The shapes and types of a model's parameters, in the flat order of its steps."""
     target = skeleton.target
-    table = placements(skeleton.config, target.shards, int8=target.int8)
+    table = skeleton.placements()
 
     def width(name: str) -> jnp.dtype:
         if name.endswith("_scale"):

@@ -5,10 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distaff.model.kernels.linear import halves, int8_padded, int8_plain, plain
+from distaff.model.kernels.linear import halves, int8_padded, int8_plain, int8_turned, plain
 from distaff.model.quantize import quantize_rows, quantize_weight
 
 ROWS = [1, 2, 5]
+
+
+def turned(x_TD: jax.Array, w_DF: jax.Array, scale_F: jax.Array) -> jax.Array:
+    """The way for turned weights, of weights as the others take them."""
+    return int8_turned(x_TD, w_DF.T, scale_F)
 
 
 def drawn(rows: int, inputs: int, outputs: int) -> tuple[np.ndarray, np.ndarray]:
@@ -18,7 +23,7 @@ def drawn(rows: int, inputs: int, outputs: int) -> tuple[np.ndarray, np.ndarray]
     return x_TD, w_DF
 
 
-@pytest.mark.parametrize("way", [int8_plain, int8_padded])
+@pytest.mark.parametrize("way", [int8_plain, int8_padded, turned])
 @pytest.mark.parametrize("rows", ROWS)
 def test_int8_is_an_integer_product_to_the_bit(rows: int, way) -> None:
     """Between rounding and scaling nothing is lost: scales that are powers of two leave int32's own bits.
@@ -39,7 +44,7 @@ def test_int8_is_an_integer_product_to_the_bit(rows: int, way) -> None:
     np.testing.assert_array_equal(jax.jit(way)(x_TD, w_DF, scale_F), expected_TF.astype(np.float32))
 
 
-@pytest.mark.parametrize("way", [int8_plain, int8_padded])
+@pytest.mark.parametrize("way", [int8_plain, int8_padded, turned])
 @pytest.mark.parametrize("rows", ROWS)
 def test_int8_is_near_the_wide_product(rows: int, way) -> None:
     """Each factor is off by half a 127th of its row's or column's largest, at random: 1 % of the product."""

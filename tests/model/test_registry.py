@@ -8,7 +8,7 @@ from distaff.model.kernels import triton_attention as triton
 from distaff.model.kernels.registry import _CHOICES, _WAYS, choose
 
 EXPECTED = {
-    "cpu": (block_attention.attend, block_experts.block_experts, linear.halves, linear.int8_padded),
+    "cpu": (block_attention.attend, block_experts.block_experts, linear.halves, linear.int8_turned),
     "tpu": (ragged_attention.attend, ragged_experts.ragged_experts, linear.plain, linear.int8_plain),
     "cuda": (triton.attend, block_experts.wide_block_experts, linear.plain, linear.int8_plain),
     "rocm": (block_attention.attend, block_experts.block_experts, linear.plain, linear.int8_plain),
