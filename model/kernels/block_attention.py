@@ -144,11 +144,13 @@ def _online_softmax(
 
 
 def _fetch(pool: jax.Array, pages: jax.Array) -> jax.Array:
-    """Pages by number, each one flat run: XLA copies those on a CPU a third faster than pages of four axes.
+    """Pages `[B, M]` by number, each one flat run: XLA copies those on a CPU a third faster than pages of four
+    axes. Not so for a single row: there it would copy the whole pool first.
 
     Page tables hold pages that there are, so nothing is checked.
     """
-    return pool.reshape(pool.shape[0], -1).at[pages].get(mode="promise_in_bounds")
+    flat = pool if pages.shape[0] == 1 else pool.reshape(pool.shape[0], -1)
+    return flat.at[pages].get(mode="promise_in_bounds")
 
 
 def _visible(keys_S: jax.Array, positions_BT: jax.Array, window: int | None) -> jax.Array:

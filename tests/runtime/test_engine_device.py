@@ -82,7 +82,7 @@ def test_every_step_works_in_place(warm_runner):
         assert memory.alias_size_in_bytes >= cache, f"{bucket} copies the cache"
 
 
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("index", [0, 1, 2])
 def test_temporaries_do_not_grow_with_the_pool(warm_runner, index, monkeypatch):
     """With twice the pages a step needs a flag a page more of working memory: nothing copies the pool."""
     shapes, skeleton = warm_runner.shapes, Skeleton.of(CONFIG)
