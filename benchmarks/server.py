@@ -160,6 +160,18 @@ CONTENDERS: dict[str, Callable[[], Contender]] = {
 }
 
 
+def await_all_steps(served: Served) -> None:
+    """Of ours: until every step is compiled, for the larger ones serve meanwhile."""
+    if not served.contender.ready.startswith("/ready"):
+        return
+    while True:
+        lines = httpx.get(f"{served.url}/metrics").text.splitlines()
+        values = [line.split()[1] for line in lines if line.startswith("distaff_engine_buckets")]
+        if len(set(values)) == 1 and float(values[0]) > 0:
+            return
+        time.sleep(0.2)
+
+
 def free_port() -> int:
     """A loopback port that nobody listens on at the moment."""
     with socket.socket() as probe:
