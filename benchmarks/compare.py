@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+import httpx
+
 from distaff.checkpoints import open_checkpoint, resolve
 from distaff.model.parameters import parameter_shapes
 
@@ -66,7 +68,12 @@ def measure(server: str, loads: list[str], streams: list[int]) -> Iterable[Figur
         load.closed(served, 2, 1, 8)
         capacity = 0.0
         for each in loads:
-            for figure in _LOADS[each](served, streams, capacity):
+            try:
+                found = list(_LOADS[each](served, streams, capacity))
+            except (httpx.HTTPError, RuntimeError) as error:
+                print(f"{server}: {each} failed: {error!r}", flush=True)
+                continue
+            for figure in found:
                 if (each, figure.name) == ("chat", "tokens_per_second"):
                     capacity = max(capacity, figure.value)
                 yield Figure(server, each, figure.streams, figure.name, figure.value)

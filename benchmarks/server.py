@@ -23,7 +23,7 @@ from . import weights
 DISTAFF = Path(sys.executable).with_name("distaff")
 PEERS = Path(".venv-peers")
 STREAMS = 32
-CONTEXT = 2048
+CONTEXT = 4608
 """Tokens that each stream has room for."""
 
 

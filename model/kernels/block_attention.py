@@ -144,8 +144,8 @@ def _online_softmax(
 
 
 def _fetch(pool: jax.Array, pages: jax.Array) -> jax.Array:
-    """Pages `[B, M]` by number, each one flat run: XLA copies those on a CPU a third faster than pages of four
-    axes. Not so for a single row: there it would copy the whole pool first.
+    """Pages `[B, M]` by number, each one flat run: XLA copies those on a CPU a third faster than pages of
+    four axes. Not so for a single row: there it would copy the whole pool first.
 
     Page tables hold pages that there are, so nothing is checked.
     """
