@@ -39,6 +39,8 @@ Events = Callable[[list[TokenEvent]], None]
 """Hears all events of a step at once, on the engine's thread; must not block."""
 
 _IDLE_SECONDS = 0.5
+_COMPILER_SECONDS = 5.0
+"""A step that is being compiled cannot be interrupted; of a large model nobody waits for it to stop."""
 
 
 class Engine:
@@ -133,9 +135,10 @@ class Engine:
         self._stopping = True
         self._inbox.put(lambda: None)
         self._compiler_stop.set()
-        for thread in (self._thread, self._compiler):
-            if thread.is_alive():
-                thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
+        if self._compiler.is_alive():
+            self._compiler.join(_COMPILER_SECONDS)
         self._runner.close()
         self._compilations.stop()
 

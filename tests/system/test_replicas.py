@@ -26,8 +26,9 @@ async def _until(condition: Callable[[], bool], seconds: float) -> None:
 
 
 def _counts(server: Server) -> list[float]:
-    """Prompt tokens that each replica has processed."""
-    return [server.metric("distaff_engine_prompt_tokens_total", replica) for replica in (0, 1)]
+    """Prompt tokens that each replica has processed, or found in its cache."""
+    names = ("distaff_engine_prompt_tokens_total", "distaff_engine_cached_tokens_total")
+    return [sum(server.metric(name, replica) for name in names) for replica in (0, 1)]
 
 
 def _all_ready(server: Server) -> bool:
