@@ -20,6 +20,9 @@ BLOCK_TOKENS = 128
 ROWS_BLOCK_TOKENS = 64
 """The same where many rows have one query each: what all of them fetch in a turn is to stay in cache."""
 
+GROUP_ROWS = 8
+"""Rows of a mixed step that are looked at together."""
+
 _MASKED = -1e30
 _FLOOR = -1e28
 """Where the running maximum starts: far enough above `_MASKED` that a block without a visible key weighs
@@ -36,8 +39,29 @@ def attend(q_TNH: jax.Array, pool: jax.Array, batch: Batch, *, window: int | Non
     )
     q_BNH = q_TNH.at[batch.singles_B].get(mode="fill", fill_value=0)
     positions_B = batch.positions_T.at[batch.singles_B].get(mode="fill", fill_value=-1)
-    out_BNH = attend_rows(q_BNH, pool, batch.tables_BM, positions_B, window=window)
+    out_BNH = _attend_used_rows(q_BNH, pool, batch.tables_BM, positions_B, window=window)
     return out_TNH.at[batch.singles_B].set(out_BNH, mode="drop")
+
+
+def _attend_used_rows(
+    q_BNH: jax.Array, pool: jax.Array, tables_BM: jax.Array, positions_B: jax.Array, *, window: int | None
+) -> jax.Array:
+    """As `attend_rows`, some rows at a time, up to the last in use: a mixed step has rows for all slots."""
+    rows = q_BNH.shape[0]
+    if rows % GROUP_ROWS or rows == GROUP_ROWS:
+        return attend_rows(q_BNH, pool, tables_BM, positions_B, window=window)
+
+    def one(i: jax.Array, out_BNH: jax.Array) -> jax.Array:
+        start = i * GROUP_ROWS
+        q, tables, positions = (
+            lax.dynamic_slice_in_dim(x, start, GROUP_ROWS) for x in (q_BNH, tables_BM, positions_B)
+        )
+        out = attend_rows(q, pool, tables, positions, window=window)
+        return lax.dynamic_update_slice_in_dim(out_BNH, out, start, axis=0)
+
+    number_B = jnp.arange(1, rows + 1, dtype=jnp.int32)
+    used = jnp.max(jnp.where(positions_B >= 0, number_B, 0))
+    return lax.fori_loop(0, (used + GROUP_ROWS - 1) // GROUP_ROWS, one, jnp.zeros_like(q_BNH))
 
 
 def attend_rows(

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distaff.model.cache import Batch, write_pages
-from distaff.model.kernels.block_attention import attend, attend_rows
+from distaff.model.kernels.block_attention import _attend_used_rows, attend, attend_rows
 
 from .reference import make_tiles
 
@@ -302,3 +302,17 @@ def test_chunks_equal_the_whole(geometry: Geometry) -> None:
             np.testing.assert_allclose(found_TNH, expected_TNH[start:end], atol=TOLERANCE)
 
     check()
+
+
+@pytest.mark.parametrize("used", [0, 1, 8, 9, 24])
+def test_rows_in_use_are_looked_at_in_groups(used: int) -> None:
+    """As all rows at once, and zero for those behind the last one in use."""
+    rng = np.random.default_rng(used)
+    pool = jnp.asarray(rng.normal(size=(40, 4, 4, 8)), jnp.float32)
+    q_BNH = jnp.asarray(rng.normal(size=(24, 4, 8)), jnp.float32)
+    tables_BM = jnp.asarray(rng.integers(1, 40, (24, 30)), jnp.int32)
+    positions_B = jnp.asarray(np.where(np.arange(24) < used, rng.integers(0, 119, 24), -1), jnp.int32)
+    ways = (_attend_used_rows, attend_rows)
+    grouped, whole = (way(q_BNH, pool, tables_BM, positions_B, window=None) for way in ways)
+    np.testing.assert_allclose(grouped, whole, rtol=1e-5, atol=1e-6)
+    assert not np.asarray(grouped)[used:].any()
