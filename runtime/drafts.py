@@ -71,9 +71,11 @@ def allot(
         ((chance**n, row) for row, (chance, most) in enumerate(wishes) for n in range(1, most + 1)),
         key=lambda gain: -gain[0],
     )
+    if not gains:
+        return [0] * rows
     total = [0.0, *accumulate(gain for gain, _ in gains)]
     fitting = [(size, took) for size in sizes if size >= rows and (took := seconds(size)) is not None]
-    if not gains or not fitting:
+    if not fitting:
         return [0] * rows
     pace, count = max(
         ((rows + total[count]) / took, count)

@@ -91,30 +91,31 @@ class Scheduler:
     @property
     def should_see(self) -> bool:
         """Whether the samples under way had better be seen before the next step is planned: drafts pay."""
+        if not self._speculate or self._lacking():
+            return False
         running = [s for s in self.running if s.missing == 1]
-        return bool(running) and not self._lacking() and any(self._allot(running))
+        return any(self._worthwhile(running, [_draft(s) for s in running]))
 
     def _with_drafts(self, rows: list[Row]) -> list[Row]:
         """The rows, with drafts behind those whose tokens are all known but for the sample of this row."""
-        counts = self._allot([row.sequence for row in rows], pending=1)
-        return [self._drafted(row, count) if count else row for row, count in zip(rows, counts, strict=True)]
-
-    def _allot(self, sequences: list[Sequence], pending: int | None = None) -> list[int]:
-        """How many drafts each of those who decode shall have; none whose samples are not so many."""
         if not self._speculate:
-            return [0] * len(sequences)
-        wishes = [
-            (s.drafter.chance, len(_draft(s)) if pending in (None, s.pending) else 0) for s in sequences
-        ]
-        return allot(wishes, self.pace.sizes("decode"), lambda size: self.pace.seconds("decode", size))
+            return rows
+        sequences = [row.sequence for row in rows]
+        drafts = self._worthwhile(sequences, [_draft(s) if s.pending == 1 else () for s in sequences])
+        return [self._drafted(row, guesses) for row, guesses in zip(rows, drafts, strict=True)]
 
-    def _drafted(self, row: Row, count: int) -> Row:
-        """The row with so many drafts, if there are pages for them."""
-        sequence = row.sequence
-        if not self._reserve(sequence, count):
+    def _worthwhile(self, sequences: list[Sequence], drafts: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """As many of each one's drafts as a step of all of them shall hold."""
+        wishes = [(s.drafter.chance, len(guesses)) for s, guesses in zip(sequences, drafts, strict=True)]
+        counts = allot(wishes, self.pace.sizes("decode"), lambda size: self.pace.seconds("decode", size))
+        return [guesses[:count] for guesses, count in zip(drafts, counts, strict=True)]
+
+    def _drafted(self, row: Row, drafts: tuple[int, ...]) -> Row:
+        """The row with these drafts, if there are any, and pages for them."""
+        if not drafts or not self._reserve(row.sequence, len(drafts)):
             return row
-        sequence.computed += count
-        return replace(row, count=1 + count, drafts=_draft(sequence)[:count])
+        row.sequence.computed += len(drafts)
+        return replace(row, count=1 + len(drafts), drafts=drafts)
 
     def _decode_rows(self) -> list[Row]:
         """One row for each sequence that lacks one token, the oldest first.
