@@ -40,10 +40,5 @@ class Target:
         """
         platform = mesh.devices.flat[0].platform
         kernels = choose(platform, overrides or {})
-        ways = dict(kernels.names)
-        return cls(
-            kernels=kernels,
-            shards=mesh.size,
-            int8=int8,
-            apart=platform == "cpu" and ways["experts"] == "blocks",
-        )
+        apart = platform == "cpu" and dict(kernels.names)["experts"] == "blocks"
+        return cls(kernels=kernels, shards=mesh.size, int8=int8, apart=apart)

@@ -13,7 +13,7 @@ field lies; the host fills numpy views of the buffer, the device slices it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -146,7 +146,7 @@ class Layout:
             start = end
 
 
-def choose(buckets: Sequence[Bucket], kind: str, tokens: int) -> Bucket:
+def choose(buckets: Iterable[Bucket], kind: str, tokens: int) -> Bucket:
     """The smallest of these buckets that is of a kind and holds this many tokens."""
     fitting = [b for b in buckets if b.kind == kind and b.tokens >= tokens]
     return min(fitting, key=lambda bucket: bucket.tokens)

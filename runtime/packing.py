@@ -20,9 +20,9 @@ def pack(plan: Plan, bucket: Bucket, layout: Layout, shapes: Shapes) -> np.ndarr
     buffer, views = layout.allocate()
     views["position"][:] = -1
     views["slot"][:] = shapes.slots
-    if bucket.kind == "mixed":
-        views["single"][:] = views["last"][:] = bucket.tokens
     at, mixed = 0, bucket.kind == "mixed"
+    if mixed:
+        views["single"][:] = views["last"][:] = bucket.tokens
     for line, row in enumerate(plan.rows):
         span = slice(at, at + row.count)
         _pack_tokens(views, span, row)

@@ -40,6 +40,7 @@ class Flight:
     @property
     def done(self) -> bool:
         """Whether the device has finished it."""
+        # Every array of JAX's has the method; `jax.Array` does not declare it.
         return bool(self.samples.token_B.is_ready())  # type: ignore[attr-defined]
 
 
@@ -61,7 +62,7 @@ class Runner:
     Attributes:
       shapes, pages: the sizes it is compiled for; the trash page not counted.
       kernels: `(operation, way)` of those that compute.
-      ready: the buckets that can be launched.
+      ready: the buckets that can be launched, with the seconds of a trial run on padding.
       slowest_step: seconds of the slowest step so far on padding alone.
     """
 
@@ -148,7 +149,7 @@ class Runner:
                     self._followers.forget(row.slot)
                 self.forget(row.slot)
         kind = "decode" if plan.is_decode or self.shapes.single else "mixed"
-        bucket = choose(list(self.ready), kind, plan.tokens)
+        bucket = choose(self.ready, kind, plan.tokens)
         buffer = pack(plan, bucket, self._executables.layouts[bucket], self.shapes)
         if self._followers:
             self._followers.launch(self._buckets.index(bucket), buffer)

@@ -42,14 +42,8 @@ class DeviceState(NamedTuple):
 Step = Callable[[tuple[jax.Array, ...], DeviceState, jax.Array], tuple[DeviceState, Samples]]
 
 
-STATE = DeviceState(
-    cache=CACHE,  # type: ignore
-    last_S=REPLICATED,  # type: ignore
-    counts_SV=REPLICATED,  # type: ignore
-    broken_S=REPLICATED,  # type: ignore
-    broken_P=REPLICATED,  # type: ignore
-)
-"""How the state is divided among devices."""
+STATE = DeviceState._make([CACHE, *[REPLICATED] * (len(DeviceState._fields) - 1)])
+"""How the state is divided among devices: the cache by heads, all else whole on each."""
 
 
 def create_state(skeleton: Skeleton, shapes: Shapes, pages: int, dtype: jnp.dtype) -> DeviceState:

@@ -91,11 +91,8 @@ class EngineCollector(Collector):
         return self._filled(GaugeMetricFamily(f"distaff_engine_{name}", text, labels=_LABELS), figure)
 
     def _phases(self) -> CounterMetricFamily:
-        text, labels = (
-            "Of the engine's thread, by phase; idle: the device, while somebody waits.",
-            (*_LABELS, "phase"),
-        )
-        family = CounterMetricFamily("distaff_engine_phase_seconds", text, labels=labels)
+        text = "Of the engine's thread, by phase; idle: the device, while somebody waits."
+        family = CounterMetricFamily("distaff_engine_phase_seconds", text, labels=(*_LABELS, "phase"))
         for number, engine in enumerate(self._engine.replicas):
             for phase, seconds in engine.stats.seconds.items():
                 family.add_metric([str(number), phase], seconds)

@@ -46,7 +46,7 @@ ENTRY %main (w: bf16[512,256], p: bf16[1024,2,128], t: bf16[5000,128]) -> f32[8,
   %product = f32[8,64]{1,0:S(1)} fusion(%here, %w), kind=kOutput, calls=%none, metadata={op_name="head/dot_general"}
   ROOT %out = f32[8,64]{1,0} conditional(%b, %product, %product), branch_computations={%cheap, %dear}, metadata={op_name="sample/cond"}
 }
-"""  # noqa: E501
+"""  # noqa: E501 - one instruction a line, as XLA prints them
 
 
 def test_only_main_memory_counts_and_only_what_is_touched() -> None:
