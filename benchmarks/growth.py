@@ -47,7 +47,7 @@ def decode(config: ModelConfig, what: str, size: int, *, streams: int, context: 
     engine.warm_up()
     engine.start()
     while engine.stats.buckets_ready < engine.stats.buckets:
-        time.sleep(0.05)
+        time.sleep(0.05)  # the smaller steps are compiled beside it
     beats = list(_beats(engine, streams, context))
     engine.stop()
     work = Counted(config=config, shards=1, dtype="float32", int8=False, page_size=16).decode(

@@ -47,7 +47,6 @@ class LoadResult:
     streams: int
     requests: int
     tokens_per_second: float
-    prompt_tokens_per_second: float
     ttft_p50: float
     ttft_p95: float
     time_per_token_p50: float
@@ -67,14 +66,14 @@ def question(number: int) -> str:
 
 
 def long_question(number: int) -> str:
-    """A user message of about fifteen hundred tokens."""
+    """A user message of about twelve hundred tokens."""
     generator = random.Random(number)
     words = " ".join(generator.choice(_TOPICS) for _ in range(950))
     return f"Request {number}. Here is a list of words: {words}. Which of them do you like best, and why?"
 
 
 def edit_request(number: int) -> str:
-    """A text to be said again with a small change: what prompt lookup is for."""
+    """A text to be said again: what prompt lookup is for."""
     lines = "\n".join(
         f"{n}. The {_TOPICS[(number + n) % 16]} of station {number + n} were counted on day {n} by the crew."
         for n in range(1, 9)
@@ -123,7 +122,7 @@ def arrivals(served: Served, rate: float, seconds: float, max_tokens: int) -> Lo
             tasks.append(asyncio.create_task(send(client, request)))
             pause = random.expovariate(rate)
             left -= pause
-            await asyncio.sleep(pause)
+            await asyncio.sleep(pause)  # the load itself: this is when the next one comes
         return await asyncio.gather(*tasks)
 
     return _measured(served, 0, run)
@@ -158,7 +157,7 @@ def gaps_beside(served: Served, streams: int, intruder: str, max_tokens: int) ->
                 for text, times in zip(texts, heard, strict=True)
             ]
             while any(len(times) < 8 for times in heard):
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.01)  # all are to decode before the gaps are looked at
             begun = time.perf_counter()
             if beside:
                 await send(client, body(served, messages(intruder), 1))
@@ -219,7 +218,6 @@ def summarise(streams: int, replies: Sequence[Reply], seconds: float) -> LoadRes
         streams=streams,
         requests=len(replies),
         tokens_per_second=sum(reply.tokens for reply in replies) / seconds,
-        prompt_tokens_per_second=sum(reply.prompt_tokens for reply in replies) / seconds,
         ttft_p50=statistics.median(firsts),
         ttft_p95=firsts[round(0.95 * (len(firsts) - 1))],
         time_per_token_p50=statistics.median(paces),

@@ -1,7 +1,6 @@
 """What this machine can do at best: the ceilings that figures are held against."""
 
 import functools
-import time
 from collections.abc import Callable
 
 import jax
@@ -9,19 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from distaff.runtime.capacity.host import quickest
+
 _GIB = 1 << 30
 _SIZES = (1024, 2048)
 
 
 def _fastest(work: Callable[[], object], repeats: int) -> float:
-    """Seconds of the quickest of some runs."""
+    """Seconds of the quickest of some runs, after one that may compile."""
     work()
-    seconds = []
-    for _ in range(repeats):
-        begun = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - begun)
-    return min(seconds)
+    return quickest(work, repeats)
 
 
 @functools.cache

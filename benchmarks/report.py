@@ -155,7 +155,7 @@ def _limits(found: Figures) -> str:
             )
         if prefill:
             share = prefill * 2 * limit("parameters_prompt") / limit(f"{rate}_operations_per_second")
-            lines.append(f"{server}: a prompt of 1,500 tokens reaches {share:.0%} of the rate of products")
+            lines.append(f"{server}: a long prompt reaches {share:.0%} of the rate of products")
     return "\n".join(lines)
 
 

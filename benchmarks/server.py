@@ -1,7 +1,7 @@
 """Servers under measurement, each started as its user would, and ended by its own handle.
 
-All are given the same: two threads or as many as there are cores, 32 streams, room for each stream's longest
-conversation. The one idea: a `Contender` is a command line and an address that says when it is ready.
+All are given as many threads as there are cores and as many slots as there are streams. The one idea: a
+`Contender` is a command line and an address that says when it is ready.
 """
 
 import contextlib
@@ -69,13 +69,6 @@ class Served:
             with contextlib.suppress(psutil.Error):
                 family = [self._process, *self._process.children(recursive=True)]
                 self.peak_bytes = max(self.peak_bytes, sum(each.memory_info().rss for each in family))
-
-
-@contextlib.contextmanager
-def serve(*arguments: str, patience: float = 300.0) -> Iterator[Served]:
-    """`distaff serve` with these arguments."""
-    with running(distaff(*arguments), patience) as served:
-        yield served
 
 
 @contextlib.contextmanager
@@ -169,7 +162,7 @@ def await_all_steps(served: Served) -> None:
         values = [line.split()[1] for line in lines if line.startswith("distaff_engine_buckets")]
         if len(set(values)) == 1 and float(values[0]) > 0:
             return
-        time.sleep(0.2)
+        time.sleep(0.2)  # until it is asked again
 
 
 def free_port() -> int:

