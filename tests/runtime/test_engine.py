@@ -89,8 +89,9 @@ def test_choices_of_one_seed_differ_and_repeat(bench):
 
 
 def test_a_request_without_a_seed_gets_one_of_its_own(bench):
-    """Two equal requests without a seed are different draws."""
-    one, other = bench.run([ask(name, 6, max_tokens=20, temperature=1.5) for name in "ab"])
+    """Two equal requests without a seed are different draws; from the best ids, for one of all is poison."""
+    settings = {"max_tokens": 20, "temperature": 1.5, "top_k": 20}
+    one, other = bench.run([ask(name, 6, **settings) for name in "ab"])
     assert one != other
 
 
