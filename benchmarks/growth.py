@@ -1,15 +1,18 @@
 """Cost grows as the work does: step times over context, streams, layers and width, and memory over time.
 
 `python -m benchmarks.growth` runs models of random weights through the engine's own steps, without HTTP, and
-holds each time against the bytes and operations that `runtime/capacity` counts. Then it sends small requests
-one after the other to an engine and watches the process's memory. The last line is JSON.
+holds each time against the bytes and operations that `runtime/capacity` counts: a step should take longer by
+what it reads more. Then it sends small requests one after the other to an engine and watches the process's
+memory. It draws `build/bench/growth.png`; the last line is JSON.
 """
 
 import argparse
 import json
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,13 +22,15 @@ from distaff.model.config import ModelConfig
 from distaff.model.transformer import random_parameters
 from distaff.runtime.capacity.work import Counted
 from distaff.runtime.engine import Engine
-from distaff.runtime.request import Request, SamplingParams
+from distaff.runtime.request import Request, SamplingParams, TokenEvent
 from distaff.runtime.settings import EngineSettings
 
 BASE = ModelConfig(
-    vocabulary=4096, layers=4, width=512, feed_forward=1408, heads=8, kv_heads=4, head_size=64, context=8704
+    vocabulary=4096, layers=4, width=512, feed_forward=1408, heads=8, kv_heads=4, head_size=64, context=16384
 )
-TOKENS = 24
+PAGE = 16
+STEPS = 40
+"""How many steps with all streams decoding are timed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,40 +44,62 @@ class Point:
     operations: float
 
 
+class _Ear:
+    """Hears an engine: when each stream's tokens came."""
+
+    def __init__(self) -> None:
+        self.times: dict[str, list[float]] = {}
+        self._news = threading.Condition()
+
+    def hear(self, events: Sequence[TokenEvent]) -> None:
+        now = time.perf_counter()
+        with self._news:
+            for event in events:
+                self.times.setdefault(event.request_id, []).append(now)
+            self._news.notify_all()
+
+    def wait(self, streams: int) -> tuple[float, list[int]]:
+        """The median seconds between tokens while all streams decode, and how many each had half way."""
+        with self._news:
+            self._news.wait_for(lambda: len(self.times) == streams)
+            begun = max(times[0] for times in self.times.values())
+            last = max(self.times, key=lambda name: self.times[name][0])
+            self._news.wait_for(lambda: len(self.times[last]) > STEPS)
+            half = begun + (self.times[last][-1] - begun) / 2
+            counts = [sum(each <= half for each in times) for times in self.times.values()]
+            return float(np.median(np.diff(self.times[last]))), counts
+
+
 def decode(config: ModelConfig, what: str, size: int, *, streams: int, context: int) -> Point:
-    """The median time between tokens of some streams that all have about this context."""
-    pages = streams * (-(-(context + TOKENS) // 16) + 1)
-    settings = EngineSettings(slots=max(streams, 1), kv_pages=pages, speculation=False, prefix_cache=False)
-    engine = Engine(config, random_parameters(config, 0, jnp.dtype("float32")), settings)
+    """The median time of a step in which so many streams of about this context decode."""
+    pages = streams * (-(-2 * context // PAGE) + 64)
+    settings = EngineSettings(slots=streams, kv_pages=pages, speculation=False, prefix_cache=False)
+    ear = _Ear()
+    engine = Engine(config, random_parameters(config, 0, jnp.dtype("float32")), settings, on_events=ear.hear)
     engine.warm_up()
     engine.start()
     while engine.stats.buckets_ready < engine.stats.buckets:
         time.sleep(0.05)  # the smaller steps are compiled beside it
-    beats = list(_beats(engine, streams, context))
+    for request in _requests(config, streams, context):
+        engine.submit(request)
+    seconds, counts = ear.wait(streams)
     engine.stop()
-    work = Counted(config=config, shards=1, dtype="float32", int8=False, page_size=16).decode(
-        [context] * streams
+    work = Counted(config=config, shards=1, dtype="float32", int8=False, page_size=PAGE).decode(
+        [context + count for count in counts]
     )
-    return Point(
-        what, size, float(np.median(np.diff(beats))), sum(work.bytes.values()), sum(work.operations.values())
-    )
+    return Point(what, size, seconds, sum(work.bytes.values()), sum(work.operations.values()))
 
 
-def _beats(engine: Engine, streams: int, context: int) -> Iterator[float]:
-    """When each token of the last stream came."""
+def _requests(config: ModelConfig, streams: int, context: int) -> list[Request]:
+    """Requests that go on for as long as there is room: the first ones decode until the last one does."""
     generator = np.random.default_rng(0)
-    requests = [
+    params = SamplingParams(max_tokens=context + 512, temperature=0, ignore_eos=True)
+    return [
         Request(
-            id=str(n),
-            prompt=tuple(generator.integers(0, BASE.vocabulary, context).tolist()),
-            params=SamplingParams(max_tokens=TOKENS + 8 * (n == streams - 1), temperature=0),
+            id=str(n), prompt=tuple(generator.integers(0, config.vocabulary, context).tolist()), params=params
         )
         for n in range(streams)
     ]
-    for request in requests[:-1]:
-        engine.submit(request)
-    for _ in engine.stream(requests[-1]):
-        yield time.perf_counter()
 
 
 def points() -> Iterator[Point]:
@@ -107,6 +134,31 @@ def memory(requests: int) -> list[int]:
     return sizes
 
 
+def draw(found: Sequence[Point], folder: Path) -> None:
+    """Plots each growth: measured milliseconds, and those that its bytes take at the best point's pace."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    whats = list(dict.fromkeys(point.what for point in found))
+    figure, axes = pyplot.subplots(1, len(whats), figsize=(3.6 * len(whats), 3.4))
+    pace = max(point.bytes / point.seconds for point in found)
+    for axis, what in zip(axes, whats, strict=True):
+        mine = [point for point in found if point.what == what]
+        sizes = [point.size for point in mine]
+        axis.plot(sizes, [1e3 * point.seconds for point in mine], marker="o", label="measured")
+        bound = [1e3 * point.bytes / pace for point in mine]
+        axis.plot(sizes, bound, linestyle="--", label=f"its bytes at {pace / 1e9:.0f} GB/s")
+        axis.set(xlabel=what, ylabel="ms a decode step", ylim=(0, None))
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.tight_layout()
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / "growth.png", dpi=120)
+    pyplot.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=10_000)
@@ -116,10 +168,11 @@ def main() -> None:
         found.append(point)
         print(
             f"{point.what:8} {point.size:5}: {point.seconds * 1e3:8.2f} ms a step, "
-            f"{point.bytes / point.seconds / 1e9:6.1f} GB/s, "
+            f"{point.bytes / 1e6:7.1f} MB at {point.bytes / point.seconds / 1e9:5.1f} GB/s, "
             f"{point.operations / point.seconds / 1e9:6.1f} GFLOP/s",
             flush=True,
         )
+    draw(found, Path("build/bench"))
     sizes = memory(arguments.requests)
     print("resident MiB:", " ".join(str(size >> 20) for size in sizes))
     print(json.dumps({"points": [asdict(point) for point in found], "resident": sizes}))

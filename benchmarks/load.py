@@ -7,6 +7,7 @@ and no whole prompt can come from a cache.
 """
 
 import asyncio
+import functools
 import itertools
 import json
 import random
@@ -17,6 +18,8 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from distaff.checkpoints import ChatTokenizer, load_tokenizer, resolve
+
 from .server import Served
 
 SYSTEM = (
@@ -26,6 +29,9 @@ _TOPICS = (
     "rivers", "bridges", "bread", "winter", "trains", "violins", "whales", "glass", "moss", "harbours",
     "clocks", "tea", "maps", "volcanoes", "looms", "lighthouses",
 )  # fmt: skip
+_CLOSING = "Which of them do you like best, and why?"
+_TEMPLATE_TOKENS = 16
+"""What the chat template adds to a system and a user message, about."""
 _numbers = itertools.count(random.randrange(10**6))
 
 
@@ -65,11 +71,24 @@ def question(number: int) -> str:
     )
 
 
-def long_question(number: int) -> str:
-    """A user message of about twelve hundred tokens."""
-    generator = random.Random(number)
-    words = " ".join(generator.choice(_TOPICS) for _ in range(950))
-    return f"Request {number}. Here is a list of words: {words}. Which of them do you like best, and why?"
+def long_question(number: int, tokens: int = 1500) -> str:
+    """A user message that makes a prompt of about so many tokens, its words drawn anew for every number."""
+    generator, words = random.Random(number), [f"Request {number}. Here is a list of words:"]
+    left = tokens - _tokens_of(" ".join([SYSTEM, words[0], _CLOSING])) - _TEMPLATE_TOKENS
+    while left > 0:
+        words.append(generator.choice(_TOPICS))
+        left -= _tokens_of(f" {words[-1]}")
+    return " ".join([*words, _CLOSING])
+
+
+@functools.cache
+def _tokenizer() -> ChatTokenizer:
+    return load_tokenizer(resolve(None))
+
+
+@functools.cache
+def _tokens_of(text: str) -> int:
+    return len(_tokenizer().encode(text))
 
 
 def edit_request(number: int) -> str:
@@ -163,12 +182,17 @@ def gaps_beside(served: Served, streams: int, intruder: str, max_tokens: int) ->
                 await send(client, body(served, messages(intruder), 1))
             ended = time.perf_counter() if beside else float("inf")
             await asyncio.gather(*tasks)
-        gaps = sorted(
-            b - a for times in heard for a, b in itertools.pairwise(times) if begun <= a and b <= ended
-        )
-        return gaps[int(0.99 * (len(gaps) - 1))]
+        gaps = sorted(gap for times in heard for gap in gaps_during(times, begun, ended))
+        if not gaps:
+            raise RuntimeError("no stream went on beside the long prompt")
+        return gaps[round(0.99 * (len(gaps) - 1))]
 
     return asyncio.run(run(beside=False)), asyncio.run(run(beside=True))
+
+
+def gaps_during(times: Sequence[float], begun: float, ended: float) -> list[float]:
+    """Gaps between moments that overlap a window, also those that reach over its ends."""
+    return [b - a for a, b in itertools.pairwise(times) if b > begun and a < ended]
 
 
 def _client(served: Served, streams: int) -> httpx.AsyncClient:
@@ -206,8 +230,10 @@ async def send(client: httpx.AsyncClient, request: dict, times: list[float] | No
                 if times is not None:
                     times.append(now)
     usage = usage or {}
-    tokens = usage.get("completion_tokens") or len(pieces)
-    return Reply(first, time.perf_counter() - begun, usage.get("prompt_tokens") or 0, tokens, "".join(pieces))
+    text, total = "".join(pieces), time.perf_counter() - begun
+    tokens = usage.get("completion_tokens") or len(_tokenizer().encode(text))
+    prompt_tokens = usage.get("prompt_tokens") or 0
+    return Reply(first or total, total, prompt_tokens, tokens, text)  # without text, the end is the first
 
 
 def summarise(streams: int, replies: Sequence[Reply], seconds: float) -> LoadResult:

@@ -1,7 +1,9 @@
 """What this machine can do at best: the ceilings that figures are held against."""
 
 import functools
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +23,50 @@ def _fastest(work: Callable[[], object], repeats: int) -> float:
 
 
 @functools.cache
-def _numbers() -> jax.Array:
-    return jax.random.uniform(jax.random.key(0), (_GIB // 4,))
+def _numbers(count: int) -> jax.Array:
+    return jax.random.uniform(jax.random.key(0), (count,))
 
 
 def read_bandwidth(repeats: int = 7) -> float:
-    """Bytes per second at which all cores together read memory: the best of several sums over 1 GiB."""
-    numbers, total = _numbers(), jax.jit(jnp.sum)
-    return numbers.nbytes / _fastest(lambda: total(numbers).block_until_ready(), repeats)
+    """Bytes per second at which all cores together read memory: the best of several sums and products.
+
+    Over 1 GiB and over half of it, as XLA sums and as it multiplies a vector with a matrix, and as one thread
+    a core of numpy's reads.
+    """
+    rates = []
+    for count in (_GIB // 4, _GIB // 8):
+        numbers = _numbers(count)
+        matrices = jnp.split(numbers.reshape(2, 1024, -1), 2)  # a product each, side by side
+        parts = np.array_split(np.asarray(numbers), os.cpu_count() or 1)
+        row = jnp.ones((1, 1024))
+        for way in (
+            functools.partial(_sum, numbers),
+            functools.partial(_products, row, matrices),
+            functools.partial(_numpy_sums, parts),
+        ):
+            rates.append(numbers.nbytes / _fastest(way, repeats))
+    return max(rates)
+
+
+_jitted_sum = jax.jit(jnp.sum)
+
+
+def _sum(numbers: jax.Array) -> None:
+    _jitted_sum(numbers).block_until_ready()
+
+
+@jax.jit
+def _multiply(row: jax.Array, matrices: list[jax.Array]) -> list[jax.Array]:
+    return [row @ matrix[0] for matrix in matrices]
+
+
+def _products(row: jax.Array, matrices: list[jax.Array]) -> None:
+    jax.block_until_ready(_multiply(row, matrices))
+
+
+def _numpy_sums(parts: list[np.ndarray]) -> None:
+    with ThreadPoolExecutor(len(parts)) as pool:
+        list(pool.map(np.max, parts))  # reads at the memory's pace: a maximum waits for no sum before it
 
 
 def matmul_rate(dtype: str, repeats: int = 5) -> float:
