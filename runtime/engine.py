@@ -125,7 +125,7 @@ class Engine:
     def start(self) -> None:
         """Starts the engine's thread, which compiles nothing, and another, which compiles what is left."""
         for bucket, seconds in self._runner.ready.items():
-            self._scheduler.pace.note(bucket.kind, bucket.tokens, seconds)
+            self._scheduler.pace.tried(bucket.kind, bucket.tokens, seconds)
         self._compilations.start(self._thread)
         self._thread.start()
         self._compiler.start()
@@ -297,7 +297,7 @@ class Engine:
 
     def _adopt(self) -> None:
         bucket, seconds = self._runner.adopt()
-        self._scheduler.pace.note(bucket.kind, bucket.tokens, seconds)
+        self._scheduler.pace.tried(bucket.kind, bucket.tokens, seconds)
         self._free_since = time.monotonic()
 
     def _launch(self, plan: Plan, flight: Flight | None) -> Flight:

@@ -3,6 +3,9 @@
 The one idea: a stream should not notice that somebody else's prompt is coming in. While anybody decodes, a
 step takes in so much of a prompt that it lasts at most `PATIENCE` times as long as decoding alone would, or,
 where several wait to come in, so many times longer: they are kept waiting too.
+
+A size that is thought dear is not chosen, so nothing would ever show that it no longer is. Hence what is
+known of a size fades while others run, towards what a trial of it took.
 """
 
 from collections import defaultdict
@@ -13,17 +16,27 @@ PATIENCE = 2.5
 _NEWS = 0.2
 """The weight of the newest step in the average."""
 
+_FADING = 0.01
+"""How far what is known of a size moves back to its trial's time with each step of another size."""
+
 
 class Pace:
     """Average seconds of the steps of each kind and size."""
 
     def __init__(self) -> None:
         self._seconds: defaultdict[str, dict[int, float]] = defaultdict(dict)
+        self._trials: defaultdict[str, dict[int, float]] = defaultdict(dict)
+
+    def tried(self, kind: str, size: int, seconds: float) -> None:
+        """A step of padding alone took so long: what is known of the size begins with it."""
+        self._trials[kind][size] = self._seconds[kind][size] = seconds
 
     def note(self, kind: str, size: int, seconds: float) -> None:
-        """A step has run."""
+        """A step has run, of a size that was tried."""
         known = self._seconds[kind]
-        known[size] = known.get(size, seconds) * (1 - _NEWS) + seconds * _NEWS
+        for other, trial in self._trials[kind].items():
+            weight, towards = (_NEWS, seconds) if other == size else (_FADING, trial)
+            known[other] += weight * (towards - known[other])
 
     def sizes(self, kind: str) -> list[int]:
         """The sizes known so far, ascending."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
@@ -73,23 +74,24 @@ class Runner:
         parameters: Mapping[str, jax.Array],
         shapes: Shapes,
         pages: int,
+        cache_dtype: jnp.dtype,
         followers: Followers | None = None,
     ) -> None:
         """Compiles nothing yet.
 
         Args:
           parameters: placed on the mesh as `model.sharding.placements` says.
-          pages: those to hand out; the trash page comes on top.
+          pages: those to hand out; the trash page comes on top. cache_dtype: of keys and values in them.
           followers: other processes that run the same steps on their shares.
         """
         self._followers = followers
         self._together = mesh.is_multi_process
-        dtype = parameters["embed"].dtype
         self._leaves = skeleton.flatten(parameters)
         self.shapes = shapes
         self._buckets = shapes.buckets()
         self._create_state = jax.jit(
-            lambda: create_state(skeleton, shapes, pages + 1, dtype), out_shardings=state_shardings(mesh)
+            lambda: create_state(skeleton, shapes, pages + 1, cache_dtype),
+            out_shardings=state_shardings(mesh),
         )
         self._executables = Executables(skeleton, shapes, mesh)
         self.pages = pages
@@ -114,11 +116,18 @@ class Runner:
         self.forget(0)
 
     def compile_rest(self, stop: threading.Event) -> None:
-        """Compiles what `warm_up` has left out, for `adopt`, until it is told to stop."""
-        for bucket in self._buckets:
-            if bucket not in self.ready and not stop.is_set():
-                self._executables.compile([bucket], self._leaves, self._abstract_state, lambda *_: None)
-                self._compiled.put(bucket)
+        """Compiles what `warm_up` has left out, for `adopt`, until it is told to stop.
+
+        In the end all steps are to be tried again: a trial takes longer while another step is compiled.
+        """
+        missing = [bucket for bucket in self._buckets if bucket not in self.ready]
+        for bucket in missing:
+            if stop.is_set():
+                return
+            self._executables.compile([bucket], self._leaves, self._abstract_state, lambda *_: None)
+            self._compiled.put(bucket)
+        for bucket in self._buckets if missing else []:
+            self._compiled.put(bucket)
 
     @property
     def has_news(self) -> bool:
@@ -126,7 +135,7 @@ class Runner:
         return not self._compiled.empty()
 
     def adopt(self) -> tuple[Bucket, float]:
-        """Makes a compiled step ready, having run it once on padding; returns its seconds."""
+        """Makes a compiled step ready, having tried it on padding; returns its seconds."""
         bucket = self._compiled.get()
         return bucket, self._try(bucket)
 

@@ -91,7 +91,7 @@ class Loop:
             slots=slots, pages=self.pool, page_size=page_size, budget=budget, share=share
         )
         if drafts:
-            self.scheduler.pace.note("decode", budget, 1.0)
+            self.scheduler.pace.tried("decode", budget, 1.0)
         self.device = Device(page_size)
         self.ledger = Ledger(self.drop)
         self.flight: Plan | None = None

@@ -10,12 +10,12 @@ from .simulation import Loop
 
 
 def known(decode: dict[int, float], mixed: dict[int, float]) -> Pace:
-    """A pace that has seen steps of these sizes and seconds."""
+    """A pace that has tried steps of these sizes and seconds."""
     pace = Pace()
     for size, seconds in decode.items():
-        pace.note("decode", size, seconds)
+        pace.tried("decode", size, seconds)
     for size, seconds in mixed.items():
-        pace.note("mixed", size, seconds)
+        pace.tried("mixed", size, seconds)
     return pace
 
 
@@ -50,6 +50,17 @@ def test_the_average_follows_the_news():
     for _ in range(40):
         pace.note("decode", 8, 3.0)
     assert pace.seconds("decode", 5) == pytest.approx(3.0, abs=0.01) and pace.seconds("decode", 9) is None
+
+
+def test_a_size_that_was_dear_is_given_another_chance():
+    """What was noted of it while the machine was busy fades as the others run; what it is now, it stays."""
+    pace = known({1: 1.0, 4: 1.1}, {})
+    for _ in range(40):
+        pace.note("decode", 4, 9.0)
+    assert pace.seconds("decode", 4) > 8.9 and pace.seconds("decode", 1) == 1.0
+    for _ in range(500):
+        pace.note("decode", 1, 1.0)
+    assert pace.seconds("decode", 4) == pytest.approx(1.1, abs=0.1)
 
 
 def test_a_long_prompt_comes_in_pieces_beside_those_who_decode():
