@@ -2,8 +2,8 @@
 
 `python -m benchmarks.quality` reads windows of English prose from Python's own documentation (in the standard
 library, so nothing is downloaded), and for each position compares the whole distributions: the mean
-Kullback-Leibler divergence KL(f32 || int8) in nats, and how often both like the same token best. The last
-line is JSON.
+Kullback-Leibler divergence KL(f32 || int8) in nats, and how often both like the same token best; for int8
+weights, for an int8 cache, and for both. The last line is JSON.
 """
 
 import argparse
@@ -17,6 +17,12 @@ import numpy as np
 
 from distaff.checkpoints import ChatTokenizer, load_parameters, load_tokenizer, open_checkpoint, resolve
 from distaff.runtime.scoring import Scorer
+
+VARIANTS = {
+    "int8 weights": {"int8": True},
+    "int8 cache": {"int8_cache": True},
+    "int8 weights and cache": {"int8": True, "int8_cache": True},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +45,11 @@ def windows(tokenizer: ChatTokenizer, count: int, length: int) -> list[list[int]
     return [tokens[start : start + length] for start in starts]
 
 
-def scorer(model: str | None, *, int8: bool) -> Scorer:
-    """A model in f32, or with int8 linear weights."""
+def scorer(model: str | None, *, int8: bool = False, int8_cache: bool = False) -> Scorer:
+    """A model in f32, or with int8 linear weights, or with int8 keys and values."""
     checkpoint = open_checkpoint(resolve(model), int8=int8)
-    return Scorer(checkpoint.config, load_parameters(checkpoint, np.float32))
+    parameters = load_parameters(checkpoint, np.float32)
+    return Scorer(checkpoint.config, parameters, kv_cache_dtype="int8" if int8_cache else None)
 
 
 def compare(reference: Scorer, other: Scorer, texts: Sequence[Sequence[int]]) -> Quality:
@@ -78,13 +85,17 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=128)
     arguments = parser.parse_args()
     texts = windows(load_tokenizer(resolve(arguments.model)), arguments.windows, arguments.length)
-    found = compare(scorer(arguments.model, int8=False), scorer(arguments.model, int8=True), texts)
-    print(
-        f"int8 against f32, {found.positions} positions: mean KL {found.mean_kl:.4f} nats "
-        f"(median {found.median_kl:.4f}, 99th percentile {found.p99_kl:.3f}), "
-        f"same best token {found.top1_agreement:.1%}"
-    )
-    print(json.dumps(asdict(found)))
+    reference, results = scorer(arguments.model), {}
+    for name, wishes in VARIANTS.items():
+        found = compare(reference, scorer(arguments.model, **wishes), texts)
+        results[name] = asdict(found)
+        print(
+            f"{name} against f32, {found.positions} positions: mean KL {found.mean_kl:.5f} nats "
+            f"(median {found.median_kl:.5f}, 99th percentile {found.p99_kl:.4f}), "
+            f"same best token {found.top1_agreement:.1%}",
+            flush=True,
+        )
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

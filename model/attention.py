@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .cache import Batch, write_pages
+from .cache import Batch, Pool, write_pages
 from .config import ModelConfig
 from .layers import Linears
 from .rotary import rotate
@@ -29,8 +29,8 @@ class Attention(Linears):
         self.head_size, self.window = config.head_size, config.window
 
     def __call__(
-        self, x_TD: jax.Array, pool: jax.Array, batch: Batch, rotary: tuple[jax.Array, jax.Array]
-    ) -> tuple[jax.Array, jax.Array]:
+        self, x_TD: jax.Array, pool: Pool, batch: Batch, rotary: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, Pool]:
         """Returns the layer's `[T, D]` and the pool with this step's keys and values."""
         q_TNH = rotate(self._heads("q", x_TD), *rotary)
         k_TKH = rotate(self._heads("k", x_TD), *rotary)

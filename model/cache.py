@@ -4,14 +4,19 @@ The cache is a pool of pages per layer, `[P, page, 2K, H]`: key and value of a h
 that a token's entry is one contiguous row. A sequence owns pages in any order; its page table names them.
 Page 0 belongs to nobody: padding writes and reads there. Which sequence owns which page is the business of
 `runtime/pages.py`.
+
+An int8 cache rounds each key and each value of a token by a scale of its own, as it is stored: what a token
+attends to does not depend on how its sequence was cut into steps.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from .config import ModelConfig
+from .quantize import quantize_last
 
 TRASH_PAGE = 0
 """The page that padding is pointed at; never given to a sequence."""
@@ -19,31 +24,60 @@ TRASH_PAGE = 0
 TILE = 64
 """Queries per tile in a mixed step (fewer where the step itself is smaller)."""
 
-Cache = tuple[jax.Array, ...]
-"""One pool `[P, page, 2K, H]` per layer."""
+
+class Int8Pool(NamedTuple):
+    """A pool of rounded keys and values: i8 `[P, page, 2K, H]`, and their scales, f32 `[P, page, 2K]`."""
+
+    values: jax.Array
+    scales: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the values."""
+        return self.values.shape
+
+
+Pool = jax.Array | Int8Pool
+"""A layer's keys and values: `[P, page, 2K, H]`."""
+
+Cache = tuple[Pool, ...]
+"""One pool per layer."""
 
 
 def create_cache(config: ModelConfig, pages: int, page_size: int, dtype: jnp.dtype) -> Cache:
     """Empty pools for `pages` pages (the trash page among them) of `page_size` tokens."""
     shape = (pages, page_size, 2 * config.kv_heads, config.head_size)
-    return tuple(jnp.zeros(shape, dtype) for _ in range(config.layers))
+
+    def pool() -> Pool:
+        values = jnp.zeros(shape, dtype)
+        return Int8Pool(values, jnp.zeros(shape[:-1], jnp.float32)) if dtype == jnp.int8 else values
+
+    return tuple(pool() for _ in range(config.layers))
 
 
 def page_bytes(config: ModelConfig, page_size: int, dtype: jnp.dtype) -> int:
     """Bytes that one page takes over all layers."""
-    return config.layers * page_size * 2 * config.kv_heads * config.head_size * jnp.dtype(dtype).itemsize
+    entry = config.head_size * jnp.dtype(dtype).itemsize
+    entry += jnp.dtype("float32").itemsize if dtype == jnp.int8 else 0
+    return config.layers * page_size * 2 * config.kv_heads * entry
 
 
-def write_pages(pool: jax.Array, k_TKH: jax.Array, v_TKH: jax.Array, slots_T: jax.Array) -> jax.Array:
+def write_pages(pool: Pool, k_TKH: jax.Array, v_TKH: jax.Array, slots_T: jax.Array) -> Pool:
     """Stores each token's key and value at its slot (page * page_size + offset) of a pool.
 
     What is stored is finite: a row that overflowed is failed by its own logits, and its pages must not poison
     whoever is given them next (0 * NaN is NaN, also behind a mask).
     """
-    pages, page_size, entries, size = pool.shape
-    kv_TEH = jnp.stack([k_TKH, v_TKH], axis=2).reshape(-1, entries, size).astype(pool.dtype)
-    flat = pool.reshape(pages * page_size, entries, size)
-    return flat.at[slots_T].set(jnp.nan_to_num(kv_TEH), mode="drop").reshape(pool.shape)
+    kv_TEH = jnp.stack([k_TKH, v_TKH], axis=2).reshape(-1, *pool.shape[2:])
+    if not isinstance(pool, Int8Pool):
+        return _stored(pool, jnp.nan_to_num(kv_TEH.astype(pool.dtype)), slots_T)
+    rounded_TEH, scale_TE = quantize_last(jnp.nan_to_num(kv_TEH))
+    return Int8Pool(_stored(pool.values, rounded_TEH, slots_T), _stored(pool.scales, scale_TE, slots_T))
+
+
+def _stored(pool: jax.Array, entries: jax.Array, slots_T: jax.Array) -> jax.Array:
+    flat = pool.reshape(-1, *pool.shape[2:])
+    return flat.at[slots_T].set(entries, mode="drop").reshape(pool.shape)
 
 
 @jax.tree_util.register_dataclass

@@ -21,9 +21,9 @@ def quantize_weight(w: jax.Array) -> tuple[jax.Array, jax.Array]:
     return _rounded(w, axis=-2)
 
 
-def quantize_rows(x_TD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Activations `[T, D]` as int8 and their scales, f32 `[T]`."""
-    return _rounded(x_TD, axis=-1)
+def quantize_last(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Activations `[…, D]`, or keys and values `[…, H]`, as int8 and their scales, f32 `[…]`."""
+    return _rounded(x, axis=-1)
 
 
 def _rounded(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:

@@ -29,8 +29,8 @@ AXIS = "model"
 """The name of the mesh's one axis."""
 
 REPLICATED = P()
-CACHE = P(None, None, AXIS, None)
-"""Pools `[P, page, 2K, H]`: each device holds its own heads of every page."""
+CACHE = P(None, None, AXIS)
+"""Pools `[P, page, 2K, H]`, and their scales: each device holds its own heads of every page."""
 
 _AXES = {
     "embed": -2,  # rows of the vocabulary; the sum of all devices' rows is the embedding

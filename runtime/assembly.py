@@ -18,7 +18,7 @@ from ..model.transformer import Skeleton
 from .cluster import agree, least
 from .memory import size_pool
 from .runner import Followers, Runner
-from .settings import EngineSettings, derive_shapes
+from .settings import EngineSettings, cache_dtype, derive_shapes
 
 
 def assemble(
@@ -34,14 +34,14 @@ def assemble(
       ConfigError: settings that the model or machine cannot honour.
       OutOfMemory: no room for the KV pool.
     """
-    devices, dtype = mesh.local_devices, parameters["embed"].dtype
+    devices, dtype = mesh.local_devices, cache_dtype(settings.kv_cache_dtype, parameters["embed"].dtype)
     shapes = derive_shapes(config, settings, devices[0])
     padded = pad_config(config, mesh.size)
     if mesh.is_multi_process:
         agree({"the digest of the weights": digest_of_whole(parameters)})
     pages = least(size_pool(padded, shapes, dtype, devices, settings.kv_pages, settings.replicas))
     target = Target.of(mesh, dict(settings.kernels), int8=is_int8(parameters))
-    return Runner(Skeleton.of(config, target), mesh, parameters, shapes, pages, followers)
+    return Runner(Skeleton.of(config, target), mesh, parameters, shapes, pages, dtype, followers)
 
 
 def digest_of_whole(parameters: Mapping[str, jax.Array]) -> str:

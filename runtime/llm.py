@@ -65,6 +65,7 @@ class LLM:
         revision: str | None = None,
         dtype: str | None = None,
         quantize: str | None = None,
+        kv_cache_dtype: str | None = None,
         slots: int | None = None,
         context: int | None = None,
         kv_pages: int | None = None,
@@ -80,7 +81,7 @@ class LLM:
           model: a folder, a GGUF, a store, a hub id or a bundled name; None for the bundled default.
           revision: of a hub id. dtype: `float32` or `bfloat16`; None for what suits the machine.
           quantize: `int8` for linear weights, with int8 arithmetic.
-          slots, context, kv_pages: see `EngineSettings`.
+          kv_cache_dtype, slots, context, kv_pages: see `EngineSettings`.
           mesh: `model=N` divides the model among N devices. kernels: each `operation=way`, in place of our
             choice.
           chat_template: a file that replaces the model's own.
@@ -104,6 +105,7 @@ class LLM:
             slots=slots,
             context=context,
             kv_pages=kv_pages,
+            kv_cache_dtype=kv_cache_dtype,
             kernels=parse_kernels(kernels),
             deterministic=deterministic,
             speculation=speculation,
@@ -111,7 +113,7 @@ class LLM:
         self.engine = Engine(self.config, self._parameters, settings, mesh=devices)
         self.engine.warm_up()
         self.engine.start()
-        self._scorer = Scorer(self.config, self._parameters, devices)
+        self._scorer = Scorer(self.config, self._parameters, devices, kv_cache_dtype)
         self._ids = itertools.count()
 
     def generate(

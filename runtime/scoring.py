@@ -19,6 +19,7 @@ from ..model.quantize import is_int8
 from ..model.sharding import REPLICATED, create_mesh, over_shares, share_config
 from ..model.target import Target
 from ..model.transformer import Skeleton, Transformer
+from .settings import cache_dtype
 
 _PAGE = 16
 _SHORTEST = 16
@@ -29,9 +30,18 @@ class Scorer:
     """Scores texts of up to the model's context under fixed parameters."""
 
     def __init__(
-        self, config: ModelConfig, parameters: Mapping[str, jax.Array], mesh: Mesh | None = None
+        self,
+        config: ModelConfig,
+        parameters: Mapping[str, jax.Array],
+        mesh: Mesh | None = None,
+        kv_cache_dtype: str | None = None,
     ) -> None:
-        """`mesh` is the one that the parameters are placed on; None for a single device."""
+        """`mesh` is the one that the parameters are placed on; None for a single device.
+
+        Args:
+          kv_cache_dtype: see `EngineSettings`.
+        """
+        self._cache_dtype = cache_dtype(kv_cache_dtype, parameters["embed"].dtype)
         self._mesh = mesh or create_mesh(1, list(parameters["embed"].devices()))
         self._skeleton = Skeleton.of(config, Target.of(self._mesh, int8=is_int8(parameters)))
         self._leaves = self._skeleton.flatten(parameters)
@@ -47,7 +57,7 @@ class Scorer:
         return np.asarray(self._run(_logprobs, padded_T, len(tokens)))[: len(tokens) - 1]
 
     def _run(self, score: "_Score", tokens_T: np.ndarray, length: int) -> jax.Array:
-        return _run(score, self._skeleton, self._mesh, self._leaves, tokens_T, length)
+        return _run(score, self._skeleton, self._mesh, self._cache_dtype, self._leaves, tokens_T, length)
 
 
 def _pad(tokens: Sequence[int]) -> np.ndarray:
@@ -55,14 +65,15 @@ def _pad(tokens: Sequence[int]) -> np.ndarray:
     return np.pad(np.asarray(tokens, np.int32), (0, size - len(tokens)))
 
 
-_Score = Callable[[Transformer, jax.Array, jax.Array], jax.Array]
+_Score = Callable[[Transformer, jax.Array, jax.Array, jnp.dtype], jax.Array]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _run(
     score: _Score,
     skeleton: Skeleton,
     mesh: Mesh,
+    cache_dtype: jnp.dtype,
     leaves: tuple[jax.Array, ...],
     tokens_T: jax.Array,
     length: jax.Array,
@@ -70,19 +81,21 @@ def _run(
     """A score by every device on its share."""
 
     def share(leaves: tuple[jax.Array, ...], tokens_T: jax.Array, length: jax.Array) -> jax.Array:
-        return score(skeleton.merge(leaves), tokens_T, length)
+        return score(skeleton.merge(leaves), tokens_T, length, cache_dtype)
 
     specs = skeleton.specs(), REPLICATED, REPLICATED
     return over_shares(share, mesh, specs, REPLICATED)(leaves, tokens_T, length)
 
 
-def _logits(model: Transformer, tokens_T: jax.Array, length: jax.Array) -> jax.Array:
-    return model.logits(_hidden(model, tokens_T, length))
+def _logits(model: Transformer, tokens_T: jax.Array, length: jax.Array, cache_dtype: jnp.dtype) -> jax.Array:
+    return model.logits(_hidden(model, tokens_T, length, cache_dtype))
 
 
-def _logprobs(model: Transformer, tokens_T: jax.Array, length: jax.Array) -> jax.Array:
+def _logprobs(
+    model: Transformer, tokens_T: jax.Array, length: jax.Array, cache_dtype: jnp.dtype
+) -> jax.Array:
     """Some rows at a time, so that the logits of a long text are never all there at once."""
-    hidden_TD = _hidden(model, tokens_T, length)
+    hidden_TD = _hidden(model, tokens_T, length, cache_dtype)
     next_T = jnp.roll(tokens_T, -1)
 
     def score(rows: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -95,7 +108,7 @@ def _logprobs(model: Transformer, tokens_T: jax.Array, length: jax.Array) -> jax
     return lax.map(score, chunks).reshape(-1)
 
 
-def _hidden(model: Transformer, tokens_T: jax.Array, length: jax.Array) -> jax.Array:
+def _hidden(model: Transformer, tokens_T: jax.Array, length: jax.Array, cache_dtype: jnp.dtype) -> jax.Array:
     """Final hidden states of one sequence in a cache of its own: `[T, D]`."""
     tokens, tile = tokens_T.shape[0], min(TILE, tokens_T.shape[0])
     place_T = jnp.arange(tokens, dtype=jnp.int32)
@@ -117,5 +130,5 @@ def _hidden(model: Transformer, tokens_T: jax.Array, length: jax.Array) -> jax.A
         ),
     )
     config = share_config(model.config, model.target.shards)
-    cache = create_cache(config, pages + 1, _PAGE, model.embed[...].dtype)
+    cache = create_cache(config, pages + 1, _PAGE, cache_dtype)
     return model(tokens_T, cache, batch)[0]

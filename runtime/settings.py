@@ -12,6 +12,8 @@ from .memory import Device
 
 DTYPES = ("float32", "bfloat16")
 """Compute types the model runs in."""
+CACHE_DTYPES = ("int8",)
+"""Types that keys and values are kept in other than that one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +24,7 @@ class EngineSettings:
       slots: sequences that decode at the same time.
       context: the longest sequence, in tokens; at most the model's own.
       kv_pages: pages of the KV pool.
+      kv_cache_dtype: `int8` rounds keys and values; None keeps them as they are computed.
       replicas: engines on this host that share its memory.
       kernels: `(operation, way)`, in place of our choice (see `model/kernels/registry.py`).
       prefix_cache: sequences share the pages of what they begin with.
@@ -33,6 +36,7 @@ class EngineSettings:
     slots: int | None = None
     context: int | None = None
     kv_pages: int | None = None
+    kv_cache_dtype: str | None = None
     replicas: int = 1
     kernels: tuple[tuple[str, str], ...] = ()
     prefix_cache: bool = True
@@ -74,6 +78,19 @@ def compute_dtype(name: str | None, device: Device) -> jnp.dtype:
     name = name or platform_of(device).dtype
     if name not in DTYPES:
         raise ConfigError(f"dtype is {name!r}; expected one of {', '.join(DTYPES)}")
+    return jnp.dtype(name)
+
+
+def cache_dtype(name: str | None, computed: jnp.dtype) -> jnp.dtype:
+    """The type of cached keys and values.
+
+    Raises:
+      ConfigError: not one of CACHE_DTYPES.
+    """
+    if name is None:
+        return computed
+    if name not in CACHE_DTYPES:
+        raise ConfigError(f"kv_cache_dtype is {name!r}; expected one of {', '.join(CACHE_DTYPES)}")
     return jnp.dtype(name)
 
 

@@ -47,7 +47,8 @@ STATE = DeviceState._make([CACHE, *[REPLICATED] * (len(DeviceState._fields) - 1)
 
 
 def create_state(skeleton: Skeleton, shapes: Shapes, pages: int, dtype: jnp.dtype) -> DeviceState:
-    """A fresh state with `pages` pages, the trash page among them: all devices' shares together."""
+    """A fresh state with `pages` pages, the trash page among them, of keys and values of a type: all devices'
+    shares together."""
     config = skeleton.config
     return DeviceState(
         cache=create_cache(pad_config(config, skeleton.target.shards), pages, shapes.page_size, dtype),

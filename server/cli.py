@@ -59,6 +59,7 @@ ModelName = Annotated[
     ),
 ]
 Quantize = Annotated[Literal["int8"] | None, typer.Option(help="Narrower weights, and arithmetic.")]
+KvCacheDtype = Annotated[Literal["int8"] | None, typer.Option(help="Narrower keys and values.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 
 
@@ -74,6 +75,7 @@ def serve(
         Literal["float32", "bfloat16"] | None, typer.Option(help="What the model computes in.")
     ] = None,
     quantize: Quantize = None,
+    kv_cache_dtype: KvCacheDtype = None,
     kv_pages: Annotated[int | None, typer.Option(min=1, help="Pages of the KV pool.")] = None,
     mesh: Annotated[
         str | None,
@@ -133,6 +135,7 @@ def serve(
         kv_pages=kv_pages,
         dtype=dtype,
         quantize=quantize,
+        kv_cache_dtype=kv_cache_dtype,
         mesh=mesh,
         kernels=tuple(kernel or ()),
         coordinator=coordinator,
@@ -205,6 +208,7 @@ def plan(
         ),
     ],
     quantize: Quantize = None,
+    kv_cache_dtype: KvCacheDtype = None,
     context: Annotated[int | None, typer.Option(min=1, help="The longest sequence, in tokens.")] = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Sequences decoded at the same time.")] = None,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of a typical prompt.")] = 1024,
@@ -233,6 +237,7 @@ def plan(
     wishes = Wishes(
         topology=parse_topology(topology),
         int8=quantize == "int8",
+        int8_cache=kv_cache_dtype == "int8",
         context=context,
         slots=slots,
         prompt=prompt,

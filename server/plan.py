@@ -36,6 +36,7 @@ def show(plan: Plan, *, as_json: bool = False, plot: Path | None = None) -> int:
 
 def _parts(plan: Plan) -> Iterator[Table | str]:
     quantized = f", {plan.quantize}" if plan.quantize else ""
+    quantized += f", {plan.kv_cache_dtype} cache" if plan.kv_cache_dtype else ""
     yield f"{plan.model} on {plan.topology}, {plan.chips} devices, {plan.dtype}{quantized}; {plan.method}"
     yield _memory(plan)
     if not plan.fits:

@@ -43,7 +43,9 @@ log = logging.getLogger("distaff.server.worker")  # `__name__` is `__main__` her
 
 _LAST_WORD_SECONDS = 0.2
 """For the web process to be told why this one ends."""
-_EQUAL = ("context", "slots", "kv_pages", "dtype", "mesh", "kernels", "quantize", "deterministic")
+_EQUAL = (
+    "context", "slots", "kv_pages", "kv_cache_dtype", "dtype", "mesh", "kernels", "quantize", "deterministic",
+)  # fmt: skip
 """Settings that all processes of a mesh must share: they are part of what is compiled."""
 
 
@@ -109,7 +111,12 @@ def build_engine(
         vocabulary=engine.vocabulary,
         slots=engine.slots,
         fingerprint=_fingerprint(
-            checkpoint.fingerprint, dtype.name, device.device_kind, str(mesh.size), version("jaxlib")
+            checkpoint.fingerprint,
+            dtype.name,
+            str(settings.kv_cache_dtype),
+            device.device_kind,
+            str(mesh.size),
+            version("jaxlib"),
         ),
     )
     return engine, info
@@ -215,6 +222,7 @@ def wishes_of(settings: WorkerSettings) -> "EngineSettings":
         slots=settings.slots,
         context=settings.context,
         kv_pages=settings.kv_pages,
+        kv_cache_dtype=settings.kv_cache_dtype,
         replicas=settings.replicas,
         kernels=parse_kernels(settings.kernels),
         prefix_cache=settings.prefix_cache,

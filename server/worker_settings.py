@@ -11,7 +11,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
       revision: of a hub id.
       context: the longest sequence, in tokens. slots: sequences that decode together.
       kv_pages: pages of the KV pool. dtype: `float32` or `bfloat16`.
-      quantize: `int8` for linear weights that are not so already.
+      quantize: `int8` for linear weights that are not so already. kv_cache_dtype: `int8` for keys and values.
       mesh: `model=N`, the devices that the model is divided among.
       kernels: each `operation=way`, in place of our choice.
       coordinator: where several processes meet, `host:port`; None for one process alone.
@@ -29,6 +29,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     kv_pages: int | None = None
     dtype: str | None = None
     quantize: str | None = None
+    kv_cache_dtype: str | None = None
     mesh: str | None = None
     kernels: tuple[str, ...] = ()
     coordinator: str | None = None

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..cache import TILE, Batch, Tiles
+from ..cache import TILE, Batch, Int8Pool, Pool, Tiles
 
 BLOCK_TOKENS = 128
 """Keys per turn of the loop: long enough to keep the matrix units busy, short enough to stay in cache."""
@@ -29,7 +29,7 @@ _FLOOR = -1e28
 nothing, instead of adding up values of any size that a later block would have to wipe out."""
 
 
-def attend(q_TNH: jax.Array, pool: jax.Array, batch: Batch, *, window: int | None) -> jax.Array:
+def attend(q_TNH: jax.Array, pool: Pool, batch: Batch, *, window: int | None) -> jax.Array:
     """Every token of a step against its own sequence: rows with one token together, prompts in tiles."""
     if batch.tiles is None:
         return attend_rows(q_TNH, pool, batch.tables_BM, batch.positions_T, window=window)
@@ -44,7 +44,7 @@ def attend(q_TNH: jax.Array, pool: jax.Array, batch: Batch, *, window: int | Non
 
 
 def _attend_used_rows(
-    q_BNH: jax.Array, pool: jax.Array, tables_BM: jax.Array, positions_B: jax.Array, *, window: int | None
+    q_BNH: jax.Array, pool: Pool, tables_BM: jax.Array, positions_B: jax.Array, *, window: int | None
 ) -> jax.Array:
     """As `attend_rows`, some rows at a time, up to the last in use: a mixed step has rows for all slots."""
     rows = q_BNH.shape[0]
@@ -66,7 +66,7 @@ def _attend_used_rows(
 
 def attend_rows(
     q_BNH: jax.Array,
-    pool: jax.Array,
+    pool: Pool,
     tables_BM: jax.Array,
     positions_B: jax.Array,
     *,
@@ -89,7 +89,7 @@ def attend_rows(
 
 def attend_tiles(
     q_TNH: jax.Array,
-    pool: jax.Array,
+    pool: Pool,
     tables_BM: jax.Array,
     positions_T: jax.Array,
     tiles: Tiles,
@@ -117,7 +117,7 @@ def attend_tiles(
     return lax.fori_loop(0, tiles.count, one, jnp.zeros_like(q_TNH))
 
 
-def _group(q_BTNH: jax.Array, pool: jax.Array) -> jax.Array:
+def _group(q_BTNH: jax.Array, pool: Pool) -> jax.Array:
     """Scales queries by H^-1/2 and gathers them under their key heads: f32 `[B, K, G, T, H]`."""
     b, t, n, h = q_BTNH.shape
     k = pool.shape[2] // 2
@@ -132,7 +132,7 @@ def _ungroup(out_BKGTH: jax.Array) -> jax.Array:
 
 def _online_softmax(
     q_BKGTH: jax.Array,
-    pool: jax.Array,
+    pool: Pool,
     tables_BM: jax.Array,
     positions_BT: jax.Array,
     window: int | None,
@@ -148,15 +148,15 @@ def _online_softmax(
     def one(i, carry):
         top, total, out = carry
         table_B = lax.dynamic_slice_in_dim(tables_BM, i * pages, pages, axis=1)
-        kv = _fetch(pool, table_B).reshape(b, block, k, 2, h).astype(jnp.float32)
-        scores = jnp.einsum("BKGTH,BSKH->BKGTS", q_BKGTH, kv[..., 0, :])
+        kv, key_scale, value_scale = _fetch_entries(pool, table_B, block)
+        scores = jnp.einsum("BKGTH,BSKH->BKGTS", q_BKGTH, kv[..., 0, :]) * key_scale
         keys_S = i * block + jnp.arange(block, dtype=jnp.int32)
         seen_BTS = _visible(keys_S, positions_BT, window)
         scores = jnp.where(seen_BTS[:, None, None], scores, _MASKED)
         new_top = jnp.maximum(top, scores.max(-1))
         weights = jnp.exp(scores - new_top[..., None])
         shrink = jnp.exp(top - new_top)
-        values = jnp.einsum("BKGTS,BSKH->BKGTH", weights, kv[..., 1, :])
+        values = jnp.einsum("BKGTS,BSKH->BKGTH", weights * value_scale, kv[..., 1, :])
         return new_top, total * shrink + weights.sum(-1), out * shrink[..., None] + values
 
     first, last = _block_range(positions_BT, block, window)
@@ -165,6 +165,20 @@ def _online_softmax(
     _, total, out = lax.fori_loop(first, last, one, start)
     used_BT = (positions_BT >= 0)[:, None, None, :, None]
     return jnp.where(used_BT, out / jnp.maximum(total, 1e-30)[..., None], 0.0)
+
+
+def _fetch_entries(
+    pool: Pool, pages: jax.Array, block: int
+) -> tuple[jax.Array, jax.Array | float, jax.Array | float]:
+    """Keys and values of some pages, f32 `[B, S, K, 2, H]`, and what scores and weights, `[B, K, G, T, S]`,
+    are to be multiplied with for them."""
+    b, heads, size = pages.shape[0], pool.shape[2] // 2, pool.shape[3]
+    if not isinstance(pool, Int8Pool):
+        return _fetch(pool, pages).reshape(b, block, heads, 2, size).astype(jnp.float32), 1.0, 1.0
+    kv = _fetch(pool.values, pages).reshape(b, block, heads, 2, size).astype(jnp.float32)
+    scale_BSK2 = _fetch(pool.scales, pages).reshape(b, block, heads, 2)
+    key_scale, value_scale = jnp.moveaxis(scale_BSK2, (3, 2), (0, 2))[:, :, :, None, None, :]
+    return kv, key_scale, value_scale
 
 
 def _fetch(pool: jax.Array, pages: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..quantize import quantize_rows
+from ..quantize import quantize_last
 
 
 def plain(x_TD: jax.Array, w_DF: jax.Array) -> jax.Array:
@@ -52,7 +52,7 @@ def _two_rows(x_TD: jax.Array) -> jax.Array:
 
 def _int8_product(x_TD: jax.Array, w: jax.Array, scale_F: jax.Array, *, inputs: int) -> jax.Array:
     """`inputs` is the axis of the weights that they have in common with x."""
-    rounded_TD, scale_T = quantize_rows(x_TD)
+    rounded_TD, scale_T = quantize_last(x_TD)
     axes = (((1,), (inputs,)), ((), ()))
     product_TF = lax.dot_general(rounded_TD, w, axes, preferred_element_type=jnp.int32).astype(jnp.float32)
     return (product_TF * scale_T[:, None] * scale_F[None, :]).astype(x_TD.dtype)

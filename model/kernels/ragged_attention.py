@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.ragged_paged_attention import ragged_paged_attention
 
-from ..cache import Batch
+from ..cache import Batch, Int8Pool, Pool
 from . import block_attention
 
 QUERIES = 32
@@ -30,9 +30,9 @@ _PACKED = {jnp.dtype("float32"): 1, jnp.dtype("bfloat16"): 2}
 """Numbers to a 32-bit word."""
 
 
-def attend(q_TNH: jax.Array, pool: jax.Array, batch: Batch, *, window: int | None) -> jax.Array:
+def attend(q_TNH: jax.Array, pool: Pool, batch: Batch, *, window: int | None) -> jax.Array:
     """See `registry.AttentionKernel`; tokens of no row get zero. Rows in use hold a token at least."""
-    if not fits(q_TNH, pool, batch.tables_BM):
+    if isinstance(pool, Int8Pool) or not fits(q_TNH, pool, batch.tables_BM):
         return block_attention.attend(q_TNH, pool, batch, window=window)
     starts_R, lengths_B = _sequences(batch)
     out_TNH = ragged_paged_attention(

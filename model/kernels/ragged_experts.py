@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..quantize import quantize_rows
+from ..quantize import quantize_last
 from .block_experts import sort_by_expert, weighted_sum
 from .registry import ExpertWeights
 
@@ -39,6 +39,6 @@ def _product(
     if scale_EF is None:
         y_RF = lax.ragged_dot(x_RD, w_EDF, size_E, preferred_element_type=jnp.float32)
         return y_RF.astype(x_RD.dtype)
-    rounded_RD, scale_R = quantize_rows(x_RD)
+    rounded_RD, scale_R = quantize_last(x_RD)
     y_RF = lax.ragged_dot(rounded_RD, w_EDF, size_E, preferred_element_type=jnp.int32).astype(jnp.float32)
     return (y_RF * scale_R[:, None] * scale_EF[expert_R]).astype(x_RD.dtype)

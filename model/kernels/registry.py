@@ -14,16 +14,14 @@ from typing import Any, Protocol
 
 import jax
 
-from ..cache import Batch
+from ..cache import Batch, Pool
 from ..errors import ConfigError
 
 
 class AttentionKernel(Protocol):
     """Every token of a step against its own sequence's pages, this step's keys and values among them."""
 
-    def __call__(
-        self, q_TNH: jax.Array, pool: jax.Array, batch: Batch, *, window: int | None
-    ) -> jax.Array: ...
+    def __call__(self, q_TNH: jax.Array, pool: Pool, batch: Batch, *, window: int | None) -> jax.Array: ...
 
 
 class ExpertsKernel(Protocol):

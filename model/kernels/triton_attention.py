@@ -2,7 +2,8 @@
 
 A program takes some queries of one row and one key head, all G heads that share it as rows of one product,
 and walks the row's page table with an online softmax in f32 (Milakov and Gimelshein 2018, arXiv:1805.02867;
-Dao et al. 2022, arXiv:2205.14135). Rows with one token and tiles of prompts are two calls of it.
+Dao et al. 2022, arXiv:2205.14135). Rows with one token and tiles of prompts are two calls of it. Rounded keys
+and values are widened where they are multiplied; their scales go onto scores and weights.
 """
 
 import math
@@ -15,7 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from ..cache import TILE, Batch
+from ..cache import TILE, Batch, Int8Pool, Pool
 from . import block_attention
 
 KEY_BYTES = 16384
@@ -32,7 +33,7 @@ _MASKED, _FLOOR = -1e30, -1e28
 
 
 def attend(
-    q_TNH: jax.Array, pool: jax.Array, batch: Batch, *, window: int | None, interpret: bool = False
+    q_TNH: jax.Array, pool: Pool, batch: Batch, *, window: int | None, interpret: bool = False
 ) -> jax.Array:
     """See `registry.AttentionKernel`; tokens of no row get zero.
 
@@ -54,19 +55,20 @@ def attend(
     return out_TNH
 
 
-def fits(q_TNH: jax.Array, pool: jax.Array) -> bool:
+def fits(q_TNH: jax.Array, pool: Pool) -> bool:
     """Whether the kernel takes these shapes: Triton's arrays are powers of two, and 16 at least in a product;
     a program's registers hold queries of up to 16 heads of 256."""
     heads, size = q_TNH.shape[1:]
     shared = heads // (pool.shape[2] // 2)
     power = size & (size - 1) == 0
     wide = q_TNH.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
-    return wide and q_TNH.dtype == pool.dtype and power and FEWEST <= size <= 256 and shared <= ROWS
+    alike = isinstance(pool, Int8Pool) or q_TNH.dtype == pool.dtype
+    return wide and alike and power and FEWEST <= size <= 256 and shared <= ROWS
 
 
 def _run(
     q_TNH: jax.Array,
-    pool: jax.Array,
+    pool: Pool,
     batch: Batch,
     out_TNH: jax.Array,
     start_C: jax.Array,
@@ -82,19 +84,20 @@ def _run(
     heads = pl.next_power_of_2(q_TNH.shape[1] // (entries // 2))
     queries = min(pl.next_power_of_2(tile), ROWS // heads)
     heads = max(heads, FEWEST // queries)
-    keys = max(FEWEST, min(64, KEY_BYTES // (size * pool.dtype.itemsize)))
+    keys = max(FEWEST, min(64, KEY_BYTES // (size * q_TNH.dtype.itemsize)))
+    held = tuple(x.reshape(pages * page_size, *x.shape[2:]) for x in jax.tree.leaves(pool))
     kernel = partial(_kernel, queries=queries, heads=heads, keys=keys, page_size=page_size, window=window)
     return pl.pallas_call(
         kernel,
         out_shape=jax.ShapeDtypeStruct(q_TNH.shape, q_TNH.dtype),
         grid=(start_C.shape[0], pl.cdiv(tile, queries), entries // 2),
-        input_output_aliases={7: 0},
+        input_output_aliases={6 + len(held): 0},
         interpret=interpret,
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
         name=f"paged_attention_{queries}x{heads}",
     )(
         *(start_C, length_C, row_C, batch.positions_T, batch.tables_BM, q_TNH),
-        *(pool.reshape(pages * page_size, entries, size), out_TNH),
+        *(*held, out_TNH),
     )
 
 
@@ -106,16 +109,18 @@ def _kernel(
     table_ref: Any,
     q_ref: Any,
     pool_ref: Any,
-    _: Any,
-    out_ref: Any,
-    *,
+    *rest: Any,
     queries: int,
     heads: int,
     keys: int,
     page_size: int,
     window: int | None,
 ) -> None:
-    """One program: `queries` tokens of a run, and the heads of one key head, in rows R = queries x heads."""
+    """One program: `queries` tokens of a run, and the heads of one key head, in rows R = queries x heads.
+
+    The rest are the pool's scales, if it has any, the output as it was, and the output.
+    """
+    *scale_refs, _, out_ref = rest
     run, part, k = (pl.program_id(axis) for axis in range(3))
     shared, size = q_ref.shape[1] // (pool_ref.shape[1] // 2), q_ref.shape[2]
     rows = lax.broadcasted_iota(jnp.int32, (queries * heads,), 0)
@@ -133,9 +138,11 @@ def _kernel(
         page_S = jnp.minimum(key_S // page_size, table_ref.shape[1] - 1)
         slot_S = table_ref[row_ref[run], page_S] * page_size + key_S % page_size
         k_SH, v_SH = (pool_ref[slot_S[:, None], 2 * k + kind, lanes_H[None, :]] for kind in (0, 1))
+        k_SH, v_SH = k_SH.astype(q_RH.dtype), v_SH.astype(q_RH.dtype)
+        scales = tuple(ref[slot_S, 2 * k + kind][None] for ref in scale_refs for kind in (0, 1))
         distance_RS = position_R[:, None] - key_S[None, :]
         seen_RS = distance_RS >= 0 if window is None else (distance_RS >= 0) & (distance_RS < window)
-        return _add_block(q_RH, k_SH, v_SH, seen_RS, *carry)
+        return _add_block(q_RH, k_SH, v_SH, scales, seen_RS, *carry)
 
     last = jnp.max(position_R) // keys + 1
     first = 0 if window is None else _first_seen(position_R, window) // keys
@@ -157,16 +164,18 @@ def _add_block(
     q_RH: jax.Array,
     k_SH: jax.Array,
     v_SH: jax.Array,
+    scales: tuple[jax.Array, ...],
     seen_RS: jax.Array,
     top_R: jax.Array,
     total_R: jax.Array,
     out_RH: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Running maximum, sum and weighted values with S keys more."""
+    """Running maximum, sum and weighted values with S keys more; `scales` are the keys' and the values'."""
+    key_scale_1S, value_scale_1S = scales or (1.0, 1.0)
     exact = lax.Precision.HIGHEST if q_RH.dtype == jnp.float32 else None
-    score_RS = triton.dot(q_RH, k_SH.T, precision=exact) * (1.0 / math.sqrt(q_RH.shape[1]))
+    score_RS = triton.dot(q_RH, k_SH.T, precision=exact) * (1.0 / math.sqrt(q_RH.shape[1])) * key_scale_1S
     score_RS = jnp.where(seen_RS, score_RS, _MASKED)
     new_R = jnp.maximum(top_R, score_RS.max(axis=1))
     weight_RS, shrink_R = jnp.exp(score_RS - new_R[:, None]), jnp.exp(top_R - new_R)
-    value_RH = triton.dot(weight_RS.astype(v_SH.dtype), v_SH, precision=exact)
+    value_RH = triton.dot((weight_RS * value_scale_1S).astype(v_SH.dtype), v_SH, precision=exact)
     return new_R, total_R * shrink_R + weight_RS.sum(axis=1), out_RH * shrink_R[:, None] + value_RH

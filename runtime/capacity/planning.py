@@ -51,6 +51,7 @@ def blueprint_of(sizing: Sizing) -> Blueprint:
         topology=sizing.wishes.topology,
         dtype=sizing.dtype,
         int8=sizing.wishes.int8,
+        int8_cache=sizing.wishes.int8_cache,
         shapes=sizing.shapes,
         pages=sizing.memory.pages,
     )
@@ -105,6 +106,7 @@ def _answer(
         topology=str(wishes.topology),
         chips=wishes.topology.size,
         quantize="int8" if wishes.int8 else None,
+        kv_cache_dtype="int8" if wishes.int8_cache else None,
         dtype=sizing.dtype,
         method=programs[0].how if programs else "counted from shapes alone",
         context=sizing.context,

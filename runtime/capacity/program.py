@@ -59,6 +59,7 @@ class Blueprint:
     topology: Topology
     dtype: str
     int8: bool
+    int8_cache: bool
     shapes: Shapes
     pages: int
 
@@ -119,7 +120,8 @@ class Workshop:
         """A bucket's step, from abstract shapes."""
         dtype = jnp.dtype(self._blueprint.dtype)
         shapes, pages = self._blueprint.shapes, self._blueprint.pages + 1
-        state = jax.eval_shape(lambda: create_state(self._skeleton, shapes, pages, dtype))
+        cached = jnp.dtype("int8") if self._blueprint.int8_cache else dtype
+        state = jax.eval_shape(lambda: create_state(self._skeleton, shapes, pages, cached))
         with self._known_mesh():
             return self._executables.trace(bucket, abstract_leaves(self._skeleton, dtype), state)
 

@@ -113,7 +113,8 @@ class Plan:
     """The whole answer.
 
     Attributes:
-      model, topology, quantize, dtype: what was asked. chips: how many. method: where the figures come from.
+      model, topology, quantize, kv_cache_dtype, dtype: what was asked. chips: how many.
+      method: where the figures come from.
       context, slots, prompt, completion: tokens, sequences, tokens, tokens.
       fits: whether it runs. short: what is missing, where it does not. remedies: what would fit.
       memory: where the bytes go. full, typical: how many sequences the pages hold at the full context, and at
@@ -127,6 +128,7 @@ class Plan:
     topology: str
     chips: int
     quantize: str | None
+    kv_cache_dtype: str | None
     dtype: str
     method: str
     context: int

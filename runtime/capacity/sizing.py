@@ -20,7 +20,8 @@ class Wishes:
     """What is asked of a plan.
 
     Attributes:
-      topology: the devices. int8: quantised weights. context, slots: of `distaff serve`; None derives them.
+      topology: the devices. int8: of weights. int8_cache: of keys and values.
+      context, slots: of `distaff serve`; None derives them.
       prompt, completion: tokens of a typical request.
       memory, bandwidth, rate: bytes, bytes/s, operations/s of one device, in place of its own.
       compile: whether steps are compiled where they can be.
@@ -28,6 +29,7 @@ class Wishes:
 
     topology: Topology
     int8: bool = False
+    int8_cache: bool = False
     context: int | None = None
     slots: int | None = None
     prompt: int = 1024
@@ -88,6 +90,7 @@ class Sizing:
             dtype=self.dtype,
             int8=wishes.int8,
             page_size=self.shapes.page_size,
+            int8_cache=wishes.int8_cache,
         )
 
     @property
@@ -149,6 +152,8 @@ class Sizing:
                 break
         if not wishes.int8 and self._fits(int8=True):
             yield "--quantize int8"
+        if not wishes.int8_cache and self._fits(int8_cache=True):
+            yield "--kv-cache-dtype int8"
         context = self.context // 2
         while context >= wishes.prompt + wishes.completion:
             if self._fits(context=context):

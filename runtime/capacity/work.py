@@ -50,8 +50,8 @@ class Counted:
     """A model as it is divided: what `work` counts for.
 
     Attributes:
-      config: as published, not padded. shards: over how many devices. dtype: of activations, cache and
-        weights that are not int8. page_size: tokens to a page.
+      config: as published, not padded. shards: over how many devices. dtype: of activations and weights that
+        are not int8. page_size: tokens to a page. int8_cache: keys and values are int8, not `dtype`.
     """
 
     config: ModelConfig
@@ -59,6 +59,7 @@ class Counted:
     dtype: str
     int8: bool
     page_size: int
+    int8_cache: bool = False
 
     def weight_bytes(self) -> int:
         """Of all parameters that lie on one device."""
@@ -80,7 +81,10 @@ class Counted:
     def token_bytes(self) -> int:
         """What a token's keys and values take on one device, over all layers."""
         share = share_config(self.config, self.shards)
-        return share.layers * 2 * share.kv_heads * share.head_size * SIZES[self.dtype]
+        entry = share.head_size * SIZES[self.dtype]
+        if self.int8_cache:
+            entry = share.head_size * SIZES["int8"] + SIZES["float32"]
+        return share.layers * 2 * share.kv_heads * entry
 
     def state_bytes(self, slots: int) -> int:
         """The state beside the cache: newest samples, counts of generated ids, broken marks.

@@ -39,6 +39,7 @@ TRITON = [
     Geometry(heads=4, kv_heads=2, head_size=16),
     Geometry(heads=3, kv_heads=1, head_size=32, page_size=8, window=5),
     Geometry(heads=2, kv_heads=2, head_size=64, page_size=256, window=200),
+    Geometry(heads=4, kv_heads=2, head_size=16, int8=True),
 ]
 
 
@@ -87,7 +88,8 @@ def compare(
     world = World.create(geometry, 3)
     shape = (tokens, geometry.heads, geometry.head_size)
     q_TNH = jnp.asarray(np.random.default_rng(4).standard_normal(shape), dtype)
-    pool, batch = world.pool.astype(dtype), lay_out(world, runs, tokens, tiles=tiles)
+    pool = world.pool if geometry.int8 else world.pool.astype(dtype)
+    batch = lay_out(world, runs, tokens, tiles=tiles)
     if tiles is False:
         batch = replace(
             batch, starts_R=jnp.arange(5, dtype=jnp.int32), singles_B=jnp.arange(4, dtype=jnp.int32)
@@ -102,7 +104,9 @@ def compare(
 
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=str)
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("geometry", TRITON, ids=["gqa", "three-heads-window-5", "page-256-window-200"])
+@pytest.mark.parametrize(
+    "geometry", TRITON, ids=["gqa", "three-heads-window-5", "page-256-window-200", "int8"]
+)
 def test_triton_equals_portable(geometry: Geometry, step: str, dtype: jnp.dtype) -> None:
     """In bfloat16 weights are rounded before they meet the values: 2^-9 of values around one."""
     tolerance = 1e-5 if dtype == FLOAT32 else 0.02

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distaff.model.cache import Batch, write_pages
+from distaff.model.cache import Batch, Int8Pool, Pool, write_pages
 from distaff.model.kernels.block_attention import _attend_used_rows, attend, attend_rows
 
 from .reference import make_tiles
@@ -35,6 +35,7 @@ class Geometry:
     head_size: int = 8
     page_size: int = 16
     window: int | None = None
+    int8: bool = False
 
     @property
     def columns(self) -> int:
@@ -47,8 +48,9 @@ GEOMETRIES = [
     Geometry(heads=6, kv_heads=1, head_size=2, page_size=64, window=1),
     Geometry(heads=6, kv_heads=2, page_size=256),
     Geometry(page_size=1, window=200),
+    Geometry(heads=6, kv_heads=2, int8=True, window=100),
 ]
-NAMES = ["gqa", "mha-window-5", "mqa-window-1", "page-256", "page-1-window-200"]
+NAMES = ["gqa", "mha-window-5", "mqa-window-1", "page-256", "page-1-window-200", "int8-window-100"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ class World:
     k_RSKH: np.ndarray
     v_RSKH: np.ndarray
     tables: np.ndarray
-    pool: jax.Array
+    pool: Pool
 
     @classmethod
     def create(cls, geometry: Geometry, seed: int, filler: float = 0.0) -> "World":
@@ -70,10 +72,12 @@ class World:
         pages = 2 * ROWS * geometry.columns + 1
         tables = rng.permutation(np.arange(1, pages))[: ROWS * geometry.columns]
         pool = jnp.full((pages, geometry.page_size, 2 * geometry.kv_heads, geometry.head_size), filler)
+        if geometry.int8:
+            pool = Int8Pool(jnp.full(pool.shape, 127, jnp.int8), jnp.full(pool.shape[:-1], filler / 127))
         world = cls(geometry=geometry, k_RSKH=k, v_RSKH=v, tables=tables.reshape(ROWS, -1), pool=pool)
         return replace(world, pool=world.written())
 
-    def written(self) -> jax.Array:
+    def written(self) -> Pool:
         """The pool with every sequence's keys and values in its pages."""
         slots = np.concatenate([self.slots(row, np.arange(CONTEXT)) for row in range(ROWS)])
         flat = [jnp.asarray(x.reshape(-1, *x.shape[2:])) for x in (self.k_RSKH, self.v_RSKH)]
@@ -87,7 +91,8 @@ class World:
         """Dense softmax attention of one sequence in float64."""
         groups = self.geometry.heads // self.geometry.kv_heads
         k_SNH, v_SNH = (
-            np.repeat(x[row].astype(np.float64), groups, axis=1) for x in (self.k_RSKH, self.v_RSKH)
+            np.repeat(self._kept(x[row]).astype(np.float64), groups, axis=1)
+            for x in (self.k_RSKH, self.v_RSKH)
         )
         scores = np.einsum("TNH,SNH->NTS", q_TNH.astype(np.float64), k_SNH) / np.sqrt(q_TNH.shape[-1])
         distance_TS = positions[:, None] - np.arange(CONTEXT)[None, :]
@@ -95,6 +100,13 @@ class World:
         scores = np.where((distance_TS >= 0) & (distance_TS < window), scores, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         return np.einsum("NTS,SNH->TNH", weights / weights.sum(-1, keepdims=True), v_SNH)
+
+    def _kept(self, x_SKH: np.ndarray) -> np.ndarray:
+        """What the pool keeps of keys or values: in int8, the nearest of 255 multiples of a scale."""
+        if not self.geometry.int8:
+            return x_SKH
+        scale_SK1 = np.abs(x_SKH).max(-1, keepdims=True) / np.float32(127)
+        return np.rint(x_SKH / scale_SK1) * scale_SK1
 
 
 @dataclass(frozen=True)
@@ -145,11 +157,11 @@ def batch_of(world: World, runs: Sequence[Run], tables: np.ndarray | None = None
 
 
 @partial(jax.jit, static_argnames="window")
-def jitted_attend(q_TNH: jax.Array, pool: jax.Array, batch: Batch, window: int | None) -> jax.Array:
+def jitted_attend(q_TNH: jax.Array, pool: Pool, batch: Batch, window: int | None) -> jax.Array:
     return attend(q_TNH, pool, batch, window=window)
 
 
-def mixed(world: World, q_TNH: np.ndarray, runs: Sequence[Run], pool: jax.Array | None = None) -> np.ndarray:
+def mixed(world: World, q_TNH: np.ndarray, runs: Sequence[Run], pool: Pool | None = None) -> np.ndarray:
     """A mixed step's attention."""
     pool = world.pool if pool is None else pool
     batch = batch_of(world, runs)

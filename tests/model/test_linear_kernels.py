@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distaff.model.kernels.linear import halves, int8_padded, int8_plain, int8_turned, plain
-from distaff.model.quantize import quantize_rows, quantize_weight
+from distaff.model.quantize import quantize_last, quantize_weight
 
 ROWS = [1, 2, 5]
 
@@ -56,7 +56,7 @@ def test_int8_is_near_the_wide_product(rows: int, way) -> None:
 def test_rows_are_rounded_each_by_its_own_scale() -> None:
     """A large row does not coarsen a small one; a row of zeros stays one."""
     x_TD = jnp.asarray([[1.0, -0.5], [1000.0, 3.0], [0.0, 0.0]], jnp.float32)
-    rounded_TD, scale_T = quantize_rows(x_TD)
+    rounded_TD, scale_T = quantize_last(x_TD)
     np.testing.assert_array_equal(rounded_TD, [[127, -64], [127, 0], [0, 0]])
     np.testing.assert_allclose(scale_T[:2], [1 / 127, 1000 / 127])
 

@@ -3,10 +3,11 @@
 import logging
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import pytest
 
-from distaff.model.cache import page_bytes
+from distaff.model.cache import create_cache, page_bytes
 from distaff.model.config import ModelConfig
 from distaff.runtime import memory
 from distaff.runtime.buckets import Shapes
@@ -48,6 +49,13 @@ def test_a_page_is_keys_and_values_of_all_layers():
         == PAGE
         == 2 * page_bytes(CONFIG, 16, jnp.dtype("bfloat16"))
     )
+
+
+def test_an_int8_page_has_a_scale_for_each_key_and_value():
+    """A byte a number, and four for each head's scale: as many bytes as the pool's arrays have."""
+    pools = create_cache(CONFIG, 5, 16, jnp.dtype("int8"))
+    assert page_bytes(CONFIG, 16, jnp.dtype("int8")) == 3 * 16 * 2 * 2 * (8 + 4)
+    assert sum(x.nbytes for x in jax.tree.leaves(pools)) == 5 * page_bytes(CONFIG, 16, jnp.dtype("int8"))
 
 
 @pytest.mark.parametrize(("pages", "chosen"), [(4, 4), (27, 27), (28, 28), (29, 28), (10_000, 28)])

@@ -24,18 +24,18 @@ MIXTURE = replace(
 SETTINGS = EngineSettings(slots=4, context=96)
 
 
-def generate(config, parameters, shards: int, **params) -> list[list[int]]:
+def generate(config, parameters, shards: int, settings=SETTINGS, **params) -> list[list[int]]:
     """What an engine over so many devices answers to five prompts of different lengths."""
     mesh = create_mesh(shards)
-    engine = Engine(config, place_all(parameters, config, mesh), SETTINGS, mesh=mesh)
+    engine = Engine(config, place_all(parameters, config, mesh), settings, mesh=mesh)
     engine.warm_up()
     engine.start()
     try:
         requests = [ask(f"r{n}", 3 + 17 * n, max_tokens=12, seed=n, **params) for n in range(5)]
         found = [tokens_of(events) for events in engine.generate(requests)]
         assert engine.stats.compilations == 0 and engine.stats.free_pages == engine.stats.total_pages
-        pool = engine._runner._state.cache[0]
-        assert {shard.data.shape[2] for shard in pool.addressable_shards} == {pool.shape[2] // shards}
+        for pool in jax.tree.leaves(engine._runner._state.cache):
+            assert {shard.data.shape[2] for shard in pool.addressable_shards} == {pool.shape[2] // shards}
         return found
     finally:
         engine.stop()
@@ -55,6 +55,13 @@ def test_mixtral_over_four_devices_says_the_same():
     parameters = random_parameters(MIXTURE, 3, jax.numpy.dtype("float32"))
     parameters = {name: 8.0 * w if w.ndim > 1 else w for name, w in parameters.items()}
     assert generate(MIXTURE, parameters, 4) == generate(MIXTURE, parameters, 1)
+
+
+def test_an_int8_cache_is_divided_with_its_scales(parameters):
+    """Two devices say what one says."""
+    clean = dict(parameters) | {"embed": jax.numpy.nan_to_num(parameters["embed"])}
+    settings = replace(SETTINGS, kv_cache_dtype="int8")
+    assert generate(CONFIG, clean, 2, settings) == generate(CONFIG, clean, 1, settings)
 
 
 def test_scores_are_those_of_one_device(parameters):

@@ -76,6 +76,7 @@ def test_remedies_help(gigabytes: float, slots: int, int8: bool) -> None:
         changed = {
             "--topology": lambda word: {"topology": parse_topology(word)},
             "--quantize": lambda word: {"int8": True},
+            "--kv-cache-dtype": lambda word: {"int8_cache": True},
             "--context": lambda word: {"context": int(word)},
             "--slots": lambda word: {"slots": int(word)},
         }[flag](value)

@@ -41,8 +41,8 @@ SHAPES = Shapes(slots=8, budget=64, page_size=16, table=32, tile=16)
 DECODE = Bucket(kind="decode", tokens=8, rows=8)
 
 
-def counted(config: ModelConfig, shards: int = 1, *, int8: bool = False) -> Counted:
-    return Counted(config=config, shards=shards, dtype="float32", int8=int8, page_size=16)
+def counted(config: ModelConfig, shards: int = 1, **wishes: bool) -> Counted:
+    return Counted(config=config, shards=shards, dtype="float32", page_size=16, **{"int8": False, **wishes})
 
 
 @pytest.mark.parametrize("int8", [False, True])
@@ -64,8 +64,10 @@ def test_weights_are_what_lies_on_a_device(name: str, shards: int, int8: bool) -
 @pytest.mark.parametrize("name", MODELS)
 def test_pages_are_what_the_pool_is_made_of(name: str, shards: int) -> None:
     """A page on each of the devices is, on all of them, a page of the padded model."""
-    size = counted(MODELS[name], shards).token_bytes() * 16 * shards
-    assert size == page_bytes(pad_config(MODELS[name], shards), 16, FLOAT32)
+    padded = pad_config(MODELS[name], shards)
+    for dtype in (FLOAT32, jnp.dtype("int8")):
+        size = counted(MODELS[name], shards, int8_cache=dtype == jnp.int8).token_bytes() * 16 * shards
+        assert size == page_bytes(padded, 16, dtype)
 
 
 @pytest.mark.parametrize("name", MODELS)
