@@ -1,14 +1,16 @@
 """How long steps take, learned as they run, and what follows for how a step is filled. No JAX.
 
 The one idea: a stream should not notice that somebody else's prompt is coming in. While anybody decodes, a
-step takes in so much of a prompt that it lasts at most `PATIENCE` times as long as decoding alone would, or,
-where several wait to come in, so many times longer: they are kept waiting too.
+step takes in so much of a prompt that it lasts at most `PATIENCE` times as long as decoding alone would.
+Where several wait to come in they are kept waiting too: so many times longer, and more where they are the
+majority.
 
 A size that is thought dear is not chosen, so nothing would ever show that it no longer is. Hence what is
 known of a size fades while others run, towards what a trial of it took.
 """
 
 from collections import defaultdict
+from itertools import takewhile
 
 PATIENCE = 2.5
 """How many times longer a step with a part of a prompt may take than one without."""
@@ -53,7 +55,8 @@ class Pace:
         alone, sizes = self.seconds("decode", decoding), self.sizes("mixed")
         if not decoding or alone is None or not sizes:
             return None
-        limit = PATIENCE * alone * max(1, waiting)
-        quick = [size for size in sizes if self._seconds["mixed"][size] <= limit]
+        limit = PATIENCE * alone * max(1, waiting) * max(1, waiting / decoding)
+        # A step takes no less than a smaller one, whatever was known of it in better times.
+        quick = list(takewhile(lambda size: self._seconds["mixed"][size] <= limit, sizes))
         holding = [size for size in sizes if size > decoding]
         return max(quick[-1:] + holding[:1], default=None)

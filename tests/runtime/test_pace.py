@@ -25,7 +25,7 @@ SECONDS = st.floats(0.001, 10)
 @given(SECONDS, st.lists(SECONDS, min_size=1, max_size=5).map(sorted), st.integers(1, 8), st.integers(0, 9))
 def test_a_step_lasts_as_long_as_a_stream_has_patience(alone, mixed, decoding, waiting):
     """The largest step within the patience is filled, or the smallest that takes in anything at all."""
-    limit = PATIENCE * alone * max(1, waiting)
+    limit = PATIENCE * alone * max(1, waiting) * max(1, waiting / decoding)
     sizes = {16 << n: seconds for n, seconds in enumerate(mixed)}
     chosen = known({8: alone}, sizes).most_tokens(decoding, waiting)
     assert chosen in sizes and chosen > decoding
@@ -50,6 +50,15 @@ def test_the_average_follows_the_news():
     for _ in range(40):
         pace.note("decode", 8, 3.0)
     assert pace.seconds("decode", 5) == pytest.approx(3.0, abs=0.01) and pace.seconds("decode", 9) is None
+
+
+def test_no_step_is_believed_to_be_faster_than_a_smaller_one():
+    """What was known of the larger one is old where the smaller one has become slow."""
+    pace = known({4: 1.0}, {8: 2.0, 16: 2.2, 32: 9.0})
+    assert pace.most_tokens(2, 1) == 16
+    for _ in range(20):
+        pace.note("mixed", 8, 6.0)
+    assert pace.most_tokens(2, 1) == 8
 
 
 def test_a_size_that_was_dear_is_given_another_chance():
