@@ -104,12 +104,12 @@ def _chat(served: Served, streams: list[int], capacity: float) -> Iterable[Found
 
 
 def _long(served: Served, streams: list[int], capacity: float) -> Iterable[Found]:
-    yield from _of(load.closed(served, 1, 3, MAX_TOKENS, load.long_question))
-    yield from _of(load.closed(served, 4, 2, MAX_TOKENS, load.long_question))
+    yield from _of(load.closed(served, 1, 3, MAX_TOKENS, load.long_chat))
+    yield from _of(load.closed(served, 4, 2, MAX_TOKENS, load.long_chat))
 
 
 def _edit(served: Served, streams: list[int], capacity: float) -> Iterable[Found]:
-    yield from _of(load.closed(served, 1, 3, 3 * MAX_TOKENS, load.edit_request))
+    yield from _of(load.closed(served, 1, 3, 3 * MAX_TOKENS, load.edit))
 
 
 def _turns(served: Served, streams: list[int], capacity: float) -> Iterable[Found]:

@@ -32,6 +32,7 @@ _TOPICS = (
 _CLOSING = "Which of them do you like best, and why?"
 _TEMPLATE_TOKENS = 16
 """What the chat template adds to a system and a user message, about."""
+Conversation = list[dict[str, str]]
 _numbers = itertools.count(random.randrange(10**6))
 
 
@@ -91,21 +92,55 @@ def _tokens_of(text: str) -> int:
     return len(_tokenizer().encode(text))
 
 
-def edit_request(number: int) -> str:
-    """A text to be said again: what prompt lookup is for."""
-    lines = "\n".join(
-        f"{n}. The {_TOPICS[(number + n) % 16]} of station {number + n} were counted on day {n} by the crew."
-        for n in range(1, 9)
-    )
-    return f"Repeat the following list word by word, all of it, and change nothing:\n{lines}"
+def chat(number: int) -> Conversation:
+    """A conversation that begins with a question."""
+    return _begun(question(number))
 
 
-def messages(text: str) -> list[dict[str, str]]:
-    """A conversation that begins."""
+def long_chat(number: int) -> Conversation:
+    """The same with a long question."""
+    return _begun(long_question(number))
+
+
+def edit(number: int) -> Conversation:
+    """A small change to a program that stands in the conversation: what prompt lookup is for."""
+    one, other = _TOPICS[number % 16], _TOPICS[(number + 5) % 16]
+    return [
+        *_begun(f"Request {number}: write a class that counts {one} and {other}."),
+        {"role": "assistant", "content": _PROGRAM.format(name=one.title(), one=one, other=other, n=number)},
+        {
+            "role": "user",
+            "content": "Rename the attribute `limit` to `most` and give me the whole class again.",
+        },
+    ]
+
+
+_PROGRAM = """```python
+class {name}Counter:
+    \"\"\"Counts {one} and {other} at station {n}.\"\"\"
+
+    def __init__(self, {one}, {other}, limit={n}):
+        self.{one} = {one}
+        self.{other} = {other}
+        self.limit = limit
+        self.seen = []
+
+    def add(self, name, count):
+        if count > self.limit:
+            raise ValueError(f"too many: {{count}}")
+        self.seen.append((name, count))
+        return len(self.seen)
+
+    def total(self):
+        return sum(count for _, count in self.seen)
+```"""
+
+
+def _begun(text: str) -> Conversation:
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
 
 
-def body(served: Served, conversation: list[dict[str, str]], max_tokens: int) -> dict:
+def body(served: Served, conversation: Conversation, max_tokens: int) -> dict:
     """A streamed, greedy request of exactly `max_tokens` tokens, as far as the server can be told."""
     return {
         "model": served.contender.model,
@@ -118,13 +153,13 @@ def body(served: Served, conversation: list[dict[str, str]], max_tokens: int) ->
     }
 
 
-def closed(served: Served, streams: int, per_stream: int, max_tokens: int, ask=question) -> LoadResult:
+def closed(served: Served, streams: int, per_stream: int, max_tokens: int, ask=chat) -> LoadResult:
     """N streams, each with so many requests one after the other."""
 
     async def run(client: httpx.AsyncClient) -> list[Reply]:
         async def worker() -> list[Reply]:
-            texts = [ask(next(_numbers)) for _ in range(per_stream)]
-            return [await send(client, body(served, messages(text), max_tokens)) for text in texts]
+            asked = [ask(next(_numbers)) for _ in range(per_stream)]
+            return [await send(client, body(served, each, max_tokens)) for each in asked]
 
         return [r for replies in await asyncio.gather(*(worker() for _ in range(streams))) for r in replies]
 
@@ -137,7 +172,7 @@ def arrivals(served: Served, rate: float, seconds: float, max_tokens: int) -> Lo
     async def run(client: httpx.AsyncClient) -> list[Reply]:
         tasks, left = [], seconds
         while left > 0:
-            request = body(served, messages(question(next(_numbers))), max_tokens)
+            request = body(served, chat(next(_numbers)), max_tokens)
             tasks.append(asyncio.create_task(send(client, request)))
             pause = random.expovariate(rate)
             left -= pause
@@ -151,7 +186,7 @@ def conversation(served: Served, turns: int, max_tokens: int) -> list[float]:
     """Seconds to the first token of each turn of one conversation, which grows by what is asked and said."""
 
     async def run() -> list[float]:
-        said, firsts = messages(question(next(_numbers))), []
+        said, firsts = chat(next(_numbers)), []
         async with _client(served, 1) as client:
             for _ in range(turns):
                 reply = await send(client, body(served, said, max_tokens))
@@ -170,16 +205,16 @@ def gaps_beside(served: Served, streams: int, intruder: str, max_tokens: int) ->
     async def run(*, beside: bool) -> float:
         async with _client(served, streams + 1) as client:
             heard: list[list[float]] = [[] for _ in range(streams)]
-            texts = [question(next(_numbers)) for _ in range(streams)]
+            asked = [chat(next(_numbers)) for _ in range(streams)]
             tasks = [
-                asyncio.create_task(send(client, body(served, messages(text), max_tokens), times))
-                for text, times in zip(texts, heard, strict=True)
+                asyncio.create_task(send(client, body(served, each, max_tokens), times))
+                for each, times in zip(asked, heard, strict=True)
             ]
             while any(len(times) < 8 for times in heard):
                 await asyncio.sleep(0.01)  # all are to decode before the gaps are looked at
             begun = time.perf_counter()
             if beside:
-                await send(client, body(served, messages(intruder), 1))
+                await send(client, body(served, _begun(intruder), 1))
             ended = time.perf_counter() if beside else float("inf")
             await asyncio.gather(*tasks)
         gaps = sorted(gap for times in heard for gap in gaps_during(times, begun, ended))

@@ -146,6 +146,9 @@ def transformers_serve() -> Contender:
 CONTENDERS: dict[str, Callable[[], Contender]] = {
     "distaff-f32": distaff,
     "distaff-int8": lambda: distaff("--quantize", "int8"),
+    "distaff-int8-cache": lambda: distaff("--quantize", "int8", "--kv-cache-dtype", "int8"),
+    "distaff-undrafted": lambda: distaff("--no-speculation"),
+    "distaff-deterministic": lambda: distaff("--deterministic"),
     "llama-f32": lambda: llama_cpp(lambda: weights.gguf_file("F32")),
     "llama-q8": lambda: llama_cpp(lambda: weights.gguf_file("Q8_0")),
     "llama-q4": lambda: llama_cpp(weights.shipped),

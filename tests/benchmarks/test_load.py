@@ -62,5 +62,5 @@ async def test_a_refusal_fails_the_load():
 def test_a_long_question_is_as_long_as_it_says(tokens):
     """As the model's own tokenizer and template count it."""
     tokenizer = load_tokenizer(resolve(None))
-    prompt = tokenizer.encode_chat(load.messages(load.long_question(3, tokens)))
+    prompt = tokenizer.encode_chat(load._begun(load.long_question(3, tokens)))
     assert abs(len(prompt) - tokens) <= 20
