@@ -18,7 +18,9 @@ from .target import Target
 class Attention(Linears):
     """One layer's attention: hidden and pool in, hidden and pool out."""
 
-    def __init__(self, config: ModelConfig, target: Target, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, config: ModelConfig, target: Target, *, dtype: jnp.dtype, rngs: nnx.Rngs | None
+    ) -> None:
         super().__init__(target)
         n, k = config.heads * config.head_size, config.kv_heads * config.head_size
         bias = config.attention_bias

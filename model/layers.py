@@ -15,8 +15,10 @@ from .target import Target
 _initial = nnx.initializers.normal(0.02)
 
 
-def random_weight(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param:
-    """A parameter drawn from N(0, 0.02), the spread that Llama is initialised with."""
+def random_weight(rngs: nnx.Rngs | None, shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param:
+    """A parameter drawn from N(0, 0.02), as Llama is initialised; without `rngs` its shape alone."""
+    if rngs is None:
+        return nnx.Param(jax.ShapeDtypeStruct(shape, dtype))
     return nnx.Param(_initial(rngs.params(), shape, dtype))
 
 
@@ -40,12 +42,19 @@ class Linears(nnx.Module):
         self.target = target
 
     def add(
-        self, name: str, shape: tuple[int, ...], *, dtype: jnp.dtype, rngs: nnx.Rngs, bias: bool = False
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs | None,
+        bias: bool = False,
     ) -> None:
-        """A map of `[…, inputs, outputs]`, at random."""
+        """A map of `[…, inputs, outputs]`, at random; without `rngs` its shapes."""
         weight = random_weight(rngs, shape, dtype)
         if self.target.int8:
-            weight, scale = (nnx.Param(part) for part in quantize_weight(weight[...]))
+            narrowed = jax.eval_shape if rngs is None else lambda function, x: function(x)
+            weight, scale = (nnx.Param(part) for part in narrowed(quantize_weight, weight.get_value()))
             setattr(self, f"{name}_scale", scale)
         setattr(self, name, weight)
         if bias:
@@ -73,7 +82,9 @@ class Linears(nnx.Module):
 class FeedForward(Linears):
     """SwiGLU (Shazeer 2020, arXiv:2002.05202): `(silu(x @ gate) * (x @ up)) @ down`."""
 
-    def __init__(self, config: ModelConfig, target: Target, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, config: ModelConfig, target: Target, *, dtype: jnp.dtype, rngs: nnx.Rngs | None
+    ) -> None:
         super().__init__(target)
         width, inner, bias = config.width, config.feed_forward, config.feed_forward_bias
         self.add("gate", (width, inner), dtype=dtype, rngs=rngs, bias=bias)

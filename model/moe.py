@@ -20,7 +20,7 @@ class MixtureOfExperts(Linears):
     """Router and experts in place of a dense feed-forward."""
 
     def __init__(
-        self, config: ModelConfig, moe: MoEConfig, target: Target, *, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, config: ModelConfig, moe: MoEConfig, target: Target, *, dtype: jnp.dtype, rngs: nnx.Rngs | None
     ) -> None:
         super().__init__(target)
         width, inner = config.width, config.feed_forward

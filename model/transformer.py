@@ -33,7 +33,9 @@ Leaf = jax.Array | tuple[jax.Array, ...]
 class Layer(nnx.Module):
     """Pre-norm attention and feed-forward, or experts, each added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, target: Target, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, config: ModelConfig, target: Target, *, dtype: jnp.dtype, rngs: nnx.Rngs | None
+    ) -> None:
         self.attention_norm = nnx.Param(jnp.ones(config.width, dtype))
         self.attention = Attention(config, target, dtype=dtype, rngs=rngs)
         self.feed_forward_norm = nnx.Param(jnp.ones(config.width, dtype))
@@ -75,10 +77,10 @@ def _traced_once(
 
 
 class Transformer(Linears):
-    """A Llama or Mixtral model with randomly initialised parameters in `dtype`."""
+    """A Llama or Mixtral model with randomly initialised parameters in `dtype`; without `rngs`, of shapes."""
 
     def __init__(
-        self, config: ModelConfig, target: Target | None = None, *, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, config: ModelConfig, target: Target | None = None, *, dtype: jnp.dtype, rngs: nnx.Rngs | None
     ) -> None:
         super().__init__(target or Target())
         self.embed = random_weight(rngs, (config.vocabulary, config.width), dtype)
@@ -148,10 +150,9 @@ class Skeleton:
 
     @classmethod
     def of(cls, config: ModelConfig, target: Target | None = None) -> "Skeleton":
-        """Traces the module's structure; allocates nothing."""
+        """Makes the module of shapes alone; allocates next to nothing."""
         target = target or Target()
-        dtype = jnp.dtype("float32")
-        module = nnx.eval_shape(lambda: Transformer(config, target, dtype=dtype, rngs=nnx.Rngs(0)))
+        module = Transformer(config, target, dtype=jnp.dtype("float32"), rngs=None)
         graph, state = nnx.split(module)
         paths, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))
         names = tuple(".".join(str(getattr(key, "key", key)) for key in path) for path, _ in paths)

@@ -56,18 +56,13 @@ class Shapes:
     single: bool = False
 
     def buckets(self) -> list[Bucket]:
-        """Every bucket, the most useful first."""
+        """Every bucket, the most useful first; the first one serves any request."""
         if self.single:
             return [Bucket(kind="decode", tokens=self.budget, rows=self.budget)]
         decode = [Bucket(kind="decode", tokens=b, rows=b) for b in _powers(1, self.slots)]
         lowest = min(SMALLEST_MIXED, self.budget)
         mixed = [Bucket(kind="mixed", tokens=t, rows=self.slots) for t in _powers(lowest, self.budget)]
-        return decode[-1:] + mixed[-1:] + decode[:-1] + mixed[:-1]
-
-    @property
-    def essential(self) -> int:
-        """How many of the first buckets suffice for any request."""
-        return min(2, len(self.buckets()))
+        return mixed[-1:] + decode[-1:] + decode[:-1] + mixed[:-1]
 
     def tiles(self, bucket: Bucket) -> int:
         """C: enough tiles for any split of T tokens among the rows."""
@@ -147,6 +142,7 @@ class Layout:
 
 
 def choose(buckets: Iterable[Bucket], kind: str, tokens: int) -> Bucket:
-    """The smallest of these buckets that is of a kind and holds this many tokens."""
-    fitting = [b for b in buckets if b.kind == kind and b.tokens >= tokens]
-    return min(fitting, key=lambda bucket: bucket.tokens)
+    """The smallest of these buckets that is of a kind and holds this many tokens; a mixed one where there is
+    none yet of those that are wanted."""
+    fitting = [b for b in buckets if b.kind in (kind, "mixed") and b.tokens >= tokens]
+    return min(fitting, key=lambda bucket: (bucket.kind != kind, bucket.tokens))

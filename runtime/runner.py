@@ -101,11 +101,11 @@ class Runner:
         self._compiled: queue.SimpleQueue[Bucket] = queue.SimpleQueue()
 
     def warm_up(self, progress: Progress) -> None:
-        """Allocates the pool, compiles the steps that suffice for any request and runs each once.
+        """Allocates the pool, compiles the step that suffices for any request and runs it.
 
         Several processes compile all of them, for they must launch the same ones.
         """
-        count = len(self._buckets) if self._together else self.shapes.essential
+        count = len(self._buckets) if self._together else 1
         allocation = _Background(self._create_state)
         self._abstract_state = jax.eval_shape(self._create_state)
         self._executables.compile(self._buckets[:count], self._leaves, self._abstract_state, progress)
@@ -140,9 +140,11 @@ class Runner:
         return bucket, self._try(bucket)
 
     def _try(self, bucket: Bucket) -> float:
-        """Seconds of a step of padding alone, and the bucket is ready. The second run counts."""
+        """Seconds of a step of padding alone, and the bucket is ready. Where it is the only trial, the second
+        run counts: the first one takes longer."""
         buffer = pack(Plan([]), bucket, self._executables.layouts[bucket], self.shapes)
-        self._dispatch(bucket, buffer).token_B.block_until_ready()
+        if self._together:
+            self._dispatch(bucket, buffer).token_B.block_until_ready()
         begun = time.monotonic()
         self._dispatch(bucket, buffer).token_B.block_until_ready()
         seconds = time.monotonic() - begun

@@ -96,7 +96,7 @@ class Sizing:
     @property
     def largest(self) -> tuple[Bucket, Bucket]:
         """The steps that need most: decode at all slots, and a whole budget of prompts."""
-        decode, mixed = self.shapes.buckets()[:2]
+        mixed, decode = self.shapes.buckets()[:2]
         return decode, mixed
 
     @cached_property

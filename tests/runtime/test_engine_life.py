@@ -5,7 +5,9 @@ import time
 
 import pytest
 
+from distaff.runtime.engine import Engine
 from distaff.runtime.request import EngineFailed, InvalidRequest, NotReady, Request, SamplingParams
+from distaff.runtime.runner import Runner
 
 from .tiny import CONFIG, POISON, Ear, ask, assert_greedy, random_prompt, tokens_of
 
@@ -178,6 +180,23 @@ def test_nothing_is_taken_before_the_start_and_after_the_end(make_engine):
     with pytest.raises(NotReady):
         engine.submit(ask("late", 3, max_tokens=1))
     make_engine().stop()
+
+
+def test_a_single_step_serves_any_request(parameters, monkeypatch):
+    """What `warm_up` compiles is enough: prompts, decoding in company, a draw with penalties."""
+    monkeypatch.setattr(Runner, "compile_rest", lambda self, stop: None)
+    ear = Ear()
+    engine = Engine(CONFIG, parameters, on_events=ear.hear)
+    engine.warm_up()
+    engine.start()
+    requests = [ask(f"one{n}", 3 + 40 * n, max_tokens=15) for n in range(3)]
+    for request in [*requests, ask("drawn", 9, max_tokens=15, temperature=0.8, seed=1, presence_penalty=1.0)]:
+        engine.submit(request)
+    for request in requests:
+        assert_greedy(request, ear.tokens(request.id))
+    assert len(ear.tokens("drawn")) == 15
+    assert (engine.stats.buckets_ready, engine.stats.compilations) == (1, 0)
+    engine.stop()
 
 
 def test_stopping_ends_what_is_in_flight(bench):
