@@ -26,7 +26,7 @@ from distaff.runtime.request import Request, SamplingParams, TokenEvent
 from distaff.runtime.settings import EngineSettings
 
 BASE = ModelConfig(
-    vocabulary=4096, layers=4, width=512, feed_forward=1408, heads=8, kv_heads=4, head_size=64, context=16384
+    vocabulary=4096, layers=4, width=512, feed_forward=1408, heads=8, kv_heads=4, head_size=64, context=17408
 )
 PAGE = 16
 STEPS = 40
