@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from ..model.config import ModelConfig
 from ..model.rotary import follows_length
 from ..model.sharding import create_mesh
+from .admission import check
 from .assembly import assemble
 from .executables import CompilationCounter, Progress
 from .ledger import Ledger
@@ -224,29 +225,13 @@ class Engine:
                 self._mailboxes.close(request_id)
 
     def _admit(self, request: Request) -> Sequence:
-        params, prompt = request.params, request.prompt
-        if not prompt:
-            raise InvalidRequest("the prompt is empty; expected at least one token", "prompt")
-        wrong = next((token for token in prompt if not 0 <= token < self.vocabulary), None)
-        if wrong is not None:
-            raise InvalidRequest(
-                f"token id {wrong} in the prompt; expected 0 to {self.vocabulary - 1}", "prompt"
-            )
-        if not 0 <= request.choice < 2**31:
-            raise InvalidRequest(f"choice is {request.choice}; expected 0 to {2**31 - 1}", "choice")
-        limit = self.context if params.max_tokens is None else len(prompt) + params.max_tokens
-        if limit > self.context or len(prompt) >= self.context:
-            raise InvalidRequest(
-                f"{len(prompt)} prompt tokens and max_tokens {params.max_tokens}; "
-                f"expected at most {self.context} together",
-                "max_tokens" if len(prompt) < self.context else "prompt",
-            )
+        seed = request.params.seed
         return Sequence(
             request=request,
-            seed=draw_seed() if params.seed is None else params.seed % 2**64,
-            limit=limit,
+            seed=draw_seed() if seed is None else seed % 2**64,
+            limit=check(request, self.vocabulary, self.context),
             arrival=next(self._arrivals),
-            tokens=list(prompt),
+            tokens=list(request.prompt),
         )
 
     def _take_in(self, sequence: Sequence) -> None:
