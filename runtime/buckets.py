@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax import lax
 
-SMALLEST_MIXED = 32
+SMALLEST_MIXED = 16
 """Tokens in the smallest mixed bucket; below it a step costs what it costs."""
 
 

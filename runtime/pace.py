@@ -12,7 +12,7 @@ known of a size fades while others run, towards what a trial of it took.
 from collections import defaultdict
 from itertools import takewhile
 
-PATIENCE = 2.5
+PATIENCE = 3.0
 """How many times longer a step with a part of a prompt may take than one without."""
 
 _NEWS = 0.2

@@ -21,7 +21,7 @@ SIZES = st.builds(
 @given(SIZES)
 def test_buckets_double_up_to_the_largest(shapes):
     """Sizes are powers of two times the smallest, but for the largest, which is the setting itself."""
-    for kind, lowest, highest in (("decode", 1, shapes.slots), ("mixed", 32, shapes.budget)):
+    for kind, lowest, highest in (("decode", 1, shapes.slots), ("mixed", 16, shapes.budget)):
         sizes = sorted(bucket.tokens for bucket in shapes.buckets() if bucket.kind == kind)
         assert sizes[:-1] == [lowest * 2**n for n in range(len(sizes) - 1)] and sizes[-1] == highest
         assert len(sizes) < 2 or highest <= 2 * sizes[-2]
@@ -35,14 +35,14 @@ def test_the_smallest_bucket_that_fits_is_chosen(shapes, data):
     chosen = choose(shapes.buckets(), kind, tokens)
     assert chosen.kind == kind and tokens <= chosen.tokens
     assert not [b for b in shapes.buckets() if b.kind == kind and tokens <= b.tokens < chosen.tokens]
-    assert chosen.tokens <= max(2 * tokens, 32)
+    assert chosen.tokens <= max(2 * tokens, 16)
 
 
 def test_the_most_useful_buckets_come_first():
     """After the first one a server can answer anything."""
     shapes = Shapes(slots=6, budget=100, page_size=16, table=9, tile=64)
     names = [str(bucket) for bucket in shapes.buckets()]
-    assert names == "mixed(100) decode(6) decode(1) decode(2) decode(4) mixed(32) mixed(64)".split()
+    assert names == "mixed(100) decode(6) decode(1) decode(2) decode(4) mixed(16) mixed(32) mixed(64)".split()
 
 
 def test_a_mixed_step_stands_in_for_those_that_are_not_ready():
