@@ -25,6 +25,8 @@ from distaff.runtime.engine import Engine
 from distaff.runtime.request import Request, SamplingParams, TokenEvent
 from distaff.runtime.settings import EngineSettings
 
+from .server import until
+
 BASE = ModelConfig(
     vocabulary=4096, layers=4, width=512, feed_forward=1408, heads=8, kv_heads=4, head_size=64, context=17408
 )
@@ -78,8 +80,7 @@ def decode(config: ModelConfig, what: str, size: int, *, streams: int, context: 
     engine = Engine(config, random_parameters(config, 0, jnp.dtype("float32")), settings, on_events=ear.hear)
     engine.warm_up()
     engine.start()
-    while engine.stats.buckets_ready < engine.stats.buckets:
-        time.sleep(0.05)  # the smaller steps are compiled beside it
+    until(lambda: engine.stats.buckets_ready == engine.stats.buckets, "all steps are compiled")
     for request in _requests(config, streams, context):
         engine.submit(request)
     seconds, counts = ear.wait(streams)

@@ -210,7 +210,7 @@ def gaps_beside(served: Served, streams: int, intruder: str, max_tokens: int) ->
                 asyncio.create_task(send(client, body(served, each, max_tokens), times))
                 for each, times in zip(asked, heard, strict=True)
             ]
-            while any(len(times) < 8 for times in heard):
+            while any(len(h) < 8 and not task.done() for h, task in zip(heard, tasks, strict=True)):
                 await asyncio.sleep(0.01)  # all are to decode before the gaps are looked at
             begun = time.perf_counter()
             if beside:

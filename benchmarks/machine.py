@@ -22,7 +22,6 @@ def _fastest(work: Callable[[], object], repeats: int) -> float:
     return quickest(work, repeats)
 
 
-@functools.cache
 def _numbers(count: int) -> jax.Array:
     return jax.random.uniform(jax.random.key(0), (count,))
 

@@ -160,12 +160,13 @@ def await_all_steps(served: Served) -> None:
     """Of ours: until every step is compiled, for the larger ones serve meanwhile."""
     if not served.contender.ready.startswith("/ready"):
         return
-    while True:
+
+    def compiled() -> bool:
         lines = httpx.get(f"{served.url}/metrics").text.splitlines()
         values = [line.split()[1] for line in lines if line.startswith("distaff_engine_buckets")]
-        if len(set(values)) == 1 and float(values[0]) > 0:
-            return
-        time.sleep(0.2)  # until it is asked again
+        return len(set(values)) == 1 and float(values[0]) > 0
+
+    until(compiled, "all steps are compiled")
 
 
 def free_port() -> int:
@@ -177,12 +178,26 @@ def free_port() -> int:
 
 def _wait(process: subprocess.Popen, address: str, patience: float) -> float:
     """Polls until it is answered 200; the time when it first was."""
-    limit = time.perf_counter() + patience
-    while time.perf_counter() < limit:
+
+    def answered() -> bool:
         if process.poll() is not None:
             raise RuntimeError(f"the server ended with code {process.returncode}")
         with contextlib.suppress(httpx.TransportError):
-            if httpx.get(address).status_code == 200:
-                return time.perf_counter()
-        time.sleep(0.05)
-    raise RuntimeError(f"not ready within {patience} s")
+            return httpx.get(address).status_code == 200
+        return False
+
+    until(answered, "the server is ready", patience)
+    return time.perf_counter()
+
+
+def until(done: Callable[[], bool], what: str, patience: float = 300.0) -> None:
+    """Asks again and again whether it is done.
+
+    Raises:
+      RuntimeError: it was not within `patience` seconds.
+    """
+    limit = time.perf_counter() + patience
+    while not done():
+        if time.perf_counter() > limit:
+            raise RuntimeError(f"waited {patience:.0f} s until {what}, in vain")
+        time.sleep(0.05)  # until it is asked again
