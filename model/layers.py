@@ -53,8 +53,9 @@ class Linears(nnx.Module):
         """A map of `[…, inputs, outputs]`, at random; without `rngs` its shapes."""
         weight = random_weight(rngs, shape, dtype)
         if self.target.int8:
-            narrowed = jax.eval_shape if rngs is None else lambda function, x: function(x)
-            weight, scale = (nnx.Param(part) for part in narrowed(quantize_weight, weight.get_value()))
+            wide = weight.get_value()
+            parts = quantize_weight(wide) if rngs is not None else jax.eval_shape(quantize_weight, wide)
+            weight, scale = map(nnx.Param, parts)
             setattr(self, f"{name}_scale", scale)
         setattr(self, name, weight)
         if bias:

@@ -126,16 +126,16 @@ def attend_tiles(
         i, out_TNH = carry
         rows_W, lengths_W = (lax.dynamic_slice(x_C, (i,), (WIDE,)) for x_C in (row_C, length_C))
         same_W = (rows_W == rows_W[0]) & (i + jnp.arange(WIDE, dtype=jnp.int32) < tiles.count)
-        if WIDE * tile > tokens:
+
+        def narrow() -> tuple[jax.Array, jax.Array]:
             return i + 1, look(out_TNH, i, lengths_W[0], tile, BLOCK_TOKENS)
-        return lax.cond(
-            same_W[2],
-            lambda: (
-                i + same_W.sum(dtype=jnp.int32),
-                look(out_TNH, i, jnp.where(same_W, lengths_W, 0).sum(), WIDE * tile, WIDE_BLOCK_TOKENS),
-            ),
-            lambda: (i + 1, look(out_TNH, i, lengths_W[0], tile, BLOCK_TOKENS)),
-        )
+
+        def wide() -> tuple[jax.Array, jax.Array]:
+            length = jnp.where(same_W, lengths_W, 0).sum()
+            out = look(out_TNH, i, length, WIDE * tile, WIDE_BLOCK_TOKENS)
+            return i + same_W.sum(dtype=jnp.int32), out
+
+        return narrow() if WIDE * tile > tokens else lax.cond(same_W[2], wide, narrow)
 
     start = jnp.int32(0), jnp.zeros_like(q_TNH)
     return lax.while_loop(lambda carry: carry[0] < tiles.count, one, start)[1]

@@ -32,7 +32,7 @@ _PACKED = {jnp.dtype("float32"): 1, jnp.dtype("bfloat16"): 2}
 
 def attend(q_TNH: jax.Array, pool: Pool, batch: Batch, *, window: int | None) -> jax.Array:
     """See `registry.AttentionKernel`; tokens of no row get zero. Rows in use hold a token at least."""
-    if isinstance(pool, Int8Pool) or not fits(q_TNH, pool, batch.tables_BM):
+    if not fits(q_TNH, pool, batch.tables_BM):
         return block_attention.attend(q_TNH, pool, batch, window=window)
     starts_R, lengths_B = _sequences(batch)
     out_TNH = ragged_paged_attention(
@@ -50,14 +50,20 @@ def attend(q_TNH: jax.Array, pool: Pool, batch: Batch, *, window: int | None) ->
     return jnp.where((batch.positions_T >= 0)[:, None, None], out_TNH, 0)
 
 
-def fits(q_TNH: jax.Array, pool: jax.Array, tables_BM: jax.Array) -> bool:
+def fits(q_TNH: jax.Array, pool: Pool, tables_BM: jax.Array) -> bool:
     """Whether the kernel takes these shapes, as found by compiling it for v5e and v6e (JAX 0.10.2).
 
     It wants heads of one row of lanes, queries as wide as the pool, page tables that scalar memory holds, and
     a token's keys and values in whole tiles: 1, 2, 4 or a multiple of 8 words of 32 bits. Of more than 8 it
-    takes 8 at a time, and in f32 the queries of these 4 heads must be whole tiles as well.
+    takes 8 at a time, and in f32 the queries of these 4 heads must be whole tiles as well. Of scales it knows
+    one for a whole pool only.
     """
-    if q_TNH.dtype != pool.dtype or pool.dtype not in _PACKED or q_TNH.shape[2] != LANES:
+    if (
+        isinstance(pool, Int8Pool)
+        or q_TNH.dtype != pool.dtype
+        or pool.dtype not in _PACKED
+        or q_TNH.shape[2] != LANES
+    ):
         return False
     entries, packed = pool.shape[2], _PACKED[pool.dtype]
     words, rest = divmod(entries, packed)

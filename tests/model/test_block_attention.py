@@ -131,14 +131,18 @@ MIXED = [Run(2, 0, 300, 1), Run(0, 1, 0, 70), Run(3, 75, 130, 1), Run(1, 80, 250
 """Two decoding rows, a prompt from its start in two tiles, a later chunk over two blocks, holes between."""
 
 
-def queries(geometry: Geometry, seed: int) -> np.ndarray:
-    shape = (TOKENS, geometry.heads, geometry.head_size)
+LONG = [Run(0, 0, 100, 300), Run(2, 300, 40, 1), Run(1, 301, 0, 130), Run(3, 440, 400, 65)]
+"""Five tiles, a token, three tiles, the last of two tokens, and two tiles: four and three are one look."""
+
+
+def queries(geometry: Geometry, seed: int, tokens: int = TOKENS) -> np.ndarray:
+    shape = (tokens, geometry.heads, geometry.head_size)
     return 2.0 * np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def batch_of(world: World, runs: Sequence[Run], tables: np.ndarray | None = None) -> Batch:
-    """The layout of a mixed step with these runs."""
-    positions, singles = np.full(TOKENS, -1, np.int32), np.full(ROWS, TOKENS, np.int32)
+def batch_of(world: World, runs: Sequence[Run], tokens: int) -> Batch:
+    """The layout of a mixed step of so many tokens with these runs."""
+    positions, singles = np.full(tokens, -1, np.int32), np.full(ROWS, tokens, np.int32)
     for run in runs:
         positions[run.where] = run.positions
         if run.length == 1:
@@ -147,12 +151,12 @@ def batch_of(world: World, runs: Sequence[Run], tables: np.ndarray | None = None
     return Batch(
         positions_T=jnp.asarray(positions),
         lengths_T=jnp.asarray(positions + 1),
-        slots_T=jnp.zeros(TOKENS, jnp.int32),
-        tables_BM=jnp.asarray(world.tables if tables is None else tables, jnp.int32),
+        slots_T=jnp.zeros(tokens, jnp.int32),
+        tables_BM=jnp.asarray(world.tables, jnp.int32),
         starts_R=jnp.zeros(ROWS + 1, jnp.int32),  # this kernel goes by singles and tiles
         rows=jnp.int32(len(runs)),
         singles_B=jnp.asarray(singles),
-        tiles=make_tiles(prompts, tile=64, capacity=TOKENS // 64 + ROWS),
+        tiles=make_tiles(prompts, tile=64, capacity=tokens // 64 + ROWS),
     )
 
 
@@ -164,7 +168,7 @@ def jitted_attend(q_TNH: jax.Array, pool: Pool, batch: Batch, window: int | None
 def mixed(world: World, q_TNH: np.ndarray, runs: Sequence[Run], pool: Pool | None = None) -> np.ndarray:
     """A mixed step's attention."""
     pool = world.pool if pool is None else pool
-    batch = batch_of(world, runs)
+    batch = batch_of(world, runs, len(q_TNH))
     return np.asarray(jitted_attend(jnp.asarray(q_TNH), pool, batch, world.geometry.window))
 
 
@@ -190,6 +194,19 @@ def test_mixed_step_equals_dense_attention(geometry: Geometry) -> None:
     for run in MIXED:
         expected_TNH = world.oracle(q_TNH[run.where], run.row, run.positions)
         np.testing.assert_allclose(found_TNH[run.where], expected_TNH, atol=TOLERANCE, err_msg=repr(run))
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=NAMES)
+def test_long_prompts_equal_dense_attention(geometry: Geometry) -> None:
+    """Tiles that are looked at together, beside others that are not, alone and in company to the bit."""
+    world, q_TNH = World.create(geometry, 18), queries(geometry, 19, 512)
+    found_TNH, used = mixed(world, q_TNH, LONG), np.zeros(512, bool)
+    for run in LONG:
+        expected_TNH = world.oracle(q_TNH[run.where], run.row, run.positions)
+        np.testing.assert_allclose(found_TNH[run.where], expected_TNH, atol=TOLERANCE, err_msg=repr(run))
+        np.testing.assert_array_equal(mixed(world, q_TNH, [run])[run.where], found_TNH[run.where])
+        used[run.where] = True
+    assert not found_TNH[~used].any()
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=NAMES)
