@@ -11,6 +11,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import jax.numpy as jnp
+
+from ...model.cache import page_bytes
 from ...model.config import ModelConfig
 from ...model.sharding import pad_config, placements, share_config
 
@@ -81,10 +84,7 @@ class Counted:
     def token_bytes(self) -> int:
         """What a token's keys and values take on one device, over all layers."""
         share = share_config(self.config, self.shards)
-        entry = share.head_size * SIZES[self.dtype]
-        if self.int8_cache:
-            entry = share.head_size * SIZES["int8"] + SIZES["float32"]
-        return share.layers * 2 * share.kv_heads * entry
+        return page_bytes(share, 1, jnp.dtype("int8" if self.int8_cache else self.dtype))
 
     def state_bytes(self, slots: int) -> int:
         """The state beside the cache: newest samples, counts of generated ids, broken marks.
