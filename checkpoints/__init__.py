@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .errors import CheckpointError as CheckpointError
+    from .errors import GrammarError as GrammarError
     from .errors import SourceNotFound as SourceNotFound
     from .files import Progress as Progress
     from .generation import GenerationDefaults as GenerationDefaults
+    from .grammar import GrammarCompiler as GrammarCompiler
     from .reading import Checkpoint as Checkpoint
     from .reading import load_parameters as load_parameters
     from .reading import open_checkpoint as open_checkpoint
@@ -28,9 +30,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CheckpointError": "errors",
+    "GrammarError": "errors",
     "SourceNotFound": "errors",
     "Progress": "files",
     "GenerationDefaults": "generation",
+    "GrammarCompiler": "grammar",
     "Checkpoint": "reading",
     "load_parameters": "reading",
     "open_checkpoint": "reading",

@@ -16,3 +16,7 @@ class SourceNotFound(CheckpointError):
 def not_finite(path: Path, name: str) -> CheckpointError:
     """What is said of a tensor that holds a number which is none."""
     return CheckpointError(f"{path}: tensor {name} holds NaN or infinity; expected finite weights")
+
+
+class GrammarError(DistaffError):
+    """A grammar that cannot be followed; the message says why."""

@@ -1,5 +1,7 @@
 """What an engine refuses at once: requests that it could never serve. No JAX."""
 
+from collections.abc import Iterable
+
 from .request import InvalidRequest, Request
 
 
@@ -20,6 +22,8 @@ def check(request: Request, vocabulary: int, context: int) -> int:
         raise InvalidRequest(f"token id {wrong} in the prompt; expected 0 to {vocabulary - 1}", "prompt")
     if not 0 <= request.choice < 2**31:
         raise InvalidRequest(f"choice is {request.choice}; expected 0 to {2**31 - 1}", "choice")
+    _check_ids("logit_bias", [token for token, _ in params.logit_bias], vocabulary)
+    _check_ids("allowed_ids", params.allowed_ids or (), vocabulary)
     limit = context if params.max_tokens is None else len(prompt) + params.max_tokens
     if limit > context or len(prompt) >= context:
         raise InvalidRequest(
@@ -28,3 +32,9 @@ def check(request: Request, vocabulary: int, context: int) -> int:
             "max_tokens" if len(prompt) < context else "prompt",
         )
     return limit
+
+
+def _check_ids(name: str, ids: Iterable[int], vocabulary: int) -> None:
+    wrong = next((token for token in ids if not 0 <= token < vocabulary), None)
+    if wrong is not None:
+        raise InvalidRequest(f"token id {wrong} in {name}; expected 0 to {vocabulary - 1}", name)

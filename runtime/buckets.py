@@ -2,7 +2,9 @@
 
 A step is compiled for a *bucket*: `decode` for B rows of one token, `mixed` for T tokens of prompts and
 running rows together (with as many rows as there are slots). Buckets are powers of two, so a request is
-padded at most twofold and the executables number log2(slots) + log2(budget).
+padded at most twofold and the executables number log2(slots) + log2(budget). Beside them, where wanted:
+`sample` draws for B rows whose logits a step has left behind, among what grammars allow; `score` is a mixed
+step that also says what the prompts' tokens were worth.
 
 In a decode step every token is a row of its own, with its own place in a sequence: so tokens of one sequence
 may lie side by side there, each seeing those before it. Drafts do; and where the engine is to be
@@ -29,12 +31,17 @@ SMALLEST_MIXED = 16
 class Bucket:
     """A compiled shape: `tokens` is T, `rows` is B (equal for decode)."""
 
-    kind: Literal["decode", "mixed"]
+    kind: Literal["decode", "mixed", "sample", "score"]
     tokens: int
     rows: int
 
     def __str__(self) -> str:
         return f"{self.kind}({self.tokens})"
+
+    @property
+    def tiled(self) -> bool:
+        """Whether its rows may hold runs of tokens."""
+        return self.kind in ("mixed", "score")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +53,7 @@ class Shapes:
       page_size: tokens to a page. table: M, pages in the longest sequence.
       tile: queries per tile in a mixed step.
       single: every step has the one shape `decode(budget)`.
+      mask: words of a grammar's mask; 0 where there are no grammars. scores: prompts can be scored.
     """
 
     slots: int
@@ -54,15 +62,29 @@ class Shapes:
     table: int
     tile: int
     single: bool = False
+    mask: int = 0
+    scores: bool = False
 
     def buckets(self) -> list[Bucket]:
-        """Every bucket, the most useful first; the first one serves any request."""
+        """Every bucket, the most useful first."""
         if self.single:
-            return [Bucket(kind="decode", tokens=self.budget, rows=self.budget)]
+            return [Bucket(kind="decode", tokens=self.budget, rows=self.budget), *self._samplers()[-1:]]
         decode = [Bucket(kind="decode", tokens=b, rows=b) for b in _powers(1, self.slots)]
         lowest = min(SMALLEST_MIXED, self.budget)
         mixed = [Bucket(kind="mixed", tokens=t, rows=self.slots) for t in _powers(lowest, self.budget)]
-        return mixed[-1:] + decode[-1:] + decode[:-1] + mixed[:-1]
+        score = [Bucket(kind="score", tokens=self.budget, rows=self.slots)] if self.scores else []
+        usual = mixed[-1:] + decode[-1:] + decode[:-1] + mixed[:-1]
+        return usual + self._samplers()[::-1] + score
+
+    def essential(self) -> list[Bucket]:
+        """Those that suffice for any request: the first step, and the largest of each other kind."""
+        buckets = self.buckets()
+        beside = (next((b for b in buckets if b.kind == kind), None) for kind in ("sample", "score"))
+        return buckets[:1] + [bucket for bucket in beside if bucket]
+
+    def _samplers(self) -> list[Bucket]:
+        sizes = _powers(1, self.slots) if self.mask else []
+        return [Bucket(kind="sample", tokens=b, rows=b) for b in sizes]
 
     def tiles(self, bucket: Bucket) -> int:
         """C: enough tiles for any split of T tokens among the rows."""
@@ -84,13 +106,16 @@ _ROW_FIELDS = {
     "sample_position": np.int32,
     "top_k": np.int32,
     "wants_logprobs": np.int32,
-    "first": np.int32,
+    "adjusts": np.int32,
+    "end_position": np.int32,
     "temperature": np.float32,
     "top_p": np.float32,
     "min_p": np.float32,
     "frequency": np.float32,
     "presence": np.float32,
+    "repetition": np.float32,
 }
+_STEP_FIELDS = ("first", "held")
 _TOKEN_FIELDS = ("token", "position", "length", "counted")
 _TILE_FIELDS = ("tile_start", "tile_length", "tile_row")
 
@@ -100,19 +125,28 @@ class Layout:
 
     Fields per token: `token` (-1: the row's last sample), `position` (-1: padding), `length` (see
     `model.rotary`), `counted` (1 where penalties shall count it). Per row: the sampling settings, `slot` (the
-    number of slots for padding), `first` (1 where the sequence was just seated), `seed` and the page `table`;
-    `sample_position` is 0 where a row does not sample; `rows` says how many are in use. In mixed
+    number of slots for padding), `first` (1 where the sequence was just seated), `held` (1 where the logits
+    wait for a mask), `seed` and the page `table`; `sample_position` is 0 where a row does not sample, before
+    `end_position` the sequence must not end; `rows` says how many are in use. In tiled
     buckets also `row` per token; per row `end`, behind its tokens in T, and `single` and `last` (indices into
-    T, T for none: a row without a single token, a row that does not sample); and the tiles.
+    T, T for none: a row without a single token, a row that does not sample); and the tiles. A score bucket
+    has per token `target`, the id that follows it. A sample bucket has of all this the settings, and `mask`.
     """
 
     def __init__(self, bucket: Bucket, shapes: Shapes) -> None:
         rows, tokens = bucket.rows, bucket.tokens
-        fields: dict[str, tuple[tuple[int, ...], type]] = {f: ((tokens,), np.int32) for f in _TOKEN_FIELDS}
+        fields: dict[str, tuple[tuple[int, ...], type]] = {}
         fields |= {name: ((rows,), dtype) for name, dtype in _ROW_FIELDS.items()}
-        fields |= {"seed": ((rows, 2), np.uint32), "table": ((rows, shapes.table), np.int32)}
-        fields["rows"] = ((1,), np.int32)
-        if bucket.kind == "mixed":
+        fields["seed"] = ((rows, 2), np.uint32)
+        if bucket.kind == "sample":
+            fields["mask"] = ((rows, shapes.mask), np.uint32)
+        else:
+            fields |= {name: ((tokens,), np.int32) for name in _TOKEN_FIELDS}
+            fields |= {name: ((rows,), np.int32) for name in _STEP_FIELDS}
+            fields |= {"table": ((rows, shapes.table), np.int32), "rows": ((1,), np.int32)}
+        if bucket.kind == "score":
+            fields["target"] = ((tokens,), np.int32)
+        if bucket.tiled:
             tiles = shapes.tiles(bucket)
             fields |= {"row": ((tokens,), np.int32), "single": ((rows,), np.int32)}
             fields |= {"last": ((rows,), np.int32), "end": ((rows,), np.int32)}

@@ -42,10 +42,12 @@ class Launch(Frame, frozen=True):
     buffer: bytes
 
 
-class Forget(Frame, frozen=True):
-    """Leader: clear this slot's counts."""
+class Prepare(Frame, frozen=True):
+    """Leader: make this slot ready, with a bias (f32) and marks (u8) of each id, as bytes."""
 
     slot: int
+    bias: bytes
+    marks: bytes
 
 
 class Digest(Frame, frozen=True):
@@ -78,7 +80,7 @@ Lost = Callable[[str, int | None], None]
 """Told once why this process cannot go on, and with which exit code if the reason has one; must end it."""
 
 
-_DECODER = msgspec.msgpack.Decoder(Launch | Forget | Digest | Beat | Goodbye | Failed)
+_DECODER = msgspec.msgpack.Decoder(Launch | Prepare | Digest | Beat | Goodbye | Failed)
 _ENCODER = msgspec.msgpack.Encoder()
 
 

@@ -23,6 +23,7 @@ from ..model.rotary import follows_length
 from ..model.sharding import create_mesh
 from .admission import check
 from .assembly import assemble
+from .constraints import Grammars, no_grammars
 from .executables import CompilationCounter, Progress
 from .ledger import Ledger
 from .mailboxes import Mailboxes
@@ -31,6 +32,7 @@ from .phases import Phases, Profiler
 from .request import EngineStats, InvalidRequest, NotReady, Request, TokenEvent, draw_seed
 from .runner import Flight, Followers
 from .scheduler import Scheduler
+from .scores import PromptScores
 from .sequence import Plan, Sequence
 from .settings import EngineSettings
 
@@ -64,6 +66,7 @@ class Engine:
         on_events: Events | None = None,
         mesh: Mesh | None = None,
         followers: Followers | None = None,
+        grammars: Grammars = no_grammars,
     ) -> None:
         """Sizes the KV pool; compiles nothing yet.
 
@@ -73,6 +76,7 @@ class Engine:
           on_events: hears every step's events; None keeps them for `stream`.
           mesh: the devices; None for the one that the parameters are on.
           followers: other processes that hold a part of the mesh (see `lockstep.py`).
+          grammars: compiles the grammars of requests, where the settings allow any.
 
         Raises:
           ConfigError: settings that the model or machine cannot honour.
@@ -87,6 +91,7 @@ class Engine:
         log.info("kernels: %s", ", ".join("=".join(pair) for pair in self.kernels))
         self.slots = shapes.slots
         self.context = min(settings.context or config.context, pages * shapes.page_size)
+        self._grammars = grammars if settings.grammars else no_grammars
         self._pages = PagePool(pages)
         self._scheduler = Scheduler(
             slots=shapes.slots,
@@ -225,13 +230,19 @@ class Engine:
                 self._mailboxes.close(request_id)
 
     def _admit(self, request: Request) -> Sequence:
-        seed = request.params.seed
+        limit, params = check(request, self.vocabulary, self.context), request.params
+        if params.scores_prompt and not self._runner.shapes.scores:
+            raise InvalidRequest(
+                "this engine scores no prompts; expected none to be scored", "prompt_logprobs"
+            )
         return Sequence(
             request=request,
-            seed=draw_seed() if seed is None else seed % 2**64,
-            limit=check(request, self.vocabulary, self.context),
+            seed=draw_seed() if params.seed is None else params.seed % 2**64,
+            limit=limit,
             arrival=next(self._arrivals),
             tokens=list(request.prompt),
+            matcher=None if params.grammar is None else self._grammars(params.grammar),
+            scores=PromptScores(len(request.prompt)) if params.scores_prompt else None,
         )
 
     def _take_in(self, sequence: Sequence) -> None:
@@ -272,7 +283,14 @@ class Engine:
         following = self._launch(plan, flight) if plan else None
         if flight:
             self._settle(flight)
-        return following
+        return self._sample_masked(following) if following else None
+
+    def _sample_masked(self, flight: Flight) -> Flight:
+        """What came before is known now, so grammars can say what may be drawn in the step under way."""
+        if not any(row.held for row in flight.plan.rows):
+            return flight
+        with self._phases.phase("mask"):
+            return self._runner.sample_masked(flight)
 
     def _compile_rest(self) -> None:
         try:

@@ -17,7 +17,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from ..model.sharding import REPLICATED, over_shares
 from ..model.transformer import Skeleton
 from .buckets import Bucket, Layout, Shapes
-from .steps import STATE, DeviceState, forget_counts, make_step
+from .steps import STATE, DeviceState, make_step, prepare_slot
 
 Progress = Callable[[int, int], None]
 """Told `(done, total)` after each executable."""
@@ -26,24 +26,22 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 class Executables:
-    """The compiled steps of an engine, by bucket, and the small one that clears a slot's counts."""
+    """The compiled steps of an engine, by bucket, and the small one that makes a slot ready."""
 
     def __init__(self, skeleton: Skeleton, shapes: Shapes, mesh: Mesh | AbstractMesh) -> None:
         self._skeleton = skeleton
         self._shapes = shapes
         self._mesh = mesh
         self._steps: dict[Bucket, jax.stages.Compiled] = {}
-        self._forget: jax.stages.Compiled | None = None
+        self._prepare: jax.stages.Compiled | None = None
         self.layouts = {bucket: Layout(bucket, shapes) for bucket in shapes.buckets()}
 
     def compile(
         self, buckets: Sequence[Bucket], leaves: tuple[Any, ...], state: DeviceState, progress: Progress
     ) -> None:
         """Compiles some buckets' steps for parameters and a state of these shapes (arrays or abstract)."""
-        if self._forget is None:
-            slot = jax.ShapeDtypeStruct((), jnp.int32)
-            forget = self._trace(forget_counts, (state, slot), (STATE, REPLICATED), STATE, 0)
-            self._forget = forget.lower().compile()
+        if self._prepare is None:
+            self._prepare = self._trace_prepare(state).lower().compile()
         for done, bucket in enumerate(buckets, start=1):
             self._steps[bucket] = self.lower(bucket, leaves, state).compile()
             progress(done, len(buckets))
@@ -59,6 +57,14 @@ class Executables:
         specs = self._skeleton.specs(), STATE, REPLICATED
         return self._trace(step, (leaves, state, buffer), specs, (STATE, REPLICATED), 1)
 
+    def _trace_prepare(self, state: DeviceState) -> jax.stages.Traced:
+        size = self._skeleton.config.vocabulary
+        slot = jax.ShapeDtypeStruct((), jnp.int32)
+        bias_V = jax.ShapeDtypeStruct((size,), jnp.float32)
+        marks_V = jax.ShapeDtypeStruct((size,), jnp.uint8)
+        specs = (STATE, *[REPLICATED] * 3)
+        return self._trace(prepare_slot, (state, slot, bias_V, marks_V), specs, STATE, 0)
+
     def _trace(
         self, function: Callable[..., Any], arguments: Any, specs: Any, out_specs: Any, donated: int
     ) -> jax.stages.Traced:
@@ -70,10 +76,10 @@ class Executables:
         """The executable of a bucket."""
         return self._steps[bucket]
 
-    def forget(self, state: DeviceState, slot: int) -> DeviceState:
-        """Clears a slot's counts."""
-        assert self._forget is not None, "not compiled yet"
-        return self._forget(state, np.int32(slot))
+    def prepare(self, state: DeviceState, slot: int, bias_V: np.ndarray, marks_V: np.ndarray) -> DeviceState:
+        """Makes a slot ready for a sequence that adjusts logits."""
+        assert self._prepare is not None, "not compiled yet"
+        return self._prepare(state, np.int32(slot), bias_V, marks_V)
 
 
 def _abstract(tree: Any, specs: Any, mesh: Mesh | AbstractMesh) -> Any:

@@ -5,6 +5,7 @@ Knows sequences and events; who runs next is the scheduler's business, what else
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from .request import TokenEvent, TokenLogprobs
 from .sequence import Row, Sequence
@@ -69,28 +70,45 @@ class Ledger:
         """Gives a sequence its next token, or ends it."""
         name, params = sequence.request.id, sequence.request.params
         if token < 0:
-            self._drop(name)
-            reason = "the model's output is not finite"
-            return TokenEvent(request_id=name, finish="error", error=reason)
-        cached = self._cached(sequence)
+            return self._fail(name, "the model's output is not finite")
+        first = self._about_prompt(sequence)
         if token in params.stop_ids and not params.ignore_eos:
             self._drop(name)
-            return TokenEvent(request_id=name, finish="stop", cached_tokens=cached)
+            return TokenEvent(request_id=name, finish="stop", **first)
         sequence.tokens.append(token)
         self.counts.generated_tokens += 1
-        ended = len(sequence.tokens) >= sequence.limit
-        if ended:
+        if sequence.matcher is not None:
+            sequence.matcher.consume(token)
+            if sequence.matcher.error:
+                return self._fail(name, f"the grammar cannot be followed: {sequence.matcher.error}")
+        finish = _end(sequence)
+        if finish:
             self._drop(name)
-        finish = "length" if ended else None
-        return TokenEvent(request_id=name, token=token, logprobs=report, finish=finish, cached_tokens=cached)
+        return TokenEvent(request_id=name, token=token, logprobs=report, finish=finish, **first)
 
-    def _cached(self, sequence: Sequence) -> int:
-        """How much of the prompt was found, for the first event alone."""
+    def _fail(self, name: str, reason: str) -> TokenEvent:
+        self._drop(name)
+        return TokenEvent(request_id=name, finish="error", error=reason)
+
+    def _about_prompt(self, sequence: Sequence) -> dict[str, Any]:
+        """What the first event says of the prompt, and no other."""
         if len(sequence.tokens) > len(sequence.request.prompt):
-            return 0
-        cached = sequence.cached or 0
-        self.counts.cached_tokens += cached
-        return cached
+            return {}
+        said: dict[str, Any] = {"cached_tokens": sequence.cached or 0}
+        self.counts.cached_tokens += said["cached_tokens"]
+        params, scores = sequence.request.params, sequence.scores
+        if scores and params.prompt_logprobs is not None:
+            said["prompt_logprobs"] = scores.logprobs
+        if scores and params.pool_prompt:
+            said["pooled"] = scores.pooled
+        return said
+
+
+def _end(sequence: Sequence) -> Literal["stop", "length"] | None:
+    """Why a sequence ends with its newest token, if it does."""
+    if sequence.matcher is not None and sequence.matcher.complete:
+        return "stop"
+    return "length" if len(sequence.tokens) >= sequence.limit else None
 
 
 def _prompt_tokens(row: Row) -> int:

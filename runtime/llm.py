@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 from rich.progress import track
 
-from ..checkpoints import load_parameters, load_tokenizer, open_checkpoint, resolve
+from ..checkpoints import GrammarCompiler, load_parameters, load_tokenizer, open_checkpoint, resolve
 from ..checkpoints.sources import cache_folder
 from ..model.errors import ConfigError
 from .compilation_cache import keep_compiled
@@ -109,8 +109,10 @@ class LLM:
             kernels=parse_kernels(kernels),
             deterministic=deterministic,
             speculation=speculation,
+            grammars=True,
         )
-        self.engine = Engine(self.config, self._parameters, settings, mesh=devices)
+        grammars = GrammarCompiler(self.tokenizer, self.config.vocabulary)
+        self.engine = Engine(self.config, self._parameters, settings, mesh=devices, grammars=grammars)
         self.engine.warm_up()
         self.engine.start()
         self._scorer = Scorer(self.config, self._parameters, devices, kv_cache_dtype)

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..model.errors import ConfigError
 from .cluster import part, share_address
-from .control import Digest, Failed, Forget, Frame, Goodbye, Launch, Lost, Peer, Stranger, greet
+from .control import Digest, Failed, Frame, Goodbye, Launch, Lost, Peer, Prepare, Stranger, greet
 from .runner import Runner
 from .sampling import Samples
 from .wishes import Membership
@@ -97,7 +97,7 @@ def _say_failed(peers: list[Peer], reason: str, code: int) -> None:
 class Leader:
     """The followers, seen from process 0. A runner tells it of every launch.
 
-    `launch` and `forget` come from the engine's thread, `settle` too; none of them waits.
+    `launch` and `prepare` come from the engine's thread, `settle` too; none of them waits.
     """
 
     def __init__(self, membership: Membership, lost: Lost) -> None:
@@ -124,9 +124,9 @@ class Leader:
         self._tell(Launch(self._numbers, bucket, buffer.tobytes()))
         self._numbers += 1
 
-    def forget(self, slot: int) -> None:
-        """Tells everybody that a slot's counts are cleared."""
-        self._tell(Forget(slot))
+    def prepare(self, slot: int, bias_V: np.ndarray, marks_V: np.ndarray) -> None:
+        """Tells everybody what a slot is made ready with."""
+        self._tell(Prepare(slot, bias_V.tobytes(), marks_V.tobytes()))
 
     def settle(self, token_B: np.ndarray) -> None:
         """Notes what the oldest step that is not settled has sampled here."""
@@ -211,8 +211,9 @@ class Follower:
             if isinstance(frame, Launch):
                 samples = runner.replay(frame.bucket, np.frombuffer(frame.buffer, np.int32))
                 self._flights.put((frame.number, samples))
-            elif isinstance(frame, Forget):
-                runner.forget(frame.slot)
+            elif isinstance(frame, Prepare):
+                bias_V = np.frombuffer(frame.bias, np.float32)
+                runner.prepare(frame.slot, bias_V, np.frombuffer(frame.marks, np.uint8))
         self._peer.send(Goodbye())
         self._peer.close()
         part()

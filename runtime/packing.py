@@ -4,9 +4,13 @@ The tokens of the plan's rows lie one behind the other. In a mixed bucket line i
 decode bucket every token is a line.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from .buckets import Bucket, Layout, Shapes
+from .request import Request
+from .sampling import ENDING, PROMPTED
 from .sequence import Plan, Row
 
 _COLDEST = 1e-5
@@ -15,30 +19,60 @@ _COLDEST = 1e-5
 Views = dict[str, np.ndarray]
 
 
-def pack(plan: Plan, bucket: Bucket, layout: Layout, shapes: Shapes) -> np.ndarray:
+def pack(rows: Sequence[Row], bucket: Bucket, layout: Layout, shapes: Shapes) -> np.ndarray:
     """The step's input buffer, i32 `[layout.size]`; fresh, because the step reads it asynchronously."""
     buffer, views = layout.allocate()
     views["position"][:] = -1
     views["slot"][:] = shapes.slots
-    at, mixed = 0, bucket.kind == "mixed"
+    at, mixed = 0, bucket.tiled
     if mixed:
         views["single"][:] = views["last"][:] = bucket.tokens
-    for line, row in enumerate(plan.rows):
+    if bucket.kind == "score":
+        views["target"][:] = -1
+    for line, row in enumerate(rows):
         span = slice(at, at + row.count)
         _pack_tokens(views, span, row)
         _pack_row(views, slice(line, line + 1) if mixed else span, row)
         if mixed:
             _pack_place(views, line, row, at, shapes.tile)
+        if bucket.kind == "score":
+            _pack_targets(views, span, row)
         at += row.count
-    views["rows"][0] = len(plan.rows) if mixed else at
+    views["rows"][0] = len(rows) if mixed else at
     return buffer
+
+
+def pack_masked(rows: Sequence[Row], layout: Layout, shapes: Shapes) -> np.ndarray:
+    """The sampler's input buffer for rows whose logits were left behind, under what their grammars allow."""
+    buffer, views = layout.allocate()
+    views["slot"][:] = shapes.slots
+    for line, row in enumerate(rows):
+        assert row.sequence.matcher is not None
+        views["slot"][line] = row.slot
+        _pack_settings(views, slice(line, line + 1), row)
+        row.sequence.matcher.fill(views["mask"][line])
+    return buffer
+
+
+def adjustments_of(request: Request, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
+    """What a slot has to know of each id: bias f32 `[V]`, marks u8 `[V]`; see `sampling.Adjustments`."""
+    params = request.params
+    allowed = params.allowed_ids
+    bias_V = np.full(vocabulary, 0.0 if allowed is None else -np.inf, np.float32)
+    bias_V[list(allowed or ())] = 0.0
+    for token, value in params.logit_bias:
+        bias_V[token] += value
+    marks_V = np.zeros(vocabulary, np.uint8)
+    marks_V[list(request.prompt)] |= PROMPTED
+    marks_V[[token for token in params.stop_ids if token < vocabulary]] |= ENDING
+    return bias_V, marks_V
 
 
 def sampling_lines(plan: Plan, bucket: Bucket) -> list[range]:
     """Of each row, the lines that its samples are in: one, or one more than it has drafts."""
     lines, at = [], 0
     for row in plan.rows:
-        at += 1 if bucket.kind == "mixed" else row.count
+        at += 1 if bucket.tiled else row.count
         lines.append(range(at - row.samples * (1 + len(row.drafts)), at))
     return lines
 
@@ -50,18 +84,23 @@ def _pack_tokens(views: Views, span: slice, row: Row) -> None:
     views["token"][span] = known + [-1] * (row.count - len(known))
     views["position"][span] = positions
     views["length"][span] = np.maximum(positions + 1, prompt)
-    if sequence.has_penalties:
+    if sequence.request.params.penalises:
         views["counted"][span] = positions >= prompt
 
 
 def _pack_row(views: Views, lines: slice, row: Row) -> None:
-    sequence, params = row.sequence, row.sequence.request.params
+    sequence = row.sequence
     views["table"][lines, : len(sequence.pages)] = sequence.pages
     views["slot"][lines] = row.slot
     views["first"][lines] = row.first
-    if not row.samples:
-        return
-    lines = slice(lines.stop - 1 - len(row.drafts), lines.stop)
+    views["held"][lines] = row.held
+    if row.samples:
+        _pack_settings(views, slice(lines.stop - 1 - len(row.drafts), lines.stop), row)
+
+
+def _pack_settings(views: Views, lines: slice, row: Row) -> None:
+    """How the row's samples are drawn."""
+    sequence, params = row.sequence, row.sequence.request.params
     end = row.start + row.count
     views["seed"][lines] = sequence.seed & 0xFFFFFFFF, sequence.seed >> 32 & 0xFFFFFFFF
     views["choice"][lines] = sequence.request.choice
@@ -73,6 +112,17 @@ def _pack_row(views: Views, lines: slice, row: Row) -> None:
     views["min_p"][lines] = params.min_p
     views["frequency"][lines] = params.frequency_penalty
     views["presence"][lines] = params.presence_penalty
+    views["repetition"][lines] = params.repetition_penalty
+    views["adjusts"][lines] = params.adjusts
+    views["end_position"][lines] = len(sequence.request.prompt) + params.min_tokens
+
+
+def _pack_targets(views: Views, span: slice, row: Row) -> None:
+    """The ids that follow the row's tokens in the prompt; behind its last one some id, -1 after that."""
+    prompt = row.sequence.request.prompt
+    if row.scored:
+        known = [*prompt[row.start + 1 : row.start + row.count + 1], 0][: row.count]
+        views["target"][span.start : span.start + len(known)] = known
 
 
 def _pack_place(views: Views, line: int, row: Row, at: int, tile: int) -> None:

@@ -1,7 +1,7 @@
 """Where the engine's thread spends its time, by phase: seconds for `/metrics`, names in JAX's profiles.
 
-The phases of a turn are `hear` (requests and aborts), `plan`, `launch`, `wait` (for the device) and `settle`
-(samples become events). What is not in them is the loop itself.
+The phases of a turn are `hear` (requests and aborts), `plan`, `launch`, `wait` (for the device), `settle`
+(samples become events) and `mask` (grammars say what may follow). What is not in them is the loop itself.
 """
 
 import logging
@@ -14,7 +14,7 @@ import jax
 
 log = logging.getLogger(__name__)
 
-PHASES = ("hear", "plan", "launch", "wait", "settle")
+PHASES = ("hear", "plan", "launch", "wait", "settle", "mask")
 
 
 class Phases:

@@ -25,12 +25,14 @@ class PrefixCache:
         """Gives a sequence without pages those that hold its beginning, but never its last token's.
 
         That token is computed again, since nobody keeps what the model said after it. What a sequence with
-        penalties has generated is computed again too: the device counts tokens as they pass.
+        penalties has generated is computed again too: the device counts tokens as they pass. So is all of a
+        prompt whose tokens are to be scored.
         """
         assert not sequence.pages and not sequence.computed
-        if not self._enabled:
+        if not self._enabled or sequence.scores is not None:
             return
-        known = len(sequence.request.prompt) if sequence.has_penalties else len(sequence.tokens)
+        penalised = sequence.request.params.penalises
+        known = len(sequence.request.prompt) if penalised else len(sequence.tokens)
         for index in range(min(known, len(sequence.tokens) - 1) // self._page_size):
             page = self._pages.find(self._content(sequence, index))
             if page is None:

@@ -16,6 +16,9 @@ from ..model.errors import DistaffError
 MAX_TOP_LOGPROBS = 20
 """The most alternatives per token that a step reports (OpenAI's limit)."""
 
+MAX_BIAS = 100.0
+"""The largest bias of a logit, up or down (OpenAI's limit)."""
+
 FinishReason = Literal["stop", "length", "error"]
 
 
@@ -55,8 +58,16 @@ class SamplingParams:
       seed: any integer of 64 bits; None draws one on admission.
       frequency_penalty, presence_penalty: `logit -= count * frequency + (count > 0) * presence`, counted
         over generated tokens.
+      repetition_penalty: logits of tokens in the prompt or generated are divided by it where positive, else
+        multiplied (Keskar et al. 2019, arXiv:1909.05858); before the other two.
+      logit_bias: `(id, value)` pairs; the value is added to the logit.
+      allowed_ids: no other id is generated; None for no such limit.
+      min_tokens: none of stop_ids is generated before so many tokens.
+      grammar: what may be generated, in the words of the engine's grammar compiler (see `constraints.py`).
       logprobs: None for none, else how many alternatives to report beside the chosen token. They are of the
         model's own distribution, before temperature and penalties.
+      prompt_logprobs: the same for the prompt's tokens; they come with the first event.
+      pool_prompt: the mean of the prompt's final hidden states comes with the first event.
       stop_ids: ids that end the sequence (the model's end tokens); the ending id is not reported as a token.
       ignore_eos: generate on past stop_ids.
     """
@@ -69,7 +80,14 @@ class SamplingParams:
     seed: int | None = None
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_ids: tuple[int, ...] | None = None
+    min_tokens: int = 0
+    grammar: str | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    pool_prompt: bool = False
     stop_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
 
@@ -81,8 +99,29 @@ class SamplingParams:
         _check_range("min_p", self.min_p, 0.0, 1.0)
         _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check_range("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        _check_range("min_tokens", self.min_tokens, 0, math.inf)
         _check_range("seed", self.seed, -(2**63), 2**64 - 1)
         _check_range("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+        _check_range("prompt_logprobs", self.prompt_logprobs, 0, MAX_TOP_LOGPROBS)
+        for _, value in self.logit_bias:
+            _check_range("logit_bias", value, -MAX_BIAS, MAX_BIAS)
+
+    @property
+    def penalises(self) -> bool:
+        """Whether what is generated must be counted."""
+        return bool(self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1.0)
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether logits are changed before the draw, a grammar apart."""
+        biased = bool(self.logit_bias) or self.allowed_ids is not None
+        return self.penalises or biased or bool(self.min_tokens and self.stop_ids)
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether something is asked of every token of the prompt."""
+        return self.prompt_logprobs is not None or self.pool_prompt
 
 
 def _check_range(name: str, value: float | None, low: float, high: float, *, below: bool = False) -> None:
@@ -130,9 +169,11 @@ class TokenEvent:
     """What a request hears after a step: a token, an end, or both.
 
     The last event of a request, and only that one, has `finish`. A sequence that ran into one of its
-    stop_ids ends with `finish="stop"` and no token; one that reached its length ends with the last token
-    and `finish="length"`; one that failed ends with `finish="error"` and the reason in `error`. An aborted
-    request hears nothing more. The first event says how many tokens of the prompt were found in the cache.
+    stop_ids ends with `finish="stop"` and no token; one whose grammar allows nothing more ends with the last
+    token and `finish="stop"`; one that reached its length ends with the last token and `finish="length"`; one
+    that failed ends with `finish="error"` and the reason in `error`. An aborted request hears nothing more.
+    The first event says how many tokens of the prompt were found in the cache, and what was asked of the
+    prompt: the log-probability of each token but the first, the mean of all hidden states.
     """
 
     request_id: str
@@ -141,6 +182,8 @@ class TokenEvent:
     finish: FinishReason | None = None
     error: str | None = None
     cached_tokens: int = 0
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    pooled: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

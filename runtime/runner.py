@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import jax
@@ -22,27 +22,36 @@ from .buckets import Bucket, Shapes, choose
 from .cluster import meet
 from .executables import Executables, Progress
 from .ledger import Sampled
-from .packing import pack, sampling_lines
-from .request import TokenLogprobs
+from .packing import adjustments_of, pack, pack_masked, sampling_lines
+from .readout import read_chunks, read_samples
 from .sampling import Samples
 from .sequence import Plan, Row
-from .steps import STATE, DeviceState, create_state
+from .steps import STATE, DeviceState, Outcome, Scores, create_state
 
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """A step on its way: what was planned, in which bucket, when (`time.monotonic`), and what will come."""
+    """A step on its way.
+
+    Attributes:
+      plan, bucket: what was planned, and in which bucket. launched: when (`time.monotonic`).
+      samples, scores: what will come.
+      masked: the rows that were sampled under masks, and what will come of them.
+    """
 
     plan: Plan
     bucket: Bucket
     launched: float
     samples: Samples
+    scores: Scores | None
+    masked: tuple[list[Row], Samples] | None = None
 
     @property
     def done(self) -> bool:
         """Whether the device has finished it."""
+        last = self.masked[1] if self.masked else self.samples
         # Every array of JAX's has the method; `jax.Array` does not declare it.
-        return bool(self.samples.token_B.is_ready())  # type: ignore[attr-defined]
+        return bool(last.token_B.is_ready())  # type: ignore[attr-defined]
 
 
 class Followers(Protocol):
@@ -50,7 +59,7 @@ class Followers(Protocol):
 
     def launch(self, bucket: int, buffer: np.ndarray) -> None: ...
 
-    def forget(self, slot: int) -> None: ...
+    def prepare(self, slot: int, bias_V: np.ndarray, marks_V: np.ndarray) -> None: ...
 
     def settle(self, token_B: np.ndarray) -> None: ...
 
@@ -87,6 +96,7 @@ class Runner:
         self._followers = followers
         self._together = mesh.is_multi_process
         self._leaves = skeleton.flatten(parameters)
+        self._vocabulary = skeleton.config.vocabulary
         self.shapes = shapes
         self._buckets = shapes.buckets()
         self._create_state = jax.jit(
@@ -101,19 +111,19 @@ class Runner:
         self._compiled: queue.SimpleQueue[Bucket] = queue.SimpleQueue()
 
     def warm_up(self, progress: Progress) -> None:
-        """Allocates the pool, compiles the step that suffices for any request and runs it.
+        """Allocates the pool, compiles the steps that suffice for any request and runs them.
 
         Several processes compile all of them, for they must launch the same ones.
         """
-        count = len(self._buckets) if self._together else 1
+        buckets = self._buckets if self._together else self.shapes.essential()
         allocation = _Background(self._create_state)
         self._abstract_state = jax.eval_shape(self._create_state)
-        self._executables.compile(self._buckets[:count], self._leaves, self._abstract_state, progress)
+        self._executables.compile(buckets, self._leaves, self._abstract_state, progress)
         self._state: DeviceState = allocation.result()
         meet()  # so that a step's time is not that of another process's compilation
-        for bucket in self._buckets[:count]:
+        for bucket in buckets:
             self._try(bucket)
-        self.forget(0)
+        self.prepare(0, np.zeros(self._vocabulary, np.float32), np.zeros(self._vocabulary, np.uint8))
 
     def compile_rest(self, stop: threading.Event) -> None:
         """Compiles what `warm_up` has left out, for `adopt`, until it is told to stop.
@@ -142,11 +152,11 @@ class Runner:
     def _try(self, bucket: Bucket) -> float:
         """Seconds of a step of padding alone, and the bucket is ready. Where it is the only trial, the second
         run counts: the first one takes longer."""
-        buffer = pack(Plan([]), bucket, self._executables.layouts[bucket], self.shapes)
+        buffer = self._pack(bucket, [])
         if self._together:
-            self._dispatch(bucket, buffer).token_B.block_until_ready()
+            self._dispatch(bucket, buffer)[0].token_B.block_until_ready()
         begun = time.monotonic()
-        self._dispatch(bucket, buffer).token_B.block_until_ready()
+        self._dispatch(bucket, buffer)[0].token_B.block_until_ready()
         seconds = time.monotonic() - begun
         self.slowest_step = max(self.slowest_step, seconds)
         self.ready[bucket] = seconds
@@ -155,68 +165,88 @@ class Runner:
     def launch(self, plan: Plan) -> Flight:
         """Dispatches a step; the device runs it after those launched before."""
         for row in plan.rows:
-            if row.first and row.sequence.has_penalties:
-                if self._followers:
-                    self._followers.forget(row.slot)
-                self.forget(row.slot)
-        kind = "decode" if plan.is_decode or self.shapes.single else "mixed"
-        bucket = choose(self.ready, kind, plan.tokens)
-        buffer = pack(plan, bucket, self._executables.layouts[bucket], self.shapes)
-        if self._followers:
-            self._followers.launch(self._buckets.index(bucket), buffer)
-        return Flight(plan, bucket, time.monotonic(), self._dispatch(bucket, buffer))
+            if row.first and row.sequence.request.params.adjusts:
+                self._prepare(row)
+        bucket = choose(self.ready, self._kind(plan), plan.tokens)
+        buffer = self._pack(bucket, plan.rows)
+        self._tell(bucket, buffer)
+        return Flight(plan, bucket, time.monotonic(), *self._dispatch(bucket, buffer))
+
+    def sample_masked(self, flight: Flight) -> Flight:
+        """Draws for the rows of a step whose logits wait for masks: what came before must have been read."""
+        rows = [row for row in flight.plan.rows if row.held and not row.sequence.finished]
+        if not rows:
+            return flight
+        bucket = choose(self.ready, "sample", len(rows))
+        buffer = self._pack(bucket, rows)
+        self._tell(bucket, buffer)
+        return replace(flight, masked=(rows, self._dispatch(bucket, buffer)[0]))
 
     def replay(self, bucket: int, buffer: np.ndarray) -> Samples:
         """Dispatches what another process has launched: the bucket's number and its packed inputs."""
-        return self._dispatch(self._buckets[bucket], buffer)
+        return self._dispatch(self._buckets[bucket], buffer)[0]
 
-    def forget(self, slot: int) -> None:
-        """Clears a slot's counts."""
-        self._state = self._executables.forget(self._state, slot)
+    def prepare(self, slot: int, bias_V: np.ndarray, marks_V: np.ndarray) -> None:
+        """Makes a slot ready for a sequence that adjusts logits; see `sampling.Adjustments`."""
+        self._state = self._executables.prepare(self._state, slot, bias_V, marks_V)
 
     def close(self) -> None:
         """Lets the followers go; nothing is launched after this. Idempotent."""
         if self._followers:
             self._followers.farewell()
 
-    def _dispatch(self, bucket: Bucket, buffer: np.ndarray) -> Samples:
-        self._state, samples = self._executables.step(bucket)(self._leaves, self._state, buffer)
-        samples.token_B.copy_to_host_async()
-        return samples
+    def _kind(self, plan: Plan) -> str:
+        if plan.scored:
+            return "score"
+        return "decode" if plan.is_decode or self.shapes.single else "mixed"
+
+    def _pack(self, bucket: Bucket, rows: list[Row]) -> np.ndarray:
+        layout = self._executables.layouts[bucket]
+        if bucket.kind == "sample":
+            return pack_masked(rows, layout, self.shapes)
+        return pack(rows, bucket, layout, self.shapes)
+
+    def _prepare(self, row: Row) -> None:
+        tables = adjustments_of(row.sequence.request, self._vocabulary)
+        if self._followers:
+            self._followers.prepare(row.slot, *tables)
+        self.prepare(row.slot, *tables)
+
+    def _tell(self, bucket: Bucket, buffer: np.ndarray) -> None:
+        """Followers hear of what is about to be dispatched here."""
+        if self._followers:
+            self._followers.launch(self._buckets.index(bucket), buffer)
+
+    def _dispatch(self, bucket: Bucket, buffer: np.ndarray) -> Outcome:
+        self._state, outcome = self._executables.step(bucket)(self._leaves, self._state, buffer)
+        outcome[0].token_B.copy_to_host_async()
+        return outcome
 
     def read(self, flight: Flight) -> list[tuple[Row, Sampled]]:
-        """Waits for a step; each row that samples, with its samples."""
-        tokens = np.asarray(flight.samples.token_B)
+        """Waits for a step; each row that samples, with its samples.
+
+        What was asked of prompts' tokens goes to their sequences.
+        """
+        rows, lines = flight.plan.rows, sampling_lines(flight.plan, flight.bucket)
+        free = [(row, at) for row, at in zip(rows, lines, strict=True) if row.samples and not row.held]
+        heard = self._settle(free, flight.samples)
+        if flight.scores:
+            read_chunks(rows, flight.scores)
+        masked, samples = flight.masked or ([], None)
+        drawn: dict[Row, Sampled] = {}
+        if samples:
+            drawn = dict(self._settle([(row, range(n, n + 1)) for n, row in enumerate(masked)], samples))
+        return heard + [(row, drawn.get(row, [])) for row in rows if row.held]
+
+    def _settle(self, rows: list[tuple[Row, range]], samples: Samples) -> list[tuple[Row, Sampled]]:
         if self._followers:
-            self._followers.settle(tokens)
-        lines = sampling_lines(flight.plan, flight.bucket)
-        rows = [(row, at) for row, at in zip(flight.plan.rows, lines, strict=True) if row.samples]
-        reports: dict[int, TokenLogprobs] = {}
-        if any(row.sequence.request.params.logprobs is not None for row, _ in rows):
-            reports = _reports(rows, np.asarray(flight.samples.logprob_BX), np.asarray(flight.samples.top_BX))
-        return [(row, [(int(tokens[line]), reports.get(line)) for line in at]) for row, at in rows]
+            self._followers.settle(np.asarray(samples.token_B))
+        return read_samples(rows, samples)
 
 
 def state_shardings(mesh: Mesh) -> DeviceState:
     """How the state lies on a mesh."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), STATE)
-
-
-def _reports(
-    rows: list[tuple[Row, range]], logprob_BX: np.ndarray, top_BX: np.ndarray
-) -> dict[int, TokenLogprobs]:
-    """By line, what the rows that want log-probabilities hear."""
-    reports = {}
-    for row, lines in rows:
-        wanted = row.sequence.request.params.logprobs
-        if wanted is None:
-            continue
-        for line in lines:
-            pairs = zip(
-                top_BX[line, :wanted].tolist(), logprob_BX[line, 1 : 1 + wanted].tolist(), strict=True
-            )
-            reports[line] = TokenLogprobs(chosen=float(logprob_BX[line, 0]), top=tuple(pairs))
-    return reports
 
 
 class _Background:

@@ -33,7 +33,9 @@ class RowParams(NamedTuple):
       seed_B2: u32 `[B, 2]`, low and high word of the seed. choice_B: i32. position_B: i32, of the token
         drawn.
       temperature_B: f32, 0 for the most likely token. top_p_B, min_p_B: f32. top_k_B: i32, 0 for no limit.
-      frequency_B, presence_B: f32 penalties.
+      frequency_B, presence_B, repetition_B: f32 penalties.
+      adjusts_B: bool, whether anything of `Adjustments` is meant for the row.
+      end_position_B: i32, before which the row must not end.
       wants_logprobs_B: bool.
     """
 
@@ -46,7 +48,27 @@ class RowParams(NamedTuple):
     top_k_B: jax.Array
     frequency_B: jax.Array
     presence_B: jax.Array
+    repetition_B: jax.Array
+    adjusts_B: jax.Array
+    end_position_B: jax.Array
     wants_logprobs_B: jax.Array
+
+
+PROMPTED, ENDING = 1, 2
+"""Marks of an id: it stands in the prompt; it would end the sequence."""
+
+
+class Adjustments(NamedTuple):
+    """What is known of each id in each row, for rows that adjust logits.
+
+    Attributes:
+      counts_BV: i32, how often the row has generated it. bias_BV: f32, what is added to its logit.
+      marks_BV: u8, PROMPTED and ENDING.
+    """
+
+    counts_BV: jax.Array
+    bias_BV: jax.Array
+    marks_BV: jax.Array
 
 
 class Samples(NamedTuple):
@@ -67,21 +89,24 @@ class Samples(NamedTuple):
 def sample(
     logits_BV: jax.Array,
     params: RowParams,
-    counts_BV: Callable[[], jax.Array],
+    adjustments: Callable[[], Adjustments],
     broken_B: jax.Array,
+    allowed_BV: jax.Array | None = None,
 ) -> Samples:
     """Draws one token a row.
 
     Args:
       logits_BV: f32, the model's raw scores.
-      counts_BV: gives how often each row has generated each id, i32; asked only where a row has a penalty.
+      adjustments: asked only where a row adjusts logits.
       broken_B: bool, rows that must not go on.
+      allowed_BV: bool, the ids that may be drawn; None for all.
     """
     with jax.named_scope("sample"):
-        penalised = jnp.any((params.frequency_B != 0) | (params.presence_B != 0))
         adjusted_BV = lax.cond(
-            penalised, lambda: _penalise(logits_BV, counts_BV(), params), lambda: logits_BV
+            jnp.any(params.adjusts_B), lambda: _adjust(logits_BV, adjustments(), params), lambda: logits_BV
         )
+        if allowed_BV is not None:
+            adjusted_BV = jnp.where(allowed_BV, adjusted_BV, -jnp.inf)
         greedy_B = jnp.argmax(adjusted_BV, axis=-1).astype(jnp.int32)
         draws_B = (params.temperature_B > 0) & (params.top_p_B > 0) & (params.top_k_B != 1)
         drawn_B = lax.cond(jnp.any(draws_B), lambda: _draw(adjusted_BV, params, draws_B), lambda: greedy_B)
@@ -89,16 +114,25 @@ def sample(
         token_B = jnp.where(finite_B, jnp.where(draws_B, drawn_B, greedy_B), -1)
         wanted = jnp.any(params.wants_logprobs_B)
         logprob_BX, top_BX = lax.cond(
-            wanted, lambda: _logprobs(logits_BV, token_B), lambda: _no_logprobs(logits_BV.shape[0])
+            wanted, lambda: logprobs(logits_BV, token_B), lambda: _no_logprobs(logits_BV.shape[0])
         )
         return Samples(token_B, logprob_BX, top_BX)
 
 
-def _penalise(logits_BV: jax.Array, counts_BV: jax.Array, params: RowParams) -> jax.Array:
-    """OpenAI's penalties: `logit - count * frequency - (count > 0) * presence`."""
-    count_BV = counts_BV.astype(jnp.float32)
-    seen_BV = (counts_BV > 0).astype(jnp.float32)
-    return logits_BV - count_BV * params.frequency_B[:, None] - seen_BV * params.presence_B[:, None]
+def _adjust(logits_BV: jax.Array, known: Adjustments, params: RowParams) -> jax.Array:
+    """The logits of the rows that adjust them: repetition divides, OpenAI's penalties are subtracted
+    (`count * frequency + (count > 0) * presence`), the bias is added, an early end is ruled out."""
+    count_BV = known.counts_BV.astype(jnp.float32)
+    seen_BV = (known.counts_BV > 0).astype(jnp.float32)
+    repeated_BV = (known.counts_BV > 0) | (known.marks_BV & PROMPTED > 0)
+    factor_B1 = params.repetition_B[:, None]
+    divided_BV = jnp.where(logits_BV > 0, logits_BV / factor_B1, logits_BV * factor_B1)
+    adjusted_BV = jnp.where(repeated_BV, divided_BV, logits_BV)
+    adjusted_BV -= count_BV * params.frequency_B[:, None] + seen_BV * params.presence_B[:, None]
+    adjusted_BV += known.bias_BV
+    early_B1 = (params.position_B < params.end_position_B)[:, None]
+    adjusted_BV = jnp.where(early_B1 & (known.marks_BV & ENDING > 0), -jnp.inf, adjusted_BV)
+    return jnp.where(params.adjusts_B[:, None], adjusted_BV, logits_BV)
 
 
 def _draw(logits_BV: jax.Array, params: RowParams, draws_B: jax.Array) -> jax.Array:
@@ -189,8 +223,14 @@ def _search(weights_BV: jax.Array, k_B: jax.Array, top_p_B: jax.Array) -> jax.Ar
     return jnp.maximum(by_rank_B, by_mass_B)
 
 
-def _logprobs(logits_BV: jax.Array, token_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Log-softmax of the raw logits, for the sampled token and the most likely ones."""
+def allowed_of(mask_BW: jax.Array, size: int) -> jax.Array:
+    """The bits of a mask, u32 `[B, W]`, lowest first: bool `[B, size]`."""
+    bit_V = jnp.arange(size, dtype=jnp.uint32)
+    return (mask_BW[:, bit_V // 32] >> (bit_V % 32)[None, :]) & 1 > 0
+
+
+def logprobs(logits_BV: jax.Array, token_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Log-softmax of the raw logits, for one token a row and the most likely ones, as `Samples` says."""
     norm_B1 = jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True)
     width = min(MAX_TOP_LOGPROBS, logits_BV.shape[1])
     best_BX, top_BX = lax.top_k(logits_BV, width)

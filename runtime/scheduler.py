@@ -220,6 +220,6 @@ class Scheduler:
 
 
 def _draft(sequence: Sequence) -> tuple[int, ...]:
-    """Guesses at what follows the known tokens; none where tokens are counted, or guesses would be too."""
-    most = 0 if sequence.has_penalties else sequence.limit - len(sequence.tokens) - 1
+    """Guesses at what follows the known tokens, where there may be any."""
+    most = sequence.limit - len(sequence.tokens) - 1 if sequence.guessable else 0
     return sequence.drafter.propose(sequence.tokens, most)

@@ -5,9 +5,11 @@ Plain records without a clock or JAX: what scheduler, packing and engine speak o
 
 from dataclasses import dataclass, field
 
+from .constraints import Matcher
 from .drafts import Drafter
 from .pages import Content
 from .request import Request
+from .scores import PromptScores
 
 
 @dataclass(eq=False, slots=True)
@@ -26,6 +28,8 @@ class Sequence:
       published: how many of its pages others can find.
       cached: how many tokens it found computed when it was first seated; None before that.
       drafter: guesses its next tokens.
+      matcher: where it stands in its grammar; None for a sequence that may say anything.
+      scores: what was asked of the prompt's tokens; None where nothing was.
     """
 
     request: Request
@@ -42,6 +46,8 @@ class Sequence:
     published: int = 0
     cached: int | None = None
     drafter: Drafter = field(default_factory=Drafter)
+    matcher: Matcher | None = None
+    scores: PromptScores | None = None
     finished: bool = False
 
     @property
@@ -55,10 +61,9 @@ class Sequence:
         return self.length - self.computed
 
     @property
-    def has_penalties(self) -> bool:
-        """Whether the device must count what this sequence generates."""
-        params = self.request.params
-        return bool(params.frequency_penalty or params.presence_penalty)
+    def guessable(self) -> bool:
+        """Whether drafts can stand for its next tokens: not where a choice depends on those before."""
+        return self.matcher is None and not self.request.params.penalises
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,16 @@ class Row:
     samples: bool
     first: bool = False
     drafts: tuple[int, ...] = ()
+
+    @property
+    def held(self) -> bool:
+        """Its sample waits for a grammar's mask."""
+        return self.samples and self.sequence.matcher is not None
+
+    @property
+    def scored(self) -> bool:
+        """Something is asked of its tokens."""
+        return self.sequence.scores is not None and self.start < len(self.sequence.request.prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +115,8 @@ class Plan:
     def drafted(self) -> bool:
         """Whether any token is a guess."""
         return any(row.drafts for row in self.rows)
+
+    @property
+    def scored(self) -> bool:
+        """Something is asked of a prompt's tokens."""
+        return any(row.scored for row in self.rows)

@@ -31,6 +31,8 @@ class EngineSettings:
       speculation: tokens are guessed ahead where that is worth it.
       profile: the folder for profiles; None makes none.
       deterministic: every step has one shape, so that equal requests have equal bits in any company.
+      grammars: requests may carry grammars. scores: they may ask what their prompts' tokens are worth; not
+        where the engine is deterministic, for they are scored by steps of another shape.
     """
 
     slots: int | None = None
@@ -42,6 +44,8 @@ class EngineSettings:
     prefix_cache: bool = True
     speculation: bool = True
     deterministic: bool = False
+    grammars: bool = False
+    scores: bool = False
     profile: str | None = None
 
 
@@ -113,6 +117,8 @@ def derive_shapes(config: ModelConfig, settings: EngineSettings, device: Device)
         slots=slots,
         budget=2 * slots if settings.deterministic else max(platform.budget, slots),
         single=settings.deterministic,
+        mask=-(-config.vocabulary // 32) if settings.grammars else 0,
+        scores=settings.scores and not settings.deterministic,
         page_size=platform.page_size,
         table=-(-context // platform.page_size),
         tile=TILE,

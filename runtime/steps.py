@@ -6,6 +6,7 @@ goes into the buffer is decided in `engine.py`, how it is laid out in `buckets.p
 runs the step on its share of the parameters and of the cache; everything else is the same on all.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -15,9 +16,9 @@ from jax import lax
 
 from ..model.cache import Batch, Cache, Tiles, create_cache
 from ..model.sharding import CACHE, REPLICATED, pad_config
-from ..model.transformer import Skeleton
+from ..model.transformer import Skeleton, Transformer
 from .buckets import Bucket, Layout, Shapes
-from .sampling import RowParams, Samples, sample
+from .sampling import Adjustments, RowParams, Samples, allowed_of, logprobs, sample
 
 
 class DeviceState(NamedTuple):
@@ -26,8 +27,10 @@ class DeviceState(NamedTuple):
     Attributes:
       cache: the KV pools.
       last_S: i32 `[slots]`, each slot's newest sample: the next step's input before the host has seen it.
-      counts_SV: i32 `[slots, V]`, how often each slot's sequence has generated each id, kept for sequences
-        with penalties only.
+      counts_SV, bias_SV, marks_SV: `[slots, V]`, see `sampling.Adjustments`; kept for sequences that adjust
+        logits only.
+      logits_SV: f32 `[slots, V]`, left behind for those whose sample waits for a mask; of no slots where
+        there are no grammars.
       broken_S: bool `[slots]`, whether a number that is not finite has come up in each slot's sequence.
       broken_P: bool `[pages]`, the same of each page, for those who find it later.
     """
@@ -35,11 +38,31 @@ class DeviceState(NamedTuple):
     cache: Cache
     last_S: jax.Array
     counts_SV: jax.Array
+    bias_SV: jax.Array
+    marks_SV: jax.Array
+    logits_SV: jax.Array
     broken_S: jax.Array
     broken_P: jax.Array
 
 
-Step = Callable[[tuple[jax.Array, ...], DeviceState, jax.Array], tuple[DeviceState, Samples]]
+class Scores(NamedTuple):
+    """What a score step says of its T tokens beside its samples.
+
+    Attributes:
+      logprob_TX, top_TX: as `Samples` has them, of the token that follows each.
+      hidden_BD: f32 `[B, D]`, the sum of each row's final hidden states.
+    """
+
+    logprob_TX: jax.Array
+    top_TX: jax.Array
+    hidden_BD: jax.Array
+
+
+Outcome = tuple[Samples, Scores | None]
+Step = Callable[[tuple[jax.Array, ...], DeviceState, jax.Array], tuple[DeviceState, Outcome]]
+
+_SCORED_AT_ONCE = 64
+"""Tokens whose logits are there at the same time in a score step."""
 
 
 STATE = DeviceState._make([CACHE, *[REPLICATED] * (len(DeviceState._fields) - 1)])
@@ -50,10 +73,14 @@ def create_state(skeleton: Skeleton, shapes: Shapes, pages: int, dtype: jnp.dtyp
     """A fresh state with `pages` pages, the trash page among them, of keys and values of a type: all devices'
     shares together."""
     config = skeleton.config
+    ids = (shapes.slots, config.vocabulary)
     return DeviceState(
         cache=create_cache(pad_config(config, skeleton.target.shards), pages, shapes.page_size, dtype),
         last_S=jnp.zeros(shapes.slots, jnp.int32),
-        counts_SV=jnp.zeros((shapes.slots, config.vocabulary), jnp.int32),
+        counts_SV=jnp.zeros(ids, jnp.int32),
+        bias_SV=jnp.zeros(ids, jnp.float32),
+        marks_SV=jnp.zeros(ids, jnp.uint8),
+        logits_SV=jnp.zeros(ids if shapes.mask else (0, config.vocabulary), jnp.float32),
         broken_S=jnp.zeros(shapes.slots, jnp.bool),
         broken_P=jnp.zeros(pages, jnp.bool),
     )
@@ -62,6 +89,8 @@ def create_state(skeleton: Skeleton, shapes: Shapes, pages: int, dtype: jnp.dtyp
 def make_step(skeleton: Skeleton, bucket: Bucket, shapes: Shapes) -> Step:
     """The step of a bucket, ready for `jax.jit` with argument 1 donated."""
     layout = Layout(bucket, shapes)
+    if bucket.kind == "sample":
+        return _make_sampler(layout, shapes)
 
     def step(leaves: tuple[jax.Array, ...], state: DeviceState, buffer: jax.Array):
         model, fields = skeleton.merge(leaves), layout.unpack(buffer)
@@ -71,28 +100,91 @@ def make_step(skeleton: Skeleton, bucket: Bucket, shapes: Shapes) -> Step:
         counts_SV = _count(state.counts_SV, slot_T, token_T, fields["counted"])
         hidden_TD, cache = model(token_T, state.cache, batch)
         broken_S, broken_P = _mark_broken(state, fields, slot_T, hidden_TD, batch.slots_T, shapes.page_size)
-        if bucket.kind == "mixed":
-            hidden_TD = hidden_TD.at[fields["last"]].get(mode="fill", fill_value=0)
-        slot_B = jnp.where(fields["sample_position"] > 0, fields["slot"], shapes.slots)
-        samples = sample(
-            model.logits(hidden_TD),
-            _row_params(fields),
-            lambda: counts_SV.at[slot_B].get(mode="clip"),
-            broken_S.at[slot_B].get(mode="clip"),
-        )
-        last_S = state.last_S.at[slot_B].set(samples.token_B, mode="drop")
-        return DeviceState(cache, last_S, counts_SV, broken_S, broken_P), samples
+        state = state._replace(cache=cache, counts_SV=counts_SV, broken_S=broken_S, broken_P=broken_P)
+        last_BD = hidden_TD.at[fields["last"]].get(mode="fill", fill_value=0) if bucket.tiled else hidden_TD
+        state, samples = _sample_or_hold(state, model.logits(last_BD), fields, shapes)
+        scores = _score(model, fields, hidden_TD) if bucket.kind == "score" else None
+        return state, (samples, scores)
 
     return step
+
+
+def _sample_or_hold(
+    state: DeviceState, logits_BV: jax.Array, fields: Mapping[str, jax.Array], shapes: Shapes
+) -> tuple[DeviceState, Samples]:
+    """Draws for every row that samples; the logits of those that wait for a mask are left behind instead."""
+    slot_B = jnp.where(fields["sample_position"] > 0, fields["slot"], shapes.slots)
+    samples = _draw(state, slot_B, logits_BV, fields)
+    if not shapes.mask:
+        return state._replace(last_S=state.last_S.at[slot_B].set(samples.token_B, mode="drop")), samples
+    held_B = fields["held"] > 0
+    free_B = jnp.where(held_B, shapes.slots, slot_B)
+    left_B = jnp.where(held_B, slot_B, shapes.slots)
+    logits_SV = lax.cond(
+        jnp.any(held_B),
+        lambda: state.logits_SV.at[left_B].set(logits_BV, mode="drop"),
+        lambda: state.logits_SV,
+    )
+    last_S = state.last_S.at[free_B].set(samples.token_B, mode="drop")
+    return state._replace(last_S=last_S, logits_SV=logits_SV), samples
+
+
+def _make_sampler(layout: Layout, shapes: Shapes) -> Step:
+    """Draws from the logits that a step has left behind, among the ids that a mask allows."""
+
+    def draw(leaves: tuple[jax.Array, ...], state: DeviceState, buffer: jax.Array):
+        fields = layout.unpack(buffer)
+        slot_B = fields["slot"]
+        logits_BV = state.logits_SV.at[slot_B].get(mode="clip")
+        allowed_BV = allowed_of(fields["mask"], logits_BV.shape[1])
+        samples = _draw(state, slot_B, logits_BV, fields, allowed_BV)
+        last_S = state.last_S.at[slot_B].set(samples.token_B, mode="drop")
+        return state._replace(last_S=last_S), (samples, None)
+
+    return draw
+
+
+def _draw(
+    state: DeviceState,
+    slot_B: jax.Array,
+    logits_BV: jax.Array,
+    fields: Mapping[str, jax.Array],
+    allowed_BV: jax.Array | None = None,
+) -> Samples:
+    """A token for each row, of the sequence in its slot."""
+
+    def adjustments() -> Adjustments:
+        tables = (state.counts_SV, state.bias_SV, state.marks_SV)
+        return Adjustments(*(table_SV.at[slot_B].get(mode="clip") for table_SV in tables))
+
+    broken_B = state.broken_S.at[slot_B].get(mode="clip")
+    return sample(logits_BV, _row_params(fields), adjustments, broken_B, allowed_BV)
+
+
+def _score(model: Transformer, fields: Mapping[str, jax.Array], hidden_TD: jax.Array) -> Scores:
+    """What the tokens that follow were worth, some at a time; and each row's hidden states, summed."""
+    target_T = fields["target"]
+    wanted_T = target_T >= 0
+
+    def some(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        hidden_RD, target_R = part
+        return logprobs(model.logits(hidden_RD), target_R)
+
+    size = math.gcd(_SCORED_AT_ONCE, len(target_T))
+    parts = (hidden_TD.reshape(-1, size, hidden_TD.shape[1]), target_T.reshape(-1, size))
+    logprob_TX, top_TX = lax.map(some, parts)
+    counted_TD = jnp.where(wanted_T[:, None], hidden_TD.astype(jnp.float32), 0.0)
+    rows = len(fields["slot"])
+    hidden_BD = jnp.zeros((rows, hidden_TD.shape[1]), jnp.float32).at[fields["row"]].add(counted_TD)
+    return Scores(logprob_TX.reshape(len(target_T), -1), top_TX.reshape(len(target_T), -1), hidden_BD)
 
 
 def _arrange(bucket: Bucket, shapes: Shapes, fields: Mapping[str, jax.Array]) -> tuple[jax.Array, Batch]:
     """The state slot of each token, and the model's batch."""
     position_T, table_BM = fields["position"], fields["table"]
-    mixed = bucket.kind == "mixed"
     row_T = jnp.arange(bucket.tokens, dtype=jnp.int32)
     end_B = row_T + 1
-    if mixed:
+    if bucket.tiled:
         row_T, end_B = fields["row"], fields["end"]
     batch = Batch(
         positions_T=position_T,
@@ -101,8 +193,8 @@ def _arrange(bucket: Bucket, shapes: Shapes, fields: Mapping[str, jax.Array]) ->
         tables_BM=table_BM,
         starts_R=jnp.pad(end_B, (1, 0)),
         rows=fields["rows"][0],
-        singles_B=fields["single"] if mixed else row_T,
-        tiles=_tiles(fields) if mixed else None,
+        singles_B=fields["single"] if bucket.tiled else row_T,
+        tiles=_tiles(fields) if bucket.tiled else None,
     )
     return fields["slot"][row_T], batch
 
@@ -173,10 +265,17 @@ def _row_params(fields: Mapping[str, jax.Array]) -> RowParams:
         top_k_B=fields["top_k"],
         frequency_B=fields["frequency"],
         presence_B=fields["presence"],
+        repetition_B=fields["repetition"],
+        adjusts_B=fields["adjusts"] > 0,
+        end_position_B=fields["end_position"],
         wants_logprobs_B=fields["wants_logprobs"] > 0,
     )
 
 
-def forget_counts(state: DeviceState, slot: jax.Array) -> DeviceState:
-    """Zeroes a slot's counts, for a new sequence with penalties; i32 `[]`."""
-    return state._replace(counts_SV=state.counts_SV.at[slot].set(0))
+def prepare_slot(state: DeviceState, slot: jax.Array, bias_V: jax.Array, marks_V: jax.Array) -> DeviceState:
+    """Makes a slot ready for a sequence that adjusts logits: nothing generated yet, its bias, its marks."""
+    return state._replace(
+        counts_SV=state.counts_SV.at[slot].set(0),
+        bias_SV=state.bias_SV.at[slot].set(bias_V),
+        marks_SV=state.marks_SV.at[slot].set(marks_V),
+    )

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from ..checkpoints.files import Progress
 from ..model.errors import DistaffError
-from ..runtime.request import EngineStats, InvalidRequest, NotReady, Request, TokenEvent
+from ..runtime.request import EngineStats, NotReady, Request, TokenEvent
 from . import exit_codes, wire
 from .channel import Channel
 from .engine_client import EngineInfo
@@ -145,7 +145,7 @@ class Pump:
             if self._engine is None:
                 raise NotReady("the engine is still loading")
             self._engine.submit(request)
-        except (InvalidRequest, NotReady) as error:
+        except DistaffError as error:
             self._on_events([TokenEvent(request_id=request.id, finish="error", error=str(error))])
 
     def _on_events(self, events: list[TokenEvent]) -> None:

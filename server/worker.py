@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from ..checkpoints.reading import Checkpoint
     from ..model.config import ModelConfig
+    from ..runtime.constraints import Grammars
     from ..runtime.engine import Engine
     from ..runtime.lockstep import Leader
     from ..runtime.settings import EngineSettings
@@ -92,7 +93,7 @@ def build_engine(
     with settings_refused():
         claim_devices(settings.replica, settings.replicas, parse_mesh(settings.mesh))
     system.limit_threads(settings.replicas)
-    from ..checkpoints import load_parameters, open_checkpoint, resolve
+    from ..checkpoints import GrammarCompiler, load_parameters, load_tokenizer, open_checkpoint, resolve
 
     progress = throttled(send)
     path = resolve(settings.model, revision=settings.revision, progress=progress)
@@ -104,7 +105,8 @@ def build_engine(
     leader = _lead(settings, checkpoint, send) if settings.coordinator else None
     with _told_to(leader):
         parameters = load_parameters(checkpoint, dtype, progress, mesh)
-        engine = _engine(settings, checkpoint.config, parameters, on_events, mesh, leader)
+        grammars = GrammarCompiler(load_tokenizer(path), checkpoint.config.vocabulary)
+        engine = _engine(settings, checkpoint.config, parameters, on_events, mesh, leader, grammars)
         engine.warm_up(lambda done, total: progress("compile", done, total))
     info = EngineInfo(
         context=engine.context,
@@ -207,11 +209,12 @@ def _engine(
     on_events: OnEvents,
     mesh: "Mesh",
     leader: "Leader | None",
+    grammars: "Grammars",
 ) -> "Engine":
     from ..runtime.engine import Engine
 
     with settings_refused():
-        return Engine(config, parameters, wishes_of(settings), on_events, mesh, leader)
+        return Engine(config, parameters, wishes_of(settings), on_events, mesh, leader, grammars)
 
 
 def wishes_of(settings: WorkerSettings) -> "EngineSettings":
@@ -228,6 +231,8 @@ def wishes_of(settings: WorkerSettings) -> "EngineSettings":
         prefix_cache=settings.prefix_cache,
         speculation=settings.speculation,
         deterministic=settings.deterministic,
+        grammars=True,
+        scores=True,
         profile=settings.profile,
     )
 

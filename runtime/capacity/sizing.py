@@ -75,7 +75,7 @@ class Sizing:
     def __init__(self, config: ModelConfig, wishes: Wishes, chip: Chip) -> None:
         self.config, self.wishes, self.chip = config, wishes, chip
         kind = _Kind(chip.platform)
-        settings = EngineSettings(slots=wishes.slots, context=wishes.context)
+        settings = EngineSettings(slots=wishes.slots, context=wishes.context, grammars=True, scores=True)
         self.shapes: Shapes = derive_shapes(config, settings, kind)
         self.context = wishes.context or config.context
         if wishes.prompt + wishes.completion > self.context:

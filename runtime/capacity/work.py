@@ -87,11 +87,11 @@ class Counted:
         return page_bytes(share, 1, jnp.dtype("int8" if self.int8_cache else self.dtype))
 
     def state_bytes(self, slots: int) -> int:
-        """The state beside the cache: newest samples, counts of generated ids, broken marks.
+        """The state beside the cache: newest samples, and of each id counts, biases, marks and kept logits.
 
         A mark is a byte; those of pages, one in thousands of a page's bytes, are not counted.
         """
-        return slots * (4 + 4 * self.config.vocabulary + 1)
+        return slots * (4 + (4 + 4 + 1 + 4) * self.config.vocabulary + 1)
 
     def decode(self, lengths: Sequence[int], rows: int | None = None) -> Work:
         """A step of one token for each sequence of these lengths, padded to `rows`."""

@@ -14,7 +14,7 @@ from distaff.runtime.request import Request
 from distaff.runtime.runner import Runner
 from distaff.runtime.settings import EngineSettings, Platform
 
-from .tiny import CONFIG, Ear, make_parameters
+from .tiny import CONFIG, Ear, Turns, make_parameters
 
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
@@ -59,7 +59,7 @@ def tiny_platform() -> Iterator[None]:
 @pytest.fixture(scope="package")
 def warm_runner(parameters) -> Runner:
     """The model with every step compiled, and pages for all slots."""
-    engine = Engine(CONFIG, parameters)
+    engine = Engine(CONFIG, parameters, EngineSettings(grammars=True, scores=True))
     engine.warm_up()
     complete(engine._runner)
     return engine._runner
@@ -82,8 +82,8 @@ def make_engine(parameters, warm_runner) -> Iterator[Callable[..., Engine]]:
     engines: list[Engine] = []
 
     def make(on_events=None, **wanted) -> Engine:
-        settings = EngineSettings(**{"speculation": False, **wanted})
-        engine = Engine(CONFIG, parameters, settings, on_events)
+        settings = EngineSettings(**{"speculation": False, "grammars": True, "scores": True, **wanted})
+        engine = Engine(CONFIG, parameters, settings, on_events, grammars=Turns)
         engine._runner = warm_runner
         engines.append(engine)
         return engine

@@ -45,6 +45,14 @@ def test_the_most_useful_buckets_come_first():
     assert names == "mixed(100) decode(6) decode(1) decode(2) decode(4) mixed(16) mixed(32) mixed(64)".split()
 
 
+def test_what_is_asked_for_has_buckets_of_its_own():
+    """Samplers for every number of rows, one step that scores; the largest of each are essential."""
+    shapes = Shapes(slots=6, budget=100, page_size=16, table=9, tile=64, mask=7, scores=True)
+    names = [str(bucket) for bucket in shapes.buckets()]
+    assert names[8:] == "sample(6) sample(4) sample(2) sample(1) score(100)".split()
+    assert [str(bucket) for bucket in shapes.essential()] == "mixed(100) sample(6) score(100)".split()
+
+
 def test_a_mixed_step_stands_in_for_those_that_are_not_ready():
     """Decoding runs in the first bucket until there is one of its own."""
     shapes = Shapes(slots=6, budget=100, page_size=16, table=9, tile=64)

@@ -17,11 +17,11 @@ from distaff.runtime.control import (
     Beat,
     Digest,
     Failed,
-    Forget,
     Frame,
     Goodbye,
     Launch,
     Peer,
+    Prepare,
     Stranger,
     greet,
 )
@@ -127,7 +127,7 @@ def test_a_silent_stranger_is_turned_away(monkeypatch: pytest.MonkeyPatch) -> No
     st.lists(
         st.one_of(
             st.builds(Launch, st.integers(0, 2**40), st.integers(0, 20), st.binary(max_size=300)),
-            st.builds(Forget, st.integers(0, 500)),
+            st.builds(Prepare, st.integers(0, 500), st.binary(max_size=50), st.binary(max_size=50)),
             st.builds(Digest, st.integers(0, 2**40), st.binary(max_size=8)),
             st.just(Goodbye()),
         )

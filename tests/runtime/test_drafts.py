@@ -144,10 +144,12 @@ def test_guesses_change_nothing(without, guessing_engine, monkeypatch):
         {"temperature": 0.3, "seed": 4, "top_p": 0.8, "logprobs": 2},
         {"frequency_penalty": 0.4},
         {"logprobs": 0},
+        {"grammar": "3,60"},
+        {"logit_bias": ((7, 2.0),), "min_tokens": 9, "stop_ids": (198,)},
     ]
     crowds = [
         [looping(f"{company}.{n}", n, max_tokens=50, **kinds[n]) for n in range(company)]
-        for company in (1, 3, 5)
+        for company in (1, 3, 7)
     ]
     said = [without(requests) for requests in crowds]
     foresee(monkeypatch, zip(crowds[2], said[2], strict=True))

@@ -25,7 +25,10 @@ def test_nothing_is_compiled_after_the_start(bench, monkeypatch):
     for company in (1, 2, 3, 8):
         for length in (1, 20, 50, 90):
             bench.run([ask(f"{company}.{length}.{n}", length, max_tokens=4) for n in range(company)])
+        bench.run([ask(f"g{company}.{n}", 9, max_tokens=4, grammar="2,9", **odd) for n in range(company)])
     bench.run([ask(f"odd{n}", 30, max_tokens=12, top_k=n * 60, **odd) for n in range(4)])
+    bench.run([ask("scored", 30, max_tokens=2, prompt_logprobs=2, pool_prompt=True)])
+    bench.run([ask("adjusted", 30, max_tokens=2, logit_bias=((3, 1.0),), repetition_penalty=1.1)])
     assert visited == set(runner.shapes.buckets())
     assert bench.engine.stats.compilations == 0
 
@@ -47,6 +50,17 @@ def test_the_next_step_is_launched_before_the_last_is_read(bench, monkeypatch):
     monkeypatch.setattr(runner, "read", lambda flight: calls.append("read") or read(flight))
     bench.run([ask("alone", 5, max_tokens=30)])
     assert calls == ["launch"] + ["launch", "read"] * 29 + ["read"]
+
+
+def test_a_step_is_under_way_while_grammars_are_asked(bench, monkeypatch):
+    """Launch n+1, read n, and only then the masks for n+1: the device computes what the masks are for."""
+    runner, calls = bench.engine._runner, []
+    for name in ("launch", "read", "sample_masked"):
+        method = getattr(runner, name)
+        monkeypatch.setattr(runner, name, lambda given, n=name, m=method: calls.append(n) or m(given))
+    bench.run([ask("held", 5, max_tokens=20, grammar="2,30")])
+    steps = [["launch", "sample_masked"], *[["launch", "read", "sample_masked"]] * 19, ["read"]]
+    assert calls == [call for step in steps for call in step]
 
 
 class Scale(Ear):

@@ -35,8 +35,8 @@ class Device:
         self.heard.append(("launch", (bucket, buffer.tolist())))
         return SimpleNamespace(token_B=Pending(self.finish, self._sampled(buffer)))
 
-    def forget(self, slot: int) -> None:
-        self.heard.append(("forget", slot))
+    def prepare(self, slot: int, bias_V: np.ndarray, marks_V: np.ndarray) -> None:
+        self.heard.append(("prepare", slot, bias_V.tolist(), marks_V.tolist()))
 
 
 class Pending:
@@ -133,14 +133,14 @@ def buffer(*words: int) -> np.ndarray:
 
 
 def test_followers_hear_everything_in_order(gather: Callable[..., Party]) -> None:
-    """Launches and forgets arrive at every follower as they were made."""
+    """Launches and what slots are made ready with arrive at every follower as they were made."""
     devices = [Device(), Device()]
     party = gather(*devices)
     expected = []
     for n in range(60):
         if n % 7 == 3:
-            party.leader.forget(n)
-            expected.append(("forget", n))
+            party.leader.prepare(n, np.full(3, n / 4, np.float32), np.full(3, n % 256, np.uint8))
+            expected.append(("prepare", n, [n / 4] * 3, [n % 256] * 3))
         party.leader.launch(n % 4, buffer(n, -n))
         expected.append(("launch", (n % 4, [n, -n])))
     until(lambda: all(len(device.heard) == len(expected) for device in devices))
@@ -303,7 +303,7 @@ def test_the_engine_launches_before_it_reads(make_engine: Callable[..., Any]) ->
             order.append(("tell", self.launched))
             self.launched += 1
 
-        def forget(self, slot: int) -> None: ...
+        def prepare(self, slot: int, bias_V: np.ndarray, marks_V: np.ndarray) -> None: ...
 
         def settle(self, token_B: np.ndarray) -> None:
             order.append(("read", self.settled))

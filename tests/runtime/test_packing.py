@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from distaff.runtime.buckets import Bucket, Layout, Shapes
 from distaff.runtime.packing import pack
 from distaff.runtime.request import Request, SamplingParams
-from distaff.runtime.sequence import Plan, Row, Sequence
+from distaff.runtime.sequence import Row, Sequence
 
 SHAPES = Shapes(slots=4, budget=32, page_size=4, table=8, tile=8)
 DECODE = Bucket(kind="decode", tokens=4, rows=4)
@@ -33,7 +33,7 @@ def make_row(
 def fields_of(rows: list[Row], bucket: Bucket) -> dict[str, np.ndarray]:
     """What the device reads from the packed plan."""
     layout = Layout(bucket, SHAPES)
-    buffer = pack(Plan(rows), bucket, layout, SHAPES)
+    buffer = pack(rows, bucket, layout, SHAPES)
     _, views = layout.allocate()
     at = 0
     for name, view in views.items():
@@ -143,7 +143,7 @@ def test_the_device_reads_what_the_host_wrote():
     """A packed plan through the layout's own unpacking."""
     rows = [make_row(3, seen=2, start=9, samples=True, seed=-1 % 2**64, top_p=0.25)]
     layout = Layout(DECODE, SHAPES)
-    arrived = jax.jit(layout.unpack)(pack(Plan(rows), DECODE, layout, SHAPES))
+    arrived = jax.jit(layout.unpack)(pack(rows, DECODE, layout, SHAPES))
     expected = fields_of(rows, DECODE)
     for name, field in expected.items():
         np.testing.assert_array_equal(np.asarray(arrived[name]), field)

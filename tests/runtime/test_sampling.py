@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distaff.runtime.sampling import WINDOW, RowParams, _thresholds, sample
+from distaff.runtime.sampling import WINDOW, Adjustments, RowParams, _thresholds, sample
 
 SMALL, LARGE = 50, 128 * 128 + 77
 """A vocabulary within the window and within one block, and one of more than 128 blocks."""
@@ -20,16 +20,19 @@ SMALL, LARGE = 50, 128 * 128 + 77
 def run(logits, params, counts, broken=None):
     """The sampler with counts at hand, and no row broken unless said so."""
     broken = jnp.zeros(logits.shape[0], bool) if broken is None else broken
-    return sample(logits, params, lambda: counts, broken)
+    known = Adjustments(counts, jnp.zeros_like(logits), jnp.zeros(logits.shape, jnp.uint8))
+    return sample(logits, params, lambda: known, broken)
 
 
 def make_params(rows: int, **given) -> RowParams:
     """Plain sampling at positions 0, 1, 2 … but for what is given, one value or one per row."""
     neutral = {"choice": 0, "temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "top_k": 0}
-    neutral |= {"frequency": 0.0, "presence": 0.0, "wants_logprobs": False}
+    neutral |= {"frequency": 0.0, "presence": 0.0, "repetition": 1.0, "wants_logprobs": False}
+    neutral |= {"adjusts": "frequency" in given or "presence" in given, "end_position": 0}
     values = {**neutral, "position": np.arange(rows), **given}
     seed = np.broadcast_to(np.asarray(values.pop("seed", (7, 9)), np.uint32), (rows, 2))
     kinds = {"choice": np.int32, "position": np.int32, "top_k": np.int32, "wants_logprobs": bool}
+    kinds |= {"adjusts": bool, "end_position": np.int32}
     fields = {
         f"{name}_B": np.broadcast_to(np.asarray(value, kinds.get(name, np.float32)), (rows,))
         for name, value in values.items()

@@ -89,13 +89,60 @@ def assert_greedy(request: Request, tokens: Sequence[int]) -> None:
     Where the reference's two best are closer than the tolerance either will do; more than one such choice in
     a thousand would be no accident.
     """
-    prompt, params = request.prompt, request.params
+    prompt = request.prompt
     logits = reference_logits([*prompt, *tokens])[len(prompt) - 1 : -1]
     earlier = np.tri(len(tokens), k=-1) @ np.eye(CONFIG.vocabulary)[list(tokens)]
-    logits = logits - earlier * params.frequency_penalty - (earlier > 0) * params.presence_penalty
+    logits = adjusted(logits, earlier, request)
     chosen = logits[np.arange(len(tokens)), tokens]
     assert np.all(chosen >= logits.max(-1) - TOLERANCE)
     assert np.sum(np.argmax(logits, -1) != tokens) <= 1 + len(tokens) // 1000
+
+
+def adjusted(logits: np.ndarray, earlier: np.ndarray, request: Request) -> np.ndarray:
+    """The definition of every adjustment: logits `[T, V]`, with how often each id was generated before."""
+    prompt, params = request.prompt, request.params
+    repeated = earlier > 0
+    repeated[:, list(prompt)] = True
+    factor = params.repetition_penalty
+    logits = np.where(repeated, np.where(logits > 0, logits / factor, logits * factor), logits)
+    logits = logits - earlier * params.frequency_penalty - (earlier > 0) * params.presence_penalty
+    for token, value in params.logit_bias:
+        logits[:, token] += value
+    if params.allowed_ids is not None:
+        logits[:, [i for i in range(CONFIG.vocabulary) if i not in params.allowed_ids]] = -np.inf
+    for token in params.stop_ids:
+        logits[: params.min_tokens, token] = -np.inf
+    if params.grammar is not None:
+        for n, row in enumerate(logits):
+            row[~Turns.allowed(params.grammar, n)] = -np.inf
+    return logits
+
+
+class Turns:
+    """A grammar `k,n`: the i-th token is one of those with id mod k = i mod k, and there are n of them."""
+
+    def __init__(self, grammar: str) -> None:
+        self._grammar, self._heard = grammar, 0
+        self.error: str | None = None
+
+    @staticmethod
+    def allowed(grammar: str, place: int) -> np.ndarray:
+        every = int(grammar.split(",")[0])
+        return np.arange(CONFIG.vocabulary) % every == place % every
+
+    def fill(self, mask_W: np.ndarray) -> None:
+        bits = self.allowed(self._grammar, self._heard)
+        bits = np.pad(bits, (0, 32 * len(mask_W) - len(bits)))
+        mask_W[:] = np.packbits(bits, bitorder="little").view(np.uint32)
+
+    def consume(self, token: int) -> None:
+        if not self.allowed(self._grammar, self._heard)[token]:
+            self.error = f"{token} is not allowed"
+        self._heard += 1
+
+    @property
+    def complete(self) -> bool:
+        return self._heard == int(self._grammar.split(",")[1])
 
 
 def random_prompt(length: int, seed: int = 0) -> tuple[int, ...]:
