@@ -9,6 +9,11 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import Environment, TemplateSyntaxError, nodes
+from jinja2.ext import Extension
+from jinja2.meta import find_undeclared_variables
+from jinja2.parser import Parser
+
 from ..model.errors import DistaffError
 
 if TYPE_CHECKING:
@@ -17,6 +22,22 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 
 _PROBE = "probe-7f3a"
+_GIVEN = frozenset(
+    "messages tools documents add_generation_prompt continue_final_message raise_exception strftime_now "
+    "bos_token eos_token pad_token unk_token".split()
+)
+"""What templates are given without being asked for it."""
+
+
+class _Generation(Extension):
+    """The `{% generation %}` block of transformers' templates, as far as reading one needs it."""
+
+    tags = {"generation"}  # noqa: RUF012 - the base class declares it so
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """Its body."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class TemplateError(DistaffError):
@@ -34,12 +55,41 @@ class ChatTemplate:
         self.source = source
         self._special = dict(special)
 
+    @cached_property
+    def options(self) -> frozenset[str]:
+        """Variables that it reads, beside those that every template is given."""
+        environment = Environment(extensions=["jinja2.ext.loopcontrols", "jinja2.ext.do", _Generation])
+        try:
+            read = find_undeclared_variables(environment.parse(self.source))
+        except TemplateSyntaxError:
+            return frozenset()
+        return frozenset(read) - _GIVEN - self._special.keys() - environment.globals.keys()
+
+    @cached_property
+    def knows_tools(self) -> bool:
+        """Whether it has a place for tools: what it says of one is in the text."""
+        function = {"name": _PROBE, "description": "x", "parameters": {"type": "object", "properties": {}}}
+        try:
+            text = self._apply(
+                [{"role": "user", "content": "x"}], True, False, [{"type": "function", "function": function}]
+            )
+        except TemplateError:
+            return False
+        return _PROBE in text
+
     def render(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool, continue_final_message: bool
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> str:
         """The text of a conversation.
 
         Args:
+          tools: functions that may be called. options: further variables.
           add_generation_prompt: end with the opening of an assistant's turn.
           continue_final_message: leave the last message open, so that the reply goes on from it.
 
@@ -48,7 +98,7 @@ class ChatTemplate:
         """
         if self.folds_system:
             messages = fold_system(messages)
-        return self._apply(messages, add_generation_prompt, continue_final_message)
+        return self._apply(messages, add_generation_prompt, continue_final_message, tools, options)
 
     @cached_property
     def folds_system(self) -> bool:
@@ -63,13 +113,22 @@ class ChatTemplate:
         except TemplateError:
             return True
 
-    def _apply(self, messages: Sequence[Message], generate: bool, unfinished: bool) -> str:
+    def _apply(
+        self,
+        messages: Sequence[Message],
+        generate: bool,
+        unfinished: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
         try:
             text = self._renderer.apply_chat_template(
                 [dict(message) for message in messages],
+                tools=[dict(tool) for tool in tools] if tools else None,
                 tokenize=False,
                 add_generation_prompt=generate,
                 continue_final_message=unfinished,
+                **(options or {}),
             )
         except Exception as error:  # whatever a foreign template's code may raise
             raise TemplateError(str(error) or type(error).__name__) from error

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, grammar_from
 
 from .errors import GrammarError
 from .tokenizer import ChatTokenizer
@@ -50,9 +50,35 @@ def lark_grammar(source: str) -> str:
     return LLMatcher.grammar_from_lark(source)
 
 
+def lark_or_gbnf_grammar(source: str) -> str:
+    """The texts of a grammar in that dialect or in llama.cpp's GBNF.
+
+    Raises:
+      GrammarError: it looks like GBNF and is none.
+    """
+    try:
+        return grammar_from("grammar", source)
+    except ValueError as error:
+        raise GrammarError(_first_line(str(error))) from None
+
+
 def choice_grammar(choices: Sequence[str]) -> str:
     """One of these texts."""
     return lark_grammar("start: " + " | ".join(json.dumps(choice) for choice in choices))
+
+
+def either(one: str, other: str) -> str:
+    """The texts of both grammars."""
+    main = {"name": "main", "lark_grammar": "start: @one | @other"}
+    return json.dumps({"grammars": [main, _named("one", one), _named("other", other)]})
+
+
+def _named(name: str, grammar: str) -> dict[str, Any]:
+    """A grammar as a part of another."""
+    if not grammar.lstrip().startswith("{"):
+        return {"name": name, "lark_grammar": grammar}
+    (part,) = json.loads(grammar)["grammars"]
+    return part | {"name": name}
 
 
 def check_grammar(grammar: str) -> None:

@@ -5,9 +5,10 @@ token enters a prompt from the template alone. What a user typed is text, whatev
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -59,15 +60,41 @@ class ChatTokenizer:
         """Whether conversations can be rendered at all."""
         return self._template is not None
 
+    @property
+    def chat_template(self) -> str | None:
+        """The template's source, if there is one."""
+        return self._parts.chat_template
+
+    @property
+    def template_options(self) -> frozenset[str]:
+        """Variables that the template reads, beside those that every template is given."""
+        return self._template.options if self._template else frozenset()
+
+    @property
+    def knows_tools(self) -> bool:
+        """Whether the template has a place for tools."""
+        return self._template is not None and self._template.knows_tools
+
+    def special_id(self, name: str) -> int | None:
+        """The id of the special token of this name, if there is one."""
+        token = self._tokenizer.token_to_id(name)
+        return token if token in self.special_ids else None
+
     def render(
         self,
         messages: Sequence[Message],
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        options: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt's text. `continue_final_message` leaves the last message open and needs
-        `add_generation_prompt=False`.
+        """The prompt's text.
+
+        Args:
+          tools: functions that may be called, in OpenAI's form; for templates that know them.
+          continue_final_message: leaves the last message open; needs `add_generation_prompt=False`.
+          options: further variables of the template.
 
         Raises:
           TemplateError: the template refuses the messages, or the model has none.
@@ -76,29 +103,36 @@ class ChatTokenizer:
             raise TemplateError("this model has no chat template; give one, or use plain completions")
         return self._template.render(
             messages,
+            tools=tools,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
+            options=options or {},
         )
 
     def encode_chat(
         self,
         messages: Sequence[Message],
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        options: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """The prompt's ids: the rendered text's, begun only as the template begins it.
+        """The prompt's ids: the rendered text's, begun only as the template begins it; see `render`.
 
-        Special tokens typed inside a message are encoded as the text they are.
+        Special tokens typed inside a message, a tool or an option are encoded as the text they are.
 
         Raises:
           TemplateError: the template refuses the messages, or the model has none.
         """
-        shielded, typed = self._shield.cover(messages)
+        said = {"messages": messages, "tools": tools, "options": options}
+        [shielded], typed = self._shield.cover([said])
         text = self.render(
-            shielded,
+            shielded["messages"],
+            tools=shielded["tools"],
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
+            options=shielded["options"],
         )
         return self._shield.encode(text, typed) if typed else self.encode(text, add_special_tokens=False)
 

@@ -77,10 +77,9 @@ class Shapes:
         return usual + self._samplers()[::-1] + score
 
     def essential(self) -> list[Bucket]:
-        """Those that suffice for any request: the first step, and the largest of each other kind."""
+        """Those that suffice for any request, but one whose prompt is scored: that waits for its step."""
         buckets = self.buckets()
-        beside = (next((b for b in buckets if b.kind == kind), None) for kind in ("sample", "score"))
-        return buckets[:1] + [bucket for bucket in beside if bucket]
+        return buckets[:1] + [bucket for bucket in buckets if bucket.kind == "sample"][:1]
 
     def _samplers(self) -> list[Bucket]:
         sizes = _powers(1, self.slots) if self.mask else []

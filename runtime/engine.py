@@ -23,6 +23,7 @@ from ..model.rotary import follows_length
 from ..model.sharding import create_mesh
 from .admission import check
 from .assembly import assemble
+from .buckets import Bucket
 from .constraints import Grammars, no_grammars
 from .executables import CompilationCounter, Progress
 from .ledger import Ledger
@@ -131,7 +132,7 @@ class Engine:
     def start(self) -> None:
         """Starts the engine's thread, which compiles nothing, and another, which compiles what is left."""
         for bucket, seconds in self._runner.ready.items():
-            self._scheduler.pace.tried(bucket.kind, bucket.tokens, seconds)
+            self._note_trial(bucket, seconds)
         self._compilations.start(self._thread)
         self._thread.start()
         self._compiler.start()
@@ -299,9 +300,12 @@ class Engine:
             log.exception("no more steps are compiled; those that there are serve on")
 
     def _adopt(self) -> None:
-        bucket, seconds = self._runner.adopt()
-        self._scheduler.pace.tried(bucket.kind, bucket.tokens, seconds)
+        self._note_trial(*self._runner.adopt())
         self._free_since = time.monotonic()
+
+    def _note_trial(self, bucket: Bucket, seconds: float) -> None:
+        self._scheduler.pace.tried(bucket.kind, bucket.tokens, seconds)
+        self._scheduler.scores |= bucket.kind == "score"
 
     def _launch(self, plan: Plan, flight: Flight | None) -> Flight:
         """Dispatches a step behind the one that is under way; if the device is done with that, it idles."""

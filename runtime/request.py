@@ -16,7 +16,7 @@ from ..model.errors import DistaffError
 MAX_TOP_LOGPROBS = 20
 """The most alternatives per token that a step reports (OpenAI's limit)."""
 
-MAX_BIAS = 100.0
+MAX_BIAS = 100
 """The largest bias of a logit, up or down (OpenAI's limit)."""
 
 FinishReason = Literal["stop", "length", "error"]

@@ -1,8 +1,8 @@
-"""Token events of one call -> what its choices say: starts, pieces of text, ends.
+"""Token events of one call -> what its choices say: starts, pieces of text, calls of tools, ends.
 
-Knows ids, text and stop strings; not JSON, not HTTP. The one idea: `deltas` is the only path, a stream sends
-each delta as it comes and a whole reply folds the same deltas. Choices are first heard of in the order
-0, 1, 2 …, as clients demand, whatever order the engine answers in.
+Knows ids, text, stop strings and tool calls; not JSON, not HTTP. The one idea: `deltas` is the only path, a
+stream sends each delta as it comes and a whole reply folds the same deltas. Choices are first heard of in the
+order 0, 1, 2 …, as clients demand, whatever order the engine answers in.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -12,17 +12,20 @@ from typing import Any, Literal
 from ..runtime.request import EngineFailed, TokenEvent
 from .generation import Generation
 from .logprobs import LogprobAligner
+from .protocol.heading import fresh_id
 from .stops import StopSearch
-from .text import TextModel
+from .text import TokenTexts
+from .tool_formats import CallArguments, CallStart, Text, ToolCallParser
 
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A choice is heard of for the first time."""
+    """A choice is heard of for the first time; `calls`: what it says is calls of tools, not text."""
 
     choice: int
+    calls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,25 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """A choice calls a tool: its `call`-th call begins."""
+
+    choice: int
+    call: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """A piece of the JSON of a call's arguments."""
+
+    choice: int
+    call: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """A choice is complete."""
 
@@ -42,39 +64,60 @@ class End:
     reason: Finish
 
 
-Delta = Start | Piece | End
+Delta = Start | Piece | Call | Arguments | End
 
 
 class ChoiceText:
-    """One choice: its tokens become text, and end at a stop string.
+    """One choice: its tokens become text, or calls, and end at a stop string.
 
     Attributes:
       tokens: how many were generated, the end token not counted.
       cached_tokens: of the prompt, found in the cache.
+      first: the first event; what it says of the prompt is read there.
       finish: why it ended; None while it goes on.
     """
 
     def __init__(
-        self, text: TextModel, prompt: Sequence[int], stops: Sequence[str], *, logprobs: bool
+        self,
+        text: TokenTexts,
+        prompt: Sequence[int],
+        stops: StopSearch,
+        *,
+        logprobs: bool,
+        parser: ToolCallParser | None = None,
+        named: bool = False,
     ) -> None:
+        """A choice that has said nothing.
+
+        Args:
+          logprobs: entries are wanted. parser: finds calls in the text; None where there are no tools.
+          named: the request names the function to call, so that calling it is a plain stop.
+        """
         self.tokens = self.cached_tokens = 0
+        self.first: TokenEvent | None = None
         self.finish: Finish | None = None
         self._detokenizer = text.detokenizer(prompt)
-        self._stops = StopSearch(stops)
+        self._stops = stops
         self._aligner = LogprobAligner(text) if logprobs else None
+        self._parser = parser
+        self._named = named
+        self._calls = 0
+        self._started = False
 
-    def push(self, event: TokenEvent) -> tuple[str, list[dict[str, Any]] | None]:
-        """The text, and the entries, that are certain after `event`; sets `finish` at the end."""
+    def push(self, choice: int, event: TokenEvent) -> list[Delta]:
+        """What is certain after `event`; sets `finish` at the end."""
+        self.first = self.first or event
         self.cached_tokens += event.cached_tokens
         certain = self._take(event) if event.token is not None else ""
         text = self._stops.push(certain)
         if event.finish is not None and not self._stops.found:
             text += self._flush()
-        if self._stops.found:
-            self.finish = "stop"
-        elif event.finish is not None:
-            self.finish = "length" if event.finish == "length" else "stop"
-        return text, self._entries(text)
+        ended = self._stops.found or event.finish is not None
+        said = self._said(choice, text, ended=ended)
+        if ended:
+            self.finish = self._reason(event)
+            said.append(End(choice, self.finish))
+        return said
 
     def _take(self, event: TokenEvent) -> str:
         assert event.token is not None
@@ -88,10 +131,42 @@ class ChoiceText:
     def _flush(self) -> str:
         return self._stops.push(self._detokenizer.flush()) + self._stops.flush()
 
+    def _reason(self, event: TokenEvent) -> Finish:
+        if event.finish == "length" and not self._stops.found:
+            return "length"
+        return "tool_calls" if self._calls and not self._named else "stop"
+
+    def _said(self, choice: int, text: str, *, ended: bool) -> list[Delta]:
+        """The text as deltas, with a start before the first of them."""
+        if self._parser is None:
+            said = self._piece(choice, text)
+        else:
+            parts = self._parser.push(text) if text else []
+            parts = [*parts, *self._parser.flush()] if ended else parts
+            said = [delta for part in parts for delta in self._part(choice, part)]
+        if self._started or (self._parser is not None and not said and not ended):
+            return said
+        self._started = True
+        return [Start(choice, bool(said) and isinstance(said[0], Call)), *said]
+
+    def _piece(self, choice: int, text: str) -> list[Delta]:
+        return [Piece(choice, text, self._entries(text))] if text else []
+
+    def _part(self, choice: int, part: Text | CallStart | CallArguments) -> list[Delta]:
+        match part:
+            case Text(text):
+                return self._piece(choice, text)
+            case CallStart(name):
+                self._calls += 1
+                return [Call(choice, self._calls - 1, fresh_id("call_", 24), name)]
+            case CallArguments(text):
+                return [Arguments(choice, self._calls - 1, text)]
+
     def _entries(self, text: str) -> list[dict[str, Any]] | None:
+        """The entries of the tokens that the text completes; none for text behind a call."""
         if self._aligner is None:
             return None
-        entries = self._aligner.release(text) if text else []
+        entries = [] if self._calls else self._aligner.release(text)
         return entries + self._aligner.cut() if self._stops.found else entries
 
 
@@ -104,7 +179,7 @@ async def deltas(
       EngineFailed: the engine was lost, or failed one of the sequences.
     """
     waiting: list[list[TokenEvent]] = [[] for _ in choices]
-    started, ended = 0, 0
+    started = ended = 0
     while ended < len(choices):
         heard = await generation.next(silence)
         if heard is None:
@@ -119,12 +194,12 @@ async def deltas(
         for choice in range(index, len(choices) if index == started else index + 1):
             if not waiting[choice]:
                 break
-            if choice == started:
-                started += 1
-                yield Start(choice)
             for delta in _speak(choice, choices[choice], waiting[choice], generation):
+                started += isinstance(delta, Start)
                 ended += isinstance(delta, End)
                 yield delta
+            if choice >= started:
+                break
 
 
 def _speak(choice: int, text: ChoiceText, events: list[TokenEvent], generation: Generation) -> list[Delta]:
@@ -133,11 +208,8 @@ def _speak(choice: int, text: ChoiceText, events: list[TokenEvent], generation: 
     for event in events:
         if text.finish is not None:
             break
-        piece, logprobs = text.push(event)
-        if piece:
-            said.append(Piece(choice, piece, logprobs))
+        said += text.push(choice, event)
         if text.finish is not None:
-            said.append(End(choice, text.finish))
             generation.end(choice)
     events.clear()
     return said

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..runtime.request import TokenLogprobs
-from .text import TextModel
+from .text import TokenTexts
 
 FLOOR = -9999.0
 """JSON has no infinity: what is impossible is as unlikely as this."""
@@ -38,7 +38,7 @@ class _Pending:
 class LogprobAligner:
     """The entries of one choice, released as its text is."""
 
-    def __init__(self, text: TextModel) -> None:
+    def __init__(self, text: TokenTexts) -> None:
         self._text = text
         self._decoder = _decoder_of("replace")
         self._pending: deque[_Pending] = deque()

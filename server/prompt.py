@@ -5,20 +5,26 @@ and what a silent request gets.
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..model.errors import DistaffError
 from ..runtime.request import EngineError, Request, SamplingParams, draw_seed
 from .errors import BadRequest
 from .protocol.chat import ChatCall
+from .protocol.fields import unknown
+from .protocol.messages import Message
+from .protocol.sampling import Sampling
 from .text import OffLoop, SamplingDefaults, TextModel
+from .tool_formats import tell
 
 _T = TypeVar("_T")
 
 NO_TEMPLATE = "This model has no chat template and cannot answer chat completions."
 
+Prompt = tuple[int, ...]
 
-async def encode(text: TextModel, call: ChatCall, context: int, off_loop: OffLoop) -> tuple[int, ...]:
+
+async def encode_chat(text: TextModel, call: ChatCall, context: int, off_loop: OffLoop) -> Prompt:
     """Renders and encodes the conversation, off the event loop where it is long.
 
     Raises:
@@ -26,61 +32,85 @@ async def encode(text: TextModel, call: ChatCall, context: int, off_loop: OffLoo
     """
     if not text.has_template:
         raise BadRequest(NO_TEMPLATE, "messages")
+    for name in call.rendering.options:
+        if name not in text.template_options:
+            raise BadRequest(*unknown(f"chat_template_kwargs.{name}"))
     size = sum(len(message["content"]) for message in call.messages) + 16 * len(call.messages)
+    size += 1024 * len(call.tools.tools)
     try:
-        prompt = tuple(await off_loop.run(size, text.encode_chat, call.messages))
+        prompt = tuple(await off_loop.run(size, _render, text, call))
     except EngineError:
         raise
     except DistaffError as error:
         raise BadRequest(str(error), "messages") from None
-    check_length(len(prompt), call, context)
+    check_length(len(prompt), call.sampling, context)
     return prompt
 
 
-def check_length(prompt: int, call: ChatCall, context: int) -> None:
+def _render(text: TextModel, call: ChatCall) -> Sequence[int]:
+    messages: Sequence[Message] = call.messages
+    tools: list[dict[str, Any]] | None = [tool.to_dict() for tool in call.tools.tools] or None
+    if not text.knows_tools:
+        messages, tools = tell(messages, call.tools.tools), None
+    return text.encode_chat(
+        messages,
+        tools=tools,
+        add_generation_prompt=call.rendering.add_generation_prompt,
+        continue_final_message=call.rendering.continue_final_message,
+        options=call.rendering.options,
+    )
+
+
+def check_length(prompt: int, sampling: Sampling, context: int, *, where: str = "messages") -> None:
     """Raises BadRequest unless the prompt, and what may follow it, fit the context."""
-    if call.max_tokens is not None and prompt + call.max_tokens > context:
+    most = sampling.max_tokens
+    if most is not None and prompt + most > context:
         asked = (
-            f"you requested {prompt + call.max_tokens} tokens ({prompt} in the messages, {call.max_tokens} "
-            "in the completion). Please reduce the length of the messages or completion."
+            f"you requested {prompt + most} tokens ({prompt} in the {where}, {most} in the completion). "
+            f"Please reduce the length of the {where} or completion."
         )
     elif prompt >= context:
-        asked = f"your messages resulted in {prompt} tokens. Please reduce the length of the messages."
+        asked = f"your {where} resulted in {prompt} tokens. Please reduce the length of the {where}."
     else:
         return
     raise BadRequest(
         f"This model's maximum context length is {context} tokens. However, {asked}",
-        "messages",
+        where,
         "context_length_exceeded",
     )
 
 
-def sequences(
-    id: str, prompt: Sequence[int], call: ChatCall, text: TextModel, defaults: SamplingDefaults
-) -> list[Request]:
-    """One engine request per choice, all with one seed: choices differ by their number alone."""
-    params = SamplingParams(
-        max_tokens=call.max_tokens,
-        temperature=_first(call.temperature, defaults.temperature, 1.0),
-        top_p=_first(call.top_p, defaults.top_p, 1.0),
-        top_k=_first(call.top_k, defaults.top_k, 0),
-        min_p=_first(call.min_p, defaults.min_p, 0.0),
-        seed=draw_seed() if call.seed is None else call.seed,
-        frequency_penalty=call.frequency_penalty,
-        presence_penalty=call.presence_penalty,
-        logprobs=call.logprobs,
-        stop_ids=tuple(sorted(text.eos_ids)),
-        ignore_eos=call.ignore_eos,
+def sampling_params(
+    sampling: Sampling, text: TextModel, defaults: SamplingDefaults, grammar: str | None = None
+) -> SamplingParams:
+    """What the engine is told; all choices of a call share it, and with it the seed."""
+    ends = () if sampling.ignore_eos else text.eos_ids
+    return SamplingParams(
+        max_tokens=sampling.max_tokens,
+        temperature=_first(sampling.temperature, defaults.temperature, 1.0),
+        top_p=_first(sampling.top_p, defaults.top_p, 1.0),
+        top_k=_first(sampling.top_k, defaults.top_k, 0),
+        min_p=_first(sampling.min_p, defaults.min_p, 0.0),
+        seed=draw_seed() if sampling.seed is None else sampling.seed,
+        frequency_penalty=sampling.frequency_penalty,
+        presence_penalty=sampling.presence_penalty,
+        repetition_penalty=sampling.repetition_penalty,
+        logit_bias=sampling.logit_bias,
+        allowed_ids=sampling.allowed_token_ids,
+        min_tokens=sampling.min_tokens,
+        grammar=grammar,
+        logprobs=sampling.logprobs,
+        stop_ids=tuple(sorted({*ends, *sampling.stop_token_ids})),
     )
+
+
+def sequences(
+    id: str, prompts: Sequence[Prompt], count: int, params: SamplingParams, cache_salt: str
+) -> list[Request]:
+    """One engine request for each of `count` choices of each prompt: they differ by their number alone."""
     return [
-        Request(
-            id=f"{id}-{choice}",
-            prompt=tuple(prompt),
-            params=params,
-            choice=choice,
-            cache_salt=call.cache_salt,
-        )
-        for choice in range(call.n)
+        Request(id=f"{id}-{choice}", prompt=prompt, params=params, choice=choice, cache_salt=cache_salt)
+        for choice, prompt in enumerate(prompt for prompt in prompts for _ in range(count))
     ]
 
 

@@ -15,9 +15,11 @@ class StopSearch:
       found: a stop string was found; nothing is emitted any more.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
+        """`include`: the stop string that is found is emitted too."""
         self.found = False
-        self._stops = tuple(stops)
+        self._stops = tuple(sorted(stops, key=len))
+        self._include = include
         self._longest = max(map(len, self._stops), default=0)
         self._held = ""
 
@@ -27,9 +29,9 @@ class StopSearch:
             return "" if self.found else text
         held = self._held + text
         match, open_at = self._first_match(held), self._open_prefix(held)
-        if match is not None and match <= open_at:
+        if match is not None and match[0] <= open_at:
             self.found, self._held = True, ""
-            return held[:match]
+            return held[: self._cut(match)]
         self._held = held[open_at:]
         return held[:open_at]
 
@@ -37,12 +39,19 @@ class StopSearch:
         """The text is complete: returns what was held back, up to a stop string in it."""
         held, self._held = self._held, ""
         match = self._first_match(held)
-        self.found = self.found or match is not None
-        return held[:match]
+        if match is None:
+            return held
+        self.found = True
+        return held[: self._cut(match)]
 
-    def _first_match(self, text: str) -> int | None:
-        places = (text.find(stop) for stop in self._stops)
-        return min((place for place in places if place >= 0), default=None)
+    def _cut(self, match: tuple[int, str]) -> int:
+        place, stop = match
+        return place + len(stop) if self._include else place
+
+    def _first_match(self, text: str) -> tuple[int, str] | None:
+        """The first place where a stop string begins, and the shortest that does."""
+        found = ((text.find(stop), stop) for stop in self._stops)
+        return min((match for match in found if match[0] >= 0), key=lambda match: match[0], default=None)
 
     def _open_prefix(self, text: str) -> int:
         """Where the longest suffix begins that is a proper prefix of a stop string; the end if none."""

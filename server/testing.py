@@ -34,12 +34,36 @@ class FakeText:
 
     A conversation is BOS, then for each message its role, a colon, its content and TURN. A conversation
     with a message of the content `refuse me` is refused, as templates do.
+
+    Attributes:
+      rendered: what was last asked to be rendered, and how.
     """
+
+    rendered: dict[str, Any]
 
     has_template = True
     eos_ids = (EOS,)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    chat_template = None
+    template_options = frozenset({"style"})
+    knows_tools = False
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        self.rendered = {
+            "messages": messages,
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "options": options,
+        }
         ids = [BOS]
         for message in messages:
             if message["content"] == "refuse me":
@@ -47,6 +71,12 @@ class FakeText:
             ids += f"{message['role']}:{message['content']}".encode()
             ids.append(TURN)
         return ids
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return [BOS] * add_special_tokens + list(text.encode())
+
+    def special_id(self, name: str) -> int | None:
+        return None
 
     def detokenizer(self, prompt: Sequence[int] = ()) -> "FakeDetokenizer":
         return FakeDetokenizer()
@@ -197,7 +227,9 @@ class FakeStream:
         room = (info.context if info else 0) - len(self._request.prompt)
         limit = min(room, params.max_tokens or room)
         said = list(self._engine.tokens(self._request))
-        if params.ignore_eos:
+        ends = [place for place, token in enumerate(said) if token in params.stop_ids]
+        said = said[: ends[0]] if ends else said
+        if EOS not in params.stop_ids:
             said = list(islice(cycle(said), limit))
         events = [self._event(token) for token in said[:limit]]
         if len(said) >= limit:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from ..runtime.request import NotReady
+from .tool_formats import FORMATS, ToolFormat, format_of
 
 _INLINE = 4096
 """Work on fewer characters than this is cheaper than a trip to another thread."""
@@ -30,18 +31,8 @@ class Detokenizer(Protocol):
         ...
 
 
-class TextModel(Protocol):
-    """A tokenizer with its chat template."""
-
-    @property
-    def has_template(self) -> bool: ...
-
-    @property
-    def eos_ids(self) -> Collection[int]: ...
-
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]], /) -> Sequence[int]:
-        """Renders and encodes a conversation; raises DistaffError where the template refuses it."""
-        ...
+class TokenTexts(Protocol):
+    """What tokens are as text: all that a reply needs."""
 
     def detokenizer(self, prompt: Sequence[int] = (), /) -> Detokenizer:
         """A fresh decoder for a reply to `prompt`."""
@@ -54,6 +45,98 @@ class TextModel(Protocol):
     def token_name(self, token: int, /) -> str:
         """How a token is written in the vocabulary."""
         ...
+
+
+class TextModel(TokenTexts, Protocol):
+    """A tokenizer with its chat template."""
+
+    @property
+    def has_template(self) -> bool: ...
+
+    @property
+    def eos_ids(self) -> Collection[int]: ...
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template's source."""
+        ...
+
+    @property
+    def template_options(self) -> Collection[str]:
+        """Variables that the template reads, beside those that every template is given."""
+        ...
+
+    @property
+    def knows_tools(self) -> bool:
+        """Whether the template has a place for tools."""
+        ...
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        /,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> Sequence[int]:
+        """Renders and encodes a conversation; raises DistaffError where the template refuses it."""
+        ...
+
+    def encode(self, text: str, /, *, add_special_tokens: bool = True) -> Sequence[int]:
+        """The ids of a raw prompt, in which special tokens are recognised."""
+        ...
+
+    def special_id(self, name: str, /) -> int | None:
+        """The id of the special token of this name, if there is one."""
+        ...
+
+
+class SpecialsShown:
+    """A text model whose replies show special tokens by their names: all of them, or some."""
+
+    def __init__(self, text: TextModel, names: Collection[str] | None = None) -> None:
+        self._text = text
+        self._names = names
+
+    def detokenizer(self, prompt: Sequence[int] = (), /) -> Detokenizer:
+        """A decoder that writes them out."""
+        return _ShowingDetokenizer(self, self._text.detokenizer(prompt))
+
+    def token_bytes(self, token: int, /) -> bytes | None:
+        """The bytes of its name, for a special token that is shown."""
+        raw = self._text.token_bytes(token)
+        shown = self.shown(token) if raw is None else None
+        return raw if shown is None else shown.encode()
+
+    def token_name(self, token: int, /) -> str:
+        """How a token is written in the vocabulary."""
+        return self._text.token_name(token)
+
+    def shown(self, token: int) -> str | None:
+        """The name of a special token that is shown."""
+        if self._text.token_bytes(token) is not None:
+            return None
+        name = self._text.token_name(token)
+        return name if self._names is None or name in self._names else None
+
+
+class _ShowingDetokenizer:
+    """Text as it would be, with names in it."""
+
+    def __init__(self, text: SpecialsShown, plain: Detokenizer) -> None:
+        self._text = text
+        self._plain = plain
+
+    def push(self, token: int, /) -> str:
+        """The text of a token, or its name."""
+        name = self._text.shown(token)
+        return self._plain.push(token) if name is None else self._plain.flush() + name
+
+    def flush(self) -> str:
+        """What an unfinished character leaves behind."""
+        return self._plain.flush()
 
 
 class SamplingDefaults(Protocol):
@@ -84,10 +167,21 @@ class NoDefaults:
 
 @dataclass(slots=True)
 class ServedModel:
-    """The text side of the model being served; `text` is None until it is loaded."""
+    """The text side of the model being served.
+
+    Attributes:
+      text: None until it is loaded. defaults: the sampling that the checkpoint recommends.
+      tool_format: how calls are written, in place of what the template suggests.
+    """
 
     text: TextModel | None = None
     defaults: SamplingDefaults = NoDefaults()
+    tool_format: str | None = None
+
+    @property
+    def format(self) -> ToolFormat:
+        """How this model writes calls of tools."""
+        return FORMATS[self.tool_format] if self.tool_format else format_of(self.ready().chat_template)
 
     def ready(self) -> TextModel:
         """The text model; raises NotReady before it is loaded."""

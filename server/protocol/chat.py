@@ -11,51 +11,44 @@ from typing import Any
 from ...runtime.request import MAX_TOP_LOGPROBS
 from ..errors import BadRequest
 from . import parameters
-from .fields import Fields, check_array, check_length, wrong_type
+from .delivery import Delivery, read_delivery
+from .fields import Fields, wrong_type
 from .messages import Message, check_contents, read_messages
+from .sampling import Sampling, read_early, read_extras, read_late
+from .structured import Constraint, read_constraint
+from .tools import ToolUse, read_tools
 
-MOST_STOPS = 4
-LONGEST_STOP = 1024
-LONGEST_SALT = 512
 
-_MOST_TOKENS = 2**31 - 1
-_COLDEST = 1e-5
-"""Colder than this, logits divided by the temperature overflow: it is greedy."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rendering:
+    """How the template is asked to render the conversation.
 
-_TOKEN_LIMITS = ("max_completion_tokens", "max_tokens", "max_new_tokens")
+    Attributes:
+      add_generation_prompt: end with the opening of an answer. continue_final_message: leave the last open.
+      options: further variables of the template.
+    """
+
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    options: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatCall:
-    """One checked request. None means that the client was silent.
+    """One checked request.
 
     Attributes:
-      limit_name: the parameter that set max_tokens, for errors about it.
-      logprobs: how many alternatives to report; None reports no log-probabilities at all.
-      cache_salt: whom the prompt's cache is shared with: those who send the same.
-      continuous_usage: every chunk carries the usage so far.
+      constraint: what the answer must be, if anything.
       unknown: keys that mean nothing here.
     """
 
     model: str
     messages: list[Message]
-    max_tokens: int | None
-    limit_name: str
-    n: int
-    temperature: float | None
-    top_p: float | None
-    top_k: int | None
-    min_p: float | None
-    frequency_penalty: float
-    presence_penalty: float
-    seed: int | None
-    stop: tuple[str, ...]
-    logprobs: int | None
-    stream: bool
-    include_usage: bool
-    continuous_usage: bool
-    ignore_eos: bool
-    cache_salt: str
+    sampling: Sampling
+    tools: ToolUse
+    constraint: Constraint | None
+    rendering: Rendering
+    delivery: Delivery
     unknown: tuple[str, ...]
 
 
@@ -66,62 +59,44 @@ def parse_chat(body: dict[str, Any], *, most_choices: int, strict: bool) -> Chat
       BadRequest: the first fault found.
     """
     fields = Fields(body)
-    model = _model(fields)
+    model = read_model(fields)
     fields.require("messages")
-    unknown = parameters.unknown_keys(fields)
+    unknown = parameters.CHAT.unknown_keys(fields)
     if strict and unknown:
-        raise parameters.unknown_parameter(unknown[0])
+        raise parameters.CHAT.unknown_parameter(unknown[0])
     messages = read_messages(body["messages"])
-    parameters.check_tool_fields(fields)
-    values = _sampling(fields, most_choices)
-    values |= _delivery(fields)
+    tools = read_tools(fields)
+    values: dict[str, Any] = read_early(fields, most_choices) | {"logprobs": _logprobs(fields)}
+    parameters.check_identity(fields)
+    values |= read_extras(fields)
+    constraint = read_constraint(fields)
+    parameters.check_service_tier(fields)
+    values |= read_late(fields, values)
+    delivery = read_delivery(fields)
     parameters.check_storage(fields)
-    parameters.refuse_unsupported(fields)
+    rendering = _rendering(fields)
+    parameters.CHAT.refuse_unsupported(fields)
     check_contents(body["messages"])
-    return ChatCall(model=model, messages=messages, unknown=tuple(unknown), **values)
+    return ChatCall(
+        model=model,
+        messages=messages,
+        sampling=Sampling(**values),
+        tools=tools,
+        constraint=constraint,
+        rendering=rendering,
+        delivery=delivery,
+        unknown=tuple(unknown),
+    )
 
 
-def _model(fields: Fields) -> str:
+def read_model(fields: Fields) -> str:
+    """The model's id; whether there is such a one is not known here. Raises BadRequest."""
     model = fields.get("model")
     if model is None or model == "":
         raise BadRequest("you must provide a model parameter")
     if not isinstance(model, str):
         raise wrong_type("model", "a string", model)
     return model
-
-
-def _sampling(fields: Fields, most_choices: int) -> dict[str, Any]:
-    limits = {name: fields.integer(name, 1, _MOST_TOKENS) for name in _TOKEN_LIMITS[:1]}
-    values = {
-        "n": fields.integer("n", 1, most_choices) or 1,
-        "temperature": _temperature(fields),
-        "top_p": fields.number("top_p", 0, 1),
-        "presence_penalty": fields.number("presence_penalty", -2, 2) or 0.0,
-        "frequency_penalty": fields.number("frequency_penalty", -2, 2) or 0.0,
-        "logprobs": _logprobs(fields),
-    }
-    parameters.check_identity(fields)
-    values["seed"] = fields.integer("seed", -(2**63), 2**63 - 1)
-    values["top_k"] = _top_k(fields)
-    values["min_p"] = fields.number("min_p", 0, 1)
-    values["ignore_eos"] = fields.boolean("ignore_eos") or False
-    values["cache_salt"] = fields.string("cache_salt", LONGEST_SALT) or ""
-    parameters.check_response_format(fields)
-    parameters.check_service_tier(fields)
-    limits |= {name: fields.integer(name, 1, _MOST_TOKENS) for name in _TOKEN_LIMITS[1:]}
-    name = next((name for name in _TOKEN_LIMITS if limits[name] is not None), _TOKEN_LIMITS[0])
-    return values | {"limit_name": name, "max_tokens": limits[name], "stop": _stop(fields)}
-
-
-def _temperature(fields: Fields) -> float | None:
-    value = fields.number("temperature", 0, 2)
-    return 0.0 if value is not None and value < _COLDEST else value
-
-
-def _top_k(fields: Fields) -> int | None:
-    """-1 and 0 both say "no limit"."""
-    value = fields.integer("top_k", -1, 2**31 - 1)
-    return 0 if value == -1 else value
 
 
 def _logprobs(fields: Fields) -> int | None:
@@ -133,44 +108,15 @@ def _logprobs(fields: Fields) -> int | None:
     return (top or 0) if wanted else None
 
 
-def _stop(fields: Fields) -> tuple[str, ...]:
-    value = fields.get("stop")
-    if value is None:
-        return ()
-    if isinstance(value, str):
-        _check_stop("stop", value)
-        return (value,)
-    if not isinstance(value, list):
-        raise wrong_type("stop", "one of a string or array of strings", value)
-    check_array("stop", value, MOST_STOPS, empty=True)
-    for item in value:
-        if not isinstance(item, str):
-            raise wrong_type("stop", "one of a string or array of strings", value)
-        _check_stop("stop", item)
-    return tuple(value)
-
-
-def _check_stop(path: str, value: str) -> None:
-    if not value:
-        raise BadRequest(
-            f"Invalid '{path}': string too short. Expected a string with minimum length 1, but got an empty "
-            "string instead.",
-            path,
-            "string_below_min_length",
-        )
-    check_length(path, value, LONGEST_STOP)
-
-
-def _delivery(fields: Fields) -> dict[str, bool]:
-    stream = fields.boolean("stream") or False
-    options = fields.object("stream_options")
-    if options is None:
-        return {"stream": stream, "include_usage": False, "continuous_usage": False}
-    options.only(("include_usage", "include_obfuscation", "continuous_usage_stats"))
-    include = options.boolean("include_usage") or False
-    options.boolean("include_obfuscation")
-    continuous = options.boolean("continuous_usage_stats") or False
-    if not stream:
-        message = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
-        raise BadRequest(message, "stream_options")
-    return {"stream": stream, "include_usage": include, "continuous_usage": include and continuous}
+def _rendering(fields: Fields) -> Rendering:
+    continues = fields.boolean("continue_final_message") or False
+    generates = fields.boolean("add_generation_prompt")
+    if continues and generates:
+        message = "'continue_final_message' and 'add_generation_prompt' cannot both be true."
+        raise BadRequest(message, "continue_final_message")
+    options = fields.object("chat_template_kwargs")
+    return Rendering(
+        add_generation_prompt=not continues if generates is None else generates,
+        continue_final_message=continues,
+        options=options.values if options else {},
+    )

@@ -1,89 +1,105 @@
-"""What the chat route knows of every parameter: honoured, checked and without effect, or refused.
+"""What the routes know of every parameter: honoured, checked and without effect, or refused.
 
 Nothing is ignored in silence. A parameter that would change the answer and is not honoured is refused with
 `unsupported_parameter`, unless its value asks for what happens anyway.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import BadRequest
-from .fields import Fields, check_array, check_length, unknown, unsupported, wrong_type, wrong_value
+from .fields import Fields, check_length, unknown, unsupported, wrong_type
 
-HONOURED = frozenset(
-    "model messages stream stream_options max_tokens max_completion_tokens max_new_tokens temperature top_p "
-    "top_k min_p seed frequency_penalty presence_penalty stop n logprobs top_logprobs ignore_eos "
-    "cache_salt".split()
-)
+_SAMPLING = (
+    "max_tokens max_new_tokens temperature top_p top_k min_p seed frequency_penalty presence_penalty "
+    "repetition_penalty logit_bias stop stop_token_ids min_tokens ignore_eos allowed_token_ids n logprobs "
+    "include_stop_str_in_output skip_special_tokens cache_salt stream stream_options model"
+).split()
 
-CHECKED = frozenset(
-    "user safety_identifier prompt_cache_key prompt_cache_options prompt_cache_retention metadata store "
-    "verbosity service_tier reasoning_effort".split()
-)
-
-TOOL_PARAMETERS = frozenset(("tools", "tool_choice", "parallel_tool_calls"))
-
-REFUSED: dict[str, tuple[Any, ...]] = {
+_REFUSED: dict[str, tuple[Any, ...]] = {
     "functions": (),
     "function_call": ("none",),
-    "logit_bias": ({},),
     "prediction": (),
     "moderation": (),
     "web_search_options": (),
     "modalities": (["text"],),
     "audio": (),
-    "best_of": (1,),
-    "echo": (False,),
     "suffix": (),
-    "min_tokens": (0,),
-    "repetition_penalty": (1, 1.0),
     "length_penalty": (1, 1.0),
     "use_beam_search": (False,),
-    "stop_token_ids": ([],),
     "bad_words": ([],),
-    "allowed_token_ids": (),
-    "include_stop_str_in_output": (False,),
-    "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
-    "add_special_tokens": (False,),
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
     "truncate_prompt_tokens": (),
     "prompt_logprobs": (),
     "return_token_ids": (False,),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
     "documents": ([],),
     "prompt_embeds": (),
     "mm_processor_kwargs": (),
     "lora": (),
     "logits_processors": ([],),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
     "grammar": (),
     "priority": (0,),
 }
-"""Refused parameters, each with the values that change nothing and so pass. Null always passes."""
+"""Refused everywhere, each with the values that change nothing and so pass. Null always passes."""
 
-KNOWN = HONOURED | CHECKED | TOOL_PARAMETERS | REFUSED.keys() | {"response_format"}
+_UNHEARD = (
+    "user safety_identifier prompt_cache_key prompt_cache_options prompt_cache_retention metadata store "
+    "verbosity service_tier reasoning_effort"
+).split()
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Every parameter of one route.
+
+    Attributes:
+      honoured: they do what they say. checked: their types are; they have no effect.
+      refused: with the values that change nothing and so pass.
+    """
+
+    honoured: frozenset[str]
+    checked: frozenset[str]
+    refused: dict[str, tuple[Any, ...]]
+
+    @property
+    def known(self) -> frozenset[str]:
+        """All of them."""
+        return self.honoured | self.checked | self.refused.keys()
+
+    def unknown_keys(self, fields: Fields) -> list[str]:
+        """The keys that are no parameter of this route, in the order of the body."""
+        return [name for name in fields.values if name not in self.known]
+
+    def unknown_parameter(self, name: str) -> BadRequest:
+        """The refusal of an unknown key, with the nearest known one where it is two edits away or less."""
+        near = [_nearness(name, known) for known in self.known] if len(name) <= 64 else []
+        distance, _, nearest = min(near, default=(3, True, ""))
+        return BadRequest(*unknown(name, nearest if distance <= 2 else None))
+
+    def refuse_unsupported(self, fields: Fields) -> None:
+        """Raises BadRequest for the first parameter that is understood but not served."""
+        for name, neutral in self.refused.items():
+            value = fields.get(name)
+            if value is not None and not any(type(value) is type(v) and value == v for v in neutral):
+                raise unsupported(name)
+
+
+def _route(honoured: str, refused: dict[str, tuple[Any, ...]]) -> Parameters:
+    names = frozenset([*_SAMPLING, *honoured.split()])
+    return Parameters(names, frozenset(_UNHEARD), {**_REFUSED, **refused})
+
+
+CHAT = _route(
+    "messages max_completion_tokens top_logprobs response_format tools tool_choice parallel_tool_calls "
+    "add_generation_prompt continue_final_message chat_template_kwargs guided_json guided_regex "
+    "guided_choice guided_grammar structured_outputs",
+    {"best_of": (1,), "echo": (False,), "add_special_tokens": (False,)},
+)
 
 _TIERS = ("auto", "default", "flex", "scale", "priority", "fast")
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _LONGEST_LABEL = 512
-
-
-def unknown_keys(fields: Fields) -> list[str]:
-    """The keys that are no parameter of this route, in the order of the body."""
-    return [name for name in fields.values if name not in KNOWN]
-
-
-def unknown_parameter(name: str) -> BadRequest:
-    """The refusal of an unknown key, with the nearest known one where it is two edits away or less."""
-    near = [_nearness(name, known) for known in KNOWN] if len(name) <= 64 else []
-    distance, _, nearest = min(near, default=(3, True, ""))
-    return BadRequest(*unknown(name, nearest if distance <= 2 else None))
 
 
 def check_identity(fields: Fields) -> None:
@@ -129,50 +145,6 @@ def _check_metadata_pair(metadata: Fields, name: str) -> None:
     if not isinstance(value, str):
         raise wrong_type(metadata.where(name), "a string", value)
     check_length(metadata.where(name), value, 512)
-
-
-def check_response_format(fields: Fields) -> None:
-    """`response_format` is well-formed. Raises BadRequest."""
-    found = fields.object("response_format")
-    if found is not None:
-        found.require("type")
-        found.one_of("type", ("json_object", "json_schema", "text"))
-
-
-def check_tool_fields(fields: Fields) -> None:
-    """`tools` and what depends on them are well-formed. Raises BadRequest."""
-    tools = fields.get("tools")
-    if tools is not None:
-        if not isinstance(tools, list):
-            raise wrong_type("tools", "an array of objects", tools)
-        check_array("tools", tools, 128)
-    choice = fields.get("tool_choice")
-    if isinstance(choice, str) and choice not in ("none", "auto", "required"):
-        raise wrong_value("tool_choice", choice, ("none", "auto", "required"))
-    if choice is not None and not isinstance(choice, str | dict):
-        raise wrong_type("tool_choice", "one of a string or object", choice)
-    fields.boolean("parallel_tool_calls")
-
-
-def refuse_unsupported(fields: Fields) -> None:
-    """Raises BadRequest for the first parameter that is understood but not served."""
-    if fields.get("tools") is not None:
-        raise unsupported("tools")
-    if fields.get("tool_choice") not in (None, "none"):
-        raise _needs_tools("tool_choice")
-    if fields.get("parallel_tool_calls") is not None:
-        raise _needs_tools("parallel_tool_calls")
-    for name, neutral in REFUSED.items():
-        value = fields.get(name)
-        if value is not None and not any(type(value) is type(v) and value == v for v in neutral):
-            raise unsupported(name)
-    if (fields.get("response_format") or {}).get("type", "text") != "text":
-        raise unsupported("response_format")
-
-
-def _needs_tools(name: str) -> BadRequest:
-    message = f"Invalid value for '{name}': '{name}' is only allowed when 'tools' are specified."
-    return BadRequest(message, name)
 
 
 def _nearness(name: str, known: str) -> tuple[int, bool, str]:

@@ -50,7 +50,7 @@ def test_what_is_asked_for_has_buckets_of_its_own():
     shapes = Shapes(slots=6, budget=100, page_size=16, table=9, tile=64, mask=7, scores=True)
     names = [str(bucket) for bucket in shapes.buckets()]
     assert names[8:] == "sample(6) sample(4) sample(2) sample(1) score(100)".split()
-    assert [str(bucket) for bucket in shapes.essential()] == "mixed(100) sample(6) score(100)".split()
+    assert [str(bucket) for bucket in shapes.essential()] == "mixed(100) sample(6)".split()
 
 
 def test_a_mixed_step_stands_in_for_those_that_are_not_ready():

@@ -25,6 +25,8 @@ def wrong_type(name, expected, got):
 NO_CONTENT = "Invalid value for 'content': expected a string, got null."
 ROLES = "'system', 'assistant', 'user', 'function', 'tool', and 'developer'"
 
+TOOL = {"type": "function", "function": {"name": "f"}}
+
 TABLE = [
     # (changes to a good body, message, param, code)
     ({"model": ...}, "you must provide a model parameter", None, None),
@@ -201,6 +203,115 @@ TABLE = [
         None,
     ),
     (
+        {"tools": [{"type": "custom"}]},
+        "Invalid value: 'custom'. Supported values are: 'function'.",
+        "tools[0].type",
+        "invalid_value",
+    ),
+    (
+        {"tools": [{"type": "function"}]},
+        "Missing required parameter: 'tools[0].function'.",
+        "tools[0].function",
+        "missing_required_parameter",
+    ),
+    (
+        {"tools": [{"type": "function", "function": {}}]},
+        "Missing required parameter: 'tools[0].function.name'.",
+        "tools[0].function.name",
+        "missing_required_parameter",
+    ),
+    (
+        {"tools": [{"type": "function", "function": {"name": "a b"}}]},
+        "Invalid 'tools[0].function.name': string does not match pattern. Expected a string that matches "
+        "the pattern '^[a-zA-Z0-9_-]+$'.",
+        "tools[0].function.name",
+        "invalid_value",
+    ),
+    (
+        {"tools": [TOOL], "tool_choice": "maybe"},
+        "Invalid value: 'maybe'. Supported values are: 'none', 'auto', and 'required'.",
+        "tool_choice",
+        "invalid_value",
+    ),
+    (
+        {"tools": [TOOL], "tool_choice": {"type": "function"}},
+        "Missing required parameter: 'tool_choice.function'.",
+        "tool_choice.function",
+        "missing_required_parameter",
+    ),
+    (
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+        "Tool choice 'g' not found in 'tools' parameter.",
+        "tool_choice",
+        None,
+    ),
+    (
+        {"response_format": {"type": "json_schema"}},
+        "Missing required parameter: 'response_format.json_schema'.",
+        "response_format.json_schema",
+        "missing_required_parameter",
+    ),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+        "Missing required parameter: 'response_format.json_schema.name'.",
+        "response_format.json_schema.name",
+        "missing_required_parameter",
+    ),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "y"}}}},
+        "Invalid schema for response_format 'x': Invalid type: y",
+        "response_format",
+        None,
+    ),
+    (
+        {"guided_regex": "a", "response_format": {"type": "json_object"}},
+        "Only one of 'response_format' and 'guided_regex' can be given.",
+        "guided_regex",
+        None,
+    ),
+    (
+        {"guided_regex": "a", "guided_choice": ["b"]},
+        "Only one of 'guided_regex' and 'guided_choice' can be given.",
+        "guided_choice",
+        None,
+    ),
+    (
+        {"logit_bias": {"a": 1}},
+        "Invalid key in 'logit_bias': 'a'. Expected a token id such as '50256'.",
+        "logit_bias",
+        "invalid_value",
+    ),
+    (
+        {"logit_bias": {"5": 101}},
+        above("logit_bias.5", 100, 101, "decimal"),
+        "logit_bias.5",
+        "decimal_above_max_value",
+    ),
+    (
+        {"logit_bias": {"259": 1}},
+        "Invalid 'logit_bias': no token has the id 259. Expected an id from 0 to 258.",
+        "logit_bias",
+        "invalid_value",
+    ),
+    (
+        {"stop_token_ids": ["a"]},
+        wrong_type("stop_token_ids[0]", "an integer", "a string"),
+        "stop_token_ids[0]",
+        "invalid_type",
+    ),
+    (
+        {"continue_final_message": True, "add_generation_prompt": True},
+        "'continue_final_message' and 'add_generation_prompt' cannot both be true.",
+        "continue_final_message",
+        None,
+    ),
+    (
+        {"chat_template_kwargs": {"tokenize": True}},
+        "Unknown parameter: 'chat_template_kwargs.tokenize'.",
+        "chat_template_kwargs.tokenize",
+        "unknown_parameter",
+    ),
+    (
         {"metadata": {str(i): "" for i in range(17)}},
         "Invalid 'metadata': too many properties. Expected an object with at most 16 properties, but got an "
         "object with 17 properties instead.",
@@ -239,10 +350,6 @@ def test_a_fault_is_answered_in_the_protocols_words(ask, changes, message, param
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("response_format", {"type": "json_object"}),
-        ("response_format", {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}),
-        ("logit_bias", {"5": 1}),
         ("functions", [{"name": "f"}]),
         ("function_call", "auto"),
         ("prediction", {"type": "content", "content": "x"}),
@@ -251,17 +358,14 @@ def test_a_fault_is_answered_in_the_protocols_words(ask, changes, message, param
         ("web_search_options", {}),
         ("moderation", {}),
         ("best_of", 10**9),
-        ("min_tokens", 3),
-        ("stop_token_ids", [-1]),
-        ("repetition_penalty", 1.1),
-        ("guided_regex", "a+"),
+        ("prompt_logprobs", 3),
+        ("truncate_prompt_tokens", 5),
         ("chat_template", "{{ x }}"),
-        ("chat_template_kwargs", {"tokenize": True}),
         ("documents", [{}]),
         ("prompt_embeds", "x"),
         ("lora", "x"),
         ("mm_processor_kwargs", {}),
-        ("continue_final_message", True),
+        ("priority", 1),
     ],
 )
 def test_what_is_not_honoured_is_refused_by_name(ask, name, value):

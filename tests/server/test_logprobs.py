@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distaff.runtime.request import TokenEvent, TokenLogprobs
-from distaff.server.chat import ChoiceText
+from distaff.server.chat import ChoiceText, Piece
 from distaff.server.logprobs import FLOOR
+from distaff.server.stops import StopSearch
 
 
 class Pieces:
@@ -46,16 +47,17 @@ class Pieces:
 
 def run(pieces, stops=(), *, strip=False):
     """The content and the entries of a sequence that says each piece once."""
-    choice = ChoiceText(Pieces(pieces, strip=strip), (), stops, logprobs=True)
+    choice = ChoiceText(Pieces(pieces, strip=strip), (), StopSearch(stops), logprobs=True)
     content, entries = "", []
     events = [
         TokenEvent(request_id="r", token=i, logprobs=TokenLogprobs(chosen=-0.5, top=((i, -0.5),)))
         for i in range(len(pieces))
     ]
     for event in [*events, TokenEvent(request_id="r", finish="stop")]:
-        text, more = choice.push(event)
-        content += text
-        entries += more or []
+        for delta in choice.push(0, event):
+            if isinstance(delta, Piece):
+                content += delta.text
+                entries += delta.logprobs or []
         if choice.finish:
             break
     return content, entries
@@ -112,7 +114,8 @@ def test_a_special_token_has_no_bytes():
 
 
 def test_what_is_impossible_is_finite():
-    choice = ChoiceText(Pieces([b"a"]), (), (), logprobs=True)
+    choice = ChoiceText(Pieces([b"a"]), (), StopSearch(()), logprobs=True)
     odd = TokenLogprobs(chosen=float("-inf"), top=((0, float("nan")),))
-    _, [entry] = choice.push(TokenEvent(request_id="r", token=0, logprobs=odd))
+    _, piece = choice.push(0, TokenEvent(request_id="r", token=0, logprobs=odd))
+    [entry] = piece.logprobs
     assert entry["logprob"] == entry["top_logprobs"][0]["logprob"] == FLOOR

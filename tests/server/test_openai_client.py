@@ -114,7 +114,9 @@ def test_parameters_reach_the_engine(client, engine):
         frequency_penalty=0.1,
         presence_penalty=-0.2,
         n=2,
-        extra_body={"top_k": 40, "min_p": 0.05, "ignore_eos": True},
+        extra_body={"top_k": 40, "min_p": 0.05, "ignore_eos": True, "repetition_penalty": 1.2}
+        | {"stop_token_ids": [10, 9], "allowed_token_ids": [65, 66], "min_tokens": 3},
+        logit_bias={"5": -100, "7": 2.5},
     )
     first, second = engine.requests
     assert (first.choice, second.choice) == (0, 1)
@@ -130,8 +132,11 @@ def test_parameters_reach_the_engine(client, engine):
             seed=42,
             frequency_penalty=0.1,
             presence_penalty=-0.2,
-            stop_ids=(257,),
-            ignore_eos=True,
+            repetition_penalty=1.2,
+            logit_bias=((5, -100.0), (7, 2.5)),
+            allowed_ids=(65, 66),
+            min_tokens=3,
+            stop_ids=(9, 10),
         )
     )
 

@@ -122,7 +122,7 @@ def test_usage_comes_last_and_only_when_asked_for(stream):
 def test_continuous_usage_counts_as_it_goes(stream):
     options = {"include_usage": True, "continuous_usage_stats": True, "include_obfuscation": False}
     chunks = stream(max_tokens=3, stream_options=options)
-    assert [c["usage"]["completion_tokens"] for c in chunks] == [0, 1, 2, 3, 3, 3]
+    assert [c["usage"]["completion_tokens"] for c in chunks] == [1, 1, 2, 3, 3, 3]
 
 
 def test_no_field_but_data(ask):
@@ -201,7 +201,7 @@ def test_headers_of_a_stream(ask):
 
 
 def test_silence_is_filled_with_comments(ask, engine, monkeypatch):
-    monkeypatch.setattr("distaff.server.routes.chat.KEEP_ALIVE_SECONDS", 0.05)
+    monkeypatch.setattr("distaff.server.exchange.KEEP_ALIVE_SECONDS", 0.05)
     engine.delay = 0.12
     reply = ask(stream=True, max_tokens=1)
     assert reply.text.startswith(": keep-alive\n\n: keep-alive\n\ndata: {")

@@ -1,0 +1,131 @@
+"""One admitted call, whatever protocol it speaks: heard, answered as a stream or in one piece, accounted for.
+
+A `Reply` knows what its protocol's answers look like; this module sees to it that whatever ends a call (an
+answer, a disconnect, a timeout, a defect) also ends the sequences in the engine. The one idea: a whole reply
+folds the same deltas that a stream sends.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sanic import HTTPResponse
+
+from .chat import ChoiceText, Delta, End, Start, deltas
+from .context import ApiRequest
+from .errors import ApiError, as_api_error
+from .generation import Generation
+from .metrics import CallRecord
+from .protocol.encode import KEEP_ALIVE, to_json
+from .protocol.usage import Usage
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_SECONDS = 15.0
+"""The longest silence in a stream: load balancers give up on a connection after 60 s without a byte."""
+
+_STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+class Reply(Protocol):
+    """The shapes of one answer in one protocol."""
+
+    def events(self, delta: Delta, usage: Usage) -> Iterable[bytes]:
+        """What a stream sends for a delta."""
+        ...
+
+    def closing(self, usage: Usage) -> Iterable[bytes]:
+        """What it sends when all choices have ended."""
+        ...
+
+    def failure(self, error: ApiError) -> Iterable[bytes]:
+        """What it sends when it breaks off."""
+        ...
+
+    def fold(self, delta: Delta) -> None:
+        """Takes a delta into the reply in one piece."""
+        ...
+
+    def whole(self, usage: Usage) -> Any:
+        """That reply, as JSON."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One admitted call: what is heard, and who shapes the answer."""
+
+    prompt_tokens: int
+    generation: Generation
+    choices: Sequence[ChoiceText]
+    reply: Reply
+    record: CallRecord
+
+    async def deltas(self) -> AsyncIterator[Delta | None]:
+        """What the choices say, kept account of."""
+        async for delta in deltas(self.generation, self.choices, KEEP_ALIVE_SECONDS):
+            if isinstance(delta, Start):
+                self.record.heard()
+            elif isinstance(delta, End):
+                self.record.ended(delta.reason)
+            yield delta
+
+    @property
+    def usage(self) -> Usage:
+        """The tokens so far."""
+        return Usage(self.prompt_tokens, sum(self.completion_tokens()), self.choices[0].cached_tokens)
+
+    def completion_tokens(self) -> list[int]:
+        """Of each choice."""
+        return [choice.tokens for choice in self.choices]
+
+
+async def answer(request: ApiRequest, exchange: Exchange, *, stream: bool) -> HTTPResponse | None:
+    """Answers, and leaves nothing running, however it ends."""
+    ended_by: str | None = "error"
+    try:
+        if stream:
+            ended_by = await _stream(request, exchange)
+            return None
+        body = await _fold(exchange)
+        ended_by = None
+        return HTTPResponse(to_json(body), content_type="application/json")
+    except asyncio.CancelledError:
+        ended_by = "abort"
+        raise
+    finally:
+        exchange.generation.abort()
+        exchange.record.close(exchange.completion_tokens(), cut_short=ended_by)
+
+
+async def _fold(exchange: Exchange) -> Any:
+    """The stream, folded into one object."""
+    async for delta in exchange.deltas():
+        if delta is not None:
+            exchange.reply.fold(delta)
+    return exchange.reply.whole(exchange.usage)
+
+
+async def _stream(request: ApiRequest, exchange: Exchange) -> str | None:
+    """Sends the stream; returns why it was cut short, if it was."""
+    response = HTTPResponse(headers=_STREAM_HEADERS, content_type="text/event-stream; charset=utf-8")
+    await request.respond(response)
+    await response.send(b"")
+    failure, reply = None, exchange.reply
+    try:
+        async for delta in exchange.deltas():
+            for event in [KEEP_ALIVE] if delta is None else reply.events(delta, exchange.usage):
+                await response.send(event)
+        last = list(reply.closing(exchange.usage))
+    except Exception as error:
+        # The status is long sent: all that is left is to say so in the stream, and to close.
+        failure = "error"
+        logger.error("%s failed in mid-stream: %s", request.reference, type(error).__name__)
+        request.close_afterwards()
+        last = list(reply.failure(as_api_error(error)))
+    for event in last:
+        await response.send(event)
+    await response.send(b"", end_stream=True)
+    return failure

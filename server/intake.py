@@ -1,0 +1,97 @@
+"""What every route that generates does at its ends: a body becomes a checked call, sequences are admitted.
+
+Between the two each route has its own way of making a prompt. A call here is anything that names a model and
+the keys that meant nothing.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+from ..runtime.request import Request
+from .chat import ChoiceText
+from .context import ApiRequest, AppContext
+from .exchange import Exchange, Reply
+from .generation import Generation
+from .metrics import CallRecord
+from .protocol.body import parse_object
+from .settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+_MOST_NAMES_LOGGED = 256
+
+
+class Call(Protocol):
+    """A checked request."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def unknown(self) -> tuple[str, ...]: ...
+
+
+CallT = TypeVar("CallT", bound=Call)
+Parse = Callable[[dict[str, Any], ServerSettings], CallT]
+
+
+async def read_call(request: ApiRequest, parse: Parse[CallT]) -> CallT:
+    """The call in a request's body, for a model that is served here.
+
+    Raises:
+      BadRequest: the first fault found. ModelNotFound: another model.
+    """
+    request.watch_for_disconnect()
+    context = request.app.ctx
+    content_type = request.headers.getone("content-type", None)
+
+    def read(body: bytes) -> CallT:
+        return parse(parse_object(body, content_type), context.settings)
+
+    call = await context.off_loop.run(len(request.body), read, request.body)
+    _note_unknown(context, call.unknown)
+    context.check_model(call.model)
+    return call
+
+
+def admit(
+    request: ApiRequest,
+    requests: Sequence[Request],
+    choices: Sequence[ChoiceText],
+    reply: Reply,
+    prompt_tokens: int,
+) -> Exchange:
+    """Hands all sequences of a call to the engine, or none.
+
+    Raises:
+      NotReady, Overloaded: the engine takes them not.
+    """
+    context = request.app.ctx
+    generation = Generation(context.engine, requests)
+    record = CallRecord(
+        context.metrics,
+        id=_log_id(request),
+        model=context.settings.model,
+        started=request.started,
+        prompt_tokens=prompt_tokens,
+    )
+    return Exchange(prompt_tokens, generation, choices, reply, record)
+
+
+def _note_unknown(context: AppContext, names: tuple[str, ...]) -> None:
+    """Counts unknown parameters, and logs each name the first time it is met."""
+    context.metrics.unknown.inc(len(names))
+    for name in names:
+        short = name[:64]
+        if short not in context.seen_unknown and len(context.seen_unknown) < _MOST_NAMES_LOGGED:
+            context.seen_unknown.add(short)
+            logger.warning("ignoring the unknown request parameter %r", short)
+
+
+def _log_id(request: ApiRequest) -> str:
+    """Our id of the request, and the client's own where it is harmless."""
+    theirs = request.headers.getone("x-client-request-id", "")
+    if 0 < len(theirs) <= 64 and theirs.isascii() and theirs.replace("-", "").replace("_", "").isalnum():
+        return f"{request.reference} client={theirs}"
+    return request.reference

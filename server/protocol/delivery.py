@@ -1,0 +1,35 @@
+"""How an answer is delivered: in one piece or as a stream, and what is told of its usage."""
+
+from dataclasses import dataclass
+
+from ..errors import BadRequest
+from .fields import Fields
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What `stream` and `stream_options` ask for.
+
+    Attributes:
+      include_usage: one more chunk with the usage. continuous_usage: every chunk carries the usage so far.
+    """
+
+    stream: bool
+    include_usage: bool = False
+    continuous_usage: bool = False
+
+
+def read_delivery(fields: Fields) -> Delivery:
+    """Raises BadRequest."""
+    stream = fields.boolean("stream") or False
+    options = fields.object("stream_options")
+    if options is None:
+        return Delivery(stream)
+    options.only(("include_usage", "include_obfuscation", "continuous_usage_stats"))
+    include = options.boolean("include_usage") or False
+    options.boolean("include_obfuscation")
+    continuous = options.boolean("continuous_usage_stats") or False
+    if not stream:
+        message = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
+        raise BadRequest(message, "stream_options")
+    return Delivery(stream, include, include and continuous)

@@ -1,0 +1,198 @@
+"""How a prompt is continued: the parameters that chat completions and completions share, checked and typed.
+
+Says nothing of prompts and shapes of answers. None means that the client was silent. The readers stand for
+the places where OpenAI looks at these parameters, so that of two faults the same one is reported.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ...runtime.request import MAX_BIAS
+from ..errors import BadRequest
+from .fields import Fields, check_array, check_length, shown, wrong_type
+
+MOST_STOPS = 4
+LONGEST_STOP = 1024
+LONGEST_SALT = 512
+MOST_IDS = 1 << 20
+"""Ids in a list; the vocabulary is the true limit."""
+
+_MOST_TOKENS = 2**31 - 1
+_COLDEST = 1e-5
+"""Colder than this, logits divided by the temperature overflow: it is greedy."""
+
+_EARLY_LIMIT = "max_completion_tokens"
+_LATE_LIMITS = ("max_tokens", "max_new_tokens")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How each choice is continued.
+
+    Attributes:
+      limit_name: the parameter that set max_tokens, for errors about it.
+      logit_bias: `(id, value)` pairs. stop_token_ids: end ids beside the model's own.
+      allowed_token_ids: no other id is generated; None for no such limit.
+      include_stop: the stop string that ended the text is a part of it.
+      show_special: special tokens are written out.
+      logprobs: how many alternatives to report; None reports no log-probabilities at all.
+      cache_salt: whom the prompt's cache is shared with: those who send the same.
+    """
+
+    max_tokens: int | None
+    limit_name: str
+    n: int
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    frequency_penalty: float
+    presence_penalty: float
+    repetition_penalty: float
+    logit_bias: tuple[tuple[int, float], ...]
+    allowed_token_ids: tuple[int, ...] | None
+    seed: int | None
+    stop: tuple[str, ...]
+    stop_token_ids: tuple[int, ...]
+    include_stop: bool
+    min_tokens: int
+    ignore_eos: bool
+    show_special: bool
+    logprobs: int | None
+    cache_salt: str
+
+
+def read_early(fields: Fields, most_choices: int) -> dict[str, Any]:
+    """What is looked at first, up to the penalties. Raises BadRequest."""
+    values: dict[str, Any] = {
+        _EARLY_LIMIT: fields.integer(_EARLY_LIMIT, 1, _MOST_TOKENS),
+        "n": fields.integer("n", 1, most_choices) or 1,
+        "temperature": _temperature(fields),
+        "top_p": fields.number("top_p", 0, 1),
+        "presence_penalty": fields.number("presence_penalty", -2, 2) or 0.0,
+        "frequency_penalty": fields.number("frequency_penalty", -2, 2) or 0.0,
+    }
+    return values
+
+
+def read_extras(fields: Fields) -> dict[str, Any]:
+    """The seed, and what peers have beside OpenAI's parameters. Raises BadRequest."""
+    penalty = fields.number("repetition_penalty", 0.01, 100)
+    skip = fields.boolean("skip_special_tokens")
+    return {
+        "seed": fields.integer("seed", -(2**63), 2**63 - 1),
+        "top_k": _top_k(fields),
+        "min_p": fields.number("min_p", 0, 1),
+        "repetition_penalty": 1.0 if penalty is None else penalty,
+        "min_tokens": fields.integer("min_tokens", 0, _MOST_TOKENS) or 0,
+        "stop_token_ids": read_ids(fields, "stop_token_ids") or (),
+        "allowed_token_ids": read_ids(fields, "allowed_token_ids"),
+        "ignore_eos": fields.boolean("ignore_eos") or False,
+        "include_stop": fields.boolean("include_stop_str_in_output") or False,
+        "show_special": skip is False,
+        "cache_salt": fields.string("cache_salt", LONGEST_SALT) or "",
+    }
+
+
+def read_late(fields: Fields, early: dict[str, Any], *, least: int = 1) -> dict[str, Any]:
+    """The old limits, biases and stops; `early` gives up its own limit. Raises BadRequest."""
+    limits = {_EARLY_LIMIT: early.pop(_EARLY_LIMIT)}
+    limits |= {name: fields.integer(name, least, _MOST_TOKENS) for name in _LATE_LIMITS}
+    name = next((name for name, limit in limits.items() if limit is not None), _EARLY_LIMIT)
+    return {
+        "limit_name": name,
+        "max_tokens": limits[name],
+        "logit_bias": _logit_bias(fields),
+        "stop": _stop(fields),
+    }
+
+
+def read_ids(fields: Fields, name: str) -> tuple[int, ...] | None:
+    """A list of token ids, whose upper end only the model knows. Raises BadRequest."""
+    value = fields.get(name)
+    if value is None:
+        return None
+    path = fields.where(name)
+    if not isinstance(value, list):
+        raise wrong_type(path, "an array of integers", value)
+    check_array(path, value, MOST_IDS, empty=name != "allowed_token_ids")
+    for index, item in enumerate(value):
+        if type(item) is not int:
+            raise wrong_type(f"{path}[{index}]", "an integer", item)
+        if not 0 <= item < 2**31:
+            raise BadRequest(f"Invalid '{path}[{index}]': no token has the id {shown(item)}.", path)
+    return tuple(value)
+
+
+def check_token_ids(sampling: Sampling, vocabulary: int) -> None:
+    """Raises BadRequest for the first id that the model does not have."""
+    lists = {
+        "logit_bias": [token for token, _ in sampling.logit_bias],
+        "allowed_token_ids": sampling.allowed_token_ids or (),
+        "stop_token_ids": sampling.stop_token_ids,
+    }
+    for name, ids in lists.items():
+        for token in ids:
+            if token >= vocabulary:
+                raise no_such_token(name, token, vocabulary)
+
+
+def no_such_token(path: str, token: int, vocabulary: int) -> BadRequest:
+    """The refusal of an id beyond the vocabulary."""
+    message = f"Invalid '{path}': no token has the id {token}. Expected an id from 0 to {vocabulary - 1}."
+    return BadRequest(message, path, "invalid_value")
+
+
+def _temperature(fields: Fields) -> float | None:
+    value = fields.number("temperature", 0, 2)
+    return 0.0 if value is not None and value < _COLDEST else value
+
+
+def _top_k(fields: Fields) -> int | None:
+    """-1 and 0 both say "no limit"."""
+    value = fields.integer("top_k", -1, 2**31 - 1)
+    return 0 if value == -1 else value
+
+
+def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...]:
+    found = fields.object("logit_bias")
+    if found is None:
+        return ()
+    biases = []
+    for key in found.values:
+        if not (key.isascii() and key.isdigit() and len(key) < 10):
+            message = f"Invalid key in 'logit_bias': '{shown(key)}'. Expected a token id such as '50256'."
+            raise BadRequest(message, "logit_bias", "invalid_value")
+        value = found.number(key, -MAX_BIAS, MAX_BIAS)
+        if value is None:
+            raise wrong_type(found.where(key), "a decimal", value)
+        biases.append((int(key), value))
+    return tuple(biases)
+
+
+def _stop(fields: Fields) -> tuple[str, ...]:
+    value = fields.get("stop")
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        _check_stop("stop", value)
+        return (value,)
+    if not isinstance(value, list):
+        raise wrong_type("stop", "one of a string or array of strings", value)
+    check_array("stop", value, MOST_STOPS, empty=True)
+    for item in value:
+        if not isinstance(item, str):
+            raise wrong_type("stop", "one of a string or array of strings", value)
+        _check_stop("stop", item)
+    return tuple(value)
+
+
+def _check_stop(path: str, value: str) -> None:
+    if not value:
+        raise BadRequest(
+            f"Invalid '{path}': string too short. Expected a string with minimum length 1, but got an empty "
+            "string instead.",
+            path,
+            "string_below_min_length",
+        )
+    check_length(path, value, LONGEST_STOP)

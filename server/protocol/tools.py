@@ -1,0 +1,132 @@
+"""`tools` and what depends on them -> the functions a model may call, and whether it must.
+
+Checks shapes and names; how a model writes a call is `tool_formats`' business.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..errors import BadRequest
+from ..tool_formats import Tool
+from .fields import Fields, missing, objects, wrong_type, wrong_value
+
+MOST_TOOLS = 128
+LONGEST_NAME = 64
+
+_NAME = re.compile(r"[a-zA-Z0-9_-]+")
+_CHOICES = ("none", "auto", "required")
+_KINDS = ("function", "allowed_tools")
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """What may be called.
+
+    Attributes:
+      tools: those that may be called; none where nothing may.
+      forced: the reply must be a call. named: of the one function that the request names.
+      parallel: several calls in one reply.
+    """
+
+    tools: tuple[Tool, ...] = ()
+    forced: bool = False
+    named: bool = False
+    parallel: bool = True
+
+    @property
+    def single(self) -> bool:
+        """The reply is one call and no more."""
+        return self.forced and (self.named or not self.parallel)
+
+
+def read_tools(fields: Fields) -> ToolUse:
+    """`tools`, `tool_choice` and `parallel_tool_calls`. Raises BadRequest."""
+    value = fields.get("tools")
+    tools = [] if value is None else [_tool(item) for item in objects("tools", value, MOST_TOOLS)]
+    mode, names = _choice(fields)
+    parallel = fields.boolean("parallel_tool_calls")
+    if not tools:
+        _needs_tools(fields, "tool_choice", (None, "none"))
+        _needs_tools(fields, "parallel_tool_calls", (None,))
+        return ToolUse()
+    if mode == "none":
+        return ToolUse()
+    for name in names or ():
+        if name not in [tool.name for tool in tools]:
+            raise BadRequest(f"Tool choice '{name}' not found in 'tools' parameter.", "tool_choice")
+    kept = tuple(tool for tool in tools if names is None or tool.name in names)
+    return ToolUse(kept, mode in ("required", "named"), mode == "named", parallel is not False)
+
+
+def _needs_tools(fields: Fields, name: str, neutral: tuple[Any, ...]) -> None:
+    if fields.get(name) not in neutral:
+        message = f"Invalid value for '{name}': '{name}' is only allowed when 'tools' are specified."
+        raise BadRequest(message, name)
+
+
+def _tool(fields: Fields) -> Tool:
+    fields.require("type")
+    fields.one_of("type", ("function",))
+    function = fields.object("function")
+    if function is None:
+        raise missing(fields.where("function"))
+    parameters = function.object("parameters")
+    return Tool(
+        name=_name(function),
+        description=function.string("description"),
+        parameters=parameters.values if parameters else None,
+        strict=function.boolean("strict") or False,
+    )
+
+
+def _name(function: Fields) -> str:
+    function.require("name")
+    name, path = function.string("name", LONGEST_NAME) or "", function.where("name")
+    if not _NAME.fullmatch(name):
+        raise BadRequest(
+            f"Invalid '{path}': string does not match pattern. Expected a string that matches the pattern "
+            "'^[a-zA-Z0-9_-]+$'.",
+            path,
+            "invalid_value",
+        )
+    return name
+
+
+Mode = Literal["none", "auto", "required", "named"]
+
+
+def _choice(fields: Fields) -> tuple[Mode, list[str] | None]:
+    """How freely, and which functions by name; None for all."""
+    value = fields.get("tool_choice")
+    if value is None:
+        return "auto", None
+    if isinstance(value, str):
+        if value not in _CHOICES:
+            raise wrong_value("tool_choice", value, _CHOICES)
+        return value, None  # type: ignore[return-value]
+    if not isinstance(value, dict):
+        raise wrong_type("tool_choice", "one of a string or object", value)
+    choice = Fields(value, "tool_choice")
+    choice.require("type")
+    if choice.one_of("type", _KINDS) == "function":
+        return "named", [_named(choice)]
+    return _allowed(choice)
+
+
+def _named(choice: Fields) -> str:
+    function = choice.object("function")
+    if function is None:
+        raise missing(choice.where("function"))
+    function.require("name")
+    return function.string("name") or ""
+
+
+def _allowed(choice: Fields) -> tuple[Mode, list[str]]:
+    allowed = choice.object("allowed_tools")
+    if allowed is None:
+        raise missing(choice.where("allowed_tools"))
+    allowed.require("mode")
+    mode = allowed.one_of("mode", ("auto", "required"))
+    tools = objects(allowed.where("tools"), allowed.require("tools"), MOST_TOOLS)
+    return ("required" if mode == "required" else "auto"), [_named(tool) for tool in tools]

@@ -1,0 +1,134 @@
+"""The formats in use: how calls are written, what a grammar of them is, which format a model has learnt.
+
+Sources: Hermes' `<tool_call>` (NousResearch's function calling, also Qwen's), the model cards of Llama 3.1
+and 3.2 (an object with `parameters`, perhaps behind `<|python_tag|>`), Mistral's `[TOOL_CALLS]` and a list.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .envelope import Envelope
+from .parsers import LeadingParser, MarkedParser
+from .parts import Tool, ToolCallParser
+
+TokenId = Callable[[str], int | None]
+"""The id of a special token with this name, if there is one."""
+
+_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+@dataclass(frozen=True, slots=True)
+class ToolFormat:
+    """One way of writing calls.
+
+    Attributes:
+      begin, end: marks around each call, or one mark before all of them where `leading`.
+      key: what the arguments are called. leading: a reply is calls from its beginning on, or none.
+      opening, separator, closing: before, between and behind the calls.
+    """
+
+    name: str
+    begin: str
+    end: str = ""
+    key: str = "arguments"
+    leading: bool = False
+    opening: str = ""
+    separator: str = "\n"
+    closing: str = ""
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Texts that some vocabularies have as special tokens."""
+        return tuple(mark for mark in (self.begin, self.end) if mark)
+
+    def parser(self, tools: Sequence[Tool], *, parallel: bool, vouched: bool) -> ToolCallParser:
+        """Finds calls in a reply; `vouched`: a grammar keeps the reply to the format."""
+        names = frozenset(tool.name for tool in tools)
+        heads = [(self._head(tool), tool.name) for tool in tools] if vouched else []
+
+        def begin() -> Envelope:
+            return Envelope(names, heads)
+
+        if self.leading:
+            between = f" \t\r\n,;{self.closing}"
+            return LeadingParser(self.begin, self.opening, between, begin, parallel=parallel)
+        return MarkedParser(self.begin, self.end, begin, parallel=parallel)
+
+    def grammar(self, tools: Sequence[Tool], *, required: bool, parallel: bool, token_id: TokenId) -> str:
+        """What a reply may be, in llguidance's Lark.
+
+        Args:
+          required: it must be calls; else it may be any text, in which calls are well-formed.
+        """
+        more = f" ({_quoted(self.separator)} call)*" if parallel else ""
+        shape = self._leading if self.leading else self._marked
+        return "\n".join([*shape(more, required, token_id), *self._objects(tools)])
+
+    def _leading(self, more: str, required: bool, token_id: TokenId) -> list[str]:
+        """Calls from the beginning on, or text that does not look like it."""
+        mark = f"{_mark(self.begin, token_id)} {_quoted(' ' + self.opening)} " if self.opening else ""
+        rules = [f"calls: {mark}call{more} {_quoted(self.closing)}", "call: object"]
+        if required:
+            return ["start: calls", *rules]
+        return ["start: calls | PLAIN", r"PLAIN: /([^\s{\[](.|\n)*)?/", *rules]
+
+    def _marked(self, more: str, required: bool, token_id: TokenId) -> list[str]:
+        """Calls between marks; text before the first of them where none is required."""
+        mark, end = _mark(self.begin, token_id), _mark(self.end, token_id)
+        rules = [f"call: {mark} body", rf'body: "\n" object "\n" {end}']
+        if required:
+            return [f"start: call{more}", *rules]
+        if mark != _quoted(self.begin):
+            return [f"start: PLAIN | PLAIN call{more}", r"PLAIN: /(.|\n)*/", *rules]
+        plain = rf"PLAIN: /(.|\n)*/ & ~/(.|\n)*{self.begin}(.|\n)*/"
+        before = rf"before[suffix={mark}]: /(.|\n)*/"
+        return [f"start: PLAIN | before body{more}", before, plain, *rules]
+
+    def _objects(self, tools: Sequence[Tool]) -> list[str]:
+        """A rule for each tool's call."""
+        rules = [f"object: {' | '.join(f'tool_{n}' for n in range(len(tools)))}"]
+        for n, tool in enumerate(tools):
+            schema = json.dumps(_schema(tool))
+            rules.append(f"tool_{n}: {_quoted(self._head(tool))} %json {schema} {_quoted('}')}")
+        return rules
+
+    def _head(self, tool: Tool) -> str:
+        return f'{{"name": {_quoted(tool.name)}, "{self.key}": '
+
+
+def _mark(mark: str, token_id: TokenId) -> str:
+    """A mark in a grammar: as the special token that it is in this vocabulary, else as text."""
+    token = token_id(mark)
+    return _quoted(mark) if token is None else f"<[{token}]>"
+
+
+def _schema(tool: Tool) -> dict[str, Any]:
+    """Of a tool's arguments, spaced as ours are."""
+    empty = {"type": "object", "properties": {}, "additionalProperties": False}
+    return {"x-guidance": _SPACING, **(tool.parameters or empty)}
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text)
+
+
+FORMATS = {
+    each.name: each
+    for each in (
+        ToolFormat("hermes", "<tool_call>", "</tool_call>"),
+        ToolFormat("llama3", "<|python_tag|>", key="parameters", leading=True, separator="; "),
+        ToolFormat("mistral", "[TOOL_CALLS]", leading=True, opening="[", separator=", ", closing="]"),
+    )
+}
+
+
+def format_of(chat_template: str | None) -> ToolFormat:
+    """The format that a template writes earlier calls in; Hermes' where it writes none."""
+    source = chat_template or ""
+    if "[TOOL_CALLS]" in source:
+        return FORMATS["mistral"]
+    if "<tool_call>" not in source and ("python_tag" in source or '"parameters": ' in source):
+        return FORMATS["llama3"]
+    return FORMATS["hermes"]

@@ -1,0 +1,199 @@
+"""Replies taken apart: calls between marks anywhere in the text, or a reply that is calls from the start.
+
+Both hold back only what may yet become a call, look at each character a bounded number of times, and give
+back as text whatever turns out to be none. Nothing is dropped but white space around calls, and calls beyond
+the first where only one is wanted.
+"""
+
+from collections.abc import Callable, Iterator
+
+from .envelope import Envelope, State
+from .parts import CallStart, Part, Text, joined
+
+Open = Callable[[], Envelope]
+"""Begins to read a call."""
+
+_MOST_SPACE = 64
+"""Characters of white space that are held back; more of it is text."""
+
+
+class _Parser:
+    """What both have in common: a buffer of what is not decided, and the call that is being read.
+
+    A mode is a method that takes something from the buffer and says whether it got anywhere.
+    """
+
+    def __init__(self, open_envelope: Open, mode: Callable[[], Iterator[Part]], parallel: bool) -> None:
+        self._open = open_envelope
+        self._mode = mode
+        self._parallel = parallel
+        self._calls = 0
+        self._buffer = ""
+        self._lead = ""
+        self._envelope = open_envelope()
+
+    def push(self, text: str) -> list[Part]:
+        """What is certain after this text."""
+        self._buffer += text
+        return joined(part for part in self._advance() if self._wanted(part))
+
+    def flush(self) -> list[Part]:
+        """What is left when the reply is complete: the beginning of a call that was reported stays one."""
+        rest = "" if self._envelope.started else self._lead + self._envelope.raw
+        rest += "" if self._behind_call else self._buffer
+        return [Text(rest)] if rest else []
+
+    @property
+    def _behind_call(self) -> bool:
+        """Whether what is in the buffer can only be what stands between calls."""
+        raise NotImplementedError
+
+    def _wanted(self, part: Part) -> bool:
+        self._calls += isinstance(part, CallStart)
+        return self._parallel or isinstance(part, Text) or self._calls < 2
+
+    def _advance(self) -> Iterator[Part]:
+        while True:
+            mode, before = self._mode, len(self._buffer)
+            yield from self._mode()
+            if self._mode == mode and len(self._buffer) == before:
+                return
+
+    def _read_call(self, found: Callable[[], Iterator[Part]]) -> Iterator[Part]:
+        """Feeds the envelope; when it is complete the mode `found` follows."""
+        for place, character in enumerate(self._buffer, 1):
+            yield from self._envelope.push(character)
+            if self._envelope.state is not State.OPEN:
+                self._buffer = self._buffer[place:]
+                self._mode = found
+                return
+        self._buffer = ""
+
+    def _given_up(self) -> str:
+        """All of a call that was none."""
+        text, self._lead = self._lead + self._envelope.raw, ""
+        self._envelope = self._open()
+        return text
+
+
+class MarkedParser(_Parser):
+    """Calls between a mark and its end, anywhere in the text."""
+
+    def __init__(self, begin: str, end: str, open_envelope: Open, *, parallel: bool) -> None:
+        super().__init__(open_envelope, self._in_text, parallel)
+        self._begin, self._end = begin, end
+
+    @property
+    def _behind_call(self) -> bool:
+        return self._mode == self._behind
+
+    def _in_text(self) -> Iterator[Part]:
+        place = self._buffer.find(self._begin)
+        if place < 0:
+            text, self._buffer = _split(self._buffer, self._begin)
+        else:
+            text, self._buffer = self._buffer[:place].rstrip(), self._buffer[place + len(self._begin) :]
+            self._lead, self._mode = self._begin, self._at_call
+        if text:
+            yield Text(text)
+
+    def _at_call(self) -> Iterator[Part]:
+        rest = self._buffer.lstrip()
+        self._lead += self._buffer[: len(self._buffer) - len(rest)]
+        self._buffer = rest
+        if rest.startswith("{"):
+            self._mode = self._in_call
+        elif rest or len(self._lead) > _MOST_SPACE:
+            self._mode = self._in_text
+            yield Text(self._given_up())
+
+    def _in_call(self) -> Iterator[Part]:
+        yield from self._read_call(self._behind)
+        if self._envelope.state is State.BAD:
+            self._mode = self._in_text
+            yield Text(self._given_up())
+
+    def _behind(self) -> Iterator[Part]:
+        """The end mark and white space; where it is left out the text goes on."""
+        self._buffer = rest = self._buffer.lstrip()
+        if rest.startswith(self._end):
+            self._buffer = rest[len(self._end) :].lstrip()
+        elif self._end.startswith(rest):
+            return
+        self._given_up()
+        self._mode = self._between
+        yield from ()
+
+    def _between(self) -> Iterator[Part]:
+        """White space behind a call is dropped."""
+        self._buffer = self._buffer.lstrip()
+        if self._buffer:
+            self._mode = self._in_text
+        yield from ()
+
+
+class LeadingParser(_Parser):
+    """A reply that is calls from the start, perhaps behind a mark, perhaps in a list; else it is text."""
+
+    def __init__(self, mark: str, opening: str, between: str, open_envelope: Open, *, parallel: bool) -> None:
+        """`opening` stands before the first call, and any of `between` between calls and behind them."""
+        super().__init__(open_envelope, self._at_start, parallel)
+        self._mark, self._opening, self._between = mark, opening, between
+
+    @property
+    def _behind_call(self) -> bool:
+        return self._mode == self._at_next
+
+    def _at_start(self) -> Iterator[Part]:
+        place = self._place_of_call(self._buffer)
+        if place is None or (len(self._buffer) > _MOST_SPACE + len(self._mark) and place < 0):
+            self._mode = self._in_text
+        elif place >= 0:
+            self._lead, self._buffer = self._buffer[:place], self._buffer[place:]
+            self._mode = self._in_call
+        yield from ()
+
+    def _place_of_call(self, text: str) -> int | None:
+        """Where the first call begins; -1 while that cannot be known, None if the text begins otherwise."""
+        rest = text.lstrip()
+        if rest.startswith(self._mark):
+            rest = rest[len(self._mark) :].lstrip()
+        elif self._mark.startswith(rest):
+            return -1
+        if rest and rest.startswith(self._opening):
+            rest = rest[len(self._opening) :].lstrip()
+        elif rest:
+            return None
+        if not rest:
+            return -1
+        return len(text) - len(rest) if rest[0] == "{" else None
+
+    def _in_call(self) -> Iterator[Part]:
+        yield from self._read_call(self._at_next)
+        if self._envelope.state is State.BAD:
+            self._mode = self._in_text
+            yield Text(self._given_up())
+
+    def _at_next(self) -> Iterator[Part]:
+        self._given_up()
+        self._buffer = self._buffer.lstrip(self._between)
+        if self._buffer.startswith("{"):
+            self._mode = self._in_call
+        elif self._buffer:
+            self._mode = self._in_text
+        yield from ()
+
+    def _in_text(self) -> Iterator[Part]:
+        text, self._buffer = self._buffer, ""
+        if text:
+            yield Text(text)
+
+
+def _split(text: str, mark: str) -> tuple[str, str]:
+    """What is certain to come before the mark, and what may be its beginning, with the space before it."""
+    sizes = range(min(len(mark) - 1, len(text)), 0, -1)
+    held = next((size for size in sizes if mark.startswith(text[-size:])), 0)
+    place = len(text) - held
+    while place > 0 and text[place - 1].isspace() and len(text) - place < _MOST_SPACE:
+        place -= 1
+    return text[:place], text[place:]
