@@ -10,6 +10,7 @@ decided in the server alone.
     │   └── SourceNotFound          a model name that leads nowhere             (checkpoints/errors.py)
     ├── TemplateError               messages that a chat template refuses       (checkpoints/chat_template.py)
     ├── OutOfMemory                 no room for the KV pool                     (runtime/memory.py)
+    ├── KeysRefused                 API keys that cannot be used                (server/keys.py)
     ├── ApiError                    an HTTP status and its envelope             (server/errors.py)
     ├── Failed                      a command's end with an exit code           (server/exit_codes.py)
     ├── InvalidRequest              a request that can never be served          (runtime/request.py)

@@ -13,6 +13,7 @@ from sanic import HTTPResponse, Sanic
 from sanic.exceptions import NotFound
 from sanic.response import BaseHTTPResponse
 
+from .authorization import authorize
 from .context import ApiRequest, App, AppContext
 from .engine_client import EngineClient
 from .errors import ApiErrorHandler
@@ -57,6 +58,7 @@ def create_app(settings: ServerSettings, engine: EngineClient, served: ServedMod
     app.register_middleware(_screen, "request")
     app.register_middleware(_stamp, "response")
     app.add_signal(_read_head, "http.lifecycle.read_head")
+    app.add_signal(authorize, "http.lifecycle.request")
     app.register_listener(_start, "after_server_start")
     app.register_listener(_drain, "before_server_stop")
     app.register_listener(_stop, "after_server_stop")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 EXIT_CODES = """\
 Exit codes: 0 ended as asked; 2 wrong usage; 3 what was planned does not fit; 65 a damaged or unsupported
 checkpoint; 66 a model that is not there; 69 the port is taken, or no server answers; 70 the engine is lost
-for good; 78 a setting that the model or machine cannot honour.
+for good; 78 a setting that the model or machine cannot honour, or that would leave the server open.
 """
 
 app = typer.Typer(
@@ -116,6 +116,12 @@ def serve(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="A Jinja file that replaces the model's template."),
     ] = None,
+    api_keys: Annotated[
+        Path | None, typer.Option(help="A file of API keys, one a line; read again once it changes.")
+    ] = None,
+    auth: Annotated[
+        Literal["keys", "none"], typer.Option(help="`none` lets anybody who reaches the address ask.")
+    ] = "keys",
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse unknown parameters, as OpenAI does.")
     ] = False,
@@ -123,7 +129,9 @@ def serve(
 ) -> None:
     """Serve a model over HTTP."""
     from ..checkpoints.sources import check
-    from .listener import listen
+    from .exposure import check_exposure, warn_of_exposure
+    from .keys import configured_keys
+    from .listener import address_of, listen
     from .worker_settings import WorkerSettings
 
     configure_logging(log_level.upper())
@@ -154,7 +162,10 @@ def serve(
         from .follower import become_follower
 
         become_follower(worker)
+    keys = configured_keys(api_keys, os.environ)
+    check_exposure(host, keys, auth)
     with listen(host, port) as listener:
+        warn_of_exposure(address_of(listener), auth)
         from .progress import progress_display
         from .serve import WebProcess, text_loader
         from .settings import ServerSettings
@@ -163,6 +174,7 @@ def serve(
             ServerSettings(
                 model=served_name(model),
                 aliases=tuple(alias or ()),
+                keys=keys,
                 strict=strict,
                 profiles=profile is not None,
             ),

@@ -62,12 +62,17 @@ App = Sanic[Config, AppContext]
 
 
 class ApiRequest(Request[App, SimpleNamespace]):
-    """A request with an id of our own and the time of its arrival, whatever the client calls it."""
+    """A request with an id of our own and the time of its arrival, whatever the client calls it.
+
+    Attributes:
+      key_id: whose key it carries, as `Keys.identify` says; empty where none was needed.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.started = time.perf_counter()
         self.reference = "req_" + secrets.token_hex(16)
+        self.key_id = ""
 
     async def receive_body(self) -> None:
         """Reads the body; cuts the connection if it does not arrive in time."""

@@ -7,6 +7,7 @@ text from a failed component; what went wrong inside goes to the log.
     DistaffError
     └── ApiError                a status, an envelope, perhaps headers
         ├── BadRequest          400: the request can never succeed as it stands
+        ├── Unauthorized        401: no key, or one that is not accepted here
         ├── ModelNotFound       404: no such model is served here
         └── Unavailable         503: the same request may succeed later
 """
@@ -66,6 +67,13 @@ class BadRequest(ApiError):
 
     def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(400, message, param=param, code=code)
+
+
+class Unauthorized(ApiError):
+    """401: no key, or one that is not accepted here."""
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(401, message, code=code, headers={"www-authenticate": "Bearer"})
 
 
 class ModelNotFound(ApiError):

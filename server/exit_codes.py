@@ -17,7 +17,7 @@ PORT_TAKEN = 69
 ENGINE_LOST = 70
 """The engine was lost too often, or could not be brought up."""
 REFUSED_SETTING = 78
-"""A setting that the model or the machine cannot honour."""
+"""A setting that the model or the machine cannot honour, or that would leave the server open."""
 
 
 class Failed(DistaffError):

@@ -90,8 +90,9 @@ def _note_unknown(context: AppContext, names: tuple[str, ...]) -> None:
 
 
 def _log_id(request: ApiRequest) -> str:
-    """Our id of the request, and the client's own where it is harmless."""
+    """Our id of the request, the id of its key, and the client's own id where it is harmless."""
+    ours = f"{request.reference} key={request.key_id}" if request.key_id else request.reference
     theirs = request.headers.getone("x-client-request-id", "")
     if 0 < len(theirs) <= 64 and theirs.isascii() and theirs.replace("-", "").replace("_", "").isalnum():
-        return f"{request.reference} client={theirs}"
-    return request.reference
+        return f"{ours} client={theirs}"
+    return ours

@@ -72,7 +72,7 @@ class WebProcess:
         self._listener = listener
         self._load_text = load_text
         self._display = display
-        self._model = settings.model
+        self._settings = settings
         self._served = ServedModel()
         self._engine = EngineGroup(engine_commands, self._hear, restarts)
         self._app: App = create_app(settings, self._engine, self._served)
@@ -119,7 +119,7 @@ class WebProcess:
         """Says once how to use the server, when it can be used."""
         if not self._welcomed and self._served.text and self._engine.state == "ready":
             self._welcomed = True
-            print(welcome(self._address, self._model), flush=True)
+            print(welcome(self._address, self._settings.model, self._settings.keys is not None), flush=True)
 
     def _fail(self, message: str, code: int) -> None:
         if self._failed is None:
@@ -127,7 +127,7 @@ class WebProcess:
             self._app.stop(terminate=False)
 
     async def _begin(self, app: App) -> None:
-        log.info("listening on %s; loading %s", self._address, self._model)
+        log.info("listening on %s; loading %s", self._address, self._settings.model)
         self._on_signals(self._end)
 
     def _end(self, number: int) -> None:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from .keys import Keys
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerSettings:
@@ -10,6 +12,7 @@ class ServerSettings:
     Attributes:
       model: the id under which the model is served.
       aliases: further ids that mean the same model; `tgi` always does.
+      keys: who may ask; None lets anybody.
       strict: refuse unknown parameters, as OpenAI does, rather than ignore and count them.
       profiles: POST /start_profile and /stop_profile are answered.
       most_choices: the largest `n` of a request.
@@ -21,6 +24,7 @@ class ServerSettings:
 
     model: str
     aliases: tuple[str, ...] = ()
+    keys: Keys | None = None
     strict: bool = False
     profiles: bool = False
     most_choices: int = 16

@@ -38,7 +38,8 @@ async def create_chat_completion(request: ApiRequest) -> HTTPResponse | None:
     heading = Heading(
         id=fresh_id("chatcmpl-"), model=context.settings.model, fingerprint="fp_" + info.fingerprint
     )
-    requests = sequences(heading.id, [prompt], call.sampling.n, params, call.sampling.cache_salt)
+    salt = request.key_id + call.sampling.cache_salt
+    requests = sequences(heading.id, [prompt], call.sampling.n, params, salt)
     reply = ChatReply(
         heading,
         call.delivery,

@@ -1,0 +1,172 @@
+"""`Keys`: who may ask. Read from a file, which may change while the server runs, and from the environment.
+
+Knows nothing of HTTP: a key that came is looked up here, the header is `authorization.py`'s. The one idea: a
+key is forgotten as soon as it is read. Only SHA-256 digests are kept, so that no log, error or dump can hold
+a key, and comparing two of them takes as long whatever they have in common.
+"""
+
+import hashlib
+import hmac
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from ..model.errors import DistaffError
+
+logger = logging.getLogger(__name__)
+
+VARIABLE = "DISTAFF_API_KEYS"
+"""The environment variable that holds a server's keys, with commas between them."""
+
+SHORTEST_KEY = 8
+MOST_FILE_BYTES = 256 * 1024
+"""Of a file of keys: each request is compared with every one."""
+
+CHECK_SECONDS = 1.0
+"""How long a change of the file may go unnoticed."""
+
+_ID_DIGITS = 8
+
+
+class KeysRefused(DistaffError):
+    """A key, or a file of keys, that cannot be used. The message names the place, never the key."""
+
+
+class Keys:
+    """The keys that are accepted, as digests; at least one."""
+
+    def __init__(
+        self,
+        keys: Iterable[str] = (),
+        file: Path | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Reads the file, if there is one.
+
+        Args:
+          keys: accepted as long as the server runs.
+          file: further ones, a line each; read again once it has changed.
+          clock: seconds.
+
+        Raises:
+          KeysRefused: no key at all, one that is unfit, or a file that cannot be read.
+        """
+        self._fixed = _digests(keys, "key", VARIABLE)
+        self._file = file
+        self._clock = clock
+        self._next_check = clock() + CHECK_SECONDS
+        self._complaint = ""
+        self._accepted = self._fixed
+        self._stamp: tuple[int, ...] = ()
+        if file is not None:
+            self._take(*_read(file))
+        elif not self._fixed:
+            raise KeysRefused(f"{VARIABLE} is set and holds no key")
+
+    def identify(self, key: str) -> str | None:
+        """The id of a key, eight hexadecimal digits; None if it is not accepted.
+
+        Looks at the file first, once a second at most. Takes as long whichever key it is, if any.
+        """
+        self._look_again()
+        came = _digest(key)
+        found = None
+        for digest in self._accepted:
+            if hmac.compare_digest(came, digest):
+                found = digest
+        return None if found is None else found.hex()[:_ID_DIGITS]
+
+    def _look_again(self) -> None:
+        """Reads a changed file. One that cannot be used changes nothing, and is tried again at each check."""
+        now = self._clock()
+        if self._file is None or now < self._next_check:
+            return
+        self._next_check = now + CHECK_SECONDS
+        try:
+            if _stamp(os.stat(self._file)) != self._stamp:
+                self._take(*_read(self._file))
+                logger.info("read %s again; %d keys are accepted", self._file, len(self._accepted))
+            self._complaint = ""
+        except (OSError, KeysRefused) as error:
+            self._complain(_reason(self._file, error))
+
+    def _take(self, from_file: frozenset[bytes], stamp: tuple[int, ...]) -> None:
+        self._accepted = self._fixed | from_file
+        self._stamp = stamp
+
+    def _complain(self, complaint: str) -> None:
+        """Logs what keeps the file from being used, once for as long as it stays the same."""
+        if complaint != self._complaint:
+            self._complaint = complaint
+            logger.error("%s; the keys read before stay in force", complaint)
+
+
+def configured_keys(file: Path | None, environment: Mapping[str, str]) -> Keys | None:
+    """The keys that an operator set; None where neither a file nor the variable is given.
+
+    Raises:
+      KeysRefused: what is given holds no key, or an unfit one.
+    """
+    if file is None and VARIABLE not in environment:
+        return None
+    return Keys(filter(None, environment.get(VARIABLE, "").split(",")), file)
+
+
+def is_plain(key: str) -> bool:
+    """Whether a key consists of what a header can carry: visible ASCII."""
+    return key.isascii() and key.isprintable() and " " not in key
+
+
+def _read(file: Path) -> tuple[frozenset[bytes], tuple[int, ...]]:
+    """A file's keys, and the stamp by which to tell that it has changed since."""
+    try:
+        # A pipe without a writer would hold up the event loop for ever.
+        with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as opened:
+            status = os.fstat(opened.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise KeysRefused(f"{file} is not a regular file")
+            content = opened.read(MOST_FILE_BYTES + 1)
+    except OSError as error:
+        raise KeysRefused(_reason(file, error)) from None
+    if len(content) > MOST_FILE_BYTES:
+        raise KeysRefused(f"{file} is larger than the {MOST_FILE_BYTES} bytes that keys may take")
+    lines = (line.decode("ascii", "replace") for line in content.splitlines())
+    digests = _digests(("" if _says_nothing(line) else line for line in lines), "line", str(file))
+    if not digests:
+        raise KeysRefused(f"{file} holds no key")
+    return digests, _stamp(status)
+
+
+def _says_nothing(line: str) -> bool:
+    return not line.strip() or line.startswith("#")
+
+
+def _digests(keys: Iterable[str], unit: str, place: str) -> frozenset[bytes]:
+    """The digests of keys, the empty ones left out. A key stands in the unit of its number, in a place."""
+    digests = set()
+    for number, key in enumerate(keys, start=1):
+        if not key:
+            continue
+        if not is_plain(key):
+            raise KeysRefused(f"{unit} {number} of {place} has a character that is not visible ASCII")
+        if len(key) < SHORTEST_KEY:
+            raise KeysRefused(f"{unit} {number} of {place} is shorter than {SHORTEST_KEY} characters")
+        digests.add(_digest(key))
+    return frozenset(digests)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    """What differs once a file was written, replaced or put in another's place."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _reason(file: Path, error: Exception) -> str:
+    return f"cannot read {file}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
