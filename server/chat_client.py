@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from . import exit_codes
 from .exit_codes import Failed
+from .keys import is_plain
 
 _TIMEOUT_SECONDS = 600.0
 Message = dict[str, str]
@@ -17,19 +18,24 @@ Message = dict[str, str]
 class ChatClient:
     """Talks to one OpenAI-compatible server."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None = None) -> None:
         """Opens nothing yet.
 
         Args:
-          url: with or without `/v1`.
+          url: with or without `/v1`. key: what the server is asked with, if it wants an API key.
 
         Raises:
-          Failed: not an HTTP URL.
+          Failed: not an HTTP URL, or a key that no header can carry.
         """
+        if not is_plain(key or ""):
+            raise Failed("the API key has a character that is not visible ASCII", exit_codes.USAGE)
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise Failed(f"{url!r} is no URL; expected one such as http://127.0.0.1:8000", exit_codes.USAGE)
         self._url = url
+        self._headers = {"content-type": "application/json"}
+        if key:
+            self._headers["authorization"] = f"Bearer {key}"
         self._class = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         self._place = parts.netloc
         self._base = parts.path.rstrip("/").removesuffix("/v1") + "/v1"
@@ -64,7 +70,7 @@ class ChatClient:
     ) -> HTTPResponse:
         try:
             content = None if body is None else json.dumps(body).encode()
-            connection.request(method, self._base + path, content, {"content-type": "application/json"})
+            connection.request(method, self._base + path, content, self._headers)
             response = connection.getresponse()
         except (OSError, HTTPException) as error:
             raise Failed(f"no answer from {self._url}: {error}", exit_codes.PORT_TAKEN) from error

@@ -293,7 +293,10 @@ def chat(
     model: ModelName = None,
     url: Annotated[str | None, typer.Option(help="A running server; else one is started for MODEL.")] = None,
 ) -> None:
-    """Talk to a model in the terminal; also reads lines from a pipe."""
+    """Talk to a model in the terminal; also reads lines from a pipe.
+
+    A server with API keys is asked with the one in DISTAFF_API_KEY.
+    """
     from ..checkpoints.sources import check
     from .chat_client import ChatClient
     from .conversation import converse
@@ -303,11 +306,11 @@ def chat(
         raise Failed("MODEL and --url exclude each other", exit_codes.USAGE)
     configure_logging("WARNING")
     if url:
-        converse(ChatClient(url))
+        converse(ChatClient(url, os.environ.get("DISTAFF_API_KEY")))
         return
     check(model)
-    with own_server(model) as address:
-        converse(ChatClient(address))
+    with own_server(model) as (address, key):
+        converse(ChatClient(address, key))
 
 
 @app.command()

@@ -1,5 +1,7 @@
 """A server for one conversation: started on a free port, waited for, ended with it."""
 
+import os
+import secrets
 import subprocess
 import sys
 import time
@@ -9,6 +11,7 @@ from http.client import HTTPConnection, HTTPException
 
 from . import exit_codes, system
 from .exit_codes import Failed
+from .keys import VARIABLE
 from .listener import listen
 
 _HOST = "127.0.0.1"
@@ -17,8 +20,10 @@ _STOP_SECONDS = 15.0
 
 
 @contextmanager
-def own_server(model: str | None) -> Iterator[str]:
-    """Runs `distaff serve` beside us, in a session of its own so that Ctrl-C is ours; yields its URL.
+def own_server(model: str | None) -> Iterator[tuple[str, str]]:
+    """Runs `distaff serve` beside us, in a session of its own so that Ctrl-C is ours; yields its URL and key.
+
+    The key is made for the conversation, whatever keys this process's environment holds.
 
     Raises:
       Failed: it did not come up; what it said of that is on stderr.
@@ -26,16 +31,18 @@ def own_server(model: str | None) -> Iterator[str]:
     with listen(_HOST, 0) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "distaff.server.cli", "serve", *([model] if model else [])]
+    key = secrets.token_urlsafe(32)
     process = subprocess.Popen(
         [*command, "--host", _HOST, "--port", str(port), "--log-level", "warning"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
+        env=os.environ | {VARIABLE: key},
         preexec_fn=system.die_with_parent,
     )
     try:
         _wait_until_ready(process, port)
-        yield f"http://{_HOST}:{port}"
+        yield f"http://{_HOST}:{port}", key
     finally:
         _end(process)
 

@@ -2,7 +2,11 @@
 
 import json
 import re
+import socket
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import httpx
 import openai
@@ -11,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distaff.server.authorization import NO_KEY, OPEN_PATHS, _hint
+from distaff.server.chat_client import ChatClient
+from distaff.server.exit_codes import Failed
 from distaff.server.keys import Keys
 
 FIRST, SECOND = "sk-first-0123456789", "sk-second-0123456789"
@@ -291,3 +297,47 @@ def test_a_revoked_key_ends_no_stream_that_it_began(make_server, tmp_path):
             assert http.get("/v1/models", headers=bearer(SECOND)).status_code == 200
             server.loop.call_soon_threadsafe(server.engine.gate.set)
             assert reply.read().endswith(b"data: [DONE]\n\n")
+
+
+class TestTheTerminal:
+    """`distaff chat` against a server with keys."""
+
+    def test_it_brings_the_key(self, keyed):
+        client = ChatClient(keyed.url, FIRST)
+        messages = [{"role": "user", "content": "hi"}]
+        assert "".join(client.reply(client.model(), messages)) == "Hello, world!"
+        with pytest.raises(Failed, match="401: You didn't provide an API key"):
+            ChatClient(keyed.url).model()
+
+    @pytest.mark.parametrize("key", ["sk-with space", "sk-with-newline\n", "sk-ümlaut"])
+    def test_a_key_that_no_header_carries_is_refused(self, key):
+        with pytest.raises(Failed, match="visible ASCII") as refusal:
+            ChatClient("http://127.0.0.1:9", key)
+        assert key not in str(refusal.value)
+
+    def test_the_command_takes_it_from_the_environment(self, keyed, monkeypatch):
+        command = [sys.executable, "-m", "distaff.server.cli", "chat", "--url", keyed.url]
+        run = partial(subprocess.run, command, input="hi\n", capture_output=True, text=True, timeout=60)
+        monkeypatch.setenv("DISTAFF_API_KEY", SECOND)
+        assert (run().stdout, run().returncode) == ("Hello, world!\n", 0)
+        monkeypatch.delenv("DISTAFF_API_KEY")
+        done = run()
+        assert done.returncode == 69 and "You didn't provide an API key" in done.stderr
+
+    def test_its_own_server_has_a_key_of_its_own(self, monkeypatch, tmp_path):
+        """Whatever keys the environment holds, and whether or not there is one for the client."""
+        from distaff.server import own_server
+
+        stand_in = tmp_path / "python"
+        script = Path(__file__).with_name("own_server_stand_in.py")
+        stand_in.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{script}" "$@"\n')
+        stand_in.chmod(0o755)
+        monkeypatch.setenv("DISTAFF_API_KEYS", FIRST)
+        monkeypatch.setattr(own_server.sys, "executable", str(stand_in))
+        with own_server.own_server(None) as (url, key):
+            assert key != FIRST
+            assert ChatClient(url, key).model() == "stand-in"
+            with pytest.raises(Failed, match="401"):
+                ChatClient(url, FIRST).model()
+        with pytest.raises(OSError):
+            socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=1)
