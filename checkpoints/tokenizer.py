@@ -75,6 +75,11 @@ class ChatTokenizer:
         """Whether the template has a place for tools."""
         return self._template is not None and self._template.knows_tools
 
+    @property
+    def start_id(self) -> int:
+        """What a text without a word begins with: the beginning token, else an end token."""
+        return self.bos_id if self.bos_id is not None else min(self.eos_ids, default=0)
+
     def special_id(self, name: str) -> int | None:
         """The id of the special token of this name, if there is one."""
         token = self._tokenizer.token_to_id(name)

@@ -7,11 +7,11 @@ order 0, 1, 2 …, as clients demand, whatever order the engine answers in.
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from ..runtime.request import EngineFailed, TokenEvent
 from .generation import Generation
-from .logprobs import LogprobAligner
+from .logprobs import Entry, LogprobAligner, entry_of
 from .protocol.heading import fresh_id
 from .stops import StopSearch
 from .text import TokenTexts
@@ -34,7 +34,7 @@ class Piece:
 
     choice: int
     text: str
-    logprobs: list[dict[str, Any]] | None
+    logprobs: list[Entry] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +86,14 @@ class ChoiceText:
         logprobs: bool,
         parser: ToolCallParser | None = None,
         named: bool = False,
+        mute: bool = False,
     ) -> None:
         """A choice that has said nothing.
 
         Args:
           logprobs: entries are wanted. parser: finds calls in the text; None where there are no tools.
           named: the request names the function to call, so that calling it is a plain stop.
+          mute: nothing was asked for but what the first event says of the prompt.
         """
         self.tokens = self.cached_tokens = 0
         self.first: TokenEvent | None = None
@@ -101,6 +103,8 @@ class ChoiceText:
         self._aligner = LogprobAligner(text) if logprobs else None
         self._parser = parser
         self._named = named
+        self._mute = mute
+        self._text = text
         self._calls = 0
         self._started = False
 
@@ -108,6 +112,9 @@ class ChoiceText:
         """What is certain after `event`; sets `finish` at the end."""
         self.first = self.first or event
         self.cached_tokens += event.cached_tokens
+        if self._mute:
+            self.finish = "length"
+            return [Start(choice), End(choice, "length")]
         certain = self._take(event) if event.token is not None else ""
         text = self._stops.push(certain)
         if event.finish is not None and not self._stops.found:
@@ -118,6 +125,14 @@ class ChoiceText:
             self.finish = self._reason(event)
             said.append(End(choice, self.finish))
         return said
+
+    def prompt_entries(self, prompt: Sequence[int]) -> list[Entry]:
+        """The entries of the prompt's tokens, which the first event has scored."""
+        scores = (self.first and self.first.prompt_logprobs) or ()
+        return [
+            entry_of(self._text, token, self._text.token_bytes(token) or b"", score)
+            for token, score in zip(prompt, [None, *scores], strict=True)
+        ]
 
     def _take(self, event: TokenEvent) -> str:
         assert event.token is not None
@@ -162,7 +177,7 @@ class ChoiceText:
             case CallArguments(text):
                 return [Arguments(choice, self._calls - 1, text)]
 
-    def _entries(self, text: str) -> list[dict[str, Any]] | None:
+    def _entries(self, text: str) -> list[Entry] | None:
         """The entries of the tokens that the text completes; none for text behind a call."""
         if self._aligner is None:
             return None

@@ -116,6 +116,10 @@ def serve(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="A Jinja file that replaces the model's template."),
     ] = None,
+    tool_format: Annotated[
+        Literal["hermes", "llama3", "mistral"] | None,
+        typer.Option(help="How the model writes calls of tools; else its template tells."),
+    ] = None,
     api_keys: Annotated[
         Path | None, typer.Option(help="A file of API keys, one a line; read again once it changes.")
     ] = None,
@@ -183,7 +187,7 @@ def serve(
                 for number in range(replicas)
             ],
             listener,
-            text_loader(chat_template),
+            text_loader(chat_template, tool_format),
             progress_display(),
             restarts=coordinator is None,
         ).run()

@@ -25,12 +25,14 @@ class EngineInfo:
       vocabulary: V; ids beyond it are refused.
       slots: sequences that decode at the same time.
       fingerprint: ten hex digits over weights, dtype, versions and mesh: changes when outputs may.
+      scores: prompts can be scored.
     """
 
     context: int
     vocabulary: int
     slots: int
     fingerprint: str
+    scores: bool = True
 
 
 class EventStream(Protocol):

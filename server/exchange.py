@@ -55,9 +55,14 @@ class Reply(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One admitted call: what is heard, and who shapes the answer."""
+    """One admitted call: what is heard, and who shapes the answer.
+
+    Attributes:
+      prompt_tokens: each prompt counted once. per_prompt: how many choices each prompt has.
+    """
 
     prompt_tokens: int
+    per_prompt: int
     generation: Generation
     choices: Sequence[ChoiceText]
     reply: Reply
@@ -75,7 +80,8 @@ class Exchange:
     @property
     def usage(self) -> Usage:
         """The tokens so far."""
-        return Usage(self.prompt_tokens, sum(self.completion_tokens()), self.choices[0].cached_tokens)
+        cached = sum(choice.cached_tokens for choice in self.choices[:: self.per_prompt])
+        return Usage(self.prompt_tokens, sum(self.completion_tokens()), cached)
 
     def completion_tokens(self) -> list[int]:
         """Of each choice."""

@@ -61,8 +61,10 @@ def admit(
     choices: Sequence[ChoiceText],
     reply: Reply,
     prompt_tokens: int,
+    *,
+    per_prompt: int,
 ) -> Exchange:
-    """Hands all sequences of a call to the engine, or none.
+    """Hands all sequences of a call to the engine, or none; `per_prompt` of them have each prompt.
 
     Raises:
       NotReady, Overloaded: the engine takes them not.
@@ -76,7 +78,7 @@ def admit(
         started=request.started,
         prompt_tokens=prompt_tokens,
     )
-    return Exchange(prompt_tokens, generation, choices, reply, record)
+    return Exchange(prompt_tokens, per_prompt, generation, choices, reply, record)
 
 
 def _note_unknown(context: AppContext, names: tuple[str, ...]) -> None:

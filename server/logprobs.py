@@ -17,6 +17,9 @@ from .text import TokenTexts
 FLOOR = -9999.0
 """JSON has no infinity: what is impossible is as unlikely as this."""
 
+Entry = dict[str, Any]
+"""A token as clients see it: `token`, `logprob`, `bytes` and `top_logprobs`."""
+
 _decoder_of = codecs.getincrementaldecoder("utf-8")
 
 
@@ -58,7 +61,7 @@ class LogprobAligner:
         end = self._decoded + unfinished
         self._pending.append(_Pending(token, logprobs, raw, state, begin, end))
 
-    def release(self, text: str) -> list[dict[str, Any]]:
+    def release(self, text: str) -> list[Entry]:
         """`text` is being sent: the entries that it completes."""
         self._sent += len(text)
         entries = []
@@ -66,7 +69,7 @@ class LogprobAligner:
             entries.append(self._entry(self._pending.popleft()))
         return entries
 
-    def cut(self) -> list[dict[str, Any]]:
+    def cut(self) -> list[Entry]:
         """A stop string ended the text: the token that it cut in two, as far as it was sent."""
         if not self._pending or self._pending[0].begin >= self._sent:
             return []
@@ -80,16 +83,21 @@ class LogprobAligner:
         pending.raw = pending.raw[:length]
         return [self._entry(pending)]
 
-    def _entry(self, pending: _Pending) -> dict[str, Any]:
+    def _entry(self, pending: _Pending) -> Entry:
         special = self._text.token_bytes(pending.token) is None
-        chosen, top = pending.logprobs.chosen, pending.logprobs.top
-        entry = self._describe(pending.token, None if special else pending.raw, chosen)
-        entry["top_logprobs"] = [
-            self._describe(token, self._text.token_bytes(token), logprob) for token, logprob in top
-        ]
-        return entry
+        return entry_of(self._text, pending.token, None if special else pending.raw, pending.logprobs)
 
-    def _describe(self, token: int, raw: bytes | None, logprob: float) -> dict[str, Any]:
-        name = self._text.token_name(token) if raw is None else raw.decode(errors="backslashreplace")
+
+def entry_of(text: TokenTexts, token: int, raw: bytes | None, logprobs: TokenLogprobs | None) -> Entry:
+    """A token, its bytes and its alternatives; without log-probabilities where nothing came before it."""
+    entry = _describe(text, token, raw, None if logprobs is None else logprobs.chosen)
+    top = () if logprobs is None else logprobs.top
+    entry["top_logprobs"] = [_describe(text, id, text.token_bytes(id), logprob) for id, logprob in top]
+    return entry
+
+
+def _describe(text: TokenTexts, token: int, raw: bytes | None, logprob: float | None) -> Entry:
+    name = text.token_name(token) if raw is None else raw.decode(errors="backslashreplace")
+    if logprob is not None:
         logprob = max(logprob, FLOOR) if logprob == logprob else FLOOR
-        return {"token": name, "logprob": logprob, "bytes": None if raw is None else list(raw)}
+    return {"token": name, "logprob": logprob, "bytes": None if raw is None else list(raw)}

@@ -9,11 +9,13 @@ from typing import Any, TypeVar
 
 from ..model.errors import DistaffError
 from ..runtime.request import EngineError, Request, SamplingParams, draw_seed
+from .engine_client import EngineInfo
 from .errors import BadRequest
 from .protocol.chat import ChatCall
+from .protocol.completions import CompletionCall
 from .protocol.fields import unknown
 from .protocol.messages import Message
-from .protocol.sampling import Sampling
+from .protocol.sampling import Sampling, no_such_token
 from .text import OffLoop, SamplingDefaults, TextModel
 from .tool_formats import tell
 
@@ -45,6 +47,28 @@ async def encode_chat(text: TextModel, call: ChatCall, context: int, off_loop: O
         raise BadRequest(str(error), "messages") from None
     check_length(len(prompt), call.sampling, context)
     return prompt
+
+
+async def encode_prompts(
+    text: TextModel, call: CompletionCall, info: EngineInfo, off_loop: OffLoop
+) -> list[Prompt]:
+    """The ids of each prompt; an empty one becomes the token that begins or ends a text.
+
+    Raises:
+      BadRequest: an id that the model does not have, or more than the context holds.
+    """
+    prompts = []
+    for raw in call.prompts:
+        if isinstance(raw, str):
+            ids = await off_loop.run(len(raw), text.encode, raw, add_special_tokens=call.special)
+        else:
+            ids = raw
+        wrong = next((token for token in ids if not 0 <= token < info.vocabulary), None)
+        if wrong is not None:
+            raise no_such_token("prompt", wrong, info.vocabulary)
+        prompts.append(tuple(ids) or (text.start_id,))
+        check_length(len(prompts[-1]), call.sampling, info.context, where="prompt")
+    return prompts
 
 
 def _render(text: TextModel, call: ChatCall) -> Sequence[int]:
@@ -86,7 +110,7 @@ def sampling_params(
     """What the engine is told; all choices of a call share it, and with it the seed."""
     ends = () if sampling.ignore_eos else text.eos_ids
     return SamplingParams(
-        max_tokens=sampling.max_tokens,
+        max_tokens=sampling.max_tokens or None,
         temperature=_first(sampling.temperature, defaults.temperature, 1.0),
         top_p=_first(sampling.top_p, defaults.top_p, 1.0),
         top_k=_first(sampling.top_k, defaults.top_k, 0),

@@ -37,14 +37,18 @@ LoadText = Callable[[Path], ServedModel]
 """Loads the text side of the checkpoint at a path; called in a thread."""
 
 
-def text_loader(chat_template: Path | None) -> LoadText:
-    """Loads the tokenizer beside a checkpoint, and the sampling that it recommends."""
+def text_loader(chat_template: Path | None, tool_format: str | None = None) -> LoadText:
+    """Loads the tokenizer beside a checkpoint, and the sampling that it recommends.
+
+    Args:
+      chat_template: in place of the checkpoint's. tool_format: in place of what the template suggests.
+    """
 
     def load(path: Path) -> ServedModel:
         text = load_tokenizer(path, chat_template)
         with contextlib.suppress(DistaffError):  # a first rendering imports half a second's worth of code
             text.encode_chat([{"role": "user", "content": "Hello!"}])
-        return ServedModel(text, open_checkpoint(path).generation)
+        return ServedModel(text, open_checkpoint(path).generation, tool_format)
 
     return load
 
@@ -113,6 +117,7 @@ class WebProcess:
             self._fail(str(error), exit_codes.of(error))
             return
         self._served.text, self._served.defaults = loaded.text, loaded.defaults
+        self._served.tool_format = loaded.tool_format
         self._welcome()
 
     def _welcome(self) -> None:

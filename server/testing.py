@@ -75,6 +75,11 @@ class FakeText:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return [BOS] * add_special_tokens + list(text.encode())
 
+    start_id = BOS
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(token for token in ids if token < 256).decode(errors="replace")
+
     def special_id(self, name: str) -> int | None:
         return None
 
@@ -236,8 +241,15 @@ class FakeStream:
             events[-1] = self._event(said[limit - 1], finish="length")
         else:
             events.append(TokenEvent(request_id=self._request.id, finish="stop"))
-        events[0] = replace(events[0], cached_tokens=self._engine.cached)
+        events[0] = replace(events[0], cached_tokens=self._engine.cached, prompt_logprobs=self._scores())
         return events
+
+    def _scores(self) -> tuple[TokenLogprobs, ...] | None:
+        """What was asked of the prompt, by the same rule as of the reply."""
+        wanted = self._request.params.prompt_logprobs
+        if wanted is None:
+            return None
+        return tuple(self._scored(token, wanted) for token in self._request.prompt[1:])
 
     def _event(self, token: int, finish: Literal["length"] | None = None) -> TokenEvent:
         return TokenEvent(
@@ -245,9 +257,11 @@ class FakeStream:
         )
 
     def _logprobs(self, token: int) -> TokenLogprobs | None:
-        """The token itself at -0.25, its successors in the vocabulary each 1 less."""
         wanted = self._request.params.logprobs
-        if wanted is None:
-            return None
+        return None if wanted is None else self._scored(token, wanted)
+
+    @staticmethod
+    def _scored(token: int, wanted: int) -> TokenLogprobs:
+        """The token itself at -0.25, its successors in the vocabulary each 1 less."""
         top = tuple(((token + i) % VOCABULARY, -0.25 - i) for i in range(wanted))
         return TokenLogprobs(chosen=-0.25, top=top)

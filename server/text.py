@@ -88,6 +88,15 @@ class TextModel(TokenTexts, Protocol):
         """The ids of a raw prompt, in which special tokens are recognised."""
         ...
 
+    @property
+    def start_id(self) -> int:
+        """What a text without a word begins with."""
+        ...
+
+    def decode(self, ids: Sequence[int], /) -> str:
+        """The text of some ids, special tokens skipped."""
+        ...
+
     def special_id(self, name: str, /) -> int | None:
         """The id of the special token of this name, if there is one."""
         ...

@@ -112,6 +112,7 @@ def build_engine(
         context=engine.context,
         vocabulary=engine.vocabulary,
         slots=engine.slots,
+        scores=not settings.deterministic,
         fingerprint=_fingerprint(
             checkpoint.fingerprint,
             dtype.name,

@@ -97,6 +97,12 @@ CHAT = _route(
     {"best_of": (1,), "echo": (False,), "add_special_tokens": (False,)},
 )
 
+COMPLETIONS = _route(
+    "prompt best_of echo add_special_tokens response_format guided_json guided_regex guided_choice "
+    "guided_grammar structured_outputs",
+    {"max_completion_tokens": ()},
+)
+
 _TIERS = ("auto", "default", "flex", "scale", "priority", "fast")
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _LONGEST_LABEL = 512

@@ -48,7 +48,7 @@ async def create_chat_completion(request: ApiRequest) -> HTTPResponse | None:
         single=call.tools.single,
     )
     choices = [_choice(call, text, format, prompt, vouched=grammar is not None) for _ in requests]
-    exchange = admit(request, requests, choices, reply, len(prompt))
+    exchange = admit(request, requests, choices, reply, len(prompt), per_prompt=call.sampling.n)
     return await answer(request, exchange, stream=call.delivery.stream)
 
 

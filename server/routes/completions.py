@@ -1,0 +1,102 @@
+"""POST /v1/completions: texts continued as they stand, for clients of the older protocol."""
+
+from dataclasses import replace
+
+from sanic import Blueprint, HTTPResponse
+
+from ..chat import ChoiceText
+from ..constraint import checked
+from ..context import ApiRequest
+from ..engine_client import EngineInfo
+from ..errors import BadRequest
+from ..exchange import answer
+from ..intake import admit, read_call
+from ..prompt import Prompt, encode_prompts, sampling_params, sequences
+from ..protocol.completion_reply import CompletionReply, EchoedPrompt
+from ..protocol.completions import DEFAULT_TOKENS, CompletionCall, parse_completion
+from ..protocol.heading import Heading, fresh_id
+from ..protocol.sampling import check_token_ids
+from ..stops import StopSearch
+from ..text import ServedModel, SpecialsShown, TextModel
+
+blueprint = Blueprint("completions")
+
+
+@blueprint.post("/v1/completions")
+async def create_completion(request: ApiRequest) -> HTTPResponse | None:
+    """Answers in one piece or as a stream."""
+    context = request.app.ctx
+    call = await read_call(
+        request, lambda body, s: parse_completion(body, most_choices=s.most_choices, strict=s.strict)
+    )
+    info, text = context.engine_info(), context.served.ready()
+    _check_possible(call, info)
+    grammar = await checked(call.constraint, context.off_loop)
+    prompts = await encode_prompts(text, call, info, context.off_loop)
+    heading = Heading(
+        id=fresh_id("cmpl-"), model=context.settings.model, fingerprint="fp_" + info.fingerprint
+    )
+    salt = request.key_id + call.sampling.cache_salt
+    requests = _requests(call, heading.id, prompts, context.served, grammar, salt, info.context)
+    choices = [_choice(call, text, each.prompt) for each in requests]
+    reply = CompletionReply(
+        heading,
+        call.delivery,
+        choices,
+        per_prompt=call.best_of,
+        answered=call.sampling.n,
+        echoed=[_echoed(text, raw, ids) for raw, ids in zip(call.prompts, prompts, strict=True)]
+        if call.echo
+        else [],
+        logprobs=call.sampling.logprobs,
+    )
+    exchange = admit(request, requests, choices, reply, sum(map(len, prompts)), per_prompt=call.best_of)
+    return await answer(request, exchange, stream=call.delivery.stream)
+
+
+def _check_possible(call: CompletionCall, info: EngineInfo) -> None:
+    check_token_ids(call.sampling, info.vocabulary)
+    if call.scores_prompt and not info.scores:
+        message = "This server is deterministic and scores no prompts: 'echo' excludes 'logprobs' here."
+        raise BadRequest(message, "echo", "unsupported_value")
+
+
+def _requests(
+    call: CompletionCall,
+    id: str,
+    prompts: list[Prompt],
+    served: ServedModel,
+    grammar: str | None,
+    salt: str,
+    context: int,
+):
+    """The sequences; a silent request gets a few tokens, or as many as there is room for."""
+    sampling, ranked = call.sampling, call.best_of > call.sampling.n
+    params = replace(
+        sampling_params(sampling, served.ready(), served.defaults, grammar),
+        logprobs=0 if ranked and sampling.logprobs is None else sampling.logprobs,
+        prompt_logprobs=sampling.logprobs if call.scores_prompt else None,
+    )
+    requests = sequences(id, prompts, call.best_of, params, salt)
+    if sampling.max_tokens:
+        return requests
+    most = 1 if sampling.max_tokens == 0 else DEFAULT_TOKENS
+    return [
+        replace(each, params=replace(params, max_tokens=min(most, context - len(each.prompt))))
+        for each in requests
+    ]
+
+
+def _choice(call: CompletionCall, text: TextModel, prompt: Prompt) -> ChoiceText:
+    sampling = call.sampling
+    return ChoiceText(
+        SpecialsShown(text) if sampling.show_special else text,
+        prompt,
+        StopSearch(sampling.stop, include=sampling.include_stop),
+        logprobs=sampling.logprobs is not None or call.best_of > sampling.n,
+        mute=sampling.max_tokens == 0,
+    )
+
+
+def _echoed(text: TextModel, raw: str | tuple[int, ...], ids: Prompt) -> EchoedPrompt:
+    return EchoedPrompt(raw if isinstance(raw, str) else text.decode(ids), ids)
