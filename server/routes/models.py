@@ -1,4 +1,4 @@
-"""GET /v1/models: what is served here, under which names."""
+"""GET /v1/models and /v1/capabilities: what is served here, under which names, and what can be asked."""
 
 from typing import Any
 from urllib.parse import unquote
@@ -7,6 +7,7 @@ from sanic import Blueprint, HTTPResponse
 
 from ..context import ApiRequest, AppContext
 from ..protocol.encode import to_json
+from ..protocol.meanings import ROUTES, describe
 
 blueprint = Blueprint("models")
 
@@ -26,6 +27,24 @@ async def retrieve_model(request: ApiRequest, name: str) -> HTTPResponse:
     name = unquote(name)
     context.check_model(name)
     return HTTPResponse(to_json(_describe(context, name)), content_type="application/json")
+
+
+@blueprint.route("/v1/capabilities", methods=["GET", "HEAD"])
+async def tell_capabilities(request: ApiRequest) -> HTTPResponse:
+    """What becomes of every parameter, and what this model can do."""
+    context = request.app.ctx
+    info = context.engine_info()
+    body = {
+        "object": "capabilities",
+        "model": context.settings.model,
+        "max_model_len": info.context,
+        "max_choices": context.settings.most_choices,
+        "chat": context.served.ready().has_template,
+        "tool_format": context.served.format.name,
+        "prompt_scores": info.scores,
+        "routes": {f"POST {route}": describe(parameters) for route, parameters in ROUTES.items()},
+    }
+    return HTTPResponse(to_json(body), content_type="application/json")
 
 
 def _describe(context: AppContext, name: str) -> dict[str, Any]:

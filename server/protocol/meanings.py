@@ -1,0 +1,84 @@
+"""What each parameter means here, in a few words: for `/v1/capabilities` and the tables of docs/api.md."""
+
+from typing import Any
+
+from .parameters import CHAT, COMPLETIONS, Parameters
+
+ROUTES: dict[str, Parameters] = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETIONS}
+
+MEANINGS = {
+    "model": "the served id or an alias; another is answered 404",
+    "messages": "roles system, developer, user, assistant, tool, function; strings or text parts",
+    "prompt": "a string, token ids, or a list of either; silence is an empty text",
+    "max_tokens": "most tokens to generate; prompt and completion together must fit the context",
+    "max_completion_tokens": "the same; wins over `max_tokens`",
+    "max_new_tokens": "the same, in TGI's word",
+    "temperature": "0 to 2; 0 takes the likeliest token; silent: what the model recommends, else 1",
+    "top_p": "0 to 1; 0 takes the likeliest token",
+    "top_k": "so many of the likeliest tokens; 0 and -1 for no limit",
+    "min_p": "drops tokens less likely than this part of the likeliest one's probability",
+    "seed": "the same seed, request and fingerprint give the same text",
+    "frequency_penalty": "-2 to 2, times how often a token was generated",
+    "presence_penalty": "-2 to 2, once for a token that was generated",
+    "repetition_penalty": "0.01 to 100; divides logits of tokens in the prompt or the answer",
+    "logit_bias": "token id to -100 … 100, added to the logit",
+    "allowed_token_ids": "no other token is generated",
+    "stop": "up to 4 strings that end the answer, without them",
+    "stop_token_ids": "token ids that end the answer, beside the model's own",
+    "include_stop_str_in_output": "the stop string stays in the answer",
+    "min_tokens": "no end token before so many tokens",
+    "ignore_eos": "the model's end tokens do not end the answer",
+    "n": "choices; the prompt is computed once",
+    "best_of": "generates so many and answers the `n` likeliest; not streamed",
+    "echo": "the prompt begins the text; with `logprobs` its tokens are scored",
+    "logprobs": "of the model's own distribution, before temperature and penalties",
+    "top_logprobs": "0 to 20 alternatives for each token; needs `logprobs`",
+    "skip_special_tokens": "false writes special tokens out",
+    "add_special_tokens": "false takes a string prompt without the beginning token",
+    "cache_salt": "only requests with the same salt share cached prompts",
+    "stream": "server-sent events instead of one object",
+    "stream_options": "`include_usage`, `continuous_usage_stats`; `include_obfuscation` changes nothing",
+    "response_format": "`text`, `json_object`, `json_schema`: the answer is held to it",
+    "guided_json": "a JSON schema, as an object or a string",
+    "guided_regex": "a regular expression (Rust's syntax)",
+    "guided_choice": "one of a list of strings",
+    "guided_grammar": "a grammar in Lark or GBNF",
+    "structured_outputs": "an object with one of `json`, `regex`, `choice`, `grammar`, `json_object`",
+    "tools": "functions that may be called",
+    "tool_choice": "`none`, `auto`, `required`, a function, or `allowed_tools`",
+    "parallel_tool_calls": "false: one call at most",
+    "add_generation_prompt": "false does not open an answer's turn",
+    "continue_final_message": "the last message is continued instead of answered",
+    "chat_template_kwargs": "variables that the model's template reads; others are refused",
+    "user": "a label", "safety_identifier": "a label", "prompt_cache_key": "a label",
+    "prompt_cache_options": "an object", "prompt_cache_retention": "a string",
+    "metadata": "at most 16 pairs", "store": "nothing is ever stored", "verbosity": "low, medium, high",
+    "service_tier": "every tier is `default`", "reasoning_effort": "none … max",
+}  # fmt: skip
+"""Of the parameters that are honoured or checked."""
+
+
+def describe(parameters: Parameters) -> list[dict[str, Any]]:
+    """Every parameter of a route, by name: what becomes of it, and which values of a refused one pass."""
+    entries = []
+    for name in sorted(parameters.known):
+        if name in parameters.refused:
+            accepted = list(parameters.refused[name])
+            entries.append({"name": name, "status": "refused", "accepted": accepted})
+        else:
+            status = "honoured" if name in parameters.honoured else "no effect"
+            entries.append({"name": name, "status": status, "meaning": MEANINGS[name]})
+    return entries
+
+
+def table(parameters: Parameters) -> str:
+    """The same as Markdown."""
+    rows = ["| parameter | here | |", "|---|---|---|"]
+    for entry in describe(parameters):
+        said = entry.get("meaning") or _accepted(entry["accepted"])
+        rows.append(f"| `{entry['name']}` | {entry['status']} | {said} |")
+    return "\n".join(rows) + "\n"
+
+
+def _accepted(values: list[Any]) -> str:
+    return f"passes as {' or '.join(f'`{value}`' for value in values)}" if values else ""
