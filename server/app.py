@@ -18,7 +18,7 @@ from .context import ApiRequest, App, AppContext
 from .engine_client import EngineClient
 from .errors import ApiErrorHandler
 from .http import HardenedHttp, check_head, sanic_config
-from .routes import chat, completions, models, operations
+from .routes import chat, completions, models, operations, tokens
 from .settings import ServerSettings
 from .text import ServedModel
 
@@ -53,8 +53,8 @@ def create_app(settings: ServerSettings, engine: EngineClient, served: ServedMod
         error_handler=ApiErrorHandler(),
         configure_logging=False,
     )
-    for blueprint in (chat.blueprint, completions.blueprint, models.blueprint, operations.blueprint):
-        app.blueprint(blueprint)
+    for routes in (chat, completions, models, tokens, operations):
+        app.blueprint(routes.blueprint)
     app.register_middleware(_screen, "request")
     app.register_middleware(_stamp, "response")
     app.add_signal(_read_head, "http.lifecycle.read_head")

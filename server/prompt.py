@@ -11,11 +11,12 @@ from ..model.errors import DistaffError
 from ..runtime.request import EngineError, Request, SamplingParams, draw_seed
 from .engine_client import EngineInfo
 from .errors import BadRequest
-from .protocol.chat import ChatCall
+from .protocol.chat import ChatCall, Rendering
 from .protocol.completions import CompletionCall
 from .protocol.fields import unknown
 from .protocol.messages import Message
 from .protocol.sampling import Sampling, no_such_token
+from .protocol.tools import ToolUse
 from .text import OffLoop, SamplingDefaults, TextModel
 from .tool_formats import tell
 
@@ -34,17 +35,9 @@ async def encode_chat(text: TextModel, call: ChatCall, context: int, off_loop: O
     """
     if not text.has_template:
         raise BadRequest(NO_TEMPLATE, "messages")
-    for name in call.rendering.options:
-        if name not in text.template_options:
-            raise BadRequest(*unknown(f"chat_template_kwargs.{name}"))
     size = sum(len(message["content"]) for message in call.messages) + 16 * len(call.messages)
     size += 1024 * len(call.tools.tools)
-    try:
-        prompt = tuple(await off_loop.run(size, _render, text, call))
-    except EngineError:
-        raise
-    except DistaffError as error:
-        raise BadRequest(str(error), "messages") from None
+    prompt = tuple(await off_loop.run(size, render, text, call.messages, call.tools, call.rendering))
     check_length(len(prompt), call.sampling, context)
     return prompt
 
@@ -71,18 +64,30 @@ async def encode_prompts(
     return prompts
 
 
-def _render(text: TextModel, call: ChatCall) -> Sequence[int]:
-    messages: Sequence[Message] = call.messages
-    tools: list[dict[str, Any]] | None = [tool.to_dict() for tool in call.tools.tools] or None
+def render(text: TextModel, messages: Sequence[Message], use: ToolUse, rendering: Rendering) -> Sequence[int]:
+    """The ids of a conversation, with its tools in the template's words or in ours.
+
+    Raises:
+      BadRequest: an option that the template does not read, or messages that it refuses.
+    """
+    for name in rendering.options:
+        if name not in text.template_options:
+            raise BadRequest(*unknown(f"chat_template_kwargs.{name}"))
+    tools: list[dict[str, Any]] | None = [tool.to_dict() for tool in use.tools] or None
     if not text.knows_tools:
-        messages, tools = tell(messages, call.tools.tools), None
-    return text.encode_chat(
-        messages,
-        tools=tools,
-        add_generation_prompt=call.rendering.add_generation_prompt,
-        continue_final_message=call.rendering.continue_final_message,
-        options=call.rendering.options,
-    )
+        messages, tools = tell(messages, use.tools), None
+    try:
+        return text.encode_chat(
+            messages,
+            tools=tools,
+            add_generation_prompt=rendering.add_generation_prompt,
+            continue_final_message=rendering.continue_final_message,
+            options=rendering.options,
+        )
+    except EngineError:
+        raise
+    except DistaffError as error:
+        raise BadRequest(str(error), "messages") from None
 
 
 def check_length(prompt: int, sampling: Sampling, context: int, *, where: str = "messages") -> None:

@@ -6,6 +6,11 @@ from importlib.metadata import version
 _PACKAGES = ("distaff", "jax", "jaxlib", "flax")
 
 
+def own_version() -> str:
+    """Distaff's."""
+    return version("distaff")
+
+
 def versions() -> dict[str, str]:
     """Names and versions: our own first, then the machine's."""
     found = {name: version(name) for name in _PACKAGES}

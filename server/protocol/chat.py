@@ -74,7 +74,7 @@ def parse_chat(body: dict[str, Any], *, most_choices: int, strict: bool) -> Chat
     values |= read_late(fields, values)
     delivery = read_delivery(fields)
     parameters.check_storage(fields)
-    rendering = _rendering(fields)
+    rendering = read_rendering(fields)
     parameters.CHAT.refuse_unsupported(fields)
     check_contents(body["messages"])
     return ChatCall(
@@ -108,7 +108,8 @@ def _logprobs(fields: Fields) -> int | None:
     return (top or 0) if wanted else None
 
 
-def _rendering(fields: Fields) -> Rendering:
+def read_rendering(fields: Fields) -> Rendering:
+    """What is asked of the template. Raises BadRequest."""
     continues = fields.boolean("continue_final_message") or False
     generates = fields.boolean("add_generation_prompt")
     if continues and generates:

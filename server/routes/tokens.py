@@ -1,0 +1,102 @@
+"""Text to ids and back, for clients that count: in the shapes of vLLM, llama.cpp and TGI, told apart by key.
+
+A conversation is rendered as a chat completion would render it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sanic import Blueprint, HTTPResponse
+
+from ..context import ApiRequest
+from ..errors import BadRequest
+from ..prompt import render
+from ..protocol.body import parse_object
+from ..protocol.chat import read_rendering
+from ..protocol.encode import to_json
+from ..protocol.fields import Fields, missing
+from ..protocol.messages import read_messages
+from ..protocol.sampling import no_such_token, read_ids
+from ..protocol.tools import ToolUse, read_tools
+from ..text import TextModel
+from ..versions import own_version
+
+blueprint = Blueprint("tokens")
+
+_KEYS = ("prompt", "messages", "content", "inputs")
+
+
+@blueprint.post("/tokenize")
+async def tokenize(request: ApiRequest) -> HTTPResponse:
+    """`prompt` or `messages` as vLLM has it, `content` as llama.cpp, `inputs` as TGI."""
+    context = request.app.ctx
+    text, fields = context.served.ready(), _fields(request)
+    key = next((key for key in _KEYS if fields.get(key) is not None), None)
+    if key is None:
+        raise missing("prompt")
+    if key == "messages":
+        ids = await context.off_loop.run(len(request.body), _rendered, text, fields)
+    else:
+        special = fields.boolean("add_special_tokens")
+        special = key != "content" if special is None else special
+        ids = await context.off_loop.run(
+            len(request.body), text.encode, fields.string(key) or "", add_special_tokens=special
+        )
+    return _json(_SHAPES[key](list(ids), text, context.engine_info().context, fields))
+
+
+@blueprint.post("/detokenize")
+async def detokenize(request: ApiRequest) -> HTTPResponse:
+    """The text of `tokens`, special ones skipped; under vLLM's key and llama.cpp's."""
+    context = request.app.ctx
+    fields = _fields(request)
+    fields.require("tokens")
+    ids, vocabulary = read_ids(fields, "tokens") or (), context.engine_info().vocabulary
+    wrong = next((token for token in ids if token >= vocabulary), None)
+    if wrong is not None:
+        raise no_such_token("tokens", wrong, vocabulary)
+    text = await context.off_loop.run(8 * len(ids), context.served.ready().decode, ids)
+    return _json({"prompt": text, "content": text})
+
+
+@blueprint.route("/version", methods=["GET", "HEAD"])
+async def version(request: ApiRequest) -> HTTPResponse:
+    """Of this server."""
+    return _json({"version": own_version()})
+
+
+def _fields(request: ApiRequest) -> Fields:
+    return Fields(parse_object(request.body, request.headers.getone("content-type", None)))
+
+
+def _rendered(text: TextModel, fields: Fields) -> Sequence[int]:
+    if not text.has_template:
+        raise BadRequest("This model has no chat template.", "messages")
+    use = read_tools(fields) if fields.get("tools") else ToolUse()
+    return render(text, read_messages(fields.get("messages")), use, read_rendering(fields))
+
+
+def _vllm(ids: list[int], text: TextModel, context: int, fields: Fields) -> dict[str, Any]:
+    names = [text.token_name(token) for token in ids] if fields.boolean("return_token_strs") else None
+    return {"count": len(ids), "max_model_len": context, "tokens": ids, "token_strs": names}
+
+
+def _llama(ids: list[int], text: TextModel, context: int, fields: Fields) -> dict[str, Any]:
+    return {"tokens": ids}
+
+
+def _tgi(ids: list[int], text: TextModel, context: int, fields: Fields) -> list[dict[str, Any]]:
+    """Each token with the characters that it covers."""
+    decoder, told, place = text.detokenizer(), [], 0
+    for token in ids:
+        said = decoder.push(token)
+        told.append({"id": token, "text": said, "start": place, "stop": place + len(said)})
+        place += len(said)
+    return told
+
+
+_SHAPES = {"prompt": _vllm, "messages": _vllm, "content": _llama, "inputs": _tgi}
+
+
+def _json(body: Any) -> HTTPResponse:
+    return HTTPResponse(to_json(body), content_type="application/json")
