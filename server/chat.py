@@ -108,6 +108,11 @@ class ChoiceText:
         self._calls = 0
         self._started = False
 
+    @property
+    def stopped(self) -> bool:
+        """A stop string was found."""
+        return self._stops.found
+
     def push(self, choice: int, event: TokenEvent) -> list[Delta]:
         """What is certain after `event`; sets `finish` at the end."""
         self.first = self.first or event

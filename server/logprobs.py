@@ -17,10 +17,31 @@ from .text import TokenTexts
 FLOOR = -9999.0
 """JSON has no infinity: what is impossible is as unlikely as this."""
 
-Entry = dict[str, Any]
-"""A token as clients see it: `token`, `logprob`, `bytes` and `top_logprobs`."""
-
 _decoder_of = codecs.getincrementaldecoder("utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A token as clients see it.
+
+    Attributes:
+      token: its text, or a special token's name. raw: its bytes; None for a special token.
+      logprob: None where nothing came before it. top: the likeliest in its place, descending.
+    """
+
+    id: int
+    token: str
+    logprob: float | None
+    raw: bytes | None
+    top: tuple["Entry", ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """In OpenAI's keys."""
+        return {**self._brief(), "top_logprobs": [entry._brief() for entry in self.top]}
+
+    def _brief(self) -> dict[str, Any]:
+        raw = None if self.raw is None else list(self.raw)
+        return {"token": self.token, "logprob": self.logprob, "bytes": raw}
 
 
 @dataclass(slots=True)
@@ -90,14 +111,16 @@ class LogprobAligner:
 
 def entry_of(text: TokenTexts, token: int, raw: bytes | None, logprobs: TokenLogprobs | None) -> Entry:
     """A token, its bytes and its alternatives; without log-probabilities where nothing came before it."""
-    entry = _describe(text, token, raw, None if logprobs is None else logprobs.chosen)
-    top = () if logprobs is None else logprobs.top
-    entry["top_logprobs"] = [_describe(text, id, text.token_bytes(id), logprob) for id, logprob in top]
-    return entry
+    if logprobs is None:
+        return _describe(text, token, raw, None)
+    top = tuple(_describe(text, id, text.token_bytes(id), logprob) for id, logprob in logprobs.top)
+    return _describe(text, token, raw, logprobs.chosen, top)
 
 
-def _describe(text: TokenTexts, token: int, raw: bytes | None, logprob: float | None) -> Entry:
+def _describe(
+    text: TokenTexts, token: int, raw: bytes | None, logprob: float | None, top: tuple[Entry, ...] = ()
+) -> Entry:
     name = text.token_name(token) if raw is None else raw.decode(errors="backslashreplace")
     if logprob is not None:
         logprob = max(logprob, FLOOR) if logprob == logprob else FLOOR
-    return {"token": name, "logprob": logprob, "bytes": None if raw is None else list(raw)}
+    return Entry(token, name, logprob, raw, top)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..chat import Arguments, Call, Delta, End, Piece, Start
 from ..errors import ApiError
+from ..logprobs import Entry
 from .delivery import Delivery
 from .encode import DONE, to_event
 from .heading import Heading
@@ -20,7 +21,7 @@ from .usage import Usage
 class FoldedChoice:
     """What one choice has said so far, for a reply in one piece."""
 
-    logprobs: list[dict[str, Any]] | None
+    logprobs: list[Entry] | None
     finish: str | None = None
     text: list[str] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
@@ -119,7 +120,7 @@ class ChatReply:
             "system_fingerprint": heading.fingerprint,
         }
 
-    def _none_yet(self) -> list[dict[str, Any]] | None:
+    def _none_yet(self) -> list[Entry] | None:
         return [] if self._logprobs else None
 
     @staticmethod
@@ -152,5 +153,7 @@ class ChatReply:
         return chunk | {"usage": usage} if self._delivery.include_usage else chunk
 
 
-def _listed(entries: list[dict[str, Any]] | None) -> dict[str, Any] | None:
-    return None if entries is None else {"content": entries, "refusal": None}
+def _listed(entries: list[Entry] | None) -> dict[str, Any] | None:
+    if entries is None:
+        return None
+    return {"content": [entry.to_dict() for entry in entries], "refusal": None}

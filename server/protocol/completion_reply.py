@@ -33,7 +33,7 @@ class FoldedText:
     @property
     def likelihood(self) -> float:
         """The mean log-probability of what was generated; of nothing, the least there is."""
-        values = [entry["logprob"] for entry in self.entries if entry["logprob"] is not None]
+        values = [entry.logprob for entry in self.entries if entry.logprob is not None]
         return sum(values) / len(values) if values else float("-inf")
 
 
@@ -153,10 +153,10 @@ class CompletionReply:
         decoder, offsets = codecs.getincrementaldecoder("utf-8")("replace"), []
         for entry in entries:
             offsets.append(offset)
-            offset += len(decoder.decode(bytes(entry["bytes"] or ())))
+            offset += len(decoder.decode(entry.raw or b""))
         return {
-            "tokens": [entry["token"] for entry in entries],
-            "token_logprobs": [entry["logprob"] for entry in entries],
+            "tokens": [entry.token for entry in entries],
+            "token_logprobs": [entry.logprob for entry in entries],
             "top_logprobs": [_alternatives(entry) for entry in entries],
             "text_offset": offsets,
         }
@@ -176,10 +176,10 @@ class CompletionReply:
 
 def _alternatives(entry: Entry) -> dict[str, float] | None:
     """The likeliest tokens by their texts, the chosen one always among them; of equal texts the likelier."""
-    if entry["logprob"] is None:
+    if entry.logprob is None:
         return None
     told: dict[str, float] = {}
-    for each in [*entry["top_logprobs"], entry]:
-        name, value = each["token"], each["logprob"]
+    for each in [*entry.top, entry]:
+        name, value = each.token, each.logprob or 0.0
         told[name] = max(value, told[name]) if name in told else value
     return told

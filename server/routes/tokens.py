@@ -18,7 +18,7 @@ from ..protocol.fields import Fields, missing
 from ..protocol.messages import read_messages
 from ..protocol.sampling import no_such_token, read_ids
 from ..protocol.tools import ToolUse, read_tools
-from ..text import TextModel
+from ..text import SpecialsShown, TextModel, TokenTexts
 from ..versions import own_version
 
 blueprint = Blueprint("tokens")
@@ -42,7 +42,22 @@ async def tokenize(request: ApiRequest) -> HTTPResponse:
         ids = await context.off_loop.run(
             len(request.body), text.encode, fields.string(key) or "", add_special_tokens=special
         )
-    return _json(_SHAPES[key](list(ids), text, context.engine_info().context, fields))
+    if key == "content":
+        return _json({"tokens": list(ids)})
+    if key == "inputs":
+        return _json(_tgi(list(ids), text))
+    return _json(_vllm(list(ids), text, context.engine_info().context, fields))
+
+
+@blueprint.post("/chat_tokenize")
+async def chat_tokenize(request: ApiRequest) -> HTTPResponse:
+    """TGI's: a conversation's tokens, and the text that the template made of it."""
+    context = request.app.ctx
+    text, fields = context.served.ready(), _fields(request)
+    fields.require("messages")
+    ids = list(await context.off_loop.run(len(request.body), _rendered, text, fields))
+    told = _tgi(ids, SpecialsShown(text))
+    return _json({"tokenize_response": told, "templated_text": "".join(token["text"] for token in told)})
 
 
 @blueprint.post("/detokenize")
@@ -77,15 +92,12 @@ def _rendered(text: TextModel, fields: Fields) -> Sequence[int]:
 
 
 def _vllm(ids: list[int], text: TextModel, context: int, fields: Fields) -> dict[str, Any]:
+    """The count, the ids, and their names where they are wanted."""
     names = [text.token_name(token) for token in ids] if fields.boolean("return_token_strs") else None
     return {"count": len(ids), "max_model_len": context, "tokens": ids, "token_strs": names}
 
 
-def _llama(ids: list[int], text: TextModel, context: int, fields: Fields) -> dict[str, Any]:
-    return {"tokens": ids}
-
-
-def _tgi(ids: list[int], text: TextModel, context: int, fields: Fields) -> list[dict[str, Any]]:
+def _tgi(ids: list[int], text: TokenTexts) -> list[dict[str, Any]]:
     """Each token with the characters that it covers."""
     decoder, told, place = text.detokenizer(), [], 0
     for token in ids:
@@ -93,9 +105,6 @@ def _tgi(ids: list[int], text: TextModel, context: int, fields: Fields) -> list[
         told.append({"id": token, "text": said, "start": place, "stop": place + len(said)})
         place += len(said)
     return told
-
-
-_SHAPES = {"prompt": _vllm, "messages": _vllm, "content": _llama, "inputs": _tgi}
 
 
 def _json(body: Any) -> HTTPResponse:

@@ -57,7 +57,7 @@ def run(pieces, stops=(), *, strip=False):
         for delta in choice.push(0, event):
             if isinstance(delta, Piece):
                 content += delta.text
-                entries += delta.logprobs or []
+                entries += [entry.to_dict() for entry in delta.logprobs or []]
         if choice.finish:
             break
     return content, entries
@@ -117,5 +117,5 @@ def test_what_is_impossible_is_finite():
     choice = ChoiceText(Pieces([b"a"]), (), StopSearch(()), logprobs=True)
     odd = TokenLogprobs(chosen=float("-inf"), top=((0, float("nan")),))
     _, piece = choice.push(0, TokenEvent(request_id="r", token=0, logprobs=odd))
-    [entry] = piece.logprobs
+    entry = piece.logprobs[0].to_dict()
     assert entry["logprob"] == entry["top_logprobs"][0]["logprob"] == FLOOR

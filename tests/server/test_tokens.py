@@ -73,3 +73,10 @@ def test_faults(http, path, body, param):
 
 def test_the_version(http):
     assert set(http.get("/version").json()) == {"version"}
+
+
+def test_a_conversation_for_tgi(http):
+    """What the template made of it, special tokens written out."""
+    told = post(http, "/chat_tokenize", messages=[{"role": "user", "content": "hi"}]).json()
+    assert told["templated_text"] == "<|256|>user:hi<|258|>"
+    assert "".join(token["text"] for token in told["tokenize_response"]) == told["templated_text"]

@@ -1,0 +1,133 @@
+"""TGI's own routes: /generate, /generate_stream, their common root, /info. Errors are TGI's, too.
+
+A text is continued as it stands, as `/v1/completions` does; there are no conversations here.
+"""
+
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from functools import wraps
+from typing import Any
+
+from sanic import Blueprint, HTTPResponse
+
+from ...model.errors import DistaffError
+from ..chat import ChoiceText
+from ..constraint import checked
+from ..context import ApiRequest
+from ..errors import BadRequest, as_api_error
+from ..exchange import answer
+from ..intake import admit
+from ..prompt import Prompt, sampling_params, sequences
+from ..protocol.body import parse_object
+from ..protocol.encode import to_json
+from ..protocol.heading import fresh_id
+from ..protocol.tgi import DEFAULT_TOKENS, MOST_STOPS, GenerateCall, parse_generate
+from ..protocol.tgi_reply import GenerateReply, error_body
+from ..stops import StopSearch
+from ..text import TextModel
+from ..versions import own_version
+
+blueprint = Blueprint("tgi")
+
+Handler = Callable[[ApiRequest], Coroutine[Any, Any, HTTPResponse | None]]
+
+
+def _in_tgis_words(handler: Handler) -> Handler:
+    """Answers errors as TGI does."""
+
+    @wraps(handler)
+    async def answered(request: ApiRequest) -> HTTPResponse | None:
+        try:
+            return await handler(request)
+        except DistaffError as error:
+            ours = as_api_error(error)
+            status, body = error_body(ours)
+            return HTTPResponse(to_json(body), status, ours.headers, content_type="application/json")
+
+    return answered
+
+
+@blueprint.post("/generate")
+@_in_tgis_words
+async def generate(request: ApiRequest) -> HTTPResponse | None:
+    """One answer, as an object."""
+    return await _generate(request, stream=False)
+
+
+@blueprint.post("/generate_stream")
+@_in_tgis_words
+async def generate_stream(request: ApiRequest) -> HTTPResponse | None:
+    """One answer, an event a token."""
+    return await _generate(request, stream=True)
+
+
+@blueprint.post("/")
+@_in_tgis_words
+async def compat_generate(request: ApiRequest) -> HTTPResponse | None:
+    """Either, by `stream`; an object comes in a list."""
+    return await _generate(request, stream=None)
+
+
+@blueprint.route("/info", methods=["GET", "HEAD"])
+@_in_tgis_words
+async def info(request: ApiRequest) -> HTTPResponse:
+    """What is served, and its limits, in TGI's keys."""
+    context = request.app.ctx
+    found = context.engine_info()
+    body = {
+        "model_id": context.settings.model,
+        "model_sha": None,
+        "model_pipeline_tag": "text-generation",
+        "max_concurrent_requests": 8 * found.slots,
+        "max_best_of": context.settings.most_choices,
+        "max_stop_sequences": MOST_STOPS,
+        "max_input_tokens": found.context - 1,
+        "max_total_tokens": found.context,
+        "max_client_batch_size": 1,
+        "router": "distaff",
+        "version": own_version(),
+        "sha": found.fingerprint,
+    }
+    return HTTPResponse(to_json(body), content_type="application/json")
+
+
+async def _generate(request: ApiRequest, *, stream: bool | None) -> HTTPResponse | None:
+    """`stream` None leaves it to the body, as TGI's root does."""
+    request.watch_for_disconnect()
+    context = request.app.ctx
+    body = parse_object(request.body, request.headers.getone("content-type", None))
+    if stream is not None:
+        body["stream"] = stream
+    call = parse_generate(body, most_choices=context.settings.most_choices)
+    found, text = context.engine_info(), context.served.ready()
+    grammar = await checked(call.constraint, context.off_loop)
+    encoded = await context.off_loop.run(len(call.inputs), text.encode, call.inputs)
+    prompt = tuple(encoded)[-(call.truncate or len(encoded)) :]
+    params = replace(
+        sampling_params(call.sampling, text, context.served.defaults, grammar),
+        max_tokens=_most_tokens(call, len(prompt), found.context),
+        prompt_logprobs=0 if call.prefill and found.scores else None,
+    )
+    requests = sequences(fresh_id("gen-"), [prompt], call.best_of, params, request.key_id)
+    choices = [_choice(call, text, prompt) for _ in requests]
+    seed = params.seed if params.temperature else None
+    reply = GenerateReply(call, choices, prompt, seed, listed=stream is None)
+    exchange = admit(request, requests, choices, reply, len(prompt), per_prompt=call.best_of)
+    return await answer(request, exchange, stream=call.stream)
+
+
+def _most_tokens(call: GenerateCall, prompt: int, context: int) -> int:
+    """How many may follow; raises BadRequest where they do not fit."""
+    wanted = call.sampling.max_tokens
+    if prompt >= context:
+        raise BadRequest(f"`inputs` must have less than {context} tokens. Given: {prompt}")
+    if wanted is not None and prompt + wanted > context:
+        raise BadRequest(
+            f"`inputs` tokens + `max_new_tokens` must be <= {context}. Given: {prompt} `inputs` tokens and "
+            f"{wanted} `max_new_tokens`"
+        )
+    return min(DEFAULT_TOKENS, context - prompt) if wanted is None else wanted
+
+
+def _choice(call: GenerateCall, text: TextModel, prompt: Prompt) -> ChoiceText:
+    return ChoiceText(text, prompt, StopSearch(call.sampling.stop, include=True), logprobs=True)

@@ -1,0 +1,164 @@
+"""TGI's routes: its parameters, its events, its errors."""
+
+import json
+
+import pytest
+
+
+def post(http, path="/generate", inputs="Say", stream=None, **parameters):
+    body = {"inputs": inputs, "parameters": parameters}
+    return http.post(path, json=body if stream is None else body | {"stream": stream})
+
+
+def events(reply):
+    *said, nothing = reply.text.split("\n\n")
+    assert nothing == "" and all(event.startswith("data:") for event in said)
+    return [json.loads(event.removeprefix("data:")) for event in said]
+
+
+def test_an_answer(http, engine):
+    """Text alone, unless details are asked for; silence is greedy and means a hundred tokens."""
+    assert post(http).json() == {"generated_text": "Hello, world!"}
+    [request] = engine.requests
+    assert (request.params.temperature, request.params.max_tokens) == (0.0, 100)
+
+
+def test_details(http):
+    """Each token with its id and log-probability; the prompt's where they are wanted."""
+    details = post(http, details=True, decoder_input_details=True, top_n_tokens=2).json()["details"]
+    assert details["finish_reason"] == "eos_token" and details["generated_tokens"] == 13
+    assert "".join(token["text"] for token in details["tokens"]) == "Hello, world!"
+    assert details["tokens"][0] == {"id": 72, "text": "H", "logprob": -0.25, "special": False}
+    assert [len(top) for top in details["top_tokens"]] == [2] * 13
+    assert [token["logprob"] for token in details["prefill"]] == [None, -0.25, -0.25, -0.25]
+    assert details["seed"] is None
+
+
+def test_a_stream(http):
+    """An event a token, the last with the text and the details; no [DONE]."""
+    *said, last = events(post(http, "/generate_stream"))
+    assert all(event["generated_text"] is None and event["details"] is None for event in said)
+    assert "".join(event["token"]["text"] for event in [*said, last]) == "Hello, world!"
+    assert [event["index"] for event in [*said, last]] == list(range(1, 14))
+    assert last["generated_text"] == "Hello, world!"
+    assert last["details"] == {
+        "finish_reason": "eos_token",
+        "generated_tokens": 13,
+        "seed": None,
+        "input_length": 4,
+    }
+
+
+def test_a_character_of_several_tokens_is_the_last_ones(http, engine):
+    engine.reply = "a🙂"
+    said = events(post(http, "/generate_stream"))
+    assert [event["token"]["text"] for event in said] == ["a", "", "", "", "🙂"]
+
+
+def test_the_root_answers_both_ways(http):
+    """A list of one, or events."""
+    assert post(http, "/").json() == [{"generated_text": "Hello, world!"}]
+    assert events(post(http, "/", stream=True))[-1]["generated_text"] == "Hello, world!"
+
+
+def test_parameters_reach_the_engine(http, engine):
+    post(
+        http,
+        max_new_tokens=7,
+        temperature=0.5,
+        top_k=4,
+        top_p=0.9,
+        repetition_penalty=1.2,
+        frequency_penalty=0.3,
+        seed=11,
+        truncate=2,
+        grammar={"type": "regex", "value": "a+"},
+    )
+    [request] = engine.requests
+    params = request.params
+    assert request.prompt == tuple(b"ay")
+    assert (params.max_tokens, params.temperature, params.top_k, params.top_p) == (7, 0.5, 4, 0.9)
+    assert (params.repetition_penalty, params.frequency_penalty, params.seed) == (1.2, 0.3, 11)
+    assert params.grammar is not None
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        {"type": "json", "value": {"type": "integer"}},
+        {"type": "json_schema", "value": {"name": "n", "schema": {"type": "integer"}}},
+    ],
+)
+def test_grammars(http, engine, grammar):
+    assert post(http, grammar=grammar).status_code == 200
+    assert "integer" in engine.requests[0].params.grammar
+
+
+def test_a_stop_string_stays_in_the_text(http):
+    """As TGI has it, with a reason of its own."""
+    body = post(http, stop=["lo, "], details=True).json()
+    assert body["generated_text"] == "Hello, "
+    assert body["details"]["finish_reason"] == "stop_sequence"
+    assert post(http, max_new_tokens=2, details=True).json()["details"]["finish_reason"] == "length"
+
+
+def test_the_full_text_and_the_best_one(http, engine):
+    engine.reply = lambda request: [b"ab", b"cd"][request.choice]
+    body = post(http, return_full_text=True, best_of=2, do_sample=True, details=True).json()
+    assert body["generated_text"] == "Sayab" and body["details"]["seed"] is not None
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"temperature": 0}, "`temperature` must be strictly positive"),
+        ({"repetition_penalty": 0}, "`repetition_penalty` must be strictly positive"),
+        ({"top_p": 1.0}, "`top_p` must be > 0.0 and < 1.0"),
+        ({"top_k": 0}, "`top_k` must be strictly positive"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` must be strictly positive"),
+        ({"stop": list("abcde")}, "`stop` supports up to 4 stop sequences. Given: 5"),
+        ({"top_n_tokens": 6}, "`top_n_tokens` must be >= 0 and <= 5. Given: 6"),
+        ({"typical_p": 0.5}, "`typical_p` is not supported"),
+        ({"watermark": True}, "`watermark` is not supported"),
+        ({"grammar": {"type": "regex", "value": "("}}, "regex"),
+        ({"grammar": {"type": "ebnf", "value": "x"}}, "`grammar` must have a `type`"),
+        (
+            {"max_new_tokens": 5000},
+            "`inputs` tokens + `max_new_tokens` must be <= 4096. Given: 4 `inputs` tokens and 5000 "
+            "`max_new_tokens`",
+        ),
+    ],
+)
+def test_faults_are_told_in_tgis_words(http, engine, parameters, said):
+    reply = post(http, **parameters)
+    body = reply.json()
+    assert (reply.status_code, body["error_type"]) == (422, "validation")
+    assert body["error"].startswith("Input validation error: ") and said in body["error"]
+    assert not engine.requests
+
+
+def test_inputs(http):
+    assert "`inputs` cannot be empty" in post(http, inputs="").json()["error"]
+    said = post(http, inputs="x" * 5000).json()["error"]
+    assert said == "Input validation error: `inputs` must have less than 4096 tokens. Given: 5001"
+    reply = post(http, "/generate_stream", best_of=2)
+    assert "`best_of` != 1 is not supported when streaming tokens" in reply.json()["error"]
+
+
+def test_overload_and_failure(http, engine):
+    engine.capacity = 0
+    reply = post(http)
+    assert (reply.status_code, reply.json()) == (
+        429,
+        {"error": "Model is overloaded", "error_type": "overloaded"},
+    )
+    engine.capacity, engine.fail_after = 4, 2
+    reply = post(http)
+    assert (reply.status_code, reply.json()["error_type"]) == (424, "generation")
+    assert events(post(http, "/generate_stream"))[-1]["error_type"] == "generation"
+
+
+def test_info(http):
+    body = http.get("/info").json()
+    assert body["model_id"] == "org/fake-model" and body["max_total_tokens"] == 4096
+    assert body["max_stop_sequences"] == 4 and body["max_concurrent_requests"] == 32
