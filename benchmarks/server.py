@@ -49,14 +49,14 @@ class Served:
 
     Attributes:
       url: where. seconds_to_ready: from its start. contender: what it is.
-      peak_bytes: the most that its processes have had resident together so far.
+      peak_bytes: the most that its processes have had resident together so far. process: the first of them.
     """
 
     def __init__(self, process: subprocess.Popen, url: str, contender: Contender) -> None:
         self.url, self.contender = url, contender
         self.seconds_to_ready = 0.0
         self.peak_bytes = 0
-        self._process = psutil.Process(process.pid)
+        self.process = psutil.Process(process.pid)
         self._ended = threading.Event()
         threading.Thread(target=self._weigh, daemon=True).start()
 
@@ -67,7 +67,7 @@ class Served:
     def _weigh(self) -> None:
         while not self._ended.wait(0.2):
             with contextlib.suppress(psutil.Error):
-                family = [self._process, *self._process.children(recursive=True)]
+                family = [self.process, *self.process.children(recursive=True)]
                 self.peak_bytes = max(self.peak_bytes, sum(each.memory_info().rss for each in family))
 
 
