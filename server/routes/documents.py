@@ -1,0 +1,71 @@
+"""GET /openapi.json and /docs: the API described, for programs and for people. It loads nothing."""
+
+from html import escape
+from typing import Any
+
+from sanic import Blueprint, HTTPResponse
+
+from ..context import ApiRequest
+from ..protocol.encode import to_json
+from ..protocol.openapi import document
+from ..versions import own_version
+
+blueprint = Blueprint("documents")
+
+_STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+    "code{font-size:.95em}details{margin:.4rem 0}table{border-collapse:collapse;margin:.5rem 0 1rem}"
+    "td,th{border:1px solid #ccc;padding:.2rem .6rem;text-align:left;vertical-align:top}"
+    ".method{display:inline-block;width:3.5rem;font-weight:600}"
+)
+_POLICY = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
+    "x-content-type-options": "nosniff",
+}
+
+
+@blueprint.route("/openapi.json", methods=["GET", "HEAD"])
+async def openapi(request: ApiRequest) -> HTTPResponse:
+    """The OpenAPI document."""
+    return HTTPResponse(to_json(_document(request)), content_type="application/json")
+
+
+@blueprint.route("/docs", methods=["GET", "HEAD"])
+async def docs(request: ApiRequest) -> HTTPResponse:
+    """The same as a page, without a script."""
+    found = _document(request)
+    rows = [
+        _operation(method, path, operation)
+        for path, methods in found["paths"].items()
+        for method, operation in methods.items()
+    ]
+    title = f"Distaff {escape(found['info']['version'])}"
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+        f'<h1>{title}</h1><p>This page as data: <a href="/openapi.json">/openapi.json</a>. What becomes of '
+        f'every parameter: <a href="/v1/capabilities">/v1/capabilities</a>.</p>{"".join(rows)}</html>'
+    )
+    return HTTPResponse(page, headers=_POLICY, content_type="text/html; charset=utf-8")
+
+
+def _document(request: ApiRequest) -> dict[str, Any]:
+    return document(own_version(), keys=request.app.ctx.settings.keys is not None)
+
+
+def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
+    """One operation, its parameters folded away."""
+    head = f'<span class="method">{method.upper()}</span> <code>{escape(path)}</code>'
+    body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
+    rows = "".join(_row(name, each) for name, each in body.get("properties", {}).items())
+    table = f"<table><tr><th>parameter<th>type<th>{rows}</table>" if rows else ""
+    return f"<details><summary>{head} &ndash; {escape(operation['summary'])}</summary>{table}</details>"
+
+
+def _row(name: str, schema: dict[str, Any]) -> str:
+    meaning = escape(schema.get("description", ""))
+    return f"<tr><td><code>{escape(name)}</code><td>{escape(_kind(schema))}<td>{meaning}"
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    kind = schema.get("type", "")
+    return kind if isinstance(kind, str) else " or ".join(kind)
