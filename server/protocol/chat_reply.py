@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..chat import Arguments, Call, Delta, End, Piece, Start
-from ..errors import ApiError
 from ..logprobs import Entry
 from .delivery import Delivery
-from .encode import DONE, to_event
+from .encode import to_event
 from .heading import Heading
+from .openai_reply import OpenAiReply
 from .usage import Usage
 
 
@@ -40,7 +40,7 @@ class FoldedChoice:
         }
 
 
-class ChatReply:
+class ChatReply(OpenAiReply):
     """One answer in OpenAI's shapes."""
 
     def __init__(
@@ -52,8 +52,7 @@ class ChatReply:
           logprobs: they were asked for. single: each choice is one call of a tool, so that its first chunk
             holds the call, as OpenAI's does.
         """
-        self._heading = heading
-        self._delivery = delivery
+        super().__init__(heading, delivery)
         self._logprobs = logprobs
         self._single = single
         self._folded = [FoldedChoice([] if logprobs else None) for _ in range(choices)]
@@ -78,17 +77,6 @@ class ChatReply:
                 yield self._chunk(index, {"tool_calls": [part]}, so_far)
             case End(index, reason):
                 yield self._chunk(index, {}, so_far, finish=reason)
-
-    def closing(self, usage: Usage) -> Iterator[bytes]:
-        """The usage, for those who asked for it, and the end."""
-        if self._delivery.include_usage:
-            yield to_event(self._framed([], usage.to_dict()))
-        yield DONE
-
-    def failure(self, error: ApiError) -> Iterator[bytes]:
-        """The error, and the end."""
-        yield to_event(error.envelope())
-        yield DONE
 
     def fold(self, delta: Delta) -> None:
         """Adds to the choice's message."""

@@ -4,16 +4,16 @@ Log-probabilities are told as lists side by side, with the place in the text whe
 """
 
 import codecs
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..chat import ChoiceText, Delta, End, Piece, Start
-from ..errors import ApiError
 from ..logprobs import Entry
 from .delivery import Delivery
-from .encode import DONE, to_event
+from .encode import to_event
 from .heading import Heading
+from .openai_reply import OpenAiReply
 from .usage import Usage
 
 
@@ -45,7 +45,7 @@ class EchoedPrompt:
     ids: tuple[int, ...]
 
 
-class CompletionReply:
+class CompletionReply(OpenAiReply):
     """One answer in OpenAI's shapes."""
 
     def __init__(
@@ -66,8 +66,7 @@ class CompletionReply:
           echoed: the prompts that begin the texts; none where they are not echoed.
           logprobs: how many alternatives are told; None tells none.
         """
-        self._heading = heading
-        self._delivery = delivery
+        super().__init__(heading, delivery)
         self._choices = choices
         self._per_prompt = per_prompt
         self._answered = answered
@@ -90,17 +89,6 @@ class CompletionReply:
                 folded.offset += len(text)
             case End(index, reason):
                 yield self._chunk(index, "", [], reason, so_far)
-
-    def closing(self, usage: Usage) -> Iterator[bytes]:
-        """The usage, for those who asked for it, and the end."""
-        if self._delivery.include_usage:
-            yield to_event(self._framed([], usage.to_dict()))
-        yield DONE
-
-    def failure(self, error: ApiError) -> Iterator[bytes]:
-        """The error, and the end."""
-        yield to_event(error.envelope())
-        yield DONE
 
     def fold(self, delta: Delta) -> None:
         """Adds to the choice's text."""
@@ -141,7 +129,7 @@ class CompletionReply:
         return echoed.text, entries
 
     def _chunk(
-        self, index: int, text: str, entries: list[Entry], finish: str | None, usage: Mapping[str, Any] | None
+        self, index: int, text: str, entries: list[Entry], finish: str | None, usage: dict[str, Any] | None
     ) -> bytes:
         said = self._listed(entries, self._folded[index].offset) if text or entries else None
         choice = {"text": text, "index": index, "logprobs": said, "finish_reason": finish}
@@ -161,7 +149,7 @@ class CompletionReply:
             "text_offset": offsets,
         }
 
-    def _framed(self, choices: list[dict[str, Any]], usage: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _framed(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None) -> dict[str, Any]:
         heading = self._heading
         body = {
             "id": heading.id,

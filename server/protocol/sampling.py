@@ -30,7 +30,6 @@ class Sampling:
     """How each choice is continued.
 
     Attributes:
-      limit_name: the parameter that set max_tokens, for errors about it.
       logit_bias: `(id, value)` pairs. stop_token_ids: end ids beside the model's own.
       allowed_token_ids: no other id is generated; None for no such limit.
       include_stop: the stop string that ended the text is a part of it.
@@ -40,7 +39,6 @@ class Sampling:
     """
 
     max_tokens: int | None
-    limit_name: str
     n: int
     temperature: float | None
     top_p: float | None
@@ -98,10 +96,8 @@ def read_late(fields: Fields, early: dict[str, Any], *, least: int = 1) -> dict[
     """The old limits, biases and stops; `early` gives up its own limit. Raises BadRequest."""
     limits = {_EARLY_LIMIT: early.pop(_EARLY_LIMIT)}
     limits |= {name: fields.integer(name, least, _MOST_TOKENS) for name in _LATE_LIMITS}
-    name = next((name for name, limit in limits.items() if limit is not None), _EARLY_LIMIT)
     return {
-        "limit_name": name,
-        "max_tokens": limits[name],
+        "max_tokens": next((limit for limit in limits.values() if limit is not None), None),
         "logit_bias": _logit_bias(fields),
         "stop": _stop(fields),
     }

@@ -88,7 +88,6 @@ def _sampling(given: Fields) -> Sampling:
     )
     return Sampling(
         max_tokens=_integer(given, "max_new_tokens", 1),
-        limit_name="max_new_tokens",
         n=1,
         temperature=(temperature or 1.0) if samples else 0.0,
         top_p=1.0 if top_p is None else top_p,
