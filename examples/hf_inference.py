@@ -1,7 +1,8 @@
 """huggingface_hub's InferenceClient: a whole chat answer, then the same one in pieces.
 
 Run it with `python examples/hf_inference.py`; DISTAFF_URL names another server. It works with huggingface_hub
-0.36 and 2.4; HF_HUB_OFFLINE must not be set, which forbids requests even to a server on this machine.
+0.36 and 2.4. HF_HUB_OFFLINE must not be set: it forbids requests even to a server on this machine.
+HF_HUB_DISABLE_TELEMETRY=1 keeps version 2 from asking the hub for what its User-Agent is to say.
 """
 
 import os

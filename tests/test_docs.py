@@ -72,6 +72,12 @@ def test_every_file_in_the_readme_exists() -> None:
         assert (ROOT / path).exists(), path
 
 
+def test_every_example_is_in_the_readme() -> None:
+    """An example that nobody is told of is not found."""
+    for path in (ROOT / "examples").glob("*.py"):
+        assert f"`examples/{path.name}`" in README, path.name
+
+
 def test_the_map_lists_modules_that_exist() -> None:
     """Each name in the table of folders is a module of its folder."""
     for folder, row in re.findall(
