@@ -1,4 +1,5 @@
-"""Settings every test runs under: strict JAX promotion, a shared compilation cache, a few fake devices."""
+"""Settings every test runs under: strict JAX promotion, a shared compilation cache, a few fake devices, and
+no deadlines for hypothesis, because the first example of a test may import or compile."""
 
 import os
 from pathlib import Path
@@ -7,9 +8,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+import hypothesis
 import jax
 
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "distaff" / "test-xla"
+
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)

@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-import hypothesis
 import jax
 import pytest
 
@@ -15,9 +14,6 @@ from distaff.runtime.runner import Runner
 from distaff.runtime.settings import EngineSettings, Platform
 
 from .tiny import CONFIG, Ear, Turns, make_parameters
-
-hypothesis.settings.register_profile("patient", deadline=None)
-hypothesis.settings.load_profile("patient")
 
 TINY = Platform(slots=8, budget=96, page_size=4, dtype="float32")
 
