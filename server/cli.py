@@ -120,6 +120,9 @@ def serve(
         Literal["hermes", "llama3", "mistral"] | None,
         typer.Option(help="How the model writes calls of tools; else its template tells."),
     ] = None,
+    embeddings: Annotated[
+        bool, typer.Option("--embeddings", help="Answer POST /v1/embeddings with mean hidden states.")
+    ] = False,
     api_keys: Annotated[
         Path | None, typer.Option(help="A file of API keys, one a line; read again once it changes.")
     ] = None,
@@ -180,6 +183,7 @@ def serve(
                 aliases=tuple(alias or ()),
                 keys=keys,
                 strict=strict,
+                embeddings=embeddings,
                 profiles=profile is not None,
             ),
             [

@@ -12,7 +12,7 @@ from ..runtime.request import EngineError, Request, SamplingParams, draw_seed
 from .engine_client import EngineInfo
 from .errors import BadRequest
 from .protocol.chat import ChatCall, Rendering
-from .protocol.completions import CompletionCall
+from .protocol.completions import CompletionCall, RawPrompt
 from .protocol.fields import unknown
 from .protocol.messages import Message
 from .protocol.sampling import Sampling, no_such_token
@@ -38,29 +38,55 @@ async def encode_chat(text: TextModel, call: ChatCall, context: int, off_loop: O
     size = sum(len(message["content"]) for message in call.messages) + 16 * len(call.messages)
     size += 1024 * len(call.tools.tools)
     prompt = tuple(await off_loop.run(size, render, text, call.messages, call.tools, call.rendering))
-    check_length(len(prompt), call.sampling, context)
+    check_length(len(prompt), call.sampling.max_tokens, context)
     return prompt
 
 
 async def encode_prompts(
     text: TextModel, call: CompletionCall, info: EngineInfo, off_loop: OffLoop
 ) -> list[Prompt]:
-    """The ids of each prompt; an empty one becomes the token that begins or ends a text.
+    """The ids of a completion's prompts; an empty one becomes the token that begins or ends a text.
 
     Raises:
       BadRequest: an id that the model does not have, or more than the context holds.
     """
+    return await encode_texts(
+        text,
+        call.prompts,
+        info,
+        off_loop,
+        where="prompt",
+        room=call.sampling.max_tokens,
+        special=call.special,
+    )
+
+
+async def encode_texts(
+    text: TextModel,
+    raws: Sequence[RawPrompt],
+    info: EngineInfo,
+    off_loop: OffLoop,
+    *,
+    where: str,
+    room: int | None,
+    special: bool = True,
+) -> list[Prompt]:
+    """The ids of texts, each of which leaves `room` in the context; ids are taken as they are.
+
+    Raises:
+      BadRequest: as `encode_prompts`, naming the parameter `where`.
+    """
     prompts = []
-    for raw in call.prompts:
+    for raw in raws:
         if isinstance(raw, str):
-            ids = await off_loop.run(len(raw), text.encode, raw, add_special_tokens=call.special)
+            ids = await off_loop.run(len(raw), text.encode, raw, add_special_tokens=special)
         else:
             ids = raw
         wrong = next((token for token in ids if not 0 <= token < info.vocabulary), None)
         if wrong is not None:
-            raise no_such_token("prompt", wrong, info.vocabulary)
+            raise no_such_token(where, wrong, info.vocabulary)
         prompts.append(tuple(ids) or (text.start_id,))
-        check_length(len(prompts[-1]), call.sampling, info.context, where="prompt")
+        check_length(len(prompts[-1]), room, info.context, where=where)
     return prompts
 
 
@@ -90,9 +116,8 @@ def render(text: TextModel, messages: Sequence[Message], use: ToolUse, rendering
         raise BadRequest(str(error), "messages") from None
 
 
-def check_length(prompt: int, sampling: Sampling, context: int, *, where: str = "messages") -> None:
-    """Raises BadRequest unless the prompt, and what may follow it, fit the context."""
-    most = sampling.max_tokens
+def check_length(prompt: int, most: int | None, context: int, *, where: str = "messages") -> None:
+    """Raises BadRequest unless the prompt, and the `most` that may follow it, fit the context."""
     if most is not None and prompt + most > context:
         asked = (
             f"you requested {prompt + most} tokens ({prompt} in the {where}, {most} in the completion). "

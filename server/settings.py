@@ -14,6 +14,7 @@ class ServerSettings:
       aliases: further ids that mean the same model; `tgi` always does.
       keys: who may ask; None lets anybody.
       strict: refuse unknown parameters, as OpenAI does, rather than ignore and count them.
+      embeddings: POST /v1/embeddings is answered.
       profiles: POST /start_profile and /stop_profile are answered.
       most_choices: the largest `n` of a request.
       drain_seconds: how long running requests may go on after SIGTERM.
@@ -26,6 +27,7 @@ class ServerSettings:
     aliases: tuple[str, ...] = ()
     keys: Keys | None = None
     strict: bool = False
+    embeddings: bool = False
     profiles: bool = False
     most_choices: int = 16
     drain_seconds: float = 60.0

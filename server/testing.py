@@ -241,7 +241,13 @@ class FakeStream:
             events[-1] = self._event(said[limit - 1], finish="length")
         else:
             events.append(TokenEvent(request_id=self._request.id, finish="stop"))
-        events[0] = replace(events[0], cached_tokens=self._engine.cached, prompt_logprobs=self._scores())
+        prompt = self._request.prompt
+        events[0] = replace(
+            events[0],
+            cached_tokens=self._engine.cached,
+            prompt_logprobs=self._scores(),
+            pooled=(float(len(prompt)), float(prompt[-1])) if params.pool_prompt else None,
+        )
         return events
 
     def _scores(self) -> tuple[TokenLogprobs, ...] | None:

@@ -58,7 +58,7 @@ def parse_completion(body: dict[str, Any], *, most_choices: int, strict: bool) -
     unknown = parameters.COMPLETIONS.unknown_keys(fields)
     if strict and unknown:
         raise parameters.COMPLETIONS.unknown_parameter(unknown[0])
-    prompts = _prompts(fields.get("prompt"))
+    prompts = read_prompts("prompt", fields.get("prompt"), MOST_PROMPTS)
     values = read_early(fields, most_choices)
     values["logprobs"] = fields.integer("logprobs", 0, MAX_TOP_LOGPROBS)
     parameters.check_identity(fields)
@@ -82,18 +82,22 @@ def parse_completion(body: dict[str, Any], *, most_choices: int, strict: bool) -
     )
 
 
-def _prompts(value: Any) -> tuple[RawPrompt, ...]:
-    """A string, a list of strings, a list of ids, or a list of such lists. Nothing is the empty string."""
+def read_prompts(path: str, value: Any, most: int) -> tuple[RawPrompt, ...]:
+    """A string, a list of strings, a list of ids, or a list of such lists. Nothing is the empty string.
+
+    Raises:
+      BadRequest: anything else, or more than `most` of them.
+    """
     if value is None or isinstance(value, str):
         return (value or "",)
     if not isinstance(value, list):
-        raise wrong_type("prompt", "one of a string or array", value)
-    check_array("prompt", value, MOST_IDS)
+        raise wrong_type(path, "one of a string or array", value)
+    check_array(path, value, MOST_IDS)
     if type(value[0]) is int:
-        return (_ids(value, "prompt"),)
-    check_array("prompt", value, MOST_PROMPTS)
+        return (_ids(value, path),)
+    check_array(path, value, most)
     strings = isinstance(value[0], str)
-    return tuple(_one(item, f"prompt[{index}]", strings) for index, item in enumerate(value))
+    return tuple(_one(item, f"{path}[{index}]", strings) for index, item in enumerate(value))
 
 
 def _one(value: Any, path: str, strings: bool) -> RawPrompt:

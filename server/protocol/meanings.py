@@ -2,14 +2,20 @@
 
 from typing import Any
 
-from .parameters import CHAT, COMPLETIONS, Parameters
+from .parameters import CHAT, COMPLETIONS, EMBEDDINGS, Parameters
 
-ROUTES: dict[str, Parameters] = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETIONS}
+ROUTES: dict[str, Parameters] = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": COMPLETIONS,
+    "/v1/embeddings": EMBEDDINGS,
+}
 
 MEANINGS = {
     "model": "the served id or an alias; another is answered 404",
     "messages": "roles system, developer, user, assistant, tool, function; strings or text parts",
     "prompt": "a string, token ids, or a list of either; silence is an empty text",
+    "input": "a string, token ids, or a list of either",
+    "encoding_format": "`float` or `base64` (little-endian float32)",
     "max_tokens": "most tokens to generate; prompt and completion together must fit the context",
     "max_completion_tokens": "the same; wins over `max_tokens`",
     "max_new_tokens": "the same, in TGI's word",

@@ -29,12 +29,22 @@ _KINDS = {
 _TYPES = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 _SEVERAL = {
     "prompt": ["string", "array"],
+    "input": ["string", "array"],
     "stop": ["string", "array"],
     "tool_choice": ["string", "object"],
     "guided_json": ["object", "string"],
     "logprobs": ["boolean", "integer"],
 }
-_REQUIRED = {"/v1/chat/completions": ["model", "messages"], "/v1/completions": ["model"]}
+_REQUIRED = {
+    "/v1/chat/completions": ["model", "messages"],
+    "/v1/completions": ["model"],
+    "/v1/embeddings": ["model", "input"],
+}
+_SUMMARIES = {
+    "/v1/chat/completions": "Answer a conversation, whole or as a stream.",
+    "/v1/completions": "Continue a text, whole or as a stream.",
+    "/v1/embeddings": "A vector for each text, with --embeddings.",
+}
 
 _OTHERS: list[tuple[str, str, str, list[str]]] = [
     ("post", "/generate", "Continue a text, as TGI does.", ["inputs", "parameters"]),
@@ -87,9 +97,8 @@ def _completion(route: str) -> dict[str, Any]:
             kind = _SEVERAL.get(name) or _TYPES.get(name, "string")
             properties[name] = {"type": kind, "description": entry["meaning"]}
     schema = {"type": "object", "properties": properties, "required": _REQUIRED[route]}
-    words = "conversation" if "messages" in properties else "text"
     return {
-        "summary": f"Continue a {words}, whole or as a stream.",
+        "summary": _SUMMARIES[route],
         "requestBody": {"required": True, "content": {_JSON: {"schema": schema}}},
         "responses": _responses({_JSON: {}, _EVENTS: {}}),
     }

@@ -103,6 +103,12 @@ COMPLETIONS = _route(
     {"max_completion_tokens": ()},
 )
 
+EMBEDDINGS = Parameters(
+    frozenset(("model", "input", "encoding_format")),
+    frozenset(("user",)),
+    {"dimensions": (), "truncate_prompt_tokens": ()},
+)
+
 _TIERS = ("auto", "default", "flex", "scale", "priority", "fast")
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _LONGEST_LABEL = 512

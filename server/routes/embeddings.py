@@ -1,0 +1,63 @@
+"""POST /v1/embeddings: the mean of a text's final hidden states, where the server is told to give it."""
+
+from sanic import Blueprint, HTTPResponse
+from sanic.exceptions import NotFound
+
+from ...runtime.request import EngineFailed, Request, SamplingParams
+from ..context import ApiRequest, AppContext
+from ..errors import BadRequest
+from ..generation import Generation
+from ..intake import read_call
+from ..prompt import encode_texts
+from ..protocol.embeddings import embeddings, parse_embedding
+from ..protocol.encode import to_json
+from ..protocol.heading import fresh_id
+
+blueprint = Blueprint("embeddings")
+
+_TOGETHER = 16
+"""Texts of one request that are in the engine at the same time: others want to be served too."""
+_SILENCE = 3600.0
+
+
+@blueprint.post("/v1/embeddings")
+async def create_embeddings(request: ApiRequest) -> HTTPResponse:
+    """A vector for each input."""
+    context = request.app.ctx
+    if not context.settings.embeddings:
+        raise NotFound
+    call = await read_call(request, lambda body, s: parse_embedding(body, strict=s.strict))
+    info, text = context.engine_info(), context.served.ready()
+    if not info.scores:
+        raise BadRequest("This server is deterministic and embeds nothing.", "model", "unsupported_value")
+    prompts = await encode_texts(text, call.inputs, info, context.off_loop, where="input", room=1)
+    params = SamplingParams(max_tokens=1, temperature=0.0, pool_prompt=True)
+    id = fresh_id("embd-")
+    asked = [
+        Request(id=f"{id}-{n}", prompt=prompt, params=params, cache_salt=request.key_id)
+        for n, prompt in enumerate(prompts)
+    ]
+    pooled: list[tuple[float, ...]] = []
+    for first in range(0, len(asked), _TOGETHER):
+        pooled += await _pooled(context, asked[first : first + _TOGETHER])
+    body = embeddings(call, context.settings.model, pooled, sum(map(len, prompts)))
+    return HTTPResponse(to_json(body), content_type="application/json")
+
+
+async def _pooled(context: AppContext, requests: list[Request]) -> list[tuple[float, ...]]:
+    """The vectors of some texts, in their order; leaves nothing running, however it ends."""
+    found: dict[int, tuple[float, ...]] = {}
+    generation = Generation(context.engine, requests)
+    try:
+        while len(found) < len(requests):
+            heard = await generation.next(_SILENCE)
+            if heard is None:
+                raise EngineFailed("the engine is silent")
+            index, event = heard
+            if event.finish == "error":
+                raise EngineFailed(event.error or "the engine failed the request")
+            if event.pooled is not None:
+                found[index] = event.pooled
+        return [found[index] for index in range(len(requests))]
+    finally:
+        generation.abort()
