@@ -92,8 +92,9 @@ class MarkedParser(_Parser):
         if place < 0:
             text, self._buffer = _split(self._buffer, self._begin)
         else:
-            text, self._buffer = self._buffer[:place].rstrip(), self._buffer[place + len(self._begin) :]
-            self._lead, self._mode = self._begin, self._at_call
+            start, end = _space_before(self._buffer, place), place + len(self._begin)
+            text, self._lead, self._buffer = self._buffer[:start], self._buffer[start:end], self._buffer[end:]
+            self._mode = self._at_call
         if text:
             yield Text(text)
 
@@ -101,9 +102,10 @@ class MarkedParser(_Parser):
         rest = self._buffer.lstrip()
         self._lead += self._buffer[: len(self._buffer) - len(rest)]
         self._buffer = rest
-        if rest.startswith("{"):
+        crowded = len(self._lead) > 2 * _MOST_SPACE + len(self._begin)
+        if rest.startswith("{") and not crowded:
             self._mode = self._in_call
-        elif rest or len(self._lead) > _MOST_SPACE:
+        elif rest or crowded:
             self._mode = self._in_text
             yield Text(self._given_up())
 
@@ -193,7 +195,13 @@ def _split(text: str, mark: str) -> tuple[str, str]:
     """What is certain to come before the mark, and what may be its beginning, with the space before it."""
     sizes = range(min(len(mark) - 1, len(text)), 0, -1)
     held = next((size for size in sizes if mark.startswith(text[-size:])), 0)
-    place = len(text) - held
-    while place > 0 and text[place - 1].isspace() and len(text) - place < _MOST_SPACE:
-        place -= 1
+    place = _space_before(text, len(text) - held)
     return text[:place], text[place:]
+
+
+def _space_before(text: str, end: int) -> int:
+    """Where the white space begins that ends at a place; no more of it than is held back."""
+    start = end
+    while start > max(0, end - _MOST_SPACE) and text[start - 1].isspace():
+        start -= 1
+    return start

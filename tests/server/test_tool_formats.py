@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
@@ -113,6 +113,7 @@ TRAPS = [
     '"arguments"',
     "[TOOL_CALLS]",
 ]
+TRAPS += [" " * 70, "\n" * 64, written(FORMATS["hermes"], [("now", {})])]
 TRAPS += ["[", "]", "<|python_tag|>", '{"name": "other", "arguments": {}}', " ", "\n", "text", "<", ","]
 
 
@@ -125,6 +126,8 @@ def test_how_a_text_is_cut_does_not_matter(format, text, cut):
 
 
 @formats
+@example(" <tool_call>")
+@example("\n" * 100 + "<tool_call>" + " " * 100)
 @given(st.lists(st.sampled_from([t for t in TRAPS if "now" not in t]), max_size=8).map("".join))
 def test_what_is_no_call_stays_text(format, text):
     """All of it, to the character."""
