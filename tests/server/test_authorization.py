@@ -324,6 +324,7 @@ class TestTheTerminal:
         done = run()
         assert done.returncode == 69 and "You didn't provide an API key" in done.stderr
 
+    @pytest.mark.filterwarnings("ignore:os.fork")  # of JAX, which other tests have loaded; the child execs
     def test_its_own_server_has_a_key_of_its_own(self, monkeypatch, tmp_path):
         """Whatever keys the environment holds, and whether or not there is one for the client."""
         from distaff.server import own_server
