@@ -134,7 +134,7 @@ async def _events(request: Request) -> None:
     for number in range(EVENTS + 2):
         chunk = {"id": "x", "object": "chat.completion.chunk", "n": number, "choices": [{"delta": "x"}]}
         await response.send(f"data: {json.dumps(chunk, separators=(',', ':'))}\n\n")
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # as a token of the fake engine's comes: not before others had their turn
     await response.send(b"", end_stream=True)
 
 

@@ -26,13 +26,13 @@ _KEPT = 64
 _LIMITS = LLParserLimits(max_lexer_states=50_000, max_grammar_size=200_000, verbose_errors=False)
 _BEFORE = "\x02"
 """Encoded in front of a text, for vocabularies in which the first piece of all is spelled otherwise."""
-_JSON: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+JSON_SPACING: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """How JSON is spaced. With white space left open a small model may go on with it for ever."""
 
 
 def json_schema_grammar(schema: dict[str, Any] | bool) -> str:
     """The texts that are JSON valid under a schema."""
-    return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_JSON)
+    return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_SPACING)
 
 
 def json_object_grammar() -> str:

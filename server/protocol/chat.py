@@ -61,9 +61,7 @@ def parse_chat(body: dict[str, Any], *, most_choices: int, strict: bool) -> Chat
     fields = Fields(body)
     model = read_model(fields)
     fields.require("messages")
-    unknown = parameters.CHAT.unknown_keys(fields)
-    if strict and unknown:
-        raise parameters.CHAT.unknown_parameter(unknown[0])
+    unknown = parameters.CHAT.unknown_keys(fields, strict=strict)
     messages = read_messages(body["messages"])
     tools = read_tools(fields)
     values: dict[str, Any] = read_early(fields, most_choices) | {"logprobs": _logprobs(fields)}
@@ -85,7 +83,7 @@ def parse_chat(body: dict[str, Any], *, most_choices: int, strict: bool) -> Chat
         constraint=constraint,
         rendering=rendering,
         delivery=delivery,
-        unknown=tuple(unknown),
+        unknown=unknown,
     )
 
 

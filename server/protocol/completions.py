@@ -55,9 +55,7 @@ def parse_completion(body: dict[str, Any], *, most_choices: int, strict: bool) -
     """
     fields = Fields(body)
     model = read_model(fields)
-    unknown = parameters.COMPLETIONS.unknown_keys(fields)
-    if strict and unknown:
-        raise parameters.COMPLETIONS.unknown_parameter(unknown[0])
+    unknown = parameters.COMPLETIONS.unknown_keys(fields, strict=strict)
     prompts = read_prompts("prompt", fields.get("prompt"), MOST_PROMPTS)
     values = read_early(fields, most_choices)
     values["logprobs"] = fields.integer("logprobs", 0, MAX_TOP_LOGPROBS)
@@ -78,7 +76,7 @@ def parse_completion(body: dict[str, Any], *, most_choices: int, strict: bool) -
         special=special is not False,
         constraint=constraint,
         delivery=delivery,
-        unknown=tuple(unknown),
+        unknown=unknown,
     )
 
 

@@ -37,9 +37,7 @@ def parse_embedding(body: dict[str, Any], *, strict: bool) -> EmbeddingCall:
     """
     fields = Fields(body)
     model = read_model(fields)
-    unknown = parameters.EMBEDDINGS.unknown_keys(fields)
-    if strict and unknown:
-        raise parameters.EMBEDDINGS.unknown_parameter(unknown[0])
+    unknown = parameters.EMBEDDINGS.unknown_keys(fields, strict=strict)
     fields.require("input")
     inputs = read_prompts("input", body["input"], MOST_INPUTS)
     if any(not each for each in inputs):
@@ -47,7 +45,7 @@ def parse_embedding(body: dict[str, Any], *, strict: bool) -> EmbeddingCall:
     encoding = fields.one_of("encoding_format", ("float", "base64"))
     fields.string("user")
     parameters.EMBEDDINGS.refuse_unsupported(fields)
-    return EmbeddingCall(model=model, inputs=inputs, base64=encoding == "base64", unknown=tuple(unknown))
+    return EmbeddingCall(model=model, inputs=inputs, base64=encoding == "base64", unknown=unknown)
 
 
 def embeddings(call: EmbeddingCall, model: str, pooled: Sequence[Sequence[float]], tokens: int) -> Any:

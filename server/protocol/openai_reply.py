@@ -1,5 +1,6 @@
 """How OpenAI's streams end, whatever they carry: the usage where it is wanted, or an error, and `[DONE]`."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ from .heading import Heading
 from .usage import Usage
 
 
-class OpenAiReply:
+class OpenAiReply(ABC):
     """What the replies of both protocols share; each frames its chunks itself."""
 
     def __init__(self, heading: Heading, delivery: Delivery) -> None:
@@ -28,6 +29,6 @@ class OpenAiReply:
         yield to_event(error.envelope())
         yield DONE
 
+    @abstractmethod
     def _framed(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None) -> dict[str, Any]:
         """A chunk with these choices."""
-        raise NotImplementedError

@@ -67,9 +67,17 @@ class Parameters:
         """All of them."""
         return self.honoured | self.checked | self.refused.keys()
 
-    def unknown_keys(self, fields: Fields) -> list[str]:
-        """The keys that are no parameter of this route, in the order of the body."""
-        return [name for name in fields.values if name not in self.known]
+    def unknown_keys(self, fields: Fields, *, strict: bool) -> tuple[str, ...]:
+        """The keys that are no parameter of this route, in the order of the body.
+
+        Raises:
+          BadRequest: there is one, and `strict` refuses it.
+        """
+        known = self.known
+        found = tuple(name for name in fields.values if name not in known)
+        if strict and found:
+            raise self.unknown_parameter(found[0])
+        return found
 
     def unknown_parameter(self, name: str) -> BadRequest:
         """The refusal of an unknown key, with the nearest known one where it is two edits away or less."""

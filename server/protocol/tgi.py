@@ -30,7 +30,6 @@ class GenerateCall:
     Attributes:
       truncate: the most tokens of the prompt that are kept, from its end.
       full_text: the answer begins with the prompt. details, prefill: its tokens are told, and the prompt's.
-      top_tokens: how many alternatives are told.
     """
 
     inputs: str
@@ -40,7 +39,6 @@ class GenerateCall:
     full_text: bool
     details: bool
     prefill: bool
-    top_tokens: int
     constraint: Constraint | None
     stream: bool
 
@@ -71,7 +69,6 @@ def parse_generate(body: dict[str, Any], *, most_choices: int) -> GenerateCall:
         full_text=given.boolean("return_full_text") or False,
         details=given.boolean("details") or False,
         prefill=given.boolean("decoder_input_details") or False,
-        top_tokens=_integer(given, "top_n_tokens", 0, MOST_TOP_TOKENS) or 0,
         constraint=_constraint(given),
         stream=stream,
     )
@@ -81,8 +78,7 @@ def _sampling(given: Fields) -> Sampling:
     samples = given.boolean("do_sample") or any(given.get(name) is not None for name in _SAMPLES)
     temperature = _number(given, "temperature", lambda value: value > 0, "must be strictly positive")
     top_p = _number(given, "top_p", lambda value: 0 < value < 1, "must be > 0.0 and < 1.0")
-    positive: Callable[[float], bool] = lambda value: value > 0  # noqa: E731
-    repetition = _number(given, "repetition_penalty", positive, "must be strictly positive")
+    repetition = _number(given, "repetition_penalty", lambda value: value > 0, "must be strictly positive")
     frequency = _number(
         given, "frequency_penalty", lambda value: -2 <= value <= 2, "must be >= -2.0 and <= 2.0"
     )

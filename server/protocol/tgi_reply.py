@@ -85,7 +85,7 @@ class GenerateReply:
             "prefill": self._prefill(index),
             "tokens": [_token(text, entry) for text, entry in tokens],
         }
-        if self._call.top_tokens:
+        if self._call.sampling.logprobs:
             details["top_tokens"] = [_alternatives(entry) for _, entry in tokens]
         return details
 
@@ -112,7 +112,7 @@ class GenerateReply:
         tokens = self._tokens[0]
         text, entry = tokens[place] if place < len(tokens) else ("", None)
         event: dict[str, Any] = {"index": place + 1, "token": _token(text, entry)}
-        if self._call.top_tokens and entry:
+        if self._call.sampling.logprobs and entry:
             event["top_tokens"] = _alternatives(entry)
         return to_event(event | {"generated_text": whole, "details": details})
 

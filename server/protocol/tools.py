@@ -15,7 +15,6 @@ MOST_TOOLS = 128
 LONGEST_NAME = 64
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]+")
-_CHOICES = ("none", "auto", "required")
 _KINDS = ("function", "allowed_tools")
 
 
@@ -94,6 +93,7 @@ def _name(function: Fields) -> str:
 
 
 Mode = Literal["none", "auto", "required", "named"]
+_CHOICES: tuple[Mode, ...] = ("none", "auto", "required")
 
 
 def _choice(fields: Fields) -> tuple[Mode, list[str] | None]:
@@ -102,9 +102,10 @@ def _choice(fields: Fields) -> tuple[Mode, list[str] | None]:
     if value is None:
         return "auto", None
     if isinstance(value, str):
-        if value not in _CHOICES:
+        mode: Mode | None = next((each for each in _CHOICES if each == value), None)
+        if mode is None:
             raise wrong_value("tool_choice", value, _CHOICES)
-        return value, None  # type: ignore[return-value]
+        return mode, None
     if not isinstance(value, dict):
         raise wrong_type("tool_choice", "one of a string or object", value)
     choice = Fields(value, "tool_choice")

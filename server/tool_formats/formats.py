@@ -9,14 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...checkpoints.grammar import JSON_SPACING
 from .envelope import Envelope
 from .parsers import LeadingParser, MarkedParser
 from .parts import Tool, ToolCallParser
 
 TokenId = Callable[[str], int | None]
 """The id of a special token with this name, if there is one."""
-
-_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,7 @@ def _mark(mark: str, token_id: TokenId) -> str:
 def _schema(tool: Tool) -> dict[str, Any]:
     """Of a tool's arguments, spaced as ours are."""
     empty = {"type": "object", "properties": {}, "additionalProperties": False}
-    return {"x-guidance": _SPACING, **(tool.parameters or empty)}
+    return {"x-guidance": JSON_SPACING, **(tool.parameters or empty)}
 
 
 def _quoted(text: str) -> str:

@@ -5,6 +5,7 @@ back as text whatever turns out to be none. Nothing is dropped but white space a
 the first where only one is wanted.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 
 from .envelope import Envelope, State
@@ -17,7 +18,7 @@ _MOST_SPACE = 64
 """Characters of white space that are held back; more of it is text."""
 
 
-class _Parser:
+class _Parser(ABC):
     """What both have in common: a buffer of what is not decided, and the call that is being read.
 
     A mode is a method that takes something from the buffer and says whether it got anywhere.
@@ -44,9 +45,9 @@ class _Parser:
         return [Text(rest)] if rest else []
 
     @property
+    @abstractmethod
     def _behind_call(self) -> bool:
         """Whether what is in the buffer can only be what stands between calls."""
-        raise NotImplementedError
 
     def _wanted(self, part: Part) -> bool:
         self._calls += isinstance(part, CallStart)

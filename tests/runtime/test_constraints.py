@@ -34,7 +34,10 @@ def test_the_end_of_a_grammar_is_a_stop_and_a_limit_is_a_length(bench, grammar, 
 def test_draws_obey_and_repeat(bench, cramped):
     """With a temperature, a seed says the same alone, in company and preempted; every token is allowed."""
     settings = dict(max_tokens=30, temperature=0.9, top_p=0.9, seed=5, grammar="3,50")
-    asked = lambda prefix: [ask(f"{prefix}{n}", 8 + 2 * n, **settings) for n in range(7)]  # noqa: E731
+
+    def asked(prefix):
+        return [ask(f"{prefix}{n}", 8 + 2 * n, **settings) for n in range(7)]
+
     alone = [bench.run([request])[0] for request in asked("alone")]
     together = bench.run([*asked("together"), ask("free", 40, max_tokens=20)])[:7]
     assert alone == together == cramped.run(asked("preempted"))
