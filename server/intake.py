@@ -32,8 +32,25 @@ class Call(Protocol):
     def unknown(self) -> tuple[str, ...]: ...
 
 
+_Read = TypeVar("_Read")
 CallT = TypeVar("CallT", bound=Call)
-Parse = Callable[[dict[str, Any], ServerSettings], CallT]
+Parse = Callable[[dict[str, Any], ServerSettings], _Read]
+
+
+async def read_body(request: ApiRequest, parse: Parse[_Read]) -> _Read:
+    """What a request's body says, off the event loop where it is long.
+
+    Raises:
+      BadRequest: the first fault found.
+    """
+    request.watch_for_disconnect()
+    context = request.app.ctx
+    content_type = request.headers.getone("content-type", None)
+
+    def read(body: bytes) -> _Read:
+        return parse(parse_object(body, content_type), context.settings)
+
+    return await context.off_loop.run(len(request.body), read, request.body)
 
 
 async def read_call(request: ApiRequest, parse: Parse[CallT]) -> CallT:
@@ -42,14 +59,8 @@ async def read_call(request: ApiRequest, parse: Parse[CallT]) -> CallT:
     Raises:
       BadRequest: the first fault found. ModelNotFound: another model.
     """
-    request.watch_for_disconnect()
     context = request.app.ctx
-    content_type = request.headers.getone("content-type", None)
-
-    def read(body: bytes) -> CallT:
-        return parse(parse_object(body, content_type), context.settings)
-
-    call = await context.off_loop.run(len(request.body), read, request.body)
+    call = await read_body(request, parse)
     _note_unknown(context, call.unknown)
     context.check_model(call.model)
     return call

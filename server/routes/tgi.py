@@ -16,9 +16,8 @@ from ..constraint import checked
 from ..context import ApiRequest
 from ..errors import BadRequest, as_api_error
 from ..exchange import answer
-from ..intake import admit
+from ..intake import admit, read_body
 from ..prompt import Prompt, sampling_params, sequences
-from ..protocol.body import parse_object
 from ..protocol.encode import to_json
 from ..protocol.heading import fresh_id
 from ..protocol.tgi import DEFAULT_TOKENS, MOST_STOPS, GenerateCall, parse_generate
@@ -93,12 +92,9 @@ async def info(request: ApiRequest) -> HTTPResponse:
 
 async def _generate(request: ApiRequest, *, stream: bool | None) -> HTTPResponse | None:
     """`stream` None leaves it to the body, as TGI's root does."""
-    request.watch_for_disconnect()
     context = request.app.ctx
-    body = parse_object(request.body, request.headers.getone("content-type", None))
-    if stream is not None:
-        body["stream"] = stream
-    call = parse_generate(body, most_choices=context.settings.most_choices)
+    told = {} if stream is None else {"stream": stream}
+    call = await read_body(request, lambda body, s: parse_generate(body | told, most_choices=s.most_choices))
     found, text = context.engine_info(), context.served.ready()
     grammar = await checked(call.constraint, context.off_loop)
     encoded = await context.off_loop.run(len(call.inputs), text.encode, call.inputs)

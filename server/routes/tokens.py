@@ -10,8 +10,8 @@ from sanic import Blueprint, HTTPResponse
 
 from ..context import ApiRequest
 from ..errors import BadRequest
+from ..intake import read_body
 from ..prompt import render
-from ..protocol.body import parse_object
 from ..protocol.chat import read_rendering
 from ..protocol.encode import to_json
 from ..protocol.fields import Fields, missing
@@ -30,7 +30,7 @@ _KEYS = ("prompt", "messages", "content", "inputs")
 async def tokenize(request: ApiRequest) -> HTTPResponse:
     """`prompt` or `messages` as vLLM has it, `content` as llama.cpp, `inputs` as TGI."""
     context = request.app.ctx
-    text, fields = context.served.ready(), _fields(request)
+    text, fields = context.served.ready(), await _fields(request)
     key = next((key for key in _KEYS if fields.get(key) is not None), None)
     if key is None:
         raise missing("prompt")
@@ -53,7 +53,7 @@ async def tokenize(request: ApiRequest) -> HTTPResponse:
 async def chat_tokenize(request: ApiRequest) -> HTTPResponse:
     """TGI's: a conversation's tokens, and the text that the template made of it."""
     context = request.app.ctx
-    text, fields = context.served.ready(), _fields(request)
+    text, fields = context.served.ready(), await _fields(request)
     fields.require("messages")
     ids = list(await context.off_loop.run(len(request.body), _rendered, text, fields))
     told = _tgi(ids, SpecialsShown(text))
@@ -64,7 +64,7 @@ async def chat_tokenize(request: ApiRequest) -> HTTPResponse:
 async def detokenize(request: ApiRequest) -> HTTPResponse:
     """The text of `tokens`, special ones skipped; under vLLM's key and llama.cpp's."""
     context = request.app.ctx
-    fields = _fields(request)
+    fields = await _fields(request)
     fields.require("tokens")
     ids, vocabulary = read_ids(fields, "tokens") or (), context.engine_info().vocabulary
     wrong = next((token for token in ids if token >= vocabulary), None)
@@ -80,8 +80,8 @@ async def version(request: ApiRequest) -> HTTPResponse:
     return _json({"version": own_version()})
 
 
-def _fields(request: ApiRequest) -> Fields:
-    return Fields(parse_object(request.body, request.headers.getone("content-type", None)))
+async def _fields(request: ApiRequest) -> Fields:
+    return await read_body(request, lambda body, settings: Fields(body))
 
 
 def _rendered(text: TextModel, fields: Fields) -> Sequence[int]:
