@@ -8,7 +8,8 @@ grammar may cost, in compiling and with each token. Imports no jax.
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -122,11 +123,13 @@ class GrammarMatcher:
 class GrammarCompiler:
     """Grammars for one vocabulary. Safe to share between threads."""
 
-    def __init__(self, tokenizer: ChatTokenizer, vocabulary: int) -> None:
-        """`vocabulary` is the model's, which may have more ids than the tokenizer."""
-        vocabulary_of = _Vocabulary(tokenizer, vocabulary)
-        ends = sorted(end for end in tokenizer.eos_ids if end < vocabulary)
-        self._tokenizer = LLTokenizer(TokenizerWrapper(vocabulary_of), n_vocab=vocabulary, eos_token=ends)
+    def __init__(self, load: Callable[[], ChatTokenizer], vocabulary: int) -> None:
+        """Loads nothing yet: most engines never meet a grammar, and the first one may wait a moment.
+
+        Args:
+          load: gives the tokenizer. vocabulary: the model's, which may have more ids.
+        """
+        self._load, self._vocabulary = load, vocabulary
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -137,8 +140,8 @@ class GrammarCompiler:
           GrammarError: it cannot be followed.
         """
         with self._lock:
-            known = self._compiled.get(grammar)
-        compiled = known or LLMatcher(self._tokenizer, grammar, limits=_LIMITS)
+            known, tokenizer = self._compiled.get(grammar), self._tokenizer
+        compiled = known or LLMatcher(tokenizer, grammar, limits=_LIMITS)
         if compiled.is_error():
             raise GrammarError(_first_line(compiled.get_error()))
         with self._lock:
@@ -147,6 +150,14 @@ class GrammarCompiler:
             if len(self._compiled) > _KEPT:
                 self._compiled.popitem(last=False)
             return GrammarMatcher(compiled.deep_copy())
+
+    @cached_property
+    def _tokenizer(self) -> LLTokenizer:
+        """To be asked for under the lock."""
+        tokenizer = self._load()
+        ends = sorted(end for end in tokenizer.eos_ids if end < self._vocabulary)
+        wrapper = TokenizerWrapper(_Vocabulary(tokenizer, self._vocabulary))
+        return LLTokenizer(wrapper, n_vocab=self._vocabulary, eos_token=ends)
 
 
 class _Vocabulary:

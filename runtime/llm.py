@@ -111,7 +111,7 @@ class LLM:
             speculation=speculation,
             grammars=True,
         )
-        grammars = GrammarCompiler(self.tokenizer, self.config.vocabulary)
+        grammars = GrammarCompiler(lambda: self.tokenizer, self.config.vocabulary)
         self.engine = Engine(self.config, self._parameters, settings, mesh=devices, grammars=grammars)
         self.engine.warm_up()
         self.engine.start()

@@ -105,7 +105,7 @@ def build_engine(
     leader = _lead(settings, checkpoint, send) if settings.coordinator else None
     with _told_to(leader):
         parameters = load_parameters(checkpoint, dtype, progress, mesh)
-        grammars = GrammarCompiler(load_tokenizer(path), checkpoint.config.vocabulary)
+        grammars = GrammarCompiler(lambda: load_tokenizer(path), checkpoint.config.vocabulary)
         engine = _engine(settings, checkpoint.config, parameters, on_events, mesh, leader, grammars)
         engine.warm_up(lambda done, total: progress("compile", done, total))
     info = EngineInfo(

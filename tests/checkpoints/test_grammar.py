@@ -62,7 +62,7 @@ def tokenizer(request) -> ChatTokenizer:
 
 @pytest.fixture(scope="module")
 def compiler(tokenizer) -> GrammarCompiler:
-    return GrammarCompiler(tokenizer, tokenizer.vocabulary + 37)
+    return GrammarCompiler(lambda: tokenizer, tokenizer.vocabulary + 37)
 
 
 def allowed(matcher, tokenizer: ChatTokenizer) -> set[int]:
