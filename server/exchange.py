@@ -7,7 +7,7 @@ folds the same deltas that a stream sends.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,8 +32,8 @@ _STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 class Reply(Protocol):
     """The shapes of one answer in one protocol."""
 
-    def events(self, delta: Delta, usage: Usage) -> Iterable[bytes]:
-        """What a stream sends for a delta."""
+    def events(self, delta: Delta, usage: Callable[[], Usage]) -> Iterable[bytes]:
+        """What a stream sends for a delta; `usage` counts the tokens so far, where they are told."""
         ...
 
     def closing(self, usage: Usage) -> Iterable[bytes]:
@@ -77,7 +77,6 @@ class Exchange:
                 self.record.ended(delta.reason)
             yield delta
 
-    @property
     def usage(self) -> Usage:
         """The tokens so far."""
         cached = sum(choice.cached_tokens for choice in self.choices[:: self.per_prompt])
@@ -111,7 +110,7 @@ async def _fold(exchange: Exchange) -> Any:
     async for delta in exchange.deltas():
         if delta is not None:
             exchange.reply.fold(delta)
-    return exchange.reply.whole(exchange.usage)
+    return exchange.reply.whole(exchange.usage())
 
 
 async def _stream(request: ApiRequest, exchange: Exchange) -> str | None:
@@ -124,7 +123,7 @@ async def _stream(request: ApiRequest, exchange: Exchange) -> str | None:
         async for delta in exchange.deltas():
             for event in [KEEP_ALIVE] if delta is None else reply.events(delta, exchange.usage):
                 await response.send(event)
-        last = list(reply.closing(exchange.usage))
+        last = list(reply.closing(exchange.usage()))
     except Exception as error:
         # The status is long sent: all that is left is to say so in the stream, and to close.
         failure = "error"

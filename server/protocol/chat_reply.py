@@ -4,7 +4,7 @@ Builds dicts whose keys stand in OpenAI's order. The one idea: everything that i
 answer (id, time, model, fingerprint) is fixed once, in `Heading`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,9 +57,9 @@ class ChatReply(OpenAiReply):
         self._single = single
         self._folded = [FoldedChoice([] if logprobs else None) for _ in range(choices)]
 
-    def events(self, delta: Delta, usage: Usage) -> Iterator[bytes]:
+    def events(self, delta: Delta, usage: Callable[[], Usage]) -> Iterator[bytes]:
         """One chunk a delta; the start of a choice that is one call alone comes with the call."""
-        so_far = usage.to_dict() if self._delivery.continuous_usage else None
+        so_far = usage().to_dict() if self._delivery.continuous_usage else None
         match delta:
             case Start(index, calls):
                 if not (calls and self._single):

@@ -4,7 +4,7 @@ Log-probabilities are told as lists side by side, with the place in the text whe
 """
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,9 +74,9 @@ class CompletionReply(OpenAiReply):
         self._logprobs = logprobs
         self._folded = [FoldedText() for _ in choices]
 
-    def events(self, delta: Delta, usage: Usage) -> Iterator[bytes]:
+    def events(self, delta: Delta, usage: Callable[[], Usage]) -> Iterator[bytes]:
         """One chunk for each piece of text; an echoed prompt is the first of them."""
-        so_far = usage.to_dict() if self._delivery.continuous_usage else None
+        so_far = usage().to_dict() if self._delivery.continuous_usage else None
         folded = self._folded[delta.choice]
         match delta:
             case Start(index):

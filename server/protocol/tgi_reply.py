@@ -1,7 +1,7 @@
 """What TGI's /generate answers: an object, or one event a token of which the last has the whole text."""
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..chat import ChoiceText, Delta, Piece
@@ -38,7 +38,7 @@ class GenerateReply:
         self._tokens: list[list[tuple[str, Entry]]] = [[] for _ in choices]
         self._sent = 0
 
-    def events(self, delta: Delta, usage: Usage) -> Iterator[bytes]:
+    def events(self, delta: Delta, usage: Callable[[], Usage]) -> Iterator[bytes]:
         """All tokens but the newest, which waits to be the last."""
         self.fold(delta)
         tokens = self._tokens[0]

@@ -6,13 +6,13 @@ import struct
 import openai
 import pytest
 
+from .conftest import Server
+
 MODEL = "org/fake-model"
 
 
 @pytest.fixture(scope="module")
 def embedder():
-    from .conftest import Server
-
     server = Server(embeddings=True)
     server.reset()
     yield server

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from openai import OpenAI
 
 DISTAFF = Path(sys.executable).with_name("distaff")
 
@@ -77,3 +78,12 @@ def server() -> Iterator[Server]:
     with running("--slots", "8", "--context", "1024") as server:
         server.wait_ready()
         yield server
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[OpenAI]:
+    """The official client, which takes no answer that departs from its types."""
+    with OpenAI(
+        base_url=f"{server.url}/v1/", api_key="-", max_retries=0, _strict_response_validation=True
+    ) as client:
+        yield client

@@ -19,14 +19,6 @@ CAPITAL = [
 ]
 
 
-@pytest.fixture
-def client(server: Server):
-    with OpenAI(
-        base_url=f"{server.url}/v1/", api_key="-", max_retries=0, _strict_response_validation=True
-    ) as client:
-        yield client
-
-
 def test_the_seed_example_streams_an_answer(client: OpenAI) -> None:
     """The lines people copy from the announcement of the Messages API print text, and the text is right."""
     chat_completion = client.chat.completions.create(

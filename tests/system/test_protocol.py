@@ -39,14 +39,6 @@ class Person(BaseModel):
     age: int
 
 
-@pytest.fixture
-def client(server: Server):
-    with OpenAI(
-        base_url=f"{server.url}/v1/", api_key="-", max_retries=0, _strict_response_validation=True
-    ) as client:
-        yield client
-
-
 def ask(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
