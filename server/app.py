@@ -18,7 +18,7 @@ from .context import ApiRequest, App, AppContext
 from .engine_client import EngineClient
 from .errors import ApiErrorHandler
 from .http import HardenedHttp, check_head, sanic_config
-from .routes import chat, completions, documents, embeddings, models, operations, tgi, tokens
+from .routes import chat, completions, documents, embeddings, models, operations, responses, tgi, tokens
 from .settings import ServerSettings
 from .text import ServedModel
 
@@ -53,7 +53,7 @@ def create_app(settings: ServerSettings, engine: EngineClient, served: ServedMod
         error_handler=ApiErrorHandler(),
         configure_logging=False,
     )
-    for routes in (chat, completions, embeddings, tgi, tokens, models, documents, operations):
+    for routes in (chat, responses, completions, embeddings, tgi, tokens, models, documents, operations):
         app.blueprint(routes.blueprint)
     app.register_middleware(_screen, "request")
     app.register_middleware(_stamp, "response")

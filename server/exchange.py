@@ -32,6 +32,10 @@ _STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 class Reply(Protocol):
     """The shapes of one answer in one protocol."""
 
+    def opening(self) -> Iterable[bytes]:
+        """What a stream sends before the model has said anything."""
+        ...
+
     def events(self, delta: Delta, usage: Callable[[], Usage]) -> Iterable[bytes]:
         """What a stream sends for a delta; `usage` counts the tokens so far, where they are told."""
         ...
@@ -120,6 +124,8 @@ async def _stream(request: ApiRequest, exchange: Exchange) -> str | None:
     await response.send(b"")
     failure, reply = None, exchange.reply
     try:
+        for event in reply.opening():
+            await response.send(event)
         async for delta in exchange.deltas():
             for event in [KEEP_ALIVE] if delta is None else reply.events(delta, exchange.usage):
                 await response.send(event)

@@ -27,18 +27,18 @@ NO_TEMPLATE = "This model has no chat template and cannot answer chat completion
 Prompt = tuple[int, ...]
 
 
-async def encode_chat(text: TextModel, call: ChatCall, context: int, off_loop: OffLoop) -> Prompt:
-    """Renders and encodes the conversation, off the event loop where it is long.
+async def encode_chat(text: TextModel, call: ChatCall, context: int, off_loop: OffLoop, where: str) -> Prompt:
+    """Renders and encodes the conversation, which is the parameter `where`; off the loop where it is long.
 
     Raises:
       BadRequest: no chat template, a conversation that the template refuses, or more than the context holds.
     """
     if not text.has_template:
-        raise BadRequest(NO_TEMPLATE, "messages")
+        raise BadRequest(NO_TEMPLATE, where)
     size = sum(len(message["content"]) for message in call.messages) + 16 * len(call.messages)
     size += 1024 * len(call.tools.tools)
-    prompt = tuple(await off_loop.run(size, render, text, call.messages, call.tools, call.rendering))
-    check_length(len(prompt), call.sampling.max_tokens, context)
+    prompt = tuple(await off_loop.run(size, render, text, call.messages, call.tools, call.rendering, where))
+    check_length(len(prompt), call.sampling.max_tokens, context, where=where)
     return prompt
 
 
@@ -90,7 +90,13 @@ async def encode_texts(
     return prompts
 
 
-def render(text: TextModel, messages: Sequence[Message], use: ToolUse, rendering: Rendering) -> Sequence[int]:
+def render(
+    text: TextModel,
+    messages: Sequence[Message],
+    use: ToolUse,
+    rendering: Rendering,
+    where: str = "messages",
+) -> Sequence[int]:
     """The ids of a conversation, with its tools in the template's words or in ours.
 
     Raises:
@@ -113,10 +119,10 @@ def render(text: TextModel, messages: Sequence[Message], use: ToolUse, rendering
     except EngineError:
         raise
     except DistaffError as error:
-        raise BadRequest(str(error), "messages") from None
+        raise BadRequest(str(error), where) from None
 
 
-def check_length(prompt: int, most: int | None, context: int, *, where: str = "messages") -> None:
+def check_length(prompt: int, most: int | None, context: int, *, where: str) -> None:
     """Raises BadRequest unless the prompt, and the `most` that may follow it, fit the context."""
     if most is not None and prompt + most > context:
         asked = (

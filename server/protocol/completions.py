@@ -57,16 +57,18 @@ def parse_completion(body: dict[str, Any], *, most_choices: int, strict: bool) -
     model = read_model(fields)
     unknown = parameters.COMPLETIONS.unknown_keys(fields, strict=strict)
     prompts = read_prompts("prompt", fields.get("prompt"), MOST_PROMPTS)
+    parameters.COMPLETIONS.refuse_unsupported(fields)
     values = read_early(fields, most_choices)
     values["logprobs"] = fields.integer("logprobs", 0, MAX_TOP_LOGPROBS)
     parameters.check_identity(fields)
+    parameters.check_service_tier(fields)
+    parameters.check_storage(fields)
     values |= read_extras(fields)
     values |= read_late(fields, values, least=0)
     constraint = read_constraint(fields)
     echo, special = fields.boolean("echo") or False, fields.boolean("add_special_tokens")
     delivery = read_delivery(fields)
     best_of = _best_of(fields, values["n"], most_choices, delivery)
-    parameters.COMPLETIONS.refuse_unsupported(fields)
     return CompletionCall(
         model=model,
         prompts=prompts,

@@ -24,5 +24,10 @@ def to_json(value: Any) -> bytes:
 
 
 def to_event(value: Any) -> bytes:
-    """One server-sent event. Never `id:`, `retry:` or `event:`: each breaks a client in use."""
+    """One server-sent event. Never `id:`, `retry:` or `event:`: each breaks a client of these streams."""
     return b"data: " + to_json(value) + b"\n\n"
+
+
+def to_named_event(name: str, value: Any) -> bytes:
+    """One event with a name, as the Responses API has them."""
+    return b"event: " + name.encode() + b"\n" + to_event(value)

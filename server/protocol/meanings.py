@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from .parameters import CHAT, COMPLETIONS, EMBEDDINGS, Parameters
+from .parameters import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, Parameters
 
 ROUTES: dict[str, Parameters] = {
     "/v1/chat/completions": CHAT,
+    "/v1/responses": RESPONSES,
     "/v1/completions": COMPLETIONS,
     "/v1/embeddings": EMBEDDINGS,
 }
@@ -63,9 +64,27 @@ MEANINGS = {
 }  # fmt: skip
 """Of the parameters that are honoured or checked."""
 
+OWN_MEANINGS = {
+    "/v1/responses": {
+        "input": "a string, or items: messages, function calls, what they returned; reasoning is left out",
+        "instructions": "a system message before all others",
+        "max_output_tokens": "most tokens to generate; input and output together must fit the context",
+        "text": "`format` holds the answer to a schema; `verbosity` is checked",
+        "include": "`message.output_text.logprobs`; the others are of items that are never made here",
+        "top_logprobs": "0 to 20 alternatives for each token",
+        "tool_choice": "`none`, `auto`, `required`, a function, or `allowed_tools`",
+        "max_tool_calls": "is of tools that OpenAI runs",
+        "reasoning": "`effort` and `summary`",
+        "stream": "named events instead of one object",
+        "stream_options": "`include_obfuscation`",
+    }
+}
+"""Where a route has a parameter of its own, or means another thing by it."""
 
-def describe(parameters: Parameters) -> list[dict[str, Any]]:
+
+def describe(route: str) -> list[dict[str, Any]]:
     """Every parameter of a route, by name: what becomes of it, and which values of a refused one pass."""
+    parameters, meanings = ROUTES[route], MEANINGS | OWN_MEANINGS.get(route, {})
     entries = []
     for name in sorted(parameters.known):
         if name in parameters.refused:
@@ -73,14 +92,14 @@ def describe(parameters: Parameters) -> list[dict[str, Any]]:
             entries.append({"name": name, "status": "refused", "accepted": accepted})
         else:
             status = "honoured" if name in parameters.honoured else "no effect"
-            entries.append({"name": name, "status": status, "meaning": MEANINGS[name]})
+            entries.append({"name": name, "status": status, "meaning": meanings[name]})
     return entries
 
 
-def table(parameters: Parameters) -> str:
+def table(route: str) -> str:
     """The same as Markdown."""
     rows = ["| parameter | here | |", "|---|---|---|"]
-    for entry in describe(parameters):
+    for entry in describe(route):
         said = entry.get("meaning") or _accepted(entry["accepted"])
         rows.append(f"| `{entry['name']}` | {entry['status']} | {said} |")
     return "\n".join(rows) + "\n"

@@ -112,7 +112,7 @@ def _tool_call(fields: Fields) -> dict[str, Any]:
         raise missing(fields.where("function"))
     for name in ("name", "arguments"):
         function.require(name)
-    arguments = _arguments(function.string("arguments") or "")
+    arguments = parsed_arguments(function.string("arguments") or "")
     return {
         "id": fields.string("id"),
         "type": "function",
@@ -120,7 +120,7 @@ def _tool_call(fields: Fields) -> dict[str, Any]:
     }
 
 
-def _arguments(text: str) -> Any:
+def parsed_arguments(text: str) -> Any:
     """Most templates want the object that the string holds; a string that holds none stays as it is."""
     try:
         value = jiter.from_json(text.encode())

@@ -18,6 +18,10 @@ class OpenAiReply(ABC):
         self._heading = heading
         self._delivery = delivery
 
+    def opening(self) -> tuple[()]:
+        """Nothing: the first chunk is a choice's."""
+        return ()
+
     def closing(self, usage: Usage) -> Iterator[bytes]:
         """The usage, for those who asked for it, and the end."""
         if self._delivery.include_usage:

@@ -13,7 +13,8 @@ _EVENTS = "text/event-stream"
 
 _KINDS = {
     "integer": (
-        "max_tokens max_completion_tokens max_new_tokens top_k seed n best_of min_tokens top_logprobs"
+        "max_tokens max_completion_tokens max_new_tokens max_output_tokens max_tool_calls top_k seed n "
+        "best_of min_tokens top_logprobs"
     ),
     "number": "temperature top_p min_p frequency_penalty presence_penalty repetition_penalty",
     "boolean": (
@@ -22,9 +23,9 @@ _KINDS = {
     ),
     "object": (
         "stream_options logit_bias response_format structured_outputs chat_template_kwargs metadata "
-        "prompt_cache_options"
+        "prompt_cache_options text reasoning"
     ),
-    "array": "messages tools stop_token_ids allowed_token_ids guided_choice",
+    "array": "messages tools include stop_token_ids allowed_token_ids guided_choice",
 }
 _TYPES = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 _SEVERAL = {
@@ -37,11 +38,13 @@ _SEVERAL = {
 }
 _REQUIRED = {
     "/v1/chat/completions": ["model", "messages"],
+    "/v1/responses": ["model", "input"],
     "/v1/completions": ["model"],
     "/v1/embeddings": ["model", "input"],
 }
 _SUMMARIES = {
     "/v1/chat/completions": "Answer a conversation, whole or as a stream.",
+    "/v1/responses": "Answer a conversation in OpenAI's newer protocol; nothing is stored.",
     "/v1/completions": "Continue a text, whole or as a stream.",
     "/v1/embeddings": "A vector for each text, with --embeddings.",
 }
@@ -91,7 +94,7 @@ def document(version: str, *, keys: bool) -> dict[str, Any]:
 def _completion(route: str) -> dict[str, Any]:
     """An operation whose body the parameters' table describes."""
     properties = {}
-    for entry in describe(ROUTES[route]):
+    for entry in describe(route):
         name = entry["name"]
         if entry["status"] != "refused":
             kind = _SEVERAL.get(name) or _TYPES.get(name, "string")

@@ -111,6 +111,42 @@ COMPLETIONS = _route(
     {"max_completion_tokens": ()},
 )
 
+RESPONSES = Parameters(
+    frozenset(
+        (
+            "input instructions max_output_tokens text include tools tool_choice parallel_tool_calls "
+            "top_logprobs temperature top_p top_k min_p seed frequency_penalty presence_penalty "
+            "repetition_penalty logit_bias stop stop_token_ids min_tokens ignore_eos allowed_token_ids "
+            "include_stop_str_in_output skip_special_tokens cache_salt chat_template_kwargs guided_json "
+            "guided_regex guided_choice guided_grammar structured_outputs stream model"
+        ).split()
+    ),
+    frozenset(
+        (
+            "user safety_identifier prompt_cache_key prompt_cache_options prompt_cache_retention metadata "
+            "store service_tier reasoning max_tool_calls stream_options"
+        ).split()
+    ),
+    {
+        **_REFUSED,
+        "previous_response_id": (),
+        "conversation": (),
+        "prompt": (),
+        "background": (False,),
+        "truncation": ("disabled",),
+        "context_management": ([],),
+        "messages": (),
+        "max_tokens": (),
+        "max_completion_tokens": (),
+        "max_new_tokens": (),
+        "response_format": (),
+        "reasoning_effort": (),
+        "verbosity": (),
+        "n": (1,),
+        "logprobs": (False,),
+    },
+)
+
 EMBEDDINGS = Parameters(
     frozenset(("model", "input", "encoding_format")),
     frozenset(("user",)),
@@ -118,7 +154,8 @@ EMBEDDINGS = Parameters(
 )
 
 _TIERS = ("auto", "default", "flex", "scale", "priority", "fast")
-_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+VERBOSITIES = ("low", "medium", "high")
 _LONGEST_LABEL = 512
 
 
@@ -127,8 +164,8 @@ def check_identity(fields: Fields) -> None:
     for name in ("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"):
         fields.string(name, _LONGEST_LABEL)
     fields.object("prompt_cache_options")
-    fields.one_of("verbosity", ("low", "medium", "high"))
-    fields.one_of("reasoning_effort", _EFFORTS)
+    fields.one_of("verbosity", VERBOSITIES)
+    fields.one_of("reasoning_effort", EFFORTS)
 
 
 def check_service_tier(fields: Fields) -> None:

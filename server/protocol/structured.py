@@ -49,38 +49,47 @@ class Constraint:
             raise BadRequest(f"Invalid {where}: {error}", self.param) from None
 
 
-def read_constraint(fields: Fields) -> Constraint | None:
-    """`response_format`, or one of what peers have in its place. Raises BadRequest."""
-    constraint, extra = _response_format(fields), _extra(fields)
+def read_constraint(fields: Fields, *, flat: bool = False) -> Constraint | None:
+    """`response_format`, or one of what peers have in its place.
+
+    Args:
+      flat: it is `text.format`, and a schema's name stands beside its type, as in the Responses API.
+
+    Raises:
+      BadRequest: the first fault found.
+    """
+    constraint, extra = _format(fields, flat), _extra(fields)
     if constraint and extra:
-        raise BadRequest(f"Only one of 'response_format' and '{extra.param}' can be given.", extra.param)
+        message = f"Only one of '{constraint.param}' and '{extra.param}' can be given."
+        raise BadRequest(message, extra.param)
     return constraint or extra
 
 
-def _response_format(fields: Fields) -> Constraint | None:
-    found = fields.object("response_format")
+def _format(fields: Fields, flat: bool) -> Constraint | None:
+    text = fields.object("text") if flat else fields
+    found = text.object("format" if flat else "response_format") if text else None
     if found is None:
         return None
     found.require("type")
     kind = found.one_of("type", FORMATS)
     if kind == "json_object":
-        return Constraint(json_object_grammar(), "response_format")
+        return Constraint(json_object_grammar(), found.path)
     if kind == "text":
         return None
-    described = found.object("json_schema")
+    described = found if flat else found.object("json_schema")
     if described is None:
         raise missing(found.where("json_schema"))
-    return _from_schema(described)
+    return _from_schema(described, found.path)
 
 
-def _from_schema(described: Fields) -> Constraint:
+def _from_schema(described: Fields, param: str) -> Constraint:
     described.require("name")
     name = described.string("name", 64)
     described.string("description")
     described.boolean("strict")
     schema = described.object("schema")
     grammar = json_schema_grammar(schema.values) if schema else json_object_grammar()
-    return Constraint(grammar, "response_format", name)
+    return Constraint(grammar, param, name)
 
 
 def _extra(fields: Fields) -> Constraint | None:

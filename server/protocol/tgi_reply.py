@@ -38,6 +38,10 @@ class GenerateReply:
         self._tokens: list[list[tuple[str, Entry]]] = [[] for _ in choices]
         self._sent = 0
 
+    def opening(self) -> tuple[()]:
+        """Nothing."""
+        return ()
+
     def events(self, delta: Delta, usage: Callable[[], Usage]) -> Iterator[bytes]:
         """All tokens but the newest, which waits to be the last."""
         self.fold(delta)

@@ -39,15 +39,22 @@ class ToolUse:
         return self.forced and (self.named or not self.parallel)
 
 
-def read_tools(fields: Fields) -> ToolUse:
-    """`tools`, `tool_choice` and `parallel_tool_calls`. Raises BadRequest."""
+def read_tools(fields: Fields, *, flat: bool = False) -> ToolUse:
+    """`tools`, `tool_choice` and `parallel_tool_calls`.
+
+    Args:
+      flat: a function's name stands beside its type, as in the Responses API, not in an object of its own.
+
+    Raises:
+      BadRequest: the first fault found.
+    """
     value = fields.get("tools")
-    tools = [] if value is None else [_tool(item) for item in objects("tools", value, MOST_TOOLS)]
-    mode, names = _choice(fields)
+    tools = [] if value is None or (flat and value == []) else _tools(value, flat)
+    mode, names = _choice(fields, flat)
     parallel = fields.boolean("parallel_tool_calls")
     if not tools:
-        _needs_tools(fields, "tool_choice", (None, "none"))
-        _needs_tools(fields, "parallel_tool_calls", (None,))
+        _needs_tools(fields, "tool_choice", (None, "none", "auto") if flat else (None, "none"))
+        _needs_tools(fields, "parallel_tool_calls", (None, True, False) if flat else (None,))
         return ToolUse()
     if mode == "none":
         return ToolUse()
@@ -64,12 +71,14 @@ def _needs_tools(fields: Fields, name: str, neutral: tuple[Any, ...]) -> None:
         raise BadRequest(message, name)
 
 
-def _tool(fields: Fields) -> Tool:
+def _tools(value: Any, flat: bool) -> list[Tool]:
+    return [_tool(item, flat) for item in objects("tools", value, MOST_TOOLS)]
+
+
+def _tool(fields: Fields, flat: bool) -> Tool:
     fields.require("type")
     fields.one_of("type", ("function",))
-    function = fields.object("function")
-    if function is None:
-        raise missing(fields.where("function"))
+    function = _inner(fields, "function", flat)
     parameters = function.object("parameters")
     return Tool(
         name=_name(function),
@@ -77,6 +86,14 @@ def _tool(fields: Fields) -> Tool:
         parameters=parameters.values if parameters else None,
         strict=function.boolean("strict") or False,
     )
+
+
+def _inner(fields: Fields, name: str, flat: bool) -> Fields:
+    """The object that says more; flat, there is none and all is said here."""
+    inner = fields if flat else fields.object(name)
+    if inner is None:
+        raise missing(fields.where(name))
+    return inner
 
 
 def _name(function: Fields) -> str:
@@ -96,7 +113,7 @@ Mode = Literal["none", "auto", "required", "named"]
 _CHOICES: tuple[Mode, ...] = ("none", "auto", "required")
 
 
-def _choice(fields: Fields) -> tuple[Mode, list[str] | None]:
+def _choice(fields: Fields, flat: bool) -> tuple[Mode, list[str] | None]:
     """How freely, and which functions by name; None for all."""
     value = fields.get("tool_choice")
     if value is None:
@@ -111,23 +128,19 @@ def _choice(fields: Fields) -> tuple[Mode, list[str] | None]:
     choice = Fields(value, "tool_choice")
     choice.require("type")
     if choice.one_of("type", _KINDS) == "function":
-        return "named", [_named(choice)]
-    return _allowed(choice)
+        return "named", [_named(choice, flat)]
+    return _allowed(choice, flat)
 
 
-def _named(choice: Fields) -> str:
-    function = choice.object("function")
-    if function is None:
-        raise missing(choice.where("function"))
+def _named(choice: Fields, flat: bool) -> str:
+    function = _inner(choice, "function", flat)
     function.require("name")
     return function.string("name") or ""
 
 
-def _allowed(choice: Fields) -> tuple[Mode, list[str]]:
-    allowed = choice.object("allowed_tools")
-    if allowed is None:
-        raise missing(choice.where("allowed_tools"))
+def _allowed(choice: Fields, flat: bool) -> tuple[Mode, list[str]]:
+    allowed = _inner(choice, "allowed_tools", flat)
     allowed.require("mode")
     mode = allowed.one_of("mode", ("auto", "required"))
     tools = objects(allowed.where("tools"), allowed.require("tools"), MOST_TOOLS)
-    return ("required" if mode == "required" else "auto"), [_named(tool) for tool in tools]
+    return ("required" if mode == "required" else "auto"), [_named(tool, flat) for tool in tools]

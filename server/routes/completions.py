@@ -14,10 +14,10 @@ from ..intake import admit, read_call
 from ..prompt import Prompt, encode_prompts, sampling_params, sequences
 from ..protocol.completion_reply import CompletionReply, EchoedPrompt
 from ..protocol.completions import DEFAULT_TOKENS, CompletionCall, parse_completion
-from ..protocol.heading import Heading, fresh_id
 from ..protocol.sampling import check_token_ids
 from ..stops import StopSearch
 from ..text import ServedModel, SpecialsShown, TextModel
+from ..turn import heading_of
 
 blueprint = Blueprint("completions")
 
@@ -33,9 +33,7 @@ async def create_completion(request: ApiRequest) -> HTTPResponse | None:
     _check_possible(call, info)
     grammar = await checked(call.constraint, context.off_loop)
     prompts = await encode_prompts(text, call, info, context.off_loop)
-    heading = Heading(
-        id=fresh_id("cmpl-"), model=context.settings.model, fingerprint="fp_" + info.fingerprint
-    )
+    heading = heading_of(context, info, "cmpl-")
     salt = request.key_id + call.sampling.cache_salt
     requests = _requests(call, heading.id, prompts, context.served, grammar, salt, info.context)
     choices = [_choice(call, text, each.prompt) for each in requests]

@@ -42,7 +42,7 @@ async def tell_capabilities(request: ApiRequest) -> HTTPResponse:
         "chat": context.served.ready().has_template,
         "tool_format": context.served.format.name,
         "prompt_scores": info.scores,
-        "routes": {f"POST {route}": describe(parameters) for route, parameters in ROUTES.items()},
+        "routes": {f"POST {route}": describe(route) for route in ROUTES},
     }
     return HTTPResponse(to_json(body), content_type="application/json")
 

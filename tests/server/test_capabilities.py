@@ -2,15 +2,16 @@
 
 import pytest
 
-from distaff.server.protocol.meanings import MEANINGS, ROUTES, describe
+from distaff.server.protocol.meanings import MEANINGS, OWN_MEANINGS, ROUTES, describe
 
 from ..tools.api_tables import PAGE, filled
 
 
 def test_every_parameter_is_explained_and_no_other():
     """Those that are honoured or checked; of refused ones there is nothing to explain."""
-    explained = {name for route in ROUTES.values() for name in route.honoured | route.checked}
-    assert explained == MEANINGS.keys()
+    named = {name: route.honoured | route.checked for name, route in ROUTES.items()}
+    assert set().union(*named.values()) == MEANINGS.keys() | set().union(*OWN_MEANINGS.values())
+    assert all(own.keys() <= named[route] for route, own in OWN_MEANINGS.items())
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -30,21 +31,37 @@ def test_the_tables_in_the_docs_are_the_codes():
 def test_the_server_tells_the_same(http):
     """With the model, its context and its way of calling tools."""
     told = http.get("/v1/capabilities").json()
-    assert told["routes"] == {f"POST {route}": describe(parameters) for route, parameters in ROUTES.items()}
+    assert told["routes"] == {f"POST {route}": describe(route) for route in ROUTES}
     assert told["model"] == "org/fake-model" and told["max_model_len"] == 4096
     assert told["tool_format"] == "hermes" and told["prompt_scores"] is True
 
 
-@pytest.mark.parametrize("status", ["refused", "no effect"])
-def test_the_table_is_true(ask, status):
-    """A refused parameter is refused by name, and passes with each value that the table accepts."""
-    told = [entry for entry in describe(ROUTES["/v1/chat/completions"]) if entry["status"] == status]
+BODIES = {
+    "/v1/chat/completions": {"model": "tgi", "messages": [{"role": "user", "content": "hi"}]},
+    "/v1/responses": {"model": "tgi", "input": "hi"},
+    "/v1/completions": {"model": "tgi", "prompt": "hi"},
+}
+OBJECTS = ("prompt_cache_options", "metadata", "reasoning", "stream_options")
+
+
+@pytest.mark.parametrize("route", BODIES)
+def test_what_is_refused_is_refused(http, route):
+    """By name; it passes with each value that the table accepts."""
+    told = {entry["name"]: entry for entry in describe(route) if entry["status"] == "refused"}
+    told.pop("previous_response_id", None)
     assert told
-    for entry in told if status == "refused" else []:
-        error = ask(**{entry["name"]: ["no such value"]}).json()["error"]
-        assert (error["code"], error["param"]) == ("unsupported_parameter", entry["name"])
+    for name, entry in told.items():
+        error = http.post(route, json=BODIES[route] | {name: ["no such value"]}).json()["error"]
+        assert (error["code"], error["param"]) == ("unsupported_parameter", name)
         for value in entry["accepted"]:
-            assert ask(**{entry["name"]: value}).status_code == 200
-    for entry in told if status == "no effect" else []:
-        wrong = 5 if entry["name"] not in ("prompt_cache_options", "metadata") else "text"
-        assert ask(**{entry["name"]: wrong}).status_code == 400, entry
+            assert http.post(route, json=BODIES[route] | {name: value}).status_code == 200
+
+
+@pytest.mark.parametrize("route", BODIES)
+def test_what_has_no_effect_is_checked(http, route):
+    """A value of the wrong type is refused."""
+    told = [entry["name"] for entry in describe(route) if entry["status"] == "no effect"]
+    assert told
+    for name in told:
+        wrong = "text" if name in (*OBJECTS, "max_tool_calls") else 5
+        assert http.post(route, json=BODIES[route] | {name: wrong}).status_code == 400, name

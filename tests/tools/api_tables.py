@@ -10,9 +10,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 
 def filled(page: str) -> str:
     """The page with every table as the code has it."""
-    for route, parameters in ROUTES.items():
+    for route in ROUTES:
         pattern = rf"(<!-- parameters of {re.escape(route)} -->\n).*?(<!-- end -->)"
-        page = re.sub(pattern, lambda match, p=parameters: match[1] + table(p) + match[2], page, flags=re.S)
+        page = re.sub(pattern, lambda match, r=route: match[1] + table(r) + match[2], page, flags=re.S)
     return page
 
 

@@ -1,0 +1,23 @@
+"""POST /v1/responses: OpenAI's newer way to ask for an answer, stateless here."""
+
+from sanic import Blueprint, HTTPResponse
+
+from ..context import ApiRequest
+from ..exchange import answer
+from ..intake import read_call
+from ..protocol.response_reply import ResponseReply
+from ..protocol.responses import parse_response
+from ..turn import take_turn
+
+blueprint = Blueprint("responses")
+
+
+@blueprint.post("/v1/responses")
+async def create_response(request: ApiRequest) -> HTTPResponse | None:
+    """Answers in one piece or as a stream of named events."""
+    call = await read_call(request, lambda body, s: parse_response(body, strict=s.strict))
+    turn = await take_turn(request, call.chat, "resp_", "input")
+    reply = ResponseReply(
+        turn.heading, call.echo, temperature=turn.params.temperature, top_p=turn.params.top_p
+    )
+    return await answer(request, turn.admit(request, reply), stream=call.chat.delivery.stream)

@@ -1,0 +1,87 @@
+"""A checked conversation -> the sequences that answer it, and the choices that hear them.
+
+What `/v1/chat/completions` and `/v1/responses` have in common: all but the shapes of bodies and answers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..runtime.request import Request, SamplingParams
+from .chat import ChoiceText
+from .constraint import checked, constraint_of, parser_of
+from .context import ApiRequest, AppContext
+from .engine_client import EngineInfo
+from .exchange import Exchange, Reply
+from .intake import admit
+from .prompt import Prompt, encode_chat, sampling_params, sequences
+from .protocol.chat import ChatCall
+from .protocol.heading import Heading, fresh_id
+from .protocol.sampling import check_token_ids
+from .stops import StopSearch
+from .text import SpecialsShown, TextModel
+from .tool_formats import ToolFormat
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """An answer that can be asked for.
+
+    Attributes:
+      prompt: the ids of the conversation. requests, choices: one each for every answer wanted.
+    """
+
+    heading: Heading
+    prompt: Prompt
+    params: SamplingParams
+    requests: Sequence[Request]
+    choices: Sequence[ChoiceText]
+
+    def admit(self, request: ApiRequest, reply: Reply) -> Exchange:
+        """Hands the sequences to the engine. Raises NotReady, Overloaded."""
+        return admit(
+            request, self.requests, self.choices, reply, len(self.prompt), per_prompt=len(self.choices)
+        )
+
+
+async def take_turn(request: ApiRequest, call: ChatCall, prefix: str, where: str = "messages") -> Turn:
+    """Renders the conversation and readies its answers.
+
+    Args:
+      prefix: of the answer's id. where: the parameter that holds the conversation.
+
+    Raises:
+      NotReady: the engine takes no requests. BadRequest: what is asked for cannot be done.
+    """
+    context = request.app.ctx
+    info, text = context.engine_info(), context.served.ready()
+    check_token_ids(call.sampling, info.vocabulary)
+    format = context.served.format
+    grammar = await checked(constraint_of(call, text, format), context.off_loop)
+    prompt = await encode_chat(text, call, info.context, context.off_loop, where)
+    params = sampling_params(call.sampling, text, context.served.defaults, grammar)
+    heading = heading_of(context, info, prefix)
+    salt = request.key_id + call.sampling.cache_salt
+    requests = sequences(heading.id, [prompt], call.sampling.n, params, salt)
+    choices = [_choice(call, text, format, prompt, vouched=grammar is not None) for _ in requests]
+    return Turn(heading, prompt, params, requests, choices)
+
+
+def heading_of(context: AppContext, info: EngineInfo, prefix: str) -> Heading:
+    """A fresh answer's constants."""
+    return Heading(id=fresh_id(prefix), model=context.settings.model, fingerprint="fp_" + info.fingerprint)
+
+
+def _choice(
+    call: ChatCall, text: TextModel, format: ToolFormat, prompt: Prompt, *, vouched: bool
+) -> ChoiceText:
+    """A choice that has said nothing yet."""
+    sampling = call.sampling
+    names = None if sampling.show_special else format.marks if call.tools.tools else ()
+    return ChoiceText(
+        text if names == () else SpecialsShown(text, names),
+        prompt,
+        StopSearch(sampling.stop, include=sampling.include_stop),
+        logprobs=sampling.logprobs is not None,
+        parser=parser_of(call, format, vouched=vouched),
+        named=call.tools.named,
+    )
