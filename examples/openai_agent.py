@@ -1,5 +1,7 @@
 """An agent of the OpenAI Agents SDK that calls a function, hears what it returns, and answers.
 
+Once by the Responses API, which the SDK takes unless told otherwise, and once by chat completions.
+
 Run it with `python examples/openai_agent.py`; DISTAFF_URL names another server. The first call is required;
 whether a small model makes good use of what it heard is another matter.
 """
@@ -9,8 +11,10 @@ from typing import Literal
 
 from agents import (
     Agent,
+    Model,
     ModelSettings,
     OpenAIChatCompletionsModel,
+    OpenAIResponsesModel,
     Runner,
     ToolCallItem,
     ToolCallOutputItem,
@@ -30,10 +34,16 @@ def staple(fibre: Literal["wool", "flax", "cotton"]) -> str:
 
 def main() -> None:
     set_tracing_disabled(True)
+    client = AsyncOpenAI(base_url=URL, api_key="-")
+    for kind in (OpenAIResponsesModel, OpenAIChatCompletionsModel):
+        ask(kind("tgi", client))
+
+
+def ask(model: Model) -> None:
     agent = Agent(
         name="Spinner",
         instructions="You answer questions about spinning.",
-        model=OpenAIChatCompletionsModel("tgi", AsyncOpenAI(base_url=URL, api_key="-")),
+        model=model,
         model_settings=ModelSettings(temperature=0, max_tokens=100, tool_choice="required"),
         tools=[staple],
     )

@@ -41,6 +41,21 @@ def test_a_stream_folds_to_the_whole_reply(client: OpenAI) -> None:
     assert folded.usage == whole.usage
 
 
+def test_a_response_says_what_a_chat_completion_says(client: OpenAI) -> None:
+    """Another protocol, the same text, counted alike; streamed and whole."""
+    chatted = client.chat.completions.create(model="tgi", messages=CAPITAL, max_tokens=24, temperature=0)
+    body = dict(model="tgi", input=CAPITAL, max_output_tokens=24, temperature=0)
+    whole = client.responses.create(**body)
+    with client.responses.stream(**body) as stream:
+        folded = stream.get_final_response()
+    text = chatted.choices[0].message.content
+    assert text == whole.output_text == folded.output_text
+    assert (whole.usage.input_tokens, whole.usage.output_tokens) == (
+        chatted.usage.prompt_tokens,
+        chatted.usage.completion_tokens,
+    )
+
+
 def test_seeds_repeat_and_choices_differ(client: OpenAI) -> None:
     """One seed gives the same three choices again, and the choices are not copies of one another."""
     body = dict(model="tgi", messages=CAPITAL, max_tokens=16, n=3, seed=7, temperature=1.2)
@@ -100,6 +115,17 @@ def test_the_javascript_clients_tools(server: Server) -> None:
     for text in (heard["arguments"], heard["parsed"]):
         assert json.loads(text)["city"] in ("Paris", "Rome")
     assert heard["aborted"] in (3, "APIUserAbortError")
+
+
+def test_the_javascript_clients_responses(server: Server) -> None:
+    """The Responses API streamed, folded by the helper and whole; a call, and what it returned."""
+    heard = run_javascript("responses.mjs", server)
+    assert "Paris" in heard["text"]
+    assert heard["text"] == heard["folded"] == heard["whole"]
+    assert (heard["kinds"][0], heard["kinds"][-1]) == ("response.created", "response.completed")
+    assert (heard["call"]["type"], heard["call"]["name"]) == ("function_call", "get_weather")
+    assert json.loads(heard["call"]["arguments"])["city"] in ("Paris", "Rome")
+    assert heard["returned"] in ("completed", "incomplete")
 
 
 def test_the_javascript_client(server: Server) -> None:

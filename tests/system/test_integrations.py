@@ -60,12 +60,18 @@ def is_yarn(fields: dict[str, Any], names: set[str]) -> None:
 
 def used_its_tool(heard: Said) -> None:
     """The tool was called by name with one of its three fibres, and ran as often as it was called."""
-    (calls,), (results,), (answer,) = heard["called"], heard["returned"], heard["answer"]
-    assert calls and len(results) == len(calls)
-    for (name, arguments), result in zip(calls, results, strict=True):
-        fibre = (json.loads(arguments) if isinstance(arguments, str) else arguments)["fibre"]
-        assert (name, result) == ("staple", {"wool": "10 cm", "flax": "70 cm", "cotton": "3 cm"}[fibre])
-    assert answer.strip()
+    for calls, results, answer in zip(heard["called"], heard["returned"], heard["answer"], strict=True):
+        assert calls and len(results) == len(calls)
+        for (name, arguments), result in zip(calls, results, strict=True):
+            fibre = (json.loads(arguments) if isinstance(arguments, str) else arguments)["fibre"]
+            assert (name, result) == ("staple", {"wool": "10 cm", "flax": "70 cm", "cotton": "3 cm"}[fibre])
+        assert answer.strip()
+
+
+def openai_agent(heard: Said) -> None:
+    """The same by either protocol."""
+    used_its_tool(heard)
+    assert len(heard["called"]) == 2
 
 
 def langchain_chat(heard: Said) -> None:
@@ -134,7 +140,7 @@ CHECKS: dict[str, Callable[[Said], None]] = {
     "litellm_chat": litellm_chat,
     "llama_index_chat": llama_index_chat,
     "llama_index_citations": llama_index_citations,
-    "openai_agent": used_its_tool,
+    "openai_agent": openai_agent,
     "text_generation_client": text_generation_client,
 }
 
