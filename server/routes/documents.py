@@ -1,5 +1,6 @@
 """GET /openapi.json and /docs: the API described, for programs and for people. It loads nothing."""
 
+import re
 from html import escape
 from typing import Any
 
@@ -14,7 +15,8 @@ blueprint = Blueprint("documents")
 
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-    "code{font-size:.95em}details{margin:.4rem 0}table{border-collapse:collapse;margin:.5rem 0 1rem}"
+    "code{font-size:.95em}details,.plain{margin:.4rem 0}.plain{padding-left:1.05rem}"
+    "table{border-collapse:collapse;margin:.5rem 0 1rem}"
     "td,th{border:1px solid #ccc;padding:.2rem .6rem;text-align:left;vertical-align:top}"
     ".method{display:inline-block;width:3.5rem;font-weight:600}"
 )
@@ -53,19 +55,24 @@ def _document(request: ApiRequest) -> dict[str, Any]:
 
 
 def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
-    """One operation, its parameters folded away."""
+    """One operation; its parameters, if it has any, are folded away."""
     head = f'<span class="method">{method.upper()}</span> <code>{escape(path)}</code>'
+    head += f" &ndash; {_prose(operation['summary'])}"
     body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
     rows = "".join(_row(name, each) for name, each in body.get("properties", {}).items())
-    table = f"<table><tr><th>parameter<th>type<th>{rows}</table>" if rows else ""
-    return f"<details><summary>{head} &ndash; {escape(operation['summary'])}</summary>{table}</details>"
+    if not rows:
+        return f'<div class="plain">{head}</div>'
+    table = f"<table><tr><th>parameter<th>type<th>{rows}</table>"
+    return f"<details><summary>{head}</summary>{table}</details>"
 
 
 def _row(name: str, schema: dict[str, Any]) -> str:
-    meaning = escape(schema.get("description", ""))
-    return f"<tr><td><code>{escape(name)}</code><td>{escape(_kind(schema))}<td>{meaning}"
-
-
-def _kind(schema: dict[str, Any]) -> str:
     kind = schema.get("type", "")
-    return kind if isinstance(kind, str) else " or ".join(kind)
+    kind = kind if isinstance(kind, str) else " or ".join(kind)
+    meaning = _prose(schema.get("description", ""))
+    return f"<tr><td><code>{escape(name)}</code><td>{escape(kind)}<td>{meaning}"
+
+
+def _prose(text: str) -> str:
+    """Text in which backquotes mark code."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", escape(text))
