@@ -80,16 +80,21 @@ def admit(
     Raises:
       NotReady, Overloaded: the engine takes them not.
     """
+    generation = Generation(request.app.ctx.engine, requests)
+    record = open_record(request, prompt_tokens)
+    return Exchange(prompt_tokens, per_prompt, generation, choices, reply, record)
+
+
+def open_record(request: ApiRequest, prompt_tokens: int) -> CallRecord:
+    """The account of a call that is admitted now."""
     context = request.app.ctx
-    generation = Generation(context.engine, requests)
-    record = CallRecord(
+    return CallRecord(
         context.metrics,
         id=_log_id(request),
         model=context.settings.model,
         started=request.started,
         prompt_tokens=prompt_tokens,
     )
-    return Exchange(prompt_tokens, per_prompt, generation, choices, reply, record)
 
 
 def _note_unknown(context: AppContext, names: tuple[str, ...]) -> None:

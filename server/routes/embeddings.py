@@ -1,5 +1,8 @@
 """POST /v1/embeddings: the mean of a text's final hidden states, where the server is told to give it."""
 
+import asyncio
+from collections.abc import Awaitable
+
 from sanic import Blueprint, HTTPResponse
 from sanic.exceptions import NotFound
 
@@ -7,7 +10,8 @@ from ...runtime.request import EngineFailed, Request, SamplingParams
 from ..context import ApiRequest, AppContext
 from ..errors import BadRequest
 from ..generation import Generation
-from ..intake import read_call
+from ..intake import open_record, read_call
+from ..metrics import CallRecord
 from ..prompt import encode_texts
 from ..protocol.embeddings import embeddings, parse_embedding
 from ..protocol.encode import to_json
@@ -18,6 +22,8 @@ blueprint = Blueprint("embeddings")
 _TOGETHER = 16
 """Texts of one request that are in the engine at the same time: others want to be served too."""
 _SILENCE = 3600.0
+
+Vector = tuple[float, ...]
 
 
 @blueprint.post("/v1/embeddings")
@@ -37,16 +43,38 @@ async def create_embeddings(request: ApiRequest) -> HTTPResponse:
         Request(id=f"{id}-{n}", prompt=prompt, params=params, cache_salt=request.key_id)
         for n, prompt in enumerate(prompts)
     ]
-    pooled: list[tuple[float, ...]] = []
-    for first in range(0, len(asked), _TOGETHER):
-        pooled += await _pooled(context, asked[first : first + _TOGETHER])
-    body = embeddings(call, context.settings.model, pooled, sum(map(len, prompts)))
+    tokens = sum(map(len, prompts))
+    pooled = await _recorded(open_record(request, tokens), _all_pooled(context, asked))
+    body = embeddings(call, context.settings.model, pooled, tokens)
     return HTTPResponse(to_json(body), content_type="application/json")
 
 
-async def _pooled(context: AppContext, requests: list[Request]) -> list[tuple[float, ...]]:
+async def _recorded(record: CallRecord, work: Awaitable[list[Vector]]) -> list[Vector]:
+    """Does it, and accounts for it as one choice without a token."""
+    ended_by: str | None = "error"
+    try:
+        vectors = await work
+        record.ended("stop")
+        ended_by = None
+        return vectors
+    except asyncio.CancelledError:
+        ended_by = "abort"
+        raise
+    finally:
+        record.close([0], cut_short=ended_by)
+
+
+async def _all_pooled(context: AppContext, requests: list[Request]) -> list[Vector]:
+    """The vectors of all texts, some at a time."""
+    pooled: list[Vector] = []
+    for first in range(0, len(requests), _TOGETHER):
+        pooled += await _pooled(context, requests[first : first + _TOGETHER])
+    return pooled
+
+
+async def _pooled(context: AppContext, requests: list[Request]) -> list[Vector]:
     """The vectors of some texts, in their order; leaves nothing running, however it ends."""
-    found: dict[int, tuple[float, ...]] = {}
+    found: dict[int, Vector] = {}
     generation = Generation(context.engine, requests)
     try:
         while len(found) < len(requests):

@@ -91,3 +91,11 @@ def test_without_the_flag_there_is_no_such_path(http):
     reply = http.post("/v1/embeddings", json={"model": MODEL, "input": "a"})
     assert reply.status_code == 404
     assert reply.json()["error"]["message"] == "Invalid URL (POST /v1/embeddings)"
+
+
+def test_a_call_is_accounted_for(client, embedder, caplog):
+    """One line in the log and one choice that ended, whatever the number of texts."""
+    with caplog.at_level("INFO", "distaff.server.metrics"):
+        client.embeddings.create(model=MODEL, input=["ab", "c"])
+    [line] = [each.getMessage() for each in caplog.records]
+    assert "prompt=5 completion=0 first=- " in line and line.endswith("finish=stop")
