@@ -117,7 +117,7 @@ def serve(
         typer.Option(exists=True, dir_okay=False, help="A Jinja file that replaces the model's template."),
     ] = None,
     tool_format: Annotated[
-        Literal["hermes", "llama3", "mistral"] | None,
+        Literal["hermes", "llama3", "mistral", "mistral-args"] | None,
         typer.Option(help="How the model writes calls of tools; else its template tells."),
     ] = None,
     embeddings: Annotated[

@@ -49,6 +49,11 @@ class Envelope:
         self._depth = 0
         self._in_string = self._escaped = False
 
+    @staticmethod
+    def may_begin(text: str) -> bool:
+        """Whether a call may begin like this."""
+        return text[0] == "{"
+
     @property
     def raw(self) -> str:
         """All that was read of it."""
@@ -103,19 +108,20 @@ class Envelope:
 
 def _read(raw: str, names: Collection[str]) -> list[Part] | None:
     """The call that a JSON text is; None if it is none."""
-    value = _parsed(raw)
+    value = parsed(raw)
     name = value.get("name") if isinstance(value, dict) else None
     if not isinstance(value, dict) or not isinstance(name, str) or name not in names:
         return None
     arguments = next((value[key] for key in _ARGUMENTS if value.get(key) is not None), {})
     if isinstance(arguments, str):
-        arguments = _parsed(arguments)
+        arguments = parsed(arguments)
     if not isinstance(arguments, dict):
         return None
     return [CallStart(name), CallArguments(msgspec.json.encode(arguments).decode())]
 
 
-def _parsed(raw: str) -> Any:
+def parsed(raw: str) -> Any:
+    """The value of a JSON text; None where it is none."""
     try:
         return jiter.from_json(raw.encode("utf-8", "surrogatepass"), allow_inf_nan=False)
     except ValueError:

@@ -1,16 +1,19 @@
 """The formats in use: how calls are written, what a grammar of them is, which format a model has learnt.
 
 Sources: Hermes' `<tool_call>` (NousResearch's function calling, also Qwen's), the model cards of Llama 3.1
-and 3.2 (an object with `parameters`, perhaps behind `<|python_tag|>`), Mistral's `[TOOL_CALLS]` and a list.
+and 3.2 (an object with `parameters`, perhaps behind `<|python_tag|>`), Mistral's `[TOOL_CALLS]` and a list;
+its newer models (mistral-common's tokenizers from v11 on) write a mark, a name and arguments for each call.
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...checkpoints.grammar import JSON_SPACING
 from .envelope import Envelope
+from .named import NamedEnvelope
 from .parsers import LeadingParser, MarkedParser
 from .parts import Tool, ToolCallParser
 
@@ -26,6 +29,7 @@ class ToolFormat:
       begin, end: marks around each call, or one mark before all of them where `leading`.
       key: what the arguments are called. leading: a reply is calls from its beginning on, or none.
       opening, separator, closing: before, between and behind the calls.
+      divider: between a name and the arguments, where a call is not one object with both.
     """
 
     name: str
@@ -36,11 +40,12 @@ class ToolFormat:
     opening: str = ""
     separator: str = "\n"
     closing: str = ""
+    divider: str = ""
 
     @property
     def marks(self) -> tuple[str, ...]:
         """Texts that some vocabularies have as special tokens."""
-        return tuple(mark for mark in (self.begin, self.end) if mark)
+        return tuple(mark for mark in (self.begin, self.end, self.divider) if mark)
 
     def parser(self, tools: Sequence[Tool], *, parallel: bool, vouched: bool) -> ToolCallParser:
         """Finds calls in a reply; `vouched`: a grammar keeps the reply to the format."""
@@ -48,7 +53,7 @@ class ToolFormat:
         heads = [(self._head(tool), tool.name) for tool in tools] if vouched else []
 
         def begin() -> Envelope:
-            return Envelope(names, heads)
+            return NamedEnvelope(names, vouched=vouched) if self.divider else Envelope(names, heads)
 
         if self.leading:
             between = f" \t\r\n,;{self.closing}"
@@ -61,9 +66,10 @@ class ToolFormat:
         Args:
           required: it must be calls; else it may be any text, in which calls are well-formed.
         """
-        more = f" ({_quoted(self.separator)} call)*" if parallel else ""
+        between = f"{_quoted(self.separator)} " if self.separator else ""
+        more = f" ({between}call)*" if parallel else ""
         shape = self._leading if self.leading else self._marked
-        return "\n".join([*shape(more, required, token_id), *self._objects(tools)])
+        return "\n".join([*shape(more, required, token_id), *self._objects(tools, token_id)])
 
     def _leading(self, more: str, required: bool, token_id: TokenId) -> list[str]:
         """Calls from the beginning on, or text that does not look like it."""
@@ -75,22 +81,27 @@ class ToolFormat:
 
     def _marked(self, more: str, required: bool, token_id: TokenId) -> list[str]:
         """Calls between marks; text before the first of them where none is required."""
-        mark, end = _mark(self.begin, token_id), _mark(self.end, token_id)
-        rules = [f"call: {mark} body", rf'body: "\n" object "\n" {end}']
+        mark = _mark(self.begin, token_id)
+        body = rf'"\n" object "\n" {_mark(self.end, token_id)}' if self.end else "object"
+        rules = [f"call: {mark} body", f"body: {body}"]
         if required:
             return [f"start: call{more}", *rules]
         if mark != _quoted(self.begin):
             return [f"start: PLAIN | PLAIN call{more}", r"PLAIN: /(.|\n)*/", *rules]
-        plain = rf"PLAIN: /(.|\n)*/ & ~/(.|\n)*{self.begin}(.|\n)*/"
+        plain = rf"PLAIN: /(.|\n)*/ & ~/(.|\n)*{re.escape(self.begin)}(.|\n)*/"
         before = rf"before[suffix={mark}]: /(.|\n)*/"
         return [f"start: PLAIN | before body{more}", before, plain, *rules]
 
-    def _objects(self, tools: Sequence[Tool]) -> list[str]:
+    def _objects(self, tools: Sequence[Tool], token_id: TokenId) -> list[str]:
         """A rule for each tool's call."""
         rules = [f"object: {' | '.join(f'tool_{n}' for n in range(len(tools)))}"]
         for n, tool in enumerate(tools):
             schema = json.dumps(_schema(tool))
-            rules.append(f"tool_{n}: {_quoted(self._head(tool))} %json {schema} {_quoted('}')}")
+            if self.divider:
+                head, end = f"{_quoted(tool.name)} {_mark(self.divider, token_id)}", ""
+            else:
+                head, end = _quoted(self._head(tool)), _quoted("}")
+            rules.append(f"tool_{n}: {head} %json {schema} {end}")
         return rules
 
     def _head(self, tool: Tool) -> str:
@@ -119,6 +130,7 @@ FORMATS = {
         ToolFormat("hermes", "<tool_call>", "</tool_call>"),
         ToolFormat("llama3", "<|python_tag|>", key="parameters", leading=True, separator="; "),
         ToolFormat("mistral", "[TOOL_CALLS]", leading=True, opening="[", separator=", ", closing="]"),
+        ToolFormat("mistral-args", "[TOOL_CALLS]", separator="", divider="[ARGS]"),
     )
 }
 
@@ -127,7 +139,7 @@ def format_of(chat_template: str | None) -> ToolFormat:
     """The format that a template writes earlier calls in; Hermes' where it writes none."""
     source = chat_template or ""
     if "[TOOL_CALLS]" in source:
-        return FORMATS["mistral"]
+        return FORMATS["mistral-args" if "[ARGS]" in source else "mistral"]
     if "<tool_call>" not in source and ("python_tag" in source or '"parameters": ' in source):
         return FORMATS["llama3"]
     return FORMATS["hermes"]

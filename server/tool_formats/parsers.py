@@ -104,7 +104,7 @@ class MarkedParser(_Parser):
         self._lead += self._buffer[: len(self._buffer) - len(rest)]
         self._buffer = rest
         crowded = len(self._lead) > 2 * _MOST_SPACE + len(self._begin)
-        if rest.startswith("{") and not crowded:
+        if rest and self._envelope.may_begin(rest) and not crowded:
             self._mode = self._in_call
         elif rest or crowded:
             self._mode = self._in_text
@@ -121,7 +121,7 @@ class MarkedParser(_Parser):
         self._buffer = rest = self._buffer.lstrip()
         if rest.startswith(self._end):
             self._buffer = rest[len(self._end) :].lstrip()
-        elif self._end.startswith(rest):
+        elif self._end and self._end.startswith(rest):
             return
         self._given_up()
         self._mode = self._between

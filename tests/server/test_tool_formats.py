@@ -54,6 +54,9 @@ formats = pytest.mark.parametrize("format", list(FORMATS.values()), ids=list(FOR
 
 def written(format, calls) -> str:
     """Calls as a model writes them."""
+    if format.divider:
+        each = [(name, json.dumps(arguments, ensure_ascii=False)) for name, arguments in calls]
+        return "".join(f"[TOOL_CALLS]{name}[ARGS]{arguments}" for name, arguments in each)
     said = [
         f'{{"name": {json.dumps(name)}, "{format.key}": {json.dumps(arguments, ensure_ascii=False)}}}'
         for name, arguments in calls
@@ -132,6 +135,23 @@ def test_how_a_text_is_cut_does_not_matter(format, text, cut):
 def test_what_is_no_call_stays_text(format, text):
     """All of it, to the character."""
     assert "".join(part.text for part in parts_of(format, text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('[TOOL_CALLS]now[CALL_ID]abc123[ARGS]{"a": 1}', [("now", {"a": 1})]),
+        ('[TOOL_CALLS]now{"a": 1}[TOOL_CALLS] now [ARGS] {}', [("now", {"a": 1})]),
+        ("[TOOL_CALLS]later[ARGS]{}", []),
+        ("[TOOL_CALLS]now[ARGS][1]", []),
+        ("[TOOL_CALLS]now" + "x" * 300 + "{}", []),
+    ],
+)
+def test_mistrals_named_calls(text, found):
+    """With an id, which is dropped, or without the divider; of another function it is text."""
+    parts = parts_of(FORMATS["mistral-args"], text, cut=1)
+    assert calls_of(part for part in parts if not isinstance(part, Text)) == found
+    assert found or parts == [Text(text)]
 
 
 @formats
@@ -216,6 +236,7 @@ def test_what_does_not_follow_the_grammar(format):
     ("source", "name"),
     [
         ("{{ '[TOOL_CALLS] [' }}", "mistral"),
+        ("{{ '[TOOL_CALLS]' + name + '[ARGS]' }}", "mistral-args"),
         ("<|python_tag|>", "llama3"),
         ("<tool_call> and python_tag", "hermes"),
         (None, "hermes"),
