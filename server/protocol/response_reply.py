@@ -47,7 +47,7 @@ class ResponseReply:
         yield self._event((f"response.{self._status}", {"response": self._response(usage)}))
 
     def failure(self, error: ApiError) -> Iterator[bytes]:
-        """The error, which clients raise, and what there is of the answer."""
+        """The error, in its own keys and in that which clients raise, and what there is of the answer."""
         said = error.envelope()["error"]
         brief = {name: said[name] for name in ("code", "message", "param")}
         yield self._event(("error", brief | {"error": said}))
@@ -90,16 +90,14 @@ class ResponseReply:
         yield from self._end_item("completed")
         self._items.append(item)
         self._open = True
-        told = item | {"content": []} if item["type"] == "message" else dict(item)
+        told = item | {"content": []} if item["type"] == "message" else item
         yield "response.output_item.added", {"output_index": len(self._items) - 1, "item": told}
 
     def _begin_message(self) -> Iterator[Event]:
-        id = self._heading.id.replace("resp_", "msg_") if not self._items else fresh_id("msg_")
         part = {"type": "output_text", "annotations": [], "logprobs": [], "text": ""}
-        yield from self._begin(
-            {"id": id, "type": "message", "status": "in_progress", "content": [part], "role": "assistant"}
-        )
-        yield self._here("response.content_part.added", {"content_index": 0, "part": dict(part, logprobs=[])})
+        item = {"id": fresh_id("msg_"), "type": "message", "status": "in_progress"}
+        yield from self._begin(item | {"content": [part], "role": "assistant"})
+        yield self._here("response.content_part.added", {"content_index": 0, "part": part})
 
     def _begin_call(self, id: str, name: str) -> Iterator[Event]:
         item = {"id": fresh_id("fc_"), "type": "function_call", "status": "in_progress"}

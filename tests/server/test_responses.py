@@ -166,6 +166,31 @@ def test_items_come_to_the_prompt_of_a_chat_completion(post, ask, engine):
     assert first.prompt == second.prompt and b"Let me see." in bytes(t for t in first.prompt if t < 256)
 
 
+def test_sampling_is_a_chat_completions(post, ask, engine):
+    """Every parameter that both have comes to the same, and so does silence."""
+    shared = {
+        "temperature": 0.7,
+        "top_p": 0.8,
+        "top_k": 9,
+        "min_p": 0.1,
+        "frequency_penalty": 0.5,
+        "presence_penalty": -0.5,
+        "repetition_penalty": 1.5,
+        "logit_bias": {"65": 3},
+        "stop_token_ids": [66],
+        "min_tokens": 2,
+        "allowed_token_ids": [65, 66, 67],
+        "ignore_eos": True,
+        "cache_salt": "s",
+        "top_logprobs": 2,
+    }
+    for given in ({}, shared):
+        post(seed=1, max_output_tokens=4, **given)
+        ask(seed=1, max_tokens=4, logprobs=bool(given) or None, **given)
+        first, second = engine.requests[-2:]
+        assert (first.params, first.cache_salt) == (second.params, second.cache_salt)
+
+
 @pytest.mark.parametrize(
     ("changes", "param", "code"),
     [
