@@ -29,8 +29,8 @@ class DeviceState(NamedTuple):
       last_S: i32 `[slots]`, each slot's newest sample: the next step's input before the host has seen it.
       counts_SV, bias_SV, marks_SV: `[slots, V]`, see `sampling.Adjustments`; kept for sequences that adjust
         logits only.
-      logits_SV: f32 `[slots, V]`, left behind for those whose sample waits for a mask; of no slots where
-        there are no grammars.
+      logits_SV: f32 `[slots, V]`, left behind for those whose sample waits for a mask; of one slot where
+        there are no grammars, for JAX 0.11's compiler dies of an array without elements on a mesh.
       broken_S: bool `[slots]`, whether a number that is not finite has come up in each slot's sequence.
       broken_P: bool `[pages]`, the same of each page, for those who find it later.
     """
@@ -80,7 +80,7 @@ def create_state(skeleton: Skeleton, shapes: Shapes, pages: int, dtype: jnp.dtyp
         counts_SV=jnp.zeros(ids, jnp.int32),
         bias_SV=jnp.zeros(ids, jnp.float32),
         marks_SV=jnp.zeros(ids, jnp.uint8),
-        logits_SV=jnp.zeros(ids if shapes.mask else (0, config.vocabulary), jnp.float32),
+        logits_SV=jnp.zeros(ids if shapes.mask else (1, config.vocabulary), jnp.float32),
         broken_S=jnp.zeros(shapes.slots, jnp.bool),
         broken_P=jnp.zeros(pages, jnp.bool),
     )

@@ -1,6 +1,7 @@
 """What the engine does with the device: nothing compiled late, steps overlapped, memory constant."""
 
 import gc
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +109,14 @@ def test_temporaries_do_not_grow_with_the_pool(warm_runner, index, monkeypatch):
     twice.compile([bucket], warm_runner._leaves, state, lambda done, total: None)
     once = warm_runner._executables.step(bucket).memory_analysis().temp_size_in_bytes
     assert twice.step(bucket).memory_analysis().temp_size_in_bytes <= once + pages
+
+
+@pytest.mark.parametrize("mask", [0, 7])
+def test_no_array_of_the_state_is_empty(warm_runner, mask):
+    """With grammars or without: on a mesh JAX 0.11's compiler dies of an empty array that is passed on."""
+    shapes = replace(warm_runner.shapes, mask=mask)
+    state = jax.eval_shape(lambda: create_state(Skeleton.of(CONFIG), shapes, 9, jnp.dtype("float32")))
+    assert all(array.size for array in jax.tree.leaves(state))
 
 
 def test_the_context_is_whole_pages_for_every_slot(warm_runner):
