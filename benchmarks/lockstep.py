@@ -121,7 +121,7 @@ def decode(engine: Any, leader: Any) -> dict[str, float]:
 
     in_flight, idle, since = 0, 0.0, 0.0
     told = launching = reading = 0.0
-    runner = engine._runner
+    runner = engine._loop.runner
     launch, read = runner.launch, runner.read
 
     def timed_launch(plan):

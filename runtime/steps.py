@@ -2,7 +2,7 @@
 
 A step takes the parameters, the state and one packed buffer, and returns the new state and the samples:
 embed, all layers, the head on the rows that sample, the sampler. Nothing else crosses to the host. What
-goes into the buffer is decided in `engine.py`, how it is laid out in `buckets.py`. On a mesh every device
+goes into the buffer is decided in `runner.py`, how it is laid out in `buckets.py`. On a mesh every device
 runs the step on its share of the parameters and of the cache; everything else is the same on all.
 """
 

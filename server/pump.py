@@ -39,7 +39,8 @@ OnEvents = Callable[[list[TokenEvent]], None]
 class ServedEngine(Protocol):
     """What is asked of an engine here; `runtime.Engine` has it."""
 
-    beat: float
+    @property
+    def beat(self) -> float: ...
 
     @property
     def alive(self) -> bool: ...

@@ -57,8 +57,8 @@ def warm_runner(parameters) -> Runner:
     """The model with every step compiled, and pages for all slots."""
     engine = Engine(CONFIG, parameters, EngineSettings(grammars=True, scores=True))
     engine.warm_up()
-    complete(engine._runner)
-    return engine._runner
+    complete(engine._loop.runner)
+    return engine._loop.runner
 
 
 def complete(runner: Runner) -> None:
@@ -80,7 +80,7 @@ def make_engine(parameters, warm_runner) -> Iterator[Callable[..., Engine]]:
     def make(on_events=None, **wanted) -> Engine:
         settings = EngineSettings(**{"speculation": False, "grammars": True, "scores": True, **wanted})
         engine = Engine(CONFIG, parameters, settings, on_events, grammars=Turns)
-        engine._runner = warm_runner
+        engine._loop.runner = warm_runner
         engines.append(engine)
         return engine
 

@@ -42,8 +42,8 @@ def heard(bench: Bench, name: str) -> list[tuple[object, ...]]:
 def runner(parameters):
     engine = Engine(CONFIG, parameters, EngineSettings(deterministic=True))
     engine.warm_up()
-    assert [str(bucket) for bucket in engine._runner.shapes.buckets()] == ["decode(16)"]
-    return engine._runner
+    assert [str(bucket) for bucket in engine._loop.runner.shapes.buckets()] == ["decode(16)"]
+    return engine._loop.runner
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def start(parameters, runner):
             engine.stop()
         ear = Ear()
         engine = Engine(CONFIG, parameters, EngineSettings(deterministic=True, **wanted), ear.hear)
-        engine._runner = runner
+        engine._loop.runner = runner
         engines.append(engine)
         engine.start()
         return Bench(engine, ear)

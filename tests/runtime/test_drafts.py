@@ -95,7 +95,7 @@ def guessing_engine(make_engine, monkeypatch) -> Callable[[], Bench]:
     def make() -> Bench:
         ear = Ear()
         engine = make_engine(ear.hear, speculation=True)
-        pace = engine._scheduler.pace
+        pace = engine._loop.scheduler.pace
         monkeypatch.setattr(pace, "seconds", lambda kind, tokens: 1.0)
         engine.start()
         return Bench(engine, ear)

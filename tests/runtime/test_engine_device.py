@@ -17,7 +17,7 @@ from .tiny import CONFIG, Ear, ask
 
 def test_nothing_is_compiled_after_the_start(bench, monkeypatch):
     """A mixture that visits every bucket, with every kind of sampling, compiles nothing."""
-    runner, visited = bench.engine._runner, set()
+    runner, visited = bench.engine._loop.runner, set()
     dispatch = runner._dispatch
     monkeypatch.setattr(
         runner, "_dispatch", lambda bucket, buffer: visited.add(bucket) or dispatch(bucket, buffer)
@@ -38,14 +38,14 @@ def test_compilations_are_counted(bench):
     """The counter hears what is compiled on the engine's thread, where requests wait, and nothing else."""
     jax.jit(lambda x: x * 5 + 2)(jnp.arange(6)).block_until_ready()
     assert bench.engine.stats.compilations == 0
-    bench.engine._inbox.put(lambda: jax.jit(lambda x: x * 3 + 1)(jnp.arange(5)).block_until_ready())
+    bench.engine._loop.ask(lambda: jax.jit(lambda x: x * 3 + 1)(jnp.arange(5)).block_until_ready())
     bench.run([ask("next", 3, max_tokens=1)])
     assert bench.engine.stats.compilations > 0
 
 
 def test_the_next_step_is_launched_before_the_last_is_read(bench, monkeypatch):
     """The device has work while the host reads: launch n+1, then read n, for all steps but the last."""
-    runner, calls = bench.engine._runner, []
+    runner, calls = bench.engine._loop.runner, []
     launch, read = runner.launch, runner.read
     monkeypatch.setattr(runner, "launch", lambda plan: calls.append("launch") or launch(plan))
     monkeypatch.setattr(runner, "read", lambda flight: calls.append("read") or read(flight))
@@ -55,7 +55,7 @@ def test_the_next_step_is_launched_before_the_last_is_read(bench, monkeypatch):
 
 def test_a_step_is_under_way_while_grammars_are_asked(bench, monkeypatch):
     """Launch n+1, read n, and only then the masks for n+1: the device computes what the masks are for."""
-    runner, calls = bench.engine._runner, []
+    runner, calls = bench.engine._loop.runner, []
     for name in ("launch", "read", "sample_masked"):
         method = getattr(runner, name)
         monkeypatch.setattr(runner, name, lambda given, n=name, m=method: calls.append(n) or m(given))

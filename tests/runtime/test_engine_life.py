@@ -220,7 +220,7 @@ def test_a_failing_device_ends_every_request(bench, monkeypatch):
         submitted.wait()
         raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr(bench.engine._runner, "read", read)
+    monkeypatch.setattr(bench.engine._loop.runner, "read", read)
     for n in range(10):
         bench.engine.submit(ask(f"r{n}", 4, max_tokens=5))
     entered.wait()
@@ -229,7 +229,7 @@ def test_a_failing_device_ends_every_request(bench, monkeypatch):
     for name in [*(f"r{n}" for n in range(10)), "inbox"]:
         (last,) = bench.ear.wait(name)
         assert (last.finish, last.error) == ("error", "RuntimeError: the device is gone")
-    bench.engine._thread.join(5)
+    bench.engine._loop.thread.join(5)
     assert not bench.engine.alive
 
 
@@ -248,7 +248,7 @@ def test_nobody_is_let_into_a_dying_engine(prompter, monkeypatch):
     prompter.act = act
     prompter.engine.submit(ask("early", 4, max_tokens=150))
     prompter.wait("early", events=2)
-    monkeypatch.setattr(prompter.engine._runner, "read", lambda flight: 1 / 0)
+    monkeypatch.setattr(prompter.engine._loop.runner, "read", lambda flight: 1 / 0)
     assert prompter.wait("early")[-1].error == "ZeroDivisionError: division by zero"
     assert late == ["refused"]
 

@@ -312,7 +312,7 @@ def test_the_engine_launches_before_it_reads(make_engine: Callable[..., Any]) ->
         def farewell(self) -> None: ...
 
     engine = make_engine()
-    runner = engine._runner
+    runner = engine._loop.runner
     runner._followers, dispatch = Notes(), runner._dispatch
 
     def noting(bucket: Any, packed: np.ndarray) -> Any:

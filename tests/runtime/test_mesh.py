@@ -34,7 +34,7 @@ def generate(config, parameters, shards: int, settings=SETTINGS, **params) -> li
         requests = [ask(f"r{n}", 3 + 17 * n, max_tokens=12, seed=n, **params) for n in range(5)]
         found = [tokens_of(events) for events in engine.generate(requests)]
         assert engine.stats.compilations == 0 and engine.stats.free_pages == engine.stats.total_pages
-        for pool in jax.tree.leaves(engine._runner._state.cache):
+        for pool in jax.tree.leaves(engine._loop.runner._state.cache):
             assert {shard.data.shape[2] for shard in pool.addressable_shards} == {pool.shape[2] // shards}
         return found
     finally:

@@ -66,7 +66,7 @@ def test_nothing_is_found_where_it_is_not_wanted(make_engine, parameters):
     assert [cached(bench, continued(name, head)) for name in ("one", "two")] == [0, 0]
     scaling = RopeScaling(kind="dynamic", factor=2.0, original_context=80)
     follows = Engine(replace(CONFIG, rope=scaling), parameters)
-    assert not follows._scheduler._prefix._enabled
+    assert not follows._loop.scheduler._prefix._enabled
 
 
 def test_who_comes_while_another_is_computed_finds_it(bench):

@@ -88,10 +88,10 @@ def test_an_engine_that_scores_nothing_says_so(parameters, settings):
 
 def test_a_scored_prompt_waits_for_its_step_and_keeps_nobody_waiting(bench):
     """Where the step that scores is not compiled yet, others are served meanwhile."""
-    bench.engine._scheduler.scores = False
+    bench.engine._loop.scheduler.scores = False
     scored = ask("early", 20, prompt_logprobs=1, max_tokens=2)
     bench.engine.submit(scored)
     bench.run([ask("other", 20, max_tokens=5)])
     assert not bench.ear.events["early"]
-    bench.engine._scheduler.scores = True
+    bench.engine._loop.scheduler.scores = True
     check(scored, bench.ear.wait("early")[0])

@@ -1,0 +1,191 @@
+"""The engine's thread: takes in requests, plans step n+1, dispatches it, and only then reads step n.
+
+So host work and device work overlap; only where drafts are worth more than that is step n read first. It owns
+the device and every sequence. Whatever other threads want of it is put into one inbox and carried out between
+two steps, so nothing else here needs a lock but the door, by which requests come in and are refused.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from .buckets import Bucket
+from .ledger import Ledger
+from .phases import Phases
+from .request import InvalidRequest, NotReady, TokenEvent
+from .runner import Flight, Runner
+from .scheduler import Scheduler
+from .sequence import Plan, Sequence
+
+log = logging.getLogger(__name__)
+
+Events = Callable[[list[TokenEvent]], None]
+"""Hears all events of a step at once, on the engine's thread; must not block."""
+
+_IDLE_SECONDS = 0.5
+
+
+class Loop:
+    """One turn after the other, until it is stopped or the device fails.
+
+    Attributes:
+      runner, scheduler, ledger, phases: what it drives and what it keeps account in.
+      thread: the engine's.
+      beat: `time.monotonic()` of the last turn; it turns at least every half second unless a step takes
+        longer.
+    """
+
+    def __init__(self, runner: Runner, scheduler: Scheduler, tell: Events) -> None:
+        """Starts nothing yet; `tell` hears every step's events."""
+        self.runner = runner
+        self.scheduler = scheduler
+        self.ledger = Ledger(self._drop)
+        self.phases = Phases()
+        self.thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self.beat = time.monotonic()
+        self._tell = tell
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._door = threading.Lock()
+        self._open: set[str] = set()
+        self._sequences: dict[str, Sequence] = {}
+        self._stopping = False
+        self._free_since = 0.0
+
+    def start(self) -> None:
+        """Starts the thread."""
+        for bucket, seconds in self.runner.ready.items():
+            self._note_trial(bucket, seconds)
+        self.thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread; sequences in flight end with an error event. Idempotent."""
+        self._stopping = True
+        self.ask(lambda: None)
+        if self.thread.is_alive():
+            self.thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self.thread.is_alive()
+
+    def ask(self, wish: Callable[[], None]) -> None:
+        """Has something done on the thread, between two steps."""
+        self._inbox.put(wish)
+
+    def submit(self, sequence: Sequence) -> None:
+        """Hands a sequence over.
+
+        Raises:
+          NotReady: the thread does not run. InvalidRequest: its id is in flight.
+        """
+        id = sequence.request.id
+        with self._door:
+            if not self.alive or self._stopping:
+                raise NotReady("the engine does not run")
+            if id in self._open:
+                raise InvalidRequest(f"request {id!r} is in flight; expected a new id", "id")
+            self._open.add(id)
+            self.ask(lambda: self._take_in(sequence))
+
+    def abort(self, request_id: str) -> None:
+        """Ends a sequence wherever it is; no more of its events come. Unknown ids are ignored."""
+        self.ask(lambda: self._drop(request_id))
+
+    def _take_in(self, sequence: Sequence) -> None:
+        self._sequences[sequence.request.id] = sequence
+        self.scheduler.add(sequence)
+
+    def _drop(self, request_id: str) -> None:
+        sequence = self._sequences.pop(request_id, None)
+        if sequence is not None:
+            self._open.discard(request_id)
+            self.scheduler.finish(sequence)
+
+    def _run(self) -> None:
+        try:
+            flight: Flight | None = None
+            while not self._stopping:
+                flight = self._turn(flight)
+            self._fail_all("the engine was stopped")
+        except Exception as error:
+            log.exception("the engine thread ends")
+            self._fail_all(f"{type(error).__name__}: {error}")
+
+    def _turn(self, flight: Flight | None) -> Flight | None:
+        """One turn, with the step that is under way; returns the one that is so then."""
+        self.beat = time.monotonic()
+        idle = flight is None and not self._sequences
+        with self.phases.phase("hear"):
+            self._hear(idle=idle)
+        if idle:
+            self._free_since = time.monotonic()
+        if flight and (flight.plan.drafted or self.runner.has_news or self.scheduler.should_see):
+            self._settle(flight)
+            flight = None
+        if self.runner.has_news:
+            self._adopt()
+        with self.phases.phase("plan"):
+            plan = self.scheduler.plan()
+        following = self._launch(plan, flight) if plan else None
+        if flight:
+            self._settle(flight)
+        return self._sample_masked(following) if following else None
+
+    def _sample_masked(self, flight: Flight) -> Flight:
+        """What came before is known now, so grammars can say what may be drawn in the step under way."""
+        if not any(row.held for row in flight.plan.rows):
+            return flight
+        with self.phases.phase("mask"):
+            return self.runner.sample_masked(flight)
+
+    def _adopt(self) -> None:
+        self._note_trial(*self.runner.adopt())
+        self._free_since = time.monotonic()
+
+    def _note_trial(self, bucket: Bucket, seconds: float) -> None:
+        self.scheduler.pace.tried(bucket.kind, bucket.tokens, seconds)
+        self.scheduler.scores |= bucket.kind == "score"
+
+    def _launch(self, plan: Plan, flight: Flight | None) -> Flight:
+        """Dispatches a step behind the one that is under way; if the device is done with that, it idles."""
+        with self.phases.phase("launch"):
+            following = self.runner.launch(plan)
+        if flight is None or flight.done:
+            self.phases.seconds["idle"] += following.launched - self._free_since
+        return following
+
+    def _hear(self, *, idle: bool) -> None:
+        """Carries out what other threads asked for; when idle, waits a moment for it."""
+        try:
+            self._inbox.get(timeout=_IDLE_SECONDS if idle else 0.0)()
+            while True:
+                self._inbox.get_nowait()()
+        except queue.Empty:
+            pass
+
+    def _settle(self, flight: Flight) -> None:
+        """Reads a step's samples, and tells those who wait for them."""
+        with self.phases.phase("wait"):
+            sampled = self.runner.read(flight)
+        now = time.monotonic()
+        self.scheduler.pace.note(
+            flight.bucket.kind, flight.bucket.tokens, now - max(flight.launched, self._free_since)
+        )
+        self._free_since = now
+        with self.phases.phase("settle"):
+            events = self.ledger.settle(sampled)
+            self.ledger.note(flight.plan.rows)
+            self._tell(events)
+
+    def _fail_all(self, reason: str) -> None:
+        """Tells every request, also those still in the inbox, that it has failed; no more come in."""
+        with self._door:
+            self._stopping = True
+        self._hear(idle=False)
+        ids = list(self._sequences)
+        for request_id in ids:
+            self._drop(request_id)
+        self._tell([TokenEvent(request_id=i, finish="error", error=reason) for i in ids])
