@@ -107,10 +107,12 @@ def test_an_echo_is_no_proof() -> None:
         while data := theirs.recv(4096):
             theirs.sendall(data)
 
-    threading.Thread(target=echo, daemon=True).start()
+    thread = threading.Thread(target=echo)
+    thread.start()
     with pytest.raises(Stranger, match="does not know the secret"):
         greet(ours, SECRET, b"leader", b"follower")
     ours.close()
+    thread.join()
     theirs.close()
 
 
