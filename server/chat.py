@@ -106,6 +106,7 @@ class ChoiceText:
         self._mute = mute
         self._text = text
         self._calls = 0
+        self._held = ""
         self._started = False
 
     @property
@@ -159,17 +160,26 @@ class ChoiceText:
     def _said(self, choice: int, text: str, *, ended: bool) -> list[Delta]:
         """The text as deltas, with a start before the first of them."""
         if self._parser is None:
-            said = self._piece(choice, text)
+            said = self._piece(choice, text, all=ended)
         else:
             parts = self._parser.push(text) if text else []
             parts = [*parts, *self._parser.flush()] if ended else parts
             said = [delta for part in parts for delta in self._part(choice, part)]
+            said += self._piece(choice, "", all=ended)
         if self._started or (self._parser is not None and not said and not ended):
             return said
         self._started = True
         return [Start(choice, bool(said) and isinstance(said[0], Call)), *said]
 
-    def _piece(self, choice: int, text: str) -> list[Delta]:
+    def _piece(self, choice: int, text: str, *, all: bool = False) -> list[Delta]:
+        """The text; where entries are told, no further than a token's end, unless `all` of it is to go.
+
+        Else a stop string that begins within a token could leave that token's entry behind.
+        """
+        if self._aligner is not None and not self._calls:
+            text = self._held + text
+            size = len(text) if all else self._aligner.reach(len(text))
+            text, self._held = text[:size], text[size:]
         return [Piece(choice, text, self._entries(text))] if text else []
 
     def _part(self, choice: int, part: Text | CallStart | CallArguments) -> list[Delta]:
@@ -177,8 +187,9 @@ class ChoiceText:
             case Text(text):
                 return self._piece(choice, text)
             case CallStart(name):
+                before = self._piece(choice, "", all=True)
                 self._calls += 1
-                return [Call(choice, self._calls - 1, fresh_id("call_", 24), name)]
+                return [*before, Call(choice, self._calls - 1, fresh_id("call_", 24), name)]
             case CallArguments(text):
                 return [Arguments(choice, self._calls - 1, text)]
 

@@ -82,6 +82,15 @@ class LogprobAligner:
         end = self._decoded + unfinished
         self._pending.append(_Pending(token, logprobs, raw, state, begin, end))
 
+    def reach(self, length: int) -> int:
+        """How much of the next `length` characters ends where a token ends, and no other goes on."""
+        limit, place = self._sent + length, self._sent
+        begins = [pending.begin for pending in self._pending][1:] + [limit]
+        for pending, following in zip(self._pending, begins, strict=False):
+            if pending.end <= min(limit, following):
+                place = pending.end
+        return place - self._sent
+
     def release(self, text: str) -> list[Entry]:
         """`text` is being sent: the entries that it completes."""
         self._sent += len(text)

@@ -2,7 +2,7 @@
 
 import codecs
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from distaff.runtime.request import TokenEvent, TokenLogprobs
@@ -82,6 +82,9 @@ def test_the_bytes_of_the_entries_are_the_content(pieces, strip):
     assert joined(entries) == content.encode()
 
 
+@example([b"aa\xc3", b"\xa9"], ["é"])
+@example([b"aa\xc3\xa9", b"a"], ["éa"])
+@example([b"\xc3", b"\xa9\xf0", b"\x9f\x99\x82"], ["🙂"])
 @given(cut_text(), st.lists(st.text("aé🙂 b", min_size=1, max_size=3), max_size=2))
 def test_a_stop_string_takes_its_entries_with_it(pieces, stops):
     content, entries = run(pieces, stops)
