@@ -26,6 +26,7 @@ class EngineInfo:
       slots: sequences that decode at the same time.
       fingerprint: ten hex digits over weights, dtype, versions and mesh: changes when outputs may.
       scores: prompts can be scored.
+      max_input: the operator's bound on a prompt's tokens; None leaves it to the context.
     """
 
     context: int
@@ -33,6 +34,12 @@ class EngineInfo:
     slots: int
     fingerprint: str
     scores: bool = True
+    max_input: int | None = None
+
+    @property
+    def longest_prompt(self) -> int:
+        """The most tokens that a prompt may have: at least one more must fit."""
+        return min(self.max_input or self.context, self.context - 1)
 
 
 class EventStream(Protocol):

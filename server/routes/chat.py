@@ -33,7 +33,7 @@ async def create_chat_completion(request: ApiRequest) -> HTTPResponse | None:
     check_token_ids(call.sampling, info.vocabulary)
     format = context.served.format
     grammar = await checked(constraint_of(call, text, format), context.off_loop)
-    prompt = await encode_chat(text, call, info.context, context.off_loop)
+    prompt = await encode_chat(text, call, info, context.off_loop)
     params = sampling_params(call.sampling, text, context.served.defaults, grammar)
     heading = Heading(
         id=fresh_id("chatcmpl-"), model=context.settings.model, fingerprint="fp_" + info.fingerprint

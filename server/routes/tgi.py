@@ -11,9 +11,11 @@ from typing import Any
 from sanic import Blueprint, HTTPResponse
 
 from ...model.errors import DistaffError
+from ..admission import most_requests
 from ..chat import ChoiceText
 from ..constraint import checked
 from ..context import ApiRequest
+from ..engine_client import EngineInfo
 from ..errors import BadRequest, as_api_error
 from ..exchange import answer
 from ..intake import admit, read_body
@@ -77,10 +79,10 @@ async def info(request: ApiRequest) -> HTTPResponse:
         "model_id": context.settings.model,
         "model_sha": None,
         "model_pipeline_tag": "text-generation",
-        "max_concurrent_requests": 8 * found.slots,
+        "max_concurrent_requests": most_requests(context.settings.max_concurrent, found.slots),
         "max_best_of": context.settings.most_choices,
         "max_stop_sequences": MOST_STOPS,
-        "max_input_tokens": found.context - 1,
+        "max_input_tokens": found.longest_prompt,
         "max_total_tokens": found.context,
         "max_client_batch_size": 1,
         "router": "distaff",
@@ -101,7 +103,7 @@ async def _generate(request: ApiRequest, *, stream: bool | None) -> HTTPResponse
     prompt = tuple(encoded)[-(call.truncate or len(encoded)) :]
     params = replace(
         sampling_params(call.sampling, text, context.served.defaults, grammar),
-        max_tokens=_most_tokens(call, len(prompt), found.context),
+        max_tokens=_most_tokens(call, len(prompt), found),
         prompt_logprobs=0 if call.prefill and found.scores else None,
     )
     requests = sequences(fresh_id("gen-"), [prompt], call.best_of, params, request.key_id)
@@ -112,11 +114,11 @@ async def _generate(request: ApiRequest, *, stream: bool | None) -> HTTPResponse
     return await answer(request, exchange, stream=call.stream)
 
 
-def _most_tokens(call: GenerateCall, prompt: int, context: int) -> int:
+def _most_tokens(call: GenerateCall, prompt: int, info: EngineInfo) -> int:
     """How many may follow; raises BadRequest where they do not fit."""
-    wanted = call.sampling.max_tokens
-    if prompt >= context:
-        raise BadRequest(f"`inputs` must have less than {context} tokens. Given: {prompt}")
+    wanted, context = call.sampling.max_tokens, info.context
+    if prompt > info.longest_prompt:  # TGI says "less than", and takes as many
+        raise BadRequest(f"`inputs` must have less than {info.longest_prompt} tokens. Given: {prompt}")
     if wanted is not None and prompt + wanted > context:
         raise BadRequest(
             f"`inputs` tokens + `max_new_tokens` must be <= {context}. Given: {prompt} `inputs` tokens and "

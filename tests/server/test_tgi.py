@@ -1,7 +1,9 @@
 """TGI's routes: its parameters, its events, its errors."""
 
 import json
+from dataclasses import replace
 
+import httpx
 import pytest
 
 
@@ -140,7 +142,7 @@ def test_faults_are_told_in_tgis_words(http, engine, parameters, said):
 def test_inputs(http):
     assert "`inputs` cannot be empty" in post(http, inputs="").json()["error"]
     said = post(http, inputs="x" * 5000).json()["error"]
-    assert said == "Input validation error: `inputs` must have less than 4096 tokens. Given: 5001"
+    assert said == "Input validation error: `inputs` must have less than 4095 tokens. Given: 5001"
     reply = post(http, "/generate_stream", best_of=2)
     assert "`best_of` != 1 is not supported when streaming tokens" in reply.json()["error"]
 
@@ -162,3 +164,25 @@ def test_info(http):
     body = http.get("/info").json()
     assert body["model_id"] == "org/fake-model" and body["max_total_tokens"] == 4096
     assert body["max_stop_sequences"] == 4 and body["max_concurrent_requests"] == 32
+    assert body["max_input_tokens"] == 4095
+
+
+def test_the_longest_prompt_is_the_operators(http, engine):
+    """A prompt of as many tokens is taken, as by TGI, whatever its words say."""
+    engine.info = replace(engine.info, max_input=10)
+    assert http.get("/info").json()["max_input_tokens"] == 10
+    assert post(http, inputs="x" * 9).status_code == 200
+    reply = post(http, inputs="x" * 10)
+    assert (reply.status_code, reply.json()) == (
+        422,
+        {
+            "error": "Input validation error: `inputs` must have less than 10 tokens. Given: 11",
+            "error_type": "validation",
+        },
+    )
+    assert post(http, inputs="x" * 10, truncate=10).status_code == 200
+
+
+def test_requests_under_way_are_the_operators(make_server):
+    with httpx.Client(base_url=make_server(max_concurrent=7).url) as http:
+        assert http.get("/info").json()["max_concurrent_requests"] == 7
