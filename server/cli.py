@@ -4,7 +4,9 @@ Everything heavy is imported by the command that needs it, so that help and refu
 set up here, and here alone in this process.
 """
 
+import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,8 @@ from .logs import configure_logging
 
 if TYPE_CHECKING:
     from .worker_settings import WorkerSettings
+
+log = logging.getLogger("distaff.server.cli")  # `__name__` may be `__main__`
 
 EXIT_CODES = """\
 Exit codes: 0 ended as asked; 2 wrong usage; 3 what was planned does not fit; 65 a damaged or unsupported
@@ -229,6 +233,22 @@ def _check_together(settings: "WorkerSettings") -> None:
         )
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+@app.command()
+def endpoint() -> object:
+    """Serve what the environment says, in the words of text-generation-inference.
+
+    MODEL_ID, PORT, MAX_INPUT_LENGTH, MAX_TOTAL_TOKENS and others, as docs/container.md has them.
+    """
+    from .endpoint import serve_arguments, unheeded
+
+    configure_logging("INFO")
+    words = serve_arguments(os.environ)
+    log.info("the environment says: distaff %s", shlex.join(words))
+    if names := unheeded(os.environ):
+        log.warning("these variables are not heeded: %s", ", ".join(names))
+    return app(words, standalone_mode=False)
 
 
 @app.command()
