@@ -115,6 +115,8 @@ def test_the_full_text_and_the_best_one(http, engine):
     [
         ({"temperature": 0}, "`temperature` must be strictly positive"),
         ({"repetition_penalty": 0}, "`repetition_penalty` must be strictly positive"),
+        ({"repetition_penalty": 0.009}, "`repetition_penalty` must be >= 0.01 and <= 100.0"),
+        ({"repetition_penalty": 100.5}, "`repetition_penalty` must be >= 0.01 and <= 100.0"),
         ({"top_p": 1.0}, "`top_p` must be > 0.0 and < 1.0"),
         ({"top_k": 0}, "`top_k` must be strictly positive"),
         ({"max_new_tokens": 0}, "`max_new_tokens` must be strictly positive"),
