@@ -44,7 +44,7 @@ class FakeText:
     has_template = True
     eos_ids = (EOS,)
 
-    chat_template = None
+    chat_template = "{{ messages }}"
     template_options = frozenset({"style"})
     knows_tools = False
 
@@ -76,6 +76,10 @@ class FakeText:
         return [BOS] * add_special_tokens + list(text.encode())
 
     start_id = BOS
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        return {"bos_token": self.token_name(BOS), "eos_token": self.token_name(EOS)}
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(token for token in ids if token < 256).decode(errors="replace")

@@ -17,7 +17,16 @@ blueprint = Blueprint("operations")
 async def health(request: ApiRequest) -> HTTPResponse:
     """200 from the first moment, before the model is loaded, unless the engine has fallen silent; or as
     `/ready`, where the operator wants that."""
-    context = request.app.ctx
+    return _healthy(request.app.ctx)
+
+
+@blueprint.route("/ping", methods=["GET", "HEAD"])
+async def ping(request: ApiRequest) -> HTTPResponse:
+    """As `/health`: its name in TGI and SageMaker."""
+    return _healthy(request.app.ctx)
+
+
+def _healthy(context: AppContext) -> HTTPResponse:
     if context.settings.health_when_ready:
         return _ready(context)
     if context.engine.heartbeat_age > LONGEST_SILENCE:

@@ -33,7 +33,7 @@ blueprint = Blueprint("tgi")
 Handler = Callable[[ApiRequest], Coroutine[Any, Any, HTTPResponse | None]]
 
 
-def _in_tgis_words(handler: Handler) -> Handler:
+def in_tgis_words(handler: Handler) -> Handler:
     """Answers errors as TGI does."""
 
     @wraps(handler)
@@ -49,28 +49,28 @@ def _in_tgis_words(handler: Handler) -> Handler:
 
 
 @blueprint.post("/generate")
-@_in_tgis_words
+@in_tgis_words
 async def generate(request: ApiRequest) -> HTTPResponse | None:
     """One answer, as an object."""
     return await _generate(request, stream=False)
 
 
 @blueprint.post("/generate_stream")
-@_in_tgis_words
+@in_tgis_words
 async def generate_stream(request: ApiRequest) -> HTTPResponse | None:
     """One answer, an event a token."""
     return await _generate(request, stream=True)
 
 
 @blueprint.post("/")
-@_in_tgis_words
+@in_tgis_words
 async def compat_generate(request: ApiRequest) -> HTTPResponse | None:
     """Either, by `stream`; an object comes in a list."""
     return await _generate(request, stream=None)
 
 
 @blueprint.route("/info", methods=["GET", "HEAD"])
-@_in_tgis_words
+@in_tgis_words
 async def info(request: ApiRequest) -> HTTPResponse:
     """What is served, and its limits, in TGI's keys."""
     context = request.app.ctx

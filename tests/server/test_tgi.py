@@ -188,3 +188,46 @@ def test_the_longest_prompt_is_the_operators(http, engine):
 def test_requests_under_way_are_the_operators(make_server):
     with httpx.Client(base_url=make_server(max_concurrent=7).url) as http:
         assert http.get("/info").json()["max_concurrent_requests"] == 7
+
+
+class TestSageMaker:
+    """Its two routes are other names for ours."""
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_inputs_are_the_roots(self, http, stream):
+        assert post(http, "/invocations", stream=stream).text == post(http, "/", stream=stream).text
+
+    @pytest.mark.parametrize(
+        ("path", "body"),
+        [
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
+            ("/v1/completions", {"prompt": "hi"}),
+        ],
+    )
+    def test_a_conversation_and_a_prompt_are_openais(self, http, path, body):
+        """But for the ids and times of an answer."""
+        told, expected = (
+            http.post(where, json={"model": "tgi", **body}).json() for where in ("/invocations", path)
+        )
+        assert told["object"] == expected["object"] and told["choices"] == expected["choices"]
+        assert told["usage"] == expected["usage"]
+
+    @pytest.mark.parametrize(
+        ("body", "status", "said"),
+        [
+            ({}, 422, "inputs"),
+            ({"inputs": ""}, 422, "Input validation error: `inputs` cannot be empty"),
+            ({"messages": [], "model": "tgi"}, 422, "messages"),
+            ({"prompt": "x", "model": "other"}, 404, "The model `other` does not exist"),
+            ([], 422, "Input validation error"),
+        ],
+    )
+    def test_errors_are_tgis(self, http, body, status, said):
+        reply = http.post("/invocations", json=body)
+        assert reply.status_code == status
+        assert reply.json().keys() == {"error", "error_type"} and said in reply.json()["error"]
+
+    def test_ping_is_health(self, http, engine):
+        assert http.get("/ping").json() == http.get("/health").json() == {"status": "ok"}
+        engine.heartbeat_age = 11.0
+        assert http.get("/ping").status_code == 503
