@@ -74,7 +74,7 @@ class Ledger:
         first = self._about_prompt(sequence)
         if token in params.stop_ids and not params.ignore_eos:
             self._drop(name)
-            return TokenEvent(request_id=name, finish="stop", **first)
+            return TokenEvent(request_id=name, finish="stop", end=token, logprobs=report, **first)
         sequence.tokens.append(token)
         self.counts.generated_tokens += 1
         if sequence.matcher is not None:

@@ -244,7 +244,7 @@ class FakeStream:
         if len(said) >= limit:
             events[-1] = self._event(said[limit - 1], finish="length")
         else:
-            events.append(TokenEvent(request_id=self._request.id, finish="stop"))
+            events.append(replace(self._event(EOS, finish="stop"), token=None, end=EOS))
         prompt = self._request.prompt
         events[0] = replace(
             events[0],
@@ -261,7 +261,7 @@ class FakeStream:
             return None
         return tuple(self._scored(token, wanted) for token in self._request.prompt[1:])
 
-    def _event(self, token: int, finish: Literal["length"] | None = None) -> TokenEvent:
+    def _event(self, token: int, finish: Literal["length", "stop"] | None = None) -> TokenEvent:
         return TokenEvent(
             request_id=self._request.id, token=token, logprobs=self._logprobs(token), finish=finish
         )

@@ -1,10 +1,13 @@
-"""What TGI's /generate answers: an object, or one event a token of which the last has the whole text."""
+"""What TGI's /generate answers: an object, or one event a token of which the last has the whole text.
+
+Unlike elsewhere, the token that ends an answer is one of its tokens: it is listed, and counted.
+"""
 
 import codecs
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ..chat import ChoiceText, Delta, Piece
+from ..chat import ChoiceText, Delta, End, Piece
 from ..errors import ApiError
 from ..logprobs import Entry
 from .encode import to_event
@@ -50,7 +53,7 @@ class GenerateReply:
         """The last token, with the text and what is known of it."""
         details = {
             "finish_reason": self._reason(0),
-            "generated_tokens": usage.completion,
+            "generated_tokens": self._generated(0),
             "seed": self._seed,
             "input_length": usage.prompt,
         }
@@ -67,6 +70,9 @@ class GenerateReply:
             decoder = codecs.getincrementaldecoder("utf-8")("replace")
             for entry in delta.logprobs or []:
                 self._tokens[delta.choice].append((decoder.decode(entry.raw or b""), entry))
+        elif isinstance(delta, End):
+            entry = self._choices[delta.choice].end_entry()
+            self._tokens[delta.choice] += [(entry.token, entry)] if entry else []
 
     def whole(self, usage: Usage) -> Any:
         """The best of the answers."""
@@ -80,7 +86,7 @@ class GenerateReply:
         tokens = self._tokens[index]
         details = {
             "finish_reason": self._reason(index),
-            "generated_tokens": self._choices[index].tokens,
+            "generated_tokens": self._generated(index),
             "seed": self._seed,
             "prefill": self._prefill(index),
             "tokens": [_token(text, entry) for text, entry in tokens],
@@ -88,6 +94,10 @@ class GenerateReply:
         if self._call.sampling.logprobs:
             details["top_tokens"] = [_alternatives(entry) for _, entry in tokens]
         return details
+
+    def _generated(self, index: int) -> int:
+        choice = self._choices[index]
+        return choice.tokens + (choice.end_entry() is not None)
 
     def _prefill(self, index: int) -> list[dict[str, Any]]:
         if not self._call.prefill:

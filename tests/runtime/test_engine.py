@@ -103,13 +103,19 @@ def plain(bench):
     return tokens, place
 
 
-def test_an_end_token_ends_and_is_not_reported(bench, plain):
-    """`finish="stop"` comes alone, after the tokens before the first of the stop_ids."""
+def test_an_end_token_ends_and_is_no_token(bench, plain):
+    """`finish="stop"` comes alone, after the tokens before the first of the stop_ids; it says which, and how
+    likely that was."""
     tokens, place = plain
+    bench.engine.submit(ask("on", 12, max_tokens=30, logprobs=2))
     stops = (tokens[place], tokens[place + 1])
-    bench.engine.submit(ask("stopped", 12, max_tokens=30, stop_ids=stops))
+    bench.engine.submit(ask("stopped", 12, max_tokens=30, stop_ids=stops, logprobs=2))
     *heard, last = bench.ear.wait("stopped")
     assert tokens_of(heard) == tokens[:place] and (last.token, last.finish) == (None, "stop")
+    expected = bench.ear.wait("on")[place]
+    assert last.end == expected.token and last.logprobs.top[0][0] == last.end
+    assert last.logprobs.chosen == pytest.approx(expected.logprobs.chosen, abs=TOLERANCE)
+    assert all(event.end is None for event in heard)
     assert not any(event.finish for event in heard)
 
 

@@ -28,10 +28,12 @@ def test_an_answer(http, engine):
 def test_details(http):
     """Each token with its id and log-probability; the prompt's where they are wanted."""
     details = post(http, details=True, decoder_input_details=True, top_n_tokens=2).json()["details"]
-    assert details["finish_reason"] == "eos_token" and details["generated_tokens"] == 13
-    assert "".join(token["text"] for token in details["tokens"]) == "Hello, world!"
+    assert details["finish_reason"] == "eos_token" and details["generated_tokens"] == 14
+    *tokens, end = details["tokens"]
+    assert "".join(token["text"] for token in tokens) == "Hello, world!"
+    assert end == {"id": 257, "text": "<|257|>", "logprob": -0.25, "special": True}
     assert details["tokens"][0] == {"id": 72, "text": "H", "logprob": -0.25, "special": False}
-    assert [len(top) for top in details["top_tokens"]] == [2] * 13
+    assert [len(top) for top in details["top_tokens"]] == [2] * 14
     assert [token["logprob"] for token in details["prefill"]] == [None, -0.25, -0.25, -0.25]
     assert details["seed"] is None
 
@@ -40,12 +42,13 @@ def test_a_stream(http):
     """An event a token, the last with the text and the details; no [DONE]."""
     *said, last = events(post(http, "/generate_stream"))
     assert all(event["generated_text"] is None and event["details"] is None for event in said)
-    assert "".join(event["token"]["text"] for event in [*said, last]) == "Hello, world!"
-    assert [event["index"] for event in [*said, last]] == list(range(1, 14))
+    assert "".join(event["token"]["text"] for event in said) == "Hello, world!"
+    assert last["token"] == {"id": 257, "text": "<|257|>", "logprob": -0.25, "special": True}
+    assert [event["index"] for event in [*said, last]] == list(range(1, 15))
     assert last["generated_text"] == "Hello, world!"
     assert last["details"] == {
         "finish_reason": "eos_token",
-        "generated_tokens": 13,
+        "generated_tokens": 14,
         "seed": None,
         "input_length": 4,
     }
@@ -54,7 +57,7 @@ def test_a_stream(http):
 def test_a_character_of_several_tokens_is_the_last_ones(http, engine):
     engine.reply = "a🙂"
     said = events(post(http, "/generate_stream"))
-    assert [event["token"]["text"] for event in said] == ["a", "", "", "", "🙂"]
+    assert [event["token"]["text"] for event in said] == ["a", "", "", "", "🙂", "<|257|>"]
 
 
 def test_the_root_answers_both_ways(http):
@@ -101,7 +104,10 @@ def test_a_stop_string_stays_in_the_text(http):
     body = post(http, stop=["lo, "], details=True).json()
     assert body["generated_text"] == "Hello, "
     assert body["details"]["finish_reason"] == "stop_sequence"
-    assert post(http, max_new_tokens=2, details=True).json()["details"]["finish_reason"] == "length"
+    assert [token["special"] for token in body["details"]["tokens"]] == [False] * 7
+    details = post(http, max_new_tokens=2, details=True).json()["details"]
+    assert (details["finish_reason"], details["generated_tokens"], len(details["tokens"])) == ("length", 2, 2)
+    assert events(post(http, "/generate_stream", max_new_tokens=2))[-1]["token"]["text"] == "e"
 
 
 def test_the_full_text_and_the_best_one(http, engine):
