@@ -242,6 +242,7 @@ class Engine:
             limit=limit,
             arrival=next(self._arrivals),
             tokens=list(request.prompt),
+            submitted=time.monotonic(),
             matcher=None if params.grammar is None else self._grammars(params.grammar),
             scores=PromptScores(len(request.prompt)) if params.scores_prompt else None,
         )
@@ -311,6 +312,7 @@ class Engine:
         """Dispatches a step behind the one that is under way; if the device is done with that, it idles."""
         with self._phases.phase("launch"):
             following = self._runner.launch(plan)
+        _note_begun(following)
         if flight is None or flight.done:
             self._phases.seconds["idle"] += following.launched - self._free_since
         return following
@@ -347,3 +349,11 @@ class Engine:
         for request_id in ids:
             self._drop(request_id)
         self._on_events([TokenEvent(request_id=i, finish="error", error=reason) for i in ids])
+
+
+def _note_begun(flight: Flight) -> None:
+    """The sequences whose first step this is have waited until now."""
+    for row in flight.plan.rows:
+        sequence = row.sequence
+        if row.first and sequence.waited is None:
+            sequence.waited = flight.launched - sequence.submitted

@@ -94,7 +94,7 @@ class Ledger:
         """What the first event says of the prompt, and no other."""
         if len(sequence.tokens) > len(sequence.request.prompt):
             return {}
-        said: dict[str, Any] = {"cached_tokens": sequence.cached or 0}
+        said: dict[str, Any] = {"cached_tokens": sequence.cached or 0, "waited": sequence.waited}
         self.counts.cached_tokens += said["cached_tokens"]
         params, scores = sequence.request.params, sequence.scores
         if scores and params.prompt_logprobs is not None:

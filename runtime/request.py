@@ -173,8 +173,9 @@ class TokenEvent:
     whose grammar allows nothing more ends with the last token and `finish="stop"`; one that reached its
     length ends with the last token and `finish="length"`; one that failed ends with `finish="error"` and the
     reason in `error`. An aborted request hears nothing more.
-    The first event says how many tokens of the prompt were found in the cache, and what was asked of the
-    prompt: the log-probability of each token but the first, the mean of all hidden states.
+    The first event says how many tokens of the prompt were found in the cache, how many seconds the request
+    waited for its first step, and what was asked of the prompt: the log-probability of each token but the
+    first, the mean of all hidden states.
     """
 
     request_id: str
@@ -184,6 +185,7 @@ class TokenEvent:
     end: int | None = None
     error: str | None = None
     cached_tokens: int = 0
+    waited: float | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     pooled: tuple[float, ...] | None = None
 

@@ -25,7 +25,7 @@ class EngineInfo:
       vocabulary: V; ids beyond it are refused.
       slots: sequences that decode at the same time.
       fingerprint: ten hex digits over weights, dtype, versions and mesh: changes when outputs may.
-      scores: prompts can be scored.
+      scores: prompts can be scored. platform: `cpu`, `gpu` or `tpu`.
       max_input: the operator's bound on a prompt's tokens; None leaves it to the context.
     """
 
@@ -35,6 +35,7 @@ class EngineInfo:
     fingerprint: str
     scores: bool = True
     max_input: int | None = None
+    platform: str = "cpu"
 
     @property
     def longest_prompt(self) -> int:

@@ -120,7 +120,7 @@ class FakeEngine:
       fail_after: lose the engine, for everybody, before this many tokens of a sequence.
       error_after: fail just the sequence, likewise.
       requests, aborted: all that were submitted; the ids of those aborted before their end.
-      cached: how many tokens of each prompt it claims to have found.
+      cached: how many tokens of each prompt it claims to have found. waited: and how long each waited.
       profiled: what was asked of the profiler.
     """
 
@@ -136,6 +136,7 @@ class FakeEngine:
         self.aborted: list[str] = []
         self.profiled: list[bool] = []
         self.cached = 0
+        self.waited: float | None = None
         self.running: dict[str, FakeStream] = {}
         self.state: EngineState = "starting"
         self.info: EngineInfo | None = EngineInfo(
@@ -249,6 +250,7 @@ class FakeStream:
         events[0] = replace(
             events[0],
             cached_tokens=self._engine.cached,
+            waited=self._engine.waited,
             prompt_logprobs=self._scores(),
             pooled=(float(len(prompt)), float(prompt[-1])) if params.pool_prompt else None,
         )

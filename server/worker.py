@@ -115,6 +115,7 @@ def build_engine(
         slots=engine.slots,
         scores=not settings.deterministic,
         max_input=settings.max_input,
+        platform=device.platform,
         fingerprint=_fingerprint(
             checkpoint.fingerprint,
             dtype.name,

@@ -12,6 +12,7 @@ from ..errors import ApiError
 from ..logprobs import Entry
 from .encode import to_event
 from .tgi import GenerateCall
+from .tgi_headers import Headers, late_headers
 from .usage import Usage
 
 
@@ -76,11 +77,27 @@ class GenerateReply:
 
     def whole(self, usage: Usage) -> Any:
         """The best of the answers."""
-        best = max(range(len(self._choices)), key=self._likelihood)
+        best = self._best
         body: dict[str, Any] = {"generated_text": self._whole_text(best)}
         if self._call.details or self._call.prefill:
             body["details"] = self._details(best)
         return [body] if self._listed else body
+
+    def late_headers(self, arrived: float, admitted: float, ended: float) -> Headers:
+        """What is known of the answer when it is whole; times in seconds of one clock."""
+        first = self._choices[self._best].first
+        return late_headers(
+            arrived=arrived,
+            admitted=admitted,
+            ended=ended,
+            waited=first and first.waited,
+            prompt=len(self._prompt),
+            generated=self._generated(self._best),
+        )
+
+    @property
+    def _best(self) -> int:
+        return max(range(len(self._choices)), key=self._likelihood)
 
     def _details(self, index: int) -> dict[str, Any]:
         tokens = self._tokens[index]

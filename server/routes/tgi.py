@@ -3,6 +3,7 @@
 A text is continued as it stands, as `/v1/completions` does; there are no conversations here.
 """
 
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import wraps
@@ -23,6 +24,7 @@ from ..prompt import Prompt, sampling_params, sequences
 from ..protocol.encode import to_json
 from ..protocol.heading import fresh_id
 from ..protocol.tgi import DEFAULT_TOKENS, MOST_STOPS, GenerateCall, parse_generate
+from ..protocol.tgi_headers import early_headers
 from ..protocol.tgi_reply import GenerateReply, error_body
 from ..stops import StopSearch
 from ..text import TextModel
@@ -111,7 +113,12 @@ async def _generate(request: ApiRequest, *, stream: bool | None) -> HTTPResponse
     seed = params.seed if params.temperature else None
     reply = GenerateReply(call, choices, prompt, seed, listed=stream is None)
     exchange = admit(request, requests, choices, reply, len(prompt), per_prompt=call.best_of)
-    return await answer(request, exchange, stream=call.stream)
+    admitted = time.perf_counter()
+    early = early_headers(found.platform, call.inputs)
+    response = await answer(request, exchange, stream=call.stream, headers=early)
+    if response is not None:
+        response.headers.update(reply.late_headers(request.started, admitted, time.perf_counter()))
+    return response
 
 
 def _most_tokens(call: GenerateCall, prompt: int, info: EngineInfo) -> int:

@@ -3,6 +3,7 @@
 import dataclasses
 import random
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -149,6 +150,18 @@ def test_without_max_tokens_the_context_is_filled(bench, length):
     (tokens,) = bench.run([request])
     assert length + len(tokens) == CONFIG.context
     assert_greedy(request, tokens)
+
+
+def test_the_first_event_says_how_long_a_request_waited(bench):
+    """One for which there is no slot yet waits until another's end, and is told so once."""
+    for number in range(bench.engine.slots):
+        bench.engine.submit(ask(f"first {number}", 8, max_tokens=20))
+    began = time.monotonic()
+    bench.engine.submit(ask("late", 8, max_tokens=3))
+    first, *others = bench.ear.wait("late")
+    taken = time.monotonic() - began
+    assert 0 < bench.ear.wait("first 0")[0].waited < first.waited < taken
+    assert [event.waited for event in others] == [None, None]
 
 
 def test_logprobs_are_the_models_own(bench):

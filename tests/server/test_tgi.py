@@ -5,6 +5,10 @@ from dataclasses import replace
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distaff.server.protocol.tgi_headers import late_headers
 
 
 def post(http, path="/generate", inputs="Say", stream=None, **parameters):
@@ -194,6 +198,53 @@ def test_the_longest_prompt_is_the_operators(http, engine):
 def test_requests_under_way_are_the_operators(make_server):
     with httpx.Client(base_url=make_server(max_concurrent=7).url) as http:
         assert http.get("/info").json()["max_concurrent_requests"] == 7
+
+
+class TestHeaders:
+    """Figures of an answer; only true ones."""
+
+    def test_a_whole_answer(self, http, engine):
+        """Seconds for one of them, whole milliseconds for all others, as in TGI."""
+        engine.waited, engine.delay = 0.02, 0.005
+        headers = post(http, inputs="é!").headers
+        assert (headers["x-compute-type"], headers["x-compute-characters"]) == ("cpu", "2")
+        assert (headers["x-prompt-tokens"], headers["x-generated-tokens"]) == ("4", "14")
+        assert headers["x-queue-time"] == "20"
+        total, inference = int(headers["x-total-time"]), int(headers["x-inference-time"])
+        assert int(float(headers["x-compute-time"]) * 1000) == total
+        assert 14 * 5 - 20 <= inference <= total - 20 - int(headers["x-validation-time"])
+        assert int(headers["x-time-per-token"]) == inference // 14
+
+    def test_what_nobody_measured_is_left_out(self, http, engine):
+        headers = post(http).headers
+        assert "x-total-time" in headers and "x-validation-time" in headers
+        assert not {"x-queue-time", "x-inference-time", "x-time-per-token"} & headers.keys()
+
+    def test_the_best_ones(self, http, engine):
+        engine.reply = lambda request: [b"a", b"bcd"][request.choice]
+        headers = post(http, best_of=2, do_sample=True).headers
+        assert headers["x-generated-tokens"] == "2"
+
+    def test_a_stream_has_those_that_are_known_at_its_head(self, http, engine):
+        headers = post(http, "/generate_stream").headers
+        assert (headers["x-compute-type"], headers["x-compute-characters"]) == ("cpu", "3")
+        assert not {"x-total-time", "x-compute-time", "x-generated-tokens"} & headers.keys()
+        assert headers["cache-control"] == "no-cache"
+
+    @given(*[st.floats(0, 1e4)] * 4, st.integers(1, 10**6))
+    def test_times_add_up(self, validation, waited, inference, arrived, generated):
+        """Validation, queue and inference are the whole, but for the parts of a millisecond."""
+        told = late_headers(
+            arrived=arrived,
+            admitted=arrived + validation,
+            ended=arrived + validation + waited + inference,
+            waited=waited,
+            prompt=1,
+            generated=generated,
+        )
+        parts = [int(told[f"x-{name}-time"]) for name in ("validation", "queue", "inference")]
+        assert -1 <= int(told["x-total-time"]) - sum(parts) <= 3
+        assert int(told["x-time-per-token"]) * generated <= int(told["x-inference-time"]) + 1
 
 
 class TestSageMaker:
