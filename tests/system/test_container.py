@@ -192,5 +192,6 @@ def test_what_the_model_cannot_honour_ends_it(variables: dict[str, str], message
         env=os.environ | {"PORT": free_port(), **variables},
         capture_output=True,
         text=True,
+        timeout=120,
     )
     assert (done.returncode, done.stderr.splitlines()[-1]) == (78, f"distaff: {message}")
