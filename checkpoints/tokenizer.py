@@ -66,6 +66,11 @@ class ChatTokenizer:
         return self._parts.chat_template
 
     @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """The texts of named tokens: `bos_token`, `eos_token` and the like, as far as there are any."""
+        return self._parts.special
+
+    @property
     def template_options(self) -> frozenset[str]:
         """Variables that the template reads, beside those that every template is given."""
         return self._template.options if self._template else frozenset()

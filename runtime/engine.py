@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 
@@ -215,6 +216,7 @@ class Engine:
             limit=limit,
             arrival=next(self._arrivals),
             tokens=list(request.prompt),
+            submitted=time.monotonic(),
             matcher=None if params.grammar is None else self._grammars(params.grammar),
             scores=PromptScores(len(request.prompt)) if params.scores_prompt else None,
         )

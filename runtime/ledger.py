@@ -74,7 +74,7 @@ class Ledger:
         first = self._about_prompt(sequence)
         if token in params.stop_ids and not params.ignore_eos:
             self._drop(name)
-            return TokenEvent(request_id=name, finish="stop", **first)
+            return TokenEvent(request_id=name, finish="stop", end=token, logprobs=report, **first)
         sequence.tokens.append(token)
         self.counts.generated_tokens += 1
         if sequence.matcher is not None:
@@ -94,7 +94,7 @@ class Ledger:
         """What the first event says of the prompt, and no other."""
         if len(sequence.tokens) > len(sequence.request.prompt):
             return {}
-        said: dict[str, Any] = {"cached_tokens": sequence.cached or 0}
+        said: dict[str, Any] = {"cached_tokens": sequence.cached or 0, "waited": sequence.waited}
         self.counts.cached_tokens += said["cached_tokens"]
         params, scores = sequence.request.params, sequence.scores
         if scores and params.prompt_logprobs is not None:

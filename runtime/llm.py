@@ -212,12 +212,13 @@ class LLM:
         tokens = tuple(event.token for event in events if event.token is not None)
         detokenizer = self.tokenizer.detokenizer()
         text = "".join(map(detokenizer.push, tokens)) + detokenizer.flush()
+        reports = (event.logprobs for event in events if event.end is None)
         finish = events[-1].finish
         assert finish is not None
         return Completion(
             text=text,
             tokens=tokens,
-            logprobs=tuple(event.logprobs for event in events if event.logprobs is not None),
+            logprobs=tuple(report for report in reports if report is not None),
             finish=finish,
             prompt_tokens=len(request.prompt),
         )

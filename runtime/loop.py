@@ -153,6 +153,7 @@ class Loop:
         """Dispatches a step behind the one that is under way; if the device is done with that, it idles."""
         with self.phases.phase("launch"):
             following = self.runner.launch(plan)
+        _note_begun(following)
         if flight is None or flight.done:
             self.phases.seconds["idle"] += following.launched - self._free_since
         return following
@@ -189,3 +190,11 @@ class Loop:
         for request_id in ids:
             self._drop(request_id)
         self._tell([TokenEvent(request_id=i, finish="error", error=reason) for i in ids])
+
+
+def _note_begun(flight: Flight) -> None:
+    """The sequences whose first step this is have waited until now."""
+    for row in flight.plan.rows:
+        sequence = row.sequence
+        if row.first and sequence.waited is None:
+            sequence.waited = flight.launched - sequence.submitted

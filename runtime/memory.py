@@ -72,7 +72,7 @@ def size_pool(
         "KV pool: %d pages of %d tokens = %d tokens, %d MiB (%s; %d slots x %d tokens need %d pages, "
         "%.3g%% of %d MiB free hold %d)",
         chosen, shapes.page_size, chosen * shapes.page_size, chosen * size // _MIB,
-        "derived" if pages is None else "--kv-pages", shapes.slots, shapes.table * shapes.page_size,
+        "derived" if pages is None else "as told", shapes.slots, shapes.table * shapes.page_size,
         useful, share * 100, free // _MIB, fitting,
     )  # fmt: skip
     return chosen

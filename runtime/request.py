@@ -68,7 +68,7 @@ class SamplingParams:
         model's own distribution, before temperature and penalties.
       prompt_logprobs: the same for the prompt's tokens; they come with the first event.
       pool_prompt: the mean of the prompt's final hidden states comes with the first event.
-      stop_ids: ids that end the sequence (the model's end tokens); the ending id is not reported as a token.
+      stop_ids: ids that end the sequence (the model's end tokens); the ending id is not one of its tokens.
       ignore_eos: generate on past stop_ids.
     """
 
@@ -169,19 +169,23 @@ class TokenEvent:
     """What a request hears after a step: a token, an end, or both.
 
     The last event of a request, and only that one, has `finish`. A sequence that ran into one of its
-    stop_ids ends with `finish="stop"` and no token; one whose grammar allows nothing more ends with the last
-    token and `finish="stop"`; one that reached its length ends with the last token and `finish="length"`; one
-    that failed ends with `finish="error"` and the reason in `error`. An aborted request hears nothing more.
-    The first event says how many tokens of the prompt were found in the cache, and what was asked of the
-    prompt: the log-probability of each token but the first, the mean of all hidden states.
+    stop_ids ends with `finish="stop"`, no token, and that id in `end`, whose the log-probabilities are; one
+    whose grammar allows nothing more ends with the last token and `finish="stop"`; one that reached its
+    length ends with the last token and `finish="length"`; one that failed ends with `finish="error"` and the
+    reason in `error`. An aborted request hears nothing more.
+    The first event says how many tokens of the prompt were found in the cache, how many seconds the request
+    waited for its first step, and what was asked of the prompt: the log-probability of each token but the
+    first, the mean of all hidden states.
     """
 
     request_id: str
     token: int | None = None
     logprobs: TokenLogprobs | None = None
     finish: FinishReason | None = None
+    end: int | None = None
     error: str | None = None
     cached_tokens: int = 0
+    waited: float | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     pooled: tuple[float, ...] | None = None
 

@@ -27,6 +27,7 @@ class Sequence:
       contents: what its first pages hold once they are full, as far as somebody asked (see `prefix.py`).
       published: how many of its pages others can find.
       cached: how many tokens it found computed when it was first seated; None before that.
+      submitted: when it came, by the engine's clock. waited: seconds from then to its first step.
       drafter: guesses its next tokens.
       matcher: where it stands in its grammar; None for a sequence that may say anything.
       scores: what was asked of the prompt's tokens; None where nothing was.
@@ -45,6 +46,8 @@ class Sequence:
     contents: list[Content] = field(default_factory=list)
     published: int = 0
     cached: int | None = None
+    submitted: float = 0.0
+    waited: float | None = None
     drafter: Drafter = field(default_factory=Drafter)
     matcher: Matcher | None = None
     scores: PromptScores | None = None

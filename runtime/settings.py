@@ -23,6 +23,7 @@ class EngineSettings:
     Attributes:
       slots: sequences that decode at the same time.
       context: the longest sequence, in tokens; at most the model's own.
+      prefill_tokens: the most tokens of a step, so the most of prompts; a longer prompt takes several steps.
       kv_pages: pages of the KV pool.
       kv_cache_dtype: `int8` rounds keys and values; None keeps them as they are computed.
       replicas: engines on this host that share its memory.
@@ -37,6 +38,7 @@ class EngineSettings:
 
     slots: int | None = None
     context: int | None = None
+    prefill_tokens: int | None = None
     kv_pages: int | None = None
     kv_cache_dtype: str | None = None
     replicas: int = 1
@@ -73,6 +75,18 @@ def platform_of(device: Device) -> Platform:
     return PLATFORMS.get(device.platform, PLATFORMS["gpu"])
 
 
+def pages_of(tokens: int, device: Device) -> int:
+    """The whole pages that so many tokens of keys and values fill.
+
+    Raises:
+      ConfigError: not even one.
+    """
+    size = platform_of(device).page_size
+    if tokens < size:
+        raise ConfigError(f"kv_tokens is {tokens}; expected at least a page of {size} tokens")
+    return tokens // size
+
+
 def compute_dtype(name: str | None, device: Device) -> jnp.dtype:
     """The type of weights, activations and cache.
 
@@ -102,10 +116,11 @@ def derive_shapes(config: ModelConfig, settings: EngineSettings, device: Device)
     """The sizes that the engine is compiled for.
 
     Raises:
-      ConfigError: a setting is not positive, or the context is longer than the model's.
+      ConfigError: a setting is not positive, the context is longer than the model's, or a step would hold
+        fewer tokens than there are slots.
     """
     platform = platform_of(device)
-    for name in ("slots", "context", "kv_pages"):
+    for name in ("slots", "context", "prefill_tokens", "kv_pages"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ConfigError(f"{name} is {value}; expected at least 1")
@@ -113,9 +128,14 @@ def derive_shapes(config: ModelConfig, settings: EngineSettings, device: Device)
     if context > config.context:
         raise ConfigError(f"context is {context}; the model was made for {config.context} at most")
     slots = settings.slots or platform.slots
+    budget = settings.prefill_tokens
+    if budget is None:
+        budget = 2 * slots if settings.deterministic else max(platform.budget, slots)
+    if budget < slots:
+        raise ConfigError(f"prefill_tokens is {budget}; expected at least one for each of {slots} slots")
     return Shapes(
         slots=slots,
-        budget=2 * slots if settings.deterministic else max(platform.budget, slots),
+        budget=budget,
         single=settings.deterministic,
         mask=-(-config.vocabulary // 32) if settings.grammars else 0,
         scores=settings.scores and not settings.deterministic,

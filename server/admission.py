@@ -1,8 +1,9 @@
 """How much may wait: requests, and prompt tokens, that have not yet had their first token.
 
 Bounding both keeps the wait short and the memory small whatever the mixture of short and long prompts. Rows
-that already generate are not counted; the engines' slots bound them. The one idea: however many engines stand
-behind it, there is one queue and one account, which grows and shrinks with those that are ready.
+that already generate are not counted; the engines' slots bound them. An operator who names a bound means all
+requests under way, and it stands in place of ours. The one idea: however many engines stand behind it, there
+is one queue and one account, which grows and shrinks with those that are ready.
 """
 
 from ..runtime.request import Overloaded, Request
@@ -12,23 +13,34 @@ _REQUESTS_PER_SLOT = 8
 _CONTEXTS = 16
 
 
+def most_requests(wanted: int | None, slots: int) -> int:
+    """How many requests are taken at once, by an operator's word or by ours: 8 for each slot."""
+    return _REQUESTS_PER_SLOT * slots if wanted is None else wanted
+
+
 class Admission:
-    """The account of what waits.
+    """The account of what is under way.
 
     Attributes:
-      requests, tokens: waiting now.
+      requests, tokens: waiting now. under_way: requests that wait or run.
     """
 
-    def __init__(self) -> None:
-        """No engine is ready yet."""
+    def __init__(self, most_under_way: int | None = None) -> None:
+        """No engine is ready yet.
+
+        Args:
+          most_under_way: the operator's bound on requests that wait or run; None bounds what waits.
+        """
         self._engines: dict[object, EngineInfo] = {}
+        self._most_under_way = most_under_way
         self.requests = 0
         self.tokens = 0
+        self.under_way = 0
 
     @property
-    def most_requests(self) -> int:
-        """8 requests for each slot."""
-        return _REQUESTS_PER_SLOT * sum(info.slots for info in self._engines.values())
+    def most_waiting(self) -> int:
+        """Requests, by the slots of all engines."""
+        return most_requests(None, sum(info.slots for info in self._engines.values()))
 
     @property
     def most_tokens(self) -> int:
@@ -49,17 +61,27 @@ class Admission:
         Raises:
           Overloaded: it is one too many, or its prompt is.
         """
-        if self.requests >= self.most_requests:
-            raise Overloaded(f"{self.requests} requests wait; the most is {self.most_requests}")
-        if self.tokens + len(request.prompt) > self.most_tokens:
-            raise Overloaded(
-                f"{self.tokens} prompt tokens wait and {len(request.prompt)} more came; "
-                f"the most is {self.most_tokens}"
-            )
+        if self._most_under_way is None:
+            self._check_waiting(len(request.prompt))
+        elif self.under_way >= self._most_under_way:
+            raise Overloaded(f"{self.under_way} requests are under way; the most is {self._most_under_way}")
         self.requests += 1
         self.tokens += len(request.prompt)
+        self.under_way += 1
 
     def leave(self, request: Request) -> None:
-        """Counts a request out: it had its first token, or ended without one."""
+        """It waits no longer: it had its first token, or ended without one."""
         self.requests -= 1
         self.tokens -= len(request.prompt)
+
+    def end(self) -> None:
+        """A request is under way no longer."""
+        self.under_way -= 1
+
+    def _check_waiting(self, prompt: int) -> None:
+        if self.requests >= self.most_waiting:
+            raise Overloaded(f"{self.requests} requests wait; the most is {self.most_waiting}")
+        if self.tokens + prompt > self.most_tokens:
+            raise Overloaded(
+                f"{self.tokens} prompt tokens wait and {prompt} more came; the most is {self.most_tokens}"
+            )

@@ -18,7 +18,18 @@ from .context import ApiRequest, App, AppContext
 from .engine_client import EngineClient
 from .errors import ApiErrorHandler
 from .http import HardenedHttp, check_head, sanic_config
-from .routes import chat, completions, documents, embeddings, models, operations, responses, tgi, tokens
+from .routes import (
+    chat,
+    completions,
+    documents,
+    embeddings,
+    invocations,
+    models,
+    operations,
+    responses,
+    tgi,
+    tokens,
+)
 from .settings import ServerSettings
 from .text import ServedModel
 
@@ -31,6 +42,7 @@ RUN_OPTIONS: dict[str, Any] = {
 }
 """How the app must be run: `app.run(host, port, **RUN_OPTIONS)`."""
 
+_ROUTES = (chat, responses, completions, embeddings, tgi, invocations, tokens, models, documents, operations)
 _LAST_BYTES = 2.0
 """Seconds for handlers to write what they still have to say once the engine is drained."""
 
@@ -53,7 +65,7 @@ def create_app(settings: ServerSettings, engine: EngineClient, served: ServedMod
         error_handler=ApiErrorHandler(),
         configure_logging=False,
     )
-    for routes in (chat, responses, completions, embeddings, tgi, tokens, models, documents, operations):
+    for routes in _ROUTES:
         app.blueprint(routes.blueprint)
     app.register_middleware(_screen, "request")
     app.register_middleware(_stamp, "response")

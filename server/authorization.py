@@ -8,7 +8,7 @@ from .context import ApiRequest
 from .errors import Unauthorized
 from .keys import is_plain
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
+OPEN_PATHS = frozenset({"/health", "/ping", "/ready"})
 """What the machines that look after a server ask, without a key."""
 
 NO_KEY = (

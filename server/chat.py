@@ -73,7 +73,7 @@ class ChoiceText:
     Attributes:
       tokens: how many were generated, the end token not counted.
       cached_tokens: of the prompt, found in the cache.
-      first: the first event; what it says of the prompt is read there.
+      first: the first event; what it says of the prompt is read there. last: the newest one.
       finish: why it ended; None while it goes on.
     """
 
@@ -97,6 +97,7 @@ class ChoiceText:
         """
         self.tokens = self.cached_tokens = 0
         self.first: TokenEvent | None = None
+        self.last: TokenEvent | None = None
         self.finish: Finish | None = None
         self._detokenizer = text.detokenizer(prompt)
         self._stops = stops
@@ -116,7 +117,7 @@ class ChoiceText:
 
     def push(self, choice: int, event: TokenEvent) -> list[Delta]:
         """What is certain after `event`; sets `finish` at the end."""
-        self.first = self.first or event
+        self.first, self.last = self.first or event, event
         self.cached_tokens += event.cached_tokens
         if self._mute:
             self.finish = "length"
@@ -139,6 +140,13 @@ class ChoiceText:
             entry_of(self._text, token, self._text.token_bytes(token) or b"", score)
             for token, score in zip(prompt, [None, *scores], strict=True)
         ]
+
+    def end_entry(self) -> Entry | None:
+        """The entry of the end token, where the choice ended with one."""
+        token = None if self.stopped or self.last is None else self.last.end
+        if self.last is None or token is None:
+            return None
+        return entry_of(self._text, token, self._text.token_bytes(token), self.last.logprobs)
 
     def _take(self, event: TokenEvent) -> str:
         assert event.token is not None

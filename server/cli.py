@@ -4,7 +4,9 @@ Everything heavy is imported by the command that needs it, so that help and refu
 set up here, and here alone in this process.
 """
 
+import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,8 @@ from .logs import configure_logging
 
 if TYPE_CHECKING:
     from .worker_settings import WorkerSettings
+
+log = logging.getLogger("distaff.server.cli")  # `__name__` may be `__main__`
 
 EXIT_CODES = """\
 Exit codes: 0 ended as asked; 2 wrong usage; 3 what was planned does not fit; 65 a damaged or unsupported
@@ -70,13 +74,19 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     alias: Annotated[list[str] | None, typer.Option(help="Another name for the model; repeatable.")] = None,
     context: Annotated[int | None, typer.Option(min=1, help="The longest sequence, in tokens.")] = None,
+    max_input: Annotated[int | None, typer.Option(min=1, help="The longest prompt, in tokens.")] = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Sequences decoded at the same time.")] = None,
+    max_concurrent: Annotated[
+        int | None, typer.Option(min=1, help="Requests under way, waiting or running; one more is refused.")
+    ] = None,
+    prefill_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of prompts in one step.")] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16"] | None, typer.Option(help="What the model computes in.")
     ] = None,
     quantize: Quantize = None,
     kv_cache_dtype: KvCacheDtype = None,
     kv_pages: Annotated[int | None, typer.Option(min=1, help="Pages of the KV pool.")] = None,
+    kv_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of the KV pool, instead.")] = None,
     mesh: Annotated[
         str | None,
         typer.Option(
@@ -129,6 +139,9 @@ def serve(
     auth: Annotated[
         Literal["keys", "none"], typer.Option(help="`none` lets anybody who reaches the address ask.")
     ] = "keys",
+    health_when_ready: Annotated[
+        bool, typer.Option("--health-when-ready", help="GET /health answers as GET /ready.")
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse unknown parameters, as OpenAI does.")
     ] = False,
@@ -146,8 +159,11 @@ def serve(
         model=model,
         revision=revision,
         context=context,
+        max_input=max_input,
         slots=slots,
+        prefill_tokens=prefill_tokens,
         kv_pages=kv_pages,
+        kv_tokens=kv_tokens,
         dtype=dtype,
         quantize=quantize,
         kv_cache_dtype=kv_cache_dtype,
@@ -163,7 +179,7 @@ def serve(
         profile=str(profile.resolve()) if profile else None,
         log_level=log_level.upper(),
     )
-    _check_processes(worker)
+    _check_together(worker)
     check(model)
     if process_id > 0:
         from .follower import become_follower
@@ -185,6 +201,8 @@ def serve(
                 strict=strict,
                 embeddings=embeddings,
                 profiles=profile is not None,
+                max_concurrent=max_concurrent,
+                health_when_ready=health_when_ready,
             ),
             [
                 [sys.executable, "-m", "distaff.server.worker", worker.as_replica(number).to_argument()]
@@ -197,8 +215,10 @@ def serve(
         ).run()
 
 
-def _check_processes(settings: "WorkerSettings") -> None:
-    """Refuses flags for several processes that do not go together."""
+def _check_together(settings: "WorkerSettings") -> None:
+    """Refuses flags that do not go together."""
+    if settings.kv_pages is not None and settings.kv_tokens is not None:
+        raise typer.BadParameter("--kv-pages and --kv-tokens exclude each other")
     if settings.coordinator is None:
         if settings.num_processes > 1 or settings.process_id > 0:
             raise typer.BadParameter("--num-processes and --process-id need --coordinator HOST:PORT")
@@ -213,6 +233,22 @@ def _check_processes(settings: "WorkerSettings") -> None:
         )
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+@app.command()
+def endpoint() -> object:
+    """Serve what the environment says, in the words of text-generation-inference.
+
+    MODEL_ID, PORT, MAX_INPUT_LENGTH, MAX_TOTAL_TOKENS and others, as docs/container.md has them.
+    """
+    from .endpoint import serve_arguments, unheeded
+
+    configure_logging("INFO")
+    words = serve_arguments(os.environ)
+    log.info("the environment says: distaff %s", shlex.join(words))
+    if names := unheeded(os.environ):
+        log.warning("these variables are not heeded: %s", ", ".join(names))
+    return app(words, standalone_mode=False)
 
 
 @app.command()

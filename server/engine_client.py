@@ -25,7 +25,8 @@ class EngineInfo:
       vocabulary: V; ids beyond it are refused.
       slots: sequences that decode at the same time.
       fingerprint: ten hex digits over weights, dtype, versions and mesh: changes when outputs may.
-      scores: prompts can be scored.
+      scores: prompts can be scored. platform: `cpu`, `gpu` or `tpu`.
+      max_input: the operator's bound on a prompt's tokens; None leaves it to the context.
     """
 
     context: int
@@ -33,6 +34,13 @@ class EngineInfo:
     slots: int
     fingerprint: str
     scores: bool = True
+    max_input: int | None = None
+    platform: str = "cpu"
+
+    @property
+    def longest_prompt(self) -> int:
+        """The most tokens that a prompt may have: at least one more must fit."""
+        return min(self.max_input or self.context, self.context - 1)
 
 
 class EventStream(Protocol):

@@ -7,7 +7,7 @@ folds the same deltas that a stream sends.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -91,16 +91,18 @@ class Exchange:
         return [choice.tokens for choice in self.choices]
 
 
-async def answer(request: ApiRequest, exchange: Exchange, *, stream: bool) -> HTTPResponse | None:
-    """Answers, and leaves nothing running, however it ends."""
+async def answer(
+    request: ApiRequest, exchange: Exchange, *, stream: bool, headers: Mapping[str, str] | None = None
+) -> HTTPResponse | None:
+    """Answers, with further headers if there are any, and leaves nothing running, however it ends."""
     ended_by: str | None = "error"
     try:
         if stream:
-            ended_by = await _stream(request, exchange)
+            ended_by = await _stream(request, exchange, headers or {})
             return None
         body = await _fold(exchange)
         ended_by = None
-        return HTTPResponse(to_json(body), content_type="application/json")
+        return HTTPResponse(to_json(body), headers=dict(headers or {}), content_type="application/json")
     except asyncio.CancelledError:
         ended_by = "abort"
         raise
@@ -117,9 +119,10 @@ async def _fold(exchange: Exchange) -> Any:
     return exchange.reply.whole(exchange.usage())
 
 
-async def _stream(request: ApiRequest, exchange: Exchange) -> str | None:
+async def _stream(request: ApiRequest, exchange: Exchange, headers: Mapping[str, str]) -> str | None:
     """Sends the stream; returns why it was cut short, if it was."""
-    response = HTTPResponse(headers=_STREAM_HEADERS, content_type="text/event-stream; charset=utf-8")
+    headers = {**_STREAM_HEADERS, **headers}
+    response = HTTPResponse(headers=headers, content_type="text/event-stream; charset=utf-8")
     await request.respond(response)
     await response.send(b"")
     failure, reply = None, exchange.reply

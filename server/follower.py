@@ -77,9 +77,10 @@ def follow(settings: WorkerSettings) -> None:
         agree(facts_of(settings, checkpoint))
         follower = Follower(membership, end_process)
     try:
-        parameters = load_parameters(checkpoint, dtype_of(settings, mesh.local_devices[0]), None, mesh)
+        device = mesh.local_devices[0]
+        parameters = load_parameters(checkpoint, dtype_of(settings, device), None, mesh)
         with settings_refused():
-            runner = assemble(checkpoint.config, parameters, wishes_of(settings), mesh)
+            runner = assemble(checkpoint.config, parameters, wishes_of(settings, device), mesh)
         runner.warm_up(lambda done, total: log.info("compile: %d of %d", done, total))
     except DistaffError as error:
         follower.fail(str(error), exit_codes.of(error))

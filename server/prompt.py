@@ -27,7 +27,9 @@ NO_TEMPLATE = "This model has no chat template and cannot answer chat completion
 Prompt = tuple[int, ...]
 
 
-async def encode_chat(text: TextModel, call: ChatCall, context: int, off_loop: OffLoop, where: str) -> Prompt:
+async def encode_chat(
+    text: TextModel, call: ChatCall, info: EngineInfo, off_loop: OffLoop, where: str
+) -> Prompt:
     """Renders and encodes the conversation, which is the parameter `where`; off the loop where it is long.
 
     Raises:
@@ -38,7 +40,7 @@ async def encode_chat(text: TextModel, call: ChatCall, context: int, off_loop: O
     size = sum(len(message["content"]) for message in call.messages) + 16 * len(call.messages)
     size += 1024 * len(call.tools.tools)
     prompt = tuple(await off_loop.run(size, render, text, call.messages, call.tools, call.rendering, where))
-    check_length(len(prompt), call.sampling.max_tokens, context, where=where)
+    check_length(len(prompt), call.sampling.max_tokens, info, where=where)
     return prompt
 
 
@@ -86,7 +88,7 @@ async def encode_texts(
         if wrong is not None:
             raise no_such_token(where, wrong, info.vocabulary)
         prompts.append(tuple(ids) or (text.start_id,))
-        check_length(len(prompts[-1]), room, info.context, where=where)
+        check_length(len(prompts[-1]), room, info, where=where)
     return prompts
 
 
@@ -122,19 +124,22 @@ def render(
         raise BadRequest(str(error), where) from None
 
 
-def check_length(prompt: int, most: int | None, context: int, *, where: str) -> None:
-    """Raises BadRequest unless the prompt, and the `most` that may follow it, fit the context."""
-    if most is not None and prompt + most > context:
+def check_length(prompt: int, most: int | None, info: EngineInfo, *, where: str) -> None:
+    """Raises BadRequest unless the prompt is short enough and fits the context with the `most` after it."""
+    bound, limit = "model's maximum context", info.context
+    if most is not None and prompt + most > limit:
         asked = (
             f"you requested {prompt + most} tokens ({prompt} in the {where}, {most} in the completion). "
             f"Please reduce the length of the {where} or completion."
         )
-    elif prompt >= context:
+    elif prompt > info.longest_prompt:
+        if prompt < limit:
+            bound, limit = "server's maximum prompt", info.longest_prompt
         asked = f"your {where} resulted in {prompt} tokens. Please reduce the length of the {where}."
     else:
         return
     raise BadRequest(
-        f"This model's maximum context length is {context} tokens. However, {asked}",
+        f"This {bound} length is {limit} tokens. However, {asked}",
         where,
         "context_length_exceeded",
     )

@@ -39,6 +39,7 @@ class EngineGroup:
         commands: Sequence[Sequence[str]],
         on_news: Callable[[News], None] = lambda news: None,
         restarts: bool = True,
+        most_under_way: int | None = None,
     ) -> None:
         """Starts nothing yet.
 
@@ -46,9 +47,10 @@ class EngineGroup:
           commands: for each replica its process's command line, see `EngineProcess`.
           on_news: hears how bringing them up goes; must not block. `GivenUp` is the end of all.
           restarts: whether a lost engine is brought up again.
+          most_under_way: the most requests that all have together; None leaves it to their slots.
         """
         self._on_news = on_news
-        self._admission = Admission()
+        self._admission = Admission(most_under_way)
         self._router = Router(len(commands))
         self._proven: set[int] = set()
         self._closing = False

@@ -78,7 +78,7 @@ class WebProcess:
         self._display = display
         self._settings = settings
         self._served = ServedModel()
-        self._engine = EngineGroup(engine_commands, self._hear, restarts)
+        self._engine = EngineGroup(engine_commands, self._hear, restarts, settings.max_concurrent)
         self._app: App = create_app(settings, self._engine, self._served)
         self._app.register_listener(self._begin, "after_server_start")
         self._app.register_listener(self._prepare_to_end, "before_server_stop")

@@ -16,6 +16,8 @@ class ServerSettings:
       strict: refuse unknown parameters, as OpenAI does, rather than ignore and count them.
       embeddings: POST /v1/embeddings is answered.
       profiles: POST /start_profile and /stop_profile are answered.
+      max_concurrent: the most sequences under way, waiting or running; None leaves it to the engines' slots.
+      health_when_ready: /health answers 200 only while requests are taken, as TGI's does.
       most_choices: the largest `n` of a request.
       drain_seconds: how long running requests may go on after SIGTERM.
       most_connections: beyond these, new connections are refused.
@@ -29,6 +31,8 @@ class ServerSettings:
     strict: bool = False
     embeddings: bool = False
     profiles: bool = False
+    max_concurrent: int | None = None
+    health_when_ready: bool = False
     most_choices: int = 16
     drain_seconds: float = 60.0
     most_connections: int = 10_000

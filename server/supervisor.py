@@ -251,6 +251,7 @@ class EngineProcess:
     def _release(self, stream: BufferedStream, working: bool) -> None:
         """A stream has ended; if the engine still works on it, it is told to leave off."""
         del self._streams[stream.request.id]
+        self._admission.end()
         if not stream.started:
             self._admission.leave(stream.request)
         if working and self._child:

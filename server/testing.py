@@ -44,7 +44,7 @@ class FakeText:
     has_template = True
     eos_ids = (EOS,)
 
-    chat_template = None
+    chat_template = "{{ messages }}"
     template_options = frozenset({"style"})
     knows_tools = False
 
@@ -76,6 +76,10 @@ class FakeText:
         return [BOS] * add_special_tokens + list(text.encode())
 
     start_id = BOS
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        return {"bos_token": self.token_name(BOS), "eos_token": self.token_name(EOS)}
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(token for token in ids if token < 256).decode(errors="replace")
@@ -116,7 +120,7 @@ class FakeEngine:
       fail_after: lose the engine, for everybody, before this many tokens of a sequence.
       error_after: fail just the sequence, likewise.
       requests, aborted: all that were submitted; the ids of those aborted before their end.
-      cached: how many tokens of each prompt it claims to have found.
+      cached: how many tokens of each prompt it claims to have found. waited: and how long each waited.
       profiled: what was asked of the profiler.
     """
 
@@ -132,6 +136,7 @@ class FakeEngine:
         self.aborted: list[str] = []
         self.profiled: list[bool] = []
         self.cached = 0
+        self.waited: float | None = None
         self.running: dict[str, FakeStream] = {}
         self.state: EngineState = "starting"
         self.info: EngineInfo | None = EngineInfo(
@@ -240,11 +245,12 @@ class FakeStream:
         if len(said) >= limit:
             events[-1] = self._event(said[limit - 1], finish="length")
         else:
-            events.append(TokenEvent(request_id=self._request.id, finish="stop"))
+            events.append(replace(self._event(EOS, finish="stop"), token=None, end=EOS))
         prompt = self._request.prompt
         events[0] = replace(
             events[0],
             cached_tokens=self._engine.cached,
+            waited=self._engine.waited,
             prompt_logprobs=self._scores(),
             pooled=(float(len(prompt)), float(prompt[-1])) if params.pool_prompt else None,
         )
@@ -257,7 +263,7 @@ class FakeStream:
             return None
         return tuple(self._scored(token, wanted) for token in self._request.prompt[1:])
 
-    def _event(self, token: int, finish: Literal["length"] | None = None) -> TokenEvent:
+    def _event(self, token: int, finish: Literal["length", "stop"] | None = None) -> TokenEvent:
         return TokenEvent(
             request_id=self._request.id, token=token, logprobs=self._logprobs(token), finish=finish
         )

@@ -62,6 +62,11 @@ class TextModel(TokenTexts, Protocol):
         ...
 
     @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """The texts of named tokens: `bos_token`, `eos_token` and the like, as far as there are any."""
+        ...
+
+    @property
     def template_options(self) -> Collection[str]:
         """Variables that the template reads, beside those that every template is given."""
         ...

@@ -57,7 +57,7 @@ async def take_turn(request: ApiRequest, call: ChatCall, prefix: str, where: str
     check_token_ids(call.sampling, info.vocabulary)
     format = context.served.format
     grammar = await checked(constraint_of(call, text, format), context.off_loop)
-    prompt = await encode_chat(text, call, info.context, context.off_loop, where)
+    prompt = await encode_chat(text, call, info, context.off_loop, where)
     params = sampling_params(call.sampling, text, context.served.defaults, grammar)
     heading = heading_of(context, info, prefix)
     salt = request.key_id + call.sampling.cache_salt

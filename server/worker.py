@@ -45,7 +45,8 @@ log = logging.getLogger("distaff.server.worker")  # `__name__` is `__main__` her
 _LAST_WORD_SECONDS = 0.2
 """For the web process to be told why this one ends."""
 _EQUAL = (
-    "context", "slots", "kv_pages", "kv_cache_dtype", "dtype", "mesh", "kernels", "quantize", "deterministic",
+    "context", "slots", "prefill_tokens", "kv_pages", "kv_tokens", "kv_cache_dtype", "dtype", "mesh",
+    "kernels", "quantize", "deterministic",
 )  # fmt: skip
 """Settings that all processes of a mesh must share: they are part of what is compiled."""
 
@@ -113,6 +114,8 @@ def build_engine(
         vocabulary=engine.vocabulary,
         slots=engine.slots,
         scores=not settings.deterministic,
+        max_input=settings.max_input,
+        platform=device.platform,
         fingerprint=_fingerprint(
             checkpoint.fingerprint,
             dtype.name,
@@ -215,17 +218,24 @@ def _engine(
     from ..runtime.engine import Engine
 
     with settings_refused():
-        return Engine(config, parameters, wishes_of(settings), on_events, mesh, leader, grammars)
+        wishes = wishes_of(settings, mesh.local_devices[0])
+        engine = Engine(config, parameters, wishes, on_events, mesh, leader, grammars)
+        longest, context = settings.max_input, engine.context
+        if longest is not None and longest >= context:
+            raise ConfigError(f"max_input is {longest}; expected less than the context of {context} tokens")
+        return engine
 
 
-def wishes_of(settings: WorkerSettings) -> "EngineSettings":
-    """The operator's wishes that size the engine."""
-    from ..runtime.settings import EngineSettings
+def wishes_of(settings: WorkerSettings, device: "Device") -> "EngineSettings":
+    """The operator's wishes that size the engine on such a device."""
+    from ..runtime.settings import EngineSettings, pages_of
 
+    tokens = settings.kv_tokens
     return EngineSettings(
         slots=settings.slots,
         context=settings.context,
-        kv_pages=settings.kv_pages,
+        prefill_tokens=settings.prefill_tokens,
+        kv_pages=settings.kv_pages if tokens is None else pages_of(tokens, device),
         kv_cache_dtype=settings.kv_cache_dtype,
         replicas=settings.replicas,
         kernels=parse_kernels(settings.kernels),

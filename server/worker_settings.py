@@ -9,8 +9,9 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
       model: a folder, a GGUF, a store, a hub id or a bundled name; None for the bundled default.
       revision: of a hub id.
-      context: the longest sequence, in tokens. slots: sequences that decode together.
-      kv_pages: pages of the KV pool. dtype: `float32` or `bfloat16`.
+      context: the longest sequence, in tokens. max_input: the longest prompt.
+      slots: sequences that decode together. prefill_tokens: the most tokens of a step.
+      kv_pages: pages of the KV pool. kv_tokens: the same in tokens. dtype: `float32` or `bfloat16`.
       quantize: `int8` for linear weights that are not so already. kv_cache_dtype: `int8` for keys and values.
       mesh: `model=N`, the devices that the model is divided among.
       kernels: each `operation=way`, in place of our choice.
@@ -25,8 +26,11 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     revision: str | None = None
     context: int | None = None
+    max_input: int | None = None
     slots: int | None = None
+    prefill_tokens: int | None = None
     kv_pages: int | None = None
+    kv_tokens: int | None = None
     dtype: str | None = None
     quantize: str | None = None
     kv_cache_dtype: str | None = None

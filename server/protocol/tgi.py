@@ -79,6 +79,7 @@ def _sampling(given: Fields) -> Sampling:
     temperature = _number(given, "temperature", lambda value: value > 0, "must be strictly positive")
     top_p = _number(given, "top_p", lambda value: 0 < value < 1, "must be > 0.0 and < 1.0")
     repetition = _number(given, "repetition_penalty", lambda value: value > 0, "must be strictly positive")
+    _number(given, "repetition_penalty", lambda value: 0.01 <= value <= 100, "must be >= 0.01 and <= 100.0")
     frequency = _number(
         given, "frequency_penalty", lambda value: -2 <= value <= 2, "must be >= -2.0 and <= 2.0"
     )
@@ -91,7 +92,7 @@ def _sampling(given: Fields) -> Sampling:
         min_p=0.0,
         frequency_penalty=frequency or 0.0,
         presence_penalty=0.0,
-        repetition_penalty=1.0 if repetition is None else min(max(repetition, 0.01), 100.0),
+        repetition_penalty=1.0 if repetition is None else repetition,
         logit_bias=(),
         allowed_token_ids=None,
         seed=_integer(given, "seed", 0, 2**64 - 1),

@@ -1,14 +1,18 @@
-"""What TGI's /generate answers: an object, or one event a token of which the last has the whole text."""
+"""What TGI's /generate answers: an object, or one event a token of which the last has the whole text.
+
+Unlike elsewhere, the token that ends an answer is one of its tokens: it is listed, and counted.
+"""
 
 import codecs
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ..chat import ChoiceText, Delta, Piece
+from ..chat import ChoiceText, Delta, End, Piece
 from ..errors import ApiError
 from ..logprobs import Entry
 from .encode import to_event
 from .tgi import GenerateCall
+from .tgi_headers import Headers, late_headers
 from .usage import Usage
 
 
@@ -54,7 +58,7 @@ class GenerateReply:
         """The last token, with the text and what is known of it."""
         details = {
             "finish_reason": self._reason(0),
-            "generated_tokens": usage.completion,
+            "generated_tokens": self._generated(0),
             "seed": self._seed,
             "input_length": usage.prompt,
         }
@@ -71,20 +75,39 @@ class GenerateReply:
             decoder = codecs.getincrementaldecoder("utf-8")("replace")
             for entry in delta.logprobs or []:
                 self._tokens[delta.choice].append((decoder.decode(entry.raw or b""), entry))
+        elif isinstance(delta, End):
+            entry = self._choices[delta.choice].end_entry()
+            self._tokens[delta.choice] += [(entry.token, entry)] if entry else []
 
     def whole(self, usage: Usage) -> Any:
         """The best of the answers."""
-        best = max(range(len(self._choices)), key=self._likelihood)
+        best = self._best
         body: dict[str, Any] = {"generated_text": self._whole_text(best)}
         if self._call.details or self._call.prefill:
             body["details"] = self._details(best)
         return [body] if self._listed else body
 
+    def late_headers(self, arrived: float, admitted: float, ended: float) -> Headers:
+        """What is known of the answer when it is whole; times in seconds of one clock."""
+        first = self._choices[self._best].first
+        return late_headers(
+            arrived=arrived,
+            admitted=admitted,
+            ended=ended,
+            waited=first and first.waited,
+            prompt=len(self._prompt),
+            generated=self._generated(self._best),
+        )
+
+    @property
+    def _best(self) -> int:
+        return max(range(len(self._choices)), key=self._likelihood)
+
     def _details(self, index: int) -> dict[str, Any]:
         tokens = self._tokens[index]
         details = {
             "finish_reason": self._reason(index),
-            "generated_tokens": self._choices[index].tokens,
+            "generated_tokens": self._generated(index),
             "seed": self._seed,
             "prefill": self._prefill(index),
             "tokens": [_token(text, entry) for text, entry in tokens],
@@ -92,6 +115,10 @@ class GenerateReply:
         if self._call.sampling.logprobs:
             details["top_tokens"] = [_alternatives(entry) for _, entry in tokens]
         return details
+
+    def _generated(self, index: int) -> int:
+        choice = self._choices[index]
+        return choice.tokens + (choice.end_entry() is not None)
 
     def _prefill(self, index: int) -> list[dict[str, Any]]:
         if not self._call.prefill:

@@ -2,7 +2,7 @@
 
 from sanic import Blueprint, HTTPResponse
 
-from ..context import ApiRequest
+from ..context import ApiRequest, AppContext
 from ..errors import ApiError, Unavailable
 from ..metrics import CONTENT_TYPE
 from ..protocol.encode import to_json
@@ -15,8 +15,20 @@ blueprint = Blueprint("operations")
 
 @blueprint.route("/health", methods=["GET", "HEAD"])
 async def health(request: ApiRequest) -> HTTPResponse:
-    """200 from the first moment, before the model is loaded, unless the engine has fallen silent."""
-    context = request.app.ctx
+    """200 from the first moment, before the model is loaded, unless the engine has fallen silent; or as
+    `/ready`, where the operator wants that."""
+    return _healthy(request.app.ctx)
+
+
+@blueprint.route("/ping", methods=["GET", "HEAD"])
+async def ping(request: ApiRequest) -> HTTPResponse:
+    """As `/health`: its name in TGI and SageMaker."""
+    return _healthy(request.app.ctx)
+
+
+def _healthy(context: AppContext) -> HTTPResponse:
+    if context.settings.health_when_ready:
+        return _ready(context)
     if context.engine.heartbeat_age > LONGEST_SILENCE:
         raise Unavailable("The engine has not been heard of for some time.", retry_after=10)
     return HTTPResponse(to_json({"status": "ok"}), content_type="application/json")
@@ -25,7 +37,10 @@ async def health(request: ApiRequest) -> HTTPResponse:
 @blueprint.route("/ready", methods=["GET", "HEAD"])
 async def ready(request: ApiRequest) -> HTTPResponse:
     """200 only while a completion would be admitted."""
-    context = request.app.ctx
+    return _ready(request.app.ctx)
+
+
+def _ready(context: AppContext) -> HTTPResponse:
     state = "draining" if context.draining else context.engine.state
     if state != "ready" or context.served.text is None:
         state = "loading" if state == "ready" else state

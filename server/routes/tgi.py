@@ -3,6 +3,7 @@
 A text is continued as it stands, as `/v1/completions` does; there are no conversations here.
 """
 
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import wraps
@@ -11,9 +12,11 @@ from typing import Any
 from sanic import Blueprint, HTTPResponse
 
 from ...model.errors import DistaffError
+from ..admission import most_requests
 from ..chat import ChoiceText
 from ..constraint import checked
 from ..context import ApiRequest
+from ..engine_client import EngineInfo
 from ..errors import BadRequest, as_api_error
 from ..exchange import answer
 from ..intake import admit, read_body
@@ -21,6 +24,7 @@ from ..prompt import Prompt, sampling_params, sequences
 from ..protocol.encode import to_json
 from ..protocol.heading import fresh_id
 from ..protocol.tgi import DEFAULT_TOKENS, MOST_STOPS, GenerateCall, parse_generate
+from ..protocol.tgi_headers import early_headers
 from ..protocol.tgi_reply import GenerateReply, error_body
 from ..stops import StopSearch
 from ..text import TextModel
@@ -31,7 +35,7 @@ blueprint = Blueprint("tgi")
 Handler = Callable[[ApiRequest], Coroutine[Any, Any, HTTPResponse | None]]
 
 
-def _in_tgis_words(handler: Handler) -> Handler:
+def in_tgis_words(handler: Handler) -> Handler:
     """Answers errors as TGI does."""
 
     @wraps(handler)
@@ -47,28 +51,28 @@ def _in_tgis_words(handler: Handler) -> Handler:
 
 
 @blueprint.post("/generate")
-@_in_tgis_words
+@in_tgis_words
 async def generate(request: ApiRequest) -> HTTPResponse | None:
     """One answer, as an object."""
     return await _generate(request, stream=False)
 
 
 @blueprint.post("/generate_stream")
-@_in_tgis_words
+@in_tgis_words
 async def generate_stream(request: ApiRequest) -> HTTPResponse | None:
     """One answer, an event a token."""
     return await _generate(request, stream=True)
 
 
 @blueprint.post("/")
-@_in_tgis_words
+@in_tgis_words
 async def compat_generate(request: ApiRequest) -> HTTPResponse | None:
     """Either, by `stream`; an object comes in a list."""
     return await _generate(request, stream=None)
 
 
 @blueprint.route("/info", methods=["GET", "HEAD"])
-@_in_tgis_words
+@in_tgis_words
 async def info(request: ApiRequest) -> HTTPResponse:
     """What is served, and its limits, in TGI's keys."""
     context = request.app.ctx
@@ -77,10 +81,10 @@ async def info(request: ApiRequest) -> HTTPResponse:
         "model_id": context.settings.model,
         "model_sha": None,
         "model_pipeline_tag": "text-generation",
-        "max_concurrent_requests": 8 * found.slots,
+        "max_concurrent_requests": most_requests(context.settings.max_concurrent, found.slots),
         "max_best_of": context.settings.most_choices,
         "max_stop_sequences": MOST_STOPS,
-        "max_input_tokens": found.context - 1,
+        "max_input_tokens": found.longest_prompt,
         "max_total_tokens": found.context,
         "max_client_batch_size": 1,
         "router": "distaff",
@@ -101,7 +105,7 @@ async def _generate(request: ApiRequest, *, stream: bool | None) -> HTTPResponse
     prompt = tuple(encoded)[-(call.truncate or len(encoded)) :]
     params = replace(
         sampling_params(call.sampling, text, context.served.defaults, grammar),
-        max_tokens=_most_tokens(call, len(prompt), found.context),
+        max_tokens=_most_tokens(call, len(prompt), found),
         prompt_logprobs=0 if call.prefill and found.scores else None,
     )
     requests = sequences(fresh_id("gen-"), [prompt], call.best_of, params, request.key_id)
@@ -109,14 +113,19 @@ async def _generate(request: ApiRequest, *, stream: bool | None) -> HTTPResponse
     seed = params.seed if params.temperature else None
     reply = GenerateReply(call, choices, prompt, seed, listed=stream is None)
     exchange = admit(request, requests, choices, reply, len(prompt), per_prompt=call.best_of)
-    return await answer(request, exchange, stream=call.stream)
+    admitted = time.perf_counter()
+    early = early_headers(found.platform, call.inputs)
+    response = await answer(request, exchange, stream=call.stream, headers=early)
+    if response is not None:
+        response.headers.update(reply.late_headers(request.started, admitted, time.perf_counter()))
+    return response
 
 
-def _most_tokens(call: GenerateCall, prompt: int, context: int) -> int:
+def _most_tokens(call: GenerateCall, prompt: int, info: EngineInfo) -> int:
     """How many may follow; raises BadRequest where they do not fit."""
-    wanted = call.sampling.max_tokens
-    if prompt >= context:
-        raise BadRequest(f"`inputs` must have less than {context} tokens. Given: {prompt}")
+    wanted, context = call.sampling.max_tokens, info.context
+    if prompt > info.longest_prompt:  # TGI says "less than", and takes as many
+        raise BadRequest(f"`inputs` must have less than {info.longest_prompt} tokens. Given: {prompt}")
     if wanted is not None and prompt + wanted > context:
         raise BadRequest(
             f"`inputs` tokens + `max_new_tokens` must be <= {context}. Given: {prompt} `inputs` tokens and "

@@ -74,6 +74,24 @@ async def detokenize(request: ApiRequest) -> HTTPResponse:
     return _json({"prompt": text, "content": text})
 
 
+@blueprint.route("/tokenizer_info", methods=["GET", "HEAD"])
+async def tokenizer_info(request: ApiRequest) -> HTTPResponse:
+    """vLLM's: what a client needs that renders conversations itself, and has them tokenized here."""
+    context = request.app.ctx
+    text = context.served.ready()
+    return _json(
+        {
+            "bos_token": None,
+            "eos_token": None,
+            "pad_token": None,
+            **text.special_tokens,
+            "chat_template": text.chat_template,
+            "model_max_length": context.engine_info().context,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        }
+    )
+
+
 @blueprint.route("/version", methods=["GET", "HEAD"])
 async def version(request: ApiRequest) -> HTTPResponse:
     """Of this server."""

@@ -3,6 +3,7 @@
 import dataclasses
 import random
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -103,13 +104,19 @@ def plain(bench):
     return tokens, place
 
 
-def test_an_end_token_ends_and_is_not_reported(bench, plain):
-    """`finish="stop"` comes alone, after the tokens before the first of the stop_ids."""
+def test_an_end_token_ends_and_is_no_token(bench, plain):
+    """`finish="stop"` comes alone, after the tokens before the first of the stop_ids; it says which, and how
+    likely that was."""
     tokens, place = plain
+    bench.engine.submit(ask("on", 12, max_tokens=30, logprobs=2))
     stops = (tokens[place], tokens[place + 1])
-    bench.engine.submit(ask("stopped", 12, max_tokens=30, stop_ids=stops))
+    bench.engine.submit(ask("stopped", 12, max_tokens=30, stop_ids=stops, logprobs=2))
     *heard, last = bench.ear.wait("stopped")
     assert tokens_of(heard) == tokens[:place] and (last.token, last.finish) == (None, "stop")
+    expected = bench.ear.wait("on")[place]
+    assert last.end == expected.token and last.logprobs.top[0][0] == last.end
+    assert last.logprobs.chosen == pytest.approx(expected.logprobs.chosen, abs=TOLERANCE)
+    assert all(event.end is None for event in heard)
     assert not any(event.finish for event in heard)
 
 
@@ -143,6 +150,18 @@ def test_without_max_tokens_the_context_is_filled(bench, length):
     (tokens,) = bench.run([request])
     assert length + len(tokens) == CONFIG.context
     assert_greedy(request, tokens)
+
+
+def test_the_first_event_says_how_long_a_request_waited(bench):
+    """One for which there is no slot yet waits until another's end, and is told so once."""
+    for number in range(bench.engine.slots):
+        bench.engine.submit(ask(f"first {number}", 8, max_tokens=20))
+    began = time.monotonic()
+    bench.engine.submit(ask("late", 8, max_tokens=3))
+    first, *others = bench.ear.wait("late")
+    taken = time.monotonic() - began
+    assert 0 < bench.ear.wait("first 0")[0].waited < first.waited < taken
+    assert [event.waited for event in others] == [None, None]
 
 
 def test_logprobs_are_the_models_own(bench):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from distaff.model.errors import ConfigError
-from distaff.runtime.settings import PLATFORMS, EngineSettings, compute_dtype, derive_shapes
+from distaff.runtime.settings import PLATFORMS, EngineSettings, compute_dtype, derive_shapes, pages_of
 
 from .test_memory import CONFIG, CPU, gpu
 
@@ -26,12 +26,28 @@ def test_what_is_said_stands():
     assert (shapes.slots, shapes.budget, shapes.table) == (3000, 3000, 3)
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_step_holds_as_many_tokens_as_is_said(deterministic):
+    """The largest bucket is that large, whatever the platform suggests."""
+    shapes = derive(prefill_tokens=40, slots=8, deterministic=deterministic)
+    assert shapes.budget == max(bucket.tokens for bucket in shapes.buckets()) == 40
+
+
+def test_tokens_of_the_pool_are_whole_pages():
+    """A GPU's pages hold 16 tokens; what is left over holds nothing."""
+    assert [pages_of(tokens, gpu(0, 0)) for tokens in (16, 31, 32)] == [1, 1, 2]
+    with pytest.raises(ConfigError, match="kv_tokens is 15; expected at least a page of 16 tokens"):
+        pages_of(15, gpu(0, 0))
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
         ({"slots": 0}, "slots is 0; expected at least 1"),
         ({"context": -4}, "context is -4; expected at least 1"),
         ({"kv_pages": 0}, "kv_pages is 0; expected at least 1"),
+        ({"prefill_tokens": 0}, "prefill_tokens is 0; expected at least 1"),
+        ({"prefill_tokens": 7, "slots": 8}, "prefill_tokens is 7; expected at least one for each of 8 slots"),
         ({"context": 101}, "context is 101; the model was made for 100 at most"),
     ],
 )

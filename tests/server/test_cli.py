@@ -29,6 +29,7 @@ def distaff(*words: str, stdin: str = "", seconds: float = SECONDS) -> tuple[int
         (["serve", "--prot", "80"], 2, "No such option: --prot"),
         (["serve", "--port", "65536"], 2, "'--port'"),
         (["serve", "--slots", "0"], 2, "'--slots'"),
+        (["serve", "--kv-pages", "9", "--kv-tokens", "9"], 2, "--kv-pages and --kv-tokens exclude"),
         (["serve", "--context", "many"], 2, "'--context'"),
         (["serve", "--dtype", "float8"], 2, "'float8' is not one of 'float32', 'bfloat16'"),
         (["serve", "--log-level", "loud"], 2, "'loud' is not one of"),

@@ -1,5 +1,7 @@
 """The error table of the protocol, word for word."""
 
+from dataclasses import replace
+
 import pytest
 
 SYSTEM = {"role": "system", "content": "s"}
@@ -541,3 +543,16 @@ class TestContextLength:
     def test_silence_fills_it(self, ask):
         choice = ask().json()["choices"][0]
         assert (choice["message"]["content"], choice["finish_reason"]) == ("Hello, worl", "length")
+
+    def test_a_prompt_longer_than_the_operator_allows(self, ask, http, engine):
+        """It is told so where the context would have held it; on the older route, too."""
+        engine.info = replace(engine.info, max_input=9)
+        assert ask().status_code == 200
+        said = "This server's maximum prompt length is {} tokens. However, your {} resulted in 10 tokens."
+        error = ask(messages=user("hi!")).json()["error"]
+        assert error["message"].startswith(said.format(9, "messages"))
+        assert (error["param"], error["code"]) == ("messages", "context_length_exceeded")
+        reply = http.post("/v1/completions", json={"model": "tgi", "prompt": "x" * 9, "max_tokens": 1})
+        assert reply.status_code == 400
+        assert reply.json()["error"]["message"].startswith(said.format(9, "prompt"))
+        assert reply.json()["error"]["param"] == "prompt"

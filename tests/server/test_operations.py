@@ -4,6 +4,7 @@ import re
 import time
 from dataclasses import replace
 
+import httpx
 import pytest
 
 RETRY = re.compile(r"[1-9]|[1-5][0-9]|60")
@@ -36,6 +37,15 @@ def test_only_a_ready_engine_is_ready(http, ask, engine, state):
     assert http.get("/ready").status_code == 503
     assert ask(stream=True).status_code == 503
     assert http.get("/health").status_code == 200
+
+
+def test_health_may_wait_until_requests_are_taken(make_server):
+    """As TGI's does, for what knows one route only."""
+    server = make_server(health_when_ready=True)
+    with httpx.Client(base_url=server.url) as http:
+        assert http.get("/health").json() == {"status": "ready"}
+        server.engine.state = "loading"
+        assert http.get("/health").status_code == 503
 
 
 @pytest.mark.parametrize(("age", "status"), [(0.0, 200), (9.9, 200), (10.1, 503)])

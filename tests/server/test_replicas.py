@@ -21,10 +21,10 @@ from .engine_processes import collect, command, request, until
 class Group:
     """A running group, what it told, and the command lines that its next processes will have."""
 
-    def __init__(self, modes: tuple[str, ...]) -> None:
+    def __init__(self, modes: tuple[str, ...], most_under_way: int | None) -> None:
         self.commands = [command(mode) for mode in modes]
         self.news: list[News] = []
-        self.engines = EngineGroup(self.commands, self.news.append)
+        self.engines = EngineGroup(self.commands, self.news.append, most_under_way=most_under_way)
 
     @property
     def states(self) -> list[str]:
@@ -52,8 +52,8 @@ async def start() -> AsyncIterator[Start]:
     """Starts groups; each must leave nothing behind."""
     started: list[Group] = []
 
-    async def begin(*modes: str) -> Group:
-        started.append(Group(modes))
+    async def begin(*modes: str, most_under_way: int | None = None) -> Group:
+        started.append(Group(modes, most_under_way))
         await started[-1].engines.start()
         return started[-1]
 
@@ -207,6 +207,21 @@ async def test_one_queue_bounds_all_and_follows_the_replicas_that_are_ready(star
     with pytest.raises(Overloaded, match="32 requests wait; the most is 32"):
         group.engines.submit(request("one too many"))
     assert group.loads == [0, 32]
+
+
+async def test_an_operators_bound_counts_running_streams_of_all_too(start: Start):
+    """Each that ends, however it ends, makes room for one."""
+    group = await (await start("ready", "ready", most_under_way=3)).all_ready()
+    streams = [group.engines.submit(request(str(i))) for i in range(3)]
+    await until(lambda: group.engines.stats.running == 3)
+    with pytest.raises(Overloaded, match="3 requests are under way; the most is 3"):
+        group.engines.submit(request("one too many"))
+    streams[0].abort()
+    last = group.engines.submit(request("last", max_tokens=1))
+    assert (await collect(last))[-1].finish == "length"
+    group.kill(group.loads.index(max(group.loads)))
+    await until(lambda: sum(group.loads) < 2)
+    group.engines.submit(request("after a loss"))
 
 
 async def test_figures_are_sums_and_a_dead_replica_runs_nothing(start: Start):

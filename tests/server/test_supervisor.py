@@ -193,6 +193,20 @@ def test_prompt_tokens_are_bounded_too():
     assert (admission.requests, admission.tokens) == (0, 0)
 
 
+def test_an_operators_bound_is_on_all_that_is_under_way():
+    """It stands in place of those on what waits, and what had its first token counts on until its end."""
+    admission = Admission(2)
+    admission.open("engine", EngineInfo(context=100, vocabulary=10, slots=1, fingerprint="0" * 10))
+    one, two = request("1", prompt=5000), request("2", prompt=5000)
+    admission.enter(one)
+    admission.enter(two)
+    admission.leave(one)
+    with pytest.raises(Overloaded, match="2 requests are under way; the most is 2"):
+        admission.enter(request("3"))
+    admission.end()
+    admission.enter(request("3"))
+
+
 async def test_a_reader_too_far_behind_loses_its_request(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(event_stream, "MAX_BUFFERED", 3)
     released: list[bool] = []

@@ -80,3 +80,18 @@ def test_a_conversation_for_tgi(http):
     told = post(http, "/chat_tokenize", messages=[{"role": "user", "content": "hi"}]).json()
     assert told["templated_text"] == "<|256|>user:hi<|258|>"
     assert "".join(token["text"] for token in told["tokenize_response"]) == told["templated_text"]
+
+
+def test_a_remote_tokenizer_finds_what_it_reads(http, engine):
+    """In vLLM's shape: named tokens, null where there is none, the template, a class; ids by /tokenize."""
+    told = http.get("/tokenizer_info").json()
+    assert told == {
+        "bos_token": "<|256|>",
+        "eos_token": "<|257|>",
+        "pad_token": None,
+        "chat_template": "{{ messages }}",
+        "model_max_length": 4096,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    engine.state = "loading"
+    assert http.get("/tokenizer_info").status_code == 503

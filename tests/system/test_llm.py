@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -71,6 +72,9 @@ def test_log_probabilities_of_three_kinds_agree(llm: LLM) -> None:
     sampled = [report.chosen for report in completion.logprobs]
     np.testing.assert_allclose(sampled, expected[len(prompt) - 1 :], atol=1e-3)
     assert all(len(report.top) == 5 and report.top[0][1] == report.chosen for report in completion.logprobs)
+    ending = replace(params, ignore_eos=False, stop_ids=(completion.tokens[5],))
+    (ended,) = llm.generate([prompt], ending, progress=False)
+    assert len(ended.logprobs) == len(ended.tokens) == completion.tokens.index(completion.tokens[5])
 
 
 def test_seeds_repeat(llm: LLM) -> None:
