@@ -237,15 +237,15 @@ class FakeStream:
         room = (info.context if info else 0) - len(self._request.prompt)
         limit = min(room, params.max_tokens or room)
         said = list(self._engine.tokens(self._request))
-        ends = [place for place, token in enumerate(said) if token in params.stop_ids]
-        said = said[: ends[0]] if ends else said
-        if EOS not in params.stop_ids:
+        place = next((place for place, token in enumerate(said) if token in params.stop_ids), len(said))
+        end, said = next(iter(said[place:]), EOS), said[:place]
+        if EOS not in params.stop_ids and end == EOS:
             said = list(islice(cycle(said), limit))
         events = [self._event(token) for token in said[:limit]]
         if len(said) >= limit:
             events[-1] = self._event(said[limit - 1], finish="length")
         else:
-            events.append(replace(self._event(EOS, finish="stop"), token=None, end=EOS))
+            events.append(replace(self._event(end, finish="stop"), token=None, end=end))
         prompt = self._request.prompt
         events[0] = replace(
             events[0],
