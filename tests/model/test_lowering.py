@@ -10,7 +10,7 @@ from collections import Counter
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
 from distaff.model.cache import Batch, Cache, Tiles, create_cache
 from distaff.model.config import ModelConfig, MoEConfig, RopeScaling
@@ -64,8 +64,11 @@ MARKS = {
 }
 """What shows that the platform's own kernel is in a lowered step."""
 
-ABSTRACT = AbstractMesh((1,), ("model",), abstract_device=AbstractDevice("TPU v5 lite", 1, "tpu"))
-"""The TPU that Pallas asks about where there is none; a real mesh says it itself."""
+DEVICES = {
+    "tpu": AbstractDevice("TPU v5 lite", 1, "tpu"),
+    "cuda": AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu"),
+}
+"""The device that Pallas asks about where there is none; a real mesh says it itself."""
 
 
 def lower(
@@ -91,7 +94,8 @@ def lower(
         hidden_TD, cache = model(tokens_T, cache, batch)
         return model.logits(hidden_TD), cache
 
-    with use_abstract_mesh(ABSTRACT):
+    device = DEVICES[platform]
+    with use_abstract_mesh(AbstractMesh((1,), ("model",), (AxisType.Auto,), abstract_device=device)):
         traced = jax.jit(step).trace(skeleton.flatten(leaves), cache, batch.positions_T, batch)
         return traced.lower(lowering_platforms=(platform,)), cache
 
