@@ -72,6 +72,7 @@ def join(membership: Membership, devices: int | None) -> None:
         patience.cancel()
     for number, count in sorted(counts.items()):
         if count != counts[0]:
+            part()  # the others, which ask process 0 for these counts, must have heard them before it ends
             raise ConfigError(
                 f"process {number} has {count} devices; expected {counts[0]} as process 0 has: "
                 "--mesh must be the same everywhere"
