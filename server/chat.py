@@ -173,7 +173,7 @@ class ChoiceText:
             parts = self._parser.push(text) if text else []
             parts = [*parts, *self._parser.flush()] if ended else parts
             said = [delta for part in parts for delta in self._part(choice, part)]
-            said += self._piece(choice, "", all=ended)
+            said += self._piece(choice, "", all=True) if ended else []
         if self._started or (self._parser is not None and not said and not ended):
             return said
         self._started = True

@@ -111,37 +111,36 @@ COMPLETIONS = _route(
     {"max_completion_tokens": ()},
 )
 
-RESPONSES = Parameters(
-    frozenset(
-        (
-            "input instructions max_output_tokens text include tools tool_choice parallel_tool_calls "
-            "top_logprobs temperature top_p top_k min_p seed frequency_penalty presence_penalty "
-            "repetition_penalty logit_bias stop stop_token_ids min_tokens ignore_eos allowed_token_ids "
-            "include_stop_str_in_output skip_special_tokens cache_salt chat_template_kwargs guided_json "
-            "guided_regex guided_choice guided_grammar structured_outputs stream model"
-        ).split()
-    ),
-    frozenset(
-        (
-            "user safety_identifier prompt_cache_key prompt_cache_options prompt_cache_retention metadata "
-            "store service_tier reasoning max_tool_calls stream_options"
-        ).split()
-    ),
+MOVED = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "max_completion_tokens": "max_output_tokens",
+    "max_new_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+    "verbosity": "text.verbosity",
+}
+"""What the Responses API has elsewhere."""
+
+
+def _responses(honoured: str, checked: str, refused: dict[str, tuple[Any, ...]]) -> Parameters:
+    """What the others have too, but for what is elsewhere here, means less or is refused."""
+    refused = {**_REFUSED, **dict.fromkeys(MOVED, ()), **refused}
+    less = frozenset([*_UNHEARD, *checked.split()]) - refused.keys()
+    return Parameters(frozenset([*_SAMPLING, *honoured.split()]) - refused.keys() - less, less, refused)
+
+
+RESPONSES = _responses(
+    "input instructions max_output_tokens text include tools tool_choice parallel_tool_calls top_logprobs "
+    "chat_template_kwargs guided_json guided_regex guided_choice guided_grammar structured_outputs",
+    "reasoning max_tool_calls stream_options",
     {
-        **_REFUSED,
         "previous_response_id": (),
         "conversation": (),
         "prompt": (),
         "background": (False,),
         "truncation": ("disabled",),
         "context_management": ([],),
-        "messages": (),
-        "max_tokens": (),
-        "max_completion_tokens": (),
-        "max_new_tokens": (),
-        "response_format": (),
-        "reasoning_effort": (),
-        "verbosity": (),
         "n": (1,),
         "logprobs": (False,),
     },

@@ -30,15 +30,6 @@ _INCLUDABLE = (
     "web_search_call.results",
 )
 _MOST_TOKENS = 2**31 - 1
-_MOVED = {
-    "messages": "input",
-    "max_tokens": "max_output_tokens",
-    "max_completion_tokens": "max_output_tokens",
-    "max_new_tokens": "max_output_tokens",
-    "response_format": "text.format",
-    "reasoning_effort": "reasoning.effort",
-    "verbosity": "text.verbosity",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +89,7 @@ def parse_response(body: dict[str, Any], *, strict: bool) -> ResponseCall:
 
 def _check_served(fields: Fields) -> None:
     """Raises BadRequest for what lives elsewhere in this API, what was stored, and what is not served."""
-    for name, place in _MOVED.items():
+    for name, place in parameters.MOVED.items():
         if fields.get(name) is not None:
             moved = f"In the Responses API, this parameter has moved to '{place}'."
             raise BadRequest(f"Unsupported parameter: '{name}'. {moved}", name, "unsupported_parameter")
