@@ -24,16 +24,16 @@ class Server:
     process: subprocess.Popen
     url: str
 
-    def ready(self) -> bool:
-        """Whether `/ready` says yes."""
+    def ready(self, path: str = "/ready") -> bool:
+        """Whether this route says yes."""
         with contextlib.suppress(httpx.TransportError):
-            return httpx.get(f"{self.url}/ready", timeout=5).status_code == 200
+            return httpx.get(f"{self.url}{path}", timeout=5).status_code == 200
         return False
 
-    def wait_ready(self, patience: float = 180.0) -> None:
-        """Waits until it takes requests."""
+    def wait_ready(self, patience: float = 180.0, path: str = "/ready") -> None:
+        """Waits until it takes requests, by the word of this route."""
         limit = time.monotonic() + patience
-        while not self.ready():
+        while not self.ready(path):
             assert self.process.poll() is None, f"the server ended with {self.process.returncode}"
             assert time.monotonic() < limit, f"not ready within {patience} s"
             time.sleep(0.1)
@@ -51,12 +51,16 @@ class Server:
         return next(float(line.split()[1]) for line in lines if line.startswith(label))
 
 
+def free_port() -> int:
+    """One that nobody listened on a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
 @contextlib.contextmanager
 def running(*arguments: str) -> Iterator[Server]:
     """Starts a server on a free port; ends it, and sees that nothing of it is left."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [str(DISTAFF), "serve", "--port", str(port), *arguments],
         stdout=subprocess.PIPE,

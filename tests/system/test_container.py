@@ -10,10 +10,8 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
 import venv
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +21,8 @@ import psutil
 import pytest
 
 from distaff.checkpoints.sources import cache_folder
+
+from .conftest import Server, free_port
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "Dockerfile"
@@ -100,15 +100,10 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copy(source, target)
 
 
-def free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return str(probe.getsockname()[1])
-
-
 @contextlib.contextmanager
 def endpoint(commands: Path, folder: Path, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The entry point in an environment of its own; the model is this user's, so that none is downloaded."""
-    port = free_port()
+    port = str(free_port())
     data = {name: value.replace("/data", str(folder / "data")) for name, value in the_variables().items()}
     (folder / "data").mkdir()
     (folder / "data" / "distaff").symlink_to(cache_folder())
@@ -131,21 +126,11 @@ def endpoint(commands: Path, folder: Path, **variables: str) -> Iterator[tuple[s
         assert not psutil.wait_procs(children, timeout=30)[1], "a child outlived the server"
 
 
-def wait_healthy(process: subprocess.Popen[str], url: str, patience: float = 240.0) -> None:
-    limit = time.monotonic() + patience
-    while True:
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{url}/health", timeout=5).status_code == 200:
-                return
-        assert process.poll() is None and time.monotonic() < limit, "not healthy"
-        time.sleep(0.2)
-
-
 @pytest.mark.timeout(900)
 def test_the_entry_point_keeps_the_contract(installed: Path, tmp_path: Path):
     """Healthy once it can answer; within the limits that were asked for; SIGTERM ends it well."""
     with endpoint(installed, tmp_path, HF_TOKEN="hf_secret", JSON_OUTPUT="true", **LIMITS) as (process, url):
-        wait_healthy(process, url)
+        Server(process, url).wait_ready(240, "/health")
         info = httpx.get(f"{url}/info").json()
         assert info["model_id"] == "smollm2"
         assert (info["max_input_tokens"], info["max_total_tokens"]) == (24, 128)
@@ -189,7 +174,7 @@ def test_what_the_model_cannot_honour_ends_it(variables: dict[str, str], message
     """The engine says so, with the value; exit code 78."""
     done = subprocess.run(
         [sys.executable, "-m", "distaff.server.cli", "endpoint"],
-        env=os.environ | {"PORT": free_port(), **variables},
+        env=os.environ | {"PORT": str(free_port()), **variables},
         capture_output=True,
         text=True,
         timeout=120,

@@ -7,7 +7,6 @@ one machine, with one CPU device each.
 import contextlib
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -22,7 +21,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ..checkpoints.making import make_model, save_folder
-from .conftest import DISTAFF, Server, running
+from .conftest import DISTAFF, Server, free_port, running
 
 FLAGS = ["--slots", "2", "--context", "128", "--kv-pages", "16", "--mesh", "model=2"]
 MESSAGES = [{"role": "user", "content": "the quick brown fox"}]
@@ -47,12 +46,6 @@ class Pair:
         limit = time.monotonic() + WITHIN
         codes = [p.wait(max(0.1, limit - time.monotonic())) for p in (self.leader.process, self.follower)]
         return codes[0], codes[1]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextlib.contextmanager
