@@ -173,7 +173,7 @@ def reference_logits(
     logits, tokens = [out.logits[0]], []
     for _ in range(steps):
         tokens.append(int(logits[-1][-1].argmax()))
-        out = model(torch.tensor([tokens[-1:]]), past_key_values=out.past_key_values, use_cache=True)
+        out = model(torch.tensor([tokens[-1:]]), cache=out.cache, use_cache=True)
         logits.append(out.logits[0])
     return torch.cat(logits).numpy(), tokens
 
