@@ -23,6 +23,7 @@ from distaff.checkpoints.files import sha256
 from distaff.checkpoints.sources import cache_folder
 from distaff.model.parameters import parameter_shapes
 
+from ..patience import patient
 from .making import gguf_metadata, gguf_tensors, make_model, save_folder, write_gguf
 
 
@@ -52,7 +53,7 @@ def test_names_that_lead_nowhere(name: str, said: str) -> None:
         with pytest.raises(SourceNotFound) as refusal:
             ask(name)
         assert said in str(refusal.value)
-    assert time.perf_counter() - start < 0.1
+    assert time.perf_counter() - start < patient(0.1)
 
 
 def test_early_checks_import_little() -> None:

@@ -18,6 +18,7 @@ from distaff.runtime.lockstep import Follower, Leader
 from distaff.runtime.runner import Runner
 from distaff.runtime.wishes import Membership
 
+from ..patience import patient
 from .tiny import ask
 
 SECRET = b"k" * 32
@@ -243,7 +244,7 @@ def test_strangers_disturb_nobody(
     device = Device()
     begun = time.monotonic()
     party = gather(device, strangers=come)
-    assert time.monotonic() - begun < 0.9, "a stranger kept the follower waiting"
+    assert time.monotonic() - begun < patient(0.9), "a stranger kept the follower waiting"
     party.leader.launch(1, buffer(5))
     until(lambda: device.heard == [("launch", (1, [5]))])
     until(lambda: sum("turned away 127.0.0.1" in line for line in caplog.messages) == 3)
@@ -276,7 +277,7 @@ def test_parting_takes_no_time(gather: Callable[..., Party]) -> None:
         party = gather(Device(), Device())
         begun = time.monotonic()
         party.part()
-        assert time.monotonic() - begun < 1
+        assert time.monotonic() - begun < 2.5, "it waited out the 3 s for an answer that does not come"
         assert party.losses.empty()
 
 

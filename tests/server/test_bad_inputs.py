@@ -7,6 +7,8 @@ from http.client import HTTPConnection
 
 import pytest
 
+from ..patience import patient
+
 GOOD = {"model": "tgi", "messages": [{"role": "user", "content": "hi"}]}
 CANARY = "Hello, world!"
 
@@ -17,7 +19,7 @@ def unharmed(http, ask, engine, caplog):
     yield
     begin = time.perf_counter()
     assert http.get("/health").status_code == 200
-    assert time.perf_counter() - begin < 0.5
+    assert time.perf_counter() - begin < patient(0.5)
     assert ask(temperature=0).json()["choices"][0]["message"]["content"] == CANARY
     assert engine.running == {}
     assert "distaff_requests_in_flight 0.0" in http.get("/metrics").text
@@ -208,10 +210,10 @@ def test_a_huge_text_is_refused_without_holding_up_the_loop(server, ask, text):
     finally:
         task.cancel()
     assert reply.json()["error"]["code"] == "context_length_exceeded"
-    assert max(lags, default=0.0) < 0.5
+    assert max(lags, default=0.0) < patient(0.5)
 
 
 def test_many_choices_are_refused_at_once(ask):
     begin = time.perf_counter()
     assert ask(n=10**6).status_code == 400
-    assert time.perf_counter() - begin < 0.5
+    assert time.perf_counter() - begin < patient(0.5)

@@ -1,0 +1,13 @@
+"""Upper bounds of wall time in tests, on a machine that others use too.
+
+Such a bound tells two mechanisms apart: an answer that comes by itself, and one that a timeout of ten seconds
+or more has to bring, or none at all. It measures no speed; that is what `benchmarks/` is for.
+"""
+
+_BUSY = 4.0
+"""How many times slower than a quiet machine a busy one may be."""
+
+
+def patient(seconds: float) -> float:
+    """What takes at most `seconds` on a quiet machine has this many on a busy one."""
+    return seconds * _BUSY
