@@ -20,9 +20,11 @@ from tokenizers import (
 )
 
 from .errors import CheckpointError
+from .tokenizer_folder import named_templates
 from .tokenizer_parts import TokenizerParts, surround
 
 _CONTROL, _USER_DEFINED, _NORMAL = 3, 4, 1
+_TEMPLATE = "tokenizer.chat_template"
 
 _END_TEXTS = {
     "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>",
@@ -72,10 +74,21 @@ def read_gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> TokenizerPar
     first, last = special.get("bos_token") if add_bos else None, special.get("eos_token") if add_eos else None
     if first or last:
         surround(tokenizer, first, last)
-    template = metadata.get("tokenizer.chat_template")
+    template = metadata.get(_TEMPLATE)
     return TokenizerParts(
-        tokenizer, special, template if isinstance(template, str) else None, end_ids(path, metadata)
+        tokenizer,
+        special,
+        template if isinstance(template, str) else None,
+        end_ids(path, metadata),
+        _named_templates(metadata),
     )
+
+
+def _named_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """`tokenizer.chat_template.NAME`; `tokenizer.chat_templates` lists the names and says no more."""
+    keys = [key for key in metadata if key.startswith(f"{_TEMPLATE}.")]
+    named = [{"name": key.removeprefix(f"{_TEMPLATE}."), "template": metadata[key]} for key in keys]
+    return named_templates(named)
 
 
 def end_ids(path: Path, metadata: Mapping[str, Any]) -> tuple[int, ...]:

@@ -9,7 +9,8 @@ from .errors import CheckpointError, SourceNotFound
 from .files import Progress
 
 _FILES = ("*.json", "*.safetensors", "*.jinja")
-_NEVER = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.py", "*/*", "consolidated*"]
+_NEVER = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.py", "*/*.json", "*/*.safetensors", "consolidated*"]
+"""Of folders only templates are wanted: `additional_chat_templates/*.jinja`."""
 
 
 def download(

@@ -25,11 +25,14 @@ from .shield import Shield, encode_text
 from .tokenizer_folder import (
     CONFIG_FILE,
     TEMPLATE_FILE,
+    TEMPLATE_FOLDER,
     TOKENIZER_FILE,
     read_template_file,
     read_tokenizer_folder,
 )
 from .tokenizer_parts import TokenizerParts
+
+_TOOL_USE = "tool_use"
 
 
 class ChatTokenizer:
@@ -46,7 +49,12 @@ class ChatTokenizer:
     def __init__(self, parts: TokenizerParts) -> None:
         self._parts = parts
         self._tokenizer: Tokenizer = parts.tokenizer
-        self._template = ChatTemplate(parts.chat_template, parts.special) if parts.chat_template else None
+        sources = {**parts.named_templates, "default": parts.chat_template or ""}
+        self._templates = {
+            name: ChatTemplate(source, parts.special)
+            for name in ("default", _TOOL_USE)
+            if (source := sources.get(name))
+        }
         added = self._tokenizer.get_added_tokens_decoder()
         self.vocabulary: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self.special_ids: frozenset[int] = frozenset(i for i, token in added.items() if token.special)
@@ -58,12 +66,18 @@ class ChatTokenizer:
     @property
     def has_template(self) -> bool:
         """Whether conversations can be rendered at all."""
-        return self._template is not None
+        return bool(self._templates)
 
     @property
     def chat_template(self) -> str | None:
         """The template's source, if there is one."""
         return self._parts.chat_template
+
+    @property
+    def tool_template(self) -> str | None:
+        """The source of the template for requests with tools, if there is one."""
+        template = self._template(tools=True)
+        return template.source if template else None
 
     @property
     def special_tokens(self) -> Mapping[str, str]:
@@ -72,13 +86,18 @@ class ChatTokenizer:
 
     @property
     def template_options(self) -> frozenset[str]:
-        """Variables that the template reads, beside those that every template is given."""
-        return self._template.options if self._template else frozenset()
+        """Variables that the templates read, beside those that every template is given."""
+        return frozenset().union(*(template.options for template in self._templates.values()))
 
     @property
     def knows_tools(self) -> bool:
-        """Whether the template has a place for tools."""
-        return self._template is not None and self._template.knows_tools
+        """Whether the template for requests with tools has a place for them."""
+        return self._knows_tools(given=True)
+
+    @property
+    def knows_calls(self) -> bool:
+        """The same of the template for requests without tools, whose conversation may yet hold calls."""
+        return self._knows_tools(given=False)
 
     @property
     def start_id(self) -> int:
@@ -102,16 +121,19 @@ class ChatTokenizer:
         """The prompt's text.
 
         Args:
-          tools: functions that may be called, in OpenAI's form; for templates that know them.
+          tools: functions that may be called, in OpenAI's form; for templates that know them. With them the
+            template named `tool_use` is taken, where there is one.
           continue_final_message: leaves the last message open; needs `add_generation_prompt=False`.
           options: further variables of the template.
 
         Raises:
           TemplateError: the template refuses the messages, or the model has none.
         """
-        if self._template is None:
-            raise TemplateError("this model has no chat template; give one, or use plain completions")
-        return self._template.render(
+        template = self._template(bool(tools))
+        if template is None:
+            found = "; it has one for requests with tools only" if self._templates else ""
+            raise TemplateError(f"this model has no chat template{found}; give one, or use plain completions")
+        return template.render(
             messages,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
@@ -169,7 +191,7 @@ class ChatTokenizer:
         return Detokenizer(self.token_bytes, prompt)
 
     def save(self, folder: Path) -> None:
-        """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja.
+        """Writes tokenizer.json, tokenizer_config.json, chat_template.jinja and further templates.
 
         The end ids belong to generation_config.json, which `GenerationDefaults` writes.
         """
@@ -178,6 +200,18 @@ class ChatTokenizer:
         write_whole(folder / CONFIG_FILE, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
         if self._parts.chat_template is not None:
             write_whole(folder / TEMPLATE_FILE, self._parts.chat_template.encode())
+        for name, source in self._parts.named_templates.items():
+            (folder / TEMPLATE_FOLDER).mkdir(exist_ok=True)
+            write_whole(folder / TEMPLATE_FOLDER / f"{name}.jinja", source.encode())
+
+    def _knows_tools(self, *, given: bool) -> bool:
+        template = self._template(given)
+        return template is not None and template.knows_tools
+
+    def _template(self, tools: bool) -> ChatTemplate | None:
+        """The template for requests with tools, or for those without: transformers' choice."""
+        default = self._templates.get("default")
+        return self._templates.get(_TOOL_USE, default) if tools else default
 
     @cached_property
     def _shield(self) -> Shield:
@@ -188,7 +222,7 @@ def load_tokenizer(path: Path, chat_template: Path | None = None) -> ChatTokeniz
     """The tokenizer of a Hugging Face folder, a store or a GGUF file.
 
     Args:
-      chat_template: a Jinja file that replaces the model's own template.
+      chat_template: a Jinja file that replaces the model's own templates.
 
     Raises:
       CheckpointError: missing, damaged, or of a kind we cannot build exactly.

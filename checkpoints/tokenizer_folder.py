@@ -1,9 +1,11 @@
-"""A tokenizer from a folder: `tokenizer.json`, `tokenizer_config.json`, and the chat template's places.
+"""A tokenizer from a folder: `tokenizer.json`, the tokens stated beside it, and the chat templates' places.
 
-The pipeline is taken as it is written. Vocabularies without a `tokenizer.json` (a bare SentencePiece model)
-are refused: building a pipeline from one is a guess.
+The pipeline is taken as it is written, with what it puts around a text: `add_bos_token` and `add_eos_token`
+mean nothing beside a `tokenizer.json`, as in transformers 5. Vocabularies without a `tokenizer.json` (a bare
+SentencePiece model) are refused: building a pipeline from one is a guess.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,16 @@ from tokenizers import Tokenizer
 
 from .errors import CheckpointError
 from .files import read_json
-from .generation import read_generation, token_text
-from .tokenizer_parts import TokenizerParts, surround
+from .generation import read_generation
+from .stated_tokens import add_stated_tokens
+from .tokenizer_parts import TokenizerParts
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATE_FOLDER = "additional_chat_templates"
 
-NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_TEMPLATE_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 
 
 def read_tokenizer_folder(folder: Path) -> TokenizerParts:
@@ -30,10 +34,16 @@ def read_tokenizer_folder(folder: Path) -> TokenizerParts:
     tokenizer = _read_pipeline(folder / TOKENIZER_FILE)
     path = folder / CONFIG_FILE
     config = read_json(path) if path.exists() else {}
-    special = {name: text for name in NAMED_TOKENS if (text := token_text(config.get(name))) is not None}
-    _apply_ends(path, config, tokenizer, special)
-    ends = read_generation(folder).eos_ids
-    return TokenizerParts(tokenizer, special, _read_template(folder, config), ends)
+    special = add_stated_tokens(path, config, tokenizer)
+    ends = [*read_generation(folder).eos_ids, tokenizer.token_to_id(special.get("eos_token", ""))]
+    templates = _read_templates(folder, config)
+    return TokenizerParts(
+        tokenizer,
+        special,
+        templates.pop("default", None),
+        tuple(dict.fromkeys(end for end in ends if end is not None)),
+        templates,
+    )
 
 
 def _read_pipeline(path: Path) -> Tokenizer:
@@ -49,27 +59,27 @@ def _read_pipeline(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _apply_ends(path: Path, config: dict[str, Any], tokenizer: Tokenizer, special: dict[str, str]) -> None:
-    """An explicit add_bos_token or add_eos_token overrides the pipeline's own, as in transformers."""
-    wanted = {name: config.get(f"add_{name}") for name in ("bos_token", "eos_token")}
-    if all(value is None for value in wanted.values()):
-        return
-    first, last = (special.get(name) if value else None for name, value in wanted.items())
-    for text in (first, last):
-        if text is not None and tokenizer.token_to_id(text) is None:
-            raise CheckpointError(f"{path}: {text!r} is not a token of {TOKENIZER_FILE}")
-    surround(tokenizer, first, last)
-
-
-def _read_template(folder: Path, config: dict[str, Any]) -> str | None:
-    """The file wins over tokenizer_config.json, where several may stand by name: then `default`."""
+def _read_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Chat templates by name. Where there are files, tokenizer_config.json only gives a missing `default`."""
+    stated = named_templates(config.get("chat_template"))
+    paths = {path.stem: path for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))}
     if (folder / TEMPLATE_FILE).exists():
-        return read_template_file(folder / TEMPLATE_FILE)
-    stated = config.get("chat_template")
-    if isinstance(stated, list):
-        named = {entry.get("name"): entry.get("template") for entry in stated if isinstance(entry, dict)}
-        stated = named.get("default")
-    return stated if isinstance(stated, str) else None
+        paths["default"] = folder / TEMPLATE_FILE
+    files = {name: read_template_file(path) for name, path in paths.items() if _TEMPLATE_NAME.fullmatch(name)}
+    return {name: stated[name] for name in stated if name == "default" or not files} | files
+
+
+def named_templates(stated: Any) -> dict[str, str]:
+    """Chat templates by name: a text is `default`, a list holds objects of `name` and `template`."""
+    if isinstance(stated, str):
+        return {"default": stated}
+    entries = [entry for entry in stated if isinstance(entry, dict)] if isinstance(stated, list) else []
+    named = {entry.get("name"): entry.get("template") for entry in entries}
+    return {
+        name: template
+        for name, template in named.items()
+        if isinstance(name, str) and isinstance(template, str) and _TEMPLATE_NAME.fullmatch(name)
+    }
 
 
 def read_template_file(path: Path) -> str:

@@ -1,6 +1,7 @@
 """What a tokenizer is made of, wherever it comes from: pipeline, named tokens, template and end ids."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer, processors
 
@@ -13,12 +14,14 @@ class TokenizerParts:
       tokenizer: text to ids. special: texts by name (`bos_token`, `eos_token`, `unk_token`, `pad_token`).
       chat_template: its Jinja source; None where the model has none.
       eos_ids: every id that ends a reply.
+      named_templates: further templates by name; `tool_use` is for requests with tools.
     """
 
     tokenizer: Tokenizer
     special: dict[str, str]
     chat_template: str | None
     eos_ids: tuple[int, ...]
+    named_templates: Mapping[str, str] = field(default_factory=dict)
 
 
 def surround(tokenizer: Tokenizer, first: str | None, last: str | None) -> None:

@@ -108,7 +108,7 @@ def render(
         if name not in text.template_options:
             raise BadRequest(*unknown(f"chat_template_kwargs.{name}"))
     tools: list[dict[str, Any]] | None = [tool.to_dict() for tool in use.tools] or None
-    if not text.knows_tools:
+    if not (text.knows_tools if tools else text.knows_calls):
         messages, tools = tell(messages, use.tools), None
     try:
         return text.encode_chat(

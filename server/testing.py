@@ -45,8 +45,9 @@ class FakeText:
     eos_ids = (EOS,)
 
     chat_template = "{{ messages }}"
+    tool_template = chat_template
     template_options = frozenset({"style"})
-    knows_tools = False
+    knows_tools = knows_calls = False
 
     def encode_chat(
         self,

@@ -62,6 +62,11 @@ class TextModel(TokenTexts, Protocol):
         ...
 
     @property
+    def tool_template(self) -> str | None:
+        """The source of the template for requests with tools."""
+        ...
+
+    @property
     def special_tokens(self) -> Mapping[str, str]:
         """The texts of named tokens: `bos_token`, `eos_token` and the like, as far as there are any."""
         ...
@@ -73,7 +78,12 @@ class TextModel(TokenTexts, Protocol):
 
     @property
     def knows_tools(self) -> bool:
-        """Whether the template has a place for tools."""
+        """Whether the template for requests with tools has a place for them."""
+        ...
+
+    @property
+    def knows_calls(self) -> bool:
+        """The same of the template for requests without tools, whose conversation may yet hold calls."""
         ...
 
     def encode_chat(
@@ -195,7 +205,7 @@ class ServedModel:
     @property
     def format(self) -> ToolFormat:
         """How this model writes calls of tools."""
-        return FORMATS[self.tool_format] if self.tool_format else format_of(self.ready().chat_template)
+        return FORMATS[self.tool_format] if self.tool_format else format_of(self.ready().tool_template)
 
     def ready(self) -> TextModel:
         """The text model; raises NotReady before it is loaded."""

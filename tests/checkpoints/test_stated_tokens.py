@@ -1,0 +1,136 @@
+"""Tokens that stand beside a tokenizer.json: as transformers' AutoTokenizer reads the same folder."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from distaff.checkpoints.tokenizer import ChatTokenizer, load_tokenizer
+from distaff.checkpoints.tokenizer_parts import surround
+
+from .making import byte_level
+
+NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "image_token")
+PIPELINE = byte_level()
+"""Has 310 tokens, three of them special, and two added ones that are not."""
+CONTENTS = ["<|im_end|>", "<|endoftext|>", "<tool>", "<|mark|>", "<new>", "<other>", "the", "[PAD]"]
+PROBES = [
+    "x<new>y <other>\n<tool> the <|mark|> dog<|im_end|> [PAD]",
+    "<|endoftext|> the",
+    " <new> <other> x",
+    "",
+]
+
+FLAGS = st.fixed_dictionaries(
+    {flag: st.booleans() for flag in ("lstrip", "rstrip", "normalized", "single_word", "special")}
+)
+TEXT = st.sampled_from(CONTENTS)
+TABLE = st.dictionaries(
+    st.integers(0, 320).map(str),
+    st.builds(lambda text, flags: {"content": text, **flags}, TEXT, FLAGS),
+    max_size=4,
+)
+NAMED = st.dictionaries(st.sampled_from(NAMES), TEXT, max_size=4)
+LISTED = st.lists(TEXT, max_size=3, unique=True)
+CONFIG = st.builds(
+    lambda named, flags, more: named | flags | more,
+    NAMED,
+    st.dictionaries(st.sampled_from(["add_bos_token", "add_eos_token"]), st.booleans()),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "added_tokens_decoder": TABLE,
+            "additional_special_tokens": LISTED,
+            "extra_special_tokens": LISTED | st.dictionaries(st.sampled_from(["audio_token"]), TEXT),
+        },
+    ),
+)
+OLDER = st.fixed_dictionaries(
+    {},
+    optional={
+        "special_tokens_map.json": st.builds(
+            lambda named, listed: named | listed,
+            st.dictionaries(
+                st.sampled_from(NAMES[:4]),
+                TEXT | st.builds(lambda text, flags: {"content": text} | flags, TEXT, FLAGS),
+            ),
+            st.fixed_dictionaries({}, optional={"additional_special_tokens": LISTED}),
+        ),
+        "added_tokens.json": st.dictionaries(TEXT, st.integers(0, 320), max_size=3),
+    },
+)
+
+
+def write(folder: Path, config: dict[str, Any], pipeline: Tokenizer = PIPELINE, **files: Any) -> Path:
+    """A folder with a tokenizer and what stands beside it."""
+    pipeline.save(str(folder / "tokenizer.json"))
+    files["config.json"] = {"model_type": "llama"}
+    files["tokenizer_config.json"] = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def same(ours: ChatTokenizer, theirs: Any) -> None:
+    """Encoding, decoding and the named tokens are equal."""
+    for text in PROBES:
+        assert ours.encode(text) == theirs(text).input_ids
+        assert ours.encode(text, add_special_tokens=False) == theirs(text, add_special_tokens=False).input_ids
+    assert ours.vocabulary == len(theirs)
+    every = [*range(len(theirs))]
+    assert ours.decode(every) == theirs.decode(every, skip_special_tokens=True)
+    assert ours.special_tokens == theirs.special_tokens_map
+
+
+@settings(max_examples=60, deadline=None)
+@given(config=CONFIG, older=OLDER)
+def test_tokens_are_those_of_transformers(config: dict[str, Any], older: dict[str, Any]) -> None:
+    """Whatever is stated, and wherever: new tokens, other flags, names, and what is to surround a text."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = write(Path(name), config, **older)
+        same(load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder))
+
+
+@pytest.mark.parametrize(
+    "flags", [{}, {"add_eos_token": True}, {"add_eos_token": False}, {"add_bos_token": False}]
+)
+@pytest.mark.parametrize("surrounded", [(None, None), ("<|im_start|>", None), ("<|im_start|>", "<|im_end|>")])
+def test_the_pipeline_alone_surrounds_a_text(
+    tmp_path: Path, flags: dict[str, bool], surrounded: tuple[str | None, str | None]
+) -> None:
+    """Whatever `add_bos_token` and `add_eos_token` say beside a tokenizer.json."""
+    pipeline = Tokenizer.from_str(PIPELINE.to_str())
+    if any(surrounded):
+        surround(pipeline, *surrounded)
+    config = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", **flags}
+    ours = load_tokenizer(write(tmp_path, config, pipeline))
+    same(ours, transformers.AutoTokenizer.from_pretrained(tmp_path))
+    expected = [pipeline.token_to_id(text) for text in surrounded if text]
+    assert [token for token in ours.encode("the dog") if token in ours.special_ids] == expected
+
+
+def test_a_stated_special_token_is_not_shown(tmp_path: Path) -> None:
+    """And ends a reply, where it is the end token that only tokenizer_config.json states."""
+    end = {"content": "<end>", "lstrip": False, "normalized": False, "rstrip": False, "special": True}
+    ours = load_tokenizer(write(tmp_path, {"eos_token": "<end>", "added_tokens_decoder": {"312": end}}))
+    assert ours.encode("<end>") == [312] and ours.eos_ids == (312,)
+    assert ours.decode([*ours.encode("the"), 312]) == "the" and ours.special_id("<end>") == 312
+
+
+def test_stated_tokens_are_kept(tmp_path: Path) -> None:
+    """What `save` writes is read as what was saved."""
+    (tmp_path / "again").mkdir()
+    config = {"pad_token": "[PAD]", "image_token": "<image>", "extra_special_tokens": ["<new>"]}
+    ours = load_tokenizer(write(tmp_path, config))
+    ours.save(tmp_path / "again")
+    again = load_tokenizer(tmp_path / "again")
+    assert (again.special_ids, again.special_tokens) == (ours.special_ids, ours.special_tokens)
+    assert (
+        again.encode(PROBES[0]) == ours.encode(PROBES[0]) and ours.special_tokens["image_token"] == "<image>"
+    )
