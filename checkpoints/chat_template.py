@@ -1,11 +1,13 @@
 """Messages to a prompt's text, by the template that came with the model.
 
-Rendering is transformers' own sandboxed Jinja; a template is never taken from a request. The one addition
-is for templates without a system role, for which the system text is folded into the first user turn.
+Rendering is transformers' own sandboxed Jinja; a template is never taken from a request. What a template
+accepts is rendered as it is; what it refuses is tried again in the forms of `message_forms`. The one thing
+done unasked is for templates without a system role: the system text is folded into the first user turn.
 transformers is imported on first use: it takes half a second and a caller may only want ids.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +17,11 @@ from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 
 from ..model.errors import DistaffError
+from .message_forms import Message as Message
+from .message_forms import fold_system, other_forms
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-Message = Mapping[str, Any]
 
 _PROBE = "probe-7f3a"
 _GIVEN = frozenset(
@@ -86,7 +88,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> str:
-        """The text of a conversation.
+        """The text of a conversation; where the template refuses it, of the first other form that it takes.
 
         Args:
           tools: functions that may be called. options: further variables.
@@ -94,11 +96,16 @@ class ChatTemplate:
           continue_final_message: leave the last message open, so that the reply goes on from it.
 
         Raises:
-          TemplateError: the template raised; with its message.
+          TemplateError: the template raised, for every form; with its message for the first.
         """
-        if self.folds_system:
-            messages = fold_system(messages)
-        return self._apply(messages, add_generation_prompt, continue_final_message, tools, options)
+        try:
+            return self._render(messages, add_generation_prompt, continue_final_message, tools, options)
+        except TemplateError as error:
+            refusal = error
+        for form in other_forms(messages):
+            with suppress(TemplateError):
+                return self._render(form, add_generation_prompt, continue_final_message, tools, options)
+        raise refusal
 
     @cached_property
     def folds_system(self) -> bool:
@@ -112,6 +119,17 @@ class ChatTemplate:
             return _PROBE not in self._apply([{"role": "system", "content": _PROBE}, user], True, False)
         except TemplateError:
             return True
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        generate: bool,
+        unfinished: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+        options: Mapping[str, Any] | None,
+    ) -> str:
+        folded = fold_system(messages) if self.folds_system else messages
+        return self._apply(folded, generate, unfinished, tools, options)
 
     def _apply(
         self,
@@ -144,25 +162,3 @@ class ChatTemplate:
         return PreTrainedTokenizerFast(
             tokenizer_object=Tokenizer(models.BPE()), chat_template=self.source, **self._special
         )
-
-
-def fold_system(messages: Sequence[Message]) -> Sequence[Message]:
-    """A leading system message put in front of the first user message, or made one where there is none."""
-    if not messages or messages[0].get("role") != "system":
-        return messages
-    system, rest = messages[0].get("content") or "", [dict(message) for message in messages[1:]]
-    for message in rest:
-        if message.get("role") == "user":
-            message["content"] = _join(system, message.get("content"))
-            return rest
-    return [{"role": "user", "content": system}, *rest]
-
-
-def _join(system: Any, content: Any) -> Any:
-    if isinstance(system, str) and isinstance(content, str):
-        return f"{system}\n\n{content}"
-    return [*_parts(system), {"type": "text", "text": "\n\n"}, *_parts(content)]
-
-
-def _parts(content: Any) -> list[Any]:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content or [])

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers
 
 from distaff.checkpoints import resolve
-from distaff.checkpoints.chat_template import ChatTemplate, fold_system
+from distaff.checkpoints.chat_template import ChatTemplate
 from distaff.checkpoints.errors import CheckpointError
+from distaff.checkpoints.message_forms import fold_system
 from distaff.checkpoints.tokenizer import ChatTokenizer, TemplateError, load_tokenizer
-from distaff.checkpoints.tokenizer_parts import TokenizerParts
+from distaff.checkpoints.tokenizer_parts import TokenizerParts, surround
 
 from .making import CHATML, TEXTS, byte_level, llama3_like, sentencepiece
 
@@ -141,8 +142,9 @@ def test_raw_prompts_may_hold_special_tokens() -> None:
 
 def test_the_template_alone_begins_the_prompt(tmp_path: Path) -> None:
     """`encode` begins a raw text as the model wants it; a conversation is begun by its template, once."""
-    folder = save(tmp_path, sentencepiece(), {**SP_SPECIAL, "add_bos_token": True, "chat_template": LLAMA2})
-    ours = load_tokenizer(folder)
+    pipeline = sentencepiece()
+    surround(pipeline, "<s>", None)
+    ours = load_tokenizer(save(tmp_path, pipeline, {**SP_SPECIAL, "chat_template": LLAMA2}))
     assert ours.encode("the")[0] == ours.bos_id == 1
     assert ours.encode("the", add_special_tokens=False)[0] != 1
     assert ours.encode_chat(conversation("the")).count(1) == 1
@@ -152,39 +154,6 @@ def save(folder: Path, tokenizer: Tokenizer, config: dict[str, Any]) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
-
-
-NAMED = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "listed"}]
-
-
-@pytest.mark.parametrize(
-    "config, file, override, expected",
-    [
-        ({"chat_template": "in config"}, None, None, "in config"),
-        ({"chat_template": NAMED}, None, None, "listed"),
-        ({"chat_template": "in config"}, "in file", None, "in file"),
-        ({"chat_template": "in config"}, "in file", "given", "given"),
-        ({}, None, "given", "given"),
-        ({}, None, None, None),
-        ({"chat_template": NAMED[:1]}, None, None, None),
-    ],
-)
-def test_where_the_template_comes_from(
-    tmp_path: Path, config: dict[str, Any], file: str | None, override: str | None, expected: str | None
-) -> None:
-    folder = save(tmp_path, byte_level(), config)
-    if file:
-        (folder / "chat_template.jinja").write_text(file)
-        (folder / "additional_chat_templates").mkdir()
-        (folder / "additional_chat_templates" / "rag.jinja").write_text("rag")
-    (tmp_path / "given.jinja").write_text(override or "")
-    ours = load_tokenizer(folder, tmp_path / "given.jinja" if override else None)
-    assert ours.has_template == (expected is not None)
-    if expected:
-        assert ours.render(conversation("x")) == expected
-    else:
-        with pytest.raises(TemplateError, match="no chat template"):
-            ours.render(conversation("x"))
 
 
 @pytest.mark.parametrize(
@@ -255,7 +224,10 @@ def test_saved_and_loaded(tmp_path: Path, name: str) -> None:
         ("tokenizer.json", b"{}", "tokenizer.json: not readable as a tokenizer"),
         ("tokenizer.json", b"\x80\x04", "tokenizer.json: not readable"),
         ("tokenizer_config.json", b"[", "tokenizer_config.json: not readable as JSON"),
-        ("tokenizer_config.json", b'{"add_bos_token": true, "bos_token": "nope"}', "'nope' is not a token"),
+        ("tokenizer_config.json", b'{"added_tokens_decoder": {"x": {}}}', "expected tokens by id"),
+        ("tokenizer_config.json", b'{"added_tokens_decoder": {"7": "x"}}', "has 'x' for 7; expected a token"),
+        ("added_tokens.json", b'{"x": "y"}', "expected an object of token ids"),
+        ("special_tokens_map.json", b"[]", "special_tokens_map.json: holds a JSON list"),
         ("chat_template.jinja", b"\xff", "chat_template.jinja: not readable as a chat template"),
     ],
 )
