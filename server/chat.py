@@ -86,6 +86,7 @@ class ChoiceText:
         logprobs: bool,
         parser: ToolCallParser | None = None,
         named: bool = False,
+        call_id: tuple[str, int] = ("call_", 24),
         mute: bool = False,
     ) -> None:
         """A choice that has said nothing.
@@ -93,6 +94,7 @@ class ChoiceText:
         Args:
           logprobs: entries are wanted. parser: finds calls in the text; None where there are no tools.
           named: the request names the function to call, so that calling it is a plain stop.
+          call_id: prefix of a call's id, and how many letters or digits follow.
           mute: nothing was asked for but what the first event says of the prompt.
         """
         self.tokens = self.cached_tokens = 0
@@ -104,6 +106,7 @@ class ChoiceText:
         self._aligner = LogprobAligner(text) if logprobs else None
         self._parser = parser
         self._named = named
+        self._call_id = call_id
         self._mute = mute
         self._text = text
         self._calls = 0
@@ -197,7 +200,7 @@ class ChoiceText:
             case CallStart(name):
                 before = self._piece(choice, "", all=True)
                 self._calls += 1
-                return [*before, Call(choice, self._calls - 1, fresh_id("call_", 24), name)]
+                return [*before, Call(choice, self._calls - 1, fresh_id(*self._call_id), name)]
             case CallArguments(text):
                 return [Arguments(choice, self._calls - 1, text)]
 

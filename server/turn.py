@@ -84,4 +84,5 @@ def _choice(
         logprobs=sampling.logprobs is not None,
         parser=parser_of(call, format, vouched=vouched),
         named=call.tools.named,
+        call_id=format.id,
     )

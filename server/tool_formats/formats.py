@@ -16,9 +16,13 @@ from .envelope import Envelope
 from .named import NamedEnvelope
 from .parsers import LeadingParser, MarkedParser
 from .parts import Tool, ToolCallParser
+from .python_call import PythonEnvelope
 
 TokenId = Callable[[str], int | None]
 """The id of a special token with this name, if there is one."""
+
+_KINDS = ("{", '{"type":"function",')
+"""How an object that is a call begins before its name, in Llama 3's words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +32,10 @@ class ToolFormat:
     Attributes:
       begin, end: marks around each call, or one mark before all of them where `leading`.
       key: what the arguments are called. leading: a reply is calls from its beginning on, or none.
-      opening, separator, closing: before, between and behind the calls.
+      opening, separator, closing: before, between and behind the calls. `leading` calls without an opening
+        need no mark.
       divider: between a name and the arguments, where a call is not one object with both.
+      id: prefix of a call's id, and how many letters or digits follow; Mistral's templates take nine.
     """
 
     name: str
@@ -41,6 +47,7 @@ class ToolFormat:
     separator: str = "\n"
     closing: str = ""
     divider: str = ""
+    id: tuple[str, int] = ("call_", 24)
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -52,13 +59,24 @@ class ToolFormat:
         names = frozenset(tool.name for tool in tools)
         heads = [(self._head(tool), tool.name) for tool in tools] if vouched else []
 
-        def begin() -> Envelope:
-            return NamedEnvelope(names, vouched=vouched) if self.divider else Envelope(names, heads)
+        bare = self.leading and not self.opening
 
-        if self.leading:
-            between = f" \t\r\n,;{self.closing}"
-            return LeadingParser(self.begin, self.opening, between, begin, parallel=parallel)
-        return MarkedParser(self.begin, self.end, begin, parallel=parallel)
+        def begin() -> Envelope:
+            if self.divider:
+                return NamedEnvelope(names, vouched=vouched)
+            return PythonEnvelope(names, heads) if bare else Envelope(names, heads)
+
+        if not self.leading:
+            return MarkedParser(self.begin, self.end, begin, parallel=parallel)
+        return LeadingParser(
+            self.begin,
+            self.opening,
+            f" \t\r\n,;{self.closing}",
+            begin,
+            heads=[kind + f'"name":"{name}"' for name in names for kind in _KINDS] if bare else (),
+            behind_text=not (bare and vouched),
+            parallel=parallel,
+        )
 
     def grammar(self, tools: Sequence[Tool], *, required: bool, parallel: bool, token_id: TokenId) -> str:
         """What a reply may be, in llguidance's Lark.
@@ -72,12 +90,22 @@ class ToolFormat:
         return "\n".join([*shape(more, required, token_id), *self._objects(tools, token_id)])
 
     def _leading(self, more: str, required: bool, token_id: TokenId) -> list[str]:
-        """Calls from the beginning on, or text that does not look like it."""
-        mark = f"{_mark(self.begin, token_id)} {_quoted(' ' + self.opening)} " if self.opening else ""
-        rules = [f"calls: {mark}call{more} {_quoted(self.closing)}", "call: object"]
+        """Calls from the beginning on, or text that does not look like it; behind that, calls with a mark."""
+        opening, mark = _quoted(" " + self.opening), _mark(self.begin, token_id)
+        rules = [
+            f"listed: {opening if self.opening else ''} call{more} {_quoted(self.closing)}",
+            "call: object",
+        ]
+        calls, plain = f"{mark} listed" if self.opening else "listed", r"/([^\s{\[](.|\n)*)?/"
         if required:
-            return ["start: calls", *rules]
-        return ["start: calls | PLAIN", r"PLAIN: /([^\s{\[](.|\n)*)?/", *rules]
+            return [f"start: {calls}", *rules]
+        if not self.opening:
+            return [f"start: PLAIN | {calls}", f"PLAIN: {plain}", *rules]
+        if mark != _quoted(self.begin):
+            return [f"start: PLAIN | PLAIN {calls}", f"PLAIN: {plain}", *rules]
+        marked = rf"/(.|\n)*{re.escape(self.begin)}(.|\n)*/"
+        before = f"before[suffix={mark}]: {plain}"
+        return ["start: PLAIN | before listed", before, f"PLAIN: {plain} & ~{marked}", *rules]
 
     def _marked(self, more: str, required: bool, token_id: TokenId) -> list[str]:
         """Calls between marks; text before the first of them where none is required."""
@@ -129,8 +157,10 @@ FORMATS = {
     for each in (
         ToolFormat("hermes", "<tool_call>", "</tool_call>"),
         ToolFormat("llama3", "<|python_tag|>", key="parameters", leading=True, separator="; "),
-        ToolFormat("mistral", "[TOOL_CALLS]", leading=True, opening="[", separator=", ", closing="]"),
-        ToolFormat("mistral-args", "[TOOL_CALLS]", separator="", divider="[ARGS]"),
+        ToolFormat(
+            "mistral", "[TOOL_CALLS]", leading=True, opening="[", separator=", ", closing="]", id=("", 9)
+        ),
+        ToolFormat("mistral-args", "[TOOL_CALLS]", separator="", divider="[ARGS]", id=("", 9)),
     )
 }
 

@@ -1,4 +1,4 @@
-"""Replies taken apart: calls between marks anywhere in the text, or a reply that is calls from the start.
+"""Replies taken apart: calls between marks anywhere in the text, or calls that need no mark.
 
 Both hold back only what may yet become a call, look at each character a bounded number of times, and give
 back as text whatever turns out to be none. Nothing is dropped but white space around calls, and calls beyond
@@ -6,7 +6,7 @@ the first where only one is wanted.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from .envelope import Envelope, State
 from .parts import CallStart, Part, Text, joined
@@ -16,6 +16,8 @@ Open = Callable[[], Envelope]
 
 _MOST_SPACE = 64
 """Characters of white space that are held back; more of it is text."""
+_LONGEST_HEAD = 256
+"""Characters within which a call behind text must have named its tool."""
 
 
 class _Parser(ABC):
@@ -135,61 +137,116 @@ class MarkedParser(_Parser):
         yield from ()
 
 
-class LeadingParser(_Parser):
-    """A reply that is calls from the start, perhaps behind a mark, perhaps in a list; else it is text."""
+class LeadingParser(MarkedParser):
+    """A reply that begins with calls, perhaps in a list; behind text, calls follow a mark or end the reply.
 
-    def __init__(self, mark: str, opening: str, between: str, open_envelope: Open, *, parallel: bool) -> None:
-        """`opening` stands before the first call, and any of `between` between calls and behind them."""
-        super().__init__(open_envelope, self._at_start, parallel)
-        self._mark, self._opening, self._between = mark, opening, between
+    What ends the reply is known at its end: such calls are kept in `_last`, their text in `_lead`.
+    """
 
-    @property
-    def _behind_call(self) -> bool:
-        return self._mode == self._at_next
+    def __init__(
+        self,
+        mark: str,
+        opening: str,
+        between: str,
+        open_envelope: Open,
+        *,
+        heads: Collection[str] = (),
+        behind_text: bool = True,
+        parallel: bool,
+    ) -> None:
+        """A reply that has not begun.
+
+        Args:
+          opening: stands before the first call. between: any of these between calls and behind them.
+          heads: how calls behind text begin that have no mark, without white space.
+          behind_text: calls may be there at all.
+        """
+        super().__init__(mark, "", open_envelope, parallel=parallel)
+        self._mode = self._at_start
+        self._opening, self._between_calls = opening, between
+        self._heads, self._behind_text = heads, behind_text
+        self._last: list[Part] = []
+
+    def flush(self) -> list[Part]:
+        """What is left when the reply is complete, which may be calls."""
+        if self._mode == self._behind_last:
+            return joined(part for part in self._last if self._wanted(part))
+        return super().flush()
 
     def _at_start(self) -> Iterator[Part]:
-        place = self._place_of_call(self._buffer)
-        if place is None or (len(self._buffer) > _MOST_SPACE + len(self._mark) and place < 0):
-            self._mode = self._in_text
-        elif place >= 0:
-            self._lead, self._buffer = self._buffer[:place], self._buffer[place:]
+        rest = self._buffer.lstrip()
+        if rest.startswith(self._opening):
+            rest = rest[len(self._opening) :].lstrip()
+        place = len(self._buffer) - len(rest)
+        crowded = place > _MOST_SPACE + len(self._opening)
+        if rest.startswith("{") and not crowded:
+            self._lead, self._buffer = self._buffer[:place], rest
             self._mode = self._in_call
+        elif rest or crowded:
+            self._mode = self._in_text
         yield from ()
 
-    def _place_of_call(self, text: str) -> int | None:
-        """Where the first call begins; -1 while that cannot be known, None if the text begins otherwise."""
-        rest = text.lstrip()
-        if rest.startswith(self._mark):
-            rest = rest[len(self._mark) :].lstrip()
-        elif self._mark.startswith(rest):
-            return -1
-        if rest and rest.startswith(self._opening):
-            rest = rest[len(self._opening) :].lstrip()
-        elif rest:
-            return None
-        if not rest:
-            return -1
-        return len(text) - len(rest) if rest[0] == "{" else None
+    def _in_text(self) -> Iterator[Part]:
+        brace = self._buffer.find("{") if self._heads else -1
+        if not self._behind_text:
+            text, self._buffer = self._buffer, ""
+        elif brace >= 0 and self._begin not in self._buffer[:brace]:
+            start = _space_before(self._buffer, brace)
+            text, self._lead = self._buffer[:start], self._buffer[start:brace]
+            self._buffer = self._buffer[brace:]
+            self._mode = self._at_brace
+        else:
+            yield from super()._in_text()
+            return
+        if text:
+            yield Text(text)
 
-    def _in_call(self) -> Iterator[Part]:
-        yield from self._read_call(self._at_next)
-        if self._envelope.state is State.BAD:
-            self._mode = self._in_text
-            yield Text(self._given_up())
+    def _at_call(self) -> Iterator[Part]:
+        rest = self._buffer.lstrip()
+        if self._opening and rest.startswith(self._opening) and not self._lead.endswith(self._opening):
+            self._lead += self._buffer[: len(self._buffer) - len(rest)] + self._opening
+            self._buffer = rest[len(self._opening) :]
+        yield from super()._at_call()
 
-    def _at_next(self) -> Iterator[Part]:
+    def _behind(self) -> Iterator[Part]:
         self._given_up()
-        self._buffer = self._buffer.lstrip(self._between)
+        self._buffer = self._buffer.lstrip(self._between_calls)
         if self._buffer.startswith("{"):
             self._mode = self._in_call
         elif self._buffer:
             self._mode = self._in_text
         yield from ()
 
-    def _in_text(self) -> Iterator[Part]:
-        text, self._buffer = self._buffer, ""
-        if text:
-            yield Text(text)
+    def _at_brace(self) -> Iterator[Part]:
+        """An object behind text, which may be a call."""
+        begun = "".join(self._buffer[:_LONGEST_HEAD].split())
+        if any(begun.startswith(head) for head in self._heads):
+            self._mode = self._in_last
+        elif len(self._buffer) >= _LONGEST_HEAD or not any(head.startswith(begun) for head in self._heads):
+            brace, self._buffer = self._buffer[0], self._buffer[1:]
+            yield self._not_last(brace)
+
+    def _in_last(self) -> Iterator[Part]:
+        self._last += self._read_call(self._behind_last)
+        if self._envelope.state is State.DONE:
+            self._lead = self._given_up()
+        elif self._envelope.state is State.BAD:
+            yield self._not_last("")
+
+    def _behind_last(self) -> Iterator[Part]:
+        rest = self._buffer.lstrip(self._between_calls)
+        self._lead += self._buffer[: len(self._buffer) - len(rest)]
+        self._buffer = rest
+        if rest.startswith("{"):
+            self._mode = self._at_brace
+        elif rest:
+            yield self._not_last("")
+
+    def _not_last(self, more: str) -> Text:
+        """What seemed to end the reply with calls, given back as text."""
+        self._last.clear()
+        self._mode = self._in_text
+        return Text(self._given_up() + more)
 
 
 def _split(text: str, mark: str) -> tuple[str, str]:

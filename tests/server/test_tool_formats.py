@@ -96,14 +96,10 @@ def test_calls_that_are_written_are_found(format, calls, vouched, cut):
 
 @formats
 @given(calls=CALLS, text=st.text("abc {[<\n", max_size=12))
-def test_text_before_calls_is_content_where_a_format_has_marks(format, calls, text):
-    """Its white space at the end is dropped; where calls must lead, text before them makes all of it text."""
-    whole = "T" + text + "\n" + written(format, calls)
-    parts = parts_of(format, whole)
-    if format.leading:
-        assert parts == [Text(whole)]
-    else:
-        assert parts[0] == Text(("T" + text).rstrip()) and calls_of(parts) == calls
+def test_text_before_calls_is_content(format, calls, text):
+    """Its white space at the end is dropped."""
+    parts = parts_of(format, "T" + text + "\n" + written(format, calls))
+    assert parts[0] == Text(("T" + text).rstrip()) and calls_of(parts[1:]) == calls
 
 
 TRAPS = [
@@ -117,6 +113,7 @@ TRAPS = [
     "[TOOL_CALLS]",
 ]
 TRAPS += [" " * 70, "\n" * 64, written(FORMATS["hermes"], [("now", {})])]
+TRAPS += ['{"name": "now", "parameters": {}}', "now.call(", "x=1", ")", "; "]
 TRAPS += ["[", "]", "<|python_tag|>", '{"name": "other", "arguments": {}}', " ", "\n", "text", "<", ","]
 
 
@@ -152,6 +149,89 @@ def test_mistrals_named_calls(text, found):
     parts = parts_of(FORMATS["mistral-args"], text, cut=1)
     assert calls_of(part for part in parts if not isinstance(part, Text)) == found
     assert found or parts == [Text(text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "calls"),
+    [
+        ('Let me look. [TOOL_CALLS] [{"name": "now", "arguments": {}}]', "Let me look.", [("now", {})]),
+        ('[TOOL_CALLS] {"name": "now", "arguments": {"a": 1}}', "", [("now", {"a": 1})]),
+        ('[TOOL_CALLS][{"name": "now"}] [TOOL_CALLS] {"name": "now"}', "", [("now", {}), ("now", {})]),
+        ('So: [{"name": "now", "arguments": {}}]', 'So: [{"name": "now", "arguments": {}}]', []),
+        ('[TOOL_CALLS] [[{"name": "now"}]]', '[TOOL_CALLS] [[{"name": "now"}]]', []),
+    ],
+)
+def test_mistrals_lists_of_calls(text, content, calls):
+    """Behind a sentence a mark is needed; one call may stand without a list."""
+    check(FORMATS["mistral"], text, content, calls)
+
+
+CALL = '{"name": "now", "parameters": {"a": "{"}}'
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "calls"),
+    [
+        (f"I look. {CALL}", "I look.", [("now", {"a": "{"})]),
+        (f"I look.\n\n{CALL}; {CALL}\n", "I look.", [("now", {"a": "{"})] * 2),
+        ('Hm: { "type":"function",\n"name":"now", "parameters": {} }', "Hm:", [("now", {})]),
+        (f"A call is {CALL} or so.", f"A call is {CALL} or so.", []),
+        (f"{{}} ```{CALL}\n```", f"{{}} ```{CALL}\n```", []),
+        (f"Two: {CALL}; {{x", f"Two: {CALL}; {{x", []),
+        ('See: {"name": "other", "parameters": {}}', 'See: {"name": "other", "parameters": {}}', []),
+        (f"I look. <|python_tag|>{CALL} Done.", "I look.Done.", [("now", {"a": "{"})]),
+        ('<|python_tag|>now.call(a="x)\\"", b = [1, {"c": null}],c=True)', "",
+         [("now", {"a": 'x)"', "b": [1, {"c": None}], "c": True})]),
+        ("Well. <|python_tag|>now.call()", "Well.", [("now", {})]),
+        ("<|python_tag|>other.call(a=1)", "<|python_tag|>other.call(a=1)", []),
+        ("<|python_tag|>now.call(a=b)", "<|python_tag|>now.call(a=b)", []),
+        ("<|python_tag|>now.call(a=1, a=2)", "<|python_tag|>now.call(a=1, a=2)", []),
+        ("<|python_tag|>now.call(a=NaN)", "<|python_tag|>now.call(a=NaN)", []),
+        ("<|python_tag|>now.call(a=1", "<|python_tag|>now.call(a=1", []),
+        ("<|python_tag|>import now\nnow.call(a=1)", "<|python_tag|>import now\nnow.call(a=1)", []),
+        ("now.call(a=1)", "now.call(a=1)", []),
+    ],
+)  # fmt: skip
+def test_llamas_calls_behind_text(text, content, calls):
+    """One without a mark must end the reply; one in Python's words needs the mark."""
+    check(FORMATS["llama3"], text, content, calls)
+
+
+def check(format, text, content, calls):
+    """In one piece and character by character."""
+    for cut in (None, 1):
+        parts = parts_of(format, text, cut=cut)
+        assert calls_of(part for part in parts if not isinstance(part, Text)) == calls
+        assert "".join(part.text for part in parts if isinstance(part, Text)) == content
+
+
+def test_text_with_braces_is_not_held_back():
+    """But for what may be a call: a program is told as it comes."""
+    parser = FORMATS["llama3"].parser(TOOLS, parallel=True, vouched=False)
+    assert parser.push("int f() { return") == [Text("int f() { return")]
+
+
+def test_text_that_a_grammar_vouches_for_is_text():
+    """Where a grammar leaves prose free, an object in it was not held to a schema."""
+    text = f"I look. {CALL}"
+    assert parts_of(FORMATS["llama3"], text, vouched=True) == [Text(text)]
+
+
+@pytest.mark.parametrize("token", [None, 7])
+def test_a_grammar_of_mistrals_calls_lets_text_precede_them(token):
+    """Whether its mark is a token or is spelt; what looks like a list without a mark stays out."""
+    grammar = FORMATS["mistral"].grammar(TOOLS, required=False, parallel=True, token_id=lambda name: token)
+    mark = [token] if token else list(b"[TOOL_CALLS]")
+    calls = [*mark, *b' [{"name": "now", "arguments": {}}]']
+    for tokens, fits in [
+        (calls, True),
+        ([*b"I look. ", *calls], True),
+        ([*b"I look."], True),
+        ([*b"I look. ", *mark, *b" [1]"], False),
+        ([*b'[{"name": "now"}]'], False),
+    ]:
+        matcher = LLMatcher(BYTES, grammar, log_level=0)
+        assert (matcher.consume_tokens(tokens) and matcher.is_accepting()) == fits
 
 
 @formats

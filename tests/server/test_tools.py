@@ -191,3 +191,21 @@ def test_entries_are_of_the_content_alone(ask):
     choice = ask(tools=[WEATHER], logprobs=True).json()["choices"][0]
     said = b"".join(bytes(entry["bytes"]) for entry in choice["logprobs"]["content"])
     assert said.decode() == choice["message"]["content"] == "Let me see."
+
+
+@pytest.mark.parametrize(("format", "length"), [("mistral", 9), ("mistral-args", 9), ("llama3", 29)])
+def test_ids_are_of_the_kind_that_the_models_own_templates_take(ask, engine, server, format, length):
+    """Mistral's refuse all but nine letters or digits."""
+    written = {
+        "mistral": '[TOOL_CALLS] [{"name": "now", "arguments": {}}, {"name": "now", "arguments": {}}]',
+        "mistral-args": "[TOOL_CALLS]now[ARGS]{}[TOOL_CALLS]now[ARGS]{}",
+        "llama3": '{"name": "now", "parameters": {}}; {"name": "now", "parameters": {}}',
+    }
+    engine.reply, server.served.tool_format = written[format], format
+    try:
+        calls = ask(tools=[NOW]).json()["choices"][0]["message"]["tool_calls"]
+    finally:
+        server.served.tool_format = None
+    ids = {call["id"] for call in calls}
+    assert len(ids) == 2 and {len(id) for id in ids} == {length}
+    assert all(id.removeprefix("call_").isalnum() for id in ids)
