@@ -6,6 +6,7 @@ counts among them is transformers' to say (5.24: `PreTrainedTokenizerBase._from_
 flags or the next free id, whatever id was stated. What is special in one place is so whatever another says.
 """
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from .generation import token_text
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _MAP_FILE, _ADDED_FILE = "special_tokens_map.json", "added_tokens.json"
 _EXTRA = ("extra_special_tokens", "additional_special_tokens")
+_OWN_NAME = re.compile(r"(?!add_)\w+_token")
 _FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
 
 
@@ -92,17 +94,17 @@ def _older_table(path: Path, special: Collection[str]) -> dict[int, AddedToken]:
 def _named(config: Mapping[str, Any]) -> dict[str, AddedToken]:
     """Tokens by name: the usual ones, and a model's own, such as `image_token`."""
     extra = config.get("extra_special_tokens")
-    own = {name: token for name, token in config.items() if name.endswith("_token")}
-    own |= extra if isinstance(extra, dict) else {}
-    names = dict.fromkeys((*_NAMED, *own))
-    found = {name: _special(own.get(name)) for name in names}
+    stated = {**config, **(extra if isinstance(extra, dict) else {})}
+    names = dict.fromkeys((*_NAMED, *(name for name in stated if _OWN_NAME.fullmatch(name))))
+    found = {name: _special(stated.get(name)) for name in names}
     return {name: token for name, token in found.items() if token is not None}
 
 
 def _extra(config: Mapping[str, Any]) -> list[AddedToken]:
     """Special tokens without a name; the second of the two keys is what older versions call them."""
-    listed = next((config[key] for key in _EXTRA if config.get(key)), None)
-    found = map(_special, listed if isinstance(listed, list) else ())
+    listed = next((config[key] for key in _EXTRA if config.get(key)), ())
+    listed = listed.values() if isinstance(listed, dict) else listed
+    found = map(_special, listed if isinstance(listed, Iterable) else ())
     return [token for token in found if token is not None]
 
 

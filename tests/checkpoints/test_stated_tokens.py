@@ -47,7 +47,7 @@ CONFIG = st.builds(
         optional={
             "added_tokens_decoder": TABLE,
             "additional_special_tokens": LISTED,
-            "extra_special_tokens": LISTED | st.dictionaries(st.sampled_from(["audio_token"]), TEXT),
+            "extra_special_tokens": LISTED | st.dictionaries(st.just("audio_token"), TEXT),
         },
     ),
 )
@@ -134,3 +134,13 @@ def test_stated_tokens_are_kept(tmp_path: Path) -> None:
     assert (
         again.encode(PROBES[0]) == ours.encode(PROBES[0]) and ours.special_tokens["image_token"] == "<image>"
     )
+
+
+def test_names_that_are_not_of_tokens_are_only_added(tmp_path: Path) -> None:
+    """A name in a file cannot take the place of what templates are given."""
+    named = {"messages": "<a>", "chat_template": "<b>", "boi": "<c>", "audio_token": "<d>"}
+    ours = load_tokenizer(
+        write(tmp_path, {"extra_special_tokens": named, "chat_template": "{{ audio_token }}"})
+    )
+    assert ours.special_tokens == {"audio_token": "<d>"} and ours.render([{"role": "user"}]) == "<d>"
+    assert all(ours.special_id(text) is not None for text in named.values())
