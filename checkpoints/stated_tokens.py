@@ -21,6 +21,7 @@ _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 _MAP_FILE, _ADDED_FILE = "special_tokens_map.json", "added_tokens.json"
 _EXTRA = ("extra_special_tokens", "additional_special_tokens")
 _OWN_NAME = re.compile(r"(?!add_)\w+_token")
+_ID = re.compile("[0-9]{1,9}")
 _FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
 
 
@@ -33,18 +34,18 @@ def add_stated_tokens(path: Path, config: Mapping[str, Any], tokenizer: Tokenize
     Raises:
       CheckpointError: a file is damaged, or states something that is no token.
     """
-    extra = _extra(config)
+    own, extra = _own(config), _extra(config)
     if "added_tokens_decoder" in config:
         table = _table(path, config["added_tokens_decoder"])
     else:
-        older, stated = _read(path.with_name(_MAP_FILE)), any(key in config for key in _EXTRA)
+        older = _read(path.with_name(_MAP_FILE))
+        usual = {name: token for name, token in _named({**config, **older}).items() if name in _NAMED}
+        special = {token.content for token in (*usual.values(), *extra)}
+        extra = extra if any(isinstance(config.get(key), list) for key in _EXTRA) else _extra(older)
         config = {**config, **older}
-        usual = (token for name, token in _named(config).items() if name in _NAMED)
-        special = {token.content for token in (*usual, *extra)}
-        extra = extra if stated else _extra(older)
         table = _older_table(path.with_name(_ADDED_FILE), special) | tokenizer.get_added_tokens_decoder()
     named = _named(config)
-    _add(tokenizer, table, named, extra)
+    _add(tokenizer, table, named, [*map(_special, own.values()), *extra])
     return {name: token.content for name, token in named.items()}
 
 
@@ -70,7 +71,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _table(path: Path, entries: Any) -> dict[int, AddedToken]:
     """`added_tokens_decoder`: tokens by id."""
-    if not isinstance(entries, dict) or not all(key.isascii() and key.isdecimal() for key in entries):
+    if not isinstance(entries, dict) or not all(map(_ID.fullmatch, entries)):
         raise CheckpointError(f"{path}: added_tokens_decoder is {entries!r:.80}; expected tokens by id")
     for key, entry in entries.items():
         if not isinstance(entry, dict) or token_text(entry) is None:
@@ -93,29 +94,28 @@ def _older_table(path: Path, special: Collection[str]) -> dict[int, AddedToken]:
 
 def _named(config: Mapping[str, Any]) -> dict[str, AddedToken]:
     """Tokens by name: the usual ones, and a model's own, such as `image_token`."""
-    extra = config.get("extra_special_tokens")
-    stated = {**config, **(extra if isinstance(extra, dict) else {})}
+    stated = {**config, **_own(config)}
     names = dict.fromkeys((*_NAMED, *(name for name in stated if _OWN_NAME.fullmatch(name))))
-    found = {name: _special(stated.get(name)) for name in names}
-    return {name: token for name, token in found.items() if token is not None}
+    return {name: _special(stated[name]) for name in names if token_text(stated.get(name)) is not None}
+
+
+def _own(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's own tokens by name, where they stand apart; not every name is a token's."""
+    stated = config.get("extra_special_tokens")
+    entries = stated.items() if isinstance(stated, dict) else ()
+    return {name: value for name, value in entries if token_text(value) is not None}
 
 
 def _extra(config: Mapping[str, Any]) -> list[AddedToken]:
     """Special tokens without a name; the second of the two keys is what older versions call them."""
-    listed = next((config[key] for key in _EXTRA if config.get(key)), ())
-    listed = listed.values() if isinstance(listed, dict) else listed
-    found = map(_special, listed if isinstance(listed, Iterable) else ())
-    return [token for token in found if token is not None]
+    listed = next((config[key] for key in _EXTRA if config.get(key) and isinstance(config[key], list)), [])
+    return [_special(value) for value in listed if token_text(value) is not None]
 
 
-def _special(value: Any) -> AddedToken | None:
+def _special(value: Any) -> AddedToken:
     """A special token that is stated as a text, or as an object with flags."""
-    text = token_text(value)
-    return (
-        None
-        if text is None
-        else _token(text, {**(value if isinstance(value, dict) else {}), "special": True})
-    )
+    flags = value if isinstance(value, dict) else {}
+    return _token(token_text(value) or "", {**flags, "special": True})
 
 
 def _as_special(token: AddedToken) -> AddedToken:
