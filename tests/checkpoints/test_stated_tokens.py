@@ -38,18 +38,17 @@ TABLE = st.dictionaries(
 )
 NAMED = st.dictionaries(st.sampled_from(NAMES), TEXT, max_size=4)
 LISTED = st.lists(TEXT, max_size=3, unique=True)
+EXTRA = st.just({}) | st.one_of(
+    st.builds(lambda listed: {"additional_special_tokens": listed}, LISTED),
+    st.builds(lambda listed: {"extra_special_tokens": listed}, LISTED),
+    st.builds(lambda text: {"extra_special_tokens": {"audio_token": text}}, TEXT),
+)
 CONFIG = st.builds(
-    lambda named, flags, more: named | flags | more,
+    lambda named, flags, extra, more: named | flags | extra | more,
     NAMED,
     st.dictionaries(st.sampled_from(["add_bos_token", "add_eos_token"]), st.booleans()),
-    st.fixed_dictionaries(
-        {},
-        optional={
-            "added_tokens_decoder": TABLE,
-            "additional_special_tokens": LISTED,
-            "extra_special_tokens": LISTED | st.dictionaries(st.just("audio_token"), TEXT),
-        },
-    ),
+    EXTRA,
+    st.fixed_dictionaries({}, optional={"added_tokens_decoder": TABLE}),
 )
 OLDER = st.fixed_dictionaries(
     {},

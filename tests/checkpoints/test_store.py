@@ -20,13 +20,14 @@ from distaff.checkpoints.errors import CheckpointError, SourceNotFound
 from distaff.checkpoints.manifest import Manifest
 from distaff.checkpoints.store import Store
 
-from .making import gguf_metadata, gguf_tensors, make_model, save_folder, write_gguf
+from .making import CHATML, gguf_metadata, gguf_tensors, make_model, save_folder, write_gguf
 
 
 def make_source(folder: Path, kind: str) -> Path:
     if kind == "gguf":
         model = make_model()
-        return write_gguf(folder / "m.gguf", gguf_metadata(model), gguf_tensors(model))
+        metadata = gguf_metadata(model, **{"tokenizer.chat_template.tool_use": "{{ tools }}"})
+        return write_gguf(folder / "m.gguf", metadata, gguf_tensors(model))
     model = make_model(tie_word_embeddings=kind == "float32").to(getattr(torch, kind))
     return save_folder(folder / "hf", model)
 
@@ -62,6 +63,7 @@ def test_round_trip(tmp_path: Path, kind: str) -> None:
     ours, theirs = load_tokenizer(tmp_path / "store"), load_tokenizer(path)
     assert ours.encode_chat(messages) == theirs.encode_chat(messages)
     assert (ours.eos_ids, ours.bos_id) == (theirs.eos_ids, theirs.bos_id)
+    assert ours.tool_template == theirs.tool_template == ("{{ tools }}" if kind == "gguf" else CHATML)
     assert not list(tmp_path.glob("*.partial"))
 
 
