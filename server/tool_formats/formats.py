@@ -13,8 +13,9 @@ from typing import Any
 
 from ...checkpoints.grammar import JSON_SPACING
 from .envelope import Envelope
+from .leading import LeadingParser
 from .named import NamedEnvelope
-from .parsers import LeadingParser, MarkedParser
+from .parsers import MarkedParser
 from .parts import Tool, ToolCallParser
 from .python_call import PythonEnvelope
 

@@ -1,12 +1,12 @@
-"""Replies taken apart: calls between marks anywhere in the text, or calls that need no mark.
+"""Replies taken apart: what every parser has in common, and calls between marks anywhere in the text.
 
-Both hold back only what may yet become a call, look at each character a bounded number of times, and give
+Parsers hold back only what may yet become a call, look at each character a bounded number of times, and give
 back as text whatever turns out to be none. Nothing is dropped but white space around calls, and calls beyond
-the first where only one is wanted.
+the first where only one is wanted. Calls that need no mark are `leading`'s.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 
 from .envelope import Envelope, State
 from .parts import CallStart, Part, Text, joined
@@ -14,10 +14,8 @@ from .parts import CallStart, Part, Text, joined
 Open = Callable[[], Envelope]
 """Begins to read a call."""
 
-_MOST_SPACE = 64
+MOST_SPACE = 64
 """Characters of white space that are held back; more of it is text."""
-_LONGEST_HEAD = 256
-"""Characters within which a call behind text must have named its tool."""
 
 
 class _Parser(ABC):
@@ -95,7 +93,7 @@ class MarkedParser(_Parser):
         if place < 0:
             text, self._buffer = _split(self._buffer, self._begin)
         else:
-            start, end = _space_before(self._buffer, place), place + len(self._begin)
+            start, end = space_before(self._buffer, place), place + len(self._begin)
             text, self._lead, self._buffer = self._buffer[:start], self._buffer[start:end], self._buffer[end:]
             self._mode = self._at_call
         if text:
@@ -105,7 +103,7 @@ class MarkedParser(_Parser):
         rest = self._buffer.lstrip()
         self._lead += self._buffer[: len(self._buffer) - len(rest)]
         self._buffer = rest
-        crowded = len(self._lead) > 2 * _MOST_SPACE + len(self._begin)
+        crowded = len(self._lead) > 2 * MOST_SPACE + len(self._begin)
         if rest and self._envelope.may_begin(rest) and not crowded:
             self._mode = self._in_call
         elif rest or crowded:
@@ -137,129 +135,17 @@ class MarkedParser(_Parser):
         yield from ()
 
 
-class LeadingParser(MarkedParser):
-    """A reply that begins with calls, perhaps in a list; behind text, calls follow a mark or end the reply.
-
-    What ends the reply is known at its end: such calls are kept in `_last`, their text in `_lead`.
-    """
-
-    def __init__(
-        self,
-        mark: str,
-        opening: str,
-        between: str,
-        open_envelope: Open,
-        *,
-        heads: Collection[str] = (),
-        behind_text: bool = True,
-        parallel: bool,
-    ) -> None:
-        """A reply that has not begun.
-
-        Args:
-          opening: stands before the first call. between: any of these between calls and behind them.
-          heads: how calls behind text begin that have no mark, without white space.
-          behind_text: calls may be there at all.
-        """
-        super().__init__(mark, "", open_envelope, parallel=parallel)
-        self._mode = self._at_start
-        self._opening, self._between_calls = opening, between
-        self._heads, self._behind_text = heads, behind_text
-        self._last: list[Part] = []
-
-    def flush(self) -> list[Part]:
-        """What is left when the reply is complete, which may be calls."""
-        if self._mode == self._behind_last:
-            return joined(part for part in self._last if self._wanted(part))
-        return super().flush()
-
-    def _at_start(self) -> Iterator[Part]:
-        rest = self._buffer.lstrip()
-        if rest.startswith(self._opening):
-            rest = rest[len(self._opening) :].lstrip()
-        place = len(self._buffer) - len(rest)
-        crowded = place > _MOST_SPACE + len(self._opening)
-        if rest.startswith("{") and not crowded:
-            self._lead, self._buffer = self._buffer[:place], rest
-            self._mode = self._in_call
-        elif rest or crowded:
-            self._mode = self._in_text
-        yield from ()
-
-    def _in_text(self) -> Iterator[Part]:
-        brace = self._buffer.find("{") if self._heads else -1
-        if not self._behind_text:
-            text, self._buffer = self._buffer, ""
-        elif brace >= 0 and self._begin not in self._buffer[:brace]:
-            start = _space_before(self._buffer, brace)
-            text, self._lead = self._buffer[:start], self._buffer[start:brace]
-            self._buffer = self._buffer[brace:]
-            self._mode = self._at_brace
-        else:
-            yield from super()._in_text()
-            return
-        if text:
-            yield Text(text)
-
-    def _at_call(self) -> Iterator[Part]:
-        rest = self._buffer.lstrip()
-        if self._opening and rest.startswith(self._opening) and not self._lead.endswith(self._opening):
-            self._lead += self._buffer[: len(self._buffer) - len(rest)] + self._opening
-            self._buffer = rest[len(self._opening) :]
-        yield from super()._at_call()
-
-    def _behind(self) -> Iterator[Part]:
-        self._given_up()
-        self._buffer = self._buffer.lstrip(self._between_calls)
-        if self._buffer.startswith("{"):
-            self._mode = self._in_call
-        elif self._buffer:
-            self._mode = self._in_text
-        yield from ()
-
-    def _at_brace(self) -> Iterator[Part]:
-        """An object behind text, which may be a call."""
-        begun = "".join(self._buffer[:_LONGEST_HEAD].split())
-        if any(begun.startswith(head) for head in self._heads):
-            self._mode = self._in_last
-        elif len(self._buffer) >= _LONGEST_HEAD or not any(head.startswith(begun) for head in self._heads):
-            brace, self._buffer = self._buffer[0], self._buffer[1:]
-            yield self._not_last(brace)
-
-    def _in_last(self) -> Iterator[Part]:
-        self._last += self._read_call(self._behind_last)
-        if self._envelope.state is State.DONE:
-            self._lead = self._given_up()
-        elif self._envelope.state is State.BAD:
-            yield self._not_last("")
-
-    def _behind_last(self) -> Iterator[Part]:
-        rest = self._buffer.lstrip(self._between_calls)
-        self._lead += self._buffer[: len(self._buffer) - len(rest)]
-        self._buffer = rest
-        if rest.startswith("{"):
-            self._mode = self._at_brace
-        elif rest:
-            yield self._not_last("")
-
-    def _not_last(self, more: str) -> Text:
-        """What seemed to end the reply with calls, given back as text."""
-        self._last.clear()
-        self._mode = self._in_text
-        return Text(self._given_up() + more)
-
-
 def _split(text: str, mark: str) -> tuple[str, str]:
     """What is certain to come before the mark, and what may be its beginning, with the space before it."""
     sizes = range(min(len(mark) - 1, len(text)), 0, -1)
     held = next((size for size in sizes if mark.startswith(text[-size:])), 0)
-    place = _space_before(text, len(text) - held)
+    place = space_before(text, len(text) - held)
     return text[:place], text[place:]
 
 
-def _space_before(text: str, end: int) -> int:
+def space_before(text: str, end: int) -> int:
     """Where the white space begins that ends at a place; no more of it than is held back."""
     start = end
-    while start > max(0, end - _MOST_SPACE) and text[start - 1].isspace():
+    while start > max(0, end - MOST_SPACE) and text[start - 1].isspace():
         start -= 1
     return start

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 from distaff.checkpoints.chat_template import ChatTemplate, TemplateError
-from distaff.checkpoints.message_forms import other_forms, shorten_ids, split_calls
+from distaff.checkpoints.message_forms import shorten_ids, split_calls
 
 
 def _refuse(condition: str, text: str) -> str:
@@ -196,9 +196,3 @@ def test_a_refusal_that_no_form_helps_is_the_first_one() -> None:
     template = ChatTemplate("{{ raise_exception(messages | length | string ~ ' are too many') }}", {})
     with pytest.raises(TemplateError, match="2 are too many"):
         render(template, conversation(["assistant", "user"]))
-
-
-def test_forms_of_a_long_conversation_are_found_in_linear_time() -> None:
-    """20,000 calls of one message would take minutes otherwise."""
-    messages = conversation(["user", [str(n) for n in range(20_000)], "user"])
-    assert len(list(other_forms(messages))) > 3
