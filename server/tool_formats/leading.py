@@ -80,9 +80,10 @@ class LeadingParser(MarkedParser):
 
     def _at_call(self) -> Iterator[Part]:
         rest = self._buffer.lstrip()
-        if self._opening and rest.startswith(self._opening) and not self._lead.endswith(self._opening):
-            self._lead += self._buffer[: len(self._buffer) - len(rest)] + self._opening
-            self._buffer = rest[len(self._opening) :]
+        place = len(self._buffer) - len(rest) + len(self._opening)
+        opens = self._opening and rest.startswith(self._opening) and not self._lead.endswith(self._opening)
+        if opens and place <= self._room:
+            self._lead, self._buffer = self._lead + self._buffer[:place], self._buffer[place:]
         yield from super()._at_call()
 
     def _behind(self) -> Iterator[Part]:

@@ -88,6 +88,11 @@ class MarkedParser(_Parser):
     def _behind_call(self) -> bool:
         return self._mode == self._behind
 
+    @property
+    def _room(self) -> int:
+        """How many more characters may stand before a call."""
+        return 2 * MOST_SPACE + len(self._begin) - len(self._lead)
+
     def _in_text(self) -> Iterator[Part]:
         place = self._buffer.find(self._begin)
         if place < 0:
@@ -100,13 +105,12 @@ class MarkedParser(_Parser):
             yield Text(text)
 
     def _at_call(self) -> Iterator[Part]:
-        rest = self._buffer.lstrip()
-        self._lead += self._buffer[: len(self._buffer) - len(rest)]
-        self._buffer = rest
-        crowded = len(self._lead) > 2 * MOST_SPACE + len(self._begin)
-        if rest and self._envelope.may_begin(rest) and not crowded:
+        space = len(self._buffer) - len(self._buffer.lstrip())
+        space = min(space, self._room + 1)
+        self._lead, self._buffer = self._lead + self._buffer[:space], self._buffer[space:]
+        if self._room >= 0 and self._buffer and self._envelope.may_begin(self._buffer):
             self._mode = self._in_call
-        elif rest or crowded:
+        elif self._buffer or self._room < 0:
             self._mode = self._in_text
             yield Text(self._given_up())
 

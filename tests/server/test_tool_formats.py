@@ -126,6 +126,14 @@ def test_how_a_text_is_cut_does_not_matter(format, text, cut):
 
 
 @formats
+@pytest.mark.parametrize("space", [60, 139, 140, 141, 150, 200, 300])
+def test_how_much_space_is_cut_does_not_matter(format, space):
+    """Behind a mark, where there may be so much of it that what follows is no call."""
+    text = format.begin + " " * space + written(format, [("now", {})])
+    assert parts_of(format, text, cut=1) == parts_of(format, text, cut=7) == parts_of(format, text)
+
+
+@formats
 @example(" <tool_call>")
 @example("\n" * 100 + "<tool_call>" + " " * 100)
 @given(st.lists(st.sampled_from([t for t in TRAPS if "now" not in t]), max_size=8).map("".join))
