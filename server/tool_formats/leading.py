@@ -52,11 +52,12 @@ class LeadingParser(MarkedParser):
 
     def _at_start(self) -> Iterator[Part]:
         rest = self._buffer.lstrip()
-        if rest.startswith(self._opening):
+        opened = rest.startswith(self._opening)
+        if opened:
             rest = rest[len(self._opening) :].lstrip()
         place = len(self._buffer) - len(rest)
         crowded = place > MOST_SPACE + len(self._opening)
-        if rest.startswith("{") and not crowded:
+        if opened and rest.startswith("{") and not crowded:
             self._lead, self._buffer = self._buffer[:place], rest
             self._mode = self._in_call
         elif rest or crowded:

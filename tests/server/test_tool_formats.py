@@ -165,6 +165,7 @@ def test_mistrals_named_calls(text, found):
         ('Let me look. [TOOL_CALLS] [{"name": "now", "arguments": {}}]', "Let me look.", [("now", {})]),
         ('[TOOL_CALLS] {"name": "now", "arguments": {"a": 1}}', "", [("now", {"a": 1})]),
         ('[TOOL_CALLS][{"name": "now"}] [TOOL_CALLS] {"name": "now"}', "", [("now", {}), ("now", {})]),
+        ('{"name": "now", "arguments": {}}', '{"name": "now", "arguments": {}}', []),
         ('So: [{"name": "now", "arguments": {}}]', 'So: [{"name": "now", "arguments": {}}]', []),
         ('[TOOL_CALLS] [[{"name": "now"}]]', '[TOOL_CALLS] [[{"name": "now"}]]', []),
     ],
