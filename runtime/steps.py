@@ -220,22 +220,25 @@ def _mark_broken(
 
     The cache keeps no such number, so without this a prompt that overflowed in the middle would go on as if
     nothing had happened. A page is sound again with the first token that is written to it anew; a sequence
-    that takes a slot is as broken as the pages that it begins with.
+    that takes a slot is as broken as the pages that it begins with. Those may have been filled in this very
+    step, so pages are marked first and inherited from afterwards.
+
+    Tokens of no slot (padding, and the rows of a trial) leave no marks.
     """
     slots, pages = state.broken_S.shape[0], state.broken_P.shape[0]
-    used_T = fields["position"] >= 0
+    used_T = (fields["position"] >= 0) & (slot_T < slots)
     page_T = cache_slot_T // page_size
     anew_T = used_T & (cache_slot_T % page_size == 0)
+    bad_T = used_T & ~jnp.isfinite(hidden_TD).all(axis=-1)
     broken_P = state.broken_P.at[jnp.where(anew_T, page_T, pages)].set(False, mode="drop")
+    broken_P = broken_P.at[jnp.where(bad_T, page_T, pages)].set(True, mode="drop")
     slot_B = jnp.where(fields["first"] > 0, fields["slot"], slots)
 
     def inherited() -> jax.Array:
         return state.broken_S.at[slot_B].set(broken_P[fields["table"]].any(axis=1), mode="drop")
 
     broken_S = lax.cond(jnp.any(fields["first"] > 0), inherited, lambda: state.broken_S)
-    bad_T = used_T & ~jnp.isfinite(hidden_TD).all(axis=-1)
-    broken_S = broken_S.at[jnp.where(bad_T, slot_T, slots)].set(True, mode="drop")
-    return broken_S, broken_P.at[jnp.where(bad_T, page_T, pages)].set(True, mode="drop")
+    return broken_S.at[jnp.where(bad_T, slot_T, slots)].set(True, mode="drop"), broken_P
 
 
 def _cache_slots(position_T: jax.Array, row_T: jax.Array, table_BM: jax.Array, page_size: int) -> jax.Array:
