@@ -32,11 +32,9 @@ from .scheduler import Scheduler
 from .scores import PromptScores
 from .sequence import Sequence
 from .settings import EngineSettings
+from .threads import AwaitedThread
 
 log = logging.getLogger(__name__)
-
-_COMPILER_SECONDS = 5.0
-"""A step that is being compiled cannot be interrupted; of a large model nobody waits for it to stop."""
 
 
 class Engine:
@@ -97,7 +95,7 @@ class Engine:
         self._loop = Loop(runner, scheduler, on_events or self._mailboxes.deliver)
         self._arrivals = itertools.count()
         self._compiler_stop = threading.Event()
-        self._compiler = threading.Thread(target=self._compile_rest, name="compiler", daemon=True)
+        self._compiler = AwaitedThread("compilation", self._compile_rest, self._compiler_stop.set)
         self._profiler = Profiler(settings.profile)
 
     def warm_up(self, progress: Progress | None = None) -> None:
@@ -116,11 +114,13 @@ class Engine:
         self._compiler.start()
 
     def stop(self) -> None:
-        """Ends the threads; requests in flight end with an error event. Idempotent."""
+        """Ends the engine's thread; requests in flight end with an error event. Idempotent.
+
+        A step that is being compiled cannot be interrupted: that thread ends with it, and until then the
+        parameters stay in memory.
+        """
         self._compiler_stop.set()
         self._loop.stop()
-        if self._compiler.is_alive():
-            self._compiler.join(_COMPILER_SECONDS)
         self._loop.runner.close()
         self._compilations.stop()
 
