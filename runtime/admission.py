@@ -1,29 +1,32 @@
 """What an engine refuses at once: requests that it could never serve. No JAX."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Collection
 
-from .request import InvalidRequest, Request
+from .request import InvalidRequest, Request, SamplingParams
 
 
 def check(request: Request, vocabulary: int, context: int) -> int:
     """The most tokens that the request may come to, prompt included.
 
+    What passes here can be packed: every number has its place in a step's input buffer.
+
     Args:
       vocabulary: V; ids are below it. context: the longest sequence, in tokens.
 
     Raises:
-      InvalidRequest: an empty prompt, an id or a choice out of range, or more tokens than there is room for.
+      InvalidRequest: an empty prompt, an id or a choice out of range, more tokens than there is room for, or
+        nothing that may be generated.
     """
     params, prompt = request.params, request.prompt
     if not prompt:
         raise InvalidRequest("the prompt is empty; expected at least one token", "prompt")
-    wrong = next((token for token in prompt if not 0 <= token < vocabulary), None)
-    if wrong is not None:
-        raise InvalidRequest(f"token id {wrong} in the prompt; expected 0 to {vocabulary - 1}", "prompt")
-    if not 0 <= request.choice < 2**31:
+    _check_ids("the prompt", prompt, "prompt", vocabulary)
+    if not (isinstance(request.choice, int) and 0 <= request.choice < 2**31):
         raise InvalidRequest(f"choice is {request.choice}; expected 0 to {2**31 - 1}", "choice")
-    _check_ids("logit_bias", [token for token, _ in params.logit_bias], vocabulary)
-    _check_ids("allowed_ids", params.allowed_ids or (), vocabulary)
+    _check_ids("logit_bias", [token for token, _ in params.logit_bias], "logit_bias", vocabulary)
+    _check_ids("allowed_ids", params.allowed_ids or (), "allowed_ids", vocabulary)
+    _check_ids("stop_ids", params.stop_ids, "stop_ids", None)
     limit = context if params.max_tokens is None else len(prompt) + params.max_tokens
     if limit > context or len(prompt) >= context:
         raise InvalidRequest(
@@ -31,10 +34,30 @@ def check(request: Request, vocabulary: int, context: int) -> int:
             f"expected at most {context} together",
             "max_tokens" if len(prompt) < context else "prompt",
         )
+    _check_possible(params, vocabulary, limit - len(prompt))
     return limit
 
 
-def _check_ids(name: str, ids: Iterable[int], vocabulary: int) -> None:
-    wrong = next((token for token in ids if not 0 <= token < vocabulary), None)
-    if wrong is not None:
-        raise InvalidRequest(f"token id {wrong} in {name}; expected 0 to {vocabulary - 1}", name)
+def _check_ids(name: str, ids: Collection[int], param: str, vocabulary: int | None) -> None:
+    """Ids are integers below `vocabulary`; a model's own end ids may lie beyond it (None)."""
+    top = math.inf if vocabulary is None else vocabulary
+    if set(map(type, ids)) <= {int} and 0 <= min(ids, default=0) <= max(ids, default=0) < top:
+        return
+    wrong = next(token for token in ids if not (type(token) is int and 0 <= token < top))
+    bound = "at least 0" if vocabulary is None else f"0 to {vocabulary - 1}"
+    raise InvalidRequest(f"token id {wrong!r} in {name}; expected {bound}", param)
+
+
+def _check_possible(params: SamplingParams, vocabulary: int, room: int) -> None:
+    """There is room for `min_tokens`, and something that may be generated before them."""
+    if params.min_tokens > room:
+        raise InvalidRequest(f"min_tokens is {params.min_tokens}; expected 0 to {room}", "min_tokens")
+    allowed, ends = params.allowed_ids, set(params.stop_ids)
+    if allowed is not None and not allowed:
+        raise InvalidRequest("allowed_ids is empty; expected at least one id", "allowed_ids")
+    if params.min_tokens and ends and ends.issuperset(range(vocabulary) if allowed is None else allowed):
+        raise InvalidRequest(
+            f"min_tokens is {params.min_tokens}, though every token that may be generated ends the sequence; "
+            "expected 0",
+            "min_tokens",
+        )

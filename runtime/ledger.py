@@ -3,15 +3,24 @@
 Knows sequences and events; who runs next is the scheduler's business, what else is heard the engine's.
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .request import TokenEvent, TokenLogprobs
-from .sequence import Row, Sequence
+from .request import IMPOSSIBLE, NOT_FINITE, TokenEvent, TokenLogprobs
+from .sequence import Row, Sequence, reason_of
+
+log = logging.getLogger(__name__)
 
 Sampled = list[tuple[int, TokenLogprobs | None]]
-"""Of one row, what it sampled: the token (-1: not finite), and its log-probabilities if they were wanted."""
+"""Of one row, what it sampled: the token (or why there is none, see `request.NOT_FINITE`), and its
+log-probabilities if they were wanted."""
+
+_NO_TOKEN = {
+    NOT_FINITE: "the model's output is not finite",
+    IMPOSSIBLE: "no token is allowed by the grammar and by allowed_ids at once",
+}
 
 
 @dataclass(slots=True)
@@ -34,22 +43,37 @@ class Ledger:
         self.counts = Counts()
         self._drop = drop
 
-    def settle(self, rows: Iterable[tuple[Row, Sampled]]) -> list[TokenEvent]:
-        """Gives each sequence its samples; one that ended meanwhile gets none."""
+    def settle(self, rows: Iterable[tuple[Row, Sampled | Exception]]) -> list[TokenEvent]:
+        """Gives each sequence its samples; one that ended meanwhile gets none.
+
+        A sequence whose samples could not be read, or at which something else goes wrong here, ends.
+        """
         events: list[TokenEvent] = []
         for row, sampled in rows:
             row.sequence.pending -= 1
-            if not row.sequence.finished:
+            if row.sequence.finished:
+                continue
+            try:
                 events += self._advance(row, sampled)
+            except Exception as error:
+                events.append(self._give_up(row, error))
         return events
+
+    def _give_up(self, row: Row, error: Exception) -> TokenEvent:
+        name = row.sequence.request.id
+        log.error("request %r cannot be settled", name, exc_info=error)
+        row.sequence.computed = row.start  # what the step has computed may be of drafts that were wrong
+        return self._fail(name, reason_of(error))
 
     def note(self, rows: Iterable[Row]) -> None:
         """A step with these rows has run."""
         self.counts.steps += 1
         self.counts.prompt_tokens += sum(map(_prompt_tokens, rows))
 
-    def _advance(self, row: Row, sampled: Sampled) -> list[TokenEvent]:
+    def _advance(self, row: Row, sampled: Sampled | Exception) -> list[TokenEvent]:
         """The samples up to the first one that no draft has foreseen, or that ends the sequence."""
+        if isinstance(sampled, Exception):
+            raise sampled
         events: list[TokenEvent] = []
         for (token, report), draft in zip(sampled, (*row.drafts, None), strict=True):
             events.append(self._hear(row.sequence, token, report))
@@ -70,7 +94,7 @@ class Ledger:
         """Gives a sequence its next token, or ends it."""
         name, params = sequence.request.id, sequence.request.params
         if token < 0:
-            return self._fail(name, "the model's output is not finite")
+            return self._fail(name, _NO_TOKEN[token])
         first = self._about_prompt(sequence)
         if token in params.stop_ids and not params.ignore_eos:
             self._drop(name)

@@ -5,6 +5,7 @@ the one file of the runtime that knows checkpoints and text.
 """
 
 import itertools
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -187,7 +188,7 @@ class LLM:
             return self.tokenizer.encode(prompt)
         if prompt and isinstance(prompt[0], Mapping):
             return self.tokenizer.encode_chat(cast(list[Message], list(prompt)))
-        return cast(list[int], list(prompt))
+        return [operator.index(token) for token in cast(Sequence[int], prompt)]
 
     def _request(self, ids: Sequence[int], params: SamplingParams | None) -> Request:
         params = params or self._default_params()

@@ -3,6 +3,9 @@
 So host work and device work overlap; only where drafts are worth more than that is step n read first. It owns
 the device and every sequence. Whatever other threads want of it is put into one inbox and carried out between
 two steps, so nothing else here needs a lock but the door, by which requests come in and are refused.
+
+What goes wrong on the host with one sequence, while it is planned, packed or settled, ends that sequence
+alone. What the device reports ends the engine: nobody knows what its memory holds then.
 """
 
 import logging
@@ -17,7 +20,8 @@ from .phases import Phases
 from .request import InvalidRequest, NotReady, TokenEvent
 from .runner import Flight, Runner
 from .scheduler import Scheduler
-from .sequence import Plan, Sequence
+from .sequence import Plan, Sequence, SequenceFault, reason_of
+from .threads import AwaitedThread
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +47,7 @@ class Loop:
         self.scheduler = scheduler
         self.ledger = Ledger(self._drop)
         self.phases = Phases()
-        self.thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self.thread = AwaitedThread("engine", self._run, self._end)
         self.beat = time.monotonic()
         self._tell = tell
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -61,10 +65,14 @@ class Loop:
 
     def stop(self) -> None:
         """Ends the thread; sequences in flight end with an error event. Idempotent."""
-        self._stopping = True
-        self.ask(lambda: None)
+        self._end()
         if self.thread.is_alive():
             self.thread.join()
+
+    def _end(self) -> None:
+        """Has the thread end with the step that is under way."""
+        self._stopping = True
+        self.ask(lambda: None)
 
     @property
     def alive(self) -> bool:
@@ -92,27 +100,37 @@ class Loop:
 
     def abort(self, request_id: str) -> None:
         """Ends a sequence wherever it is; no more of its events come. Unknown ids are ignored."""
-        self.ask(lambda: self._drop(request_id))
+        self.ask(lambda: self._abort(request_id))
 
     def _take_in(self, sequence: Sequence) -> None:
         self._sequences[sequence.request.id] = sequence
         self.scheduler.add(sequence)
 
+    def _abort(self, request_id: str) -> None:
+        if request_id in self._sequences:
+            self._open.discard(request_id)
+            self._drop(request_id)
+
     def _drop(self, request_id: str) -> None:
         sequence = self._sequences.pop(request_id, None)
         if sequence is not None:
-            self._open.discard(request_id)
             self.scheduler.finish(sequence)
 
+    def _report(self, events: list[TokenEvent]) -> None:
+        """Tells of events; an id is free again when its end is told, and not before."""
+        self._open.difference_update(event.request_id for event in events if event.finish)
+        self._tell(events)
+
     def _run(self) -> None:
+        reason = "the engine was stopped"
         try:
             flight: Flight | None = None
             while not self._stopping:
                 flight = self._turn(flight)
-            self._fail_all("the engine was stopped")
         except Exception as error:
             log.exception("the engine thread ends")
-            self._fail_all(f"{type(error).__name__}: {error}")
+            reason = reason_of(error)
+        self._fail_all(reason)
 
     def _turn(self, flight: Flight | None) -> Flight | None:
         """One turn, with the step that is under way; returns the one that is so then."""
@@ -122,17 +140,45 @@ class Loop:
             self._hear(idle=idle)
         if idle:
             self._free_since = time.monotonic()
-        if flight and (flight.plan.drafted or self.runner.has_news or self.scheduler.should_see):
+        if flight and (flight.plan.drafted or self.runner.has_news or self._should_see()):
             self._settle(flight)
             flight = None
         if self.runner.has_news:
             self._adopt()
-        with self.phases.phase("plan"):
-            plan = self.scheduler.plan()
-        following = self._launch(plan, flight) if plan else None
+        following = self._plan_and_launch(flight)
         if flight:
             self._settle(flight)
         return self._sample_masked(following) if following else None
+
+    def _should_see(self) -> bool:
+        try:
+            return self.scheduler.should_see
+        except SequenceFault as fault:
+            self._fail(fault)
+            return True
+
+    def _plan_and_launch(self, flight: Flight | None) -> Flight | None:
+        """A step behind the one that is under way; None where there is nothing to compute.
+
+        A sequence that cannot be planned or packed fails, and the others are planned again without it.
+        """
+        while True:
+            plan: Plan | None = None
+            try:
+                with self.phases.phase("plan"):
+                    plan = self.scheduler.plan()
+                return self._launch(plan, flight) if plan else None
+            except SequenceFault as fault:
+                self.scheduler.revoke(plan.rows if plan else [])
+                self._fail(fault)
+
+    def _fail(self, fault: SequenceFault) -> None:
+        """Ends a sequence that the host cannot go on with, and tells whoever waits for it."""
+        log.error("%s", fault, exc_info=fault)
+        name, cause = fault.sequence.request.id, fault.__cause__ or fault
+        self.scheduler.discard(fault.sequence)
+        self._drop(name)
+        self._report([TokenEvent(request_id=name, finish="error", error=reason_of(cause))])
 
     def _sample_masked(self, flight: Flight) -> Flight:
         """What came before is known now, so grammars can say what may be drawn in the step under way."""
@@ -177,19 +223,20 @@ class Loop:
         )
         self._free_since = now
         with self.phases.phase("settle"):
-            events = self.ledger.settle(sampled)
             self.ledger.note(flight.plan.rows)
-            self._tell(events)
+            self._report(self.ledger.settle(sampled))
 
     def _fail_all(self, reason: str) -> None:
         """Tells every request, also those still in the inbox, that it has failed; no more come in."""
         with self._door:
             self._stopping = True
-        self._hear(idle=False)
-        ids = list(self._sequences)
-        for request_id in ids:
-            self._drop(request_id)
-        self._tell([TokenEvent(request_id=i, finish="error", error=reason) for i in ids])
+        try:
+            self._hear(idle=False)
+            for request_id in list(self._sequences):
+                self._drop(request_id)
+        except Exception:
+            log.exception("the sequences in flight cannot be taken out")
+        self._report([TokenEvent(request_id=i, finish="error", error=reason) for i in self._open])
 
 
 def _note_begun(flight: Flight) -> None:

@@ -30,7 +30,7 @@ class Pace:
         self._trials: defaultdict[str, dict[int, float]] = defaultdict(dict)
 
     def tried(self, kind: str, size: int, seconds: float) -> None:
-        """A step of padding alone took so long: what is known of the size begins with it."""
+        """A trial took so long: what is known of the size begins with it."""
         self._trials[kind][size] = self._seconds[kind][size] = seconds
 
     def note(self, kind: str, size: int, seconds: float) -> None:

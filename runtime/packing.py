@@ -4,14 +4,14 @@ The tokens of the plan's rows lie one behind the other. In a mixed bucket line i
 decode bucket every token is a line.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence as Several
 
 import numpy as np
 
 from .buckets import Bucket, Layout, Shapes
 from .request import Request
 from .sampling import ENDING, PROMPTED
-from .sequence import Plan, Row
+from .sequence import Plan, Row, Sequence, SequenceFault
 
 _COLDEST = 1e-5
 """Temperatures below this one are greedy: dividing by them overflows."""
@@ -19,8 +19,12 @@ _COLDEST = 1e-5
 Views = dict[str, np.ndarray]
 
 
-def pack(rows: Sequence[Row], bucket: Bucket, layout: Layout, shapes: Shapes) -> np.ndarray:
-    """The step's input buffer, i32 `[layout.size]`; fresh, because the step reads it asynchronously."""
+def pack(rows: Several[Row], bucket: Bucket, layout: Layout, shapes: Shapes) -> np.ndarray:
+    """The step's input buffer, i32 `[layout.size]`; fresh, because the step reads it asynchronously.
+
+    Raises:
+      SequenceFault: a row cannot be packed.
+    """
     buffer, views = layout.allocate()
     views["position"][:] = -1
     views["slot"][:] = shapes.slots
@@ -31,31 +35,55 @@ def pack(rows: Sequence[Row], bucket: Bucket, layout: Layout, shapes: Shapes) ->
         views["target"][:] = -1
     for line, row in enumerate(rows):
         span = slice(at, at + row.count)
-        _pack_tokens(views, span, row)
-        _pack_row(views, slice(line, line + 1) if mixed else span, row)
-        if mixed:
-            _pack_place(views, line, row, at, shapes.tile)
-        if bucket.kind == "score":
-            _pack_targets(views, span, row)
+        try:
+            _pack_tokens(views, span, row)
+            _pack_row(views, slice(line, line + 1) if mixed else span, row)
+            if mixed:
+                _pack_place(views, line, row, at, shapes.tile)
+            if bucket.kind == "score":
+                _pack_targets(views, span, row)
+        except Exception as error:
+            raise SequenceFault(row.sequence) from error
         at += row.count
     views["rows"][0] = len(rows) if mixed else at
     return buffer
 
 
-def pack_masked(rows: Sequence[Row], layout: Layout, shapes: Shapes) -> np.ndarray:
-    """The sampler's input buffer for rows whose logits were left behind, under what their grammars allow."""
+def pack_masked(
+    rows: Several[Row], layout: Layout, shapes: Shapes
+) -> tuple[np.ndarray, dict[Row, Exception]]:
+    """The sampler's input buffer for rows whose logits were left behind, under what their grammars allow.
+
+    Their step is under way, so a row that fails here does not hold up the others: its line is padding, and
+    why is in the second result.
+    """
     buffer, views = layout.allocate()
     views["slot"][:] = shapes.slots
+    faults: dict[Row, Exception] = {}
     for line, row in enumerate(rows):
         assert row.sequence.matcher is not None
-        views["slot"][line] = row.slot
-        _pack_settings(views, slice(line, line + 1), row)
-        row.sequence.matcher.fill(views["mask"][line])
-    return buffer
+        try:
+            _pack_settings(views, slice(line, line + 1), row)
+            row.sequence.matcher.fill(views["mask"][line])
+            views["slot"][line] = row.slot
+        except Exception as error:
+            faults[row] = error
+    return buffer, faults
 
 
-def adjustments_of(request: Request, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
-    """What a slot has to know of each id: bias f32 `[V]`, marks u8 `[V]`; see `sampling.Adjustments`."""
+def adjustments_of(sequence: Sequence, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
+    """What a slot has to know of each id: bias f32 `[V]`, marks u8 `[V]`; see `sampling.Adjustments`.
+
+    Raises:
+      SequenceFault: they cannot be made.
+    """
+    try:
+        return _adjustments_of(sequence.request, vocabulary)
+    except Exception as error:
+        raise SequenceFault(sequence) from error
+
+
+def _adjustments_of(request: Request, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
     params = request.params
     allowed = params.allowed_ids
     bias_V = np.full(vocabulary, 0.0 if allowed is None else -np.inf, np.float32)

@@ -78,6 +78,13 @@ class PagePool:
             self._published[content.digest] = page
             self._contents[page] = content
 
+    def retract(self, page: int) -> None:
+        """Makes a held page unfindable again; a no-op for one that is not findable."""
+        assert self._counts.get(page), f"page {page} is not held"
+        content = self._contents.pop(page, None)
+        if content is not None:
+            del self._published[content.digest]
+
     def find(self, content: Content) -> int | None:
         """The page with this content, with a holder added; None if there is none."""
         page = self._published.get(content.digest)

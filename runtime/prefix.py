@@ -46,15 +46,16 @@ class PrefixCache:
         if not self._enabled:
             return
         full = min(sequence.computed, len(sequence.tokens)) // self._page_size
-        for index in range(sequence.published, full):
-            self._pages.publish(sequence.pages[index], self._content(sequence, index))
+        contents = [self._content(sequence, index) for index in range(sequence.published, full)]
+        for index, content in enumerate(contents, start=sequence.published):
+            self._pages.publish(sequence.pages[index], content)
         sequence.published = max(full, sequence.published)
 
     def _content(self, sequence: Sequence, index: int) -> Content:
         """What the sequence's page `index` holds when it is full."""
         contents, size = sequence.contents, self._page_size
         while len(contents) <= index:
-            salt = sequence.request.cache_salt.encode()
+            salt = sequence.request.cache_salt.encode("utf-8", "surrogatepass")
             parent = contents[-1].digest if contents else hashlib.sha256(salt).digest()
             tokens = tuple(sequence.tokens[len(contents) * size : (len(contents) + 1) * size])
             contents.append(Content(chain_digest(parent, tokens), tokens))

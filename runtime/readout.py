@@ -12,17 +12,28 @@ from .sequence import Row
 from .steps import Scores
 
 
-def read_samples(rows: Sequence[tuple[Row, range]], samples: Samples) -> list[tuple[Row, Sampled]]:
-    """Each row with its samples, from its lines; log-probabilities are copied only where they are wanted."""
+def read_samples(
+    rows: Sequence[tuple[Row, range]], samples: Samples
+) -> list[tuple[Row, Sampled | Exception]]:
+    """Each row with its samples, from its lines, or with why they cannot be read.
+
+    Log-probabilities are copied only where they are wanted.
+    """
     tokens = np.asarray(samples.token_B)
     wanted = [row.sequence.request.params.logprobs for row, _ in rows]
     if all(count is None for count in wanted):
         return [(row, [(int(tokens[line]), None) for line in lines]) for row, lines in rows]
     reports = _Reports(samples.logprob_BX, samples.top_BX)
     return [
-        (row, [(int(tokens[line]), None if count is None else reports.of(line, count)) for line in lines])
-        for (row, lines), count in zip(rows, wanted, strict=True)
+        (row, _read(tokens, lines, reports, count)) for (row, lines), count in zip(rows, wanted, strict=True)
     ]
+
+
+def _read(tokens: np.ndarray, lines: range, reports: "_Reports", count: int | None) -> Sampled | Exception:
+    try:
+        return [(int(tokens[line]), None if count is None else reports.of(line, count)) for line in lines]
+    except Exception as error:
+        return error
 
 
 def read_chunks(rows: Sequence[Row], scores: Scores) -> None:

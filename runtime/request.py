@@ -19,6 +19,12 @@ MAX_TOP_LOGPROBS = 20
 MAX_BIAS = 100
 """The largest bias of a logit, up or down (OpenAI's limit)."""
 
+MAX_TEMPERATURE = 1e6
+"""The highest temperature; at a tenth of it every token is as likely as any other already."""
+
+NOT_FINITE, IMPOSSIBLE = -1, -2
+"""What a step samples in place of a token: the logits are no numbers; no token may be drawn."""
+
 FinishReason = Literal["stop", "length", "error"]
 
 
@@ -62,7 +68,8 @@ class SamplingParams:
         multiplied (Keskar et al. 2019, arXiv:1909.05858); before the other two.
       logit_bias: `(id, value)` pairs; the value is added to the logit.
       allowed_ids: no other id is generated; None for no such limit.
-      min_tokens: none of stop_ids is generated before so many tokens.
+      min_tokens: none of stop_ids is generated before so many tokens, at most max_tokens; unless the grammar
+        allows nothing else.
       grammar: what may be generated, in the words of the engine's grammar compiler (see `constraints.py`).
       logprobs: None for none, else how many alternatives to report beside the chosen token. They are of the
         model's own distribution, before temperature and penalties.
@@ -92,18 +99,18 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        _check_range("max_tokens", self.max_tokens, 1, math.inf)
-        _check_range("temperature", self.temperature, 0.0, math.inf, below=True)
+        _check_integer("max_tokens", self.max_tokens, 1, math.inf)
+        _check_range("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
         _check_range("top_p", self.top_p, 0.0, 1.0)
-        _check_range("top_k", self.top_k, 0, 2**31 - 1)
+        _check_integer("top_k", self.top_k, 0, 2**31 - 1)
         _check_range("min_p", self.min_p, 0.0, 1.0)
         _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_range("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
-        _check_range("min_tokens", self.min_tokens, 0, math.inf)
-        _check_range("seed", self.seed, -(2**63), 2**64 - 1)
-        _check_range("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
-        _check_range("prompt_logprobs", self.prompt_logprobs, 0, MAX_TOP_LOGPROBS)
+        _check_integer("min_tokens", self.min_tokens, 0, self.max_tokens or math.inf)
+        _check_integer("seed", self.seed, -(2**63), 2**64 - 1)
+        _check_integer("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+        _check_integer("prompt_logprobs", self.prompt_logprobs, 0, MAX_TOP_LOGPROBS)
         for _, value in self.logit_bias:
             _check_range("logit_bias", value, -MAX_BIAS, MAX_BIAS)
 
@@ -124,11 +131,17 @@ class SamplingParams:
         return self.prompt_logprobs is not None or self.pool_prompt
 
 
-def _check_range(name: str, value: float | None, low: float, high: float, *, below: bool = False) -> None:
-    """Raises InvalidRequest unless value is None or low <= value <= high (< high where `below`)."""
-    if value is None or (low <= value <= high and not (below and value == high)):
-        return
-    raise InvalidRequest(f"{name} is {value!r}; expected {low} to {high}", name)
+def _check_range(name: str, value: float | None, low: float, high: float) -> None:
+    """Raises InvalidRequest unless value is None or low <= value <= high."""
+    if value is not None and not low <= value <= high:
+        raise InvalidRequest(f"{name} is {value!r}; expected {low} to {high}", name)
+
+
+def _check_integer(name: str, value: int | None, low: float, high: float) -> None:
+    """The same of an integer."""
+    if value is not None and not isinstance(value, int):
+        raise InvalidRequest(f"{name} is {value!r}; expected an integer", name)
+    _check_range(name, value, low, high)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import jax
@@ -27,6 +27,8 @@ from .readout import read_chunks, read_samples
 from .sampling import Samples
 from .sequence import Plan, Row
 from .steps import STATE, DeviceState, Outcome, Scores, create_state
+from .threads import AwaitedThread
+from .trials import trial_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class Flight:
       plan, bucket: what was planned, and in which bucket. launched: when (`time.monotonic`).
       samples, scores: what will come.
       masked: the rows that were sampled under masks, and what will come of them.
+      faults: rows among them whose masks could not be had, and why.
     """
 
     plan: Plan
@@ -45,6 +48,7 @@ class Flight:
     samples: Samples
     scores: Scores | None
     masked: tuple[list[Row], Samples] | None = None
+    faults: dict[Row, Exception] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
@@ -72,8 +76,8 @@ class Runner:
     Attributes:
       shapes, pages: the sizes it is compiled for; the trash page not counted.
       kernels: `(operation, way)` of those that compute.
-      ready: the buckets that can be launched, with the seconds of a trial run on padding.
-      slowest_step: seconds of the slowest step so far on padding alone.
+      ready: the buckets that can be launched, with the seconds of a trial.
+      slowest_step: seconds of the slowest trial so far.
     """
 
     def __init__(
@@ -145,14 +149,14 @@ class Runner:
         return not self._compiled.empty()
 
     def adopt(self) -> tuple[Bucket, float]:
-        """Makes a compiled step ready, having tried it on padding; returns its seconds."""
+        """Makes a compiled step ready, having tried it; returns its seconds."""
         bucket = self._compiled.get()
         return bucket, self._try(bucket)
 
     def _try(self, bucket: Bucket) -> float:
-        """Seconds of a step of padding alone, and the bucket is ready. Where it is the only trial, the second
+        """Seconds of a step of full rows, and the bucket is ready. Where it is the only trial, the second
         run counts: the first one takes longer."""
-        buffer = self._pack(bucket, [])
+        buffer, _ = self._pack(bucket, trial_rows(bucket, self.shapes, self._vocabulary))
         if self._together:
             self._dispatch(bucket, buffer)[0].token_B.block_until_ready()
         begun = time.monotonic()
@@ -163,12 +167,16 @@ class Runner:
         return seconds
 
     def launch(self, plan: Plan) -> Flight:
-        """Dispatches a step; the device runs it after those launched before."""
+        """Dispatches a step; the device runs it after those launched before.
+
+        Raises:
+          SequenceFault: a row cannot be packed; nothing has been dispatched.
+        """
         for row in plan.rows:
             if row.first and row.sequence.request.params.adjusts:
                 self._prepare(row)
         bucket = choose(self.ready, self._kind(plan), plan.tokens)
-        buffer = self._pack(bucket, plan.rows)
+        buffer, _ = self._pack(bucket, plan.rows)
         self._tell(bucket, buffer)
         return Flight(plan, bucket, time.monotonic(), *self._dispatch(bucket, buffer))
 
@@ -178,9 +186,9 @@ class Runner:
         if not rows:
             return flight
         bucket = choose(self.ready, "sample", len(rows))
-        buffer = self._pack(bucket, rows)
+        buffer, faults = self._pack(bucket, rows)
         self._tell(bucket, buffer)
-        return replace(flight, masked=(rows, self._dispatch(bucket, buffer)[0]))
+        return replace(flight, masked=(rows, self._dispatch(bucket, buffer)[0]), faults=faults)
 
     def replay(self, bucket: int, buffer: np.ndarray) -> Samples:
         """Dispatches what another process has launched: the bucket's number and its packed inputs."""
@@ -200,14 +208,14 @@ class Runner:
             return "score"
         return "decode" if plan.is_decode or self.shapes.single else "mixed"
 
-    def _pack(self, bucket: Bucket, rows: list[Row]) -> np.ndarray:
+    def _pack(self, bucket: Bucket, rows: list[Row]) -> tuple[np.ndarray, dict[Row, Exception]]:
         layout = self._executables.layouts[bucket]
         if bucket.kind == "sample":
             return pack_masked(rows, layout, self.shapes)
-        return pack(rows, bucket, layout, self.shapes)
+        return pack(rows, bucket, layout, self.shapes), {}
 
     def _prepare(self, row: Row) -> None:
-        tables = adjustments_of(row.sequence.request, self._vocabulary)
+        tables = adjustments_of(row.sequence, self._vocabulary)
         if self._followers:
             self._followers.prepare(row.slot, *tables)
         self.prepare(row.slot, *tables)
@@ -222,8 +230,8 @@ class Runner:
         outcome[0].token_B.copy_to_host_async()
         return outcome
 
-    def read(self, flight: Flight) -> list[tuple[Row, Sampled]]:
-        """Waits for a step; each row that samples, with its samples.
+    def read(self, flight: Flight) -> list[tuple[Row, Sampled | Exception]]:
+        """Waits for a step; each row that samples, with its samples or why there are none.
 
         What was asked of prompts' tokens goes to their sequences.
         """
@@ -233,12 +241,15 @@ class Runner:
         if flight.scores:
             read_chunks(rows, flight.scores)
         masked, samples = flight.masked or ([], None)
-        drawn: dict[Row, Sampled] = {}
+        drawn: dict[Row, Sampled | Exception] = {}
         if samples:
             drawn = dict(self._settle([(row, range(n, n + 1)) for n, row in enumerate(masked)], samples))
+        drawn |= flight.faults
         return heard + [(row, drawn.get(row, [])) for row in rows if row.held]
 
-    def _settle(self, rows: list[tuple[Row, range]], samples: Samples) -> list[tuple[Row, Sampled]]:
+    def _settle(
+        self, rows: list[tuple[Row, range]], samples: Samples
+    ) -> list[tuple[Row, Sampled | Exception]]:
         if self._followers:
             self._followers.settle(np.asarray(samples.token_B))
         return read_samples(rows, samples)
@@ -254,7 +265,7 @@ class _Background:
 
     def __init__(self, compute: Callable[[], Any]) -> None:
         self._outcome: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
-        threading.Thread(target=self._run, args=(compute,), daemon=True).start()
+        AwaitedThread("allocation", lambda: self._run(compute), lambda: None).start()
 
     def _run(self, compute: Callable[[], Any]) -> None:
         try:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .request import MAX_TOP_LOGPROBS
+from .request import IMPOSSIBLE, MAX_TOP_LOGPROBS, NOT_FINITE
 
 WINDOW = 128
 """Thresholds are first looked for among this many best tokens; bisection over all ids finds the rest."""
@@ -75,7 +75,8 @@ class Samples(NamedTuple):
     """What a step brings to the host.
 
     Attributes:
-      token_B: i32, the sampled id; -1 where the row is broken or its logits are not finite.
+      token_B: i32, the sampled id; NOT_FINITE where the row is broken or its logits are not finite,
+        IMPOSSIBLE where nothing may be drawn.
       logprob_BX: f32 `[B, 1 + MAX_TOP_LOGPROBS]`, of the sampled token and of `top_BX`, from the raw logits;
         zeros when no row wants them.
       top_BX: i32 `[B, MAX_TOP_LOGPROBS]`, the most likely ids, descending.
@@ -103,15 +104,17 @@ def sample(
     """
     with jax.named_scope("sample"):
         adjusted_BV = lax.cond(
-            jnp.any(params.adjusts_B), lambda: _adjust(logits_BV, adjustments(), params), lambda: logits_BV
+            jnp.any(params.adjusts_B),
+            lambda: _adjust(logits_BV, adjustments(), params, allowed_BV),
+            lambda: _masked(logits_BV, allowed_BV),
         )
-        if allowed_BV is not None:
-            adjusted_BV = jnp.where(allowed_BV, adjusted_BV, -jnp.inf)
         greedy_B = jnp.argmax(adjusted_BV, axis=-1).astype(jnp.int32)
         draws_B = (params.temperature_B > 0) & (params.top_p_B > 0) & (params.top_k_B != 1)
         drawn_B = lax.cond(jnp.any(draws_B), lambda: _draw(adjusted_BV, params, draws_B), lambda: greedy_B)
+        possible_B = jnp.max(adjusted_BV, axis=-1) > -jnp.inf
         finite_B = jnp.isfinite(jnp.max(logits_BV, axis=-1)) & ~broken_B
-        token_B = jnp.where(finite_B, jnp.where(draws_B, drawn_B, greedy_B), -1)
+        token_B = jnp.where(possible_B, jnp.where(draws_B, drawn_B, greedy_B), IMPOSSIBLE)
+        token_B = jnp.where(finite_B, token_B, NOT_FINITE)
         wanted = jnp.any(params.wants_logprobs_B)
         logprob_BX, top_BX = lax.cond(
             wanted, lambda: logprobs(logits_BV, token_B), lambda: _no_logprobs(logits_BV.shape[0])
@@ -119,9 +122,16 @@ def sample(
         return Samples(token_B, logprob_BX, top_BX)
 
 
-def _adjust(logits_BV: jax.Array, known: Adjustments, params: RowParams) -> jax.Array:
+def _masked(logits_BV: jax.Array, allowed_BV: jax.Array | None) -> jax.Array:
+    return logits_BV if allowed_BV is None else jnp.where(allowed_BV, logits_BV, -jnp.inf)
+
+
+def _adjust(
+    logits_BV: jax.Array, known: Adjustments, params: RowParams, allowed_BV: jax.Array | None
+) -> jax.Array:
     """The logits of the rows that adjust them: repetition divides, OpenAI's penalties are subtracted
-    (`count * frequency + (count > 0) * presence`), the bias is added, an early end is ruled out."""
+    (`count * frequency + (count > 0) * presence`), the bias is added, the mask applied, and an early end is
+    ruled out unless nothing but an end is left: a text that a grammar has completed ends."""
     count_BV = known.counts_BV.astype(jnp.float32)
     seen_BV = (known.counts_BV > 0).astype(jnp.float32)
     repeated_BV = (known.counts_BV > 0) | (known.marks_BV & PROMPTED > 0)
@@ -129,10 +139,12 @@ def _adjust(logits_BV: jax.Array, known: Adjustments, params: RowParams) -> jax.
     divided_BV = jnp.where(logits_BV > 0, logits_BV / factor_B1, logits_BV * factor_B1)
     adjusted_BV = jnp.where(repeated_BV, divided_BV, logits_BV)
     adjusted_BV -= count_BV * params.frequency_B[:, None] + seen_BV * params.presence_B[:, None]
-    adjusted_BV += known.bias_BV
+    adjusted_BV = _masked(adjusted_BV + known.bias_BV, allowed_BV)
     early_B1 = (params.position_B < params.end_position_B)[:, None]
-    adjusted_BV = jnp.where(early_B1 & (known.marks_BV & ENDING > 0), -jnp.inf, adjusted_BV)
-    return jnp.where(params.adjusts_B[:, None], adjusted_BV, logits_BV)
+    endless_BV = jnp.where(early_B1 & (known.marks_BV & ENDING > 0), -jnp.inf, adjusted_BV)
+    goes_on_B1 = jnp.max(endless_BV, axis=-1, keepdims=True) > -jnp.inf
+    adjusted_BV = jnp.where(goes_on_B1, endless_BV, adjusted_BV)
+    return jnp.where(params.adjusts_B[:, None], adjusted_BV, _masked(logits_BV, allowed_BV))
 
 
 def _draw(logits_BV: jax.Array, params: RowParams, draws_B: jax.Array) -> jax.Array:

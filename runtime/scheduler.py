@@ -17,14 +17,18 @@ A step in which all decode may hold drafts beside (`drafts.py`), if no sample is
 depends on how many are right, so the next step is planned after this one has been read.
 """
 
+import logging
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import replace
 
 from .drafts import allot
 from .pace import Pace
 from .pages import PagePool
 from .prefix import PrefixCache
-from .sequence import Plan, Row, Sequence
+from .sequence import Plan, Row, Sequence, SequenceFault
+
+log = logging.getLogger(__name__)
 
 
 class Scheduler:
@@ -75,8 +79,16 @@ class Scheduler:
         sequence.finished = True
         if sequence.slot is None:
             self.waiting.remove(sequence)
+            self._forget(sequence)
         else:
             self._give_back(sequence)
+
+    def discard(self, sequence: Sequence) -> None:
+        """Takes a sequence out at which something went wrong: nobody finds what is in its pages."""
+        for page in sequence.pages:
+            self.pages.retract(page)
+        sequence.computed = 0
+        self.finish(sequence)
 
     def plan(self) -> Plan | None:
         """Decides the next step and reserves its pages; None when there is nothing to compute.
@@ -84,18 +96,44 @@ class Scheduler:
         Chunks are dealt out one prompt after the other, so at most one prompt is ever half computed, and
         prompts cannot hold all pages against each other. If that one finds no page while nobody decodes, the
         others await their last samples, and their pages come back with them.
+
+        Raises:
+          SequenceFault: a sequence cannot be planned. The others are as `revoke` leaves them.
         """
-        rows = self._decode_rows()
-        lacking = self._lacking()
-        most = self.pace.most_tokens(len(rows), len(lacking)) or self.budget
-        chunks = self._chunks(lacking, min(self.budget, most) - len(rows))
-        if rows and not chunks:
-            rows = self._with_drafts(rows)
-        return Plan(rows + chunks) if rows or chunks else None
+        rows: list[Row] = []
+        try:
+            self._add_decode_rows(rows)
+            lacking, decoding = self._lacking(), len(rows)
+            most = self.pace.most_tokens(decoding, len(lacking)) or self.budget
+            self._add_chunks(rows, lacking, min(self.budget, most) - decoding)
+            drafted = self._with_drafts(rows) if len(rows) == decoding else rows
+        except SequenceFault:
+            self.revoke(rows)
+            raise
+        return Plan(drafted) if drafted else None
+
+    def revoke(self, rows: Iterable[Row]) -> None:
+        """Takes back rows that are not dispatched: their sequences wait again, as if preempted.
+
+        The pages that they would have filled are not found any more; who has found one in the same plan is
+        among the rows, and gives it back.
+        """
+        for row in rows:
+            sequence, full = row.sequence, (row.start + row.count) // self.page_size
+            for page in sequence.pages[row.start // self.page_size : full]:
+                self.pages.retract(page)
+            sequence.pending -= row.samples
+            sequence.computed = row.start
+        for row in rows:
+            self._send_back(row.sequence)
 
     @property
     def should_see(self) -> bool:
-        """Whether the samples under way had better be seen before the next step is planned: drafts pay."""
+        """Whether the samples under way had better be seen before the next step is planned: drafts pay.
+
+        Raises:
+          SequenceFault: guesses at what a sequence says next fail.
+        """
         if not self._speculate or self._lacking():
             return False
         running = [s for s in self.running if s.missing == 1]
@@ -122,36 +160,45 @@ class Scheduler:
         row.sequence.computed += len(drafts)
         return replace(row, count=1 + len(drafts), drafts=drafts)
 
-    def _decode_rows(self) -> list[Row]:
+    def _add_decode_rows(self, rows: list[Row]) -> None:
         """One row for each sequence that lacks one token, the oldest first.
 
         In that order a row is never taken from a sequence that a later one then preempts.
         """
-        rows: list[Row] = []
         for sequence in sorted(self.running, key=lambda s: s.arrival):
             if sequence.slot is None or sequence.missing != 1 or sequence.length >= sequence.limit:
                 continue
-            if self._reserve_by_force(sequence):
-                rows.append(self._take(sequence, 1))
-        return rows
+            try:
+                if self._reserve_by_force(sequence):
+                    rows.append(self._take(sequence, 1))
+            except Exception as error:
+                raise SequenceFault(sequence) from error
 
-    def _chunks(self, lacking: list[Sequence], budget: int) -> list[Row]:
-        rows: list[Row] = []
+    def _add_chunks(self, rows: list[Row], lacking: list[Sequence], budget: int) -> None:
         for sequence in lacking:
             if budget <= 0:
                 break
-            if sequence.slot is None:
-                self._prefix.revive(sequence)
-            count = min(sequence.missing, budget)
-            if not self._reserve(sequence, count):
-                if sequence.slot is None:
-                    self._forget(sequence)
+            try:
+                row = self._chunk(sequence, budget)
+            except Exception as error:
+                raise SequenceFault(sequence) from error
+            if row is None:
                 break
+            rows.append(row)
+            budget -= row.count
+
+    def _chunk(self, sequence: Sequence, budget: int) -> Row | None:
+        """The sequence's next tokens, at most so many; None where there are no pages for them."""
+        if sequence.slot is None:
+            self._prefix.revive(sequence)
+        count = min(sequence.missing, budget)
+        if not self._reserve(sequence, count):
             if sequence.slot is None:
-                self._seat(sequence)
-            rows.append(self._take(sequence, count))
-            budget -= count
-        return rows
+                self._forget(sequence)
+            return None
+        if sequence.slot is None:
+            self._seat(sequence)
+        return self._take(sequence, count)
 
     def _lacking(self) -> list[Sequence]:
         """Those that need more than a decode row, seated ones first, as far as there are slots."""
@@ -190,10 +237,14 @@ class Scheduler:
 
     def _preempt_youngest(self) -> Sequence:
         victim = max(self.running, key=lambda s: s.arrival)
-        self._give_back(victim)
-        self.waiting.insert(sum(s.arrival < victim.arrival for s in self.waiting), victim)
+        self._send_back(victim)
         self.preemptions += 1
         return victim
+
+    def _send_back(self, sequence: Sequence) -> None:
+        """Has a running sequence wait again, in the order of arrival."""
+        self._give_back(sequence)
+        self.waiting.insert(sum(s.arrival < sequence.arrival for s in self.waiting), sequence)
 
     def _seat(self, sequence: Sequence) -> None:
         self.waiting.remove(sequence)
@@ -207,7 +258,10 @@ class Scheduler:
         self.running.remove(sequence)
         self._free_slots.append(sequence.slot)
         sequence.slot = None
-        self._prefix.publish(sequence)
+        try:
+            self._prefix.publish(sequence)
+        except Exception:  # it may be somebody else's turn that this sequence is sent back for
+            log.exception("what request %r has computed will not be found again", sequence.request.id)
         self._forget(sequence)
 
     def _forget(self, sequence: Sequence) -> None:
@@ -226,5 +280,8 @@ class Scheduler:
 
 def _draft(sequence: Sequence) -> tuple[int, ...]:
     """Guesses at what follows the known tokens, where there may be any."""
-    most = sequence.limit - len(sequence.tokens) - 1 if sequence.guessable else 0
-    return sequence.drafter.propose(sequence.tokens, most)
+    try:
+        most = sequence.limit - len(sequence.tokens) - 1 if sequence.guessable else 0
+        return sequence.drafter.propose(sequence.tokens, most)
+    except Exception as error:
+        raise SequenceFault(sequence) from error

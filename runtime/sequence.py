@@ -69,6 +69,19 @@ class Sequence:
         return self.matcher is None and not self.request.params.penalises
 
 
+class SequenceFault(Exception):
+    """The host has failed at a sequence, before the device was given anything of it. Its cause says how."""
+
+    def __init__(self, sequence: Sequence) -> None:
+        super().__init__(f"request {sequence.request.id!r} cannot be computed")
+        self.sequence = sequence
+
+
+def reason_of(error: BaseException) -> str:
+    """An exception in the words of an error event."""
+    return f"{type(error).__name__}: {error}"
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """A sequence's share of one step: `count` tokens from position `start`.
