@@ -24,9 +24,7 @@ def check(request: Request, vocabulary: int, context: int) -> int:
     _check_ids("the prompt", prompt, "prompt", vocabulary)
     if not (isinstance(request.choice, int) and 0 <= request.choice < 2**31):
         raise InvalidRequest(f"choice is {request.choice}; expected 0 to {2**31 - 1}", "choice")
-    _check_ids("logit_bias", [token for token, _ in params.logit_bias], "logit_bias", vocabulary)
-    _check_ids("allowed_ids", params.allowed_ids or (), "allowed_ids", vocabulary)
-    _check_ids("stop_ids", params.stop_ids, "stop_ids", None)
+    check_params(params, vocabulary)
     limit = context if params.max_tokens is None else len(prompt) + params.max_tokens
     if limit > context or len(prompt) >= context:
         raise InvalidRequest(
@@ -34,8 +32,32 @@ def check(request: Request, vocabulary: int, context: int) -> int:
             f"expected at most {context} together",
             "max_tokens" if len(prompt) < context else "prompt",
         )
-    _check_possible(params, vocabulary, limit - len(prompt))
+    room = limit - len(prompt)
+    if params.min_tokens > room:
+        raise InvalidRequest(f"min_tokens is {params.min_tokens}; expected 0 to {room}", "min_tokens")
     return limit
+
+
+def check_params(params: SamplingParams, vocabulary: int) -> None:
+    """The part of `check` that is the same for every prompt.
+
+    Raises:
+      InvalidRequest: an id out of range, or nothing that may be generated.
+    """
+    _check_ids("logit_bias", [token for token, _ in params.logit_bias], "logit_bias", vocabulary)
+    _check_ids("allowed_ids", params.allowed_ids or (), "allowed_ids", vocabulary)
+    _check_ids("stop_ids", params.stop_ids, "stop_ids", None)
+    allowed = params.allowed_ids
+    if allowed is not None and not allowed:
+        raise InvalidRequest("allowed_ids is empty; expected at least one id", "allowed_ids")
+    if not (params.min_tokens and params.stop_ids):
+        return
+    if set(params.stop_ids).issuperset(range(vocabulary) if allowed is None else allowed):
+        raise InvalidRequest(
+            f"min_tokens is {params.min_tokens}, though every token that may be generated ends the sequence; "
+            "expected 0",
+            "min_tokens",
+        )
 
 
 def _check_ids(name: str, ids: Collection[int], param: str, vocabulary: int | None) -> None:
@@ -46,18 +68,3 @@ def _check_ids(name: str, ids: Collection[int], param: str, vocabulary: int | No
     wrong = next(token for token in ids if not (type(token) is int and 0 <= token < top))
     bound = "at least 0" if vocabulary is None else f"0 to {vocabulary - 1}"
     raise InvalidRequest(f"token id {wrong!r} in {name}; expected {bound}", param)
-
-
-def _check_possible(params: SamplingParams, vocabulary: int, room: int) -> None:
-    """There is room for `min_tokens`, and something that may be generated before them."""
-    if params.min_tokens > room:
-        raise InvalidRequest(f"min_tokens is {params.min_tokens}; expected 0 to {room}", "min_tokens")
-    allowed, ends = params.allowed_ids, set(params.stop_ids)
-    if allowed is not None and not allowed:
-        raise InvalidRequest("allowed_ids is empty; expected at least one id", "allowed_ids")
-    if params.min_tokens and ends and ends.issuperset(range(vocabulary) if allowed is None else allowed):
-        raise InvalidRequest(
-            f"min_tokens is {params.min_tokens}, though every token that may be generated ends the sequence; "
-            "expected 0",
-            "min_tokens",
-        )

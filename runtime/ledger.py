@@ -19,7 +19,7 @@ log-probabilities if they were wanted."""
 
 _NO_TOKEN = {
     NOT_FINITE: "the model's output is not finite",
-    IMPOSSIBLE: "no token is allowed by the grammar and by allowed_ids at once",
+    IMPOSSIBLE: "no token may come next under the grammar and allowed_ids",
 }
 
 

@@ -155,8 +155,11 @@ class Scheduler:
 
     def _drafted(self, row: Row, drafts: tuple[int, ...]) -> Row:
         """The row with these drafts, if there are any, and pages for them."""
-        if not drafts or not self._reserve(row.sequence, len(drafts)):
-            return row
+        try:
+            if not drafts or not self._reserve(row.sequence, len(drafts)):
+                return row
+        except Exception as error:
+            raise SequenceFault(row.sequence) from error
         row.sequence.computed += len(drafts)
         return replace(row, count=1 + len(drafts), drafts=drafts)
 

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
+from ..runtime.admission import check_params
 from ..runtime.request import Request
 from .chat import ChoiceText
 from .context import ApiRequest, AppContext
@@ -78,8 +79,9 @@ def admit(
     """Hands all sequences of a call to the engine, or none; `per_prompt` of them have each prompt.
 
     Raises:
-      NotReady, Overloaded: the engine takes them not.
+      InvalidRequest: the engine would refuse what they have in common. NotReady, Overloaded: it takes none.
     """
+    check_params(requests[0].params, request.app.ctx.engine_info().vocabulary)
     generation = Generation(request.app.ctx.engine, requests)
     record = open_record(request, prompt_tokens)
     return Exchange(prompt_tokens, per_prompt, generation, choices, reply, record)

@@ -40,7 +40,7 @@ async def encode_chat(
     size = sum(len(message["content"]) for message in call.messages) + 16 * len(call.messages)
     size += 1024 * len(call.tools.tools)
     prompt = tuple(await off_loop.run(size, render, text, call.messages, call.tools, call.rendering, where))
-    check_length(len(prompt), call.sampling.max_tokens, info, where=where)
+    check_length(len(prompt), call.sampling.room, info, where=where)
     return prompt
 
 
@@ -58,7 +58,7 @@ async def encode_prompts(
         info,
         off_loop,
         where="prompt",
-        room=call.sampling.max_tokens,
+        room=call.sampling.room,
         special=call.special,
     )
 

@@ -56,7 +56,10 @@ class Fields:
             raise wrong_type(self.where(name), "a decimal", value)
         if not (type(value) is int or math.isfinite(value)):
             raise unparseable()
-        return float(_within(self.where(name), "decimal", value, low, high))
+        try:
+            return float(_within(self.where(name), "decimal", value, low, high))
+        except OverflowError:  # an integer of hundreds of digits, where any number would do
+            raise unparseable() from None
 
     def boolean(self, name: str) -> bool | None:
         """true or false."""

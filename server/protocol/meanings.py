@@ -33,7 +33,7 @@ MEANINGS = {
     "stop": "up to 4 strings that end the answer, without them",
     "stop_token_ids": "token ids that end the answer, beside the model's own",
     "include_stop_str_in_output": "the stop string stays in the answer",
-    "min_tokens": "no end token before so many tokens",
+    "min_tokens": "no end token before so many tokens, at most `max_tokens`; a grammar's end comes first",
     "ignore_eos": "the model's end tokens do not end the answer",
     "n": "choices; the prompt is computed once",
     "best_of": "generates so many and answers the `n` likeliest; not streamed",

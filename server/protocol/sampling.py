@@ -59,6 +59,16 @@ class Sampling:
     logprobs: int | None
     cache_salt: str
 
+    def __post_init__(self) -> None:
+        """Raises BadRequest where more tokens must come than may."""
+        if self.max_tokens is not None:
+            Fields({"min_tokens": self.min_tokens}).integer("min_tokens", 0, self.max_tokens)
+
+    @property
+    def room(self) -> int | None:
+        """Tokens that must fit behind the prompt; None where any number will do."""
+        return self.max_tokens if self.max_tokens is not None else self.min_tokens or None
+
 
 def read_early(fields: Fields, most_choices: int) -> dict[str, Any]:
     """What is looked at first, up to the penalties. Raises BadRequest."""

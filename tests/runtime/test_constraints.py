@@ -89,3 +89,40 @@ def test_an_engine_without_grammars_says_so(make_engine):
     engine.start()
     with pytest.raises(InvalidRequest, match="grammar"):
         engine.submit(ask("none", 5, grammar="2,2"))
+
+
+def test_the_end_of_a_grammar_outranks_min_tokens(bench, monkeypatch):
+    """Where a grammar allows nothing but an end, the text is complete: it ends, however early."""
+    monkeypatch.setattr(Turns, "complete", False)  # as of grammars that say so only by their mask
+    fill = Turns.fill
+
+    def only_the_end(self, mask_W):
+        fill(self, mask_W)
+        if self._heard == 4:
+            mask_W[:] = 0
+            mask_W[5 // 32] = 1 << 5 % 32
+
+    monkeypatch.setattr(Turns, "fill", only_the_end)
+    bench.engine.submit(ask("early", 7, max_tokens=30, min_tokens=20, stop_ids=(5,), grammar="2,30"))
+    bench.engine.submit(ask("free", 7, max_tokens=30, min_tokens=20, stop_ids=(5,)))
+    last = bench.ear.wait("early")[-1]
+    assert (last.finish, last.end, len(bench.ear.events["early"])) == ("stop", 5, 5)
+    assert 5 not in bench.ear.tokens("free")[:20]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("adjusts", [{"allowed_ids": (1, 3, 4)}, {"allowed_ids": (1, 3), "min_tokens": 4}])
+def test_where_nothing_is_allowed_nothing_is_said(bench, temperature, adjusts):
+    """Where the grammar and the list of ids have no id in common, after two tokens or none, the request fails
+    with the reason. Neighbours in the step are as ever."""
+    name = f"none {temperature} {adjusts}"
+    asked = ask(name, 7, max_tokens=30, stop_ids=(0,), grammar="4,30", temperature=temperature, **adjusts)
+    bench.engine.submit(asked)
+    other = ask("other", 9, max_tokens=9, grammar="2,30")
+    (tokens,) = bench.run([other])
+    assert_greedy(other, tokens)
+    events = bench.ear.wait(name)
+    assert obeys("4,30", tokens_of(events)) and set(tokens_of(events)) <= {1, 3, 4}
+    assert events[-1].finish == "error"
+    assert events[-1].error == "no token may come next under the grammar and allowed_ids"
+    bench.settle()

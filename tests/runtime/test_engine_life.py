@@ -134,6 +134,35 @@ def test_poison_amid_a_prompt_is_not_forgotten(bench, before, after):
     assert_greedy(healthy, bench.ear.tokens(healthy.id))
 
 
+def test_poison_is_shared_within_a_step(prompter):
+    """Choices that are planned into one step share pages there, and with them what is wrong."""
+    prompt = (*random_prompt(3), POISON, *random_prompt(10))
+    choices = [
+        Request(id=f"choice {n}", prompt=prompt, params=SamplingParams(max_tokens=9), choice=n)
+        for n in range(3)
+    ]
+    planned = []
+    plan = prompter.engine._loop.scheduler.plan
+
+    def noted():
+        planned.append(plan())
+        return planned[-1]
+
+    def act(events):
+        if len(prompter.events["companion"]) == 2:
+            prompter.engine._loop.scheduler.plan = noted
+            for request in choices:
+                prompter.engine.submit(request)
+
+    prompter.act = act
+    prompter.engine.submit(ask("companion", 4, max_tokens=9))
+    for request in choices:
+        assert [event.finish for event in prompter.wait(request.id)] == ["error"]
+    rows = [row for row in planned[0].rows if row.sequence.request.id != "companion"]
+    assert [row.start for row in rows] == [0, 12, 12]
+    assert len(prompter.wait("companion")) == 9
+
+
 def test_an_id_in_flight_is_taken(bench):
     """Two requests of one id could not be told apart; once the first has ended the id is free again."""
     bench.engine.submit(ask("twin", 4, max_tokens=60))

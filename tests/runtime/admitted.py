@@ -1,0 +1,50 @@
+"""The law of admission: what `check` lets pass, packing accepts, and every value arrives as it was asked."""
+
+import numpy as np
+
+from distaff.runtime.admission import check
+from distaff.runtime.buckets import Bucket, Layout, Shapes
+from distaff.runtime.packing import adjustments_of, pack
+from distaff.runtime.request import Request
+from distaff.runtime.sequence import Row, Sequence
+
+PAGE = 16
+
+
+def assert_packs(request: Request, vocabulary: int, context: int) -> None:
+    """The request is admitted, and goes into both kinds of step: its whole prompt, and its last token.
+
+    Raises:
+      InvalidRequest: it is not admitted.
+    """
+    limit = check(request, vocabulary, context)
+    params, prompt = request.params, request.prompt
+    assert len(prompt) < limit <= context and params.min_tokens <= limit - len(prompt)
+    seed = 0 if params.seed is None else params.seed % 2**64
+    sequence = Sequence(request=request, seed=seed, limit=limit, arrival=0, tokens=list(prompt))
+    sequence.pages = list(range(1, -(-len(prompt) // PAGE) + 1))
+    shapes = Shapes(slots=2, budget=len(prompt) + 2, page_size=PAGE, table=-(-context // PAGE), tile=8)
+    bias_V, marks_V = adjustments_of(sequence, vocabulary)
+    assert np.isfinite(bias_V).any() and np.count_nonzero(marks_V & 2) <= len(params.stop_ids)
+    for bucket, start in (
+        (shapes.buckets()[0], 0),
+        (Bucket(kind="decode", tokens=2, rows=2), len(prompt) - 1),
+    ):
+        row = Row(sequence, 1, start, len(prompt) - start, samples=True, first=True)
+        layout = Layout(bucket, shapes)
+        fields = _unpacked(layout, pack([row], bucket, layout, shapes))
+        assert fields["token"][: row.count].tolist() == list(prompt[start:])
+        assert fields["end_position"][0] == len(prompt) + params.min_tokens
+        assert (fields["top_k"][0], fields["choice"][0]) == (params.top_k, request.choice)
+        assert int(fields["seed"][0, 0]) + (int(fields["seed"][0, 1]) << 32) == seed
+        floats = ("temperature", "top_p", "min_p", "frequency", "presence", "repetition")
+        assert all(np.isfinite(fields[name][0]) for name in floats)
+
+
+def _unpacked(layout: Layout, buffer: np.ndarray) -> dict[str, np.ndarray]:
+    _, views = layout.allocate()
+    at = 0
+    for name, view in views.items():
+        views[name] = buffer[at : at + view.size].view(view.dtype).reshape(view.shape)
+        at += view.size
+    return views

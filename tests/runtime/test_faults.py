@@ -1,0 +1,250 @@
+"""The second line of defence: what goes wrong on the host with one sequence ends that sequence alone."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distaff.runtime import packing, readout
+from distaff.runtime.drafts import Drafter
+from distaff.runtime.ledger import Ledger
+from distaff.runtime.loop import Loop
+from distaff.runtime.pages import PagePool
+from distaff.runtime.prefix import PrefixCache
+from distaff.runtime.request import EngineFailed, TokenEvent
+from distaff.runtime.runner import Flight, Runner
+from distaff.runtime.scheduler import Scheduler
+from distaff.runtime.sequence import Plan, Sequence, SequenceFault
+
+from .simulation import Device, alone, make_sequence
+from .tiny import Turns, ask, assert_greedy
+
+
+def failing(original: Callable[..., Any], named: Callable[..., bool]) -> Callable[..., Any]:
+    """The function, but for arguments that name the bad request."""
+
+    def call(*arguments: Any) -> Any:
+        if named(*arguments):
+            raise ValueError("sabotage")
+        return original(*arguments)
+
+    return call
+
+
+BAD = {
+    "plan": (PrefixCache, "_content", lambda self, sequence, index: sequence.request.id == "bad", {}),
+    "draft": (Drafter, "propose", lambda self, tokens, most: tokens[0] == 197, {}),
+    "prepare": (
+        packing,
+        "_adjustments_of",
+        lambda request, vocabulary: request.id == "bad",
+        {"presence_penalty": 1.0},
+    ),
+    "pack": (packing, "_pack_tokens", lambda views, span, row: row.sequence.request.id == "bad", {}),
+    "pack a sample": (
+        packing,
+        "_pack_settings",
+        lambda views, lines, row: row.sequence.request.id == "bad",
+        {},
+    ),
+    "mask": (Turns, "fill", lambda self, mask_W: self._grammar == "3,9", {"grammar": "3,9"}),
+    "read": (readout._Reports, "of", lambda self, line, count: count == 7, {"logprobs": 7}),
+    "consume": (Turns, "consume", lambda self, token: self._grammar == "3,9", {"grammar": "3,9"}),
+    "settle": (Ledger, "_hear", lambda self, sequence, *rest: sequence.request.id == "bad", {}),
+}
+
+
+@pytest.mark.parametrize("stage", BAD)
+def test_a_failing_sequence_fails_alone(make_engine, monkeypatch, stage):
+    """Whatever the stage: it hears the reason, the others what the reference says; nothing leaks, and the
+    engine serves on."""
+    owner, name, named, params = BAD[stage]
+    monkeypatch.setattr(owner, name, failing(getattr(owner, name), named))
+    engine = make_engine(speculation=stage == "draft")
+    engine.start()
+    bad = ask("bad", 21, max_tokens=30, **params)
+    bad = type(bad)(id="bad", prompt=(197, *bad.prompt[1:]), params=bad.params)
+    good = [ask(f"good{n}", 5 + 20 * n, max_tokens=20, grammar="2,30" if n == 1 else None) for n in range(4)]
+    good.append(ask("good logprobs", 9, max_tokens=20, logprobs=2, presence_penalty=0.5))
+    with engine._submitted([good[0], bad, *good[1:]]):
+        with pytest.raises(EngineFailed, match="request bad: ValueError: sabotage"):
+            list(engine._mailboxes.read("bad"))
+        for request in good:
+            tokens = [event.token for event in engine._mailboxes.read(request.id) if event.token is not None]
+            assert_greedy(request, tokens)
+    assert engine.alive
+    again = ask("again", 30, max_tokens=5)
+    (events,) = engine.generate([again])
+    assert_greedy(again, [event.token for event in events if event.token is not None])
+    engine._pages.check()
+    assert engine.stats.free_pages == engine.stats.total_pages and not engine.stats.running
+
+
+def test_followers_hear_of_nothing_that_is_not_launched(bench, monkeypatch):
+    """A plan that cannot be packed reaches neither the device nor another process."""
+    runner, told, done = bench.engine._loop.runner, [], []
+    followers = SimpleNamespace(
+        launch=lambda bucket, buffer: told.append((bucket, buffer.tobytes())),
+        prepare=lambda *tables: None,
+        settle=lambda token_B: None,
+        farewell=lambda: None,
+    )
+    dispatch = runner._dispatch
+
+    def note(bucket, buffer):
+        done.append((runner._buckets.index(bucket), buffer.tobytes()))
+        return dispatch(bucket, buffer)
+
+    owner, name, named, _ = BAD["pack a sample"]
+    monkeypatch.setattr(owner, name, failing(getattr(owner, name), named))
+    monkeypatch.setattr(runner, "_followers", followers)
+    monkeypatch.setattr(runner, "_dispatch", note)
+    for request in (ask("first", 9, max_tokens=9), ask("bad", 9, max_tokens=9, grammar="2,9")):
+        bench.engine.submit(request)
+    assert len(bench.ear.tokens("first")) == 9
+    assert bench.ear.wait("bad")[-1].finish == "error"
+    assert told == done and told
+
+
+def test_no_end_is_lost_where_the_engine_ends(make_engine, monkeypatch):
+    """What ends in the step at which the engine dies, and what goes on after it, all hear of an end."""
+    engine = make_engine()
+    engine.start()
+    settle = Ledger.settle
+
+    def half(self, rows):
+        settle(self, rows)
+        raise RuntimeError("the ledger is lost")
+
+    requests = [ask(f"r{n}", 4, max_tokens=2) for n in range(3)]
+    monkeypatch.setattr(Ledger, "settle", half)
+    with engine._submitted(requests):
+        for request in requests:
+            with pytest.raises(EngineFailed, match="RuntimeError: the ledger is lost"):
+                list(engine._mailboxes.read(request.id))
+
+
+class Saboteur:
+    """Fails at the sequences that happen to be worked on at some moments, counted over all places of work."""
+
+    def __init__(self, moments: set[int]) -> None:
+        self.moments, self.count = moments, 0
+        self.struck: set[str] = set()
+
+    def strike(self, sequence: Sequence) -> None:
+        self.count += 1
+        if self.count in self.moments:
+            self.struck.add(sequence.request.id)
+            raise ValueError("sabotage")
+
+    def around(self, owner: object, name: str) -> None:
+        """Strikes before or after the owner's method, whose first argument is a sequence."""
+        method = getattr(owner, name)
+
+        def call(sequence: Sequence, *rest: Any) -> Any:
+            self.strike(sequence)
+            result = method(sequence, *rest)
+            self.strike(sequence)
+            return result
+
+        setattr(owner, name, call)
+
+
+class FaultyDrafter(Drafter):
+    """One that the saboteur reaches."""
+
+    def __init__(self, saboteur: Saboteur, sequence: Sequence) -> None:
+        super().__init__()
+        self._saboteur, self._sequence = saboteur, sequence
+
+    def propose(self, tokens, most):
+        self._saboteur.strike(self._sequence)
+        return super().propose(tokens, most)
+
+
+class FaultyRunner:
+    """A simulated device behind a runner that cannot pack or read every row."""
+
+    has_news = False
+
+    def __init__(self, saboteur: Saboteur, page_size: int) -> None:
+        self.device, self._saboteur = Device(page_size), saboteur
+
+    def launch(self, plan: Plan) -> Flight:
+        for row in plan.rows:
+            try:
+                self._saboteur.strike(row.sequence)
+            except ValueError as error:
+                raise SequenceFault(row.sequence) from error
+        bucket = SimpleNamespace(kind="decode", tokens=plan.tokens)
+        flight = SimpleNamespace(plan=plan, bucket=bucket, launched=0.0, done=False)
+        flight.sampled = self.device.step(plan)
+        return cast(Flight, flight)
+
+    def read(self, flight: Any) -> list[Any]:
+        return [(row, self._one(row, sampled)) for row, sampled in flight.sampled]
+
+    def _one(self, row: Any, sampled: Any) -> Any:
+        try:
+            self._saboteur.strike(row.sequence)
+        except ValueError as error:
+            return error
+        return sampled
+
+    def sample_masked(self, flight: Flight) -> Flight:
+        return flight
+
+
+TOKENS = st.lists(st.integers(1, 3), min_size=1, max_size=9)
+
+
+@given(
+    prompts=st.lists(st.tuples(TOKENS, st.integers(1, 12)), min_size=1, max_size=7),
+    moments=st.sets(st.integers(1, 400), max_size=6) | st.sets(st.integers(1, 40), max_size=3),
+    pages=st.integers(14, 40),
+    page_size=st.integers(1, 3),
+    share=st.booleans(),
+    speculate=st.booleans(),
+)
+def test_faults_at_any_moment_leave_everybody_else_right(
+    prompts, moments, pages, page_size, share, speculate
+):
+    """The engine's real loop and scheduler: whoever is not struck says what it says alone, everybody ends
+    exactly once, and all pages and slots come back."""
+    saboteur, told = Saboteur(moments), list[TokenEvent]()
+    pool = PagePool(pages)
+    scheduler = Scheduler(
+        slots=3, pages=pool, page_size=page_size, budget=8, share=share, speculate=speculate
+    )
+    for owner, name in [(scheduler, "_take"), (scheduler, "_reserve"), (scheduler, "_seat")]:
+        saboteur.around(owner, name)
+    for name in ("revive", "publish"):
+        saboteur.around(scheduler._prefix, name)
+    scheduler.pace.tried("decode", 8, 1.0)
+    loop = Loop(cast(Runner, FaultyRunner(saboteur, page_size)), scheduler, told.extend)
+    context = pages * page_size
+    asked = [(prompt, min(most, context - len(prompt))) for prompt, most in prompts]
+    for number, (prompt, most) in enumerate(asked):
+        sequence = make_sequence(number, prompt, most)
+        sequence.drafter = FaultyDrafter(saboteur, sequence)
+        loop._open.add(sequence.request.id)
+        loop._take_in(sequence)
+    flight, turns = None, 0
+    while loop._sequences or flight:
+        flight, turns = loop._turn(flight), turns + 1
+        pool.check()
+        assert turns < 2000
+    for number, (prompt, most) in enumerate(asked):
+        heard = [event for event in told if event.request_id == str(number)]
+        assert [event.finish is not None for event in heard] == [False] * (len(heard) - 1) + [True]
+        tokens = [event.token for event in heard if event.token is not None]
+        expected = alone(prompt, len(prompt) + most)[len(prompt) :]
+        if heard[-1].finish == "error":
+            assert str(number) in saboteur.struck and tokens == expected[: len(tokens)]
+        else:
+            assert tokens == expected
+    assert pool.available == pool.total and sorted(scheduler._free_slots) == [0, 1, 2]
+    assert not scheduler.waiting and not scheduler.running and not loop._open
