@@ -99,6 +99,7 @@ ROUTES = {
     "/generate_stream": GENERATE,
     "/": GENERATE,
 }
+ROUTES["/invocations"] = ROUTES["/v1/chat/completions"] | ROUTES["/v1/completions"] | GENERATE
 
 
 @pytest.fixture
