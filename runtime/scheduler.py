@@ -123,7 +123,6 @@ class Scheduler:
             for page in sequence.pages[row.start // self.page_size : full]:
                 self.pages.retract(page)
             sequence.pending -= row.samples
-            sequence.computed = row.start
         for row in rows:
             self._send_back(row.sequence)
 
