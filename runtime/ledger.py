@@ -50,7 +50,7 @@ class Ledger:
         """
         events: list[TokenEvent] = []
         for row, sampled in rows:
-            row.sequence.pending -= 1
+            row.sequence.pending -= row.samples
             if row.sequence.finished:
                 continue
             try:

@@ -4,8 +4,6 @@ The tokens of the plan's rows lie one behind the other. In a mixed bucket line i
 decode bucket every token is a line.
 """
 
-from collections.abc import Sequence as Several
-
 import numpy as np
 
 from .buckets import Bucket, Layout, Shapes
@@ -19,7 +17,7 @@ _COLDEST = 1e-5
 Views = dict[str, np.ndarray]
 
 
-def pack(rows: Several[Row], bucket: Bucket, layout: Layout, shapes: Shapes) -> np.ndarray:
+def pack(rows: list[Row], bucket: Bucket, layout: Layout, shapes: Shapes) -> np.ndarray:
     """The step's input buffer, i32 `[layout.size]`; fresh, because the step reads it asynchronously.
 
     Raises:
@@ -49,9 +47,7 @@ def pack(rows: Several[Row], bucket: Bucket, layout: Layout, shapes: Shapes) -> 
     return buffer
 
 
-def pack_masked(
-    rows: Several[Row], layout: Layout, shapes: Shapes
-) -> tuple[np.ndarray, dict[Row, Exception]]:
+def pack_masked(rows: list[Row], layout: Layout, shapes: Shapes) -> tuple[np.ndarray, dict[Row, Exception]]:
     """The sampler's input buffer for rows whose logits were left behind, under what their grammars allow.
 
     Their step is under way, so a row that fails here does not hold up the others: its line is padding, and

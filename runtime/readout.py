@@ -36,18 +36,27 @@ def _read(tokens: np.ndarray, lines: range, reports: "_Reports", count: int | No
         return error
 
 
-def read_chunks(rows: Sequence[Row], scores: Scores) -> None:
-    """Gives each sequence what a score step says of its tokens."""
+def read_chunks(rows: Sequence[Row], scores: Scores) -> dict[Row, Exception]:
+    """Gives each sequence what a score step says of its tokens; where that fails, says why."""
+    faults: dict[Row, Exception] = {}
     hidden_BD, at = np.asarray(scores.hidden_BD), 0
     reports = _Reports(scores.logprob_TX, scores.top_TX)
     for line, row in enumerate(rows):
         if row.scored:
-            assert row.sequence.scores is not None
-            count = row.sequence.request.params.prompt_logprobs
-            lines = range(at, at + row.count) if count is not None else ()
-            heard = [reports.of(place, count or 0) for place in lines]
-            row.sequence.scores.add(row.start, ChunkScores(heard, hidden_BD[line]))
+            try:
+                _read_chunk(row, reports, at, hidden_BD[line])
+            except Exception as error:
+                faults[row] = error
         at += row.count
+    return faults
+
+
+def _read_chunk(row: Row, reports: "_Reports", at: int, hidden_D: np.ndarray) -> None:
+    assert row.sequence.scores is not None
+    count = row.sequence.request.params.prompt_logprobs
+    lines = range(at, at + row.count) if count is not None else ()
+    heard = [reports.of(place, count or 0) for place in lines]
+    row.sequence.scores.add(row.start, ChunkScores(heard, hidden_D))
 
 
 class _Reports:

@@ -231,21 +231,22 @@ class Runner:
         return outcome
 
     def read(self, flight: Flight) -> list[tuple[Row, Sampled | Exception]]:
-        """Waits for a step; each row that samples, with its samples or why there are none.
+        """Waits for a step; each row that samples, with its samples, and each that failed, with why.
 
         What was asked of prompts' tokens goes to their sequences.
         """
         rows, lines = flight.plan.rows, sampling_lines(flight.plan, flight.bucket)
         free = [(row, at) for row, at in zip(rows, lines, strict=True) if row.samples and not row.held]
         heard = self._settle(free, flight.samples)
+        faults = dict(flight.faults)
         if flight.scores:
-            read_chunks(rows, flight.scores)
+            faults |= read_chunks(rows, flight.scores)
         masked, samples = flight.masked or ([], None)
         drawn: dict[Row, Sampled | Exception] = {}
         if samples:
             drawn = dict(self._settle([(row, range(n, n + 1)) for n, row in enumerate(masked)], samples))
-        drawn |= flight.faults
-        return heard + [(row, drawn.get(row, [])) for row in rows if row.held]
+        heard += [(row, drawn.get(row, [])) for row in rows if row.held]
+        return [(row, faults.pop(row, sampled)) for row, sampled in heard] + list(faults.items())
 
     def _settle(
         self, rows: list[tuple[Row, range]], samples: Samples

@@ -68,6 +68,8 @@ class Prompter(Ear):
 def prompter(make_engine):
     ear = Prompter()
     ear.engine = make_engine(ear.hear)
+    pace = ear.engine._loop.scheduler.pace
+    pace.most_tokens = lambda decoding, waiting: None  # a step holds all that it can, whatever it costs here
     ear.engine.start()
     return ear
 

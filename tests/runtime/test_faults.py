@@ -17,6 +17,7 @@ from distaff.runtime.prefix import PrefixCache
 from distaff.runtime.request import EngineFailed, TokenEvent
 from distaff.runtime.runner import Flight, Runner
 from distaff.runtime.scheduler import Scheduler
+from distaff.runtime.scores import PromptScores
 from distaff.runtime.sequence import Plan, Sequence, SequenceFault
 
 from .simulation import Device, alone, make_sequence
@@ -52,6 +53,12 @@ BAD = {
     ),
     "mask": (Turns, "fill", lambda self, mask_W: self._grammar == "3,9", {"grammar": "3,9"}),
     "read": (readout._Reports, "of", lambda self, line, count: count == 7, {"logprobs": 7}),
+    "score": (
+        PromptScores,
+        "add",
+        lambda self, start, chunk: self.length == 120,
+        {"prompt_logprobs": 2},
+    ),
     "consume": (Turns, "consume", lambda self, token: self._grammar == "3,9", {"grammar": "3,9"}),
     "settle": (Ledger, "_hear", lambda self, sequence, *rest: sequence.request.id == "bad", {}),
 }
@@ -65,7 +72,7 @@ def test_a_failing_sequence_fails_alone(make_engine, monkeypatch, stage):
     monkeypatch.setattr(owner, name, failing(getattr(owner, name), named))
     engine = make_engine(speculation=stage == "draft")
     engine.start()
-    bad = ask("bad", 21, max_tokens=30, **params)
+    bad = ask("bad", 120 if stage == "score" else 21, max_tokens=30, **params)
     bad = type(bad)(id="bad", prompt=(197, *bad.prompt[1:]), params=bad.params)
     good = [ask(f"good{n}", 5 + 20 * n, max_tokens=20, grammar="2,30" if n == 1 else None) for n in range(4)]
     good.append(ask("good logprobs", 9, max_tokens=20, logprobs=2, presence_penalty=0.5))
@@ -252,3 +259,42 @@ def test_faults_at_any_moment_leave_everybody_else_right(
             assert tokens == expected
     assert pool.available == pool.total and sorted(scheduler._free_slots) == [0, 1, 2]
     assert not scheduler.waiting and not scheduler.running and not loop._open
+
+
+def test_what_a_failed_sequence_has_not_computed_is_not_found():
+    """Pages of tokens that were planned and never dispatched hold nothing."""
+    scheduler = Scheduler(slots=2, pages=PagePool(20), page_size=2, budget=8)
+    publish = scheduler._prefix.publish
+
+    def fail_once(sequence: Sequence) -> None:
+        scheduler._prefix.publish = publish
+        raise ValueError("sabotage")
+
+    scheduler._prefix.publish = fail_once
+    first, second = (make_sequence(n, [1, 2, 3, 4, 5], 3) for n in range(2))
+    scheduler.add(first)
+    with pytest.raises(SequenceFault):
+        scheduler.plan()
+    scheduler.discard(first)
+    scheduler.add(second)
+    plan = scheduler.plan()
+    assert plan is not None and [(row.start, row.count) for row in plan.rows] == [(0, 5)]
+
+
+def test_wrong_drafts_of_a_failed_sequence_are_not_found(monkeypatch):
+    """What stands in a page is what was guessed, not what was said instead."""
+    scheduler = Scheduler(slots=2, pages=PagePool(20), page_size=1, budget=8)
+    sequence = make_sequence(0, [1, 2, 3], 9)
+    ledger = Ledger(lambda name: scheduler.finish(sequence))
+    scheduler.add(sequence)
+    for drafts, sampled in [((), [5]), ((7, 8), [7, 9, 4])]:
+        plan = scheduler.plan()
+        assert plan is not None
+        row = scheduler._drafted(plan.rows[0], drafts)
+        if drafts:
+            monkeypatch.setattr(Ledger, "_learn", lambda *_: 1 / 0)
+        events = ledger.settle([(row, [(token, None) for token in sampled])])
+    assert events[-1].error == "ZeroDivisionError: division by zero" and sequence.finished
+    scheduler.add(make_sequence(1, [1, 2, 3, 5, 7, 9, 6], 3))
+    plan = scheduler.plan()
+    assert plan is not None and plan.rows[0].start <= 5
