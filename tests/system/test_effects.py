@@ -207,6 +207,8 @@ def ends(asker, draw):
     least = draw(st.integers(1, 7))
     later = asker.ask(body | {"min_tokens": least})
     assert (later.usage["completion_tokens"], later.finish) == (least, "stop")
+    refused = {"model": "tgi", **body, "min_tokens": draw(st.sampled_from([9, 2**31 - 1]))}
+    assert asker.refused(refused) == "integer_above_max_value"
     never = asker.ask(body | {"ignore_eos": True})
     assert (never.usage["completion_tokens"], never.finish) == (8, "length")
 
