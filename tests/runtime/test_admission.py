@@ -112,4 +112,4 @@ def test_the_limits_are_exact():
 def test_ids_are_integers_of_pythons():
     """Arrays of numpy's would pass for them up to the page that they fill."""
     with pytest.raises(InvalidRequest, match=r"token id np.int64\(2\) in the prompt; expected 0 to 49"):
-        check(Request(id="r", prompt=(1, np.int64(2))), VOCABULARY, CONTEXT)  # type: ignore[arg-type]
+        check(Request(id="r", prompt=(1, np.int64(2))), VOCABULARY, CONTEXT)
