@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .errors import SourceNotFound as SourceNotFound
     from .files import Progress as Progress
     from .generation import GenerationDefaults as GenerationDefaults
-    from .grammar import GrammarCompiler as GrammarCompiler
+    from .matching import GrammarCompiler as GrammarCompiler
     from .reading import Checkpoint as Checkpoint
     from .reading import load_parameters as load_parameters
     from .reading import open_checkpoint as open_checkpoint
@@ -34,7 +34,7 @@ _HOMES = {
     "SourceNotFound": "errors",
     "Progress": "files",
     "GenerationDefaults": "generation",
-    "GrammarCompiler": "grammar",
+    "GrammarCompiler": "matching",
     "Checkpoint": "reading",
     "load_parameters": "reading",
     "open_checkpoint": "reading",

@@ -20,3 +20,11 @@ def not_finite(path: Path, name: str) -> CheckpointError:
 
 class GrammarError(DistaffError):
     """A grammar that cannot be followed; the message says why."""
+
+
+class SchemaError(GrammarError):
+    """A JSON schema that cannot be followed; `place` are the keys that lead to the part at fault."""
+
+    def __init__(self, reason: str, place: tuple[str | int, ...]) -> None:
+        super().__init__(f"In context=({', '.join(map(repr, place))}), {reason}" if place else reason)
+        self.reason, self.place = reason, place

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from distaff.checkpoints.errors import GrammarError
 from distaff.checkpoints.grammar import (
     LONGEST_GRAMMAR,
-    GrammarCompiler,
     check_grammar,
     choice_grammar,
     json_object_grammar,
@@ -19,6 +18,7 @@ from distaff.checkpoints.grammar import (
     lark_grammar,
     regex_grammar,
 )
+from distaff.checkpoints.matching import GrammarCompiler
 from distaff.checkpoints.tokenizer import ChatTokenizer
 from distaff.checkpoints.tokenizer_parts import TokenizerParts
 
@@ -161,23 +161,28 @@ def test_compiled_grammars_are_bounded(compiler):
 
 
 @pytest.mark.parametrize(
-    ("grammar", "said"),
+    ("make", "said"),
     [
-        (json_schema_grammar({"type": "foo"}), "foo"),
-        (json_schema_grammar({"not": {"type": "string"}}), "not"),
-        (json_schema_grammar({"$ref": "http://example.org/schema"}), "http://example.org/schema"),
-        (json_schema_grammar({"$ref": "#/$defs/missing"}), "missing"),
-        (regex_grammar("("), "regex"),
-        (regex_grammar("(?=a)"), "regex"),
-        (lark_grammar("start: nothing"), "nothing"),
-        ("not a grammar", "Expected"),
-        ("x" * (LONGEST_GRAMMAR + 1), str(LONGEST_GRAMMAR)),
+        (lambda: json_schema_grammar({"type": "foo"}), "foo"),
+        (lambda: json_schema_grammar({"not": {"type": "string"}}), "not"),
+        (lambda: json_schema_grammar({"$ref": "http://example.org/schema"}), "http://example.org/schema"),
+        (lambda: json_schema_grammar({"$ref": "#/$defs/missing"}), "missing"),
+        (lambda: regex_grammar("("), "regex"),
+        (lambda: regex_grammar("(?=a)"), "look-around"),
+        (lambda: regex_grammar(r"[^\s\S]"), "nothing satisfies it"),
+        (lambda: regex_grammar("a{1000000000}"), "1,000,000"),
+        (lambda: regex_grammar("a(b{1000}){10000}"), "1,000,000"),
+        (lambda: lark_grammar("start: nothing"), "nothing"),
+        (lambda: lark_grammar("start: start"), "nothing satisfies it"),
+        (lambda: lark_grammar('start: "a" X\nX: /[^\\s\\S]/'), "nothing satisfies it"),
+        (lambda: "not a grammar", "Expected"),
+        (lambda: "x" * (LONGEST_GRAMMAR + 1), str(LONGEST_GRAMMAR)),
     ],
 )
-def test_what_is_no_grammar_is_refused(grammar, said):
+def test_what_is_no_grammar_is_refused(make, said):
     """In one line that says why."""
     with pytest.raises(GrammarError) as refused:
-        check_grammar(grammar)
+        check_grammar(make())
     assert said in str(refused.value) and "\n" not in str(refused.value)
 
 

@@ -1,0 +1,114 @@
+"""Which alternatives of a `oneOf` exclude each other.
+
+The compiler follows `anyOf`; the two are the same where no two alternatives hold at once. Alternatives that
+differ in a property of theirs exclude each other once that property is required in both, as discriminated
+unions mean it: their libraries leave a tag with a default out of `required`. Reads raw schemas. The answer is
+safe: what is not seen to exclude each other may hold at once.
+"""
+
+import json
+from collections.abc import Callable
+from itertools import combinations
+from typing import Any
+
+Resolve = Callable[[str], Any]
+Names = tuple[str, ...]
+
+_DEEPEST = 8
+"""References and alternatives that are followed before two schemas are taken to overlap."""
+_TYPES = frozenset("null boolean number string array object".split())
+
+
+def exclusive(members: list[Any], resolve: Resolve) -> list[Names] | None:
+    """Of each alternative, the properties to require so that no two hold at once; None if none would do."""
+    names: list[set[str]] = [set() for _ in members]
+    for one, other in combinations(range(len(members)), 2):
+        tags = _apart(members[one], members[other], resolve, _DEEPEST)
+        if tags is None:
+            return None
+        names[one] |= tags
+        names[other] |= tags
+    return [tuple(sorted(each)) for each in names]
+
+
+def _apart(a: Any, b: Any, resolve: Resolve, depth: int) -> set[str] | None:
+    """What both must require to exclude each other; None where they may overlap even so."""
+    a, b = _resolved(a, resolve), _resolved(b, resolve)
+    if a is False or b is False:
+        return set()
+    if not isinstance(a, dict) or not isinstance(b, dict) or not depth:
+        return None
+    if _values_apart(a, b) or not (_types(a) & _types(b)):
+        return set()
+    if any(_all_apart(x, y, resolve, depth - 1) for x, y in ((a, b), (b, a))):
+        return set()
+    if _types(a) == _types(b) == {"object"}:
+        return set() if _closed_to(a, b) or _closed_to(b, a) else _tag(a, b, resolve, depth - 1)
+    return None
+
+
+def _resolved(schema: Any, resolve: Resolve) -> Any:
+    for _ in range(_DEEPEST):
+        if not isinstance(schema, dict) or not isinstance(schema.get("$ref"), str):
+            return schema
+        schema = resolve(schema["$ref"])
+    return True
+
+
+def _all_apart(a: dict[str, Any], b: dict[str, Any], resolve: Resolve, depth: int) -> bool:
+    """Whether each of a's own alternatives excludes b as it is."""
+    members = a.get("anyOf", a.get("oneOf"))
+    return isinstance(members, list) and all(_apart(each, b, resolve, depth) == set() for each in members)
+
+
+def _values_apart(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    of_a, of_b = _values(a), _values(b)
+    return of_a is not None and of_b is not None and not (of_a & of_b)
+
+
+def _values(schema: dict[str, Any]) -> set[str] | None:
+    """The values that there can be, as JSON text; None where they are not counted up."""
+    given = [schema["const"]] if "const" in schema else schema.get("enum")
+    if not isinstance(given, list):
+        return None
+    return {json.dumps(float(v) if type(v) is int else v, sort_keys=True) for v in given}
+
+
+def _types(schema: dict[str, Any]) -> frozenset[str]:
+    """The types that there can be; integers are numbers."""
+    given = schema.get("type", [])
+    types = {"number" if t == "integer" else t for t in ([given] if isinstance(given, str) else given)}
+    known = [schema["const"]] if "const" in schema else schema.get("enum")
+    if not types and isinstance(known, list):
+        types = {_type(value) for value in known}
+    return frozenset(types) & _TYPES or _TYPES
+
+
+def _type(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case int() | float():
+            return "number"
+        case str():
+            return "string"
+        case list():
+            return "array"
+    return "object"
+
+
+def _closed_to(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether `b` requires a property that `a` does not admit."""
+    if a.get("additionalProperties") is not False or a.get("patternProperties"):
+        return False
+    return any(name not in a.get("properties", {}) for name in b.get("required", ()))
+
+
+def _tag(a: dict[str, Any], b: dict[str, Any], resolve: Resolve, depth: int) -> set[str] | None:
+    """A property in which they differ; one that both require, if there is one."""
+    of_a, of_b = a.get("properties", {}), b.get("properties", {})
+    shared = [name for name in of_a if name in of_b]
+    shared.sort(key=lambda name: name not in a.get("required", ()) or name not in b.get("required", ()))
+    return next(({n} for n in shared if _apart(of_a[n], of_b[n], resolve, depth) == set()), None)
