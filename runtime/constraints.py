@@ -28,12 +28,12 @@ class Matcher(Protocol):
 
     @property
     def complete(self) -> bool:
-        """Nothing may follow but the end."""
+        """Nothing may follow but the end, and the text so far is one of the grammar's."""
         ...
 
     @property
     def error(self) -> str | None:
-        """Why the grammar cannot be followed any further; None while it can."""
+        """Why the grammar cannot be followed any further, neither to a token nor to the end; else None."""
         ...
 
 

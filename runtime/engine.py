@@ -16,11 +16,12 @@ import jax
 from jax.sharding import Mesh
 
 from ..model.config import ModelConfig
+from ..model.errors import DistaffError
 from ..model.rotary import follows_length
 from ..model.sharding import create_mesh
 from .admission import check
 from .assembly import assemble
-from .constraints import Grammars, no_grammars
+from .constraints import Grammars, Matcher, no_grammars
 from .executables import CompilationCounter, Progress
 from .loop import Events, Loop
 from .mailboxes import Mailboxes
@@ -217,9 +218,15 @@ class Engine:
             arrival=next(self._arrivals),
             tokens=list(request.prompt),
             submitted=time.monotonic(),
-            matcher=None if params.grammar is None else self._grammars(params.grammar),
+            matcher=None if params.grammar is None else self._matcher(params.grammar),
             scores=PromptScores(len(request.prompt)) if params.scores_prompt else None,
         )
+
+    def _matcher(self, grammar: str) -> Matcher:
+        try:
+            return self._grammars(grammar)
+        except DistaffError as error:
+            raise InvalidRequest(str(error), "grammar") from None
 
     def _compile_rest(self) -> None:
         try:

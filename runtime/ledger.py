@@ -93,6 +93,8 @@ class Ledger:
     def _hear(self, sequence: Sequence, token: int, report: TokenLogprobs | None) -> TokenEvent:
         """Gives a sequence its next token, or ends it."""
         name, params = sequence.request.id, sequence.request.params
+        if sequence.matcher is not None and sequence.matcher.error:
+            return self._refuse_grammar(name, sequence.matcher.error)
         if token < 0:
             return self._fail(name, _NO_TOKEN[token])
         first = self._about_prompt(sequence)
@@ -104,7 +106,7 @@ class Ledger:
         if sequence.matcher is not None:
             sequence.matcher.consume(token)
             if sequence.matcher.error:
-                return self._fail(name, f"the grammar cannot be followed: {sequence.matcher.error}")
+                return self._refuse_grammar(name, sequence.matcher.error)
         finish = _end(sequence)
         if finish:
             self._drop(name)
@@ -113,6 +115,11 @@ class Ledger:
     def _fail(self, name: str, reason: str) -> TokenEvent:
         self._drop(name)
         return TokenEvent(request_id=name, finish="error", error=reason)
+
+    def _refuse_grammar(self, name: str, reason: str) -> TokenEvent:
+        """The request's own grammar is at fault, found out only now."""
+        self._drop(name)
+        return TokenEvent(request_id=name, finish="error", error=reason, param="grammar")
 
     def _about_prompt(self, sequence: Sequence) -> dict[str, Any]:
         """What the first event says of the prompt, and no other."""

@@ -185,7 +185,8 @@ class TokenEvent:
     stop_ids ends with `finish="stop"`, no token, and that id in `end`, whose the log-probabilities are; one
     whose grammar allows nothing more ends with the last token and `finish="stop"`; one that reached its
     length ends with the last token and `finish="length"`; one that failed ends with `finish="error"` and the
-    reason in `error`. An aborted request hears nothing more.
+    reason in `error`, and in `param` the parameter at fault if the request itself is. An aborted request
+    hears nothing more.
     The first event says how many tokens of the prompt were found in the cache, how many seconds the request
     waited for its first step, and what was asked of the prompt: the log-probability of each token but the
     first, the mean of all hidden states.
@@ -197,6 +198,7 @@ class TokenEvent:
     finish: FinishReason | None = None
     end: int | None = None
     error: str | None = None
+    param: str | None = None
     cached_tokens: int = 0
     waited: float | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None

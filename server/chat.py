@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..runtime.request import EngineFailed, TokenEvent
+from ..runtime.request import EngineFailed, InvalidRequest, TokenEvent
 from .generation import Generation
 from .logprobs import Entry, LogprobAligner, entry_of
 from .protocol.heading import fresh_id
+from .protocol.structured import Constraint
 from .stops import StopSearch
 from .text import TokenTexts
 from .tool_formats import CallArguments, CallStart, Text, ToolCallParser
@@ -88,6 +89,7 @@ class ChoiceText:
         named: bool = False,
         call_id: tuple[str, int] = ("call_", 24),
         mute: bool = False,
+        constraint: Constraint | None = None,
     ) -> None:
         """A choice that has said nothing.
 
@@ -96,6 +98,7 @@ class ChoiceText:
           named: the request names the function to call, so that calling it is a plain stop.
           call_id: prefix of a call's id, and how many letters or digits follow.
           mute: nothing was asked for but what the first event says of the prompt.
+          constraint: what it is held to, for an error that names it.
         """
         self.tokens = self.cached_tokens = 0
         self.first: TokenEvent | None = None
@@ -108,6 +111,7 @@ class ChoiceText:
         self._named = named
         self._call_id = call_id
         self._mute = mute
+        self._constraint = constraint
         self._text = text
         self._calls = 0
         self._held = ""
@@ -135,6 +139,13 @@ class ChoiceText:
             self.finish = self._reason(event)
             said.append(End(choice, self.finish))
         return said
+
+    def failure(self, event: TokenEvent) -> Exception:
+        """What the engine's failure of the choice is to those who asked."""
+        reason = event.error or "the engine failed the request"
+        if event.param == "grammar" and self._constraint is not None:
+            return self._constraint.refusal(reason)
+        return InvalidRequest(reason, event.param) if event.param else EngineFailed(reason)
 
     def prompt_entries(self, prompt: Sequence[int]) -> list[Entry]:
         """The entries of the prompt's tokens, which the first event has scored."""
@@ -219,6 +230,7 @@ async def deltas(
 
     Raises:
       EngineFailed: the engine was lost, or failed one of the sequences.
+      BadRequest, InvalidRequest: it failed one for what the request says.
     """
     waiting: list[list[TokenEvent]] = [[] for _ in choices]
     started = ended = 0
@@ -229,7 +241,7 @@ async def deltas(
             continue
         index, event = heard
         if event.finish == "error":
-            raise EngineFailed(event.error or "the engine failed the request")
+            raise choices[index].failure(event)
         waiting[index].append(event)
         if index > started:
             continue

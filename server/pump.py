@@ -16,7 +16,7 @@ from typing import Protocol
 
 from ..checkpoints.files import Progress
 from ..model.errors import DistaffError
-from ..runtime.request import EngineStats, NotReady, Request, TokenEvent
+from ..runtime.request import EngineStats, InvalidRequest, NotReady, Request, TokenEvent
 from . import exit_codes, wire
 from .channel import Channel
 from .engine_client import EngineInfo
@@ -147,7 +147,9 @@ class Pump:
                 raise NotReady("the engine is still loading")
             self._engine.submit(request)
         except DistaffError as error:
-            self._on_events([TokenEvent(request_id=request.id, finish="error", error=str(error))])
+            param = error.param if isinstance(error, InvalidRequest) else None
+            refusal = TokenEvent(request_id=request.id, finish="error", error=str(error), param=param)
+            self._on_events([refusal])
 
     def _on_events(self, events: list[TokenEvent]) -> None:
         self._channel.send(wire.Step(events, self._stats()))

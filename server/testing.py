@@ -119,7 +119,7 @@ class FakeEngine:
       delay: seconds before each token. gate: cleared, it holds every token back.
       capacity: the most sequences at once; one more is Overloaded.
       fail_after: lose the engine, for everybody, before this many tokens of a sequence.
-      error_after: fail just the sequence, likewise.
+      error_after: fail just the sequence, likewise. error_param: and blame this parameter for it.
       requests, aborted: all that were submitted; the ids of those aborted before their end.
       cached: how many tokens of each prompt it claims to have found. waited: and how long each waited.
       profiled: what was asked of the profiler.
@@ -133,6 +133,7 @@ class FakeEngine:
         self.capacity = 64
         self.fail_after: int | None = None
         self.error_after: int | None = None
+        self.error_param: str | None = None
         self.requests: list[Request] = []
         self.aborted: list[str] = []
         self.profiled: list[bool] = []
@@ -207,7 +208,8 @@ class FakeStream:
                 self._end()
                 raise EngineFailed("the engine was lost")
             if position == self._engine.error_after:
-                event = TokenEvent(request_id=self._request.id, finish="error", error="a bad row")
+                reason, param = "a bad row", self._engine.error_param
+                event = TokenEvent(request_id=self._request.id, finish="error", error=reason, param=param)
             if event.finish is not None:
                 self._end()
             yield event

@@ -2,9 +2,12 @@
 
 import pytest
 
+from distaff.model.errors import DistaffError
 from distaff.runtime.request import InvalidRequest
 
 from .tiny import Turns, ask, assert_greedy, tokens_of
+
+END = 5
 
 
 def obeys(grammar: str, tokens: list[int]) -> bool:
@@ -79,8 +82,36 @@ def test_a_grammar_that_breaks_fails_its_request_alone(bench, monkeypatch):
     bench.engine.submit(ask("bad", 6, max_tokens=9, grammar="2,9"))
     assert len(bench.run([ask("good", 6, max_tokens=9)])[0]) == 9
     last = bench.ear.wait("bad")[-1]
-    assert last.finish == "error" and "too hard" in (last.error or "")
+    assert last.finish == "error" and "too hard" in (last.error or "") and last.param == "grammar"
     bench.settle()
+
+
+def test_a_grammar_that_stops_without_an_end_is_an_error(bench, monkeypatch):
+    """Where nothing is left but the end token, and the text is not one of the grammar's: never a stop."""
+
+    def fill(self, mask_W):
+        mask_W[:] = 0
+        mask_W[END // 32] = 1 << END % 32
+        self.error = "nothing may follow"
+
+    monkeypatch.setattr(Turns, "fill", fill)
+    bench.engine.submit(ask("dead", 6, max_tokens=9, grammar="2,9", stop_ids=(END,)))
+    assert len(bench.run([ask("good", 6, max_tokens=9)])[0]) == 9
+    (event,) = bench.ear.wait("dead")
+    assert (event.finish, event.error, event.param) == ("error", "nothing may follow", "grammar")
+    bench.settle()
+
+
+def test_a_grammar_that_does_not_compile_is_the_requests_fault(bench, monkeypatch):
+    """Whatever the compiler raises: refused by name at submission."""
+
+    def refuse(grammar):
+        raise DistaffError("too costly")
+
+    monkeypatch.setattr(bench.engine, "_grammars", refuse)
+    with pytest.raises(InvalidRequest, match="too costly") as refused:
+        bench.engine.submit(ask("costly", 6, grammar="2,9"))
+    assert refused.value.param == "grammar"
 
 
 def test_an_engine_without_grammars_says_so(make_engine):
