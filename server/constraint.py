@@ -4,11 +4,16 @@ Knows requests and the text of grammars; whether a grammar can be followed at al
 thread, before anything is admitted.
 """
 
-from ..checkpoints.grammar import either
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..checkpoints.errors import GrammarError
+from ..checkpoints.grammar import check_schema, either
 from .protocol.chat import ChatCall
 from .protocol.structured import Constraint
+from .protocol.tools import invalid_parameters
 from .text import OffLoop, TextModel
-from .tool_formats import ToolCallParser, ToolFormat
+from .tool_formats import CallsOnly, Tool, ToolCallParser, ToolFormat
 
 _ALWAYS = 1 << 30
 """However short a grammar is, compiling it may take its time."""
@@ -25,11 +30,24 @@ def constraint_of(call: ChatCall, text: TextModel, format: ToolFormat) -> Constr
     free = not use.forced and call.constraint is None
     if free and not any(tool.strict for tool in use.tools):
         return None
-    several = use.parallel and not use.named
-    grammar = format.grammar(use.tools, required=not free, parallel=several, token_id=text.special_id)
-    if call.constraint is None or use.forced:
-        return Constraint(grammar, "tools")
-    return Constraint(either(grammar, call.constraint.grammar), call.constraint.param, call.constraint.name)
+    several, answer = use.parallel and not use.named, call.constraint
+
+    def calls() -> str:
+        _check_parameters(use.tools)
+        return format.grammar(use.tools, required=not free, parallel=several, token_id=text.special_id)
+
+    if answer is None or use.forced:
+        return Constraint(calls, "tools")
+    return replace(answer, make=lambda: either(calls(), answer.grammar()))
+
+
+def _check_parameters(tools: Sequence[Tool]) -> None:
+    """Raises BadRequest for the first tool whose schema cannot be followed."""
+    for tool in tools:
+        try:
+            check_schema(tool.parameters or True, closed=tool.strict)
+        except GrammarError as error:
+            raise invalid_parameters(tool.param, tool.name, str(error)) from None
 
 
 async def checked(constraint: Constraint | None, off_loop: OffLoop) -> str | None:
@@ -40,8 +58,7 @@ async def checked(constraint: Constraint | None, off_loop: OffLoop) -> str | Non
     """
     if constraint is None:
         return None
-    await off_loop.run(_ALWAYS, constraint.check)
-    return constraint.grammar
+    return await off_loop.run(_ALWAYS, constraint.grammar)
 
 
 def parser_of(call: ChatCall, format: ToolFormat, *, vouched: bool) -> ToolCallParser | None:
@@ -49,4 +66,5 @@ def parser_of(call: ChatCall, format: ToolFormat, *, vouched: bool) -> ToolCallP
     use = call.tools
     if not use.tools:
         return None
-    return format.parser(use.tools, parallel=use.parallel and not use.named, vouched=vouched)
+    parser = format.parser(use.tools, parallel=use.parallel and not use.named, vouched=vouched)
+    return CallsOnly(parser) if use.forced and vouched else parser

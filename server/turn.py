@@ -17,6 +17,7 @@ from .prompt import Prompt, encode_chat, sampling_params, sequences
 from .protocol.chat import ChatCall
 from .protocol.heading import Heading, fresh_id
 from .protocol.sampling import check_token_ids
+from .protocol.structured import Constraint
 from .stops import StopSearch
 from .text import SpecialsShown, TextModel
 from .tool_formats import ToolFormat
@@ -56,13 +57,14 @@ async def take_turn(request: ApiRequest, call: ChatCall, prefix: str, where: str
     info, text = context.engine_info(), context.served.ready()
     check_token_ids(call.sampling, info.vocabulary)
     format = context.served.format
-    grammar = await checked(constraint_of(call, text, format), context.off_loop)
+    constraint = constraint_of(call, text, format)
+    grammar = await checked(constraint, context.off_loop)
     prompt = await encode_chat(text, call, info, context.off_loop, where)
     params = sampling_params(call.sampling, text, context.served.defaults, grammar)
     heading = heading_of(context, info, prefix)
     salt = request.key_id + call.sampling.cache_salt
     requests = sequences(heading.id, [prompt], call.sampling.n, params, salt)
-    choices = [_choice(call, text, format, prompt, vouched=grammar is not None) for _ in requests]
+    choices = [_choice(call, text, format, prompt, constraint) for _ in requests]
     return Turn(heading, prompt, params, requests, choices)
 
 
@@ -72,7 +74,7 @@ def heading_of(context: AppContext, info: EngineInfo, prefix: str) -> Heading:
 
 
 def _choice(
-    call: ChatCall, text: TextModel, format: ToolFormat, prompt: Prompt, *, vouched: bool
+    call: ChatCall, text: TextModel, format: ToolFormat, prompt: Prompt, constraint: Constraint | None
 ) -> ChoiceText:
     """A choice that has said nothing yet."""
     sampling = call.sampling
@@ -82,7 +84,8 @@ def _choice(
         prompt,
         StopSearch(sampling.stop, include=sampling.include_stop),
         logprobs=sampling.logprobs is not None,
-        parser=parser_of(call, format, vouched=vouched),
+        constraint=constraint,
+        parser=parser_of(call, format, vouched=constraint is not None),
         named=call.tools.named,
         call_id=format.id,
     )

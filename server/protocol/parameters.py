@@ -39,6 +39,13 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "lora": (),
     "logits_processors": ([],),
     "grammar": (),
+    "guided_json_object": (False,),
+    "guided_whitespace_pattern": (),
+    "structural_tag": (),
+    "regex": (),
+    "ebnf": (),
+    "regex_pattern": (),
+    "grammar_string": (),
     "priority": (0,),
 }
 """Refused everywhere, each with the values that change nothing and so pass. Null always passes."""
@@ -101,13 +108,13 @@ def _route(honoured: str, refused: dict[str, tuple[Any, ...]]) -> Parameters:
 CHAT = _route(
     "messages max_completion_tokens top_logprobs response_format tools tool_choice parallel_tool_calls "
     "add_generation_prompt continue_final_message chat_template_kwargs guided_json guided_regex "
-    "guided_choice guided_grammar structured_outputs",
+    "guided_choice guided_grammar json_schema structured_outputs",
     {"best_of": (1,), "echo": (False,), "add_special_tokens": (False,)},
 )
 
 COMPLETIONS = _route(
     "prompt best_of echo add_special_tokens response_format guided_json guided_regex guided_choice "
-    "guided_grammar structured_outputs",
+    "guided_grammar json_schema structured_outputs",
     {"max_completion_tokens": ()},
 )
 
@@ -132,7 +139,8 @@ def _responses(honoured: str, checked: str, refused: dict[str, tuple[Any, ...]])
 
 RESPONSES = _responses(
     "input instructions max_output_tokens text include tools tool_choice parallel_tool_calls top_logprobs "
-    "chat_template_kwargs guided_json guided_regex guided_choice guided_grammar structured_outputs",
+    "chat_template_kwargs guided_json guided_regex guided_choice guided_grammar json_schema "
+    "structured_outputs",
     "reasoning max_tool_calls stream_options",
     {
         "previous_response_id": (),

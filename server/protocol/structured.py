@@ -1,30 +1,43 @@
 """Structured output: `response_format`, and what peers call the same, -> a grammar.
 
-The request's JSON becomes the text of a grammar; whether it can be followed is asked of `check`, which takes
-a bounded time but may take a while, so it is not done here.
+What is asked for is read here; making its grammar and finding out whether it can be followed takes a bounded
+time but may take a while, so that is done when `Constraint.grammar` is called.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jiter
 
-from ...checkpoints.errors import GrammarError
+from ...checkpoints.errors import GrammarError, SchemaError
 from ...checkpoints.grammar import (
     check_grammar,
+    check_schema,
     choice_grammar,
     json_object_grammar,
     json_schema_grammar,
     lark_or_gbnf_grammar,
     regex_grammar,
+    said_of_patterns,
 )
 from ..errors import BadRequest
 from .fields import Fields, check_array, missing, wrong_type
 
 FORMATS = ("json_object", "json_schema", "text")
-EXTRAS = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs")
+EXTRAS = (
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "structured_outputs",
+    "json_schema",
+)
 _NAMES = ("json", "regex", "choice", "grammar", "json_object")
+_SWITCHES = ("disable_any_whitespace", "disable_fallback", "disable_additional_properties")
+"""vLLM's. Two change nothing: JSON is spaced in one way here, and there is nothing to fall back to."""
+_ANY_OBJECT: dict[str, Any] = {"type": "object"}
 _MOST_CHOICES = 10_000
 
 
@@ -33,20 +46,39 @@ class Constraint:
     """What a reply must be.
 
     Attributes:
-      grammar: see `checkpoints.grammar`. param: the parameter that asks for it. name: of the schema, if any.
+      make: makes the grammar (see `checkpoints.grammar`), or raises GrammarError or BadRequest.
+      param: the parameter that asks for it. name: of the schema, if any.
+      source: the schema or the regular expression that was given, if one was.
     """
 
-    grammar: str
+    make: Callable[[], str]
     param: str
     name: str | None = None
+    source: dict[str, Any] | str | None = None
 
-    def check(self) -> None:
-        """Raises BadRequest for a grammar that cannot be followed."""
+    def grammar(self) -> str:
+        """The grammar. Raises BadRequest for one that cannot be followed."""
         try:
-            check_grammar(self.grammar)
+            grammar = self.make()
+            check_grammar(grammar)
         except GrammarError as error:
-            where = f"schema for response_format '{self.name}'" if self.name else f"value for '{self.param}'"
-            raise BadRequest(f"Invalid {where}: {error}", self.param) from None
+            raise self.refusal(self._reason(error)) from None
+        return grammar
+
+    def refusal(self, reason: str) -> BadRequest:
+        """The error for a grammar that cannot be followed."""
+        where = f"schema for response_format '{self.name}'" if self.name else f"value for '{self.param}'"
+        patterns = "" if "pattern" in reason else said_of_patterns(self.source)
+        return BadRequest(f"Invalid {where}: {reason}{patterns}", self.param)
+
+    def _reason(self, error: GrammarError) -> str:
+        """Why, with the place in the schema that is at fault."""
+        if isinstance(self.source, dict) and not isinstance(error, SchemaError):
+            try:
+                check_schema(self.source)
+            except GrammarError as found:
+                return str(found)
+        return str(error)
 
 
 def read_constraint(fields: Fields, *, flat: bool = False) -> Constraint | None:
@@ -73,9 +105,11 @@ def _format(fields: Fields, flat: bool) -> Constraint | None:
     found.require("type")
     kind = found.one_of("type", FORMATS)
     if kind == "json_object":
-        return Constraint(json_object_grammar(), found.path)
+        return _from_object(found)
     if kind == "text":
+        _only(found, ("type",))
         return None
+    _only(found, ("type", "name", "description", "strict", "schema") if flat else ("type", "json_schema"))
     described = found if flat else found.object("json_schema")
     if described is None:
         raise missing(found.where("json_schema"))
@@ -86,18 +120,46 @@ def _from_schema(described: Fields, param: str) -> Constraint:
     described.require("name")
     name = described.string("name", 64)
     described.string("description")
-    described.boolean("strict")
+    strict = described.boolean("strict")
     schema = described.object("schema")
-    grammar = json_schema_grammar(schema.values) if schema else json_object_grammar()
-    return Constraint(grammar, param, name)
+    return schema_constraint(schema.values if schema else _ANY_OBJECT, param, name, closed=bool(strict))
+
+
+def _from_object(found: Fields) -> Constraint:
+    """`json_object`, which llama.cpp, Together and others give a `schema`, and TGI a `value`."""
+    _only(found, ("type", "schema", "value"))
+    given = [name for name in ("schema", "value") if found.get(name) is not None]
+    if len(given) > 1:
+        path = found.where("value")
+        raise BadRequest(f"Only one of '{found.where('schema')}' and '{path}' can be given.", path)
+    schema = found.object(given[0]) if given else None
+    if schema is None:
+        return Constraint(json_object_grammar, found.path)
+    return schema_constraint(schema.values, schema.path)
+
+
+def _only(found: Fields, names: tuple[str, ...]) -> None:
+    """Raises BadRequest for another key: what it asks for would be dropped."""
+    given = {name: value for name, value in found.values.items() if value is not None}
+    Fields(given, found.path).only(names)
+
+
+def schema_constraint(
+    schema: dict[str, Any], param: str, name: str | None = None, *, closed: bool = False
+) -> Constraint:
+    """JSON that is valid under a schema; `closed`: without properties that it does not name."""
+    return Constraint(partial(json_schema_grammar, schema, closed=closed), param, name, schema)
 
 
 def _extra(fields: Fields) -> Constraint | None:
-    """The same in vLLM's words: one of `guided_*`, or of those in `structured_outputs`."""
+    """The same in vLLM's words, `guided_*` and `structured_outputs`, or llama.cpp's `json_schema`."""
     given = {f"guided_{name}": (fields, f"guided_{name}", name) for name in _NAMES[:4]}
+    given["json_schema"] = (fields, "json_schema", "json")
     nested = fields.object("structured_outputs")
     if nested is not None:
-        nested.only(_NAMES)
+        _only(nested, (*_NAMES, *_SWITCHES))
+        for name in _SWITCHES:
+            nested.boolean(name)
         given |= {nested.where(name): (nested, name, name) for name in _NAMES}
     found = [(path, *entry) for path, entry in given.items() if entry[0].get(entry[1]) is not None]
     if len(found) > 1:
@@ -106,17 +168,17 @@ def _extra(fields: Fields) -> Constraint | None:
     if not found:
         return None
     path, source, key, kind = found[0]
-    grammar = _READERS[kind](source, key)
-    return Constraint(grammar, path) if grammar is not None else None
+    closed = nested is not None and nested.boolean("disable_additional_properties")
+    return _READERS[kind](source, key, path, bool(closed))
 
 
-def _json(fields: Fields, name: str) -> str:
+def _json(fields: Fields, name: str, path: str, closed: bool) -> Constraint:
     value = fields.get(name)
     if isinstance(value, str):
         value = _parsed(value)
     if not isinstance(value, dict):
-        raise wrong_type(fields.where(name), "an object", value)
-    return json_schema_grammar(value)
+        raise wrong_type(path, "an object", value)
+    return schema_constraint(value, path, closed=closed)
 
 
 def _parsed(text: str) -> Any:
@@ -127,30 +189,32 @@ def _parsed(text: str) -> Any:
         return text
 
 
-def _regex(fields: Fields, name: str) -> str:
-    return regex_grammar(fields.string(name) or "")
+def _regex(fields: Fields, name: str, path: str, closed: bool) -> Constraint:
+    return regex_constraint(fields.string(name) or "", path)
 
 
-def _choice(fields: Fields, name: str) -> str:
-    value, path = fields.get(name), fields.where(name)
+def regex_constraint(pattern: str, param: str) -> Constraint:
+    """What a regular expression matches."""
+    return Constraint(partial(regex_grammar, pattern), param, source=pattern)
+
+
+def _choice(fields: Fields, name: str, path: str, closed: bool) -> Constraint:
+    value = fields.get(name)
     if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
         raise wrong_type(path, "an array of strings", value)
     check_array(path, value, _MOST_CHOICES)
-    return choice_grammar(value)
+    return Constraint(partial(choice_grammar, value), path)
 
 
-def _grammar(fields: Fields, name: str) -> str:
-    try:
-        return lark_or_gbnf_grammar(fields.string(name) or "")
-    except GrammarError as error:
-        raise BadRequest(f"Invalid value for '{fields.where(name)}': {error}", fields.where(name)) from None
+def _grammar(fields: Fields, name: str, path: str, closed: bool) -> Constraint:
+    return Constraint(partial(lark_or_gbnf_grammar, fields.string(name) or ""), path)
 
 
-def _object(fields: Fields, name: str) -> str | None:
-    return json_object_grammar() if fields.boolean(name) else None
+def _object(fields: Fields, name: str, path: str, closed: bool) -> Constraint | None:
+    return Constraint(json_object_grammar, path) if fields.boolean(name) else None
 
 
-_READERS: dict[str, Callable[[Fields, str], Any]] = {
+_READERS: dict[str, Callable[[Fields, str, str, bool], Constraint | None]] = {
     "json": _json,
     "regex": _regex,
     "choice": _choice,

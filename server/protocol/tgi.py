@@ -9,11 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ...checkpoints.grammar import json_schema_grammar, regex_grammar
 from ..errors import BadRequest
 from .fields import Fields
 from .sampling import Sampling
-from .structured import Constraint
+from .structured import Constraint, regex_constraint, schema_constraint
 
 MOST_STOPS = 4
 MOST_TOP_TOKENS = 5
@@ -137,8 +136,8 @@ def _constraint(given: Fields) -> Constraint | None:
         return None
     kind, value = grammar.get("type"), grammar.get("value")
     if kind == "regex" and isinstance(value, str):
-        return Constraint(regex_grammar(value), "grammar")
+        return regex_constraint(value, "grammar")
     if kind in ("json", "json_schema") and isinstance(value, dict):
         schema = value.get("schema") if kind == "json_schema" else value
-        return Constraint(json_schema_grammar(schema if isinstance(schema, dict) else value), "grammar")
+        return schema_constraint(schema if isinstance(schema, dict) else value, "grammar")
     raise BadRequest("`grammar` must have a `type` of json, regex or json_schema and its `value`", "grammar")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ..errors import BadRequest
 from ..tool_formats import Tool
-from .fields import Fields, missing, objects, wrong_type, wrong_value
+from .fields import Fields, missing, objects, shown, wrong_type, wrong_value
 
 MOST_TOOLS = 128
 LONGEST_NAME = 64
@@ -79,13 +79,24 @@ def _tool(fields: Fields, flat: bool) -> Tool:
     fields.require("type")
     fields.one_of("type", ("function",))
     function = _inner(fields, "function", flat)
-    parameters = function.object("parameters")
+    parameters, name = function.object("parameters"), _name(function)
+    param = function.where("parameters")
+    if parameters is not None and parameters.get("type") != "object":
+        found = shown(parameters.get("type"))
+        reason = f"schema must be a JSON Schema of 'type: \"object\"', got 'type: \"{found}\"'."
+        raise invalid_parameters(param, name, reason)
     return Tool(
-        name=_name(function),
+        name=name,
         description=function.string("description"),
         parameters=parameters.values if parameters else None,
         strict=function.boolean("strict") or False,
+        param=param,
     )
+
+
+def invalid_parameters(param: str, name: str, reason: str) -> BadRequest:
+    """The error for a tool whose arguments' schema is not served."""
+    return BadRequest(f"Invalid schema for function '{name}': {reason}", param, "invalid_function_parameters")
 
 
 def _inner(fields: Fields, name: str, flat: bool) -> Fields:

@@ -93,6 +93,7 @@ def _choice(call: CompletionCall, text: TextModel, prompt: Prompt) -> ChoiceText
         StopSearch(sampling.stop, include=sampling.include_stop),
         logprobs=sampling.logprobs is not None or call.best_of > sampling.n,
         mute=sampling.max_tokens == 0,
+        constraint=call.constraint,
     )
 
 

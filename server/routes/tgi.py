@@ -135,4 +135,5 @@ def _most_tokens(call: GenerateCall, prompt: int, info: EngineInfo) -> int:
 
 
 def _choice(call: GenerateCall, text: TextModel, prompt: Prompt) -> ChoiceText:
-    return ChoiceText(text, prompt, StopSearch(call.sampling.stop, include=True), logprobs=True)
+    stops = StopSearch(call.sampling.stop, include=True)
+    return ChoiceText(text, prompt, stops, logprobs=True, constraint=call.constraint)

@@ -3,10 +3,10 @@ for them. Knows text and JSON; neither requests nor tokens.
 """
 
 from .formats import FORMATS, ToolFormat, format_of
-from .parts import CallArguments, CallStart, Part, Text, Tool, ToolCallParser
+from .parts import CallArguments, CallsOnly, CallStart, Part, Text, Tool, ToolCallParser
 from .telling import tell
 
 __all__ = [
-    "FORMATS", "CallArguments", "CallStart", "Part", "Text", "Tool", "ToolCallParser", "ToolFormat",
-    "format_of", "tell",
+    "FORMATS", "CallArguments", "CallStart", "CallsOnly", "Part", "Text", "Tool", "ToolCallParser",
+    "ToolFormat", "format_of", "tell",
 ]  # fmt: skip

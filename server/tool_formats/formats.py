@@ -9,15 +9,16 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from ...checkpoints.grammar import JSON_SPACING
+from ...checkpoints.grammar import json_part
 from .envelope import Envelope
 from .leading import LeadingParser
 from .named import NamedEnvelope
 from .parsers import MarkedParser
 from .parts import Tool, ToolCallParser
 from .python_call import PythonEnvelope
+
+_NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 TokenId = Callable[[str], int | None]
 """The id of a special token with this name, if there is one."""
@@ -84,6 +85,9 @@ class ToolFormat:
 
         Args:
           required: it must be calls; else it may be any text, in which calls are well-formed.
+
+        Raises:
+          SchemaError: a tool's schema cannot be followed.
         """
         between = f"{_quoted(self.separator)} " if self.separator else ""
         more = f" ({between}call)*" if parallel else ""
@@ -125,12 +129,12 @@ class ToolFormat:
         """A rule for each tool's call."""
         rules = [f"object: {' | '.join(f'tool_{n}' for n in range(len(tools)))}"]
         for n, tool in enumerate(tools):
-            schema = json.dumps(_schema(tool))
+            schema = json_part(tool.parameters or _NO_ARGUMENTS, closed=tool.strict)
             if self.divider:
                 head, end = f"{_quoted(tool.name)} {_mark(self.divider, token_id)}", ""
             else:
                 head, end = _quoted(self._head(tool)), _quoted("}")
-            rules.append(f"tool_{n}: {head} %json {schema} {end}")
+            rules.append(f"tool_{n}: {head} {schema} {end}")
         return rules
 
     def _head(self, tool: Tool) -> str:
@@ -141,12 +145,6 @@ def _mark(mark: str, token_id: TokenId) -> str:
     """A mark in a grammar: as the special token that it is in this vocabulary, else as text."""
     token = token_id(mark)
     return _quoted(mark) if token is None else f"<[{token}]>"
-
-
-def _schema(tool: Tool) -> dict[str, Any]:
-    """Of a tool's arguments, spaced as ours are."""
-    empty = {"type": "object", "properties": {}, "additionalProperties": False}
-    return {"x-guidance": JSON_SPACING, **(tool.parameters or empty)}
 
 
 def _quoted(text: str) -> str:

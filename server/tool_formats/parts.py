@@ -11,12 +11,14 @@ class Tool:
 
     Attributes:
       parameters: JSON schema of its arguments; None where it takes none. strict: they must be valid.
+      param: where the request has them.
     """
 
     name: str
     description: str | None
     parameters: dict[str, Any] | None
     strict: bool = False
+    param: str = "tools"
 
     def to_dict(self) -> dict[str, Any]:
         """As templates want it."""
@@ -59,6 +61,21 @@ class ToolCallParser(Protocol):
     def flush(self) -> list[Part]:
         """What is left when the reply is complete."""
         ...
+
+
+class CallsOnly:
+    """Of a reply that a grammar holds to calls: text in it is the beginning of a call that was cut short."""
+
+    def __init__(self, parser: ToolCallParser) -> None:
+        self._parser = parser
+
+    def push(self, text: str) -> list[Part]:
+        """What is certain after this text."""
+        return [part for part in self._parser.push(text) if not isinstance(part, Text)]
+
+    def flush(self) -> list[Part]:
+        """What is left when the reply is complete."""
+        return [part for part in self._parser.flush() if not isinstance(part, Text)]
 
 
 def joined(parts: Iterable[Part]) -> list[Part]:

@@ -25,7 +25,7 @@ def described(schema, **more):
         ({"response_format": {"type": "text"}}, None),
         ({"response_format": {"type": "json_object"}}, json_object_grammar()),
         ({"response_format": described(SCHEMA)}, json_schema_grammar(SCHEMA)),
-        ({"response_format": described(SCHEMA, strict=True)}, json_schema_grammar(SCHEMA)),
+        ({"response_format": described(SCHEMA, strict=True)}, json_schema_grammar(SCHEMA, closed=True)),
         ({"guided_json": SCHEMA}, json_schema_grammar(SCHEMA)),
         ({"guided_json": '{"type": "integer"}'}, json_schema_grammar({"type": "integer"})),
         ({"guided_regex": "a+"}, regex_grammar("a+")),
@@ -49,7 +49,7 @@ def test_the_engine_gets_the_grammar(ask, engine, changes, grammar):
     ("changes", "param", "said"),
     [
         ({"response_format": described({"type": "nonsense"})}, "response_format", "nonsense"),
-        ({"response_format": described({"not": {}})}, "response_format", "not"),
+        ({"response_format": described({"not": {"type": "null"}})}, "response_format", "not"),
         ({"response_format": described({"$ref": "#/$defs/x"})}, "response_format", "'answer'"),
         ({"response_format": described([])}, "response_format.json_schema.schema", "an object"),
         ({"guided_regex": "("}, "guided_regex", "regex"),

@@ -181,9 +181,12 @@ def test_allowed_tools_are_the_only_ones(ask, engine):
 
 def test_a_schema_that_cannot_be_followed_is_refused(ask):
     """Before anything is generated, and by the name of the parameter."""
-    broken = {"type": "function", "function": {"name": "f", "parameters": {"type": "nonsense"}}}
+    parameters = {"type": "object", "properties": {"x": {"type": "nonsense"}}}
+    broken = {"type": "function", "function": {"name": "f", "parameters": parameters}}
     error = ask(tools=[broken], tool_choice="required").json()["error"]
-    assert error["param"] == "tools" and "nonsense" in error["message"]
+    assert error["param"] == "tools[0].function.parameters" and error["message"] == (
+        "Invalid schema for function 'f': In context=('properties', 'x'), Invalid type: nonsense"
+    )
 
 
 def test_entries_are_of_the_content_alone(ask):
