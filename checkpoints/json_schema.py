@@ -8,18 +8,29 @@ so that whoever reads the result (`finite.py`, the compiler) meets schemas only 
 Source: JSON Schema 2020-12 (Core and Validation) and, where a keyword is gone from there, draft 7.
 """
 
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
-from urllib.parse import unquote
 
 from .errors import SchemaError
-from .json_schema_dates import FORMATS, OWN_FORMATS
+from .json_schema_keywords import (
+    APPLIED,
+    Place,
+    admits,
+    as_list,
+    as_mapping,
+    never,
+    read_bounds,
+    read_constants,
+    read_format,
+    read_unevaluated,
+    refuse_the_rest,
+    shown,
+)
 from .json_schema_one_of import exclusive
+from .json_schema_references import resolve
 
 Schema = dict[str, Any] | bool
-Place = tuple[str | int, ...]
 
 MOST_SCHEMAS = 5_000
 """Schemas within one schema; so many are read in a fraction of a second."""
@@ -27,16 +38,11 @@ MOST_SCHEMAS = 5_000
 _COPIED = frozenset(
     "type minLength maxLength pattern minItems maxItems minProperties maxProperties required".split()
 )
-_APPLIED = ("allOf", "anyOf", "oneOf")
 MAPS = ("properties", "patternProperties")
 LISTS = ("allOf", "anyOf", "prefixItems")
 SINGLE = ("items", "additionalProperties")
 """Where schemas stand in one that `followable` gives."""
-_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _OF_OBJECTS = ("properties", "patternProperties", "additionalProperties", "required", "minProperties")
-_LARGEST = 10**18
-"""Bounds of this size or more are replaced by one of 16 digits: the compiler's integers have 64 bits."""
-_SIXTEEN_DIGITS = 10**16 - 1
 
 
 def followable(schema: Schema, *, closed: bool = False) -> Schema:
@@ -78,27 +84,27 @@ class _Reader:
         if isinstance(schema, bool):
             return schema
         if not isinstance(schema, dict):
-            raise SchemaError(f"a schema must be an object or a boolean, not {_shown(schema)}", place)
-        if _never(schema):
+            raise SchemaError(f"a schema must be an object or a boolean, not {shown(schema)}", place)
+        if never(schema):
             return False
         if "$dynamicRef" in schema or "$recursiveRef" in schema:
             raise SchemaError("'$dynamicRef' and '$recursiveRef' cannot be followed; use '$ref'", place)
         kept = {name: value for name, value in schema.items() if name in _COPIED}
         kept |= self._applied(schema, place, closed)
         kept |= self._nested(schema, place, closed)
-        _read_bounds(schema, kept, place)
-        _read_constants(schema, kept, place)
-        _read_format(schema, kept, place)
+        read_bounds(schema, kept, place)
+        read_constants(schema, kept, place)
+        read_format(schema, kept, place)
         self._read_names(schema, kept, place, closed)
-        _read_unevaluated(schema, kept, place)
-        _refuse_the_rest(schema, place)
+        read_unevaluated(schema, kept, place)
+        refuse_the_rest(schema, place)
         if closed and _may_close(kept):
             kept["additionalProperties"] = False
         return kept
 
     def _applied(self, schema: dict[str, Any], place: Place, closed: bool) -> dict[str, Any]:
         """`$ref`, `allOf`, `anyOf`, `oneOf`. What another schema restricts too is not closed."""
-        given = [name for name in ("$ref", *_APPLIED) if name in schema]
+        given = [name for name in ("$ref", *APPLIED) if name in schema]
         alone = len(given) == 1 and not any(name in schema for name in _OF_OBJECTS)
         applied: dict[str, Any] = {}
         for name in given:
@@ -106,7 +112,7 @@ class _Reader:
             if name == "$ref":
                 applied |= self._reference(schema[name], at, closed and alone)
                 continue
-            members = _list(schema[name], at)
+            members = as_list(schema[name], at)
             shut = closed and alone and (name != "allOf" or len(members) == 1)
             if name == "oneOf":
                 read = self._exclusive(members, at, shut)
@@ -141,7 +147,7 @@ class _Reader:
         self, pointer: Any, place: Place, closed: bool, required: tuple[str, ...] = ()
     ) -> dict[str, Any]:
         if not isinstance(pointer, str):
-            raise SchemaError(f"'$ref' must be a string, not {_shown(pointer)}", place)
+            raise SchemaError(f"'$ref' must be a string, not {shown(pointer)}", place)
         resolve(self._document, pointer, place)
         key = (pointer, closed, required)
         if key not in self._names:
@@ -156,12 +162,12 @@ class _Reader:
         kept: dict[str, Any] = {}
         for name in MAPS:
             if name in schema:
-                members = _mapping(schema[name], (*place, name)).items()
+                members = as_mapping(schema[name], (*place, name)).items()
                 kept[name] = {key: self._schema(value, (*place, name, key), closed) for key, value in members}
         if isinstance(schema.get("items"), list):  # before 2020-12
             schema = schema | {"prefixItems": schema["items"], "items": schema.get("additionalItems", True)}
         if "prefixItems" in schema:
-            members = enumerate(_list(schema["prefixItems"], (*place, "prefixItems")))
+            members = enumerate(as_list(schema["prefixItems"], (*place, "prefixItems")))
             kept["prefixItems"] = [self._schema(m, (*place, "prefixItems", n), closed) for n, m in members]
         for name in SINGLE:
             if name in schema:
@@ -174,7 +180,7 @@ class _Reader:
         if isinstance(names, dict) and "$ref" in names and isinstance(names["$ref"], str):
             names = resolve(self._document, names["$ref"], at)
         rule = self._schema(names, at, closed)
-        if rule is True or (isinstance(rule, dict) and rule.keys() <= {"type"} and _admits(rule, "string")):
+        if rule is True or (isinstance(rule, dict) and rule.keys() <= {"type"} and admits(rule, "string")):
             return
         known = {"type", "enum"} if isinstance(rule, dict) and "enum" in rule else {"type", "pattern"}
         if not isinstance(rule, dict) or "patternProperties" in kept or rule.keys() - known:
@@ -199,48 +205,6 @@ def parts(schema: Schema) -> Iterator[tuple[Place, Schema]]:
     yield from (((name,), schema[name]) for name in SINGLE if name in schema)
 
 
-def resolve(document: Schema, pointer: str, place: Place) -> Any:
-    """What a `$ref` refers to: a JSON Pointer (RFC 6901) or an `$anchor` within the document.
-
-    Raises:
-      SchemaError: there is nothing, or it is in another document.
-    """
-    base = document.get("$id") if isinstance(document, dict) else None
-    local = pointer.removeprefix(base) if isinstance(base, str) else pointer
-    if local and not local.startswith("#"):
-        raise SchemaError(f"'$ref' '{pointer[:200]}' leads out of the schema; expected '#/…'", place)
-    path = unquote(local[1:])
-    if path and not path.startswith("/"):
-        return _anchored(document, path, pointer, place)
-    found: Any = document
-    for part in path.split("/")[1:]:
-        part = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(found, dict) and part in found:
-            found = found[part]
-        elif isinstance(found, list) and part.isdecimal() and int(part) < len(found):
-            found = found[int(part)]
-        else:
-            raise _leads_nowhere(pointer, place)
-    return found
-
-
-def _anchored(document: Any, anchor: str, pointer: str, place: Place) -> Any:
-    waiting = [document]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            if value.get("$anchor") == anchor:
-                return value
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
-    raise _leads_nowhere(pointer, place)
-
-
-def _leads_nowhere(pointer: str, place: Place) -> SchemaError:
-    return SchemaError(f"'$ref' '{pointer[:200]}' leads nowhere in the schema", place)
-
-
 def require(schema: Any, names: tuple[str, ...]) -> Any:
     """An object's schema in which these properties are required, too."""
     if not names or not isinstance(schema, dict):
@@ -248,113 +212,6 @@ def require(schema: Any, names: tuple[str, ...]) -> Any:
     return schema | {"required": [*schema.get("required", ()), *names]}
 
 
-def _never(schema: dict[str, Any]) -> bool:
-    """Whether it is a way of writing that nothing is valid."""
-    return "not" in schema and _always(schema["not"])
-
-
-def _always(schema: Any) -> bool:
-    """Whether it restricts nothing."""
-    return schema is True or schema == {}
-
-
 def _may_close(kept: dict[str, Any]) -> bool:
-    of_object = "properties" in kept or ("type" in kept and _admits(kept, "object"))
-    return (
-        of_object and "additionalProperties" not in kept and not any(a in kept for a in ("$ref", *_APPLIED))
-    )
-
-
-def _admits(schema: Mapping[str, Any], name: str) -> bool:
-    types = schema.get("type", name)
-    return name == types or (isinstance(types, list) and name in types)
-
-
-def _read_bounds(schema: dict[str, Any], kept: dict[str, Any], place: Place) -> None:
-    """Of numbers; those beyond what the compiler can count are drawn in, where they point outwards."""
-    for name in _BOUNDS:
-        if name not in schema:
-            continue
-        value, outwards = schema[name], -1 if "inimum" in name else 1
-        if name == "multipleOf" or isinstance(value, bool) or not isinstance(value, int | float):
-            kept[name] = value
-        elif not math.isfinite(value) or abs(value) >= _LARGEST:
-            if value * outwards < 0:
-                raise SchemaError(f"'{name}' {_shown(value)} is not permitted: beyond 18 digits", place)
-            kept[name] = outwards * _SIXTEEN_DIGITS
-        else:
-            kept[name] = value
-
-
-def _read_constants(schema: dict[str, Any], kept: dict[str, Any], place: Place) -> None:
-    """`const` and `enum`; a number in them is a double-precision one to the compiler."""
-    for name in ("const", "enum"):
-        if name in schema:
-            values = _list(schema[name], (*place, name)) if name == "enum" else [schema[name]]
-            for value in values:
-                if isinstance(value, int) and abs(value) > 2**53 and int(f"{float(value):.0f}") != value:
-                    raise SchemaError(f"'{name}' {_shown(value)} is not permitted: beyond 53 bits", place)
-            kept[name] = schema[name]
-
-
-def _read_format(schema: dict[str, Any], kept: dict[str, Any], place: Place) -> None:
-    """A format that is not known is an annotation (Validation 7.2.3)."""
-    form = schema.get("format")
-    if not isinstance(form, str):
-        return
-    if form in FORMATS:
-        kept["format"] = form
-    elif form in OWN_FORMATS and "pattern" in kept:
-        kept.setdefault("allOf", []).append({"pattern": OWN_FORMATS[form]})
-    elif form in OWN_FORMATS:
-        kept["pattern"] = OWN_FORMATS[form]
-
-
-def _read_unevaluated(schema: dict[str, Any], kept: dict[str, Any], place: Place) -> None:
-    """`unevaluated…`: where nothing else is applied, the same as what is additional."""
-    for name, same in (("unevaluatedProperties", "additionalProperties"), ("unevaluatedItems", "items")):
-        if _always(schema.get(name, True)):
-            continue
-        if schema[name] is not False or any(applicator in kept for applicator in ("$ref", *_APPLIED)):
-            raise SchemaError(f"'{name}' is not permitted beside '$ref', 'allOf', 'anyOf', 'oneOf'", place)
-        kept.setdefault(same, False)
-
-
-def _refuse_the_rest(schema: dict[str, Any], place: Place) -> None:
-    """Raises SchemaError for a keyword that restricts and cannot be followed."""
-    empty = ({}, [])
-    idle = {
-        "uniqueItems": lambda value: value is False or schema.get("maxItems", 2) in (0, 1),
-        "not": lambda value: value is False,
-        "contains": lambda value: schema.get("minContains") == 0 and "maxContains" not in schema,
-        "dependentRequired": lambda value: _all_empty(value, empty),
-        "dependentSchemas": lambda value: _all_empty(value, (*empty, True)),
-        "dependencies": lambda value: _all_empty(value, (*empty, True)),
-        "if": lambda value: _always(schema.get("then", True)) and _always(schema.get("else", True)),
-    }
-    for name, restricts_nothing in idle.items():
-        if name in schema and not restricts_nothing(schema[name]):
-            raise SchemaError(f"'{name}' is not permitted: a grammar cannot express it", place)
-
-
-def _all_empty(value: Any, empty: tuple[Any, ...]) -> bool:
-    return isinstance(value, dict) and all(
-        any(each is e or each == e for e in empty) for each in value.values()
-    )
-
-
-def _list(value: Any, place: Place) -> list[Any]:
-    if not isinstance(value, list):
-        raise SchemaError(f"expected a list, not {_shown(value)}", place)
-    return value
-
-
-def _mapping(value: Any, place: Place) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise SchemaError(f"expected an object, not {_shown(value)}", place)
-    return value
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:60] + "…"
+    of_object = "properties" in kept or ("type" in kept and admits(kept, "object"))
+    return of_object and "additionalProperties" not in kept and not any(a in kept for a in ("$ref", *APPLIED))

