@@ -37,7 +37,8 @@ def constraint_of(call: ChatCall, text: TextModel, format: ToolFormat) -> Constr
         return format.grammar(use.tools, required=not free, parallel=several, token_id=text.special_id)
 
     if answer is None or use.forced:
-        return Constraint(calls, "tools")
+        schemas = [tool.parameters or True for tool in use.tools]
+        return Constraint(calls, "tools", source={"anyOf": schemas})
     return replace(answer, make=lambda: either(calls(), answer.grammar()))
 
 

@@ -135,10 +135,11 @@ async def _stream(request: ApiRequest, exchange: Exchange, headers: Mapping[str,
         last = list(reply.closing(exchange.usage()))
     except Exception as error:
         # The status is long sent: all that is left is to say so in the stream, and to close.
-        failure = "error"
-        logger.error("%s failed in mid-stream: %s", request.reference, type(error).__name__)
+        failure, said = "error", as_api_error(error)
+        level = logging.ERROR if said.status >= 500 else logging.INFO
+        logger.log(level, "%s failed in mid-stream: %s", request.reference, type(error).__name__)
         request.close_afterwards()
-        last = list(reply.failure(as_api_error(error)))
+        last = list(reply.failure(said))
     for event in last:
         await response.send(event)
     await response.send(b"", end_stream=True)

@@ -122,7 +122,9 @@ def _from_schema(described: Fields, param: str) -> Constraint:
     described.string("description")
     strict = described.boolean("strict")
     schema = described.object("schema")
-    return schema_constraint(schema.values if schema else _ANY_OBJECT, param, name, closed=bool(strict))
+    return schema_constraint(
+        schema.values if schema else _ANY_OBJECT, param, name, closed=bool(strict and schema)
+    )
 
 
 def _from_object(found: Fields) -> Constraint:

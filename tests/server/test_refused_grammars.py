@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from distaff.checkpoints.grammar import json_schema_grammar, regex_grammar
+from distaff.checkpoints.grammar import json_object_grammar, json_schema_grammar, regex_grammar
 
 from .test_tools import NOW, WEATHER
 
@@ -30,6 +30,7 @@ def tool(parameters, **more):
         ({"response_format": {"type": "json_object", "value": SCHEMA}}, json_schema_grammar(SCHEMA)),
         ({"json_schema": SCHEMA}, json_schema_grammar(SCHEMA)),
         ({"json_schema": json.dumps(SCHEMA)}, json_schema_grammar(SCHEMA)),
+        (described(None, strict=True), json_object_grammar()),
         (described(SCHEMA, strict=True), json_schema_grammar(SCHEMA, closed=True)),
         (
             {"structured_outputs": {"json": SCHEMA, "disable_additional_properties": True}},
