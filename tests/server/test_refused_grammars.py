@@ -2,10 +2,12 @@
 
 import json
 
+import httpx
 import pytest
 
 from distaff.checkpoints.grammar import json_object_grammar, json_schema_grammar, regex_grammar
 
+from .conftest import post_chat
 from .test_tools import NOW, WEATHER
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^[a-f]+$"}}, "required": ["a"]}
@@ -147,7 +149,7 @@ def test_a_strict_tool_is_closed(ask, engine):
     assert '"additionalProperties": false' in closed and "additionalProperties" not in open_
 
 
-def test_a_budget_spent_while_it_is_followed_is_the_requests_fault(ask, stream, engine):
+def test_a_budget_spent_while_it_is_followed_is_the_requests_fault(ask, server, engine):
     """400 that names what was asked for; in a stream, whose status is long sent, the last event says it."""
     engine.error_after, engine.error_param = 2, "grammar"
     for changes, said in [
@@ -158,7 +160,8 @@ def test_a_budget_spent_while_it_is_followed_is_the_requests_fault(ask, stream, 
         reply = ask(**changes)
         error = reply.json()["error"]
         assert (reply.status_code, error["message"], error["type"]) == (400, said, "invalid_request_error")
-        *_, last, done, nothing = ask(stream=True, **changes).text.split("\n\n")
+        with httpx.Client(base_url=server.url) as once:  # the server closes the connection behind the error
+            *_, last, done, nothing = post_chat(once, stream=True, **changes).text.split("\n\n")
         assert (done, nothing) == ("data: [DONE]", "") and json.loads(last.removeprefix("data: ")) == {
             "error": error
         }
@@ -169,12 +172,13 @@ def test_a_budget_spent_while_it_is_followed_is_the_requests_fault(ask, stream, 
 
 
 @pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
-def test_tgis_grammar_is_blamed_too(http, engine, path):
+def test_tgis_grammar_is_blamed_too(server, engine, path):
     """422 as TGI's, before the engine or at the end."""
     for pattern, after in [("a{1000000000}", None), ("[a-f]+", 1)]:
         engine.error_after, engine.error_param = after, "grammar"
         grammar = {"type": "regex", "value": pattern}
-        reply = http.post(path, json={"inputs": "x", "parameters": {"grammar": grammar}})
+        body = {"inputs": "x", "parameters": {"grammar": grammar}}
+        reply = httpx.post(server.url + path, json=body)
         assert reply.status_code == (200 if after and path == "/generate_stream" else 422)
         assert f"pattern: '{pattern}'" in reply.text
 
