@@ -6,6 +6,7 @@ frame, or when it has been silent for too long. No JAX.
 """
 
 import hmac
+import logging
 import queue
 import secrets
 import socket
@@ -18,6 +19,8 @@ from typing import Any
 import msgspec
 
 from ..model.errors import DistaffError
+
+log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 7.0
@@ -163,7 +166,9 @@ class Peer:
         self.written = threading.Event()
         self._parting = False
         for work in (self._read, self._write, self._watch):
-            threading.Thread(target=work, name=f"control{work.__name__}", daemon=True).start()
+            threading.Thread(
+                target=self._run, args=(work,), name=f"control{work.__name__}", daemon=True
+            ).start()
 
     def send(self, frame: Frame) -> None:
         """Queues a frame; never waits."""
@@ -180,6 +185,14 @@ class Peer:
         if not self._closing.is_set():
             self._closing.set()
             self._lost(reason, code)
+
+    def _run(self, work: Callable[[], None]) -> None:
+        """One of the threads' work. A peer of which one of them has failed is as good as gone."""
+        try:
+            work()
+        except Exception as error:
+            log.exception("a thread of the connection to %s failed", self.name)
+            self.end(f"{self.name} is lost: unexpected {type(error).__name__} on our side")
 
     def _write(self) -> None:
         try:

@@ -220,6 +220,10 @@ class Follower:
 
     def _report(self) -> None:
         """Waits for each step, off the path of the launches, and tells the leader what it sampled."""
-        while True:
-            number, samples = self._flights.get()
-            self._peer.send(Digest(number, digest_of(np.asarray(samples.token_B))))
+        try:
+            while True:
+                number, samples = self._flights.get()
+                self._peer.send(Digest(number, digest_of(np.asarray(samples.token_B))))
+        except Exception as error:
+            log.exception("what a step sampled could not be reported")
+            self._peer.end(f"a step's samples could not be reported: {type(error).__name__}")

@@ -3,18 +3,20 @@
 Neither side of it ever makes the engine's loop wait. What the engine says goes into a bounded queue that one
 thread writes out; what the web says is read by another thread and handed to a function. The end of the
 stream means that the web process is gone, and then this process has no reason to live, whatever it is doing:
-loading weights, compiling or waiting for the device.
+loading weights, compiling or waiting for the device. Nor has it one if either thread fails: nobody could
+reach it any more.
 """
 
-import contextlib
 import logging
 import os
 import queue
 import socket
-import threading
+import sys
 from collections.abc import Callable
+from typing import NoReturn
 
-from . import wire
+from . import exit_codes, wire
+from .vital import start_thread
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +44,19 @@ class Channel:
         self._receive = receive
         self._outbox: queue.Queue[bytes] = queue.Queue(MAX_BEHIND)
         for work in (self._read, self._write):
-            threading.Thread(target=work, name=f"channel{work.__name__}", daemon=True).start()
+            start_thread(f"channel{work.__name__}", work)
 
     def send(self, frame: wire.ToWeb) -> None:
-        """Queues a frame; never blocks. If the web lags MAX_BEHIND frames behind, ends the process."""
+        """Queues a frame; never blocks. If the web lags MAX_BEHIND frames behind, ends the process.
+
+        Raises:
+          WireError: the frame is too long to be sent.
+        """
+        data = wire.encode(frame)
         try:
-            self._outbox.put_nowait(wire.encode(frame))
+            self._outbox.put_nowait(data)
         except queue.Full:
-            log.error("the web process has not read for %d frames; the engine ends", MAX_BEHIND)
-            os._exit(_WEB_IS_GONE)
+            _end(f"the web process has not read for {MAX_BEHIND} frames; the engine ends")
 
     def offer(self, frame: wire.ToWeb) -> None:
         """Queues a frame unless others wait: for news that are soon replaced by newer ones."""
@@ -62,10 +68,12 @@ class Channel:
         self._outbox.join()
 
     def _write(self) -> None:
-        with contextlib.suppress(OSError):  # the reading thread hears of it too, and ends the process
+        try:
             while True:
                 self._connection.sendall(self._outbox.get())
                 self._outbox.task_done()
+        except OSError:
+            pass  # the reading thread finds the connection closed too, and ends the process
 
     def _read(self) -> None:
         reader = wire.engine_reader()
@@ -73,8 +81,15 @@ class Channel:
             while data := self._connection.recv(_RECEIVE_BYTES):
                 for frame in reader.feed(data):
                     self._receive(frame)
-        except OSError:
+        except ConnectionError:
             pass
         except wire.WireError as error:
-            log.error("the engine cannot understand the web process and ends: %s", error)
+            _end(f"the engine cannot understand the web process and ends: {error}")
         os._exit(_WEB_IS_GONE)
+
+
+def _end(reason: str) -> NoReturn:
+    """The web process is there and cannot be talked to: what it starts next may do better."""
+    log.error("%s", reason)
+    sys.stderr.flush()
+    os._exit(exit_codes.ENGINE_LOST)

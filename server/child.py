@@ -141,13 +141,16 @@ class Child(asyncio.Protocol):
         self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's are no subclasses
 
     def data_received(self, data: bytes) -> None:
-        """Called by asyncio. Bytes that are no frames end the child."""
+        """Called by asyncio. Bytes that are no frames, or frames that cannot be taken in, end the child."""
         self._heard = time.monotonic()
         try:
             for frame in self._reader.feed(data):
                 self._receive(frame)
         except wire.WireError as error:
             log.error("the engine process %d cannot be understood and is killed: %s", self.pid, error)
+            self.kill()
+        except Exception:
+            log.exception("what the engine process %d said could not be taken in, and it is killed", self.pid)
             self.kill()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -16,10 +16,12 @@ from typing import Protocol
 
 from ..checkpoints.files import Progress
 from ..model.errors import DistaffError
-from ..runtime.request import EngineStats, InvalidRequest, NotReady, Request, TokenEvent
+from ..runtime.request import EngineStats, Request, TokenEvent
 from . import exit_codes, wire
 from .channel import Channel
 from .engine_client import EngineInfo
+from .submissions import Submissions
+from .vital import start_thread
 
 log = logging.getLogger(__name__)
 
@@ -84,15 +86,16 @@ def throttled(send: Send) -> Progress:
 class Pump:
     """One engine behind one connection.
 
-    Threads: the channel's reader hands over submissions and aborts, the engine's thread reports events, a
-    third beats; the caller of `run` loads and then watches.
+    Threads: the channel's reader hands over submissions and aborts, others compile the grammars of some, the
+    engine's thread reports events, another beats; the caller of `run` loads and then watches.
     """
 
     def __init__(self, connection: socket.socket) -> None:
         self._engine: ServedEngine | None = None
+        self._submissions: Submissions | None = None
         self._stopping = threading.Event()
         self._channel = Channel(connection, self._receive)
-        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        start_thread("heartbeat", self._beat)
 
     def run(self, build: Build) -> int:
         """Builds the engine and serves until told to stop, or until its thread ends.
@@ -105,6 +108,7 @@ class Pump:
         except DistaffError as error:
             return self._give_up(error)
         engine.start()
+        self._submissions = Submissions(engine, self._refuse)
         self._engine = engine
         gc.freeze()  # what is loaded stays; the collector need not walk over it again
         self._channel.send(wire.Ready(info))
@@ -128,31 +132,48 @@ class Pump:
 
     def _receive(self, frame: wire.ToEngine) -> None:
         match frame:
+            case wire.Submit(request) if self._submissions:
+                self._submissions.submit(request)
             case wire.Submit(request):
-                self._submit(request)
+                self._refuse(request, "the engine is still loading", None)
             case wire.Abort(request_id):
-                if self._engine:
-                    self._engine.abort(request_id)
+                if self._submissions:
+                    self._submissions.abort(request_id)
             case wire.Profile(on):
                 if self._engine:  # beside the loop: writing a profile takes seconds
-                    threading.Thread(target=self._engine.profile, args=(on,), daemon=True).start()
+                    threading.Thread(target=self._profile, args=(self._engine, on), daemon=True).start()
             case wire.Stop() if self._engine:
                 self._stopping.set()
             case wire.Stop():
                 os._exit(exit_codes.OK)  # loading and compiling cannot be interrupted in any other way
 
-    def _submit(self, request: Request) -> None:
+    @staticmethod
+    def _profile(engine: ServedEngine, on: bool) -> None:
         try:
-            if self._engine is None:
-                raise NotReady("the engine is still loading")
-            self._engine.submit(request)
-        except DistaffError as error:
-            param = error.param if isinstance(error, InvalidRequest) else None
-            refusal = TokenEvent(request_id=request.id, finish="error", error=str(error), param=param)
-            self._on_events([refusal])
+            engine.profile(on)
+        except Exception:
+            log.exception("the profile could not be %s", "begun" if on else "written")
+
+    def _refuse(self, request: Request, reason: str, param: str | None) -> None:
+        self._on_events([TokenEvent(request_id=request.id, finish="error", error=reason, param=param)])
 
     def _on_events(self, events: list[TokenEvent]) -> None:
-        self._channel.send(wire.Step(events, self._stats()))
+        try:
+            self._channel.send(wire.Step(events, self._stats()))
+        except wire.WireError:
+            self._on_long_events(events)
+
+    def _on_long_events(self, events: list[TokenEvent]) -> None:
+        """Sends each event by itself; a request whose event is too long for a frame fails alone."""
+        for event in events:
+            try:
+                self._channel.send(wire.Step([event], self._stats()))
+            except wire.WireError as error:
+                log.error("request %s: %s", event.request_id, error)
+                if self._submissions:
+                    self._submissions.abort(event.request_id)
+                failed = TokenEvent(request_id=event.request_id, finish="error", error=str(error))
+                self._channel.send(wire.Step([failed], self._stats()))
 
     def _stats(self) -> EngineStats:
         return self._engine.stats if self._engine else EngineStats()

@@ -18,6 +18,7 @@ from .engine_client import EngineInfo, EngineState
 from .event_stream import BufferedStream
 from .routing import Router, block_digests
 from .supervisor import EngineProcess, GivenUp, News
+from .vital import start_task
 
 log = logging.getLogger(__name__)
 
@@ -161,12 +162,15 @@ class EngineGroup:
 
     def _start_others(self) -> None:
         if self._others is None:
-            self._others = asyncio.create_task(self._start_all(), name="start of the other replicas")
+            self._others = start_task("start of the other replicas", self._start_all(), self._fail)
 
     async def _start_all(self) -> None:
         for engine in self.replicas[1:]:
             if not self._closing:
                 await engine.start()
+
+    def _fail(self, reason: str) -> None:
+        self._on_news(GivenUp(reason, exit_codes.ENGINE_LOST))
 
     def _welcome(self, number: int, info: EngineInfo) -> None:
         """A replica is ready; one that would answer differently from those that serve must not."""

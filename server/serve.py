@@ -26,6 +26,7 @@ from .replicas import EngineGroup
 from .settings import ServerSettings
 from .supervisor import GivenUp, News
 from .text import ServedModel
+from .vital import start_task
 from .welcome import welcome
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,11 @@ class WebProcess:
             case wire.Progress(phase, done, total):
                 self._display.show(phase, done, total)
             case wire.Located(path) if self._loading is None:
-                self._loading = asyncio.create_task(self._load(Path(path)))
+                self._loading = start_task(
+                    "loading of the tokenizer",
+                    self._load(Path(path)),
+                    lambda reason: self._fail(reason, exit_codes.ENGINE_LOST),
+                )
             case wire.Ready():
                 self._display.close()
                 self._welcome()

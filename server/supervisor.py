@@ -19,6 +19,7 @@ from .child import Child
 from .engine_client import EngineInfo, EngineState
 from .event_stream import BufferedStream
 from .restart_budget import RestartBudget
+from .vital import start_task
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,8 @@ class EngineProcess:
         self._streams: dict[str, BufferedStream] = {}
         self._restarts = restarts
         self._budget = RestartBudget() if restarts else RestartBudget(most=1)
-        self._given_up: GivenUp | None = None
+        self._rejected: GivenUp | None = None
+        self._fatal: GivenUp | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -139,7 +141,7 @@ class EngineProcess:
         """Begins to load; returns at once."""
         if self._task is None:
             self._state = "loading"
-            self._task = asyncio.create_task(self._keep_up(), name="engine supervisor")
+            self._task = start_task("engine supervisor", self._keep_up(), self._fail)
 
     async def drain(self, seconds: float) -> None:
         """Takes nothing new, waits until running requests end or the time is up, fails the rest."""
@@ -161,8 +163,7 @@ class EngineProcess:
         elif self._task:
             self._task.cancel()
         if self._task:
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task])
 
     def kill(self) -> None:
         """Kills the engine's process group at once, for an exit that cannot wait."""
@@ -171,25 +172,32 @@ class EngineProcess:
 
     def reject(self, message: str, exit_code: int) -> None:
         """Kills a process that must not serve, and gives the engine up."""
-        self._given_up = GivenUp(message, exit_code)
+        self._rejected = GivenUp(message, exit_code)
         self._close()
         self.kill()
 
     async def _keep_up(self) -> None:
-        """Brings up one process after another until we are stopped or it is hopeless."""
+        """Brings up one process after another until we are stopped or it is hopeless.
+
+        It is hopeless if the first one says that it cannot come up. Once one has served, the same words may
+        pass (a file that is being replaced, memory that another program holds) and count as any failure.
+        """
         while True:
             how = await self._one_life()
             if self._state in ("draining", "stopped"):
                 return
-            pause = None if self._given_up else self._budget.pause()
+            hopeless = self._rejected or (self._fatal and self._info is None)
+            pause = None if hopeless else self._budget.pause()
             if pause is None:
                 self._give_up(how)
                 return
+            how = f"failed: {self._fatal.message}" if self._fatal else how
             log.error("%s %s; the next one starts in %.0f s", self._name, how, pause)
             await asyncio.sleep(pause)
 
     async def _one_life(self) -> str:
         """Runs one process to its end. Streams fail as soon as it is lost, before it is reaped."""
+        self._fatal = None
         try:
             child = self._child = await Child.spawn(self._command, self._receive)
         except OSError as error:
@@ -213,9 +221,16 @@ class EngineProcess:
             "it failed too often" if self._restarts else "it is one of several that only begin anew together"
         )
         message = f"{self._name} {how}; {why} and is given up"
-        given_up = self._given_up or GivenUp(message, exit_codes.ENGINE_LOST)
         self._state = "stopped"
-        self._on_news(given_up)
+        self._on_news(self._rejected or self._fatal or GivenUp(message, exit_codes.ENGINE_LOST))
+
+    def _fail(self, reason: str) -> None:
+        """Nobody watches over the engine any longer."""
+        self._close()
+        self._state = "stopped"
+        self.kill()
+        self._fail_streams("the engine was lost")
+        self._on_news(GivenUp(f"{self._name} is not supervised any longer: {reason}", exit_codes.ENGINE_LOST))
 
     def _receive(self, frame: wire.ToWeb) -> None:
         match frame:
@@ -231,7 +246,7 @@ class EngineProcess:
                 self._welcome(info)
                 self._on_news(frame)
             case wire.Fatal(message, exit_code):
-                self._given_up = GivenUp(message, exit_code)
+                self._fatal = GivenUp(message, exit_code)
 
     def _welcome(self, info: EngineInfo) -> None:
         self._info = info

@@ -165,6 +165,15 @@ def test_a_closed_connection_is_a_loss(pair: tuple[End, End]) -> None:
     assert pair[0].codes == [None]
 
 
+def test_a_frame_that_cannot_be_taken_in_is_a_loss(
+    pair: tuple[End, End], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer must not go on beating to one that no longer listens."""
+    monkeypatch.setattr(pair[0].peer, "_receive", {}.__getitem__)
+    pair[1].peer.send(Digest(1, b""))
+    assert "unexpected KeyError on our side" in pair[0].losses.get(timeout=2)
+
+
 def test_a_failure_is_told_with_its_code(pair: tuple[End, End]) -> None:
     """Whoever hears of it first, both end for the same reason; the end of the connection is no second one."""
     pair[1].peer.send(Failed("model.safetensors: damaged", 65))

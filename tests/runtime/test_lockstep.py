@@ -183,6 +183,16 @@ def test_another_sample_ends_all(gather: Callable[..., Party], leader_reads_firs
     assert party.losses.empty()
 
 
+def test_samples_that_cannot_be_read_end_the_follower(gather: Callable[..., Party]) -> None:
+    """A device's error comes out where its samples are read: not to be lost on that thread."""
+    party = gather(device := Device(lambda words: cast(np.ndarray, "no array")))
+    party.failed = True
+    party.leader.launch(0, buffer(1))
+    device.finish.set()
+    until(lambda: bool(device.heard))
+    assert party.losses.get(timeout=5) == "a step's samples could not be reported: ValueError"
+
+
 def test_the_first_loss_is_the_one_told(gather: Callable[..., Party]) -> None:
     """The other followers hear the reason; that they end because of it is not a loss of its own."""
     party = gather(Device(), Device())

@@ -26,8 +26,11 @@ async def until(condition: Callable[[], bool], seconds: float = 10.0) -> float:
     return time.monotonic() - began
 
 
-def request(name: str, *, prompt: int = 3, max_tokens: int | None = None, token: int = 7) -> Request:
-    return Request(id=name, prompt=(token,) * prompt, params=SamplingParams(max_tokens=max_tokens))
+def request(
+    name: str, *, prompt: int = 3, max_tokens: int | None = None, token: int = 7, grammar: str | None = None
+) -> Request:
+    params = SamplingParams(max_tokens=max_tokens, grammar=grammar)
+    return Request(id=name, prompt=(token,) * prompt, params=params)
 
 
 async def collect(stream: BufferedStream) -> list[TokenEvent]:

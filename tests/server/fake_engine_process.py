@@ -5,7 +5,9 @@ engine says the request's prompt back, token by token, over and over, one token 
 (for ever if None). Modes: `ready`; `crash` ends with code 3 before it is ready; `fatal` gives up with 65;
 `load` loads for ever; `hang` stops its loop at the first request; `die` ends its loop at the first request;
 `refuse` calls every request invalid; `stubborn` ignores every request to stop; `late` is ready a second
-later; `other` has other weights.
+later; `other` has other weights; `deaf` fails in every abort, `mute` in every look at its load; `panic` fails
+in every request with a grammar, `compile` never ends compiling the grammar `slow` and takes others; `long`
+says more than the longest frame to the request `long`, LONGEST_FRAME in the environment being that length.
 """
 
 import itertools
@@ -30,6 +32,10 @@ INFO = EngineInfo(context=4096, vocabulary=259, slots=4, fingerprint="0123456789
 STEP_SECONDS = 0.02
 
 
+class Panic(BaseException):
+    """As extension modules raise: no `Exception`."""
+
+
 class FakeEngine:
     """Echoes prompts; one thread, like the real one."""
 
@@ -43,6 +49,7 @@ class FakeEngine:
         self._rows: dict[str, tuple[itertools.cycle[int], int | None]] = {}
         self._stopping = False
         self._steps = 0
+        self._compiled = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     @property
@@ -51,6 +58,8 @@ class FakeEngine:
 
     @property
     def stats(self) -> EngineStats:
+        if self._mode == "mute":
+            raise ZeroDivisionError
         return EngineStats(running=len(self._rows), steps=self._steps)
 
     def start(self) -> None:
@@ -59,9 +68,15 @@ class FakeEngine:
     def submit(self, request: Request) -> None:
         if self._mode == "refuse":
             raise InvalidRequest("no", "prompt")
+        if self._mode == "panic" and request.params.grammar:
+            raise Panic
+        if self._mode == "compile" and request.params.grammar == "slow":
+            self._compiled.wait()
         self._inbox.put((request.id, request))
 
     def abort(self, request_id: str) -> None:
+        if self._mode == "deaf":
+            raise KeyError(request_id)
         self._inbox.put((request_id, None))
 
     def profile(self, on: bool) -> None:
@@ -93,6 +108,8 @@ class FakeEngine:
                 self._rows[name] = itertools.cycle(request.prompt), request.params.max_tokens
 
     def _say(self, name: str) -> TokenEvent:
+        if name == "long":
+            return TokenEvent(request_id=name, token=0, pooled=(0.0,) * 10_000)
         tokens, left = self._rows[name]
         self._rows[name] = tokens, None if left is None else left - 1
         if left == 1:
@@ -117,5 +134,6 @@ def build(mode: str, send: Send, on_events: OnEvents) -> tuple[FakeEngine, Engin
 
 
 if __name__ == "__main__":
+    wire.MAX_FRAME = int(os.environ.get("LONGEST_FRAME", wire.MAX_FRAME))
     configure_logging("INFO")
     serve(int(sys.argv[-1]), lambda send, on_events: build(sys.argv[1], send, on_events))

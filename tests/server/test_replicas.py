@@ -164,11 +164,11 @@ async def test_a_replica_that_cannot_come_up_ends_all(start: Start, modes: tuple
 
 
 async def test_a_replica_that_was_fine_before_is_given_up_alone(start: Start):
-    """A checkpoint that is damaged under a running server."""
+    """A checkpoint that is damaged under a running server, and stays so."""
     group = await (await start("ready", "ready")).all_ready()
     group.commands[0][-1] = "fatal"
     group.kill(0)
-    await until(lambda: group.states == ["stopped", "ready"], 5)
+    await until(lambda: group.states == ["stopped", "ready"], 15)
     assert not [news for news in group.news if isinstance(news, GivenUp)]
 
 

@@ -130,6 +130,91 @@ async def test_a_loop_that_ends_takes_the_process_with_it(start: Start):
     assert engine.state == "restarting"
 
 
+async def test_a_deaf_process_ends_and_is_replaced(start: Start, capfd: pytest.CaptureFixture[str]):
+    """Whatever its reading thread trips over: a process that hears nothing must not go on beating."""
+    engine = await ready(await start("deaf"))
+    stream, first = engine.submit(request("a")), engine.pid
+    stream.abort()
+    await until(lambda: engine.state == "restarting", 2)
+    await ready(engine)
+    assert engine.pid != first
+    logged = capfd.readouterr().err
+    assert "the thread channel_read failed; the process ends" in logged and "KeyError: 'a'" in logged
+
+
+async def test_a_process_whose_heartbeat_fails_ends_at_once(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(child, "SILENCE_SECONDS", 60.0)
+    engine = await start("mute")
+    await until(lambda: "the engine process ended with exit code 70" in caplog.text)
+    await engine.stop()
+
+
+async def test_a_panic_over_one_grammar_fails_that_request_alone(start: Start):
+    engine = await ready(await start("panic"))
+    first = engine.pid
+    (event,) = await collect(engine.submit(request("a", grammar="start: /x/")))
+    assert (event.finish, event.error) == ("error", "unexpected Panic")
+    assert len(await collect(engine.submit(request("b", max_tokens=2)))) == 2
+    assert engine.pid == first
+
+
+async def test_nobody_waits_for_a_grammar_of_somebody_elses(start: Start):
+    engine = await ready(await start("compile"))
+    slow = engine.submit(request("slow", grammar="slow"))
+    others = [request("plain", max_tokens=2), request("quick", max_tokens=2, grammar="quick")]
+    for each in others:
+        assert len(await asyncio.wait_for(collect(engine.submit(each)), 5)) == 2
+    assert not slow.started
+    running = engine.submit(request("running"))
+    await until(lambda: engine.stats.running == 1)
+    running.abort()
+    await until(lambda: engine.stats.running == 0, 3)
+
+
+async def test_an_event_too_long_for_a_frame_fails_its_request_alone(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("LONGEST_FRAME", "2000")
+    engine = await ready(await start("long"))
+    first = engine.pid
+    short = asyncio.create_task(collect(engine.submit(request("short", max_tokens=30))))
+    (event,) = await collect(engine.submit(request("long")))
+    assert event.finish == "error" and event.error and "the most is 2000" in event.error
+    assert len(await short) == 30
+    assert (engine.pid, engine.stats.running) == (first, 0)
+
+
+async def test_news_that_cannot_be_taken_in_end_the_engine_not_the_supervision(
+    start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    engine = await ready(await start("ready"))
+    first = engine.pid
+    monkeypatch.setattr(engine, "_dispatch", lambda event: 1 / 0)
+    with pytest.raises(EngineFailed):
+        await collect(engine.submit(request("a")))
+    monkeypatch.undo()
+    await ready(engine)
+    assert engine.pid != first and "ZeroDivisionError" in caplog.text
+
+
+async def test_supervision_that_fails_is_the_end_and_says_so(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    engine = await ready(await start("ready"))
+    stream, pid = engine.submit(request("a")), engine.pid
+    assert pid
+    monkeypatch.setattr(engine._budget, "pause", lambda: 1 / 0)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(EngineFailed):
+        await collect(stream)
+    await until(lambda: engine.state == "stopped")
+    given_up = news_of(engine)[-1]
+    assert isinstance(given_up, GivenUp) and given_up.exit_code == exit_codes.ENGINE_LOST
+    assert "ZeroDivisionError" in given_up.message and "Traceback" in caplog.text
+
+
 async def test_a_pause_of_our_own_is_not_held_against_the_engine(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ):
@@ -154,6 +239,25 @@ async def test_a_crash_loop_is_given_up_at_the_third_failure(start: Start):
 async def test_what_cannot_be_helped_is_not_tried_again(start: Start):
     engine = await start("fatal")
     await until(lambda: engine.state == "stopped", 5)
+    assert news_of(engine)[-1] == GivenUp("model.safetensors: damaged", 65)
+
+
+async def test_an_engine_that_has_served_is_tried_again_whatever_it_says(
+    start: Start, caplog: pytest.LogCaptureFixture
+):
+    """A checkpoint that is being replaced, memory that is taken for a moment: the words may not last."""
+    engine = await ready(await start("ready"))
+    modes = engine._command
+    assert isinstance(modes, list) and engine.pid
+    modes[-1] = "fatal"
+    os.kill(engine.pid, signal.SIGKILL)
+    await until(lambda: "failed: model.safetensors: damaged; the next one starts in 2 s" in caplog.text)
+    modes[-1] = "ready"
+    await ready(engine)
+    assert not [news for news in news_of(engine) if isinstance(news, GivenUp)]
+    engine._budget, modes[-1] = RestartBudget(most=2), "fatal"
+    os.kill(engine.pid, signal.SIGKILL)
+    await until(lambda: engine.state == "stopped")
     assert news_of(engine)[-1] == GivenUp("model.safetensors: damaged", 65)
 
 
