@@ -1,7 +1,7 @@
 """The events of one request, from the engine's frames to the coroutine that reads them.
 
-Knows neither processes nor HTTP. The buffer is bounded: a reader that falls too far behind loses its request,
-so that no client can make the server hold an endless reply for it.
+Knows neither processes nor HTTP. It holds what its reader has not yet taken; the reader is `generation.py`,
+which takes everything at once and bounds what waits for the client.
 """
 
 import asyncio
@@ -9,9 +9,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 
 from ..runtime.request import EngineFailed, Request, TokenEvent
-
-MAX_BUFFERED = 4096
-"""Events that may wait for their reader."""
 
 
 class BufferedStream:
@@ -38,10 +35,7 @@ class BufferedStream:
         self._changed = asyncio.Event()
 
     def put(self, event: TokenEvent) -> None:
-        """Appends an event; one too many for the buffer fails the stream instead."""
-        if len(self._events) >= MAX_BUFFERED:
-            self._end(EngineFailed("the reader fell too far behind"), working=True)
-            return
+        """Appends an event."""
         self._events.append(event)
         self._changed.set()
         if event.finish:

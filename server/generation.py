@@ -2,24 +2,36 @@
 
 Knows requests and events, not text. The one idea: from the moment a sequence is submitted there is an object
 that will abort it, and `abort` needs no await, so that no disconnect can slip in between and leak it.
+
+What waits to be read is bounded here: a client that stops reading cannot make the server keep a reply for it.
 """
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 
 from ..runtime.request import Request, TokenEvent
 from .engine_client import EngineClient, EventStream
+
+log = logging.getLogger(__name__)
+
+MOST_UNREAD = 4096
+"""Events that may wait to be read, for each sequence of a call: a minute or more of a fast model's tokens."""
 
 
 class Generation:
     """The running sequences of one call; `requests[i]` speaks as choice i."""
 
-    def __init__(self, engine: EngineClient, requests: Sequence[Request]) -> None:
+    def __init__(self, engine: EngineClient, requests: Sequence[Request], cut: Callable[[], None]) -> None:
         """Submits all of them, without an await.
+
+        Args:
+          cut: ends the connection of the client, who has left too many events unread.
 
         Raises:
           NotReady, Overloaded: one was refused; those before it have been aborted.
         """
+        self._cut = cut
         self._streams: list[EventStream] = []
         self._pumps: list[asyncio.Task[None]] = []
         self._heard: asyncio.Queue[tuple[int, TokenEvent | Exception]] = asyncio.Queue()
@@ -64,6 +76,15 @@ class Generation:
     async def _pump(self, choice: int, stream: EventStream) -> None:
         try:
             async for event in stream:
-                self._heard.put_nowait((choice, event))
+                self._keep(choice, event)
         except Exception as error:
             self._heard.put_nowait((choice, error))
+
+    def _keep(self, choice: int, event: TokenEvent) -> None:
+        """Holds an event until it is read. One too many ends the call: nobody reads it."""
+        if self._heard.qsize() >= MOST_UNREAD * len(self._streams):
+            log.warning("a client left %d events unread and is cut off", self._heard.qsize())
+            self.abort()
+            self._cut()
+            return
+        self._heard.put_nowait((choice, event))

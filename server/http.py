@@ -6,6 +6,7 @@ have arrived, after which the connection is aborted.
 """
 
 import asyncio
+import math
 import re
 from typing import Any
 
@@ -62,6 +63,7 @@ class HardenedHttp(HttpProtocol):
     """One connection, if there is room for it."""
 
     HTTP_CLASS = StrictHttp
+    _next_look: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Takes the connection, or refuses it when there are too many."""
@@ -71,8 +73,32 @@ class HardenedHttp(HttpProtocol):
         self.app.ctx.connections = self.connections
         super().connection_made(transport)
 
+    def pause_writing(self) -> None:
+        """Called by the transport while much is left unread."""
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        """Called by the transport once most of it is read."""
+        self._stop_watching()
+        super().resume_writing()
+
+    def _watch_reader(self, unread: float = math.inf) -> None:
+        """Aborts the connection if no byte has been read since the last look, at which `unread` were left."""
+        left = self.transport.get_write_buffer_size()
+        if left >= unread:
+            self.transport.abort()
+            return
+        seconds = self.app.ctx.settings.read_seconds
+        self._next_look = asyncio.get_running_loop().call_later(seconds, self._watch_reader, left)
+
+    def _stop_watching(self) -> None:
+        if self._next_look:
+            self._next_look.cancel()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Lets go of the connection, unless it was refused."""
+        self._stop_watching()
         if self.conn_info is not None:
             super().connection_lost(exc)
 

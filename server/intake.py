@@ -82,7 +82,7 @@ def admit(
       InvalidRequest: the engine would refuse what they have in common. NotReady, Overloaded: it takes none.
     """
     check_params(requests[0].params, request.app.ctx.engine_info().vocabulary)
-    generation = Generation(request.app.ctx.engine, requests)
+    generation = Generation(request.app.ctx.engine, requests, request.connection.abort)
     record = open_record(request, prompt_tokens)
     return Exchange(prompt_tokens, per_prompt, generation, choices, reply, record)
 

@@ -22,6 +22,7 @@ class ServerSettings:
       drain_seconds: how long running requests may go on after SIGTERM.
       most_connections: beyond these, new connections are refused.
       head_seconds, body_seconds: within which a request's head, and its body, must have arrived.
+      read_seconds: for which a client may read nothing of an answer; then it is cut off.
       most_body_bytes: larger bodies are answered 413.
     """
 
@@ -38,6 +39,7 @@ class ServerSettings:
     most_connections: int = 10_000
     head_seconds: float = 15.0
     body_seconds: float = 60.0
+    read_seconds: float = 60.0
     most_body_bytes: int = 8 * 2**20
 
     @property

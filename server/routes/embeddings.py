@@ -7,7 +7,7 @@ from sanic import Blueprint, HTTPResponse
 from sanic.exceptions import NotFound
 
 from ...runtime.request import EngineFailed, Request, SamplingParams
-from ..context import ApiRequest, AppContext
+from ..context import ApiRequest
 from ..errors import BadRequest
 from ..generation import Generation
 from ..intake import open_record, read_call
@@ -44,7 +44,7 @@ async def create_embeddings(request: ApiRequest) -> HTTPResponse:
         for n, prompt in enumerate(prompts)
     ]
     tokens = sum(map(len, prompts))
-    pooled = await _recorded(open_record(request, tokens), _all_pooled(context, asked))
+    pooled = await _recorded(open_record(request, tokens), _all_pooled(request, asked))
     body = embeddings(call, context.settings.model, pooled, tokens)
     return HTTPResponse(to_json(body), content_type="application/json")
 
@@ -64,18 +64,18 @@ async def _recorded(record: CallRecord, work: Awaitable[list[Vector]]) -> list[V
         record.close([0], cut_short=ended_by)
 
 
-async def _all_pooled(context: AppContext, requests: list[Request]) -> list[Vector]:
+async def _all_pooled(request: ApiRequest, requests: list[Request]) -> list[Vector]:
     """The vectors of all texts, some at a time."""
     pooled: list[Vector] = []
     for first in range(0, len(requests), _TOGETHER):
-        pooled += await _pooled(context, requests[first : first + _TOGETHER])
+        pooled += await _pooled(request, requests[first : first + _TOGETHER])
     return pooled
 
 
-async def _pooled(context: AppContext, requests: list[Request]) -> list[Vector]:
+async def _pooled(request: ApiRequest, requests: list[Request]) -> list[Vector]:
     """The vectors of some texts, in their order; leaves nothing running, however it ends."""
     found: dict[int, Vector] = {}
-    generation = Generation(context.engine, requests)
+    generation = Generation(request.app.ctx.engine, requests, request.connection.abort)
     try:
         while len(found) < len(requests):
             heard = await generation.next(_SILENCE)

@@ -1,12 +1,17 @@
 """A client that goes away frees what it held: streaming or not, whatever the size of its body."""
 
 import json
+import re
 import socket
 import struct
 import time
+from contextlib import contextmanager
+from dataclasses import replace
 
 import httpx
 import pytest
+
+from distaff.server import generation
 
 
 def wait_until(condition, seconds=5.0):
@@ -98,3 +103,55 @@ def test_a_slow_reader_does_not_slow_the_engine(begin, engine, ask):
     assert ask(max_tokens=3).status_code == 200
     connection.close()
     wait_until(lambda: engine.running == {}, 2.0)
+
+
+@contextmanager
+def slow_reader(server, **changes):
+    """A client with a small buffer that asks for much, and reads nothing of it."""
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(20)
+        connection.connect(("127.0.0.1", server.port))
+        body = {"model": "tgi", "messages": [{"role": "user", "content": "hi"}]}
+        data = json.dumps(body | {"logprobs": True, "top_logprobs": 20} | changes).encode()
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+        connection.sendall(head % len(data) + data)
+        wait_until(lambda: server.engine.requests)
+        yield connection
+
+
+def received(connection) -> bytes:
+    """All that still comes before the connection ends."""
+    pieces = []
+    try:
+        while piece := connection.recv(1 << 20):
+            pieces.append(piece)
+    except ConnectionResetError:
+        pass
+    return b"".join(pieces)
+
+
+def test_a_client_that_leaves_too_many_events_unread_is_cut_off(server, engine, http, caplog, monkeypatch):
+    monkeypatch.setattr(generation, "MOST_UNREAD", 50)
+    engine.info = replace(engine.info, context=100_000)
+    engine.reply = "x" * 90_000
+    with slow_reader(server, stream=True) as connection:
+        wait_until(lambda: engine.running == {}, 20)
+        assert engine.aborted == [engine.requests[0].id]
+        assert "a client left 50 events unread and is cut off" in caplog.text
+        assert b"[DONE]" not in received(connection)
+    wait_until(lambda: "distaff_requests_in_flight 0.0" in http.get("/metrics").text)
+
+
+def test_a_client_that_reads_nothing_for_too_long_is_cut_off(make_server):
+    """Of an answer in one piece, behind which no event waits."""
+    server = make_server(read_seconds=0.5)
+    server.reset()
+    server.engine.reply = "x" * 3000
+    with slow_reader(server) as connection:
+        wait_until(lambda: server.engine.running == {}, 20)
+        assert server.engine.aborted == []
+        wait_until(lambda: not server.app.ctx.connections, 20)
+        head, _, body = received(connection).partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head)
+        assert length and len(body) < int(length[1])

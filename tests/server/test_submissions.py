@@ -31,7 +31,7 @@ class Engine:
 
 def test_an_abort_while_its_grammar_is_compiled_takes_effect():
     engine = Engine()
-    submissions = Submissions(engine, lambda request, reason: None)
+    submissions = Submissions(engine, lambda request, reason, param: None)
     submissions.submit(request("a", grammar="slow"))
     assert engine.compiling.acquire(timeout=5)
     submissions.abort("a")
@@ -44,7 +44,7 @@ def test_an_abort_while_its_grammar_is_compiled_takes_effect():
 def test_what_is_in_the_engine_in_the_end_is_what_was_not_aborted(plan: list[tuple[bool, bool, bool]]):
     """Whatever comes with a grammar, is aborted at once, or is aborted after all others were submitted."""
     engine = Engine()
-    submissions = Submissions(engine, lambda request, reason: None)
+    submissions = Submissions(engine, lambda request, reason, param: None)
     for number, (constrained, at_once, _) in enumerate(plan):
         submissions.submit(request(str(number), grammar="g" if constrained else None))
         if at_once:

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import psutil
 import pytest
 
-from distaff.runtime.request import EngineFailed, NotReady, Overloaded, TokenEvent
-from distaff.server import child, event_stream, exit_codes, wire
+from distaff.runtime.request import EngineFailed, NotReady, Overloaded
+from distaff.server import child, exit_codes, wire
 from distaff.server.admission import Admission
 from distaff.server.engine_client import EngineInfo
 from distaff.server.restart_budget import RestartBudget
@@ -308,20 +308,6 @@ def test_an_operators_bound_is_on_all_that_is_under_way():
         admission.enter(request("3"))
     admission.end()
     admission.enter(request("3"))
-
-
-async def test_a_reader_too_far_behind_loses_its_request(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(event_stream, "MAX_BUFFERED", 3)
-    released: list[bool] = []
-    stream = event_stream.BufferedStream(request("a"), lambda stream, working: released.append(working))
-    for token in range(5):
-        stream.put(TokenEvent(request_id="a", token=token))
-    heard: list[int | None] = []
-    with pytest.raises(EngineFailed, match="too far behind"):
-        async for event in stream:
-            heard.append(event.token)
-    assert heard == [0, 1, 2]
-    assert released == [True]
 
 
 async def test_draining_lets_short_streams_finish_and_fails_the_rest(start: Start):
