@@ -6,8 +6,10 @@ requests under way, and it stands in place of ours. The one idea: however many e
 is one queue and one account, which grows and shrinks with those that are ready.
 """
 
-from ..runtime.request import Overloaded, Request
-from .engine_client import EngineInfo
+from collections.abc import Sequence
+
+from ..runtime.request import InvalidRequest, Overloaded, Request
+from .engine_client import EngineClient, EngineInfo
 
 _REQUESTS_PER_SLOT = 8
 _CONTEXTS = 16
@@ -16,6 +18,42 @@ _CONTEXTS = 16
 def most_requests(wanted: int | None, slots: int) -> int:
     """How many requests are taken at once, by an operator's word or by ours: 8 for each slot."""
     return _REQUESTS_PER_SLOT * slots if wanted is None else wanted
+
+
+def most_together(wanted: int | None, engine: EngineClient) -> int:
+    """The most sequences that can ever enter at once, with all engines that are not given up."""
+    return most_requests(wanted, sum(info.slots for info in _hoped_for(engine)))
+
+
+def check_possible(requests: Sequence[Request], wanted: int | None, engine: EngineClient, param: str) -> None:
+    """Refuses the sequences of a call that could not enter together even if nobody else were there.
+
+    Args:
+      wanted: the operator's bound on what is under way. param: the parameter that asks for so many.
+
+    Raises:
+      InvalidRequest: they are too many, or their prompts are too long together.
+    """
+    count, most = len(requests), most_together(wanted, engine)
+    if count > most:
+        raise InvalidRequest(
+            f"This request asks for {count} sequences at once (prompts x choices); this server takes at most "
+            f"{most}. Please send several requests.",
+            param,
+        )
+    tokens = sum(len(request.prompt) for request in requests)
+    room = _CONTEXTS * sum(info.context for info in _hoped_for(engine))
+    if wanted is None and tokens > room:
+        raise InvalidRequest(
+            f"This request has {tokens} prompt tokens in all its sequences (prompts x choices); this server "
+            f"takes at most {room} at once. Please send several requests.",
+            param,
+        )
+
+
+def _hoped_for(engine: EngineClient) -> list[EngineInfo]:
+    """The engines that serve, or will again."""
+    return [each.info for each in engine.replicas if each.info and each.state != "stopped"]
 
 
 class Admission:

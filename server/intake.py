@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from ..runtime.admission import check_params
 from ..runtime.request import Request
+from .admission import check_possible
 from .chat import ChoiceText
 from .context import ApiRequest, AppContext
 from .exchange import Exchange, Reply
@@ -79,10 +80,14 @@ def admit(
     """Hands all sequences of a call to the engine, or none; `per_prompt` of them have each prompt.
 
     Raises:
-      InvalidRequest: the engine would refuse what they have in common. NotReady, Overloaded: it takes none.
+      InvalidRequest: the engine would refuse what they have in common, or they are more than the queue ever
+        holds. NotReady, Overloaded: it takes none now.
     """
-    check_params(requests[0].params, request.app.ctx.engine_info().vocabulary)
-    generation = Generation(request.app.ctx.engine, requests, request.connection.abort)
+    context = request.app.ctx
+    check_params(requests[0].params, context.engine_info().vocabulary)
+    param = "prompt" if len(requests) > per_prompt else "n"
+    check_possible(requests, context.settings.max_concurrent, context.engine, param)
+    generation = Generation(context.engine, requests, request.connection.abort)
     record = open_record(request, prompt_tokens)
     return Exchange(prompt_tokens, per_prompt, generation, choices, reply, record)
 

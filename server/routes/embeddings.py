@@ -7,6 +7,7 @@ from sanic import Blueprint, HTTPResponse
 from sanic.exceptions import NotFound
 
 from ...runtime.request import EngineFailed, Request, SamplingParams
+from ..admission import most_together
 from ..context import ApiRequest
 from ..errors import BadRequest
 from ..generation import Generation
@@ -67,8 +68,10 @@ async def _recorded(record: CallRecord, work: Awaitable[list[Vector]]) -> list[V
 async def _all_pooled(request: ApiRequest, requests: list[Request]) -> list[Vector]:
     """The vectors of all texts, some at a time."""
     pooled: list[Vector] = []
-    for first in range(0, len(requests), _TOGETHER):
-        pooled += await _pooled(request, requests[first : first + _TOGETHER])
+    context = request.app.ctx
+    together = min(_TOGETHER, most_together(context.settings.max_concurrent, context.engine))
+    for first in range(0, len(requests), together):
+        pooled += await _pooled(request, requests[first : first + together])
     return pooled
 
 

@@ -3,6 +3,7 @@
 import base64
 import struct
 
+import httpx
 import openai
 import pytest
 
@@ -60,6 +61,15 @@ def test_many_inputs_come_in_turns(client, embedder):
     embedder.engine.capacity = 16
     reply = client.embeddings.create(model=MODEL, input=["x" * n for n in range(1, 41)])
     assert [round(each.embedding[0] / each.embedding[1] * 120) for each in reply.data] == list(range(2, 42))
+
+
+def test_no_more_come_at_a_time_than_an_operator_allows(make_server):
+    server = make_server(embeddings=True, max_concurrent=3)
+    server.reset()
+    server.engine.capacity = 3
+    with httpx.Client(base_url=server.url, timeout=20) as http:
+        reply = http.post("/v1/embeddings", json={"model": MODEL, "input": ["x"] * 8})
+    assert (reply.status_code, len(reply.json()["data"])) == (200, 8)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,58 @@ def test_overload_is_told_at_once(ask, engine):
     }
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {"prompt": ["a", "b", "c"], "n": 11}, "prompt"),
+        ("/v1/completions", {"prompt": ["a"] * 33}, "prompt"),
+        ("/v1/completions", {"prompt": ["a", "b", "c"], "best_of": 11}, "prompt"),
+    ],
+)
+def test_more_sequences_than_ever_fit_are_refused_with_the_numbers(http, engine, path, body, param):
+    """4 slots: 32 sequences may wait. Nobody need try again."""
+    reply = http.post(path, json={"model": "tgi"} | body)
+    assert reply.status_code == 400 and "retry-after" not in reply.headers
+    error = reply.json()["error"]
+    assert error["param"] == param
+    assert "asks for 33 sequences" in error["message"] and "at most 32" in error["message"]
+    assert engine.requests == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/completions", {"prompt": "a", "n": 3}, 400),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "n": 3}, 400),
+        ("/generate", {"inputs": "a", "parameters": {"best_of": 3, "do_sample": True}}, 422),
+    ],
+)
+def test_an_operators_bound_is_one_for_a_single_call_too(make_server, path, body, status):
+    server = make_server(max_concurrent=2)
+    server.reset()
+    with httpx.Client(base_url=server.url) as http:
+        reply = http.post(path, json={"model": "tgi"} | body)
+        assert reply.status_code == status
+        error = reply.json()["error"]
+        assert "asks for 3 sequences" in (error if isinstance(error, str) else error["message"])
+        if status == 422:
+            assert reply.json()["error_type"] == "validation"
+    assert server.engine.requests == []
+
+
+def test_more_prompt_tokens_than_ever_fit_are_refused(make_server):
+    server = make_server()
+    server.reset()
+    server.engine.info = replace(server.engine.info, context=64)
+    with httpx.Client(base_url=server.url) as http:
+        body = {"model": "tgi", "prompt": ["x" * 50] * 21, "max_tokens": 1}
+        reply = http.post("/v1/completions", json=body)
+        assert reply.status_code == 400
+        message = reply.json()["error"]["message"]
+        assert "has 1071 prompt tokens" in message and "at most 1024 at once" in message
+        assert http.post("/v1/completions", json=body | {"prompt": ["x" * 50] * 20}).status_code == 200
+
+
 def test_all_choices_are_admitted_or_none(ask, engine):
     engine.capacity = 2
     assert ask(n=3).status_code == 503
