@@ -26,7 +26,8 @@ MOST_FILE_BYTES = 256 * 1024
 """Of a file of keys: each request is compared with every one."""
 
 CHECK_SECONDS = 1.0
-"""How long a change of the file may go unnoticed."""
+"""How long a change of the file may go unnoticed, and how long the file must then have been left alone:
+whoever writes it may have written half a key."""
 
 _ID_DIGITS = 8
 
@@ -44,24 +45,26 @@ class Keys:
         file: Path | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         """Reads the file, if there is one.
 
         Args:
           keys: accepted as long as the server runs.
           file: further ones, a line each; read again once it has changed.
-          clock: seconds.
+          clock: seconds. wall: seconds as the file's times count them.
 
         Raises:
           KeysRefused: no key at all, one that is unfit, or a file that cannot be read.
         """
         self._fixed = _digests(keys, "key", VARIABLE)
         self._file = file
-        self._clock = clock
+        self._clock, self._wall = clock, wall
         self._next_check = clock() + CHECK_SECONDS
         self._complaint = ""
         self._accepted = self._fixed
         self._stamp: tuple[int, ...] = ()
+        self._seen: tuple[int, ...] = ()
         if file is not None:
             self._take(*_read(file))
         elif not self._fixed:
@@ -87,12 +90,24 @@ class Keys:
             return
         self._next_check = now + CHECK_SECONDS
         try:
-            if _stamp(os.stat(self._file)) != self._stamp:
+            if self._is_new(os.stat(self._file)):
                 self._take(*_read(self._file))
                 logger.info("read %s again; %d keys are accepted", self._file, len(self._accepted))
             self._complaint = ""
         except (OSError, KeysRefused) as error:
             self._complain(_reason(self._file, error))
+
+    def _is_new(self, status: os.stat_result) -> bool:
+        """Whether the file has changed and was then left alone for a while.
+
+        It was if its times say so (the kernel sets `ctime` at every write), so that a key that went an hour
+        ago is refused at the first request since; or, should its clock be ahead of ours, if nothing has
+        changed since the last look.
+        """
+        stamp, seen = _stamp(status), self._seen
+        self._seen = stamp
+        left_alone = self._wall() - status.st_ctime >= CHECK_SECONDS or stamp == seen
+        return stamp != self._stamp and left_alone
 
     def _take(self, from_file: frozenset[bytes], stamp: tuple[int, ...]) -> None:
         self._accepted = self._fixed | from_file
@@ -122,7 +137,7 @@ def is_plain(key: str) -> bool:
 
 
 def _read(file: Path) -> tuple[frozenset[bytes], tuple[int, ...]]:
-    """A file's keys, and the stamp by which to tell that it has changed since."""
+    """A file's keys, and the stamp, of before it was read, by which to tell that it has changed since."""
     try:
         # A pipe without a writer would hold up the event loop for ever.
         with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as opened:
@@ -130,6 +145,8 @@ def _read(file: Path) -> tuple[frozenset[bytes], tuple[int, ...]]:
             if not stat.S_ISREG(status.st_mode):
                 raise KeysRefused(f"{file} is not a regular file")
             content = opened.read(MOST_FILE_BYTES + 1)
+            if _stamp(os.fstat(opened.fileno())) != _stamp(status):
+                raise KeysRefused(f"{file} changed while it was read; expected one that is left alone")
     except OSError as error:
         raise KeysRefused(_reason(file, error)) from None
     if len(content) > MOST_FILE_BYTES:

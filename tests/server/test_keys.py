@@ -162,7 +162,9 @@ class TestChanging:
             in_force = {FIRST}
             for number, lines in enumerate(steps):
                 self._change(file, lines, in_place=number % 4 != replaced)
-                now += CHECK_SECONDS
+                for _ in range(2):  # one look sees the change, the next that it is complete
+                    now += CHECK_SECONDS
+                    keys.identify("")
                 if lines and all(len(line) >= 8 and set(line) <= set(VISIBLE) for line in lines):
                     in_force = set(lines)
                 seen = {FIRST, *(line for step in steps[: number + 1] for line in step or ())} - {SECOND}
@@ -179,6 +181,28 @@ class TestChanging:
         written.write_text("\n".join(lines))
         os.utime(written, ns=(was + 10**9, was + 10**9))
         written.replace(file)
+
+    def test_a_file_that_is_being_written_counts_once_it_is_left_alone(self, tmp_path):
+        """At no moment is a piece of a key accepted, or a key refused that was there before and is after."""
+        now, file = 0.0, tmp_path / "keys"
+        file.write_text(FIRST + "\n")
+        keys = Keys(file=file, clock=lambda: now)
+        content = f"{FIRST}\n{SECOND}\n"
+        for end in range(len(content) + 1):
+            file.write_text(content[:end])
+            now += CHECK_SECONDS
+            accepted = {content[:end].splitlines()[-1] if end else "", SECOND[:8], SECOND}
+            assert keys.identify(FIRST) and not any(map(keys.identify, accepted - {FIRST}))
+        now += CHECK_SECONDS
+        assert keys.identify(FIRST) and keys.identify(SECOND) and not keys.identify(SECOND[:-1])
+
+    def test_a_key_that_went_long_ago_is_refused_at_the_first_request_since(self, tmp_path):
+        now, file = 0.0, tmp_path / "keys"
+        file.write_text(FIRST)
+        keys = Keys(file=file, clock=lambda: now, wall=lambda: file.stat().st_ctime + now)
+        file.write_text(SECOND)
+        now += 2 * CHECK_SECONDS
+        assert keys.identify(SECOND) and not keys.identify(FIRST)
 
     def test_it_is_looked_at_once_a_second_at_most(self, tmp_path, monkeypatch):
         now, looks = 0.0, []
