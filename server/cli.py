@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("distaff.server.cli")  # `__name__` may be `__main__`
 
 EXIT_CODES = """\
-Exit codes: 0 ended as asked; 2 wrong usage; 3 what was planned does not fit; 65 a damaged or unsupported
+Exit codes: 0 ended as asked; 2 wrong usage; 3 the model does not fit; 65 a damaged or unsupported
 checkpoint; 66 a model that is not there; 69 the port is taken, or no server answers; 70 the engine is lost
 for good; 78 a setting that the model or machine cannot honour, or that would leave the server open.
 """
@@ -282,13 +282,13 @@ def plan(
     ] = None,
 ) -> int:
     """Say what a model needs and does on devices that are not here."""
+    configure_logging("WARNING")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from ..checkpoints.outline import read_outline
     from ..runtime.capacity.planning import make_plan
     from ..runtime.capacity.sizing import Wishes
     from .plan import show
 
-    configure_logging("WARNING")
     config = read_outline(model, revision=revision)
     wishes = Wishes(
         topology=parse_topology(topology),
@@ -318,11 +318,12 @@ def convert(
     revision: Revision = None,
 ) -> None:
     """Write a store, which loads fastest, of any checkpoint."""
+    configure_logging("INFO")
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from ..checkpoints import convert as write_store
     from ..checkpoints import resolve
     from .progress import progress_display
 
-    configure_logging("INFO")
     display = progress_display()
     try:
         found = resolve(source, revision=revision, progress=display.show)

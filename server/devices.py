@@ -20,6 +20,44 @@ _BOXES = {4: "2,2,1", 8: "2,4,1"}
 """How this many neighbouring chips lie on a TPU host; fewer lie in a row."""
 _CPUS = Path("/sys/devices/system/cpu")
 
+_GOOGLE = "0x1ae0"
+_LEFT_BY_JAX = {"TPU_SKIP_MDS_QUERY", "TPU_LIBRARY_PATH"}
+"""Variables that importing JAX sets for itself and its children, TPU or none."""
+_NO_ACCELERATORS = ("0x01", "0x02")
+"""Classes of PCI functions that Google makes too: storage and network, on hosts without a TPU."""
+
+
+def hide_absent_tpu() -> None:
+    """Has JAX do without libtpu where it is installed and no TPU is there; before jax is imported.
+
+    Otherwise libtpu is loaded to find out, and fills a screen with warnings. Where the operator names
+    platforms, or anything hints at a TPU, nothing is hidden.
+    """
+    if "JAX_PLATFORMS" not in os.environ and not may_have_tpu(os.environ):
+        # As Python has it, None under a name makes importing it an ImportError.
+        sys.modules["libtpu"] = None  # type: ignore[assignment]  # the stub leaves that meaning out
+
+
+def may_have_tpu(environment: Mapping[str, str], root: Path = Path("/")) -> bool:
+    """Whether there are a TPU's device files, its PCI function, or a variable for its runtime.
+
+    The PCI identity is what JAX's own start-up looks at, the device files are those of libtpu's drivers, and
+    in a container either may be all that can be seen.
+    """
+    names = environment.keys() - _LEFT_BY_JAX
+    hinted = any(name.startswith(("TPU_", "LIBTPU_", "JAX_FORCE_TPU")) for name in names)
+    files = [*root.glob("dev/accel[0-9]*"), *root.glob("dev/vfio/[0-9]*")]
+    functions = root.glob("sys/bus/pci/devices/*")
+    return hinted or bool(files) or any(_is_accelerator_of_google(function) for function in functions)
+
+
+def _is_accelerator_of_google(function: Path) -> bool:
+    try:
+        vendor, kind = ((function / name).read_text().strip() for name in ("vendor", "class"))
+    except OSError:
+        return False
+    return vendor == _GOOGLE and not kind.startswith(_NO_ACCELERATORS)
+
 
 def claim_devices(replica: int, replicas: int, each: int = 1) -> None:
     """Leaves this process the devices of one replica, `each` accelerators and a share of the cores.

@@ -7,7 +7,7 @@ OK = 0
 USAGE = 2
 """An unknown flag or a bad value, as everywhere on a command line."""
 DOES_NOT_FIT = 3
-"""A plan was made, and the model does not fit the devices."""
+"""What was planned, or was to be loaded, does not fit the devices."""
 BAD_CHECKPOINT = 65
 """A checkpoint that is damaged, or a configuration that we do not compute."""
 NO_MODEL = 66

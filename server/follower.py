@@ -16,9 +16,20 @@ from typing import NoReturn
 
 from ..model.errors import DistaffError
 from . import exit_codes, system
+from .devices import hide_absent_tpu
 from .logs import configure_logging
+from .progress import Lines
 from .settings import ServerSettings
-from .worker import claim_mesh_of, dtype_of, end_process, facts_of, membership_of, settings_refused, wishes_of
+from .worker import (
+    claim_mesh_of,
+    dtype_of,
+    end_process,
+    facts_of,
+    membership_of,
+    memory_refused,
+    settings_refused,
+    wishes_of,
+)
 from .worker_settings import WorkerSettings
 
 log = logging.getLogger("distaff.server.follower")  # `__name__` is `__main__` here
@@ -60,6 +71,7 @@ def follow(settings: WorkerSettings) -> None:
       CheckpointError, ConfigError: the model cannot be had or held.
       SettingRefused: a setting differs from the leader's, or does not fit.
     """
+    hide_absent_tpu()
     system.limit_threads()
     from ..checkpoints import load_parameters, open_checkpoint, resolve
 
@@ -78,10 +90,12 @@ def follow(settings: WorkerSettings) -> None:
         follower = Follower(membership, end_process)
     try:
         device = mesh.local_devices[0]
-        parameters = load_parameters(checkpoint, dtype_of(settings, device), None, mesh)
-        with settings_refused():
-            runner = assemble(checkpoint.config, parameters, wishes_of(settings, device), mesh)
-        runner.warm_up(lambda done, total: log.info("compile: %d of %d", done, total))
+        show = Lines().show
+        with memory_refused(settings):
+            parameters = load_parameters(checkpoint, dtype_of(settings, device), show, mesh)
+            with settings_refused():
+                runner = assemble(checkpoint.config, parameters, wishes_of(settings, device), mesh)
+            runner.warm_up(lambda done, total: show("compile", done, total))
     except DistaffError as error:
         follower.fail(str(error), exit_codes.of(error))
         raise

@@ -37,11 +37,6 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def ignore_terminal() -> None:
-    """Leaves Ctrl-C to the web process, which drains first and then stops us."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def usable_cores(cgroup: Path | None = None, sharing: int = 1) -> int:
     """Processors that this process may keep busy: those it may run on, or its part of its group's quota.
 

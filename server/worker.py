@@ -21,8 +21,9 @@ from ..checkpoints.sources import cache_folder
 from ..model.errors import ConfigError, DistaffError
 from ..runtime.wishes import Membership, parse_kernels, parse_mesh
 from . import exit_codes, system, wire
-from .devices import claim_devices
+from .devices import claim_devices, hide_absent_tpu
 from .engine_client import EngineInfo
+from .exit_codes import Failed
 from .logs import configure_logging
 from .pump import Build, OnEvents, Pump, Send, ServedEngine, throttled
 from .worker_settings import WorkerSettings
@@ -44,6 +45,9 @@ log = logging.getLogger("distaff.server.worker")  # `__name__` is `__main__` her
 
 _LAST_WORD_SECONDS = 0.2
 """For the web process to be told why this one ends."""
+_EXHAUSTED = "RESOURCE_EXHAUSTED"
+"""In what XLA says when a device, or the host, has no memory left."""
+_LONGEST_REASON = 300
 _EQUAL = (
     "context", "slots", "prefill_tokens", "kv_pages", "kv_tokens", "kv_cache_dtype", "dtype", "mesh",
     "kernels", "quantize", "deterministic",
@@ -70,7 +74,6 @@ def main() -> None:
 def serve(fd: int, build: Build) -> None:
     """Runs an engine behind the socket `fd` and ends the process with it."""
     system.die_with_parent()
-    system.ignore_terminal()
     connection = socket.socket(fileno=fd)
     connection.set_inheritable(False)
     code = exit_codes.ENGINE_LOST
@@ -91,6 +94,7 @@ def build_engine(
       CheckpointError, ConfigError: the model cannot be had or served.
       SettingRefused: a setting does not fit the model or the machine.
     """
+    hide_absent_tpu()
     with settings_refused():
         claim_devices(settings.replica, settings.replicas, parse_mesh(settings.mesh))
     system.limit_threads(settings.replicas)
@@ -105,10 +109,11 @@ def build_engine(
     dtype = dtype_of(settings, device)
     leader = _lead(settings, checkpoint, send) if settings.coordinator else None
     with _told_to(leader):
-        parameters = load_parameters(checkpoint, dtype, progress, mesh)
         grammars = GrammarCompiler(lambda: load_tokenizer(path), checkpoint.config.vocabulary)
-        engine = _engine(settings, checkpoint.config, parameters, on_events, mesh, leader, grammars)
-        engine.warm_up(lambda done, total: progress("compile", done, total))
+        with memory_refused(settings):
+            parameters = load_parameters(checkpoint, dtype, progress, mesh)
+            engine = _engine(settings, checkpoint.config, parameters, on_events, mesh, leader, grammars)
+            engine.warm_up(lambda done, total: progress("compile", done, total))
     info = EngineInfo(
         context=engine.context,
         vocabulary=engine.vocabulary,
@@ -255,6 +260,41 @@ def settings_refused() -> Iterator[None]:
         yield
     except ConfigError as error:
         raise SettingRefused(str(error)) from error
+
+
+@contextmanager
+def memory_refused(settings: WorkerSettings) -> Iterator[None]:
+    """What the devices have no room for is said in a line, with what takes less.
+
+    Raises:
+      Failed: with the exit code of what does not fit.
+    """
+    from jax.errors import JaxRuntimeError
+
+    from ..runtime.memory import OutOfMemory
+
+    try:
+        yield
+    except (OutOfMemory, MemoryError, JaxRuntimeError) as error:
+        if isinstance(error, JaxRuntimeError) and _EXHAUSTED not in str(error):
+            raise
+        log.debug("out of memory", exc_info=error)
+        reason = (str(error).splitlines() or ["out of memory"])[0][:_LONGEST_REASON]
+        message = f"does not fit: {reason}; what takes less: {', '.join(_takes_less(settings))}"
+        raise Failed(message, exit_codes.DOES_NOT_FIT) from None
+
+
+def _takes_less(settings: WorkerSettings) -> Iterator[str]:
+    """Settings with which the same model needs less of each device."""
+    if settings.quantize is None:
+        yield "--quantize int8"
+    if settings.kv_cache_dtype is None:
+        yield "--kv-cache-dtype int8"
+    if settings.kv_pages is not None:
+        yield f"fewer --kv-pages than {settings.kv_pages}"
+    if settings.kv_tokens is not None:
+        yield f"fewer --kv-tokens than {settings.kv_tokens}"
+    yield "fewer --slots, a smaller --context, more devices (--mesh model=N); see `distaff plan`"
 
 
 def _fingerprint(*parts: str) -> str:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distaff.model.errors import ConfigError
-from distaff.server.devices import device_variables, share_of_cores
+from distaff.server.devices import device_variables, may_have_tpu, share_of_cores
 
 
 @given(replicas=st.integers(2, 9), cores=st.lists(st.integers(0, 500), min_size=1, max_size=99, unique=True))
@@ -79,3 +79,30 @@ def test_a_process_claims_its_share_before_jax_and_a_lone_one_claims_nothing(rep
     assert untouched == (replicas == 1)
     assert set(cores) <= ours
     assert len(cores) == (len(ours) if replicas == 1 else max(1, len(ours) - len(ours) // 2))
+
+
+@pytest.mark.parametrize(
+    ("files", "variables", "expected"),
+    [
+        ({}, {"PATH": "/bin", "JAX_ENABLE_X64": "0"}, False),
+        ({}, {"TPU_SKIP_MDS_QUERY": "1", "TPU_LIBRARY_PATH": "/lib/libtpu.so"}, False),
+        ({"dev/accel0": ""}, {}, True),
+        ({"dev/vfio/0": ""}, {}, True),
+        ({"dev/vfio/vfio": "", "dev/null": ""}, {}, False),
+        ({}, {"TPU_WORKER_ID": "0"}, True),
+        ({"vendor": "0x1ae0\n", "class": "0x120000\n"}, {}, True),
+        (
+            {"vendor": "0x1ae0\n", "class": "0x020000\n"},
+            {},
+            False,
+        ),  # gVNIC: every virtual machine of Google's
+        ({"vendor": "0x10de\n", "class": "0x120000\n"}, {}, False),
+        ({"vendor": "0x1ae0\n"}, {}, False),
+    ],
+)
+def test_a_tpu_is_expected_where_anything_hints_at_one(tmp_path, files, variables, expected):
+    for name, content in files.items():
+        path = tmp_path / (name if "/" in name else f"sys/bus/pci/devices/0000:00:05.0/{name}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    assert may_have_tpu(variables, tmp_path) == expected
