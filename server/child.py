@@ -26,7 +26,10 @@ SILENCE_SECONDS = 9.5
 
 _TICK_SECONDS = 0.25
 _STOP_SECONDS = 5.0
-_TERMINATE_SECONDS = 2.0
+_LEFT_TO_US = (signal.SIGINT, signal.SIGTERM)
+"""Signals that a child never receives: an orchestrator or a terminal sends them to all processes at once, and
+it is we who drain first. They are blocked before the child exists, since libraries that it loads install
+handlers of their own (libtpu's writes a stack trace)."""
 
 
 class Child(asyncio.Protocol):
@@ -51,6 +54,7 @@ class Child(asyncio.Protocol):
         ours, theirs = socket.socketpair()
         with theirs:
             words = [*command, "--fd", str(theirs.fileno())]
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_US)  # a child inherits it
             try:
                 process = subprocess.Popen(
                     words,
@@ -62,6 +66,8 @@ class Child(asyncio.Protocol):
             except OSError:
                 ours.close()
                 raise
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         child = cls(process, receive)
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: child, sock=ours)
@@ -98,12 +104,9 @@ class Child(asyncio.Protocol):
         return f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
 
     async def stop(self) -> None:
-        """Asks it to end, then tells it to, then kills it. `lost` returns in consequence."""
+        """Asks it to end, and after a while kills it. `lost` returns in consequence."""
         self.send(wire.Stop())
-        if not await self._gone_within(_STOP_SECONDS):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGTERM)
-            await self._gone_within(_TERMINATE_SECONDS)
+        await self._gone_within(_STOP_SECONDS)
         self.kill()
 
     def kill(self) -> None:

@@ -85,9 +85,11 @@ class HardenedHttp(HttpProtocol):
 
     def _watch_reader(self, unread: float = math.inf) -> None:
         """Aborts the connection if no byte has been read since the last look, at which `unread` were left."""
-        left = self.transport.get_write_buffer_size()
+        transport = self.transport
+        assert transport is not None
+        left = transport.get_write_buffer_size()
         if left >= unread:
-            self.transport.abort()
+            transport.abort()
             return
         seconds = self.app.ctx.settings.read_seconds
         self._next_look = asyncio.get_running_loop().call_later(seconds, self._watch_reader, left)

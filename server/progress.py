@@ -1,10 +1,12 @@
-"""Shows how a long task goes: bars on a terminal, a line for every quarter elsewhere.
+"""Shows how a long task goes: bars on a terminal, a line every few seconds elsewhere.
 
 Knows phases and counts, not who does the work.
 """
 
 import logging
 import sys
+import time
+from collections.abc import Callable
 from typing import Protocol
 
 from rich.console import Console
@@ -15,7 +17,8 @@ log = logging.getLogger(__name__)
 
 _IN_STEPS = ("compile",)
 """Phases counted in steps; all others count bytes."""
-_PARTS = 4
+LINE_SECONDS = 5.0
+"""Between two lines of a phase, where there is no terminal."""
 
 
 class ProgressDisplay(Protocol):
@@ -71,17 +74,19 @@ class Bars:
 
 
 class Lines:
-    """A log line at the first news of a phase and whenever another quarter of it is done."""
+    """A log line at the first news of a phase, and then at most one every LINE_SECONDS."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock`: seconds."""
+        self._clock = clock
         self._phase = ""
-        self._part = 0
+        self._due = 0.0
 
     def show(self, phase: str, done: int, total: int) -> None:
         """Logs a line if it is time for one."""
-        part = _PARTS * done // total if total else 0
-        if (phase, part) != (self._phase, self._part):
-            self._phase, self._part = phase, part
+        now = self._clock()
+        if phase != self._phase or now >= self._due:
+            self._phase, self._due = phase, now + LINE_SECONDS
             log.info("%s: %s", phase, amount(phase, done, total))
 
     def close(self) -> None:

@@ -7,6 +7,8 @@ runs every rule of the platform but not its compiler.
 
 import importlib.util
 import os
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -76,8 +78,18 @@ def topology_mesh(topology: Topology) -> Mesh:
     from jax.experimental import topologies
 
     options = {"chips_per_host_bounds": (1, 1, 1)} if topology.size == 1 else {}
-    found = topologies.get_topology_desc(platform="tpu", topology_name=str(topology), **options)
+    with _own_signals():
+        found = topologies.get_topology_desc(platform="tpu", topology_name=str(topology), **options)
     return Mesh(np.array(found.devices), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Has SIGTERM end the process as before: libtpu takes it, for a stack trace, when it is loaded."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _abstract_mesh(chip: Chip, topology: Topology) -> AbstractMesh:

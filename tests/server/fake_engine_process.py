@@ -13,7 +13,6 @@ says more than the longest frame to the request `long`, LONGEST_FRAME in the env
 import itertools
 import os
 import queue
-import signal
 import sys
 import threading
 import time
@@ -126,8 +125,6 @@ def build(mode: str, send: Send, on_events: OnEvents) -> tuple[FakeEngine, Engin
         raise CheckpointError("model.safetensors: damaged")
     if mode == "load":
         time.sleep(3600)
-    if mode == "stubborn":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if mode == "late":
         time.sleep(1)
     return FakeEngine(mode, on_events), replace(INFO, fingerprint="9876543210") if mode == "other" else INFO

@@ -1,5 +1,6 @@
 """The command line in real processes: one clear line, the right code, soon."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -103,3 +104,17 @@ def test_importing_the_command_line_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("program", ["cli", "worker", None])
+def test_no_banner_of_transformers_is_printed(program: str | None):
+    """As it greets those who have no PyTorch. Without our word it does, or this would show nothing."""
+    code = "import sys; sys.modules['torch'] = None\n"
+    if program:
+        code += f"from distaff.server.{program} import configure_logging; configure_logging('INFO')\n"
+    environment = {name: value for name, value in os.environ.items() if name != "TRANSFORMERS_VERBOSITY"}
+    command = [sys.executable, "-c", f"{code}import transformers"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0
+    assert ("PyTorch was not found" in done.stderr) == (program is None)
+    assert done.stderr == "" or program is None
