@@ -1,7 +1,8 @@
 """What makes a model stop and how it samples when a request does not say.
 
 Read from `generation_config.json` and its neighbours, written in the same form into our store. The one
-idea: a model ends at *every* id that any of its files calls an end.
+idea: a model ends at *every* id that any of its files calls an end. Nothing here stops a model from being
+loaded: a value that cannot be used, and a recommendation that has no parameter here, is logged.
 """
 
 import json
@@ -12,10 +13,37 @@ from typing import Any
 
 from .errors import CheckpointError
 from .files import read_json
+from .notes import note
+from .values import brief
 
 GENERATION_FILE = "generation_config.json"
 
-_LIMITS = {"temperature": (0.0, 1e6), "top_p": (0.0, 1.0), "top_k": (0, 2**31 - 1), "min_p": (0.0, 1.0)}
+_LIMITS = {
+    "temperature": (0.0, 1e6),
+    "top_p": (0.0, 1.0),
+    "top_k": (0, 2**31 - 1),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.01, 100.0),
+}
+"""The recommendations that requests take over, each with the range of the parameter of that name."""
+
+_NEUTRAL: dict[str, Any] = {
+    "bad_words_ids": None, "begin_suppress_tokens": None, "constraints": None, "diversity_penalty": 0.0,
+    "dola_layers": None, "encoder_no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0,
+    "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "exponential_decay_length_penalty": None,
+    "force_words_ids": None, "forced_bos_token_id": None, "forced_eos_token_id": None,
+    "guidance_scale": 1.0, "length_penalty": 1.0,
+    "max_length": 20, "max_new_tokens": None, "max_time": None, "min_length": 0, "min_new_tokens": None,
+    "no_repeat_ngram_size": 0, "num_beam_groups": 1, "num_beams": 1, "num_return_sequences": 1,
+    "penalty_alpha": None, "renormalize_logits": False, "sequence_bias": None, "stop_strings": None,
+    "suppress_tokens": None, "token_healing": False, "top_h": None, "typical_p": 1.0,
+    "watermarking_config": None,
+}  # fmt: skip
+"""The recommendations that are not taken over, each with the value under which it recommends nothing
+(transformers' `GenerationConfig`). How long an answer may be is the operator's and the request's business."""
+
+GENERATION_KEYS = {*_LIMITS, *_NEUTRAL, "do_sample", "early_stopping", "use_cache", "use_mtp"}
+"""What belongs into generation_config.json, and stands in older config.json files."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,9 +53,8 @@ class GenerationDefaults:
     Attributes:
       eos_ids: every token id that ends a reply, at least those of generation_config.json, config.json and
         the tokenizer's end token; empty for a model that never ends by itself.
-      temperature: 0 where the checkpoint says `do_sample: false`. top_p, top_k, min_p: as in a request.
-
-    A `repetition_penalty` is not kept: it is no part of what the engine samples by.
+      temperature: 0 where the checkpoint says `do_sample: false`.
+      top_p, top_k, min_p, repetition_penalty: as in a request.
     """
 
     eos_ids: tuple[int, ...] = ()
@@ -35,6 +62,7 @@ class GenerationDefaults:
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    repetition_penalty: float | None = None
 
     def to_json(self) -> bytes:
         """The same in generation_config.json's own keys."""
@@ -46,59 +74,81 @@ class GenerationDefaults:
             "top_p": self.top_p,
             "top_k": self.top_k,
             "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
         }
         stated = {key: value for key, value in values.items() if value is not None}
         return (json.dumps(stated, indent=2) + "\n").encode()
 
 
 def read_generation(folder: Path) -> GenerationDefaults:
-    """The defaults that a Hugging Face folder or a store states.
+    """The defaults that a Hugging Face folder or a store states; none where the file is damaged.
 
     Raises:
-      CheckpointError: a value is of the wrong kind or out of range; the line names the file and key.
+      CheckpointError: config.json or the tokenizer's files are not readable.
     """
     path = folder / GENERATION_FILE
-    stated = read_json(path) if path.exists() else {}
+    stated = _read_stated(path)
     values = read_sampling(path, stated)
     if stated.get("do_sample") is False:
         values["temperature"] = 0.0
     return GenerationDefaults(eos_ids=_end_ids(folder, stated), **values)
 
 
-def read_sampling(path: Path, stated: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampling fields of `GenerationDefaults`; `path` is for messages.
+def _read_stated(path: Path) -> dict[str, Any]:
+    """What the file states. A damaged one counts as absent, as in transformers."""
+    try:
+        return read_json(path) if path.exists() else {}
+    except CheckpointError as error:
+        note(f"{error}; its end tokens and sampling defaults are not used")
+        return {}
 
-    Raises:
-      CheckpointError: a value is of the wrong kind or out of range.
-    """
+
+def read_sampling(path: Path, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling fields of `GenerationDefaults`; what is not used is logged, `path` with it."""
+    for key, neutral in _NEUTRAL.items():
+        if (value := stated.get(key)) is not None and value != neutral:
+            note(f"{path}: {key} is {brief(value)}; it is not used")
     return {key: _number(path, stated, key) for key in _LIMITS}
 
 
 def _number(path: Path, stated: Mapping[str, Any], key: str) -> float | None:
+    """A stated number in its range; a `top_k` of 50.0 is 50."""
     value, (low, high) = stated.get(key), _LIMITS[key]
     if value is None:
         return None
-    kinds = (int,) if key == "top_k" else (int, float)
-    if type(value) not in kinds or not low <= value <= high:
-        raise CheckpointError(f"{path}: {key} is {value!r}; expected {low} to {high}")
-    return value
+    whole = key == "top_k"
+    if type(value) in (int, float) and low <= value <= high and not (whole and value != int(value)):
+        return int(value) if whole else value
+    note(f"{path}: {key} is {brief(value)}; expected {low} to {high}; it is not used")
+    return None
 
 
 def _end_ids(folder: Path, stated: dict[str, Any]) -> tuple[int, ...]:
-    ids = token_ids(folder / GENERATION_FILE, stated, "eos_token_id")
+    """Every id that a file calls an end and the model can generate."""
     config = folder / "config.json"
-    if config.exists():
-        ids += token_ids(config, read_json(config), "eos_token_id")
-    return tuple(dict.fromkeys(ids + _tokenizer_end(folder)))
+    model = read_json(config) if config.exists() else {}
+    named = (
+        (folder / GENERATION_FILE, token_ids(stated)),
+        (config, token_ids(model)),
+        (folder / "tokenizer_config.json", _tokenizer_end(folder)),
+    )
+    vocabulary = model.get("vocab_size")
+    ids: dict[int, None] = {}
+    for path, tokens in named:
+        for token in tokens:
+            if type(token) is int and token >= 0 and not (type(vocabulary) is int and token >= vocabulary):
+                ids[token] = None
+            else:
+                note(
+                    f"{path}: the end token is {brief(token)}, which is no id of the model's; it is not used"
+                )
+    return tuple(ids)
 
 
-def token_ids(path: Path, config: dict[str, Any], key: str) -> list[int]:
-    """The ids under `key`, which may hold one id, a list of them or nothing."""
-    value = config.get(key)
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(item) is int and item >= 0 for item in ids):
-        raise CheckpointError(f"{path}: {key} is {value!r}; expected token ids")
-    return ids
+def token_ids(stated: Mapping[str, Any]) -> list[Any]:
+    """What stands under `eos_token_id`: one id, a list of them or nothing."""
+    value = stated.get("eos_token_id")
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _tokenizer_end(folder: Path) -> list[int]:

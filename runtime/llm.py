@@ -196,7 +196,7 @@ class LLM:
         return Request(id=str(next(self._ids)), prompt=tuple(ids), params=params)
 
     def _default_params(self) -> SamplingParams:
-        known = {"temperature", "top_p", "top_k", "min_p"}
+        known = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty"}
         values = {name: getattr(self._defaults, name, None) for name in known}
         return SamplingParams(**{name: value for name, value in values.items() if value is not None})
 

@@ -14,6 +14,7 @@ import sys
 import threading
 from typing import NoReturn
 
+from ..checkpoints.notes import leave_notes_to_another
 from ..model.errors import DistaffError
 from . import exit_codes, system
 from .devices import hide_absent_tpu
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("settings", type=WorkerSettings.from_argument)
     settings: WorkerSettings = parser.parse_args().settings
     configure_logging(settings.log_level, f"process {settings.process_id}")
+    leave_notes_to_another()  # the leader's web process reads the same files
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own waits for JAX, and that for the others
     code = exit_codes.ENGINE_LOST
     try:

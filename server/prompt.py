@@ -159,7 +159,7 @@ def sampling_params(
         seed=draw_seed() if sampling.seed is None else sampling.seed,
         frequency_penalty=sampling.frequency_penalty,
         presence_penalty=sampling.presence_penalty,
-        repetition_penalty=sampling.repetition_penalty,
+        repetition_penalty=_first(sampling.repetition_penalty, defaults.repetition_penalty, 1.0),
         logit_bias=sampling.logit_bias,
         allowed_ids=sampling.allowed_token_ids,
         min_tokens=sampling.min_tokens,

@@ -178,6 +178,9 @@ class SamplingDefaults(Protocol):
     @property
     def min_p(self) -> float | None: ...
 
+    @property
+    def repetition_penalty(self) -> float | None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class NoDefaults:
@@ -187,6 +190,7 @@ class NoDefaults:
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    repetition_penalty: float | None = None
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from ..checkpoints.notes import leave_notes_to_another
 from ..checkpoints.sources import cache_folder
 from ..model.errors import ConfigError, DistaffError
 from ..runtime.wishes import Membership, parse_kernels, parse_mesh
@@ -68,6 +69,7 @@ def main() -> None:
     settings: WorkerSettings = arguments.settings
     speaker = f"replica {settings.replica}" if settings.replicas > 1 else ""
     configure_logging(settings.log_level, speaker)
+    leave_notes_to_another()  # the web process reads the same files
     serve(arguments.fd, lambda send, on_events: build_engine(settings, send, on_events))
 
 

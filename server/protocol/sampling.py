@@ -46,7 +46,7 @@ class Sampling:
     min_p: float | None
     frequency_penalty: float
     presence_penalty: float
-    repetition_penalty: float
+    repetition_penalty: float | None
     logit_bias: tuple[tuple[int, float], ...]
     allowed_token_ids: tuple[int, ...] | None
     seed: int | None
@@ -85,13 +85,12 @@ def read_early(fields: Fields, most_choices: int) -> dict[str, Any]:
 
 def read_extras(fields: Fields) -> dict[str, Any]:
     """The seed, and what peers have beside OpenAI's parameters. Raises BadRequest."""
-    penalty = fields.number("repetition_penalty", 0.01, 100)
     skip = fields.boolean("skip_special_tokens")
     return {
         "seed": fields.integer("seed", -(2**63), 2**63 - 1),
         "top_k": _top_k(fields),
         "min_p": fields.number("min_p", 0, 1),
-        "repetition_penalty": 1.0 if penalty is None else penalty,
+        "repetition_penalty": fields.number("repetition_penalty", 0.01, 100),
         "min_tokens": fields.integer("min_tokens", 0, _MOST_TOKENS) or 0,
         "stop_token_ids": read_ids(fields, "stop_token_ids") or (),
         "allowed_token_ids": read_ids(fields, "allowed_token_ids"),

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import GenerationConfig
 
-from distaff.checkpoints.errors import CheckpointError
 from distaff.checkpoints.generation import GenerationDefaults, read_generation
 
 from .making import byte_level
@@ -33,6 +33,13 @@ def write(folder: Path, **files: dict[str, Any]) -> Path:
             (0, 2),
         ),
         ({"tokenizer_config": {"eos_token": "no such token"}}, ()),
+        # An id that the model cannot generate is none of its ends.
+        (
+            {"config": {"vocab_size": 8, "eos_token_id": [7, 8]}, "generation_config": {"eos_token_id": 9}},
+            (7,),
+        ),
+        ({"config": {"vocab_size": 2}, "tokenizer_config": {"eos_token": "<|im_end|>"}}, ()),
+        ({"generation_config": {"eos_token_id": [-1, "2", None, True, 2.0, 3]}}, (3,)),
     ],
 )
 def test_end_ids(tmp_path: Path, files: dict[str, Any], expected: tuple[int, ...]) -> None:
@@ -43,18 +50,24 @@ def test_end_ids(tmp_path: Path, files: dict[str, Any], expected: tuple[int, ...
 @pytest.mark.parametrize(
     "stated, expected",
     [
-        ({"temperature": 0.6, "top_p": 0.9, "top_k": 40, "min_p": 0.1}, (0.6, 0.9, 40, 0.1)),
-        ({"do_sample": True, "temperature": 0.6}, (0.6, None, None, None)),
-        ({"do_sample": False, "temperature": 0.6, "top_p": 0.9}, (0.0, 0.9, None, None)),
         (
-            {"repetition_penalty": 1.3, "max_new_tokens": 5, "transformers_version": "5"},
-            (None, None, None, None),
+            {"temperature": 0.6, "top_p": 0.9, "top_k": 40, "min_p": 0.1, "repetition_penalty": 1.3},
+            (0.6, 0.9, 40, 0.1, 1.3),
         ),
+        ({"do_sample": True, "temperature": 0.6}, (0.6, None, None, None, None)),
+        ({"do_sample": False, "temperature": 0.6, "top_p": 0.9}, (0.0, 0.9, None, None, None)),
+        ({"top_k": 50.0, "transformers_version": "5"}, (None, None, 50, None, None)),
     ],
 )
 def test_sampling(tmp_path: Path, stated: dict[str, Any], expected: tuple[Any, ...]) -> None:
     found = read_generation(write(tmp_path, generation_config=stated))
-    assert (found.temperature, found.top_p, found.top_k, found.min_p) == expected
+    assert (
+        found.temperature, found.top_p, found.top_k, found.min_p, found.repetition_penalty,
+    ) == expected  # fmt: skip
+
+
+def remarks(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
 
 
 @pytest.mark.parametrize(
@@ -65,16 +78,47 @@ def test_sampling(tmp_path: Path, stated: dict[str, Any], expected: tuple[Any, .
         ("temperature", "hot"),
         ("top_p", 1.5),
         ("top_k", 2.5),
+        ("top_k", -1),
+        ("top_k", math.inf),
         ("top_k", True),
         ("min_p", -0.1),
-        ("eos_token_id", -1),
-        ("eos_token_id", "2"),
-        ("eos_token_id", [1, None]),
+        ("repetition_penalty", 0),
+        ("max_new_tokens", 5),
+        ("min_new_tokens", 5),
+        ("num_beams", 4),
+        ("bad_words_ids", [[3]]),
+        ("suppress_tokens", [3]),
+        ("no_repeat_ngram_size", 3),
+        ("penalty_alpha", 0.6),
+        ("stop_strings", ["x"]),
     ],
 )
-def test_refusals_name_the_key(tmp_path: Path, key: str, value: Any) -> None:
-    with pytest.raises(CheckpointError, match=rf"generation_config\.json: {key} is "):
-        read_generation(write(tmp_path, generation_config={key: value}))
+def test_what_is_not_used_is_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, key: str, value: Any
+) -> None:
+    write(tmp_path, generation_config={key: value})
+    assert read_generation(tmp_path) == read_generation(tmp_path) == GenerationDefaults()
+    (said,) = remarks(caplog)
+    assert said.startswith(f"{tmp_path / 'generation_config.json'}: {key} is {value!r}; ")
+    assert said.endswith("it is not used")
+
+
+def test_what_recommends_nothing_is_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """All of transformers' defaults."""
+    config = GenerationConfig(bos_token_id=1, pad_token_id=2, do_sample=False)
+    (tmp_path / "generation_config.json").write_text(config.to_json_string(use_diff=False))
+    read_generation(tmp_path)
+    assert remarks(caplog) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
+def test_a_damaged_file_counts_as_absent(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    (tmp_path / "generation_config.json").write_bytes(content)
+    write(tmp_path, config={"eos_token_id": 7})
+    assert read_generation(tmp_path) == GenerationDefaults(eos_ids=(7,))
+    assert len(remarks(caplog)) == 1 and "generation_config.json" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -83,6 +127,7 @@ def test_refusals_name_the_key(tmp_path: Path, key: str, value: Any) -> None:
         GenerationDefaults(),
         GenerationDefaults(eos_ids=(3, 1), temperature=0.0),
         GenerationDefaults(eos_ids=(1,), temperature=0.7, top_p=0.9, top_k=0, min_p=0.05),
+        GenerationDefaults(repetition_penalty=1.1),
     ],
 )
 def test_written_and_read(tmp_path: Path, defaults: GenerationDefaults) -> None:

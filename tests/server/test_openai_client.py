@@ -150,17 +150,20 @@ def test_choices_of_a_silent_seed_share_one(client, engine):
 
 def test_silence_samples_as_the_checkpoint_recommends(client, engine, server):
     class Recommended:
-        temperature, top_p, top_k, min_p = 0.6, None, 20, None
+        temperature, top_p, top_k, min_p, repetition_penalty = 0.6, None, 20, None, 1.3
 
     before, server.served.defaults = server.served.defaults, Recommended()
     try:
         client.chat.completions.create(model=MODEL, messages=HELLO)
-        client.chat.completions.create(model=MODEL, messages=HELLO, temperature=1)
+        client.chat.completions.create(
+            model=MODEL, messages=HELLO, temperature=1, extra_body={"repetition_penalty": 1.0}
+        )
     finally:
         server.served.defaults = before
     silent, said = (request.params for request in engine.requests)
     assert (silent.temperature, silent.top_p, silent.top_k, silent.min_p) == (0.6, 1.0, 20, 0.0)
-    assert said.temperature == 1.0
+    assert silent.repetition_penalty == 1.3
+    assert (said.temperature, said.repetition_penalty) == (1.0, 1.0)
 
 
 async def test_many_streams_at_once_do_not_mix(async_client, engine):
