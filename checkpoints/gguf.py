@@ -21,7 +21,7 @@ from .generation import GenerationDefaults, read_sampling
 from .gguf_config import read_gguf_config, shortest
 from .gguf_header import GGUFHeader, GGUFTensor, read_gguf_header
 from .gguf_tokenizer import end_ids
-from .names import GGUF, GGUF_APART, GGUF_EXPERTS, find_origins, table_for
+from .names import GGUF, GGUF_APART, GGUF_EXPERTS, find_origins, refuse_unused, table_for, unused
 
 _ROPE_FREQUENCIES = "rope_freqs.weight"
 
@@ -67,6 +67,7 @@ class GGUFFile:
         )
         table = table_for(self.config, GGUF, (GGUF_EXPERTS, GGUF_APART), shapes)
         self._origins = find_origins(path, self.config, table, shapes)
+        refuse_unused(path, unused(self._origins, shapes))
         self._stored = {name: header.tensors[name] for name in shapes}
         self.int8 = False
         self.nbytes: int = 4 * sum(prod(tensor.shape) for tensor in self._stored.values())
@@ -113,7 +114,8 @@ def unpermute(values: np.ndarray, heads: int) -> np.ndarray:
 
 def _sampling(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """`general.sampling.*` by the names that generation_config.json uses; float32 as its shortest decimal."""
-    keys = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+    keys = {"temperature": "temp", "repetition_penalty": "penalty_repeat"}
+    keys |= {key: key for key in ("top_k", "top_p", "min_p")}
     stated = {name: metadata.get(f"general.sampling.{key}") for name, key in keys.items()}
     return {name: shortest(value) if type(value) is float else value for name, value in stated.items()}
 

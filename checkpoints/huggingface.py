@@ -5,6 +5,7 @@ The tokenizer and the template are `tokenizer`'s. Pickles are refused, never ope
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,9 +17,19 @@ from .errors import CheckpointError
 from .files import read_json
 from .generation import GenerationDefaults, read_generation
 from .huggingface_config import read_config
-from .names import HUGGINGFACE, HUGGINGFACE_EXPERTS, HUGGINGFACE_FUSED, find_origins, table_for
+from .names import (
+    HUGGINGFACE,
+    HUGGINGFACE_EXPERTS,
+    HUGGINGFACE_FUSED,
+    find_origins,
+    refuse_unused,
+    table_for,
+    unused,
+)
+from .notes import note
 from .shards import INDEX_FILE, SINGLE_FILE, StoredTensor, read_headers
 
+_EXTRA = re.compile(r"\.(weight|bias|sinks)$|(_proj|experts|gate|lm_head|embed_tokens)\.")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
@@ -42,15 +53,16 @@ class HuggingFaceFolder:
         self.path, self.int8 = path, False
         self.config: ModelConfig = read_config(path / "config.json", read_json(path / "config.json"))
         self.generation: GenerationDefaults = read_generation(path)
-        check_end_ids(path, self.generation, self.config)
         headers = read_headers(path)
-        found = {name: tensor.shape for name, tensor in headers.items() if not _is_derived(name)}
+        found = {name: tensor.shape for name, tensor in headers.items()}
         if self.config.tied_head:
             self._check_tied_head(path, found)
-        file = path / (INDEX_FILE if (path / INDEX_FILE).exists() else SINGLE_FILE)
+        file = path / (SINGLE_FILE if (path / SINGLE_FILE).exists() else INDEX_FILE)
         table = table_for(self.config, HUGGINGFACE, (HUGGINGFACE_EXPERTS, HUGGINGFACE_FUSED), found)
         self._origins = find_origins(file, self.config, table, found)
-        self._stored: dict[str, StoredTensor] = {name: headers[name] for name in found}
+        extra = unused(self._origins, found)
+        _check_extra(file, extra)
+        self._stored: dict[str, StoredTensor] = {name: headers[name] for name in found.keys() - set(extra)}
         self._spare_head = headers.get(HUGGINGFACE["head"]) if self.config.tied_head else None
         self.nbytes: int = sum(tensor.nbytes for tensor in self._stored.values())
         self.fingerprint: str = _fingerprint(self.config, self._stored)
@@ -85,18 +97,17 @@ def _refuse_pickles(path: Path) -> None:
     raise CheckpointError(f"{path}: no weights; expected {SINGLE_FILE} or {INDEX_FILE}")
 
 
-def check_end_ids(path: Path, generation: GenerationDefaults, config: ModelConfig) -> None:
-    """Refuses an end token that the model cannot produce."""
-    for token in generation.eos_ids:
-        if token >= config.vocabulary:
-            raise CheckpointError(
-                f"{path}: eos_token_id {token} is outside the vocabulary of {config.vocabulary}"
-            )
+def _check_extra(file: Path, extra: list[str]) -> None:
+    """Refuses tensors that say that more is computed than is configured, and ignores the rest.
 
-
-def _is_derived(name: str) -> bool:
-    """Old conversions saved the rotary frequencies, which follow from the config."""
-    return name.endswith(".rotary_emb.inv_freq")
+    The first are weights and biases within the model, and whatever belongs to a linear (scales of quantised
+    weights, adapters). The rest are buffers, which follow from the config, and what stands beside the model,
+    like the value head of a training run.
+    """
+    within = [name for name in extra if name.startswith(("model.", "lm_head."))]
+    refuse_unused(file, [name for name in within if _EXTRA.search(name)])
+    if extra:
+        note(f"{file}: {', '.join(extra[:3])}{', ...' if extra[3:] else ''}: not part of the model; not read")
 
 
 def _check_equal(stored: StoredTensor, values: np.ndarray, head: StoredTensor) -> None:
@@ -109,6 +120,6 @@ def _check_equal(stored: StoredTensor, values: np.ndarray, head: StoredTensor) -
 def _fingerprint(config: ModelConfig, stored: dict[str, StoredTensor]) -> str:
     rows = [
         (name, tensor.dtype.name, tensor.shape, tensor.file.name, tensor.offset, tensor.stamp)
-        for name, tensor in stored.items()
+        for name, tensor in sorted(stored.items())
     ]
     return hashlib.sha256(json.dumps([asdict(config), rows]).encode()).hexdigest()

@@ -1,8 +1,9 @@
 """A Hugging Face `config.json` (model types `llama`, `mistral` and `mixtral`) to `ModelConfig`.
 
 Reads no weights and leaves sampling defaults to `generation`. The one idea: every key is accounted for. A
-key is mapped, or may only have the value we compute, or is known not to touch the mathematics; anything
-else is refused by name and value, because a model that is computed wrongly still talks.
+key is mapped, or may only have the value we compute, or is known not to touch the mathematics. Of the others,
+those that may change it (`unknown_keys` has the rule) are refused by name and value, because a model that is
+computed wrongly still talks; the rest is logged.
 """
 
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 from ..model.config import ModelConfig, MoEConfig
 from ..model.errors import ConfigError
-from .generation import token_ids
 from .huggingface_rope import read_rope
+from .notes import note
+from .unknown_keys import may_change_the_mathematics
 from .values import brief, flag, integer, number
 
 _ARCHITECTURES = {
@@ -33,6 +35,9 @@ _MAPPED_FOR = {
     "mixtral": {"sliding_window", "num_local_experts", "num_experts_per_tok"},
 }
 
+_WINDOWS = {"sliding_window", "max_window_layers"}
+"""What Qwen2 models in a Llama's shape carry along, without effect where `use_sliding_window` is false."""
+
 _ONLY: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "partial_rotary_factor": (1.0,),
@@ -45,20 +50,24 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
     "tie_encoder_decoder": (False,),
     "pruned_heads": ({},),
+    "causal": (True,),
+    "is_causal": (True,),
+    "transformers_weights": ("model.safetensors", "model.safetensors.index.json"),
 }
 """Keys that would change the mathematics, with the values under which they do not."""
 
 _HARMLESS = {
-    "_attn_implementation_autoset", "_name_or_path", "attention_dropout", "attn_implementation",
+    "_attn_implementation_autoset", "_commit_hash", "_model_name_or_path", "_name_or_path",
     "chunk_size_feed_forward", "dtype", "finetuning_task", "id2label", "initializer_range", "is_llama_config",
-    "label2id", "max_sequence_length", "name_or_path", "output_attentions", "output_hidden_states",
-    "output_router_logits", "router_aux_loss_coef", "router_jitter_noise",
-    "pad_token_id", "pretraining_tp", "problem_type", "return_dict", "return_dict_in_generate",
+    "label2id", "max_sequence_length", "attention_dropout", "attn_implementation", "name_or_path",
+    "output_attentions", "output_hidden_states", "output_router_logits", "pad_token_id", "pretraining_tp",
+    "problem_type", "return_dict", "return_dict_in_generate", "router_aux_loss_coef", "router_jitter_noise",
     "task_specific_params", "tokenizer_class", "torch_dtype", "torchscript", "transformers.js_config",
     "transformers_version", "unk_token_id", "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache",
 }  # fmt: skip
-"""Keys without effect on what is computed. `pretraining_tp` splits a product into slices of the same sum;
-the router's loss and jitter belong to training."""
+"""Keys of transformers' own and of common tools without effect on what is computed, for which no line is
+logged. `pretraining_tp` splits a product into slices of the same sum; the router's loss and jitter belong to
+training."""
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": None, "sliding_window": None},
@@ -81,8 +90,10 @@ def read_config(path: Path, config: dict[str, Any]) -> ModelConfig:
     """
     try:
         family = _check_family(config)
-        _check_keys(config, family)
-        return _map(path, config | {key: config.get(key, value) for key, value in _DEFAULTS[family].items()})
+        if family == "llama" and config.get("use_sliding_window") is False:
+            config = {key: value for key, value in config.items() if key not in _WINDOWS}
+        _check_keys(path, config, family)
+        return _map(config | {key: config.get(key, value) for key, value in _DEFAULTS[family].items()})
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -99,24 +110,27 @@ def _check_family(config: dict[str, Any]) -> str:
     return family
 
 
-def _check_keys(config: dict[str, Any], family: str) -> None:
-    """Refuses every stated key that is neither mapped, nor at its only value, nor harmless."""
+def _check_keys(path: Path, config: dict[str, Any], family: str) -> None:
+    """Refuses what may change the mathematics and is neither mapped nor at its only value."""
+    known = _MAPPED | _MAPPED_FOR[family] | _HARMLESS
     for key, value in config.items():
-        if value is None or key in _MAPPED | _MAPPED_FOR[family] | _HARMLESS:
+        if value is None or key in known:
             continue
-        if key not in _ONLY:
+        if key in _ONLY:
+            if value not in _ONLY[key]:
+                raise ConfigError(f"{key} is {brief(value)}; expected {_ONLY[key][0]!r}")
+        elif may_change_the_mathematics(key, value):
             raise ConfigError(
                 f"{key} is {brief(value)}; we do not know this key, which may change the mathematics"
             )
-        if value not in _ONLY[key]:
-            raise ConfigError(f"{key} is {brief(value)}; expected {_ONLY[key][0]!r}")
+        else:
+            note(f"{path}: {key} is {brief(value)}; it is not used")
 
 
-def _map(path: Path, config: dict[str, Any]) -> ModelConfig:
+def _map(config: dict[str, Any]) -> ModelConfig:
     vocabulary, width, heads = (
         integer(config, key) for key in ("vocab_size", "hidden_size", "num_attention_heads")
     )
-    _check_token_ids(path, config, vocabulary)
     theta, rope, context = read_rope(config, integer(config, "max_position_embeddings"))
     window = integer(config, "sliding_window") if config["sliding_window"] is not None else None
     _check_layer_types(config, window)
@@ -143,12 +157,6 @@ def _map(path: Path, config: dict[str, Any]) -> ModelConfig:
 def _mixture(config: dict[str, Any]) -> MoEConfig:
     experts, chosen = (integer(config, key) for key in ("num_local_experts", "num_experts_per_tok"))
     return MoEConfig(experts=experts, experts_per_token=chosen)
-
-
-def _check_token_ids(path: Path, config: dict[str, Any], vocabulary: int) -> None:
-    for key in ("bos_token_id", "eos_token_id"):
-        if any(token >= vocabulary for token in token_ids(path, config, key)):
-            raise ConfigError(f"{key} is {config[key]!r}; expected less than vocab_size {vocabulary}")
 
 
 def _head_size(config: dict[str, Any], width: int, heads: int) -> int:

@@ -6,7 +6,7 @@ names one tensor for all experts or, with `{expert}`, one for each; where gate a
 tensor holds gate's outputs and then up's.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,23 +157,30 @@ def find_origins(
     """Where each of our parameters is, in their order, once `found` (name to shape) fits the config.
 
     Raises:
-      CheckpointError: a tensor is missing, of another shape, or unknown to us.
+      CheckpointError: a tensor is missing or of another shape.
     """
     if config.layers > len(found):  # before anything is listed per layer
         raise CheckpointError(
             f"{file}: {config.layers} layers are configured but it holds {len(found)} tensors"
         )
     origins: dict[str, Origin] = {}
-    used: set[str] = set()
     for name, shape in parameter_shapes(config).items():
         origin = origins[name] = origin_of(table, name, shape)
         for foreign in origin.names:
             _check_tensor(file, foreign, origin.shape, found)
-        used.update(origin.names)
-    if extra := sorted(found.keys() - used):
-        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-        raise CheckpointError(f"{file}: tensor {extra[0]}{more} is not part of the configured model")
     return origins
+
+
+def unused(origins: Mapping[str, Origin], found: Iterable[str]) -> list[str]:
+    """The tensors of a file that no parameter is made of, sorted."""
+    return sorted(set(found).difference(*(origin.names for origin in origins.values())))
+
+
+def refuse_unused(file: Path, names: Sequence[str]) -> None:
+    """Raises CheckpointError where there are any: the model that they are part of is another one."""
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise CheckpointError(f"{file}: tensor {names[0]}{more} is not part of the configured model")
 
 
 def _check_tensor(

@@ -1,13 +1,13 @@
 """Safetensors files: which there are, what their headers say, and one tensor at a time.
 
 Knows no names of ours. Nothing but headers is read until a tensor is asked for, and files are read, not
-mapped, so that a file cut short under us is an error and not a dead process. The one idea: a file named by
-an index is only opened if it lies in the folder itself.
+mapped, so that a file cut short under us is an error and not a dead process. The one idea: an index says
+which files are read, and names only files in the folder itself; which of their tensors a model needs is not
+known here. What nothing asks for is left alone with a remark, as transformers does, and may be of any type.
 """
 
 import json
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from .errors import CheckpointError
 from .files import read_json
+from .notes import note
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -28,14 +29,28 @@ _DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where a tensor's bytes are. `stamp` is the file's size and time of change when its header was read."""
+    """Where a tensor's bytes are.
+
+    Attributes:
+      kind: its type, as safetensors names it.
+      stamp: the file's size and time of change when its header was read.
+    """
 
     file: Path
     name: str
-    dtype: np.dtype
+    kind: str
     shape: tuple[int, ...]
     offset: int
     stamp: tuple[int, int]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Its type. Raises CheckpointError where weights of this type are not read."""
+        if self.kind not in _DTYPES:
+            raise CheckpointError(
+                f"{self.file}: tensor {self.name} is {self.kind}; expected one of {', '.join(_DTYPES)}"
+            )
+        return _DTYPES[self.kind]
 
     @property
     def nbytes(self) -> int:
@@ -61,26 +76,38 @@ class StoredTensor:
 def read_headers(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of a folder's safetensors, by name; reads headers only.
 
+    A whole `model.safetensors` comes before an index. A tensor in two shards is taken from where the index
+    says; one that the index puts elsewhere, from where it is.
+
     Raises:
-      CheckpointError: no safetensors, a damaged header, a shard that is missing, unlisted or outside the
-        folder, or a tensor that is not where the index says.
+      CheckpointError: no safetensors, a damaged header, or a shard that is missing or outside the folder.
     """
-    if not (folder / INDEX_FILE).exists():
-        return _read_header(_contained(folder, folder, SINGLE_FILE))
-    placement = _read_index(folder)
+    if (folder / SINGLE_FILE).exists() or not (folder / INDEX_FILE).exists():
+        files, placement = [SINGLE_FILE], {}
+    else:
+        placement = _read_index(folder)
+        files = sorted(set(placement.values()))
+    _note_others(folder, files)
     tensors: dict[str, StoredTensor] = {}
-    for shard in sorted(set(placement.values())):
-        for name, tensor in _read_header(_contained(folder / INDEX_FILE, folder, shard)).items():
+    spare: list[StoredTensor] = []
+    for file in files:
+        for name, tensor in _read_header(_contained(folder, file)).items():
             if name in tensors:
-                raise CheckpointError(f"{tensor.file}: tensor {name} is also in {tensors[name].file.name}")
-            if placement.get(name) != shard:
-                where = placement.get(name, "no shard")
-                raise CheckpointError(
-                    f"{tensor.file}: tensor {name} is here; {INDEX_FILE} puts it in {where}"
-                )
-            tensors[name] = tensor
-    _check_complete(folder, placement, tensors)
+                spare.append(tensors[name] if placement.get(name) == file else tensor)
+            if name not in tensors or placement.get(name) == file:
+                tensors[name] = tensor
+    if spare:
+        others = f" and {len(spare) - 1} more" if len(spare) > 1 else ""
+        note(f"{folder}: tensors stored twice: {spare[0].name} in {spare[0].file.name}{others}: not read")
     return tensors
+
+
+def _note_others(folder: Path, files: list[str]) -> None:
+    others = {path.name for path in folder.glob("*.safetensors")} - set(files)
+    if files == [SINGLE_FILE] and (folder / INDEX_FILE).exists():
+        others.add(INDEX_FILE)
+    if others:
+        note(f"{folder}: {', '.join(sorted(others))}: not part of the model; not read")
 
 
 def _read_index(folder: Path) -> dict[str, str]:
@@ -96,31 +123,22 @@ def _read_index(folder: Path) -> dict[str, str]:
     return placement
 
 
-def _check_complete(folder: Path, placement: dict[str, str], tensors: Iterable[str]) -> None:
-    if lost := sorted(placement.keys() - set(tensors)):
-        raise CheckpointError(
-            f"{folder / placement[lost[0]]}: tensor {lost[0]} is missing; {INDEX_FILE} lists it"
-        )
-    shards = {path.name for path in folder.glob("*-of-*.safetensors")}
-    if extra := sorted(shards - set(placement.values())):
-        raise CheckpointError(f"{folder / extra[0]}: not listed in {INDEX_FILE}")
-
-
-def _contained(names_it: Path, folder: Path, name: str) -> Path:
+def _contained(folder: Path, name: str) -> Path:
     """The path of a file in the folder, links followed.
 
-    Links inside the folder's own tree are fine, and so is the hub cache's layout, where
-    `models--org--name/snapshots/<revision>/file` links to `models--org--name/blobs/<hash>`.
+    A link may lead to a plain file in the folder's own tree, or in a folder called `blobs`: so the hub cache
+    keeps what its snapshots link to, as do folders that `huggingface-cli download --local-dir` made before
+    0.23, and other stores by digest. Elsewhere a link in a folder that somebody else made could lead to any
+    file of the user's.
     """
     path = folder / name
     if not path.exists():
         raise CheckpointError(f"{path}: missing")
-    real, home = path.resolve(), folder.resolve()
-    allowed = [home]
-    if home.parent.name == "snapshots":
-        allowed.append(home.parent.parent / "blobs")
-    if not any(real.is_relative_to(root) for root in allowed) or not real.is_file():
-        raise CheckpointError(f"{names_it}: {name} leads outside the folder; it is not opened")
+    real = path.resolve()
+    if not real.is_file() or not (real.is_relative_to(folder.resolve()) or real.parent.name == "blobs"):
+        raise CheckpointError(
+            f"{path} leads outside the folder, to {real}; expected a plain file there, or in a folder `blobs`"
+        )
     return path
 
 
@@ -145,12 +163,8 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def _tensor(path: Path, name: str, entry: dict[str, Any], start: int, stamp: tuple[int, int]) -> StoredTensor:
-    if entry["dtype"] not in _DTYPES:
-        raise CheckpointError(
-            f"{path}: tensor {name} is {entry['dtype']}; expected one of {', '.join(_DTYPES)}"
-        )
     shape, offset = tuple(entry["shape"]), start + entry["data_offsets"][0]
-    return StoredTensor(path, name, _DTYPES[entry["dtype"]], shape, offset, stamp)
+    return StoredTensor(path, name, entry["dtype"], shape, offset, stamp)
 
 
 def _reason(error: Exception) -> str:

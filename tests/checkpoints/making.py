@@ -1,14 +1,20 @@
 """Tiny checkpoints in every format, made by the libraries that define the formats."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
+import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from distaff.checkpoints.huggingface import HuggingFaceFolder
+from distaff.model.errors import DistaffError
 
 SIZES: dict[str, Any] = dict(
     vocab_size=320,
@@ -230,3 +236,21 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def refuse(folder: Path, *said: str) -> None:
+    """Opening a folder fails with one line that holds every one of `said`."""
+    with pytest.raises(DistaffError) as refusal:
+        HuggingFaceFolder(folder)
+    for text in said:
+        assert text in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def change_tensors(file: Path, change: Callable[[dict[str, np.ndarray]], Any]) -> None:
+    """Changes a safetensors file's tensors."""
+    tensors = load_file(file)
+    change(tensors)
+    save_file(
+        {name: np.ascontiguousarray(values) for name, values in tensors.items()}, file, {"format": "pt"}
+    )
