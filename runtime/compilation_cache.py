@@ -1,20 +1,26 @@
 """Where compiled steps are kept between starts: one private folder for each jaxlib, device and processor.
 
 JAX does the keeping. Compiled code runs wherever it is read, so the folder belongs to this user alone; and
-code made for another processor may hold instructions that this one lacks, so each kind has its own.
+code made for another processor may hold instructions that this one lacks, so each kind has its own. Nothing
+of a model needs the folder: without one, every start compiles.
 """
 
+import errno
 import hashlib
+import logging
+import os
 import platform
 import re
 from importlib.metadata import version
 from pathlib import Path
 
+log = logging.getLogger(__name__)
+
 _CPUINFO = Path("/proc/cpuinfo")
 
 
-def keep_compiled(cache: Path, device_kind: str) -> Path:
-    """Has JAX keep everything it compiles from now on; returns the folder.
+def keep_compiled(cache: Path, device_kind: str) -> Path | None:
+    """Has JAX keep everything it compiles from now on; returns the folder, None where none can be had.
 
     Args:
       cache: the folder for all that Distaff keeps.
@@ -22,7 +28,11 @@ def keep_compiled(cache: Path, device_kind: str) -> Path:
     """
     import jax
 
-    folder = compilation_folder(cache, device_kind)
+    try:
+        folder = compilation_folder(cache, device_kind)
+    except OSError as error:
+        log.warning("compiled programs are not kept, so every start compiles: %s", error)
+        return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -37,12 +47,17 @@ def compilation_folder(cache: Path, device: str) -> Path:
 
     Args:
       device: the kind of device, e.g. `cpu` or `NVIDIA H100`.
+
+    Raises:
+      OSError: it cannot be made or written to, or is another user's.
     """
     kind = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     name = f"{version('jaxlib')}-{kind}-{processor_digest()}"
     folder = cache / "compiled" / name
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "not writable", str(folder))
     return folder
 
 

@@ -1,8 +1,10 @@
 """Where names lead: paths, the bundled model, and a hub, which here is a small server on the loopback."""
 
+import errno
 import json
 import logging
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from distaff.checkpoints import bundled, check, open_checkpoint, resolve
+from distaff.checkpoints import bundle, bundled, check, open_checkpoint, resolve
 from distaff.checkpoints.bundle import SMOLLM2, BundledModel, _locked, prepare
 from distaff.checkpoints.errors import CheckpointError, SourceNotFound
 from distaff.checkpoints.files import sha256
@@ -77,6 +79,30 @@ def test_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "distaff"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # as for a user id that nobody has
+    assert cache_folder() == Path("/.cache/distaff")
+
+
+def test_a_cache_that_cannot_be_written(
+    tiny: BundledModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that is there is used; where it has to be made, one line says where and what can be done."""
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError) as refusal:
+        prepare(tiny, tmp_path / "file" / "cache")
+    assert str(tmp_path / "file") in str(refusal.value) and "XDG_CACHE_HOME" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    store = prepare(tiny, tmp_path / "cache")
+
+    def read_only(path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(bundle, "_locked", read_only)
+    assert prepare(tiny, tmp_path / "cache") == store
+    shutil.rmtree(store)
+    with pytest.raises(CheckpointError, match="XDG_CACHE_HOME"):
+        prepare(tiny, tmp_path / "cache")
 
 
 def test_bundled_models() -> None:
