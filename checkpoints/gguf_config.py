@@ -75,7 +75,7 @@ def _map(
         heads=heads,
         kv_heads=integer(keys, "attention.head_count_kv") if "attention.head_count_kv" in keys else heads,
         head_size=head_size,
-        context=context,
+        context=scaling.reach(context) if scaling else context,
         norm_epsilon=shortest(number(keys, "attention.layer_norm_rms_epsilon")),
         rope_theta=shortest(theta),
         rope=scaling,
@@ -127,7 +127,7 @@ def _scaling(keys: dict[str, Any], context: int) -> RopeScaling | None:
     if kind not in ("linear", "yarn"):
         raise ConfigError(f"llama.rope.scaling.type is {kind!r}; expected none, linear or yarn")
     original = "rope.scaling.original_context_length"
-    trained = integer(keys, original) if kind == "yarn" and original in keys else context
+    trained = integer(keys, original) if original in keys else context
     return RopeScaling(kind=kind, factor=number(keys, key), original_context=trained)
 
 

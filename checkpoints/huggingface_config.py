@@ -93,7 +93,7 @@ def read_config(path: Path, config: dict[str, Any]) -> ModelConfig:
         if family == "llama" and config.get("use_sliding_window") is False:
             config = {key: value for key, value in config.items() if key not in _WINDOWS}
         _check_keys(path, config, family)
-        return _map(config | {key: config.get(key, value) for key, value in _DEFAULTS[family].items()})
+        return _map(path, config | {key: config.get(key, value) for key, value in _DEFAULTS[family].items()})
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -127,11 +127,11 @@ def _check_keys(path: Path, config: dict[str, Any], family: str) -> None:
             note(f"{path}: {key} is {brief(value)}; it is not used")
 
 
-def _map(config: dict[str, Any]) -> ModelConfig:
+def _map(path: Path, config: dict[str, Any]) -> ModelConfig:
     vocabulary, width, heads = (
         integer(config, key) for key in ("vocab_size", "hidden_size", "num_attention_heads")
     )
-    theta, rope, context = read_rope(config, integer(config, "max_position_embeddings"))
+    theta, rope, context = read_rope(path, config, integer(config, "max_position_embeddings"))
     window = integer(config, "sliding_window") if config["sliding_window"] is not None else None
     _check_layer_types(config, window)
     return ModelConfig(

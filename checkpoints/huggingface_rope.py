@@ -1,13 +1,16 @@
 """The rotary part of a Hugging Face `config.json`: `rope_theta` and the scaling, in the old and new places.
 
 transformers 5 writes one `rope_parameters` object; before that there were `rope_theta` and `rope_scaling`.
-The semantics are those of transformers' `modeling_rope_utils` (5.23), including its defaults.
+The semantics are those of transformers' `modeling_rope_utils` (5.24), including its defaults; a key that it
+does not read for a rope type is logged and ignored, as there.
 """
 
+from pathlib import Path
 from typing import Any, cast
 
 from ..model.config import RopeKind, RopeScaling
 from ..model.errors import ConfigError
+from .notes import note
 from .values import brief, flag, integer, number
 
 _KEYS: dict[str, set[str]] = {
@@ -22,15 +25,18 @@ _KEYS: dict[str, set[str]] = {
 }  # fmt: skip
 """Every rope type that we compute, with the keys that it reads."""
 
+_ALL_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
+"""What may stand beside them for any type."""
 
-def read_rope(config: dict[str, Any], context: int) -> tuple[float, RopeScaling | None, int]:
-    """`(rope_theta, scaling, usable context)` of a config.json; `context`: its max_position_embeddings.
 
-    The context is what the file says, except for `dynamic`: its scaling only begins beyond the trained
-    context, so the model's own limit is `factor` times that.
+def read_rope(path: Path, config: dict[str, Any], context: int) -> tuple[float, RopeScaling | None, int]:
+    """`(rope_theta, scaling, usable context)` of a config.json.
+
+    Args:
+      path: for log lines. context: the file's max_position_embeddings.
 
     Raises:
-      ConfigError: a rope type or key that we do not compute, or a number that is none.
+      ConfigError: a rope type or partial rotation that we do not compute, or a number that is none.
     """
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(rope, dict):
@@ -38,29 +44,22 @@ def read_rope(config: dict[str, Any], context: int) -> tuple[float, RopeScaling 
     kind = rope.get("rope_type", rope.get("type", "default"))
     if not isinstance(kind, str) or kind not in _KEYS:
         raise ConfigError(f"rope_type is {brief(kind)}; expected one of {sorted(_KEYS)}")
-    _check_keys(rope, kind)
+    if rope.get("partial_rotary_factor") not in (None, 1.0):
+        raise ConfigError(
+            f"rope_parameters.partial_rotary_factor is {brief(rope['partial_rotary_factor'])}; expected 1.0"
+        )
+    for key in rope.keys() - _KEYS[kind] - _ALL_KEYS:
+        note(f"{path}: rope_parameters.{key} is {brief(rope[key])}; rope type {kind!r} does not use it")
     theta = number(rope if rope.get("rope_theta") is not None else config, "rope_theta", 10_000.0)
     if kind == "default":
         return theta, None, context
-    scaling = _scaling(cast(RopeKind, kind), rope, _original_context(config, rope, kind, context))
-    return theta, scaling, int(context * scaling.factor) if kind == "dynamic" else context
+    original = context if kind == "dynamic" else _original_context(config, rope, context)
+    scaling = _scaling(cast(RopeKind, kind), rope, original)
+    return theta, scaling, scaling.reach(context)
 
 
-def _check_keys(rope: dict[str, Any], kind: str) -> None:
-    for key, value in rope.items():
-        if value is None or key in _KEYS[kind] | {"rope_type", "type", "rope_theta"}:
-            continue
-        if key == "partial_rotary_factor" and value == 1.0:
-            continue
-        raise ConfigError(
-            f"rope_parameters.{key} is {brief(value)}; rope type {kind!r} is not computed with it"
-        )
-
-
-def _original_context(config: dict[str, Any], rope: dict[str, Any], kind: str, context: int) -> int:
+def _original_context(config: dict[str, Any], rope: dict[str, Any], context: int) -> int:
     """The trained context: beside the rope parameters or in them, else max_position_embeddings."""
-    if kind in ("linear", "dynamic"):
-        return context
     key = "original_max_position_embeddings"
     place = next((place for place in (config, rope) if place.get(key) is not None), None)
     return context if place is None else integer(place, key)

@@ -28,7 +28,7 @@ class RopeScaling:
       kind: `linear` (position interpolation), `dynamic` (NTK-aware, by sequence length), `llama3`
         (Llama 3.1's band-wise interpolation) or `yarn` (Peng et al. 2023, arXiv:2309.00071).
       factor: how many times longer the context becomes.
-      original_context: the trained context (positions); required by `llama3` and `yarn`, and the length
+      original_context: the trained context (positions): what `llama3` and `yarn` compute with, and the length
         beyond which `dynamic` begins.
       low_frequency, high_frequency: `llama3`'s band limits, in periods per trained context.
       beta_fast, beta_slow: `yarn`'s ramp limits, in rotations per trained context.
@@ -59,6 +59,15 @@ class RopeScaling:
                 f"rope.high_frequency is {self.high_frequency}; expected more than low_frequency, "
                 f"{self.low_frequency}"
             )
+
+    def reach(self, stated: int) -> int:
+        """The longest context, where a checkpoint states `stated` positions.
+
+        With `llama3` that is what is stated. Of the other kinds, published checkpoints state now the stretched
+        context and now the trained one, so it is the larger of what is stated and `factor` times what was
+        trained, as vLLM has it.
+        """
+        return stated if self.kind == "llama3" else max(stated, int(self.original_context * self.factor))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

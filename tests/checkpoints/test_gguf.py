@@ -124,14 +124,15 @@ def refuse(path: Path, *said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "metadata, expected",
+    "metadata, expected, context",
     [
-        ({"rope__scaling__type": "none"}, None),
+        ({"rope__scaling__type": "none"}, None, 128),
         (
             {"rope__scaling__type": "linear", "rope__scaling__factor": 4.0},
             RopeScaling(kind="linear", factor=4.0, original_context=128),
+            512,
         ),
-        ({"rope__scale_linear": 4.0}, RopeScaling(kind="linear", factor=4.0, original_context=128)),
+        ({"rope__scale_linear": 4.0}, RopeScaling(kind="linear", factor=4.0, original_context=128), 512),
         (
             {
                 "rope__scaling__type": "yarn",
@@ -139,14 +140,16 @@ def refuse(path: Path, *said: str) -> None:
                 "rope__scaling__original_context_length": 32,
             },
             RopeScaling(kind="yarn", factor=4.0, original_context=32),
+            128,
         ),
     ],
 )
 def test_rope_scaling(
-    tmp_path: Path, model: Any, metadata: dict[str, Any], expected: RopeScaling | None
+    tmp_path: Path, model: Any, metadata: dict[str, Any], expected: RopeScaling | None, context: int
 ) -> None:
     path = write(tmp_path, model, **{f"llama.{key}": value for key, value in metadata.items()})
-    assert GGUFFile(path).config.rope == expected
+    config = GGUFFile(path).config
+    assert (config.rope, config.context) == (expected, context)
 
 
 def converter_divisors(theta: float, head: int, factor: float, original: int) -> list[float]:

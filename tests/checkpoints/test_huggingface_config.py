@@ -4,12 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
+import torch
 import transformers
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from distaff.checkpoints.huggingface_config import read_config
 from distaff.model.config import ModelConfig, RopeScaling
 from distaff.model.errors import ConfigError
+from distaff.model.rotary import rotary_tables
 
 from .making import SIZES
 
@@ -23,7 +28,18 @@ ROPES: list[tuple[dict[str, Any], RopeScaling | None, int]] = [
     (
         {"rope_type": "linear", "factor": 2.0},
         RopeScaling(kind="linear", factor=2.0, original_context=128),
+        256,
+    ),
+    # What the file states is the stretched context already.
+    (
+        {"rope_type": "linear", "factor": 2.0, "original_max_position_embeddings": 64},
+        RopeScaling(kind="linear", factor=2.0, original_context=64),
         128,
+    ),
+    (
+        {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 64},
+        RopeScaling(kind="dynamic", factor=2.0, original_context=128),
+        256,
     ),
     (
         {"rope_type": "dynamic", "factor": 2.0},
@@ -47,7 +63,12 @@ ROPES: list[tuple[dict[str, Any], RopeScaling | None, int]] = [
         128,
     ),
     # Without a trained context transformers takes max_position_embeddings.
-    ({"rope_type": "yarn", "factor": 4.0}, RopeScaling(kind="yarn", factor=4.0, original_context=128), 128),
+    ({"rope_type": "yarn", "factor": 4.0}, RopeScaling(kind="yarn", factor=4.0, original_context=128), 512),
+    (
+        {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 128},
+        RopeScaling(kind="yarn", factor=2.0, original_context=128),
+        256,
+    ),
     (
         {
             "rope_type": "yarn",
@@ -77,7 +98,25 @@ ROPES: list[tuple[dict[str, Any], RopeScaling | None, int]] = [
     (
         {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 0.0, "beta_fast": None},
         RopeScaling(kind="yarn", factor=4.0, original_context=128),
+        512,
+    ),
+    # Keys that transformers does not read.
+    (
+        {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 32,
+            "finetuned": True,
+            "attn_factor": 2.0,
+            "extrapolation_factor": 3.0,
+        },
+        RopeScaling(kind="yarn", factor=4.0, original_context=32),
         128,
+    ),
+    (
+        {"rope_type": "linear", "factor": 2.0, "low_freq_factor": 1.0, "mrope_section": [1]},
+        RopeScaling(kind="linear", factor=2.0, original_context=128),
+        256,
     ),
 ]
 
@@ -101,6 +140,25 @@ def test_rope_in_the_old_places(
     scaling = {key: rope["rope_type"], **{name: value for name, value in rope.items() if name != "rope_type"}}
     config = read_config(PATH, llama(rope_theta=10_000, rope_scaling=scaling))
     assert config == ModelConfig(**PLAIN, context=context, rope=expected)
+
+
+def test_ignored_rope_keys_are_logged(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    scaling = {"type": "yarn", "factor": 4.0, "finetuned": True}
+    read_config(tmp_path / "config.json", llama(rope_scaling=scaling))
+    assert "rope_parameters.finetuned is True; rope type 'yarn' does not use it" in caplog.text
+
+
+@pytest.mark.parametrize("rope, expected, context", ROPES)
+def test_the_same_rotation_as_transformers(
+    rope: dict[str, Any], expected: RopeScaling | None, context: int
+) -> None:
+    """What it computes from the same keys, also from those that it ignores."""
+    stated = transformers.LlamaConfig(**SIZES, rope_parameters={"rope_theta": 10_000.0, **rope})
+    theirs = LlamaRotaryEmbedding(stated)
+    ours = read_config(PATH, llama(rope_parameters={"rope_theta": 10_000.0, **rope}))
+    theirs_plain, _ = theirs(torch.zeros(1), torch.arange(100)[None])
+    cos, _ = rotary_tables(ours, jnp.arange(100), jnp.full(100, 100))
+    np.testing.assert_allclose(np.asarray(cos), theirs_plain[0, :, :8].numpy(), atol=2e-5)
 
 
 def llama(**changes: Any) -> dict[str, Any]:
@@ -201,7 +259,6 @@ def test_absent_key_value_heads() -> None:
         ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rope_type is 'longrope'"),
         ({"rope_scaling": {"type": "linear", "factor": float("nan")}}, "factor is nan"),
         ({"rope_scaling": {"type": "linear"}}, "factor is None"),
-        ({"rope_scaling": {"type": "linear", "factor": 2, "mrope_section": [1]}}, "mrope_section is [1]"),
         ({"rope_scaling": "linear"}, "rope_scaling is 'linear'"),
         (
             {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
