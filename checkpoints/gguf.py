@@ -7,11 +7,13 @@ permutes the rows of q and k, and we put them back.
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
 
@@ -19,25 +21,22 @@ from ..model.config import ModelConfig
 from .errors import CheckpointError
 from .generation import GenerationDefaults, read_sampling
 from .gguf_config import read_gguf_config, shortest
-from .gguf_header import GGUFHeader, GGUFTensor, read_gguf_header
+from .gguf_header import GGUFHeader, GGUFTensor, stamp
+from .gguf_parts import read_gguf_parts, tensors_of
 from .gguf_tokenizer import end_ids
 from .names import GGUF, GGUF_APART, GGUF_EXPERTS, find_origins, refuse_unused, table_for, unused
 
 _ROPE_FREQUENCIES = "rope_freqs.weight"
-
-_KINDS = {
-    Kind.F32, Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0,
-    Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K,
-}  # fmt: skip
 
 
 class GGUFFile:
     """A checkpoint whose header is read and checked; the weights are still on disk.
 
     Attributes:
-      path: the file. config: the model. generation: its end tokens and sampling defaults.
+      path: the file, or the first of several.
+      config: the model. generation: its end tokens and sampling defaults.
       int8: never; what was quantised is read as f32.
-      fingerprint: SHA-256 over the whole header and the file's size and time of change.
+      fingerprint: SHA-256 over every file's whole header, size and time of change.
       nbytes: of all tensors as float32.
 
     Raises:
@@ -47,31 +46,28 @@ class GGUFFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._stamp = _stamp(path)
-        header = read_gguf_header(path)
-        if header.metadata.get("split.count", 1) not in (0, 1):
-            raise CheckpointError(
-                f"{path}: split.count is {header.metadata['split.count']}; expected one file"
-            )
-        for tensor in header.tensors.values():
-            if tensor.kind not in _KINDS:
+        parts = read_gguf_parts(path)
+        self._stamps = {part: header.stamp for part, header in parts.items()}
+        metadata, tensors = parts[path].metadata, tensors_of(parts)
+        for tensor in tensors.values():
+            if not _dequantised(tensor.kind):
                 raise CheckpointError(
-                    f"{path}: tensor {tensor.name} is {tensor.kind.name}; it is not dequantised"
+                    f"{tensor.file}: tensor {tensor.name} is {tensor.kind.name}; it is not dequantised"
                 )
-        shapes = {name: tensor.shape for name, tensor in header.tensors.items()}
-        divisors = header.tensors.get(_ROPE_FREQUENCIES) if shapes.pop(_ROPE_FREQUENCIES, None) else None
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        divisors = tensors.get(_ROPE_FREQUENCIES) if shapes.pop(_ROPE_FREQUENCIES, None) else None
         factors = self._read(divisors) if divisors else None
-        self.config: ModelConfig = read_gguf_config(path, header.metadata, shapes, factors)
+        self.config: ModelConfig = read_gguf_config(path, metadata, shapes, factors)
         self.generation = GenerationDefaults(
-            eos_ids=end_ids(path, header.metadata), **read_sampling(path, _sampling(header.metadata))
+            eos_ids=end_ids(path, metadata), **read_sampling(path, _sampling(metadata))
         )
         table = table_for(self.config, GGUF, (GGUF_EXPERTS, GGUF_APART), shapes)
         self._origins = find_origins(path, self.config, table, shapes)
         refuse_unused(path, unused(self._origins, shapes))
-        self._stored = {name: header.tensors[name] for name in shapes}
+        self._stored = {name: tensors[name] for name in shapes}
         self.int8 = False
         self.nbytes: int = 4 * sum(prod(tensor.shape) for tensor in self._stored.values())
-        self.fingerprint: str = _fingerprint(path, header, self._stamp)
+        self.fingerprint: str = _fingerprint(parts)
 
     def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
         """`(name, float32 values)` in `parameter_shapes` order, linears as `[inputs, outputs]`.
@@ -94,12 +90,12 @@ class GGUFFile:
         return {"attention.q": self.config.heads, "attention.k": self.config.kv_heads}.get(inner, 0)
 
     def _read(self, stored: GGUFTensor) -> np.ndarray:
-        with open(self.path, "rb") as file:
+        with open(stored.file, "rb") as file:
             file.seek(stored.offset)
             raw = np.fromfile(file, np.uint8, stored.size)
-        if len(raw) != stored.size or _stamp(self.path) != self._stamp:
+        if len(raw) != stored.size or stamp(stored.file) != self._stamps[stored.file]:
             raise CheckpointError(
-                f"{self.path}: tensor {stored.name}: the file changed while it was being read"
+                f"{stored.file}: tensor {stored.name}: the file changed while it was being read"
             )
         typed = {Kind.F32: np.float32, Kind.F16: np.float16}.get(stored.kind)
         values = dequantize(raw if typed is None else raw.view(typed), stored.kind)
@@ -120,13 +116,20 @@ def _sampling(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {name: shortest(value) if type(value) is float else value for name, value in stated.items()}
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-def _fingerprint(path: Path, header: GGUFHeader, stamp: tuple[int, int]) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256(file.read(header.length))
-    digest.update(repr(stamp).encode())
+def _fingerprint(parts: dict[Path, GGUFHeader]) -> str:
+    digest = hashlib.sha256()
+    for path, header in parts.items():
+        with open(path, "rb") as file:
+            digest.update(file.read(header.length))
+        digest.update(repr(header.stamp).encode())
     return digest.hexdigest()
+
+
+@cache
+def _dequantised(kind: Kind) -> bool:
+    """Whether the gguf package has an inverse of this type: tried on a block of zeros."""
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True

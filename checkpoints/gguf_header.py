@@ -24,8 +24,9 @@ _ALIGNMENT = 32
 
 @dataclass(frozen=True, slots=True)
 class GGUFTensor:
-    """One tensor's entry: its shape in row-major order, and its bytes as `[offset, offset + size)`."""
+    """One tensor's entry: its shape in row-major order; its bytes are `[offset, offset + size)` there."""
 
+    file: Path
     name: str
     kind: GGMLQuantizationType
     shape: tuple[int, ...]
@@ -35,11 +36,16 @@ class GGUFTensor:
 
 @dataclass(frozen=True, slots=True)
 class GGUFHeader:
-    """What stands before the weights. `length`: bytes before the first tensor's."""
+    """What stands before the weights.
+
+    Attributes:
+      length: bytes before the first tensor's. stamp: of the file, before it was read.
+    """
 
     metadata: dict[str, Any]
     tensors: dict[str, GGUFTensor]
     length: int
+    stamp: tuple[int, int]
 
 
 def read_gguf_header(path: Path) -> GGUFHeader:
@@ -49,10 +55,17 @@ def read_gguf_header(path: Path) -> GGUFHeader:
       CheckpointError: not GGUF, truncated, or inconsistent. The line names the file, and the tensor or key.
     """
     try:
+        before = stamp(path)
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Parser(path, data).header()
+            return _Parser(path, data).header(before)
     except (OSError, ValueError) as error:  # mmap refuses an empty file with ValueError
         raise CheckpointError(f"{path}: not readable as GGUF ({type(error).__name__})") from None
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """A file's size and time of change."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 class _Parser:
@@ -109,7 +122,7 @@ class _Parser:
             raise self.fail(f"array of type {kind}; expected numbers or texts")
         return [self.text() for _ in range(self.count("texts", 8))]
 
-    def header(self) -> GGUFHeader:
+    def header(self, before: tuple[int, int]) -> GGUFHeader:
         magic, version = self.take("4sI")
         if magic != b"GGUF":
             raise self.fail(f"begins with {magic!r}; expected b'GGUF'")
@@ -123,7 +136,7 @@ class _Parser:
         if type(alignment) is not int or alignment < 8 or alignment & (alignment - 1):
             raise self.fail(f"{alignment!r}; expected a power of two, at least 8")
         start = -(-self.position // alignment) * alignment
-        return GGUFHeader(metadata, self.place(entries, start, alignment), start)
+        return GGUFHeader(metadata, self.place(entries, start, alignment), start, before)
 
     def metadata(self, count: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -146,7 +159,7 @@ class _Parser:
         kind, offset = self.take("IQ")
         if kind not in GGMLQuantizationType.__members__.values():
             raise self.fail(f"type number {kind} is unknown")
-        return GGUFTensor(name, GGMLQuantizationType(kind), shape, offset, self.size(shape, kind))
+        return GGUFTensor(self.path, name, GGMLQuantizationType(kind), shape, offset, self.size(shape, kind))
 
     def size(self, shape: tuple[int, ...], kind: int) -> int:
         block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
@@ -171,6 +184,6 @@ class _Parser:
             if start + end > len(self.data):
                 raise self.fail(f"ends at byte {start + end} of {len(self.data)}; the file is truncated")
             placed[entry.name] = GGUFTensor(
-                entry.name, entry.kind, entry.shape, start + entry.offset, entry.size
+                entry.file, entry.name, entry.kind, entry.shape, start + entry.offset, entry.size
             )
         return placed

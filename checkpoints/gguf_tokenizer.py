@@ -1,8 +1,8 @@
 """The tokenizer and chat template inside a GGUF, as a `tokenizers` pipeline built piece by piece.
 
 What the metadata means is llama.cpp's to say (`llama-vocab.cpp`): `gpt2` is byte-level BPE whose first split
-is named by `tokenizer.ggml.pre`, `llama` is SentencePiece's BPE with scores and byte fallback. A split that
-is not in the table is refused by name, since a wrong one still gives plausible, worse text.
+is named by `tokenizer.ggml.pre` (`gguf_splits`), `llama` is SentencePiece's BPE with scores and byte
+fallback. A split that is not known is refused by name, since a wrong one still gives plausible, worse text.
 """
 
 from collections.abc import Mapping
@@ -20,6 +20,8 @@ from tokenizers import (
 )
 
 from .errors import CheckpointError
+from .gguf_splits import SPLITS
+from .notes import note
 from .tokenizer_folder import named_templates
 from .tokenizer_parts import TokenizerParts, surround
 
@@ -27,30 +29,29 @@ _CONTROL, _USER_DEFINED, _NORMAL = 3, 4, 1
 _TEMPLATE = "tokenizer.chat_template"
 
 _END_TEXTS = {
-    "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>",
-    "<EOT>",
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "[e~[",
+    "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "\u2581<EOT>", "[EOT]",
+    "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
 }  # fmt: skip
-"""Control tokens that llama.cpp takes for an end by their text, whatever the metadata says."""
+"""Tokens that llama.cpp takes for an end by their text, whatever the metadata says and whatever their type
+(`special_eog_ids`); they are control tokens."""
 
-_LLAMA3 = (
-    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_NO_ENDS = (
+    ({"<|return|>", "<|call|>"}, "<|end|>"),
+    ({"<|flush|>", "<|call|>"}, "<|end|>"),
+    ({"<|flush|>", "<|calls|>"}, "<|end|>"),
+    ({"<|return|>", "<|calls|>"}, "<|end|>"),
+    ({"<|tool_response>"}, "</s>"),
 )
-_DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", None, r"\p{N}+", r"[0-9][0-9][0-9]")
-_SPLITS: dict[str, tuple[str | None, ...]] = {
-    "default": _DEFAULT,
-    "gpt-2": (None,),
-    "gpt2": (None,),
-    "smollm": (r"\p{N}", None),
-    "starcoder": (r"\p{N}", None),
-    "llama-bpe": (_LLAMA3,),
-    "llama3": (_LLAMA3,),
-    "llama-v3": (_LLAMA3,),
-}
-"""`tokenizer.ggml.pre` to the splits applied one after another; None is GPT-2's own."""
+"""Tokens beside which one of these ends nothing, as there."""
 
-_WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3"}
-"""Splits whose words are looked up whole before any merge; these models also begin with BOS by default."""
+_CODE_ENDS = {
+    "fim_pad": {"<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"},
+    "fim_rep": {"<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"},
+    "fim_sep": {"<|file_sep|>"},
+}
+"""What ends a piece of code, by the key that names it and by the texts that do where it is absent."""
 
 
 def read_gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> TokenizerParts:
@@ -92,12 +93,22 @@ def _named_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
 
 
 def end_ids(path: Path, metadata: Mapping[str, Any]) -> tuple[int, ...]:
-    """The ids that end a reply: those the metadata names, then control tokens known by their text."""
-    tokens, kinds = _tokens(path, metadata)
-    keys = ("eos_token_id", "eot_token_id", "eom_token_id")
-    named = [_id(path, metadata, f"tokenizer.ggml.{key}", len(tokens)) for key in keys]
-    known = [i for i, text in enumerate(tokens) if kinds[i] == _CONTROL and text in _END_TEXTS]
-    return tuple(dict.fromkeys([i for i in named if i is not None] + known))
+    """The ids that end a reply: those the metadata names, then tokens known by their text."""
+    tokens, _ = _tokens(path, metadata)
+    count = len(tokens)
+    keys = ("eos", "eot", "eom", *_CODE_ENDS)
+    named = {key: _id(path, metadata, f"tokenizer.ggml.{key}_token_id", count) for key in keys}
+    known = _end_texts(tokens)
+    for key, texts in _CODE_ENDS.items():
+        known |= texts if named[key] is None else set()
+    ids = [token for token in named.values() if token is not None]
+    return tuple(dict.fromkeys(ids + [i for i, text in enumerate(tokens) if text in known]))
+
+
+def _end_texts(tokens: list[str]) -> set[str]:
+    """The texts of a vocabulary that mean an end."""
+    found = _END_TEXTS.intersection(tokens)
+    return found - {other for signs, other in _NO_ENDS if signs <= found}
 
 
 def _tokens(path: Path, metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
@@ -109,14 +120,20 @@ def _tokens(path: Path, metadata: Mapping[str, Any]) -> tuple[list[str], list[in
     kinds = metadata.get("tokenizer.ggml.token_type", [_NORMAL] * len(tokens))
     if not isinstance(kinds, list) or len(kinds) != len(tokens):
         raise CheckpointError(f"{path}: tokenizer.ggml.token_type; expected {len(tokens)} entries")
-    return tokens, kinds
+    ends = _end_texts(tokens)
+    mistyped = [text for text, kind in zip(tokens, kinds, strict=True) if text in ends and kind != _CONTROL]
+    if mistyped:
+        note(f"{path}: {', '.join(mistyped)}: not of type control; taken for the end of a turn all the same")
+    return tokens, [_CONTROL if text in ends else kind for text, kind in zip(tokens, kinds, strict=True)]
 
 
 def _id(path: Path, metadata: Mapping[str, Any], key: str, count: int) -> int | None:
+    """The token that a key names; None where it names none, or one that is not there."""
     value = metadata.get(key)
-    if value is not None and (type(value) is not int or not 0 <= value < count):
-        raise CheckpointError(f"{path}: {key} is {value!r}; expected less than {count}")
-    return value
+    if value is None or (type(value) is int and 0 <= value < count):
+        return value
+    note(f"{path}: {key} is {value!r}; expected less than {count}; it is not used")
+    return None
 
 
 def _special(path: Path, metadata: Mapping[str, Any], tokens: list[str]) -> dict[str, str]:
@@ -129,22 +146,18 @@ def _special(path: Path, metadata: Mapping[str, Any], tokens: list[str]) -> dict
 
 def _byte_level(path: Path, metadata: Mapping[str, Any], tokens: list[str]) -> tuple[Tokenizer, bool]:
     pre = metadata.get("tokenizer.ggml.pre", "default")
-    if pre not in _SPLITS:
-        raise CheckpointError(f"{path}: tokenizer.ggml.pre is {pre!r}; expected one of {', '.join(_SPLITS)}")
+    split = SPLITS.get(pre)
+    if split is None:
+        raise CheckpointError(f"{path}: tokenizer.ggml.pre is {pre!r}; expected one of {', '.join(SPLITS)}")
     vocabulary = {token: i for i, token in enumerate(tokens)}
     merges = [_pair(path, merge, vocabulary) for merge in metadata.get("tokenizer.ggml.merges", ())]
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in _WHOLE_WORDS))
-    splits = [_split(pattern) for pattern in _SPLITS[pre]]
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=split.whole_words))
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in split.patterns]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         splits + [pre_tokenizers.ByteLevel(False, use_regex=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer, pre in _WHOLE_WORDS
-
-
-def _split(pattern: str | None) -> pre_tokenizers.PreTokenizer:
-    gpt2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-    return pre_tokenizers.Split(Regex(pattern or gpt2), "isolated")
+    return tokenizer, split.begins
 
 
 def _pair(path: Path, merge: str, vocabulary: dict[str, int]) -> tuple[str, str]:

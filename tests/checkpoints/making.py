@@ -214,8 +214,9 @@ def write_gguf(
     tensors: dict[str, np.ndarray],
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     architecture: str = "llama",
+    raw: dict[str, gguf.GGMLQuantizationType] | None = None,
 ) -> Path:
-    """A GGUF written by the gguf package; norms and biases stay float32."""
+    """A GGUF by the gguf package; norms and biases stay float32. What is in `raw` is blocks already."""
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in metadata.items():
         add = {
@@ -229,6 +230,9 @@ def write_gguf(
         else:
             add[type(value)](key, value)
     for name, values in tensors.items():
+        if raw and name in raw:
+            writer.add_tensor(name, values, raw_dtype=raw[name])
+            continue
         used = kind if values.ndim > 1 else gguf.GGMLQuantizationType.F32
         writer.add_tensor(name, gguf.quants.quantize(values, used), raw_dtype=used)
     writer.write_header_to_file()
