@@ -35,7 +35,8 @@ _END_TEXTS = {
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
 }  # fmt: skip
 """Tokens that llama.cpp takes for an end by their text, whatever the metadata says and whatever their type
-(`special_eog_ids`); they are control tokens."""
+(`special_eog_ids`); they are control tokens. What ends a piece of code there (`<|file_sep|>` and its like)
+ends no turn."""
 
 _NO_ENDS = (
     ({"<|return|>", "<|call|>"}, "<|end|>"),
@@ -45,13 +46,6 @@ _NO_ENDS = (
     ({"<|tool_response>"}, "</s>"),
 )
 """Tokens beside which one of these ends nothing, as there."""
-
-_CODE_ENDS = {
-    "fim_pad": {"<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"},
-    "fim_rep": {"<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"},
-    "fim_sep": {"<|file_sep|>"},
-}
-"""What ends a piece of code, by the key that names it and by the texts that do where it is absent."""
 
 
 def read_gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> TokenizerParts:
@@ -95,14 +89,11 @@ def _named_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
 def end_ids(path: Path, metadata: Mapping[str, Any]) -> tuple[int, ...]:
     """The ids that end a reply: those the metadata names, then tokens known by their text."""
     tokens, _ = _tokens(path, metadata)
-    count = len(tokens)
-    keys = ("eos", "eot", "eom", *_CODE_ENDS)
-    named = {key: _id(path, metadata, f"tokenizer.ggml.{key}_token_id", count) for key in keys}
-    known = _end_texts(tokens)
-    for key, texts in _CODE_ENDS.items():
-        known |= texts if named[key] is None else set()
-    ids = [token for token in named.values() if token is not None]
-    return tuple(dict.fromkeys(ids + [i for i, text in enumerate(tokens) if text in known]))
+    keys = ("eos_token_id", "eot_token_id", "eom_token_id")
+    named = [_id(path, metadata, f"tokenizer.ggml.{key}", len(tokens)) for key in keys]
+    texts = _end_texts(tokens)
+    known = [i for i, text in enumerate(tokens) if text in texts]
+    return tuple(dict.fromkeys([i for i in named if i is not None] + known))
 
 
 def _end_texts(tokens: list[str]) -> set[str]:

@@ -268,19 +268,13 @@ def test_turn_ends_of_any_type(kind: int, caplog: pytest.LogCaptureFixture) -> N
         (["<|end|>"], ["<|end|>"]),
         (["<|end|>", "<|return|>", "<|call|>"], ["<|return|>", "<|call|>"]),
         (["<|tool_response>", "</s>"], ["<|tool_response>"]),
-        (["<|file_sep|>", "<|fim_pad|>", "<|repo_name|>"], ["<|file_sep|>", "<|fim_pad|>", "<|repo_name|>"]),
-        (["<|eot|>", "<end>", "<|im_start|"], []),
+        (["<|eot|>", "<end>", "<|im_start|", "<|file_sep|>", "<reponame>"], []),
     ],
 )
 def test_ends_that_are_known_by_their_text(texts: list[str], ends: list[str]) -> None:
     metadata = with_tokens(*texts)
     tokens = metadata["tokenizer.ggml.tokens"]
     assert [tokens[i] for i in end_ids(PATH, metadata)] == ["<|endoftext|>", "<|im_end|>", *ends]
-
-
-def test_the_key_for_what_ends_code_comes_before_its_texts() -> None:
-    metadata = with_tokens("<|fim_pad|>", "<spare>", **{"tokenizer.ggml.fim_pad_token_id": 319})
-    assert end_ids(PATH, metadata) == (0, 319, 2)
 
 
 def test_a_named_token_that_is_not_there(caplog: pytest.LogCaptureFixture) -> None:
