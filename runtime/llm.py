@@ -7,7 +7,7 @@ the one file of the runtime that knows checkpoints and text.
 import itertools
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import cast
@@ -196,9 +196,9 @@ class LLM:
         return Request(id=str(next(self._ids)), prompt=tuple(ids), params=params)
 
     def _default_params(self) -> SamplingParams:
-        known = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty"}
-        values = {name: getattr(self._defaults, name, None) for name in known}
-        return SamplingParams(**{name: value for name, value in values.items() if value is not None})
+        stated = asdict(self._defaults)
+        del stated["eos_ids"]
+        return SamplingParams(**{name: value for name, value in stated.items() if value is not None})
 
     def _run(
         self, prompts: list[list[int]], params: SamplingParams | None, progress: bool

@@ -27,10 +27,7 @@ MEANINGS = {
     "seed": "the same seed, request and fingerprint give the same text",
     "frequency_penalty": "-2 to 2, times how often a token was generated",
     "presence_penalty": "-2 to 2, once for a token that was generated",
-    "repetition_penalty": (
-        "0.01 to 100; divides logits of tokens in the prompt or the answer; silent: what the model recommends, "
-        "else 1"
-    ),
+    "repetition_penalty": "0.01 to 100; divides logits of tokens seen; silent: as recommended, else 1",
     "logit_bias": "token id to -100 … 100, added to the logit",
     "allowed_token_ids": "no other token is generated",
     "stop": "up to 4 strings that end the answer, without them",

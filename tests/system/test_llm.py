@@ -105,3 +105,12 @@ def test_the_example_runs() -> None:
     perplexities = [float(line.split()[0]) for line in lines[:3]]
     assert perplexities[2] == max(perplexities) and min(perplexities) > 1
     assert "Paris" in done.stdout
+
+
+def test_silence_samples_as_the_checkpoint_recommends(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every field of the recommendation is one of the request's."""
+    stated = dict(temperature=0.5, top_p=0.9, top_k=7, min_p=0.1, repetition_penalty=1.2)
+    monkeypatch.setattr(llm, "_defaults", replace(llm._defaults, **stated))
+    params = llm._request([1], None).params
+    assert {name: getattr(params, name) for name in stated} == stated
+    assert llm._request([1], GREEDY).params.repetition_penalty == 1.0
