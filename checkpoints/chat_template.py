@@ -148,6 +148,8 @@ class ChatTemplate:
                 continue_final_message=unfinished,
                 **(options or {}),
             )
+        except MemoryError:  # not the template's word: whoever bounds the memory decides
+            raise
         except Exception as error:  # whatever a foreign template's code may raise
             raise TemplateError(str(error) or type(error).__name__) from error
         assert isinstance(text, str)

@@ -5,10 +5,10 @@ token enters a prompt from the template alone. What a user typed is text, whatev
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tokenizers import Tokenizer
 
@@ -35,6 +35,33 @@ from .tokenizer_parts import TokenizerParts
 _TOOL_USE = "tool_use"
 
 
+class Template(Protocol):
+    """What a tokenizer asks of a chat template: `ChatTemplate`, or what renders it elsewhere."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def options(self) -> frozenset[str]: ...
+
+    @property
+    def knows_tools(self) -> bool: ...
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+        options: Mapping[str, Any] | None,
+    ) -> str: ...
+
+
+MakeTemplate = Callable[[str, Mapping[str, str]], Template]
+"""A template of its Jinja source and the texts of the special tokens."""
+
+
 class ChatTokenizer:
     """One model's tokenizer and chat template. Safe to share between threads.
 
@@ -46,12 +73,13 @@ class ChatTokenizer:
       token_bytes: `token_bytes(id) -> bytes | None`, a token's exact bytes, None for a special token.
     """
 
-    def __init__(self, parts: TokenizerParts) -> None:
+    def __init__(self, parts: TokenizerParts, make_template: MakeTemplate = ChatTemplate) -> None:
+        """A tokenizer of its parts; `make_template` decides where the chat template is rendered."""
         self._parts = parts
         self._tokenizer: Tokenizer = parts.tokenizer
         sources = {**parts.named_templates, "default": parts.chat_template or ""}
         self._templates = {
-            name: ChatTemplate(source, parts.special)
+            name: make_template(source, parts.special)
             for name in ("default", _TOOL_USE)
             if (source := sources.get(name))
         }
@@ -218,11 +246,14 @@ class ChatTokenizer:
         return Shield(self._tokenizer)
 
 
-def load_tokenizer(path: Path, chat_template: Path | None = None) -> ChatTokenizer:
+def load_tokenizer(
+    path: Path, chat_template: Path | None = None, make_template: MakeTemplate = ChatTemplate
+) -> ChatTokenizer:
     """The tokenizer of a Hugging Face folder, a store or a GGUF file.
 
     Args:
       chat_template: a Jinja file that replaces the model's own templates.
+      make_template: where templates are rendered; by default in this process, whatever it takes.
 
     Raises:
       CheckpointError: missing, damaged, or of a kind we cannot build exactly.
@@ -238,4 +269,4 @@ def load_tokenizer(path: Path, chat_template: Path | None = None) -> ChatTokeniz
     if chat_template is not None:
         template = read_template_file(chat_template)
         parts = TokenizerParts(parts.tokenizer, parts.special, template, parts.eos_ids)
-    return ChatTokenizer(parts)
+    return ChatTokenizer(parts, make_template)

@@ -126,4 +126,5 @@ def _close_idle(context: AppContext) -> bool:
 
 async def _stop(app: App) -> None:
     await app.ctx.engine.stop()
+    app.ctx.served.close()
     app.ctx.off_loop.close()

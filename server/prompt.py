@@ -30,16 +30,14 @@ Prompt = tuple[int, ...]
 async def encode_chat(
     text: TextModel, call: ChatCall, info: EngineInfo, off_loop: OffLoop, where: str
 ) -> Prompt:
-    """Renders and encodes the conversation, which is the parameter `where`; off the loop where it is long.
+    """Renders and encodes the conversation, which is the parameter `where`, off the loop.
 
     Raises:
       BadRequest: no chat template, a conversation that the template refuses, or more than the context holds.
     """
     if not text.has_template:
         raise BadRequest(NO_TEMPLATE, where)
-    size = sum(len(message["content"]) for message in call.messages) + 16 * len(call.messages)
-    size += 1024 * len(call.tools.tools)
-    prompt = tuple(await off_loop.run(size, render, text, call.messages, call.tools, call.rendering, where))
+    prompt = await off_loop.render(render, text, call.messages, call.tools, call.rendering, where)
     check_length(len(prompt), call.sampling.room, info, where=where)
     return prompt
 
@@ -98,11 +96,12 @@ def render(
     use: ToolUse,
     rendering: Rendering,
     where: str = "messages",
-) -> Sequence[int]:
+) -> Prompt:
     """The ids of a conversation, with its tools in the template's words or in ours.
 
     Raises:
       BadRequest: an option that the template does not read, or messages that it refuses.
+      Overloaded: it is not rendered for too long.
     """
     for name in rendering.options:
         if name not in text.template_options:
@@ -111,7 +110,7 @@ def render(
     if not (text.knows_tools if tools else text.knows_calls):
         messages, tools = tell(messages, use.tools), None
     try:
-        return text.encode_chat(
+        ids = text.encode_chat(
             messages,
             tools=tools,
             add_generation_prompt=rendering.add_generation_prompt,
@@ -122,6 +121,7 @@ def render(
         raise
     except DistaffError as error:
         raise BadRequest(str(error), where) from None
+    return tuple(ids)
 
 
 def check_length(prompt: int, most: int | None, info: EngineInfo, *, where: str) -> None:

@@ -5,13 +5,12 @@ from one part to the other and turns the engines' fate, and signals, into an exi
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..checkpoints import load_tokenizer, open_checkpoint
@@ -22,6 +21,7 @@ from .context import App
 from .exit_codes import Failed
 from .listener import address_of
 from .progress import ProgressDisplay
+from .rendering import RemoteTemplate
 from .replicas import EngineGroup
 from .settings import ServerSettings
 from .supervisor import GivenUp, News
@@ -46,10 +46,18 @@ def text_loader(chat_template: Path | None, tool_format: str | None = None) -> L
     """
 
     def load(path: Path) -> ServedModel:
-        text = load_tokenizer(path, chat_template)
-        with contextlib.suppress(DistaffError):  # a first rendering imports half a second's worth of code
-            text.encode_chat([{"role": "user", "content": "Hello!"}])
-        return ServedModel(text, open_checkpoint(path).generation, tool_format)
+        started: list[RemoteTemplate] = []
+
+        def start(source: str, special: Mapping[str, str]) -> RemoteTemplate:
+            started.append(RemoteTemplate(source, special))
+            return started[-1]
+
+        def close() -> None:
+            for template in started:
+                template.close()
+
+        text = load_tokenizer(path, chat_template, start)
+        return ServedModel(text, open_checkpoint(path).generation, tool_format, close)
 
     return load
 
@@ -122,7 +130,7 @@ class WebProcess:
             self._fail(str(error), exit_codes.of(error))
             return
         self._served.text, self._served.defaults = loaded.text, loaded.defaults
-        self._served.tool_format = loaded.tool_format
+        self._served.tool_format, self._served.close = loaded.tool_format, loaded.close
         self._welcome()
 
     def _welcome(self) -> None:

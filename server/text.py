@@ -5,7 +5,7 @@ it, and from where, is the composition root's business. Nothing here imports a t
 """
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -15,6 +15,9 @@ from .tool_formats import FORMATS, ToolFormat, format_of
 
 _INLINE = 4096
 """Work on fewer characters than this is cheaper than a trip to another thread."""
+
+_RENDERS = 8
+"""Conversations that are rendered, or wait for a renderer, at the same time."""
 
 _Result = TypeVar("_Result")
 
@@ -200,11 +203,13 @@ class ServedModel:
     Attributes:
       text: None until it is loaded. defaults: the sampling that the checkpoint recommends.
       tool_format: how calls are written, in place of what the template suggests.
+      close: ends what the text side has started.
     """
 
     text: TextModel | None = None
     defaults: SamplingDefaults = NoDefaults()
     tool_format: str | None = None
+    close: Callable[[], None] = lambda: None
 
     @property
     def format(self) -> ToolFormat:
@@ -219,10 +224,14 @@ class ServedModel:
 
 
 class OffLoop:
-    """Runs work whose length a client decides where it cannot hold up the event loop."""
+    """Runs work whose length a client decides where it cannot hold up the event loop.
+
+    Rendering has threads of its own: it waits for other processes, up to seconds, and parsing must not.
+    """
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="text")
+        self._renders = ThreadPoolExecutor(_RENDERS, thread_name_prefix="render")
 
     async def run(self, size: int, function: Any, /, *arguments: Any, **options: Any) -> Any:
         """`function(*arguments, **options)`, in another thread where `size` characters are many."""
@@ -232,5 +241,11 @@ class OffLoop:
             self._pool, lambda: function(*arguments, **options)
         )
 
+    async def render(self, function: Callable[..., _Result], /, *arguments: Any) -> _Result:
+        """`function(*arguments)`, which renders a conversation, in another thread whatever its size."""
+        return await asyncio.get_running_loop().run_in_executor(self._renders, function, *arguments)
+
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Takes nothing more, and drops what has not begun."""
+        for pool in (self._pool, self._renders):
+            pool.shutdown(wait=False, cancel_futures=True)

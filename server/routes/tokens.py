@@ -35,18 +35,15 @@ async def tokenize(request: ApiRequest) -> HTTPResponse:
     if key is None:
         raise missing("prompt")
     if key == "messages":
-        ids = await context.off_loop.run(len(request.body), _rendered, text, fields)
+        ids = await context.off_loop.render(_rendered, text, fields)
     else:
         special = fields.boolean("add_special_tokens")
         special = key != "content" if special is None else special
         ids = await context.off_loop.run(
             len(request.body), text.encode, fields.string(key) or "", add_special_tokens=special
         )
-    if key == "content":
-        return _json({"tokens": list(ids)})
-    if key == "inputs":
-        return _json(_tgi(list(ids), text))
-    return _json(_vllm(list(ids), text, context.engine_info().context, fields))
+    most = context.engine_info().context
+    return await context.off_loop.run(8 * len(ids), _tokenized, key, ids, text, most, fields)
 
 
 @blueprint.post("/chat_tokenize")
@@ -55,9 +52,7 @@ async def chat_tokenize(request: ApiRequest) -> HTTPResponse:
     context = request.app.ctx
     text, fields = context.served.ready(), await _fields(request)
     fields.require("messages")
-    ids = list(await context.off_loop.run(len(request.body), _rendered, text, fields))
-    told = _tgi(ids, SpecialsShown(text))
-    return _json({"tokenize_response": told, "templated_text": "".join(token["text"] for token in told)})
+    return await context.off_loop.render(_chat_tokenized, text, fields)
 
 
 @blueprint.post("/detokenize")
@@ -100,6 +95,20 @@ async def version(request: ApiRequest) -> HTTPResponse:
 
 async def _fields(request: ApiRequest) -> Fields:
     return await read_body(request, lambda body, settings: Fields(body))
+
+
+def _tokenized(key: str, ids: Sequence[int], text: TextModel, most: int, fields: Fields) -> HTTPResponse:
+    """The ids in the shape of the protocol that has this key."""
+    if key == "content":
+        return _json({"tokens": list(ids)})
+    if key == "inputs":
+        return _json(_tgi(list(ids), text))
+    return _json(_vllm(list(ids), text, most, fields))
+
+
+def _chat_tokenized(text: TextModel, fields: Fields) -> HTTPResponse:
+    told = _tgi(list(_rendered(text, fields)), SpecialsShown(text))
+    return _json({"tokenize_response": told, "templated_text": "".join(token["text"] for token in told)})
 
 
 def _rendered(text: TextModel, fields: Fields) -> Sequence[int]:

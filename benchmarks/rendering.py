@@ -1,0 +1,70 @@
+"""What rendering a chat template in another process costs: `python -m benchmarks.rendering`.
+
+Milliseconds to render conversations of several sizes by the bundled model's template: in this process, in a
+renderer process, and in a renderer process asked from an event loop by way of a thread, as the server does.
+"""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+from distaff.checkpoints import load_tokenizer, resolve
+from distaff.checkpoints.chat_template import ChatTemplate
+from distaff.server.rendering import RemoteTemplate
+from distaff.server.text import OffLoop
+
+TIMES = 500
+_SENTENCE = "All human beings are born free, and equal in dignity. "
+SIZES = {"1 message": (1, 1), "10 messages, 5 kB": (10, 10), "40 messages, 60 kB": (40, 30)}
+
+
+def _conversation(messages: int, sentences: int) -> list[dict[str, str]]:
+    roles = ("user", "assistant")
+    return [{"role": roles[n % 2], "content": _SENTENCE * sentences} for n in range(messages)]
+
+
+def _measure(work: Callable[[], object]) -> Iterator[float]:
+    for _ in range(TIMES):
+        begun = time.perf_counter()
+        work()
+        yield 1000 * (time.perf_counter() - begun)
+
+
+async def _through_threads(work: Callable[[], object]) -> list[float]:
+    off_loop, took = OffLoop(), []
+    for _ in range(TIMES):
+        begun = time.perf_counter()
+        await off_loop.render(work)
+        took.append(1000 * (time.perf_counter() - begun))
+    off_loop.close()
+    return took
+
+
+def main() -> None:
+    """Prints median and 99th percentile of each way."""
+    tokenizer = load_tokenizer(resolve(None))
+    source, special = tokenizer.chat_template or "", tokenizer.special_tokens
+    local, remote = ChatTemplate(source, special), RemoteTemplate(source, special)
+    for size, (messages, sentences) in SIZES.items():
+        said = _conversation(messages, sentences)
+
+        def here(said: list[dict[str, str]] = said) -> str:
+            return local.render(said, add_generation_prompt=True, continue_final_message=False)
+
+        def there(said: list[dict[str, str]] = said) -> str:
+            return remote.render(said, add_generation_prompt=True, continue_final_message=False)
+
+        assert here() == there()
+        ways = {"here": list(_measure(here)), "there": list(_measure(there))}
+        ways["by thread"] = asyncio.run(_through_threads(there))
+        told = [
+            f"{way} {statistics.median(took):.3f} / {statistics.quantiles(took, n=100)[98]:.3f}"
+            for way, took in ways.items()
+        ]
+        print(f"{size}: {', '.join(told)} ms (median / p99)", flush=True)
+    remote.close()
+
+
+if __name__ == "__main__":
+    main()
