@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 KEEP_ALIVE_SECONDS = 15.0
 """The longest silence in a stream: load balancers give up on a connection after 60 s without a byte."""
 
+_JSON_OF_TOKEN = 16
+"""Characters of an answer for each token of it; some have many more, with log-probabilities."""
 _STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -100,9 +102,9 @@ async def answer(
         if stream:
             ended_by = await _stream(request, exchange, headers or {})
             return None
-        body = await _fold(exchange)
+        body = await _fold(request, exchange)
         ended_by = None
-        return HTTPResponse(to_json(body), headers=dict(headers or {}), content_type="application/json")
+        return HTTPResponse(body, headers=dict(headers or {}), content_type="application/json")
     except asyncio.CancelledError:
         ended_by = "abort"
         raise
@@ -111,12 +113,14 @@ async def answer(
         exchange.record.close(exchange.completion_tokens(), cut_short=ended_by)
 
 
-async def _fold(exchange: Exchange) -> Any:
-    """The stream, folded into one object."""
+async def _fold(request: ApiRequest, exchange: Exchange) -> bytes:
+    """The stream, folded into one object: its JSON, made off the event loop where it is long."""
     async for delta in exchange.deltas():
         if delta is not None:
             exchange.reply.fold(delta)
-    return exchange.reply.whole(exchange.usage())
+    usage = exchange.usage()
+    size = _JSON_OF_TOKEN * usage.completion
+    return await request.app.ctx.off_loop.run(size, lambda: to_json(exchange.reply.whole(usage)))
 
 
 async def _stream(request: ApiRequest, exchange: Exchange, headers: Mapping[str, str]) -> str | None:

@@ -8,14 +8,19 @@ have arrived, after which the connection is aborted.
 import asyncio
 import math
 import re
+from collections.abc import AsyncIterator
 from typing import Any
 
 from sanic.config import Config
-from sanic.exceptions import BadRequest
+from sanic.exceptions import BadRequest, PayloadTooLarge
 from sanic.http import Http
 from sanic.server.protocols.http_protocol import HttpProtocol
 
 from .settings import ServerSettings
+
+MOST_CRUMBS = 65_536
+"""Pieces of a body with fewer than CRUMB_BYTES bytes; some clients send each JSON token as a chunk."""
+CRUMB_BYTES = 32
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _HEAD = re.compile(_TOKEN + rb" [!-~]+ HTTP/1\.[01](?:\r\n" + _TOKEN + rb":[\t -~\x80-\xff]*)*")
@@ -52,6 +57,16 @@ class StrictHttp(Http):
             await super().http1_request_header()
         finally:
             late.cancel()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """The body's pieces; raises PayloadTooLarge where too many of them are crumbs."""
+        crumbs = 0
+        async for data in super().__aiter__():
+            crumbs += len(data) < CRUMB_BYTES
+            if crumbs > MOST_CRUMBS:
+                self.keep_alive = False
+                raise PayloadTooLarge("too many small chunks")
+            yield data
 
     def create_empty_request(self) -> None:
         """Stands in for a request that could not be read, without its URL: that may be what was wrong."""

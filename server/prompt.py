@@ -78,16 +78,19 @@ async def encode_texts(
     """
     prompts = []
     for raw in raws:
-        if isinstance(raw, str):
-            ids = await off_loop.run(len(raw), text.encode, raw, add_special_tokens=special)
-        else:
-            ids = raw
-        wrong = next((token for token in ids if not 0 <= token < info.vocabulary), None)
-        if wrong is not None:
-            raise no_such_token(where, wrong, info.vocabulary)
-        prompts.append(tuple(ids) or (text.start_id,))
+        ids = await off_loop.run(len(raw), _known_ids, text, raw, special, info.vocabulary, where)
+        prompts.append(ids or (text.start_id,))
         check_length(len(prompts[-1]), room, info, where=where)
     return prompts
+
+
+def _known_ids(text: TextModel, raw: RawPrompt, special: bool, vocabulary: int, where: str) -> Prompt:
+    """The ids of one text, all of which the model has. Raises BadRequest."""
+    ids = text.encode(raw, add_special_tokens=special) if isinstance(raw, str) else raw
+    wrong = next((token for token in ids if not 0 <= token < vocabulary), None)
+    if wrong is not None:
+        raise no_such_token(where, wrong, vocabulary)
+    return tuple(ids)
 
 
 def render(

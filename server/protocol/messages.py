@@ -12,7 +12,7 @@ import jiter
 from ..errors import BadRequest
 from .fields import Fields, check_array, missing, objects, wrong_type, wrong_value
 
-MOST_MESSAGES = 65_536
+MOST_MESSAGES = 32_768
 """The context is the true limit; this one only bounds the work of finding out."""
 
 ROLES = ("system", "assistant", "user", "function", "tool", "developer")

@@ -92,8 +92,8 @@ def read_extras(fields: Fields) -> dict[str, Any]:
         "min_p": fields.number("min_p", 0, 1),
         "repetition_penalty": fields.number("repetition_penalty", 0.01, 100),
         "min_tokens": fields.integer("min_tokens", 0, _MOST_TOKENS) or 0,
-        "stop_token_ids": read_ids(fields, "stop_token_ids") or (),
-        "allowed_token_ids": read_ids(fields, "allowed_token_ids"),
+        "stop_token_ids": _distinct(read_ids(fields, "stop_token_ids")) or (),
+        "allowed_token_ids": _distinct(read_ids(fields, "allowed_token_ids")),
         "ignore_eos": fields.boolean("ignore_eos") or False,
         "include_stop": fields.boolean("include_stop_str_in_output") or False,
         "show_special": skip is False,
@@ -146,6 +146,11 @@ def no_such_token(path: str, token: int, vocabulary: int) -> BadRequest:
     """The refusal of an id beyond the vocabulary."""
     message = f"Invalid '{path}': no token has the id {token}. Expected an id from 0 to {vocabulary - 1}."
     return BadRequest(message, path, "invalid_value")
+
+
+def _distinct(ids: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Each id once, in order: so many as the vocabulary has are soon walked through."""
+    return None if ids is None else tuple(dict.fromkeys(ids))
 
 
 def _temperature(fields: Fields) -> float | None:

@@ -101,8 +101,7 @@ async def _generate(request: ApiRequest, *, stream: bool | None) -> HTTPResponse
     call = await read_body(request, lambda body, s: parse_generate(body | told, most_choices=s.most_choices))
     found, text = context.engine_info(), context.served.ready()
     grammar = await checked(call.constraint, context.off_loop)
-    encoded = await context.off_loop.run(len(call.inputs), text.encode, call.inputs)
-    prompt = tuple(encoded)[-(call.truncate or len(encoded)) :]
+    prompt = await context.off_loop.run(len(call.inputs), _encoded, text, call)
     params = replace(
         sampling_params(call.sampling, text, context.served.defaults, grammar),
         max_tokens=_most_tokens(call, len(prompt), found),
@@ -119,6 +118,12 @@ async def _generate(request: ApiRequest, *, stream: bool | None) -> HTTPResponse
     if response is not None:
         response.headers.update(reply.late_headers(request.started, admitted, time.perf_counter()))
     return response
+
+
+def _encoded(text: TextModel, call: GenerateCall) -> Prompt:
+    """The prompt's ids, or the last of them."""
+    ids = tuple(text.encode(call.inputs))
+    return ids[-(call.truncate or len(ids)) :]
 
 
 def _most_tokens(call: GenerateCall, prompt: int, info: EngineInfo) -> int:

@@ -2,10 +2,17 @@
 
 import asyncio
 import json
+import threading
 import time
 from http.client import HTTPConnection
 
+import httpx
+import jiter
 import pytest
+
+from distaff.server import exchange, intake
+from distaff.server.protocol.body import MOST_KEYS, MOST_PARTS
+from distaff.server.testing import FakeText
 
 from ..patience import patient
 
@@ -84,7 +91,7 @@ CASES = [
     # (name, value, param)
     ("messages", ..., "messages"),
     ("messages", [], "messages"),
-    ("messages", [{"role": "user", "content": "x"}] * 100_000, "messages"),
+    ("messages", [{"role": "user", "content": "x"}] * 40_000, "messages"),
     ("messages", {}, "messages"),
     ("messages", [{"role": "wizard", "content": "x"}], "messages[0].role"),
     ("messages", [{"role": 5, "content": "x"}], "messages[0].role"),
@@ -139,6 +146,8 @@ CASES = [
     ("stream_options", {"include_usage": True}, "stream_options"),
     ("stream_options", {"include_usage": 1}, "stream_options.include_usage"),
     ("user", "x" * 10**6, "user"),
+    ("metadata", {str(i): "x" for i in range(17)}, "metadata"),
+    ("metadata", {str(i): "x" for i in range(60_000)}, "metadata"),
     ("metadata", {"x" * 65: "y"}, "metadata"),
     ("metadata", {"x": 5}, "metadata.x"),
 ]
@@ -151,6 +160,62 @@ def test_a_bad_value_is_refused_by_name(ask, name, value, param):
     error = reply.json()["error"]
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
     assert len(reply.content) < 1000
+
+
+PARTS = {
+    "members": b'{"a":{' + b",".join(b'"%d":1' % n for n in range(MOST_PARTS)) + b"}}",
+    "arrays": b'{"a":[' + b",".join([b"[]"] * MOST_PARTS) + b"]}",
+    "objects": b'{"a":[' + b",".join([b"{}"] * MOST_PARTS) + b"]}",
+    "behind escapes": b'{"b":"\\\\\\"\\\\","a":[' + b",".join([b"[]"] * MOST_PARTS) + b"]}",
+    "strings": b'{"a":[' + b",".join([b'"["'] * (2 * MOST_PARTS + 2**18 + 1)) + b"]}",
+}
+
+
+@pytest.mark.parametrize("body", PARTS.values(), ids=PARTS)
+def test_a_body_of_very_many_parts_is_refused_unread(post, body, monkeypatch):
+    monkeypatch.setattr(jiter, "from_json", None)  # it would hold the interpreter's lock for long
+    status, answer = post(body)
+    assert (status, answer["error"]["code"]) == (400, "body_too_complex")
+
+
+def test_text_may_look_like_parts(ask):
+    said = [{"role": "user", "content": '"[{:\\' * 40_000}]
+    assert ask(messages=said).json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_a_body_of_many_keys_is_refused(ask):
+    reply = ask(**{f"key{number}": 1 for number in range(MOST_KEYS)})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "object_above_max_properties")
+    assert ask(**{f"key{number}": 1 for number in range(MOST_KEYS - 2)}).status_code == 200
+
+
+def test_what_a_client_makes_long_runs_off_the_event_loop(server, ask, monkeypatch):
+    """Parsing a large body, rendering in any case, encoding a long text, writing a long answer."""
+    threads: dict[str, str] = {}
+
+    def noted(module, name):
+        function = getattr(module, name)
+
+        def note(*arguments, **options):
+            threads[name] = threading.current_thread().name
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(module, name, note)
+
+    noted(intake, "parse_object")
+    noted(exchange, "to_json")
+    noted(FakeText, "encode_chat")
+    noted(FakeText, "encode")
+    monkeypatch.setattr(server.engine, "reply", "x" * 1000)
+    assert ask().status_code == 200
+    assert threads.pop("encode_chat").startswith("render")
+    assert threads.pop("to_json").startswith("text")
+    assert ask(user="x" * 400, pad="x" * 8000).status_code == 200
+    assert threads.pop("parse_object").startswith("text")
+    body = {"model": "tgi", "prompt": "x" * 5000}
+    for path, reply in (("/v1/completions", 400), ("/tokenize", 200)):
+        assert httpx.post(server.url + path, json=body).status_code == reply
+        assert threads.pop("encode").startswith("text")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,31 @@
+"""How much of a body there is, counted before it is read."""
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distaff.server.protocol.body import has_too_many_parts
+
+TEXT = st.text('\\"[{:,]}x')
+VALUES = st.recursive(
+    st.none() | st.integers() | TEXT,
+    lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner),
+)
+
+
+def count(value: object) -> int:
+    """Objects, arrays and members."""
+    match value:
+        case dict():
+            return 1 + len(value) + sum(map(count, value.values()))
+        case list():
+            return 1 + sum(map(count, value))
+    return 0
+
+
+@given(VALUES)
+def test_parts_are_counted_as_a_reader_of_json_counts_them(value: object) -> None:
+    body, parts = json.dumps(value).encode(), count(value)
+    assert not has_too_many_parts(body, parts)
+    assert parts == 0 or has_too_many_parts(body, parts - 1)
