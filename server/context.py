@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sanic import Request, Sanic
 from sanic.config import Config
+from sanic.exceptions import RequestTimeout
 from sanic.http import Http
 
 from ..runtime.request import NotReady
@@ -75,14 +76,12 @@ class ApiRequest(Request[App, SimpleNamespace]):
         self.key_id = ""
 
     async def receive_body(self) -> None:
-        """Reads the body; cuts the connection if it does not arrive in time."""
-        late = asyncio.get_running_loop().call_later(
-            self.app.ctx.settings.body_seconds, self.connection.abort
-        )
+        """Reads the body; raises RequestTimeout, a 408, if it does not arrive in time."""
         try:
-            await super().receive_body()
-        finally:
-            late.cancel()
+            async with asyncio.timeout(self.app.ctx.settings.body_seconds):
+                await super().receive_body()
+        except TimeoutError:
+            raise RequestTimeout from None
 
     @property
     def connection(self) -> asyncio.Transport:

@@ -9,6 +9,7 @@ text from a failed component; what went wrong inside goes to the log.
         ├── BadRequest          400: the request can never succeed as it stands
         ├── Unauthorized        401: no key, or one that is not accepted here
         ├── ModelNotFound       404: no such model is served here
+        ├── UnsupportedEncoding 415: a body that is compressed
         └── Unavailable         503: the same request may succeed later
 """
 
@@ -84,6 +85,15 @@ class ModelNotFound(ApiError):
         super().__init__(404, message, code="model_not_found")
 
 
+class UnsupportedEncoding(ApiError):
+    """415: the body is, or claims to be, compressed. What is taken is said as RFC 9110 (15.5.16) has it."""
+
+    def __init__(self, encoding: str) -> None:
+        message = f"Unsupported content encoding: '{encoding[:64]}'. Send the body as it is."
+        headers = {"accept-encoding": "identity"}
+        super().__init__(415, message, code="unsupported_content_encoding", headers=headers)
+
+
 class Unavailable(ApiError):
     """503: the same request may succeed after `retry_after` seconds."""
 
@@ -111,7 +121,7 @@ def as_api_error(error: BaseException, method: str = "", path: str = "") -> ApiE
 
 
 def _as_transport_error(error: SanicException | CancelledError, method: str, path: str) -> ApiError:
-    """An error of the HTTP layer. A late request is a bad one: clients repeat a 408 by themselves."""
+    """An error of the HTTP layer."""
     status = getattr(error, "status_code", None) or 500
     if isinstance(error, NotFound):
         return ApiError(404, f"Invalid URL ({method} {path[:256]})")
@@ -120,7 +130,7 @@ def _as_transport_error(error: SanicException | CancelledError, method: str, pat
     if status == 413:
         return ApiError(413, "The request is too large.", code="request_too_large")
     if status == 408:
-        return BadRequest("The request was not received in time.")
+        return ApiError(408, "The request was not received in time.", code="request_timeout")
     if status == 503:
         return Unavailable(OVERLOADED, _RETRY_OVERLOADED)
     if 400 <= status < 500:
@@ -141,7 +151,7 @@ class ApiErrorHandler(ErrorHandler):
     def default(self, request: Request, exception: BaseException) -> HTTPResponse:
         error = as_api_error(exception, request.method, _path(request))
         stream = cast(Http | None, request.stream)
-        if error.status in (413, 503) and stream is not None and stream.request_body:
+        if error.status in (408, 413, 503) and stream is not None and stream.request_body:
             # Sanic would wait without any limit for the rest of a body that never comes.
             stream.request_body = None
             stream.keep_alive = False

@@ -13,6 +13,7 @@ from ..runtime.request import Request
 from .admission import check_possible
 from .chat import ChoiceText
 from .context import ApiRequest, AppContext
+from .errors import UnsupportedEncoding
 from .exchange import Exchange, Reply
 from .generation import Generation
 from .metrics import CallRecord
@@ -43,9 +44,12 @@ async def read_body(request: ApiRequest, parse: Parse[_Read]) -> _Read:
     """What a request's body says, off the event loop where it is long.
 
     Raises:
-      BadRequest: the first fault found.
+      BadRequest: the first fault found. UnsupportedEncoding: it is compressed, or said to be.
     """
     request.watch_for_disconnect()
+    for encoding in request.headers.getall("content-encoding", []):
+        if encoding.strip().lower() not in ("", "identity"):
+            raise UnsupportedEncoding(encoding)
     context = request.app.ctx
     content_type = request.headers.getone("content-type", None)
 

@@ -1,12 +1,21 @@
 """What HTTP itself may throw at the server, on raw sockets."""
 
+import json
 import socket
 import time
 
 import pytest
 
+from distaff.server.http import MOST_CRUMBS
+
 from ..patience import patient
 
+POSTED = [
+    *(b"/v1/chat/completions", b"/v1/responses", b"/v1/completions", b"/tokenize", b"/detokenize"),
+    *(b"/chat_tokenize", b"/generate", b"/generate_stream", b"/", b"/invocations"),
+]
+"""Routes with a body."""
+IN_TGIS_WORDS = {b"/generate", b"/generate_stream", b"/", b"/invocations"}
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
 
 
@@ -117,6 +126,35 @@ def test_a_chunked_body_is_read(send):
     assert reply.startswith(b"HTTP/1.1 200 OK")
 
 
+def test_a_body_may_come_in_small_chunks_up_to_a_number(send):
+    """JSON encoders that stream send each token as a chunk; a body in single bytes is work without end."""
+    text = "x" * (MOST_CRUMBS - 100)
+    body = b'{"model": "tgi", "messages": [{"role": "user", "content": "' + text.encode() + b'"}]}'
+    head = POST + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body)
+    assert b"context_length_exceeded" in send(head + chunks + b"0\r\n\r\n")
+    assert send(head + 2 * chunks).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize("encoding", [b"gzip", b"br", b"x-unknown", b"identity, gzip", b"Gzip"])
+@pytest.mark.parametrize("path", POSTED)
+def test_a_compressed_body_is_refused_whatever_it_is(send, path, encoding):
+    """Also one that is plain JSON: another reader of the same request would read something else."""
+    body = b'{"model": "tgi", "messages": [{"role": "user", "content": "x"}], "prompt": "x", "inputs": "x"}'
+    head = b"POST %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n" % (path, len(body))
+    head, answer = send(head + b"Content-Encoding: %b\r\n\r\n" % encoding + body).split(b"\r\n\r\n", 1)
+    assert head.startswith(b"HTTP/1.1 415 ") and b"accept-encoding: identity" in head
+    error = json.loads(answer)["error"]
+    assert ("gzip" in str(error).lower()) == (b"zip" in encoding)
+    assert isinstance(error, str) == (path in IN_TGIS_WORDS)
+
+
+def test_a_body_that_says_it_is_not_compressed_is_taken(ask, http):
+    body = {"model": "tgi", "messages": [{"role": "user", "content": "x"}]}
+    headers = {"content-encoding": "identity"}
+    assert http.post("/v1/chat/completions", json=body, headers=headers).status_code == 200
+
+
 def test_expectations(send):
     head = POST + b"Connection: close\r\nContent-Length: 2\r\nExpect: "
     assert send(head + b"100-continue\r\n\r\n{}").startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 400 ")
@@ -176,7 +214,10 @@ class TestLimits:
         with server.connect() as connection:
             begin = time.perf_counter()
             connection.sendall(POST + b"Content-Length: 1000\r\n\r\n{")
-            assert receive(connection) == b""
+            reply = receive(connection)
+            assert reply.startswith(b"HTTP/1.1 408 ") and b"connection: close\r\n" in reply
+            error = json.loads(reply.split(b"\r\n\r\n", 1)[1])["error"]
+            assert (error["type"], error["code"]) == ("invalid_request_error", "request_timeout")
             assert 0.3 < time.perf_counter() - begin < patient(2)
 
     def test_an_idle_connection_may_wait(self, make_server):
