@@ -15,8 +15,9 @@ from sanic.response import BaseHTTPResponse
 
 from .authorization import authorize
 from .context import ApiRequest, App, AppContext
+from .cors import cors_headers
 from .engine_client import EngineClient
-from .errors import ApiErrorHandler
+from .errors import ApiError, ApiErrorHandler
 from .http import HardenedHttp, check_head, sanic_config
 from .routes import (
     chat,
@@ -70,7 +71,7 @@ def create_app(settings: ServerSettings, engine: EngineClient, served: ServedMod
     app.register_middleware(_screen, "request")
     app.register_middleware(_stamp, "response")
     app.add_signal(_read_head, "http.lifecycle.read_head")
-    app.add_signal(authorize, "http.lifecycle.request")
+    app.add_signal(_authorize, "http.lifecycle.request")
     app.register_listener(_start, "after_server_start")
     app.register_listener(_drain, "before_server_stop")
     app.register_listener(_stop, "after_server_stop")
@@ -81,8 +82,17 @@ async def _read_head(head: bytes) -> None:
     check_head(head)
 
 
+async def _authorize(request: ApiRequest) -> None:
+    """Sanic answers what is raised here without the request's head: the page's headers go with the error."""
+    try:
+        authorize(request)
+    except ApiError as error:
+        error.headers |= _cors_headers(request)
+        raise
+
+
 async def _screen(request: ApiRequest) -> HTTPResponse | None:
-    """We are no proxy. OPTIONS is harmless everywhere, and grants nothing to a foreign origin."""
+    """We are no proxy. OPTIONS is harmless everywhere; what it grants to a foreign origin is `_stamp`'s."""
     if not request.raw_url.startswith((b"/", b"*")):
         raise NotFound
     return HTTPResponse(status=204) if request.method == "OPTIONS" else None
@@ -95,8 +105,14 @@ async def _stamp(request: ApiRequest, response: BaseHTTPResponse) -> None:
     response.headers["x-request-id"] = request.reference
     response.headers["openai-processing-ms"] = str(round((time.perf_counter() - request.started) * 1000))
     response.headers["openai-version"] = "2020-10-01"
+    response.headers.update(_cors_headers(request))
     if context.draining:
         request.close_afterwards()
+
+
+def _cors_headers(request: ApiRequest) -> dict[str, str]:
+    allowed, preflight = request.app.ctx.settings.allow_origins, request.method == "OPTIONS"
+    return cors_headers(allowed, request.headers, preflight=preflight)
 
 
 async def _start(app: App) -> None:

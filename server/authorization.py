@@ -20,7 +20,7 @@ _SHORTEST_SHOWN = 12
 _SHOWN = 4
 
 
-async def authorize(request: ApiRequest) -> None:
+def authorize(request: ApiRequest) -> None:
     """Notes whose key the request carries, where keys are in use.
 
     Run as soon as a head is there: what is raised now is answered at once, and ends the connection.
@@ -29,7 +29,7 @@ async def authorize(request: ApiRequest) -> None:
       Unauthorized: no key, or one that is not accepted.
     """
     keys = request.app.ctx.settings.keys
-    if keys is None or request.method == "OPTIONS" or request.path in OPEN_PATHS:
+    if keys is None or request.method == "OPTIONS" or request.path.removesuffix("/") in OPEN_PATHS:
         return
     key = bearer(request.headers.getall("authorization", []))
     if key is None:

@@ -18,6 +18,7 @@ from ..model.errors import ConfigError, DistaffError
 from ..runtime.capacity.chips import parse_topology
 from ..runtime.wishes import Membership, parse_kernels, parse_mesh
 from . import exit_codes
+from .cors import parse_origin
 from .exit_codes import Failed
 from .logs import configure_logging
 
@@ -139,6 +140,17 @@ def serve(
     auth: Annotated[
         Literal["keys", "none"], typer.Option(help="`none` lets anybody who reaches the address ask.")
     ] = "keys",
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="Web pages from there may ask, as https://app.example.com; repeatable.",
+            callback=_written_as(lambda origins: [parse_origin(each) for each in origins or ()]),
+        ),
+    ] = None,
+    any_origin_with_keys: Annotated[
+        bool, typer.Option("--any-origin-with-keys", help="`--allow-origin '*'` may stand beside API keys.")
+    ] = False,
     health_when_ready: Annotated[
         bool, typer.Option("--health-when-ready", help="GET /health answers as GET /ready.")
     ] = False,
@@ -149,7 +161,7 @@ def serve(
 ) -> None:
     """Serve a model over HTTP."""
     from ..checkpoints.sources import check
-    from .exposure import check_exposure, warn_of_exposure
+    from .exposure import check_exposure, check_origins, warn_of_exposure
     from .keys import configured_keys
     from .listener import address_of, listen
     from .worker_settings import WorkerSettings
@@ -187,6 +199,8 @@ def serve(
         become_follower(worker)
     keys = configured_keys(api_keys, os.environ)
     check_exposure(host, keys, auth)
+    origins = tuple(parse_origin(each) for each in allow_origin or ())
+    check_origins(origins, keys, any_origin_with_keys)
     with listen(host, port) as listener:
         warn_of_exposure(address_of(listener), auth)
         from .progress import progress_display
@@ -198,6 +212,7 @@ def serve(
                 model=served_name(model),
                 aliases=tuple(alias or ()),
                 keys=keys,
+                allow_origins=origins,
                 strict=strict,
                 embeddings=embeddings,
                 profiles=profile is not None,

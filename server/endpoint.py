@@ -35,7 +35,7 @@ _CHOICES = {
     "KV_CACHE_DTYPE": ("--kv-cache-dtype", ("int8",)),
 }
 _UNHEEDED = (
-    "ATTENTION CORS_ALLOW_ORIGIN CUDA_GRAPHS CUDA_MEMORY_FRACTION DISABLE_CUSTOM_KERNELS "
+    "ATTENTION CUDA_GRAPHS CUDA_MEMORY_FRACTION DISABLE_CUSTOM_KERNELS "
     "DISABLE_GRAMMAR_SUPPORT ENABLE_PREFILL_LOGPROBS GRACEFUL_TERMINATION_TIMEOUT JSON_OUTPUT LOG_LEVEL "
     "LORA_ADAPTERS MAX_ACTIVE_ADAPTERS MAX_BEST_OF MAX_CLIENT_BATCH_SIZE MAX_STOP_SEQUENCES "
     "MAX_TOP_N_TOKENS MAX_WAITING_TOKENS MESSAGES_API_ENABLED NGROK OTLP_ENDPOINT OTLP_SERVICE_NAME "
@@ -58,6 +58,7 @@ def serve_arguments(environment: Environment, repository: Path = REPOSITORY) -> 
         *_auth(environment),
         *_numbers(environment),
         *_choices(environment),
+        *_origins(environment),
         "--health-when-ready",
     ]
 
@@ -127,6 +128,12 @@ def _choices(environment: Environment) -> list[str]:
             raise _refused(f"{name} is {value!r}; expected {' or '.join(known)}")
         words += [flag, value] if value else []
     return words
+
+
+def _origins(environment: Environment) -> list[str]:
+    """TGI takes one origin, or several with commas between. Silence is every page there, and none here."""
+    origins = environment.get("CORS_ALLOW_ORIGIN", "").split(",")
+    return [word for origin in origins if origin.strip() for word in ("--allow-origin", origin.strip())]
 
 
 def _count(environment: Environment, name: str, most: int | None = None) -> int | None:

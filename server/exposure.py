@@ -7,9 +7,10 @@ never what happens because nothing was said.
 import ipaddress
 import logging
 import socket
+from collections.abc import Sequence
 from typing import Literal
 
-from . import exit_codes
+from . import cors, exit_codes
 from .exit_codes import Failed
 from .keys import VARIABLE, Keys
 
@@ -32,6 +33,20 @@ def check_exposure(host: str, keys: Keys | None, auth: Auth) -> None:
         raise Failed(
             f"others can reach {host}, and no API keys are set: give --api-keys FILE or set {VARIABLE}; "
             "or say --auth none if anybody may ask",
+            exit_codes.REFUSED_SETTING,
+        )
+
+
+def check_origins(origins: Sequence[str], keys: Keys | None, beside_keys: bool) -> None:
+    """Refuses that any web page at all may ask with a key, unless that is said.
+
+    Raises:
+      Failed: every origin is allowed, and keys are in use.
+    """
+    if cors.ANY in origins and keys is not None and not beside_keys:
+        raise Failed(
+            "--allow-origin '*' lets every web page use an API key that it gets hold of: name the origins, "
+            "or say --any-origin-with-keys",
             exit_codes.REFUSED_SETTING,
         )
 

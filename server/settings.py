@@ -13,6 +13,7 @@ class ServerSettings:
       model: the id under which the model is served.
       aliases: further ids that mean the same model; `tgi` always does.
       keys: who may ask; None lets anybody.
+      allow_origins: origins of web pages that may ask; `*` for every one.
       strict: refuse unknown parameters, as OpenAI does, rather than ignore and count them.
       embeddings: POST /v1/embeddings is answered.
       profiles: POST /start_profile and /stop_profile are answered.
@@ -29,6 +30,7 @@ class ServerSettings:
     model: str
     aliases: tuple[str, ...] = ()
     keys: Keys | None = None
+    allow_origins: tuple[str, ...] = ()
     strict: bool = False
     embeddings: bool = False
     profiles: bool = False

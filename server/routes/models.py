@@ -22,9 +22,11 @@ async def list_models(request: ApiRequest) -> HTTPResponse:
 
 @blueprint.route("/v1/models/<name:path>", methods=["GET", "HEAD"])
 async def retrieve_model(request: ApiRequest, name: str) -> HTTPResponse:
-    """One model; its id may contain slashes, escaped or not."""
+    """One model; its id may contain slashes, escaped or not. Nothing behind the slash asks for the list."""
     context = request.app.ctx
-    name = unquote(name)
+    name = unquote(name).removesuffix("/")
+    if not name:
+        return await list_models(request)
     context.check_model(name)
     return HTTPResponse(to_json(_describe(context, name)), content_type="application/json")
 

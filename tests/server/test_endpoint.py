@@ -37,6 +37,11 @@ def flags(environment: dict[str, str], repository: Path = NOWHERE) -> dict[str, 
     return {flag: value for flag, value in found.items() if usual.get(flag, "") != value}
 
 
+def test_several_origins_have_commas_between():
+    words = serve_arguments({"CORS_ALLOW_ORIGIN": "https://a.example, http://b.example,"}, NOWHERE)
+    assert words[-5:-1] == ["--allow-origin", "https://a.example", "--allow-origin", "http://b.example"]
+
+
 def test_nothing_said_is_the_bundled_model_for_everybody():
     assert serve_arguments({}, NOWHERE) == ["serve", *OPEN]
 
@@ -58,6 +63,7 @@ def test_nothing_said_is_the_bundled_model_for_everybody():
         ({"MAX_BATCH_SIZE": "16"}, {"--slots": "16"}),
         ({"NUM_SHARD": "4"}, {"--mesh": "model=4"}),
         ({"NUM_SHARD": "1"}, {}),
+        ({"CORS_ALLOW_ORIGIN": "https://a.example"}, {"--allow-origin": "https://a.example"}),
         ({"DTYPE": "bfloat16", "QUANTIZE": "int8"}, {"--dtype": "bfloat16", "--quantize": "int8"}),
         ({"KV_CACHE_DTYPE": "int8"}, {"--kv-cache-dtype": "int8"}),
         ({"HF_TOKEN": "hf_secret", "HOSTNAME": "0f3a", "PATH": "/bin"}, {}),
@@ -139,7 +145,7 @@ def test_the_contract_is_written_down():
     rows = dict(re.findall(r"^\| `([A-Z_]+)` \|.*\| ?(.*) \|$", page, re.MULTILINE))
     heeded = {name: "4" for name in COUNTS if name not in ("NUM_SHARD", "MAX_INPUT_TOKENS")}
     heeded |= {"DTYPE": "float32", "QUANTIZE": "int8", "KV_CACHE_DTYPE": "int8", "REVISION": "main"}
-    heeded["NUM_SHARD"] = "2"
+    heeded |= {"NUM_SHARD": "2", "CORS_ALLOW_ORIGIN": "http://a.example"}
     for name, value in heeded.items():
         (flag,) = flags({name: value})
         assert f"`{flag}" in rows.pop(name), name
@@ -150,7 +156,7 @@ def test_the_contract_is_written_down():
 def test_every_flag_is_one_of_serves_and_no_variable_is_both_heeded_and_not():
     everything = {name: "8" for name in COUNTS} | {
         "MAX_INPUT_LENGTH": "4", "MAX_INPUT_TOKENS": "4", "DTYPE": "float32", "QUANTIZE": "int8",
-        "KV_CACHE_DTYPE": "int8", "MODEL_ID": "/m", "REVISION": "main",
+        "KV_CACHE_DTYPE": "int8", "MODEL_ID": "/m", "REVISION": "main", "CORS_ALLOW_ORIGIN": "*",
     }  # fmt: skip
     options = {
         name for parameter in typer.main.get_command(app).commands["serve"].params for name in parameter.opts
