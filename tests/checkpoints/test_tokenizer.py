@@ -1,6 +1,7 @@
 """Conversations to ids: transformers' own ids, and no special token that the template did not write."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,13 @@ import pytest
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
 
-from distaff.checkpoints import resolve
+from distaff.checkpoints import resolve, shield
 from distaff.checkpoints.chat_template import ChatTemplate
 from distaff.checkpoints.errors import CheckpointError
 from distaff.checkpoints.message_forms import fold_system
+from distaff.checkpoints.shield import Shield
 from distaff.checkpoints.tokenizer import ChatTokenizer, TemplateError, load_tokenizer
 from distaff.checkpoints.tokenizer_parts import TokenizerParts, surround
 
@@ -104,6 +106,26 @@ def visible(tokenizer: ChatTokenizer, text: str) -> str:
     for token in tokenizer.special_ids:
         text = text.replace(tokenizer._parts.tokenizer.id_to_token(token) or "", "")
     return "".join(text.replace("▁", " ").split())
+
+
+@given(
+    text=st.text("abcd ", max_size=60),
+    tokens=st.sets(st.text("abcd", min_size=1, max_size=4), min_size=1, max_size=6),
+    piece=st.integers(1, 9),
+)
+def test_control_tokens_are_found_in_pieces_as_in_the_whole(text: str, tokens: set[str], piece: int) -> None:
+    """However a long text is cut: as one search of all of it finds them, the longest first at each place."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.add_special_tokens(sorted(tokens))
+    made = Shield(tokenizer)
+    longest_first = sorted(made._control, key=len, reverse=True)
+    whole = [match.span() for match in re.finditer("|".join(longest_first), text)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shield, "_PIECE", piece)
+        assert [match.span() for match in made._matches(text)] == whole
+        [covered], covers = made.cover([{"content": text}])
+    assert not any(token in covered["content"] for token in tokens)
+    assert "".join(covers.get(character, character) for character in covered["content"]) == text
 
 
 @pytest.mark.parametrize("name", ["byte level", "llama 3", "metaspace"])
