@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -34,31 +34,7 @@ from .tokenizer_parts import TokenizerParts
 
 _TOOL_USE = "tool_use"
 
-
-class Template(Protocol):
-    """What a tokenizer asks of a chat template: `ChatTemplate`, or what renders it elsewhere."""
-
-    @property
-    def source(self) -> str: ...
-
-    @property
-    def options(self) -> frozenset[str]: ...
-
-    @property
-    def knows_tools(self) -> bool: ...
-
-    def render(
-        self,
-        messages: Sequence[Message],
-        *,
-        add_generation_prompt: bool,
-        continue_final_message: bool,
-        tools: Sequence[Mapping[str, Any]] | None,
-        options: Mapping[str, Any] | None,
-    ) -> str: ...
-
-
-MakeTemplate = Callable[[str, Mapping[str, str]], Template]
+MakeTemplate = Callable[[str, Mapping[str, str]], ChatTemplate]
 """A template of its Jinja source and the texts of the special tokens."""
 
 

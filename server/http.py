@@ -8,7 +8,7 @@ have arrived, after which the connection is aborted.
 import asyncio
 import math
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from sanic.config import Config
@@ -58,7 +58,7 @@ class StrictHttp(Http):
         finally:
             late.cancel()
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
         """The body's pieces; raises PayloadTooLarge where too many of them are crumbs."""
         crumbs = 0
         async for data in super().__aiter__():

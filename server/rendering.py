@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from ..checkpoints.chat_template import Message, TemplateError
+from ..checkpoints.chat_template import ChatTemplate, Message, TemplateError
 from ..checkpoints.errors import CheckpointError
 from ..runtime.request import Overloaded
 from . import renderer_wire as wire
@@ -46,11 +46,11 @@ class Lost(Exception):
     """A renderer has ended, and the conversation may be tried on another one."""
 
 
-class RemoteTemplate:
+class RemoteTemplate(ChatTemplate):
     """A chat template that is rendered elsewhere. Safe to share between threads.
 
     Attributes:
-      source, options, knows_tools: as of `ChatTemplate`.
+      options, knows_tools: found out in the renderer.
     """
 
     def __init__(self, source: str, special: Mapping[str, str], seconds: float = SECONDS) -> None:
@@ -62,7 +62,7 @@ class RemoteTemplate:
         Raises:
           CheckpointError: loading the template takes too long or too much memory.
         """
-        self.source = source
+        super().__init__(source, special)
         self._seconds = seconds
         self._free = threading.Semaphore(PROCESSES)
         self._closed = False
@@ -86,17 +86,31 @@ class RemoteTemplate:
         """The processes that wait for a conversation."""
         return [each.pid for each in self._renderers if each is not None and each.usable]
 
-    def render(self, messages: Sequence[Message], **keywords: Any) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
         """The text of a conversation; see `ChatTemplate.render`.
 
         Raises:
           TemplateError: the template refuses it, or takes too long or too much memory for it.
           Overloaded: no renderer became free, or none can be started.
         """
+        keywords = {
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "tools": tools,
+            "options": options,
+        }
         question = wire.Render(list(messages), keywords)
         for _ in range(_TRIES):
             with contextlib.suppress(Lost):
-                return self._render(question)
+                return self._ask(question)
         raise TemplateError(f"the process that renders the chat template ended, {_TRIES} times")
 
     def close(self) -> None:
@@ -108,7 +122,24 @@ class RemoteTemplate:
             if renderer is not None:
                 renderer.kill()
 
-    def _render(self, question: wire.Render) -> str:
+    def _apply(
+        self,
+        messages: Sequence[Message],
+        generate: bool,
+        unfinished: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
+        """What `ChatTemplate` tries out, it tries out in the renderer."""
+        return self.render(
+            messages,
+            add_generation_prompt=generate,
+            continue_final_message=unfinished,
+            tools=tools,
+            options=options,
+        )
+
+    def _ask(self, question: wire.Render) -> str:
         if not self._free.acquire(timeout=QUEUE_SECONDS):
             raise Overloaded(f"no chat template renderer became free in {QUEUE_SECONDS:.0f} s")
         renderer = None

@@ -56,8 +56,12 @@ def text_loader(chat_template: Path | None, tool_format: str | None = None) -> L
             for template in started:
                 template.close()
 
-        text = load_tokenizer(path, chat_template, start)
-        return ServedModel(text, open_checkpoint(path).generation, tool_format, close)
+        try:
+            text = load_tokenizer(path, chat_template, start)
+            return ServedModel(text, open_checkpoint(path).generation, tool_format, close)
+        except BaseException:
+            close()
+            raise
 
     return load
 

@@ -15,9 +15,7 @@ blueprint = Blueprint("models")
 @blueprint.route("/v1/models", methods=["GET", "HEAD"])
 async def list_models(request: ApiRequest) -> HTTPResponse:
     """The model, then its aliases."""
-    context = request.app.ctx
-    data = [_describe(context, name) for name in context.settings.names]
-    return HTTPResponse(to_json({"object": "list", "data": data}), content_type="application/json")
+    return _listed(request.app.ctx)
 
 
 @blueprint.route("/v1/models/<name:path>", methods=["GET", "HEAD"])
@@ -26,7 +24,7 @@ async def retrieve_model(request: ApiRequest, name: str) -> HTTPResponse:
     context = request.app.ctx
     name = unquote(name).removesuffix("/")
     if not name:
-        return await list_models(request)
+        return _listed(context)
     context.check_model(name)
     return HTTPResponse(to_json(_describe(context, name)), content_type="application/json")
 
@@ -47,6 +45,11 @@ async def tell_capabilities(request: ApiRequest) -> HTTPResponse:
         "routes": {f"POST {route}": describe(route) for route in ROUTES},
     }
     return HTTPResponse(to_json(body), content_type="application/json")
+
+
+def _listed(context: AppContext) -> HTTPResponse:
+    data = [_describe(context, name) for name in context.settings.names]
+    return HTTPResponse(to_json({"object": "list", "data": data}), content_type="application/json")
 
 
 def _describe(context: AppContext, name: str) -> dict[str, Any]:
