@@ -18,7 +18,7 @@ from .context import ApiRequest
 from .errors import ApiError, as_api_error
 from .generation import Generation
 from .metrics import CallRecord
-from .protocol.encode import KEEP_ALIVE, to_json
+from .protocol.encode import KEEP_ALIVE, to_json_by_items
 from .protocol.usage import Usage
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ async def _fold(request: ApiRequest, exchange: Exchange) -> bytes:
             exchange.reply.fold(delta)
     usage = exchange.usage()
     size = _JSON_OF_TOKEN * usage.completion
-    return await request.app.ctx.off_loop.run(size, lambda: to_json(exchange.reply.whole(usage)))
+    return await request.app.ctx.off_loop.run(size, lambda: to_json_by_items(exchange.reply.whole(usage)))
 
 
 async def _stream(request: ApiRequest, exchange: Exchange, headers: Mapping[str, str]) -> str | None:

@@ -23,6 +23,20 @@ def to_json(value: Any) -> bytes:
     return data
 
 
+def to_json_by_items(value: Any) -> bytes:
+    """As `to_json`, the items of the lists in an object one by one: each is a call that holds the
+    interpreter's lock, and the choices of an answer may have ten thousands of log-probabilities each."""
+    if not isinstance(value, dict):
+        return to_json(value)
+    return to_json(
+        {name: _by_items(item) if isinstance(item, list) else item for name, item in value.items()}
+    )
+
+
+def _by_items(items: list[Any]) -> list[msgspec.Raw]:
+    return [msgspec.Raw(_encoder.encode(item)) for item in items]
+
+
 def to_event(value: Any) -> bytes:
     """One server-sent event. Never `id:`, `retry:` or `event:`: each breaks a client of these streams."""
     return b"data: " + to_json(value) + b"\n\n"

@@ -203,13 +203,13 @@ def test_what_a_client_makes_long_runs_off_the_event_loop(server, ask, monkeypat
         monkeypatch.setattr(module, name, note)
 
     noted(intake, "parse_object")
-    noted(exchange, "to_json")
+    noted(exchange, "to_json_by_items")
     noted(FakeText, "encode_chat")
     noted(FakeText, "encode")
     monkeypatch.setattr(server.engine, "reply", "x" * 1000)
     assert ask().status_code == 200
     assert threads.pop("encode_chat").startswith("render")
-    assert threads.pop("to_json").startswith("text")
+    assert threads.pop("to_json_by_items").startswith("text")
     assert ask(user="x" * 400, pad="x" * 8000).status_code == 200
     assert threads.pop("parse_object").startswith("text")
     body = {"model": "tgi", "prompt": "x" * 5000}
