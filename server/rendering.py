@@ -213,7 +213,10 @@ class Renderer:
 
     def render(self, question: wire.Render) -> str:
         """The text of a conversation. Raises TemplateError, Lost."""
-        self.loaded()
+        try:
+            self.loaded()
+        except TemplateError as error:  # it has loaded before: the machine is to blame, not the conversation
+            raise Lost(str(error)) from None
         try:
             data = wire.encode(question)
         except wire.TooLong as error:

@@ -123,9 +123,9 @@ def test_control_tokens_are_found_in_pieces_as_in_the_whole(text: str, tokens: s
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shield, "_PIECE", piece)
         assert [match.span() for match in made._matches(text)] == whole
-        [covered], covers = made.cover([{"content": text}])
-    assert not any(token in covered["content"] for token in tokens)
-    assert "".join(covers.get(character, character) for character in covered["content"]) == text
+        [covered], covers = made.cover([{"x": text}])
+    assert not any(token in covered["x"] for token in tokens)
+    assert "".join(covers.get(character, character) for character in covered["x"]) == text
 
 
 @pytest.mark.parametrize("name", ["byte level", "llama 3", "metaspace"])
