@@ -11,7 +11,7 @@ from typing import Literal
 
 from ..runtime.request import EngineFailed, InvalidRequest, TokenEvent
 from .generation import Generation
-from .logprobs import Entry, LogprobAligner, entry_of
+from .logprobs import Entry, LogprobAligner, entry_of, unwritten
 from .protocol.heading import fresh_id
 from .protocol.structured import Constraint
 from .stops import StopSearch
@@ -59,10 +59,11 @@ class Arguments:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """A choice is complete."""
+    """A choice is complete; with the entries of tokens that no piece of text has completed."""
 
     choice: int
     reason: Finish
+    logprobs: list[Entry] | None = None
 
 
 Delta = Start | Piece | Call | Arguments | End
@@ -72,9 +73,10 @@ class ChoiceText:
     """One choice: its tokens become text, or calls, and end at a stop string.
 
     Attributes:
-      tokens: how many were generated, the end token not counted.
+      tokens: how many were generated, whether or not they are part of the text: the end token, and those of
+        the stop string, are counted.
       cached_tokens: of the prompt, found in the cache.
-      first: the first event; what it says of the prompt is read there. last: the newest one.
+      first: the first event; what it says of the prompt is read there.
       finish: why it ended; None while it goes on.
     """
 
@@ -102,7 +104,6 @@ class ChoiceText:
         """
         self.tokens = self.cached_tokens = 0
         self.first: TokenEvent | None = None
-        self.last: TokenEvent | None = None
         self.finish: Finish | None = None
         self._detokenizer = text.detokenizer(prompt)
         self._stops = stops
@@ -124,20 +125,20 @@ class ChoiceText:
 
     def push(self, choice: int, event: TokenEvent) -> list[Delta]:
         """What is certain after `event`; sets `finish` at the end."""
-        self.first, self.last = self.first or event, event
+        self.first = self.first or event
         self.cached_tokens += event.cached_tokens
         if self._mute:
             self.finish = "length"
             return [Start(choice), End(choice, "length")]
-        certain = self._take(event) if event.token is not None else ""
-        text = self._stops.push(certain)
+        self.tokens += event.token is not None or event.end is not None
+        text = self._take(event) if event.token is not None else ""
         if event.finish is not None and not self._stops.found:
             text += self._flush()
         ended = self._stops.found or event.finish is not None
         said = self._said(choice, text, ended=ended)
         if ended:
             self.finish = self._reason(event)
-            said.append(End(choice, self.finish))
+            said.append(End(choice, self.finish, self._last_entries(event)))
         return said
 
     def failure(self, event: TokenEvent) -> Exception:
@@ -155,21 +156,17 @@ class ChoiceText:
             for token, score in zip(prompt, [None, *scores], strict=True)
         ]
 
-    def end_entry(self) -> Entry | None:
-        """The entry of the end token, where the choice ended with one."""
-        token = None if self.stopped or self.last is None else self.last.end
-        if self.last is None or token is None:
-            return None
-        return entry_of(self._text, token, self._text.token_bytes(token), self.last.logprobs)
-
     def _take(self, event: TokenEvent) -> str:
+        """The text that is certain with a token; stop strings are looked for among special tokens too."""
         assert event.token is not None
-        self.tokens += 1
         text = self._detokenizer.push(event.token)
         if self._aligner is not None:
             assert event.logprobs is not None
             self._aligner.add(event.token, event.logprobs, text)
-        return text
+        certain = self._stops.push(text)
+        if self._text.token_bytes(event.token) is None:
+            certain += self._stops.push(self._text.token_name(event.token), written=False)
+        return certain
 
     def _flush(self) -> str:
         return self._stops.push(self._detokenizer.flush()) + self._stops.flush()
@@ -221,6 +218,17 @@ class ChoiceText:
             return None
         entries = [] if self._calls else self._aligner.release(text)
         return entries + self._aligner.cut() if self._stops.found else entries
+
+    def _last_entries(self, event: TokenEvent) -> list[Entry] | None:
+        """The entries that are still to come when the choice ends, the end token's the last of them."""
+        if self._aligner is None:
+            return None
+        if self._calls:
+            return []
+        entries = self._aligner.rest()
+        if event.end is not None:
+            entries.append(unwritten(self._text, event.end, event.logprobs))
+        return entries
 
 
 async def deltas(

@@ -1,9 +1,11 @@
 """Log-probabilities of tokens, lined up with the text that has been sent.
 
-The law: joined, the `bytes` of all entries of a choice are the UTF-8 of its content. Text is emitted later
-than tokens arrive (unfinished characters, possible stop strings) and may end inside a token (a stop string).
-So each token is given the place in the text, counted in characters, up to which it reaches, and its entry
-is released when the text has been sent that far.
+Two laws: there is one entry for each generated token, and, joined, the `bytes` of a choice's entries are the
+UTF-8 of its content. So a token of which nothing is in the content (a special token, the end token, one of
+the stop string that ended the text) has an entry without bytes. Text is emitted later than tokens arrive
+(unfinished characters, possible stop strings) and may end inside a token (a stop string): each token is given
+the place in the text, counted in characters, up to which it reaches, and its entry is released when the text
+has been sent that far.
 """
 
 import codecs
@@ -25,7 +27,8 @@ class Entry:
     """A token as clients see it.
 
     Attributes:
-      token: its text, or a special token's name. raw: its bytes; None for a special token.
+      token: its text, or the name of a token that has none. raw: its bytes as far as they are in the
+        content; None for a special token.
       logprob: None where nothing came before it. top: the likeliest in its place, descending.
     """
 
@@ -113,9 +116,21 @@ class LogprobAligner:
         pending.raw = pending.raw[:length]
         return [self._entry(pending)]
 
+    def rest(self) -> list[Entry]:
+        """The text is complete: the entries of tokens that wrote nothing after what was sent last."""
+        entries = self.release("")
+        entries += [unwritten(self._text, pending.token, pending.logprobs) for pending in self._pending]
+        self._pending.clear()
+        return entries
+
     def _entry(self, pending: _Pending) -> Entry:
         special = self._text.token_bytes(pending.token) is None
         return entry_of(self._text, pending.token, None if special else pending.raw, pending.logprobs)
+
+
+def unwritten(text: TokenTexts, token: int, logprobs: TokenLogprobs | None) -> Entry:
+    """The entry of a token that is not part of the content, though it may have a text."""
+    return entry_of(text, token, None if text.token_bytes(token) is None else b"", logprobs)
 
 
 def entry_of(text: TokenTexts, token: int, raw: bytes | None, logprobs: TokenLogprobs | None) -> Entry:
@@ -129,7 +144,8 @@ def entry_of(text: TokenTexts, token: int, raw: bytes | None, logprobs: TokenLog
 def _describe(
     text: TokenTexts, token: int, raw: bytes | None, logprob: float | None, top: tuple[Entry, ...] = ()
 ) -> Entry:
-    name = text.token_name(token) if raw is None else raw.decode(errors="backslashreplace")
+    own = raw or text.token_bytes(token)
+    name = own.decode(errors="backslashreplace") if own else text.token_name(token)
     if logprob is not None:
         logprob = max(logprob, FLOOR) if logprob == logprob else FLOOR
     return Entry(token, name, logprob, raw, top)

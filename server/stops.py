@@ -1,11 +1,13 @@
-"""Stop strings, searched in a text that arrives in pieces.
+"""Stop strings, searched in a text that arrives in pieces, some of which are searched but not emitted.
 
-Knows text only. The one idea: what is emitted must not depend on how the text was cut into pieces. So the
-longest suffix that may yet become a stop string is held back, and where one stop string has ended while
-another, which began earlier, is still possible, the decision waits for the earlier one.
+Knows text only; the names of special tokens, which a stop string may be or contain, are not emitted. The one
+idea: what is emitted must not depend on how the text was cut into pieces. So the longest suffix that may yet
+become a stop string is held back, and where one stop string has ended while another, which began earlier, is
+still possible, the decision waits for the earlier one.
 """
 
 from collections.abc import Sequence
+from itertools import compress
 
 
 class StopSearch:
@@ -22,27 +24,39 @@ class StopSearch:
         self._include = include
         self._longest = max(map(len, self._stops), default=0)
         self._held = ""
+        self._written: list[bool] = []
 
-    def push(self, text: str) -> str:
-        """Takes the next piece and returns what is now certain to belong to the answer."""
-        if self.found or not self._stops:
-            return "" if self.found else text
-        held = self._held + text
-        match, open_at = self._first_match(held), self._open_prefix(held)
+    def push(self, text: str, *, written: bool = True) -> str:
+        """Takes the next piece and returns what is now certain to belong to the answer.
+
+        Args:
+          written: False for a special token's name, which is never part of the answer, and part of what is
+            searched only where it is part of a stop string.
+        """
+        if self.found or not (written or any(text in stop for stop in self._stops)):
+            return ""
+        if not self._stops:
+            return text
+        self._held += text
+        self._written += [written] * len(text)
+        match, open_at = self._first_match(self._held), self._open_prefix(self._held)
         if match is not None and match[0] <= open_at:
-            self.found, self._held = True, ""
-            return held[: self._cut(match)]
-        self._held = held[open_at:]
-        return held[:open_at]
+            self.found = True
+            return self._emit(self._cut(match))
+        return self._emit(open_at)
 
     def flush(self) -> str:
         """The text is complete: returns what was held back, up to a stop string in it."""
-        held, self._held = self._held, ""
-        match = self._first_match(held)
-        if match is None:
-            return held
-        self.found = True
-        return held[: self._cut(match)]
+        match = self._first_match(self._held)
+        self.found = self.found or match is not None
+        return self._emit(len(self._held) if match is None else self._cut(match))
+
+    def _emit(self, size: int) -> str:
+        """What is written of the first `size` characters held; after the stop string nothing is held."""
+        said = "".join(compress(self._held[:size], self._written))
+        kept = len(self._held) if self.found else size
+        self._held, self._written = self._held[kept:], self._written[kept:]
+        return said
 
     def _cut(self, match: tuple[int, str]) -> int:
         place, stop = match

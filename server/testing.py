@@ -86,7 +86,7 @@ class FakeText:
         return bytes(token for token in ids if token < 256).decode(errors="replace")
 
     def special_id(self, name: str) -> int | None:
-        return None
+        return next((token for token in (BOS, EOS, TURN) if self.token_name(token) == name), None)
 
     def detokenizer(self, prompt: Sequence[int] = ()) -> "FakeDetokenizer":
         return FakeDetokenizer()

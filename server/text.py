@@ -42,7 +42,7 @@ class TokenTexts(Protocol):
         ...
 
     def token_bytes(self, token: int, /) -> bytes | None:
-        """The bytes that a token stands for; None for a special token."""
+        """The bytes that a token stands for; None for a special token and for an id without a token."""
         ...
 
     def token_name(self, token: int, /) -> str:
@@ -142,10 +142,12 @@ class SpecialsShown:
         return self._text.token_name(token)
 
     def shown(self, token: int) -> str | None:
-        """The name of a special token that is shown."""
+        """The name of a special token that is shown; an id without a token has none."""
         if self._text.token_bytes(token) is not None:
             return None
         name = self._text.token_name(token)
+        if self._text.special_id(name) != token:
+            return None
         return name if self._names is None or name in self._names else None
 
 

@@ -75,8 +75,8 @@ class ChatReply(OpenAiReply):
             case Arguments(index, number, text):
                 part = {"index": number, "function": {"arguments": text}}
                 yield self._chunk(index, {"tool_calls": [part]}, so_far)
-            case End(index, reason):
-                yield self._chunk(index, {}, so_far, finish=reason)
+            case End(index, reason, entries):
+                yield self._chunk(index, {}, so_far, _listed(entries or None), finish=reason)
 
     def fold(self, delta: Delta) -> None:
         """Adds to the choice's message."""
@@ -91,8 +91,10 @@ class ChatReply(OpenAiReply):
                 folded.calls.append({"id": id, "type": "function", "function": function})
             case Arguments(_, number, text):
                 folded.calls[number]["function"]["arguments"] += text
-            case End(_, reason):
+            case End(_, reason, entries):
                 folded.finish = reason
+                if folded.logprobs is not None:
+                    folded.logprobs.extend(entries or ())
 
     def whole(self, usage: Usage) -> dict[str, Any]:
         """The reply in one piece."""

@@ -87,8 +87,8 @@ class CompletionReply(OpenAiReply):
             case Piece(index, text, entries):
                 yield self._chunk(index, text, entries or [], None, so_far)
                 folded.offset += len(text)
-            case End(index, reason):
-                yield self._chunk(index, "", [], reason, so_far)
+            case End(index, reason, entries):
+                yield self._chunk(index, "", entries or [], reason, so_far)
 
     def fold(self, delta: Delta) -> None:
         """Adds to the choice's text."""
@@ -97,8 +97,9 @@ class CompletionReply(OpenAiReply):
             case Piece(_, text, entries):
                 folded.text.append(text)
                 folded.entries += entries or []
-            case End(_, reason):
+            case End(_, reason, entries):
                 folded.finish = reason
+                folded.entries += entries or []
 
     def whole(self, usage: Usage) -> dict[str, Any]:
         """The reply in one piece."""

@@ -78,7 +78,9 @@ class ResponseReply:
             case Arguments(_, _, text):
                 self._items[-1]["arguments"] += text
                 yield self._here("response.function_call_arguments.delta", {"delta": text})
-            case End(_, reason):
+            case End(_, reason, entries):
+                if entries and self._telling("message"):
+                    yield self._add_text("", entries)
                 self._status = _ENDED.get(reason, "completed")
                 yield from self._end_item(self._status)
 

@@ -1,6 +1,6 @@
 """What TGI's /generate answers: an object, or one event a token of which the last has the whole text.
 
-Unlike elsewhere, the token that ends an answer is one of its tokens: it is listed, and counted.
+Special tokens, the end token too, are listed by their names, though the text is without them.
 """
 
 import codecs
@@ -58,7 +58,7 @@ class GenerateReply:
         """The last token, with the text and what is known of it."""
         details = {
             "finish_reason": self._reason(0),
-            "generated_tokens": self._generated(0),
+            "generated_tokens": self._choices[0].tokens,
             "seed": self._seed,
             "input_length": usage.prompt,
         }
@@ -69,15 +69,11 @@ class GenerateReply:
         yield to_event(error_body(error)[1])
 
     def fold(self, delta: Delta) -> None:
-        """Adds tokens; a character that several make together is the last one's."""
+        """Adds text and tokens."""
         if isinstance(delta, Piece):
             self._texts[delta.choice] += delta.text
-            decoder = codecs.getincrementaldecoder("utf-8")("replace")
-            for entry in delta.logprobs or []:
-                self._tokens[delta.choice].append((decoder.decode(entry.raw or b""), entry))
-        elif isinstance(delta, End):
-            entry = self._choices[delta.choice].end_entry()
-            self._tokens[delta.choice] += [(entry.token, entry)] if entry else []
+        if isinstance(delta, Piece | End):
+            self._tokens[delta.choice] += _texts(delta.logprobs or [])
 
     def whole(self, usage: Usage) -> Any:
         """The best of the answers."""
@@ -96,7 +92,7 @@ class GenerateReply:
             ended=ended,
             waited=first and first.waited,
             prompt=len(self._prompt),
-            generated=self._generated(self._best),
+            generated=self._choices[self._best].tokens,
         )
 
     @property
@@ -107,7 +103,7 @@ class GenerateReply:
         tokens = self._tokens[index]
         details = {
             "finish_reason": self._reason(index),
-            "generated_tokens": self._generated(index),
+            "generated_tokens": self._choices[index].tokens,
             "seed": self._seed,
             "prefill": self._prefill(index),
             "tokens": [_token(text, entry) for text, entry in tokens],
@@ -115,10 +111,6 @@ class GenerateReply:
         if self._call.sampling.logprobs:
             details["top_tokens"] = [_alternatives(entry) for _, entry in tokens]
         return details
-
-    def _generated(self, index: int) -> int:
-        choice = self._choices[index]
-        return choice.tokens + (choice.end_entry() is not None)
 
     def _prefill(self, index: int) -> list[dict[str, Any]]:
         if not self._call.prefill:
@@ -158,6 +150,13 @@ def error_body(error: ApiError) -> tuple[int, dict[str, str]]:
     kind = "generation" if error.status == 500 else "validation"
     status = 424 if error.status == 500 else error.status
     return status, {"error": error.message, "error_type": kind}
+
+
+def _texts(entries: Sequence[Entry]) -> Iterator[tuple[str, Entry]]:
+    """Each with its text: a character that several make together is the last one's."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for entry in entries:
+        yield entry.token if entry.raw is None else decoder.decode(entry.raw), entry
 
 
 def _token(text: str, entry: Entry | None) -> dict[str, Any]:

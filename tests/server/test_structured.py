@@ -96,6 +96,15 @@ def test_special_tokens_can_be_shown(ask, engine):
     assert b"".join(bytes(e["bytes"]) for e in choice["logprobs"]["content"]) == b"H<|258|>i"
 
 
+def test_an_id_without_a_token_says_nothing(ask, engine, server):
+    """Embeddings are often longer than vocabularies. Its entry is there."""
+    engine.reply = [72, 400, 105]
+    for shown in (True, False):
+        choice = ask(skip_special_tokens=shown, logprobs=True).json()["choices"][0]
+        assert choice["message"]["content"] == "Hi"
+        assert [entry["token"] for entry in choice["logprobs"]["content"]] == ["H", "<|400|>", "i", "<|257|>"]
+
+
 def test_how_the_template_is_asked(ask, server):
     """Continuing, without a generation prompt, with options: what was asked arrives."""
     ask(continue_final_message=True, chat_template_kwargs={"style": "old"})

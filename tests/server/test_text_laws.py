@@ -57,13 +57,15 @@ def told(entries):
 
 
 def of_chat(whole, events):
-    """The content and its bytes, which are the same whole and streamed, in pieces that are never empty."""
+    """The content and its bytes, which are the same whole and streamed, in pieces that are never empty; each
+    token that is counted has an entry."""
     [choice], pieces = whole["choices"], [event["choices"][0] for event in events]
     content = choice["message"]["content"]
     texts = [piece["delta"]["content"] for piece in pieces[1:-1]]
     assert all(texts) and "".join(texts) == content
-    entries = [entry for piece in pieces[1:-1] for entry in piece["logprobs"]["content"]]
+    entries = [entry for piece in pieces if piece["logprobs"] for entry in piece["logprobs"]["content"]]
     assert entries == choice["logprobs"]["content"]
+    assert len(entries) == whole["usage"]["completion_tokens"]
     assert choice["finish_reason"] == pieces[-1]["finish_reason"]
     return content, told(entries)
 
