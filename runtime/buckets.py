@@ -2,9 +2,9 @@
 
 A step is compiled for a *bucket*: `decode` for B rows of one token, `mixed` for T tokens of prompts and
 running rows together (with as many rows as there are slots). Buckets are powers of two, so a request is
-padded at most twofold and the executables number log2(slots) + log2(budget). Beside them, where wanted:
-`sample` draws for B rows whose logits a step has left behind, among what grammars allow; `score` is a mixed
-step that also says what the prompts' tokens were worth.
+padded at most twofold and the executables number log2(slots) + log2(budget). Where prompts can be scored, a
+mixed step also says what those of its tokens were worth for whom it is asked. Beside them, where wanted:
+`sample` draws for B rows whose logits a step has left behind, among what grammars allow.
 
 In a decode step every token is a row of its own, with its own place in a sequence: so tokens of one sequence
 may lie side by side there, each seeing those before it. Drafts do; and where the engine is to be
@@ -31,7 +31,7 @@ SMALLEST_MIXED = 16
 class Bucket:
     """A compiled shape: `tokens` is T, `rows` is B (equal for decode)."""
 
-    kind: Literal["decode", "mixed", "sample", "score"]
+    kind: Literal["decode", "mixed", "sample"]
     tokens: int
     rows: int
 
@@ -41,7 +41,7 @@ class Bucket:
     @property
     def tiled(self) -> bool:
         """Whether its rows may hold runs of tokens."""
-        return self.kind in ("mixed", "score")
+        return self.kind == "mixed"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,12 +72,11 @@ class Shapes:
         decode = [Bucket(kind="decode", tokens=b, rows=b) for b in _powers(1, self.slots)]
         lowest = min(SMALLEST_MIXED, self.budget)
         mixed = [Bucket(kind="mixed", tokens=t, rows=self.slots) for t in _powers(lowest, self.budget)]
-        score = [Bucket(kind="score", tokens=self.budget, rows=self.slots)] if self.scores else []
         usual = mixed[-1:] + decode[-1:] + decode[:-1] + mixed[:-1]
-        return usual + self._samplers()[::-1] + score
+        return usual + self._samplers()[::-1]
 
     def essential(self) -> list[Bucket]:
-        """Those that suffice for any request, but one whose prompt is scored: that waits for its step."""
+        """Those that suffice for any request."""
         buckets = self.buckets()
         return buckets[:1] + [bucket for bucket in buckets if bucket.kind == "sample"][:1]
 
@@ -128,8 +127,9 @@ class Layout:
     wait for a mask), `seed` and the page `table`; `sample_position` is 0 where a row does not sample, before
     `end_position` the sequence must not end; `rows` says how many are in use. In tiled
     buckets also `row` per token; per row `end`, behind its tokens in T, and `single` and `last` (indices into
-    T, T for none: a row without a single token, a row that does not sample); and the tiles. A score bucket
-    has per token `target`, the id that follows it. A sample bucket has of all this the settings, and `mask`.
+    T, T for none: a row without a single token, a row that does not sample); the tiles; and, where prompts
+    can be scored, per token `target`, the id that follows it, -1 for a token of which nothing is asked. A
+    sample bucket has of all this the settings, and `mask`.
     """
 
     def __init__(self, bucket: Bucket, shapes: Shapes) -> None:
@@ -143,7 +143,7 @@ class Layout:
             fields |= {name: ((tokens,), np.int32) for name in _TOKEN_FIELDS}
             fields |= {name: ((rows,), np.int32) for name in _STEP_FIELDS}
             fields |= {"table": ((rows, shapes.table), np.int32), "rows": ((1,), np.int32)}
-        if bucket.kind == "score":
+        if bucket.tiled and shapes.scores:
             fields["target"] = ((tokens,), np.int32)
         if bucket.tiled:
             tiles = shapes.tiles(bucket)

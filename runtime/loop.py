@@ -55,6 +55,7 @@ class Loop:
         self._open: set[str] = set()
         self._sequences: dict[str, Sequence] = {}
         self._stopping = False
+        self._idle = True
         self._free_since = 0.0
 
     def start(self) -> None:
@@ -133,19 +134,24 @@ class Loop:
         self._fail_all(reason)
 
     def _turn(self, flight: Flight | None) -> Flight | None:
-        """One turn, with the step that is under way; returns the one that is so then."""
+        """One turn, with the step that is under way; returns the one that is so then.
+
+        After a turn that did nothing the next one waits to be asked for something, whoever is in the engine:
+        what could not be planned cannot be planned until then.
+        """
         self.beat = time.monotonic()
-        idle = flight is None and not self._sequences
         with self.phases.phase("hear"):
-            self._hear(idle=idle)
-        if idle:
+            self._hear(idle=self._idle)
+        if self._idle:
             self._free_since = time.monotonic()
+        under_way = flight is not None
         if flight and (flight.plan.drafted or self.runner.has_news or self._should_see()):
             self._settle(flight)
             flight = None
         if self.runner.has_news:
             self._adopt()
         following = self._plan_and_launch(flight)
+        self._idle = not (following or under_way)
         if flight:
             self._settle(flight)
         return self._sample_masked(following) if following else None
@@ -193,7 +199,6 @@ class Loop:
 
     def _note_trial(self, bucket: Bucket, seconds: float) -> None:
         self.scheduler.pace.tried(bucket.kind, bucket.tokens, seconds)
-        self.scheduler.scores |= bucket.kind == "score"
 
     def _launch(self, plan: Plan, flight: Flight | None) -> Flight:
         """Dispatches a step behind the one that is under way; if the device is done with that, it idles."""

@@ -29,7 +29,7 @@ def pack(rows: list[Row], bucket: Bucket, layout: Layout, shapes: Shapes) -> np.
     at, mixed = 0, bucket.tiled
     if mixed:
         views["single"][:] = views["last"][:] = bucket.tokens
-    if bucket.kind == "score":
+    if "target" in views:
         views["target"][:] = -1
     for line, row in enumerate(rows):
         span = slice(at, at + row.count)
@@ -38,7 +38,7 @@ def pack(rows: list[Row], bucket: Bucket, layout: Layout, shapes: Shapes) -> np.
             _pack_row(views, slice(line, line + 1) if mixed else span, row)
             if mixed:
                 _pack_place(views, line, row, at, shapes.tile)
-            if bucket.kind == "score":
+            if row.scored:
                 _pack_targets(views, span, row)
         except Exception as error:
             raise SequenceFault(row.sequence) from error
@@ -144,9 +144,8 @@ def _pack_settings(views: Views, lines: slice, row: Row) -> None:
 def _pack_targets(views: Views, span: slice, row: Row) -> None:
     """The ids that follow the row's tokens in the prompt; behind its last one some id, -1 after that."""
     prompt = row.sequence.request.prompt
-    if row.scored:
-        known = [*prompt[row.start + 1 : row.start + row.count + 1], 0][: row.count]
-        views["target"][span.start : span.start + len(known)] = known
+    known = [*prompt[row.start + 1 : row.start + row.count + 1], 0][: row.count]
+    views["target"][span.start : span.start + len(known)] = known
 
 
 def _pack_place(views: Views, line: int, row: Row, at: int, tile: int) -> None:

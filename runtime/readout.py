@@ -37,7 +37,7 @@ def _read(tokens: np.ndarray, lines: range, reports: "_Reports", count: int | No
 
 
 def read_chunks(rows: Sequence[Row], scores: Scores) -> dict[Row, Exception]:
-    """Gives each sequence what a score step says of its tokens; where that fails, says why."""
+    """Gives each sequence what a step says of its prompt's tokens; where that fails, says why."""
     faults: dict[Row, Exception] = {}
     hidden_BD, at = np.asarray(scores.hidden_BD), 0
     reports = _Reports(scores.logprob_TX, scores.top_TX)

@@ -204,9 +204,7 @@ class Runner:
             self._followers.farewell()
 
     def _kind(self, plan: Plan) -> str:
-        if plan.scored:
-            return "score"
-        return "decode" if plan.is_decode or self.shapes.single else "mixed"
+        return "decode" if self.shapes.single or (plan.is_decode and not plan.scored) else "mixed"
 
     def _pack(self, bucket: Bucket, rows: list[Row]) -> tuple[np.ndarray, dict[Row, Exception]]:
         layout = self._executables.layouts[bucket]
@@ -239,7 +237,7 @@ class Runner:
         free = [(row, at) for row, at in zip(rows, lines, strict=True) if row.samples and not row.held]
         heard = self._settle(free, flight.samples)
         faults = dict(flight.faults)
-        if flight.scores:
+        if flight.scores and flight.plan.scored:
             faults |= read_chunks(rows, flight.scores)
         masked, samples = flight.masked or ([], None)
         drawn: dict[Row, Sampled | Exception] = {}

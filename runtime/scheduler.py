@@ -32,11 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class Scheduler:
-    """Slots, pages and the order of those who wait for them.
-
-    Attributes:
-      scores: there is a step that scores prompts; those that want it wait until then.
-    """
+    """Slots, pages and the order of those who wait for them."""
 
     def __init__(
         self,
@@ -65,7 +61,6 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preemptions = 0
-        self.scores = False
         self._free_slots = list(range(slots - 1, -1, -1))
 
     def add(self, sequence: Sequence) -> None:
@@ -205,7 +200,7 @@ class Scheduler:
     def _lacking(self) -> list[Sequence]:
         """Those that need more than a decode row, seated ones first, as far as there are slots."""
         seated = [s for s in self.running if s.missing > 1]
-        ready = [s for s in self.waiting if not s.pending and (self.scores or s.scores is None)]
+        ready = [s for s in self.waiting if not s.pending]
         return seated + ready[: len(self._free_slots)]
 
     def _needed(self, sequence: Sequence, count: int) -> int:

@@ -6,7 +6,6 @@ goes into the buffer is decided in `runner.py`, how it is laid out in `buckets.p
 runs the step on its share of the parameters and of the cache; everything else is the same on all.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from ..model.cache import Batch, Cache, Tiles, create_cache
 from ..model.sharding import CACHE, REPLICATED, pad_config
 from ..model.transformer import Skeleton, Transformer
 from .buckets import Bucket, Layout, Shapes
+from .request import MAX_TOP_LOGPROBS
 from .sampling import Adjustments, RowParams, Samples, allowed_of, logprobs, sample
 
 
@@ -46,7 +46,7 @@ class DeviceState(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """What a score step says of its T tokens beside its samples.
+    """What a mixed step says of its T tokens beside its samples, of those that have a target.
 
     Attributes:
       logprob_TX, top_TX: as `Samples` has them, of the token that follows each.
@@ -62,7 +62,7 @@ Outcome = tuple[Samples, Scores | None]
 Step = Callable[[tuple[jax.Array, ...], DeviceState, jax.Array], tuple[DeviceState, Outcome]]
 
 _SCORED_AT_ONCE = 64
-"""Tokens whose logits are there at the same time in a score step."""
+"""Tokens of prompts whose logits are there at the same time."""
 
 
 STATE = DeviceState._make([CACHE, *[REPLICATED] * (len(DeviceState._fields) - 1)])
@@ -103,7 +103,7 @@ def make_step(skeleton: Skeleton, bucket: Bucket, shapes: Shapes) -> Step:
         state = state._replace(cache=cache, counts_SV=counts_SV, broken_S=broken_S, broken_P=broken_P)
         last_BD = hidden_TD.at[fields["last"]].get(mode="fill", fill_value=0) if bucket.tiled else hidden_TD
         state, samples = _sample_or_hold(state, model.logits(last_BD), fields, shapes)
-        scores = _score(model, fields, hidden_TD) if bucket.kind == "score" else None
+        scores = _score_or_not(model, fields, hidden_TD) if "target" in fields else None
         return state, (samples, scores)
 
     return step
@@ -161,22 +161,48 @@ def _draw(
     return sample(logits_BV, _row_params(fields), adjustments, broken_B, allowed_BV)
 
 
-def _score(model: Transformer, fields: Mapping[str, jax.Array], hidden_TD: jax.Array) -> Scores:
-    """What the tokens that follow were worth, some at a time; and each row's hidden states, summed."""
-    target_T = fields["target"]
-    wanted_T = target_T >= 0
+def _score_or_not(model: Transformer, fields: Mapping[str, jax.Array], hidden_TD: jax.Array) -> Scores:
+    """The scores of the tokens that have a target; where none has, nothing is computed."""
+    tokens, width = hidden_TD.shape
+    nothing = Scores(
+        jnp.zeros((tokens, 1 + MAX_TOP_LOGPROBS), jnp.float32),
+        jnp.zeros((tokens, MAX_TOP_LOGPROBS), jnp.int32),
+        jnp.zeros((len(fields["slot"]), width), jnp.float32),
+    )
+    wanted_T = fields["target"] >= 0
 
-    def some(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        hidden_RD, target_R = part
-        return logprobs(model.logits(hidden_RD), target_R)
+    def score() -> Scores:
+        logprob_TX, top_TX = _score_next(model, fields["target"], hidden_TD, nothing)
+        counted_TD = jnp.where(wanted_T[:, None], hidden_TD.astype(jnp.float32), 0.0)
+        return Scores(logprob_TX, top_TX, nothing.hidden_BD.at[fields["row"]].add(counted_TD))
 
-    size = math.gcd(_SCORED_AT_ONCE, len(target_T))
-    parts = (hidden_TD.reshape(-1, size, hidden_TD.shape[1]), target_T.reshape(-1, size))
-    logprob_TX, top_TX = lax.map(some, parts)
-    counted_TD = jnp.where(wanted_T[:, None], hidden_TD.astype(jnp.float32), 0.0)
-    rows = len(fields["slot"])
-    hidden_BD = jnp.zeros((rows, hidden_TD.shape[1]), jnp.float32).at[fields["row"]].add(counted_TD)
-    return Scores(logprob_TX.reshape(len(target_T), -1), top_TX.reshape(len(target_T), -1), hidden_BD)
+    return lax.cond(jnp.any(wanted_T), score, lambda: nothing)
+
+
+def _score_next(
+    model: Transformer, target_T: jax.Array, hidden_TD: jax.Array, nothing: Scores
+) -> tuple[jax.Array, jax.Array]:
+    """What the tokens that follow were worth; only those with a target go through the head, some at a time."""
+    tokens = len(target_T)
+    size = min(_SCORED_AT_ONCE, tokens)
+    wanted_T, every_T = target_T >= 0, jnp.arange(tokens, dtype=jnp.int32)
+    room = -(-tokens // size) * size
+    place_T = jnp.where(wanted_T, jnp.cumsum(wanted_T, dtype=jnp.int32) - 1, room)
+    token_W = jnp.full(room, tokens, jnp.int32).at[place_T].set(every_T, mode="drop")
+
+    def some(part: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        token_R = lax.dynamic_slice_in_dim(token_W, part * size, size)
+        hidden_RD = hidden_TD.at[token_R].get(mode="fill", fill_value=0)
+        target_R = target_T.at[token_R].get(mode="fill", fill_value=0)
+        logprob_RX, top_RX = logprobs(model.logits(hidden_RD), target_R)
+        logprob_TX, top_TX = found
+        return (
+            logprob_TX.at[token_R].set(logprob_RX, mode="drop"),
+            top_TX.at[token_R].set(top_RX, mode="drop"),
+        )
+
+    parts = -(-jnp.sum(wanted_T, dtype=jnp.int32) // size)
+    return lax.fori_loop(0, parts, some, (nothing.logprob_TX, nothing.top_TX))
 
 
 def _arrange(bucket: Bucket, shapes: Shapes, fields: Mapping[str, jax.Array]) -> tuple[jax.Array, Batch]:

@@ -10,7 +10,6 @@ import numpy as np
 
 from .buckets import Bucket, Shapes
 from .request import Request, SamplingParams
-from .scores import PromptScores
 from .sequence import Row, Sequence
 
 _PARAMS = SamplingParams(temperature=1.0, top_p=0.9)
@@ -44,7 +43,6 @@ def _sequence(length: int, vocabulary: int, bucket: Bucket) -> Sequence:
         arrival=0,
         tokens=list(prompt),
         matcher=_Anything() if bucket.kind == "sample" else None,
-        scores=PromptScores(length) if bucket.kind == "score" else None,
     )
 
 

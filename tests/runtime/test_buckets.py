@@ -46,10 +46,10 @@ def test_the_most_useful_buckets_come_first():
 
 
 def test_what_is_asked_for_has_buckets_of_its_own():
-    """Samplers for every number of rows, one step that scores; the largest of each are essential."""
+    """Samplers for every number of rows, the largest of which is essential; mixed steps score prompts."""
     shapes = Shapes(slots=6, budget=100, page_size=16, table=9, tile=64, mask=7, scores=True)
     names = [str(bucket) for bucket in shapes.buckets()]
-    assert names[8:] == "sample(6) sample(4) sample(2) sample(1) score(100)".split()
+    assert names[8:] == "sample(6) sample(4) sample(2) sample(1)".split()
     assert [str(bucket) for bucket in shapes.essential()] == "mixed(100) sample(6)".split()
 
 

@@ -8,6 +8,7 @@ import pytest
 from distaff.runtime.engine import Engine
 from distaff.runtime.request import EngineFailed, InvalidRequest, NotReady, Request, SamplingParams
 from distaff.runtime.runner import Runner
+from distaff.runtime.settings import EngineSettings
 
 from .tiny import CONFIG, POISON, Ear, ask, assert_greedy, random_prompt, tokens_of
 
@@ -214,20 +215,62 @@ def test_nothing_is_taken_before_the_start_and_after_the_end(make_engine):
 
 
 def test_a_single_step_serves_any_request(parameters, monkeypatch):
-    """What `warm_up` compiles is enough: prompts, decoding in company, a draw with penalties."""
+    """What `warm_up` compiles is enough: prompts, also scored, decoding in company, a draw with penalties."""
     monkeypatch.setattr(Runner, "compile_rest", lambda self, stop: None)
     ear = Ear()
-    engine = Engine(CONFIG, parameters, on_events=ear.hear)
+    engine = Engine(CONFIG, parameters, EngineSettings(scores=True), ear.hear)
     engine.warm_up()
     engine.start()
     requests = [ask(f"one{n}", 3 + 40 * n, max_tokens=15) for n in range(3)]
-    for request in [*requests, ask("drawn", 9, max_tokens=15, temperature=0.8, seed=1, presence_penalty=1.0)]:
+    scored = ask("scored", 40, max_tokens=15, prompt_logprobs=1, pool_prompt=True)
+    for request in [
+        *requests,
+        scored,
+        ask("drawn", 9, max_tokens=15, temperature=0.8, seed=1, presence_penalty=1.0),
+    ]:
         engine.submit(request)
-    for request in requests:
+    for request in [*requests, scored]:
         assert_greedy(request, ear.tokens(request.id))
+    assert len(ear.events["scored"][0].prompt_logprobs or ()) == 39
     assert len(ear.tokens("drawn")) == 15
     assert (engine.stats.buckets_ready, engine.stats.compilations) == (1, 0)
     engine.stop()
+
+
+def test_what_cannot_be_planned_is_not_tried_again_and_again(bench, monkeypatch):
+    """The thread waits to be asked for something; then it plans anew."""
+    loop, plans, waits = bench.engine._loop, [], threading.Event()
+    plan, hear = loop.scheduler.plan, loop._hear
+
+    def listening(*, idle):
+        if idle and loop._sequences:
+            waits.set()
+        hear(idle=idle)
+
+    monkeypatch.setattr(loop, "_hear", listening)
+    monkeypatch.setattr(loop.scheduler, "plan", lambda: plans.append(bool(loop._sequences)))
+    request = ask("stuck", 5, max_tokens=5)
+    bench.engine.submit(request)
+    assert waits.wait(30), "it tries without a pause"
+    assert sum(plans) <= 2
+    monkeypatch.setattr(loop.scheduler, "plan", plan)
+    loop.ask(lambda: None)
+    assert_greedy(request, bench.ear.tokens("stuck"))
+
+
+def test_nobody_who_can_be_planned_waits_for_a_wish(bench, monkeypatch):
+    """Also where all slots are taken, and come free without anybody asking for anything."""
+    loop, pauses = bench.engine._loop, []
+    hear = loop._hear
+
+    def listening(*, idle):
+        if idle and loop._sequences:
+            pauses.append(loop.scheduler.running)
+        hear(idle=idle)
+
+    monkeypatch.setattr(loop, "_hear", listening)
+    bench.run([ask(f"crowd{n}", 4 + n, max_tokens=1 + n % 3) for n in range(30)])
+    assert not pauses
 
 
 def test_stopping_ends_what_is_in_flight(bench):

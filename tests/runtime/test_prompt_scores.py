@@ -1,10 +1,13 @@
 """What a prompt's tokens are worth, against plain numpy: whole, in chunks, beside others, preempted."""
 
+import threading
+
 import numpy as np
 import pytest
 
 from distaff.runtime.engine import Engine
 from distaff.runtime.request import InvalidRequest
+from distaff.runtime.runner import Runner
 from distaff.runtime.settings import EngineSettings
 
 from .tiny import CONFIG, WEIGHTS, ask, assert_greedy, reference_logits, tokens_of
@@ -86,12 +89,31 @@ def test_an_engine_that_scores_nothing_says_so(parameters, settings):
         engine.submit(ask("none", 5, prompt_logprobs=1))
 
 
-def test_a_scored_prompt_waits_for_its_step_and_keeps_nobody_waiting(bench):
-    """Where the step that scores is not compiled yet, others are served meanwhile."""
-    bench.engine._loop.scheduler.scores = False
-    scored = ask("early", 20, prompt_logprobs=1, max_tokens=2)
-    bench.engine.submit(scored)
-    bench.run([ask("other", 20, max_tokens=5)])
-    assert not bench.ear.events["early"]
-    bench.engine._loop.scheduler.scores = True
-    check(scored, bench.ear.wait("early")[0])
+def test_scored_prompts_share_steps(bench):
+    """As many as fit into one, as prompts do of which nothing is asked: 24 tokens are one step of 24."""
+    gate = threading.Event()
+    bench.engine._loop.ask(lambda: gate.wait(30))
+    requests = [ask(f"t{n}", 6, prompt_seed=n, prompt_logprobs=1, max_tokens=1) for n in range(4)]
+    before = bench.engine.stats.steps
+    for request in requests:
+        bench.engine.submit(request)
+    gate.set()
+    for request in requests:
+        check(request, bench.ear.wait(request.id)[0])
+    assert bench.engine.stats.steps == before + 1
+
+
+def test_a_short_scored_prompt_runs_in_a_small_step(bench, monkeypatch):
+    """The smallest that holds it."""
+    buckets = []
+    launch = Runner.launch
+
+    def seen(self, plan):
+        flight = launch(self, plan)
+        buckets.append(str(flight.bucket))
+        return flight
+
+    monkeypatch.setattr(Runner, "launch", seen)
+    bench.engine.submit(ask("small", 6, prompt_logprobs=1, max_tokens=1))
+    bench.ear.wait("small")
+    assert buckets == ["mixed(16)"]
