@@ -182,7 +182,7 @@ def _score_or_not(model: Transformer, fields: Mapping[str, jax.Array], hidden_TD
 def _score_next(
     model: Transformer, target_T: jax.Array, hidden_TD: jax.Array, nothing: Scores
 ) -> tuple[jax.Array, jax.Array]:
-    """What the tokens that follow were worth; only those with a target go through the head, some at a time."""
+    """What the tokens that follow were worth; only those with a target go through the head, some at once."""
     tokens = len(target_T)
     size = min(_SCORED_AT_ONCE, tokens)
     wanted_T, every_T = target_T >= 0, jnp.arange(tokens, dtype=jnp.int32)

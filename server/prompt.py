@@ -5,6 +5,7 @@ and what a silent request gets.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from ..model.errors import DistaffError
@@ -175,9 +176,17 @@ def sampling_params(
 def sequences(
     id: str, prompts: Sequence[Prompt], count: int, params: SamplingParams, cache_salt: str
 ) -> list[Request]:
-    """One engine request for each of `count` choices of each prompt: they differ by their number alone."""
+    """One engine request for each of `count` choices of each prompt: they differ by their number alone, and
+    the first of each prompt is the one that scores it, where it is to be scored."""
+    others = replace(params, prompt_logprobs=None)
     return [
-        Request(id=f"{id}-{choice}", prompt=prompt, params=params, choice=choice, cache_salt=cache_salt)
+        Request(
+            id=f"{id}-{choice}",
+            prompt=prompt,
+            params=others if choice % count else params,
+            choice=choice,
+            cache_salt=cache_salt,
+        )
         for choice, prompt in enumerate(prompt for prompt in prompts for _ in range(count))
     ]
 

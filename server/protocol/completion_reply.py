@@ -122,12 +122,12 @@ class CompletionReply(OpenAiReply):
         return {"text": text, "index": number, "logprobs": said, "finish_reason": folded.finish}
 
     def _prompt(self, index: int) -> tuple[str, list[Entry]]:
-        """What a choice's text begins with."""
+        """What a choice's text begins with; the first choice of the prompt has scored it."""
         if not self._echoed:
             return "", []
-        echoed = self._echoed[index // self._per_prompt]
-        entries = self._choices[index].prompt_entries(echoed.ids) if self._logprobs is not None else []
-        return echoed.text, entries
+        number = index // self._per_prompt
+        echoed, scored = self._echoed[number], self._choices[number * self._per_prompt]
+        return echoed.text, scored.prompt_entries(echoed.ids) if self._logprobs is not None else []
 
     def _chunk(
         self, index: int, text: str, entries: list[Entry], finish: str | None, usage: dict[str, Any] | None

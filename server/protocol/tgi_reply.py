@@ -105,17 +105,18 @@ class GenerateReply:
             "finish_reason": self._reason(index),
             "generated_tokens": self._choices[index].tokens,
             "seed": self._seed,
-            "prefill": self._prefill(index),
+            "prefill": self._prefill(),
             "tokens": [_token(text, entry) for text, entry in tokens],
         }
         if self._call.sampling.logprobs:
             details["top_tokens"] = [_alternatives(entry) for _, entry in tokens]
         return details
 
-    def _prefill(self, index: int) -> list[dict[str, Any]]:
+    def _prefill(self) -> list[dict[str, Any]]:
+        """The prompt's tokens, which the first choice has scored."""
         if not self._call.prefill:
             return []
-        entries = self._choices[index].prompt_entries(self._prompt)
+        entries = self._choices[0].prompt_entries(self._prompt)
         return [{"id": entry.id, "text": entry.token, "logprob": entry.logprob} for entry in entries]
 
     def _likelihood(self, index: int) -> float:

@@ -80,7 +80,7 @@ def _requests(
         return requests
     most = 1 if sampling.max_tokens == 0 else DEFAULT_TOKENS
     return [
-        replace(each, params=replace(params, max_tokens=min(most, context - len(each.prompt))))
+        replace(each, params=replace(each.params, max_tokens=min(most, context - len(each.prompt))))
         for each in requests
     ]
 

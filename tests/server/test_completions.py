@@ -153,6 +153,21 @@ def test_a_scored_prompt_is_followed_by_one_entry(complete, chunks, engine, repl
     assert body["usage"]["completion_tokens"] == 2
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_prompt_of_several_choices_is_scored_once(complete, chunks, engine, streamed):
+    """By the first of them, for all."""
+    asked = {"prompt": [[65, 66], [67]], "n": 3, "max_tokens": 1, "echo": True, "logprobs": 0}
+    if streamed:
+        parts = [chunk["choices"][0] for chunk in chunks(**asked)]
+        told = [[p["logprobs"] for p in parts if p["logprobs"] and p["index"] == index] for index in range(6)]
+        tokens = [[token for each in lists for token in each["tokens"]] for lists in told]
+    else:
+        tokens = [choice["logprobs"]["tokens"] for choice in complete(**asked).json()["choices"]]
+    assert tokens == [["A", "B", "H"]] * 3 + [["C", "H"]] * 3
+    scored = [request.params.prompt_logprobs for request in engine.requests]
+    assert scored == [0, None, None, 0, None, None]
+
+
 def test_tokens_of_the_stop_string_are_listed_behind_the_text(complete):
     """Where the text ends: they were generated, and are counted."""
     body = complete(stop="wor", logprobs=0).json()

@@ -116,8 +116,11 @@ def test_a_stop_string_stays_in_the_text(http):
 
 def test_the_full_text_and_the_best_one(http, engine):
     engine.reply = lambda request: [b"ab", b"cd"][request.choice]
-    body = post(http, return_full_text=True, best_of=2, do_sample=True, details=True).json()
+    asked = {"best_of": 2, "do_sample": True, "details": True, "decoder_input_details": True}
+    body = post(http, return_full_text=True, **asked).json()
     assert body["generated_text"] == "Sayab" and body["details"]["seed"] is not None
+    assert [token["text"] for token in body["details"]["prefill"]] == ["<|256|>", "S", "a", "y"]
+    assert [request.params.prompt_logprobs for request in engine.requests] == [0, None]
 
 
 @pytest.mark.parametrize(
