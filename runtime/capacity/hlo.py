@@ -62,14 +62,25 @@ def _bytes(kind: str, *, main_memory: bool = False) -> int:
 
 
 def collectives_of(text: str) -> tuple[tuple[str, int, int], ...]:
-    """`(kind, count, bytes of one result)` of every collective in a compiled program."""
-    found: Counter[tuple[str, int]] = Counter()
-    for instructions in _computations(text).values():
-        for each in instructions:
-            if kind := _COLLECTIVE.fullmatch(each.operation):
-                arrays = [match[0] for match in _ARRAY.finditer(each.type)]
-                found[kind[1], _bytes(arrays[-1] if kind[2] else each.type)] += 1
+    """`(kind, count, bytes of one result)` of the collectives in one run of a compiled program.
+
+    Of branches the one that sends least counts: no prompt is scored.
+    """
+    found = Counter(_sent(_computations(text), "ENTRY"))
     return tuple((kind, count, size) for (kind, size), count in found.items())
+
+
+def _sent(computations: Mapping[str, list[_Instruction]], name: str) -> Iterator[tuple[str, int]]:
+    """The kind and the bytes of each collective of a computation and of those that it calls."""
+    for each in computations.get(name, ()):
+        if kind := _COLLECTIVE.fullmatch(each.operation):
+            arrays = [match[0] for match in _ARRAY.finditer(each.type)]
+            yield kind[1], _bytes(arrays[-1] if kind[2] else each.type)
+        called = [list(_sent(computations, other)) for other in each.calls]
+        if each.operation == "conditional":
+            called = [min(called, key=len, default=[])]
+        for sent in called:
+            yield from sent
 
 
 def kernels_of(text: str) -> dict[str, int]:

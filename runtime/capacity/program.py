@@ -214,13 +214,19 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
     """
     for equation in jaxpr.eqns:
         yield equation
-        if equation.primitive.name == "pallas_call":
-            continue
-        for value in equation.params.values():
-            for part in value if isinstance(value, tuple | list) else (value,):
-                inner = getattr(part, "jaxpr", part)
-                if hasattr(inner, "eqns"):
-                    yield from _equations(inner)
+        for called in _called(equation):
+            yield from _equations(called)
+
+
+def _called(equation: Any) -> Iterator[Any]:
+    """The traces that an equation calls, or chooses from."""
+    if equation.primitive.name == "pallas_call":
+        return
+    for value in equation.params.values():
+        for part in value if isinstance(value, tuple | list) else (value,):
+            inner = getattr(part, "jaxpr", part)
+            if hasattr(inner, "eqns"):
+                yield inner
 
 
 def _unseen(traced: jax.stages.Traced) -> tuple[dict[str, int], int]:
@@ -245,10 +251,18 @@ _COLLECTIVES = {
 
 
 def _traced_collectives(traced: jax.stages.Traced) -> tuple[tuple[str, int, int], ...]:
-    """`(kind, count, bytes of one result)`, as the step is written."""
-    found: Counter[tuple[str, int]] = Counter()
-    for equation in _equations(traced.jaxpr.jaxpr):
-        if kind := _COLLECTIVES.get(equation.primitive.name):
-            size = sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars)
-            found[kind, size] += 1
+    """`(kind, count, bytes of one result)`, as the step is written; of branches, the one that sends least."""
+    found = Counter(_sent(traced.jaxpr.jaxpr))
     return tuple((kind, count, size) for (kind, size), count in found.items())
+
+
+def _sent(jaxpr: Any) -> Iterator[tuple[str, int]]:
+    """The kind and the bytes of each collective of a trace and of those that it calls."""
+    for equation in jaxpr.eqns:
+        if kind := _COLLECTIVES.get(equation.primitive.name):
+            yield kind, sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars)
+        called = [list(_sent(inner)) for inner in _called(equation)]
+        if equation.primitive.name == "cond":
+            called = [min(called, key=len)]
+        for sent in called:
+            yield from sent

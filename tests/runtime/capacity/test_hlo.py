@@ -22,6 +22,7 @@ HloModule jit_step
 
 %dear (y: f32[8,64]) -> f32[8,64] {
   %y = f32[8,64]{1,0} parameter(0)
+  %sent = f32[16,64]{1,0} all-gather(%y)
   ROOT %n = f32[8,64]{1,0} negate(%y)
 }
 
@@ -61,7 +62,8 @@ def test_only_main_memory_counts_and_only_what_is_touched() -> None:
 
 
 def test_collectives_and_kernels_are_found_by_kind_and_size() -> None:
-    """Of one that starts and ends, what it leaves behind counts; of a kernel, its name."""
+    """Of one that starts and ends, what it leaves behind counts; of branches, the one that sends less; of a
+    kernel, its name."""
     assert set(collectives_of(PROGRAM)) == {
         ("all-reduce", 2, 4 * 256 * 2),
         ("all-gather", 1, 4 * 512 * 4),
