@@ -96,6 +96,20 @@ def test_any_ids_are_said(say, name, ids):
 
 @vocabularies
 @drawn
+@given(data=st.data(), text=words, shown=st.booleans())
+def test_ids_without_a_token_write_nothing(say, name, data, text, shown):
+    """As in the library, special tokens shown or not; wherever they come, the text is what it would be."""
+    text_ids = TEXTS[name].encode(text, add_special_tokens=False) or [5]
+    missing = st.integers(TEXTS[name].vocabulary, 399)
+    assert PARTS[name].tokenizer.decode([data.draw(missing)], skip_special_tokens=False) == ""
+    ids = [token for each in text_ids for token in (each, *data.draw(st.lists(missing, max_size=2)))]
+    options = asked(skip_special_tokens=not shown)
+    content, _ = of_chat(*say(name, ids, **options))
+    assert content == of_chat(*say(name, text_ids, **options))[0]
+
+
+@vocabularies
+@drawn
 @given(data=st.data(), text=words.filter(bool))
 def test_a_stop_string_is_where_the_text_ends(say, name, data, text):
     """The first of any that occurs, wherever its tokens begin; none of it is sent, and no entry is lost."""

@@ -69,7 +69,9 @@ class Asker:
         self.size = self._model.config.vocab_size
         names = {self.text.token_name(id): id for id in range(self.size)}
         data = {self.text.token_bytes(id): id for id in range(self.size)}
-        self._ids: dict[Any, int] = {**names, **{key: id for key, id in data.items() if key is not None}}
+        data = {key: id for key, id in data.items() if key is not None}
+        texts = {key.decode(errors="backslashreplace"): id for key, id in data.items()}
+        self._ids: dict[Any, int] = {**names, **texts, **data}
         self._company: deque[Body] = deque([{"messages": [{"role": "user", "content": "a"}]}], maxlen=2)
         self._pool = ThreadPoolExecutor(3)
 
@@ -118,7 +120,8 @@ class Asker:
         return logits[len(prompt) - 1 : -1].double().numpy()
 
     def _id(self, entry: dict[str, Any]) -> int:
-        """Special tokens have no bytes, or those of their names where they are shown."""
+        """What is not part of the content has no bytes; special tokens have those of their names where
+        they are shown."""
         data = bytes(entry["bytes"] or ())
         return self._ids[data if data in self._ids else entry["token"]]
 

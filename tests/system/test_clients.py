@@ -71,7 +71,9 @@ def test_logprobs_are_of_the_text(client: OpenAI) -> None:
         model="tgi", messages=CAPITAL, max_tokens=12, temperature=0, logprobs=True, top_logprobs=3
     )
     entries = reply.choices[0].logprobs.content
-    assert b"".join(bytes(entry.bytes) for entry in entries).decode() == reply.choices[0].message.content
+    said = b"".join(bytes(entry.bytes or ()) for entry in entries).decode()
+    assert said == reply.choices[0].message.content
+    assert len(entries) == reply.usage.completion_tokens
     assert all(entry.top_logprobs[0].token == entry.token for entry in entries)
 
 
