@@ -245,12 +245,13 @@ def logprobs(logits_BV: jax.Array, token_B: jax.Array) -> tuple[jax.Array, jax.A
     """Log-softmax of the raw logits, for one token a row and the most likely ones, as `Samples` says."""
     norm_B1 = jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True)
     width = min(MAX_TOP_LOGPROBS, logits_BV.shape[1])
-    # Without the barrier XLA may fuse what follows into its TopK, and on a CPU sort the vocabulary instead.
-    best_BX, top_BX = lax.optimization_barrier(lax.top_k(logits_BV, width))
+    best_BX, top_BX = lax.top_k(logits_BV, width)
     chosen_B1 = jnp.take_along_axis(logits_BV, jnp.maximum(token_B, 0)[:, None], axis=1)
     short = ((0, 0), (0, MAX_TOP_LOGPROBS - width))
     logprob_BX = jnp.concatenate([chosen_B1, jnp.pad(best_BX, short)], axis=1) - norm_B1
-    return logprob_BX, jnp.pad(top_BX, short)
+    # Without the barrier XLA may join what follows to its TopK, and on a CPU sort the vocabulary instead;
+    # directly around the two results of TopK it would end XLA's compiler.
+    return lax.optimization_barrier((logprob_BX, jnp.pad(top_BX, short)))
 
 
 def _no_logprobs(rows: int) -> tuple[jax.Array, jax.Array]:

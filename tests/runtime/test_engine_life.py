@@ -269,7 +269,7 @@ def test_nobody_who_can_be_planned_waits_for_a_wish(bench, monkeypatch):
         hear(idle=idle)
 
     monkeypatch.setattr(loop, "_hear", listening)
-    bench.run([ask(f"crowd{n}", 4 + n, max_tokens=1 + n % 3) for n in range(30)])
+    bench.run([ask(f"crowd{n}", 4, prompt_seed=n, max_tokens=1) for n in range(30)])
     assert not pauses
 
 

@@ -64,7 +64,7 @@ TASKS = [
         output_type="generate_until",
         doc_to_text="{{text}}",
         doc_to_target="{{answer}}",
-        generation_kwargs={"until": ["\n\n", "zzz", "q", "J", "9 "], "max_gen_toks": 24, "do_sample": False},
+        generation_kwargs={"until": ["\n\n", "q", "J"], "max_gen_toks": 24, "do_sample": False},
         metric_list=[{"metric": "exact_match"}],
     ),
 ]
