@@ -269,7 +269,14 @@ def test_nobody_who_can_be_planned_waits_for_a_wish(bench, monkeypatch):
         hear(idle=idle)
 
     monkeypatch.setattr(loop, "_hear", listening)
-    bench.run([ask(f"crowd{n}", 4, prompt_seed=n, max_tokens=1) for n in range(30)])
+    together = threading.Event()
+    loop.ask(lambda: together.wait(30))
+    requests = [ask(f"crowd{n}", 4, prompt_seed=n, max_tokens=1) for n in range(30)]
+    for request in requests:
+        bench.engine.submit(request)
+    together.set()
+    for request in requests:
+        assert_greedy(request, bench.ear.tokens(request.id))
     assert not pauses
 
 

@@ -1,7 +1,7 @@
-"""One backend of lm-eval over a few tasks of our own, in a process of its own: prints what each item came to.
+"""lm-eval over a few tasks of our own, in a process of its own: each line of its input is a backend to ask.
 
-Its arguments are the backend's name and its options, as JSON. What it prints last is a JSON object: for each
-task, each item's answers in order.
+A line is JSON, the backend's name and its options. It is answered by a line after `result: `, a JSON object:
+for each task, each item's answers in order.
 """
 
 import json
@@ -70,18 +70,18 @@ TASKS = [
 ]
 
 
-def main(backend: str, options: str) -> None:
-    """Evaluates, and prints."""
+def evaluate(backend: str, options: dict[str, Any]) -> dict[str, list[Any]]:
+    """Each task's items, in order."""
     found = lm_eval.simple_evaluate(
-        backend, model_args=json.loads(options), tasks=TASKS, bootstrap_iters=0, log_samples=True
+        backend, model_args=options, tasks=TASKS, bootstrap_iters=0, log_samples=True
     )
     assert found is not None
-    samples = {
+    return {
         name: [sample["resps"] for sample in sorted(each, key=lambda sample: sample["doc_id"])]
         for name, each in found["samples"].items()
     }
-    print(json.dumps(samples))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for line in sys.stdin:
+        print("result: " + json.dumps(evaluate(*json.loads(line))), flush=True)
