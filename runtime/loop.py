@@ -55,7 +55,7 @@ class Loop:
         self._open: set[str] = set()
         self._sequences: dict[str, Sequence] = {}
         self._stopping = False
-        self._idle = True
+        self._idle = False
         self._free_since = 0.0
 
     def start(self) -> None:
