@@ -64,7 +64,7 @@ def parse_completion(body: dict[str, Any], *, most_choices: int, strict: bool) -
     parameters.check_service_tier(fields)
     parameters.check_storage(fields)
     values |= read_extras(fields)
-    values |= read_late(fields, values, least=0)
+    values |= read_late(fields, values, strict=strict, least=0)
     constraint = read_constraint(fields)
     echo, special = fields.boolean("echo") or False, fields.boolean("add_special_tokens")
     delivery = read_delivery(fields)

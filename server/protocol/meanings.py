@@ -12,7 +12,7 @@ ROUTES: dict[str, Parameters] = {
 }
 
 MEANINGS = {
-    "model": "the served id or an alias; another is answered 404",
+    "model": "the served id or an alias; another is answered 404, or served with `--any-model`",
     "messages": "roles system, developer, user, assistant, tool, function; strings or text parts",
     "prompt": "a string, token ids, or a list of either; silence is an empty text",
     "input": "a string, token ids, or a list of either",
@@ -30,7 +30,7 @@ MEANINGS = {
     "repetition_penalty": "0.01 to 100; divides logits of tokens seen; silent: as recommended, else 1",
     "logit_bias": "token id to -100 … 100, added to the logit",
     "allowed_token_ids": "no other token is generated",
-    "stop": "up to 4 strings that end the answer, without them",
+    "stop": "up to 64 strings that end the answer, without them; up to 4 with `--strict`",
     "stop_token_ids": "token ids that end the answer, beside the model's own",
     "include_stop_str_in_output": "the stop string stays in the answer",
     "min_tokens": "no end token before so many tokens, at most `max_tokens`; a grammar's end comes first",
@@ -52,7 +52,7 @@ MEANINGS = {
     "guided_choice": "one of a list of strings",
     "guided_grammar": "a grammar in Lark or GBNF",
     "structured_outputs": "an object with one of `json`, `regex`, `choice`, `grammar`, `json_object`",
-    "tools": "functions that may be called",
+    "tools": "functions that may be called; an empty list is none, and an error with `--strict`",
     "tool_choice": "`none`, `auto`, `required`, a function, or `allowed_tools`",
     "parallel_tool_calls": "false: one call at most",
     "add_generation_prompt": "false does not open an answer's turn",

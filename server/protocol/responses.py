@@ -69,7 +69,7 @@ def parse_response(body: dict[str, Any], *, strict: bool) -> ResponseCall:
     tools = read_tools(fields, flat=True)
     values: dict[str, Any] = read_early(fields, 1) | {"logprobs": _logprobs(fields)}
     values |= read_extras(fields)
-    values |= read_late(fields, values)
+    values |= read_late(fields, values, strict=strict)
     values["max_tokens"] = fields.integer("max_output_tokens", 1, _MOST_TOKENS)
     constraint = read_constraint(fields, flat=True)
     _check_heard(fields)
@@ -139,11 +139,13 @@ def _echo(fields: Fields) -> dict[str, Any]:
     text, reasoning = fields.get("text") or {}, fields.get("reasoning") or {}
     choice, parallel = fields.get("tool_choice"), fields.get("parallel_tool_calls")
     return {
+        "frequency_penalty": fields.get("frequency_penalty") or 0.0,
         "instructions": fields.get("instructions"),
         "max_output_tokens": fields.get("max_output_tokens"),
         "max_tool_calls": fields.get("max_tool_calls"),
         "metadata": fields.get("metadata") or {},
         "parallel_tool_calls": parallel is not False,
+        "presence_penalty": fields.get("presence_penalty") or 0.0,
         "prompt_cache_key": fields.get("prompt_cache_key"),
         "reasoning": {"effort": reasoning.get("effort"), "summary": reasoning.get("summary")},
         "safety_identifier": fields.get("safety_identifier"),

@@ -11,7 +11,9 @@ from ...runtime.request import MAX_BIAS
 from ..errors import BadRequest
 from .fields import Fields, check_array, check_length, shown, wrong_type
 
-MOST_STOPS = 4
+MOST_STOPS = 64
+STRICT_STOPS = 4
+"""What OpenAI takes; a strict server takes no more."""
 LONGEST_STOP = 1024
 LONGEST_SALT = 512
 MOST_IDS = 1 << 20
@@ -101,14 +103,14 @@ def read_extras(fields: Fields) -> dict[str, Any]:
     }
 
 
-def read_late(fields: Fields, early: dict[str, Any], *, least: int = 1) -> dict[str, Any]:
+def read_late(fields: Fields, early: dict[str, Any], *, strict: bool, least: int = 1) -> dict[str, Any]:
     """The old limits, biases and stops; `early` gives up its own limit. Raises BadRequest."""
     limits = {_EARLY_LIMIT: early.pop(_EARLY_LIMIT)}
     limits |= {name: fields.integer(name, least, _MOST_TOKENS) for name in _LATE_LIMITS}
     return {
         "max_tokens": next((limit for limit in limits.values() if limit is not None), None),
         "logit_bias": _logit_bias(fields),
-        "stop": _stop(fields),
+        "stop": _stop(fields, STRICT_STOPS if strict else MOST_STOPS),
     }
 
 
@@ -180,7 +182,7 @@ def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...]:
     return tuple(biases)
 
 
-def _stop(fields: Fields) -> tuple[str, ...]:
+def _stop(fields: Fields, most: int) -> tuple[str, ...]:
     value = fields.get("stop")
     if value is None:
         return ()
@@ -189,7 +191,7 @@ def _stop(fields: Fields) -> tuple[str, ...]:
         return (value,)
     if not isinstance(value, list):
         raise wrong_type("stop", "one of a string or array of strings", value)
-    check_array("stop", value, MOST_STOPS, empty=True)
+    check_array("stop", value, most, empty=True)
     for item in value:
         if not isinstance(item, str):
             raise wrong_type("stop", "one of a string or array of strings", value)

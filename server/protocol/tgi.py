@@ -11,10 +11,9 @@ from typing import Any
 
 from ..errors import BadRequest
 from .fields import Fields
-from .sampling import Sampling
+from .sampling import MOST_STOPS, Sampling
 from .structured import Constraint, regex_constraint, schema_constraint
 
-MOST_STOPS = 4
 MOST_TOP_TOKENS = 5
 DEFAULT_TOKENS = 100
 

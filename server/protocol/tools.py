@@ -39,22 +39,27 @@ class ToolUse:
         return self.forced and (self.named or not self.parallel)
 
 
-def read_tools(fields: Fields, *, flat: bool = False) -> ToolUse:
+def read_tools(fields: Fields, *, flat: bool = False, strict: bool = False) -> ToolUse:
     """`tools`, `tool_choice` and `parallel_tool_calls`.
+
+    An empty list means no tools, and the choices that then change nothing pass with it.
 
     Args:
       flat: a function's name stands beside its type, as in the Responses API, not in an object of its own.
+      strict: an empty list is refused, as OpenAI refuses it; in the Responses API it never is.
 
     Raises:
       BadRequest: the first fault found.
     """
     value = fields.get("tools")
-    tools = [] if value is None or (flat and value == []) else _tools(value, flat)
+    empty = value == [] and (flat or not strict)
+    tools = [] if value is None or empty else _tools(value, flat)
     mode, names = _choice(fields, flat)
     parallel = fields.boolean("parallel_tool_calls")
     if not tools:
-        _needs_tools(fields, "tool_choice", (None, "none", "auto") if flat else (None, "none"))
-        _needs_tools(fields, "parallel_tool_calls", (None, True, False) if flat else (None,))
+        lenient = flat or empty
+        _needs_tools(fields, "tool_choice", (None, "none", "auto") if lenient else (None, "none"))
+        _needs_tools(fields, "parallel_tool_calls", (None, True, False) if lenient else (None,))
         return ToolUse()
     if mode == "none":
         return ToolUse()

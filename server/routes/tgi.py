@@ -23,7 +23,8 @@ from ..intake import admit, read_body
 from ..prompt import Prompt, sampling_params, sequences
 from ..protocol.encode import to_json
 from ..protocol.heading import fresh_id
-from ..protocol.tgi import DEFAULT_TOKENS, MOST_STOPS, GenerateCall, parse_generate
+from ..protocol.sampling import MOST_STOPS
+from ..protocol.tgi import DEFAULT_TOKENS, GenerateCall, parse_generate
 from ..protocol.tgi_headers import early_headers
 from ..protocol.tgi_reply import GenerateReply, error_body
 from ..stops import StopSearch

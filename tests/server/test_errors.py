@@ -147,9 +147,9 @@ TABLE = [
         None,
     ),
     (
-        {"stop": ["a", "b", "c", "d", "e"]},
-        "Invalid 'stop': array too long. Expected an array with maximum length 4, but got an array with "
-        "length 5 instead.",
+        {"stop": ["a"] * 65},
+        "Invalid 'stop': array too long. Expected an array with maximum length 64, but got an array with "
+        "length 65 instead.",
         "stop",
         "array_above_max_length",
     ),
@@ -183,13 +183,6 @@ TABLE = [
         "Missing required parameter: 'response_format.type'.",
         "response_format.type",
         "missing_required_parameter",
-    ),
-    (
-        {"tools": []},
-        "Invalid 'tools': empty array. Expected an array with minimum length 1, but got an empty array "
-        "instead.",
-        "tools",
-        "empty_array",
     ),
     (
         {"tool_choice": "auto"},
@@ -393,6 +386,9 @@ def test_what_is_not_honoured_is_refused_by_name(ask, name, value):
         {"reasoning_effort": "high", "safety_identifier": "x", "prompt_cache_key": "y"},
         {"repetition_penalty": 1.0, "min_tokens": 0, "skip_special_tokens": True, "best_of": 1},
         {"add_generation_prompt": True, "continue_final_message": False, "top_k": -1, "min_p": 0},
+        {"tools": []},
+        {"tools": [], "tool_choice": "auto", "parallel_tool_calls": True},
+        {"stop": ["a"] * 64},
         {"max_tokens": 20, "max_completion_tokens": 30, "max_new_tokens": 40, "top_p": 0},
     ],
 )
@@ -420,6 +416,35 @@ def test_what_changes_nothing_passes(ask, changes):
 )
 def test_of_two_faults_the_first_in_openais_order_is_told(ask_strictly, changes, param):
     assert ask_strictly(**changes).json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "code"),
+    [
+        (
+            {"tools": []},
+            "Invalid 'tools': empty array. Expected an array with minimum length 1, but got an empty array "
+            "instead.",
+            "empty_array",
+        ),
+        (
+            {"stop": list("abcde")},
+            "Invalid 'stop': array too long. Expected an array with maximum length 4, but got an array with "
+            "length 5 instead.",
+            "array_above_max_length",
+        ),
+    ],
+)
+def test_strict_refuses_what_openai_refuses(ask_strictly, changes, message, code):
+    reply = ask_strictly(**changes)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["message"], error["code"]) == (400, message, code)
+    assert ask_strictly(stop=list("abcd")).status_code == 200
+
+
+def test_no_tools_cannot_be_required(ask):
+    error = ask(tools=[], tool_choice="required").json()["error"]
+    assert error["param"] == "tool_choice"
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,14 @@ def test_a_whole_answer_is_the_last_event(post, stream):
     assert used["total_tokens"] == used["input_tokens"] + used["output_tokens"]
 
 
+def test_both_penalties_are_repeated(post):
+    """As said, and 0 for silence: clients of the open specification read them as required numbers."""
+    body = post(presence_penalty=0.5).json()
+    assert (body["presence_penalty"], body["frequency_penalty"]) == (0.5, 0)
+    body = post(frequency_penalty=-1).json()
+    assert (body["presence_penalty"], body["frequency_penalty"]) == (0, -1)
+
+
 def test_what_was_cut_short_says_so(stream, post):
     events = stream(max_output_tokens=3)
     assert events[-1]["type"] == "response.incomplete"

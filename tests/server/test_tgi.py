@@ -133,7 +133,7 @@ def test_the_full_text_and_the_best_one(http, engine):
         ({"top_p": 1.0}, "`top_p` must be > 0.0 and < 1.0"),
         ({"top_k": 0}, "`top_k` must be strictly positive"),
         ({"max_new_tokens": 0}, "`max_new_tokens` must be strictly positive"),
-        ({"stop": list("abcde")}, "`stop` supports up to 4 stop sequences. Given: 5"),
+        ({"stop": ["a"] * 65}, "`stop` supports up to 64 stop sequences. Given: 65"),
         ({"top_n_tokens": 6}, "`top_n_tokens` must be >= 0 and <= 5. Given: 6"),
         ({"typical_p": 0.5}, "`typical_p` is not supported"),
         ({"watermark": True}, "`watermark` is not supported"),
@@ -178,7 +178,7 @@ def test_overload_and_failure(http, engine):
 def test_info(http):
     body = http.get("/info").json()
     assert body["model_id"] == "org/fake-model" and body["max_total_tokens"] == 4096
-    assert body["max_stop_sequences"] == 4 and body["max_concurrent_requests"] == 32
+    assert body["max_stop_sequences"] == 64 and body["max_concurrent_requests"] == 32
     assert body["max_input_tokens"] == 4095
 
 
