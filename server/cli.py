@@ -74,8 +74,14 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     alias: Annotated[list[str] | None, typer.Option(help="Another name for the model; repeatable.")] = None,
+    any_model: Annotated[
+        bool, typer.Option("--any-model", help="Serve the model under every name that is asked for.")
+    ] = False,
     context: Annotated[int | None, typer.Option(min=1, help="The longest sequence, in tokens.")] = None,
     max_input: Annotated[int | None, typer.Option(min=1, help="The longest prompt, in tokens.")] = None,
+    default_max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of an answer whose request names no limit.")
+    ] = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Sequences decoded at the same time.")] = None,
     max_concurrent: Annotated[
         int | None, typer.Option(min=1, help="Requests under way, waiting or running; one more is refused.")
@@ -211,8 +217,10 @@ def serve(
             ServerSettings(
                 model=served_name(model),
                 aliases=tuple(alias or ()),
+                any_model=any_model,
                 keys=keys,
                 allow_origins=origins,
+                default_max_tokens=default_max_tokens,
                 strict=strict,
                 embeddings=embeddings,
                 profiles=profile is not None,

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from .http import HardenedHttp
 
 
+LONGEST_NAME = 256
+"""Characters of a model's id that is repeated in every chunk of an answer."""
+
+
 class AppContext:
     """The parts of one web process.
 
@@ -48,8 +52,14 @@ class AppContext:
 
     def check_model(self, name: str) -> None:
         """Raises ModelNotFound unless `name` is served here."""
+        if self.settings.any_model and len(name) <= LONGEST_NAME:
+            return
         if name not in self.settings.names:
             raise ModelNotFound(name)
+
+    def answering_as(self, name: str) -> str:
+        """The model's id in an answer to a request for `name`: its own, or what was asked for if any is."""
+        return name if self.settings.any_model else self.settings.model
 
     def engine_info(self) -> EngineInfo:
         """What the engine serves; raises NotReady while it takes no requests."""

@@ -173,6 +173,12 @@ def sampling_params(
     )
 
 
+def limited(params: SamplingParams, most: int, prompt: int, info: EngineInfo) -> SamplingParams:
+    """With a limit of `most` tokens: fewer where the context has no room, more where `min_tokens` says so."""
+    room = info.context - prompt
+    return replace(params, max_tokens=min(max(most, params.min_tokens), room))
+
+
 def sequences(
     id: str, prompts: Sequence[Prompt], count: int, params: SamplingParams, cache_salt: str
 ) -> list[Request]:

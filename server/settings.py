@@ -12,6 +12,7 @@ class ServerSettings:
     Attributes:
       model: the id under which the model is served.
       aliases: further ids that mean the same model; `tgi` always does.
+      any_model: every other id means the model, too, and is repeated in the answer.
       keys: who may ask; None lets anybody.
       allow_origins: origins of web pages that may ask; `*` for every one.
       strict: refuse unknown parameters, as OpenAI does, rather than ignore and count them.
@@ -19,6 +20,7 @@ class ServerSettings:
       profiles: POST /start_profile and /stop_profile are answered.
       max_concurrent: the most sequences under way, waiting or running; None leaves it to the engines' slots.
       health_when_ready: /health answers 200 only while requests are taken, as TGI's does.
+      default_max_tokens: the most tokens of an answer whose request names no limit; None is the route's own.
       most_choices: the largest `n` of a request.
       drain_seconds: how long running requests may go on after SIGTERM.
       most_connections: beyond these, new connections are refused.
@@ -29,6 +31,7 @@ class ServerSettings:
 
     model: str
     aliases: tuple[str, ...] = ()
+    any_model: bool = False
     keys: Keys | None = None
     allow_origins: tuple[str, ...] = ()
     strict: bool = False
@@ -36,6 +39,7 @@ class ServerSettings:
     profiles: bool = False
     max_concurrent: int | None = None
     health_when_ready: bool = False
+    default_max_tokens: int | None = None
     most_choices: int = 16
     drain_seconds: float = 60.0
     most_connections: int = 10_000

@@ -13,7 +13,7 @@ from .context import ApiRequest, AppContext
 from .engine_client import EngineInfo
 from .exchange import Exchange, Reply
 from .intake import admit
-from .prompt import Prompt, encode_chat, sampling_params, sequences
+from .prompt import Prompt, encode_chat, limited, sampling_params, sequences
 from .protocol.chat import ChatCall
 from .protocol.heading import Heading, fresh_id
 from .protocol.sampling import check_token_ids
@@ -61,16 +61,19 @@ async def take_turn(request: ApiRequest, call: ChatCall, prefix: str, where: str
     grammar = await checked(constraint, context.off_loop)
     prompt = await encode_chat(text, call, info, context.off_loop, where)
     params = sampling_params(call.sampling, text, context.served.defaults, grammar)
-    heading = heading_of(context, info, prefix)
+    if params.max_tokens is None and context.settings.default_max_tokens is not None:
+        params = limited(params, context.settings.default_max_tokens, len(prompt), info)
+    heading = heading_of(context, info, prefix, call.model)
     salt = request.key_id + call.sampling.cache_salt
     requests = sequences(heading.id, [prompt], call.sampling.n, params, salt)
     choices = [_choice(call, text, format, prompt, constraint) for _ in requests]
     return Turn(heading, prompt, params, requests, choices)
 
 
-def heading_of(context: AppContext, info: EngineInfo, prefix: str) -> Heading:
-    """A fresh answer's constants."""
-    return Heading(id=fresh_id(prefix), model=context.settings.model, fingerprint="fp_" + info.fingerprint)
+def heading_of(context: AppContext, info: EngineInfo, prefix: str, asked: str) -> Heading:
+    """A fresh answer's constants; `asked`: the model's id in the request."""
+    model = context.answering_as(asked)
+    return Heading(id=fresh_id(prefix), model=model, fingerprint="fp_" + info.fingerprint)
 
 
 def _choice(

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from sanic import Blueprint, HTTPResponse
 
+from ...runtime.request import Request, SamplingParams
 from ..chat import ChoiceText
 from ..constraint import checked
 from ..context import ApiRequest
@@ -11,7 +12,7 @@ from ..engine_client import EngineInfo
 from ..errors import BadRequest
 from ..exchange import answer
 from ..intake import admit, read_call
-from ..prompt import Prompt, encode_prompts, sampling_params, sequences
+from ..prompt import Prompt, encode_prompts, limited, sampling_params, sequences
 from ..protocol.completion_reply import CompletionReply, EchoedPrompt
 from ..protocol.completions import DEFAULT_TOKENS, CompletionCall, parse_completion
 from ..protocol.sampling import check_token_ids
@@ -33,9 +34,11 @@ async def create_completion(request: ApiRequest) -> HTTPResponse | None:
     _check_possible(call, info)
     grammar = await checked(call.constraint, context.off_loop)
     prompts = await encode_prompts(text, call, info, context.off_loop)
-    heading = heading_of(context, info, "cmpl-")
+    heading = heading_of(context, info, "cmpl-", call.model)
     salt = request.key_id + call.sampling.cache_salt
-    requests = _requests(call, heading.id, prompts, context.served, grammar, salt, info.context)
+    params = _params(call, context.served, grammar)
+    silent = context.settings.default_max_tokens or DEFAULT_TOKENS
+    requests = _requests(call, heading.id, prompts, params, salt, info, silent)
     choices = [_choice(call, text, each.prompt) for each in requests]
     reply = CompletionReply(
         heading,
@@ -59,30 +62,30 @@ def _check_possible(call: CompletionCall, info: EngineInfo) -> None:
         raise BadRequest(message, "echo", "unsupported_value")
 
 
-def _requests(
-    call: CompletionCall,
-    id: str,
-    prompts: list[Prompt],
-    served: ServedModel,
-    grammar: str | None,
-    salt: str,
-    context: int,
-):
-    """The sequences; a silent request gets a few tokens, or as many as there is room for."""
+def _params(call: CompletionCall, served: ServedModel, grammar: str | None) -> SamplingParams:
     sampling, ranked = call.sampling, call.best_of > call.sampling.n
-    params = replace(
+    return replace(
         sampling_params(sampling, served.ready(), served.defaults, grammar),
         logprobs=0 if ranked and sampling.logprobs is None else sampling.logprobs,
         prompt_logprobs=sampling.logprobs if call.scores_prompt else None,
     )
+
+
+def _requests(
+    call: CompletionCall,
+    id: str,
+    prompts: list[Prompt],
+    params: SamplingParams,
+    salt: str,
+    info: EngineInfo,
+    silent: int,
+) -> list[Request]:
+    """The sequences; a request that names no limit gets `silent` tokens, or as many as there is room for."""
     requests = sequences(id, prompts, call.best_of, params, salt)
-    if sampling.max_tokens:
+    if params.max_tokens is not None:
         return requests
-    most = 1 if sampling.max_tokens == 0 else DEFAULT_TOKENS
-    return [
-        replace(each, params=replace(each.params, max_tokens=min(most, context - len(each.prompt))))
-        for each in requests
-    ]
+    most = 1 if call.sampling.max_tokens == 0 else silent
+    return [replace(each, params=limited(each.params, most, len(each.prompt), info)) for each in requests]
 
 
 def _choice(call: CompletionCall, text: TextModel, prompt: Prompt) -> ChoiceText:

@@ -46,7 +46,7 @@ async def create_embeddings(request: ApiRequest) -> HTTPResponse:
     ]
     tokens = sum(map(len, prompts))
     pooled = await _recorded(open_record(request, tokens), _all_pooled(request, asked))
-    body = embeddings(call, context.settings.model, pooled, tokens)
+    body = embeddings(call, context.answering_as(call.model), pooled, tokens)
     return HTTPResponse(to_json(body), content_type="application/json")
 
 
