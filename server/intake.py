@@ -67,7 +67,7 @@ async def read_call(request: ApiRequest, parse: Parse[CallT]) -> CallT:
     """
     context = request.app.ctx
     call = await read_body(request, parse)
-    _note_unknown(context, call.unknown)
+    note_unknown(context, call.unknown)
     context.check_model(call.model)
     return call
 
@@ -96,6 +96,16 @@ def admit(
     return Exchange(prompt_tokens, per_prompt, generation, choices, reply, record)
 
 
+def note_unknown(context: AppContext, names: tuple[str, ...]) -> None:
+    """Counts unknown parameters, and logs each name the first time it is met."""
+    context.metrics.unknown.inc(len(names))
+    for name in names:
+        short = name[:64]
+        if short not in context.seen_unknown and len(context.seen_unknown) < _MOST_NAMES_LOGGED:
+            context.seen_unknown.add(short)
+            logger.warning("ignoring the unknown request parameter %r", short)
+
+
 def open_record(request: ApiRequest, prompt_tokens: int) -> CallRecord:
     """The account of a call that is admitted now."""
     context = request.app.ctx
@@ -106,16 +116,6 @@ def open_record(request: ApiRequest, prompt_tokens: int) -> CallRecord:
         started=request.started,
         prompt_tokens=prompt_tokens,
     )
-
-
-def _note_unknown(context: AppContext, names: tuple[str, ...]) -> None:
-    """Counts unknown parameters, and logs each name the first time it is met."""
-    context.metrics.unknown.inc(len(names))
-    for name in names:
-        short = name[:64]
-        if short not in context.seen_unknown and len(context.seen_unknown) < _MOST_NAMES_LOGGED:
-            context.seen_unknown.add(short)
-            logger.warning("ignoring the unknown request parameter %r", short)
 
 
 def _log_id(request: ApiRequest) -> str:

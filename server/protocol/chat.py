@@ -8,11 +8,11 @@ may be and what silence means for sampling are decided later, by those who know.
 from dataclasses import dataclass
 from typing import Any
 
-from ...runtime.request import MAX_TOP_LOGPROBS
 from ..errors import BadRequest
-from . import parameters
+from . import labels, parameters
 from .delivery import Delivery, read_delivery
 from .fields import Fields, wrong_type
+from .kinds import Described, Limits
 from .messages import Message, check_contents, read_messages
 from .sampling import Sampling, read_early, read_extras, read_late
 from .structured import Constraint, read_constraint
@@ -58,20 +58,21 @@ def parse_chat(body: dict[str, Any], *, most_choices: int, strict: bool) -> Chat
     Raises:
       BadRequest: the first fault found.
     """
-    fields = Fields(body)
+    fields = parameters.CHAT.fields(body, Limits(most_choices=most_choices, strict=strict))
     model = read_model(fields)
     fields.require("messages")
-    unknown = parameters.CHAT.unknown_keys(fields, strict=strict)
+    unknown = parameters.CHAT.unknown_keys(fields)
     messages = read_messages(body["messages"])
-    tools = read_tools(fields, strict=strict)
-    values: dict[str, Any] = read_early(fields, most_choices) | {"logprobs": _logprobs(fields)}
-    parameters.check_identity(fields)
+    tools = read_tools(fields)
+    values: dict[str, Any] = read_early(fields) | {"logprobs": _logprobs(fields)}
+    labels.check_identity(fields)
     values |= read_extras(fields)
     constraint = read_constraint(fields)
-    parameters.check_service_tier(fields)
-    values |= read_late(fields, values, strict=strict)
+    labels.check_service_tier(fields)
+    values |= read_late(fields, values)
     delivery = read_delivery(fields)
-    parameters.check_storage(fields)
+    labels.check_storage(fields)
+    parameters.CHAT.check(fields)
     rendering = read_rendering(fields)
     parameters.CHAT.refuse_unsupported(fields)
     check_contents(body["messages"])
@@ -97,23 +98,23 @@ def read_model(fields: Fields) -> str:
     return model
 
 
-def _logprobs(fields: Fields) -> int | None:
-    wanted = fields.boolean("logprobs") or False
-    top = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
+def _logprobs(fields: Described) -> int | None:
+    wanted = fields.take("logprobs") or False
+    top = fields.take("top_logprobs")
     if top is not None and not wanted:
         message = "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled."
         raise BadRequest(message, "top_logprobs")
     return (top or 0) if wanted else None
 
 
-def read_rendering(fields: Fields) -> Rendering:
+def read_rendering(fields: Described) -> Rendering:
     """What is asked of the template. Raises BadRequest."""
-    continues = fields.boolean("continue_final_message") or False
-    generates = fields.boolean("add_generation_prompt")
+    continues = fields.take("continue_final_message") or False
+    generates = fields.take("add_generation_prompt")
     if continues and generates:
         message = "'continue_final_message' and 'add_generation_prompt' cannot both be true."
         raise BadRequest(message, "continue_final_message")
-    options = fields.object("chat_template_kwargs")
+    options = fields.take("chat_template_kwargs")
     return Rendering(
         add_generation_prompt=not continues if generates is None else generates,
         continue_final_message=continues,

@@ -6,20 +6,18 @@ Source: OpenAI's OpenAPI description of `/v1/completions`; the wider bounds of `
 from dataclasses import dataclass
 from typing import Any
 
-from ...runtime.request import MAX_TOP_LOGPROBS
 from ..errors import BadRequest
-from . import parameters
+from . import labels, parameters
 from .chat import read_model
 from .delivery import Delivery, read_delivery
-from .fields import Fields, check_array, wrong_type
-from .sampling import MOST_IDS, Sampling, read_early, read_extras, read_late
+from .kinds import Described, Limits
+from .parameters import MOST_PROMPTS
+from .prompts import RawPrompt, read_prompts
+from .sampling import Sampling, read_early, read_extras, read_late
 from .structured import Constraint, read_constraint
 
-MOST_PROMPTS = 128
 DEFAULT_TOKENS = 16
 """What a silent request gets."""
-
-RawPrompt = str | tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,22 +51,24 @@ def parse_completion(body: dict[str, Any], *, most_choices: int, strict: bool) -
     Raises:
       BadRequest: the first fault found.
     """
-    fields = Fields(body)
+    limits = Limits(most_choices=most_choices, strict=strict)
+    fields = parameters.COMPLETIONS.fields(body, limits)
     model = read_model(fields)
-    unknown = parameters.COMPLETIONS.unknown_keys(fields, strict=strict)
+    unknown = parameters.COMPLETIONS.unknown_keys(fields)
     prompts = read_prompts("prompt", fields.get("prompt"), MOST_PROMPTS)
     parameters.COMPLETIONS.refuse_unsupported(fields)
-    values = read_early(fields, most_choices)
-    values["logprobs"] = fields.integer("logprobs", 0, MAX_TOP_LOGPROBS)
-    parameters.check_identity(fields)
-    parameters.check_service_tier(fields)
-    parameters.check_storage(fields)
+    values = read_early(fields)
+    values["logprobs"] = fields.take("logprobs")
+    labels.check_identity(fields)
+    labels.check_service_tier(fields)
+    labels.check_storage(fields)
+    parameters.COMPLETIONS.check(fields)
     values |= read_extras(fields)
-    values |= read_late(fields, values, strict=strict, least=0)
+    values |= read_late(fields, values)
     constraint = read_constraint(fields)
-    echo, special = fields.boolean("echo") or False, fields.boolean("add_special_tokens")
+    echo, special = fields.take("echo") or False, fields.take("add_special_tokens")
     delivery = read_delivery(fields)
-    best_of = _best_of(fields, values["n"], most_choices, delivery)
+    best_of = _best_of(fields, values["n"], delivery)
     return CompletionCall(
         model=model,
         prompts=prompts,
@@ -82,44 +82,8 @@ def parse_completion(body: dict[str, Any], *, most_choices: int, strict: bool) -
     )
 
 
-def read_prompts(path: str, value: Any, most: int) -> tuple[RawPrompt, ...]:
-    """A string, a list of strings, a list of ids, or a list of such lists. Nothing is the empty string.
-
-    Raises:
-      BadRequest: anything else, or more than `most` of them.
-    """
-    if value is None or isinstance(value, str):
-        return (value or "",)
-    if not isinstance(value, list):
-        raise wrong_type(path, "one of a string or array", value)
-    check_array(path, value, MOST_IDS)
-    if type(value[0]) is int:
-        return (_ids(value, path),)
-    check_array(path, value, most)
-    strings = isinstance(value[0], str)
-    return tuple(_one(item, f"{path}[{index}]", strings) for index, item in enumerate(value))
-
-
-def _one(value: Any, path: str, strings: bool) -> RawPrompt:
-    if strings:
-        if not isinstance(value, str):
-            raise wrong_type(path, "a string", value)
-        return value
-    if not isinstance(value, list):
-        raise wrong_type(path, "an array of integers", value)
-    check_array(path, value, MOST_IDS)
-    return _ids(value, path)
-
-
-def _ids(value: list[Any], path: str) -> tuple[int, ...]:
-    for index, item in enumerate(value):
-        if type(item) is not int:
-            raise wrong_type(f"{path}[{index}]", "an integer", item)
-    return tuple(value)
-
-
-def _best_of(fields: Fields, n: int, most: int, delivery: Delivery) -> int:
-    best_of = fields.integer("best_of", 0, most) or n
+def _best_of(fields: Described, n: int, delivery: Delivery) -> int:
+    best_of = fields.take("best_of") or n
     if best_of < n:
         raise BadRequest(f"Invalid 'best_of': expected at least 'n', {n}, but got {best_of}.", "best_of")
     if best_of > n and delivery.stream:

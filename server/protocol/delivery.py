@@ -3,7 +3,12 @@
 from dataclasses import dataclass
 
 from ..errors import BadRequest
-from .fields import Fields
+from .kinds import Boolean, Described, Object
+
+STREAM_OPTIONS = Object(
+    {name: Boolean() for name in ("include_usage", "include_obfuscation", "continuous_usage_stats")},
+    closed=True,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,16 +24,15 @@ class Delivery:
     continuous_usage: bool = False
 
 
-def read_delivery(fields: Fields) -> Delivery:
+def read_delivery(fields: Described) -> Delivery:
     """Raises BadRequest."""
-    stream = fields.boolean("stream") or False
-    options = fields.object("stream_options")
+    stream = fields.take("stream") or False
+    options = fields.take("stream_options")
     if options is None:
         return Delivery(stream)
-    options.only(("include_usage", "include_obfuscation", "continuous_usage_stats"))
-    include = options.boolean("include_usage") or False
-    options.boolean("include_obfuscation")
-    continuous = options.boolean("continuous_usage_stats") or False
+    include = options.take("include_usage") or False
+    options.take("include_obfuscation")
+    continuous = options.take("continuous_usage_stats") or False
     if not stream:
         message = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
         raise BadRequest(message, "stream_options")

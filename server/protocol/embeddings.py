@@ -13,10 +13,9 @@ from typing import Any
 from ..errors import BadRequest
 from . import parameters
 from .chat import read_model
-from .completions import RawPrompt, read_prompts
-from .fields import Fields
-
-MOST_INPUTS = 2048
+from .kinds import Limits
+from .parameters import MOST_INPUTS
+from .prompts import RawPrompt, read_prompts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,15 +34,15 @@ def parse_embedding(body: dict[str, Any], *, strict: bool) -> EmbeddingCall:
     Raises:
       BadRequest: the first fault found.
     """
-    fields = Fields(body)
+    fields = parameters.EMBEDDINGS.fields(body, Limits(strict=strict))
     model = read_model(fields)
-    unknown = parameters.EMBEDDINGS.unknown_keys(fields, strict=strict)
+    unknown = parameters.EMBEDDINGS.unknown_keys(fields)
     fields.require("input")
     inputs = read_prompts("input", body["input"], MOST_INPUTS)
     if any(not each for each in inputs):
         raise BadRequest("Invalid 'input': an empty text has no embedding.", "input")
-    encoding = fields.one_of("encoding_format", ("float", "base64"))
-    fields.string("user")
+    encoding = fields.take("encoding_format")
+    parameters.EMBEDDINGS.check(fields)
     parameters.EMBEDDINGS.refuse_unsupported(fields)
     return EmbeddingCall(model=model, inputs=inputs, base64=encoding == "base64", unknown=unknown)
 

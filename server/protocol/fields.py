@@ -39,8 +39,8 @@ class Fields:
         return value
 
     def integer(self, name: str, low: int, high: int) -> int | None:
-        """An integer within [low, high]; a boolean is none."""
-        value = self.values.get(name)
+        """An integer within [low, high]; 2.0 is one, as in JSON Schema, and a boolean is none."""
+        value = whole(self.values.get(name))
         if value is None:
             return None
         if type(value) is not int:
@@ -114,6 +114,20 @@ def objects(path: str, value: Any, longest: int) -> list[Fields]:
         if not isinstance(item, dict):
             raise wrong_type(f"{path}[{index}]", "an object", item)
     return [Fields(item, f"{path}[{index}]") for index, item in enumerate(value)]
+
+
+def whole(value: Any) -> Any:
+    """A decimal number without a fraction as the integer that it is; anything else as it came."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+def integers(path: str, values: Iterable[Any]) -> tuple[int, ...]:
+    """The items of a list as integers. Raises BadRequest for the first that is none."""
+    found = tuple(map(whole, values))
+    for index, item in enumerate(found):
+        if type(item) is not int:
+            raise wrong_type(f"{path}[{index}]", "an integer", item)
+    return found
 
 
 def check_array(path: str, value: Sequence[Any], longest: int, *, empty: bool = False) -> None:

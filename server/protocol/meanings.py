@@ -61,6 +61,11 @@ MEANINGS = {
     "user": "a label", "safety_identifier": "a label", "prompt_cache_key": "a label",
     "prompt_cache_options": "an object", "prompt_cache_retention": "a string",
     "metadata": "at most 16 pairs", "store": "nothing is ever stored", "verbosity": "low, medium, high",
+    "request_id": "a label; answers have ids of their own", "rid": "a label, likewise",
+    "id_slot": "which slot is free is the scheduler's business", "cache_prompt": "prompts are always cached",
+    "guided_decoding_backend": "there is one", "include_reasoning": "no reasoning is told apart",
+    "separate_reasoning": "likewise", "stream_reasoning": "likewise", "reasoning_format": "likewise",
+    "parse_tool_calls": "calls are always told apart",
     "service_tier": "every tier is `default`", "reasoning_effort": "none … max",
 }  # fmt: skip
 """Of the parameters that are honoured or checked."""
@@ -87,9 +92,9 @@ def describe(route: str) -> list[dict[str, Any]]:
     """Every parameter of a route, by name: what becomes of it, and which values of a refused one pass."""
     parameters, meanings = ROUTES[route], MEANINGS | OWN_MEANINGS.get(route, {})
     entries = []
-    for name in sorted(parameters.known):
+    for name in sorted(parameters.kinds):
         if name in parameters.refused:
-            accepted = list(parameters.refused[name])
+            accepted = list(parameters.refused[name].neutral)
             entries.append({"name": name, "status": "refused", "accepted": accepted})
         else:
             status = "honoured" if name in parameters.honoured else "no effect"

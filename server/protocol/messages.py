@@ -11,6 +11,7 @@ import jiter
 
 from ..errors import BadRequest
 from .fields import Fields, check_array, missing, objects, wrong_type, wrong_value
+from .kinds import TEXT, Schema, Shape, array, constant, record
 
 MOST_MESSAGES = 32_768
 """The context is the true limit; this one only bounds the work of finding out."""
@@ -135,3 +136,38 @@ def _check_tool_order(messages: list[Message], items: list[Fields]) -> None:
         if fields.get("role") == "tool" and not answers:
             raise BadRequest(_ORPHAN, f"messages.[{index}].role")
         answers = message["role"] == "tool" or bool(message.get("tool_calls"))
+
+
+def _content_schema(kinds: tuple[str, ...]) -> Schema:
+    """A string, or its parts."""
+    parts: list[Schema] = [record({"type": constant(kind), kind: TEXT}) for kind in kinds]
+    return {"anyOf": [TEXT, array({"anyOf": parts}, MOST_MESSAGES)]}
+
+
+def _assistant_schema() -> Schema:
+    """Something must stand in the place of content, if there is none."""
+    content = _content_schema(("text", "refusal"))
+    function = record({"name": TEXT, "arguments": TEXT})
+    calls = array(record({"id": TEXT, "type": constant("function"), "function": function}), MOST_MESSAGES, 0)
+    said = {"role": constant("assistant")}
+    others = {"name": TEXT, "content": content, "refusal": TEXT, "tool_calls": calls}
+    may_stand = {
+        "content": content,
+        "refusal": TEXT,
+        "tool_calls": calls,
+        "function_call": {"type": "object"},
+        "audio": {"type": "object"},
+    }
+    return {"anyOf": [record(said | {name: each}, others) for name, each in may_stand.items()]}
+
+
+def _schema() -> Schema:
+    plain, name = _content_schema(("text",)), {"name": TEXT}
+    asking: Schema = {"type": "string", "enum": ["system", "developer", "user"]}
+    tool = record({"role": constant("tool"), "content": plain, "tool_call_id": TEXT}, name)
+    function = record({"role": constant("function")}, {"content": plain, **name})
+    spoken = record({"role": asking, "content": plain}, name)
+    return array({"anyOf": [spoken, *_assistant_schema()["anyOf"], tool, function]}, MOST_MESSAGES)
+
+
+MESSAGES = Shape(_schema())

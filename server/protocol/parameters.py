@@ -1,22 +1,64 @@
-"""What the routes know of every parameter: honoured, checked and without effect, or refused.
+"""What the routes of OpenAI's protocol know of every parameter, OpenAI's own and those of other servers.
 
-Nothing is ignored in silence. A parameter that would change the answer and is not honoured is refused with
-`unsupported_parameter`, unless its value asks for what happens anyway.
+The tables are what the parsers read by, what `/v1/capabilities` tells and what `/openapi.json` is made of.
+The other servers are vLLM, SGLang, llama.cpp and text-generation-inference: what changes an answer there is
+honoured here or refused by name, never dropped.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..errors import BadRequest
-from .fields import Fields, check_length, unknown, unsupported, wrong_type
+from ...runtime.request import MAX_TOP_LOGPROBS
+from . import labels, sampling, structured
+from .delivery import STREAM_OPTIONS
+from .kinds import MOST_TOKENS, Boolean, Integer, Kind, Limits, Object, Refused, Schema, Shape, String, Words
+from .messages import MESSAGES
+from .prompts import prompts_kind
+from .response_input import INCLUDE, INPUT
+from .table import Parameters
+from .tools import choice_kind, tools_kind
 
-_SAMPLING = (
-    "max_tokens max_new_tokens temperature top_p top_k min_p seed frequency_penalty presence_penalty "
-    "repetition_penalty logit_bias stop stop_token_ids min_tokens ignore_eos allowed_token_ids n logprobs "
-    "include_stop_str_in_output skip_special_tokens cache_salt stream stream_options model"
-).split()
+MOST_PROMPTS = 128
+MOST_INPUTS = 2048
+
+
+def _model_schema(limits: Limits) -> Schema:
+    return (
+        {"type": "string", "enum": list(limits.names)} if limits.names else {"type": "string", "minLength": 1}
+    )
+
+
+def _options_schema(limits: Limits) -> Schema:
+    if limits.template_options is None:
+        return {"type": "object"}
+    known = {name: {} for name in sorted(limits.template_options)}
+    return {"type": "object", "properties": known, "additionalProperties": False}
+
+
+MODEL = Shape(_model_schema)
+TEMPLATE_OPTIONS = Object(said=_options_schema)
+_TOP_LOGPROBS = Integer(0, MAX_TOP_LOGPROBS)
+
+_SAMPLING: dict[str, Kind] = {
+    **sampling.KINDS,
+    "logprobs": Boolean(),
+    "stream": Boolean(),
+    "stream_options": STREAM_OPTIONS,
+    "model": MODEL,
+}
+_CONVERSATION: dict[str, Kind] = {
+    "add_generation_prompt": Boolean(),
+    "continue_final_message": Boolean(),
+    "chat_template_kwargs": TEMPLATE_OPTIONS,
+}
+_TOOLS: dict[str, Kind] = {
+    "tools": tools_kind(),
+    "tool_choice": choice_kind(),
+    "parallel_tool_calls": Boolean(),
+}
 
 _REFUSED: dict[str, tuple[Any, ...]] = {
+    # OpenAI
     "functions": (),
     "function_call": ("none",),
     "prediction": (),
@@ -25,6 +67,7 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "audio": (),
     "suffix": (),
+    # vLLM
     "length_penalty": (1, 1.0),
     "use_beam_search": (False,),
     "bad_words": ([],),
@@ -32,90 +75,121 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "truncate_prompt_tokens": (),
     "prompt_logprobs": (),
     "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
     "chat_template": (),
     "documents": ([],),
     "prompt_embeds": (),
     "mm_processor_kwargs": (),
-    "lora": (),
+    "media_io_kwargs": (),
     "logits_processors": ([],),
-    "grammar": (),
     "guided_json_object": (False,),
-    "guided_whitespace_pattern": (),
-    "structural_tag": (),
     "regex": (),
     "ebnf": (),
     "regex_pattern": (),
     "grammar_string": (),
     "priority": (0,),
+    "guided_whitespace_pattern": (),
+    "structural_tag": (),
+    "thinking_token_budget": (),
+    "repetition_detection": (),
+    "kv_transfer_params": (),
+    "vllm_xargs": (),
+    # SGLang
+    "lora_path": (),
+    "session_params": (),
+    "custom_logit_processor": (),
+    "custom_params": (),
+    "no_stop_trim": (False,),
+    "stop_regex": (),
+    "extra_key": (),
+    "return_hidden_states": (False,),
+    # llama.cpp, whose samplers change nothing at these values
+    "grammar": (),
+    "grammar_lazy": (False,),
+    "lora": ([],),
+    "n_predict": (-1,),
+    "n_probs": (0,),
+    "n_keep": (0,),
+    "n_indent": (0,),
+    "t_max_predict_ms": (0, -1),
+    "repeat_penalty": (1, 1.0),
+    "typical_p": (1, 1.0),
+    "top_n_sigma": (-1, -1.0),
+    "dynatemp_range": (0, 0.0),
+    "xtc_probability": (0, 0.0),
+    "dry_multiplier": (0, 0.0),
+    "mirostat": (0,),
+    "adaptive_target": (-1, -1.0),
+    "min_keep": (0,),
+    "samplers": (),
+    "post_sampling_probs": (False,),
+    "return_tokens": (False,),
+    "return_progress": (False,),
+    "timings_per_token": (False,),
+    "response_fields": ([],),
+    "thinking_forced_open": (False,),
+    # text-generation-inference
+    "tool_prompt": (),
+    "guideline": (),
+    "watermark": (False,),
+    "adapter_id": (),
 }
 """Refused everywhere, each with the values that change nothing and so pass. Null always passes."""
 
-_UNHEARD = (
-    "user safety_identifier prompt_cache_key prompt_cache_options prompt_cache_retention metadata store "
-    "verbosity service_tier reasoning_effort"
-).split()
+_PEERS: dict[str, Kind] = {
+    "request_id": String(),
+    "rid": String(),
+    "id_slot": Integer(-1, MOST_TOKENS),
+    "cache_prompt": Boolean(),
+    "guided_decoding_backend": String(),
+    "include_reasoning": Boolean(),
+    "separate_reasoning": Boolean(),
+    "stream_reasoning": Boolean(),
+    "reasoning_format": String(),
+    "parse_tool_calls": Boolean(),
+}
+"""What changes no answer here: labels, where a prompt is cached, how reasoning is told apart."""
 
 
-@dataclass(frozen=True, slots=True)
-class Parameters:
-    """Every parameter of one route.
-
-    Attributes:
-      honoured: they do what they say. checked: their types are; they have no effect.
-      refused: with the values that change nothing and so pass.
-    """
-
-    honoured: frozenset[str]
-    checked: frozenset[str]
-    refused: dict[str, tuple[Any, ...]]
-
-    @property
-    def known(self) -> frozenset[str]:
-        """All of them."""
-        return self.honoured | self.checked | self.refused.keys()
-
-    def unknown_keys(self, fields: Fields, *, strict: bool) -> tuple[str, ...]:
-        """The keys that are no parameter of this route, in the order of the body.
-
-        Raises:
-          BadRequest: there is one, and `strict` refuses it.
-        """
-        known = self.known
-        found = tuple(name for name in fields.values if name not in known)
-        if strict and found:
-            raise self.unknown_parameter(found[0])
-        return found
-
-    def unknown_parameter(self, name: str) -> BadRequest:
-        """The refusal of an unknown key, with the nearest known one where it is two edits away or less."""
-        near = [_nearness(name, known) for known in self.known] if len(name) <= 64 else []
-        distance, _, nearest = min(near, default=(3, True, ""))
-        return BadRequest(*unknown(name, nearest if distance <= 2 else None))
-
-    def refuse_unsupported(self, fields: Fields) -> None:
-        """Raises BadRequest for the first parameter that is understood but not served."""
-        for name, neutral in self.refused.items():
-            value = fields.get(name)
-            if value is not None and not any(type(value) is type(v) and value == v for v in neutral):
-                raise unsupported(name)
+def _route(
+    honoured: Mapping[str, Kind], refused: Mapping[str, tuple[Any, ...]], required: tuple[str, ...]
+) -> Parameters:
+    refused = {**_REFUSED, **refused}
+    return Parameters({**_SAMPLING, **honoured}, labels.KINDS | _PEERS, _refusals(refused), required)
 
 
-def _route(honoured: str, refused: dict[str, tuple[Any, ...]]) -> Parameters:
-    names = frozenset([*_SAMPLING, *honoured.split()])
-    return Parameters(names, frozenset(_UNHEARD), {**_REFUSED, **refused})
+def _refusals(refused: Mapping[str, tuple[Any, ...]]) -> dict[str, Refused]:
+    return {name: Refused(neutral) for name, neutral in refused.items()}
 
 
 CHAT = _route(
-    "messages max_completion_tokens top_logprobs response_format tools tool_choice parallel_tool_calls "
-    "add_generation_prompt continue_final_message chat_template_kwargs guided_json guided_regex "
-    "guided_choice guided_grammar json_schema structured_outputs",
+    {
+        "messages": MESSAGES,
+        "max_completion_tokens": sampling.TOKENS,
+        "top_logprobs": _TOP_LOGPROBS,
+        "response_format": structured.format_kind(),
+        **_TOOLS,
+        **_CONVERSATION,
+        **structured.KINDS,
+    },
     {"best_of": (1,), "echo": (False,), "add_special_tokens": (False,)},
+    ("model", "messages"),
 )
 
 COMPLETIONS = _route(
-    "prompt best_of echo add_special_tokens response_format guided_json guided_regex guided_choice "
-    "guided_grammar json_schema structured_outputs",
+    {
+        "prompt": prompts_kind(MOST_PROMPTS, empty=True),
+        "max_tokens": sampling.TOKENS_OR_NONE,
+        "max_new_tokens": sampling.TOKENS_OR_NONE,
+        "logprobs": _TOP_LOGPROBS,
+        "best_of": Integer(0, lambda limits: limits.most_choices),
+        "echo": Boolean(),
+        "add_special_tokens": Boolean(),
+        "response_format": structured.format_kind(),
+        **structured.KINDS,
+    },
     {"max_completion_tokens": ()},
+    ("model",),
 )
 
 MOVED = {
@@ -130,18 +204,44 @@ MOVED = {
 """What the Responses API has elsewhere."""
 
 
-def _responses(honoured: str, checked: str, refused: dict[str, tuple[Any, ...]]) -> Parameters:
+def _responses(
+    honoured: Mapping[str, Kind], checked: Mapping[str, Kind], refused: dict[str, tuple[Any, ...]]
+) -> Parameters:
     """What the others have too, but for what is elsewhere here, means less or is refused."""
     refused = {**_REFUSED, **dict.fromkeys(MOVED, ()), **refused}
-    less = frozenset([*_UNHEARD, *checked.split()]) - refused.keys()
-    return Parameters(frozenset([*_SAMPLING, *honoured.split()]) - refused.keys() - less, less, refused)
+    less = _without({**labels.KINDS, **_PEERS, **checked}, refused)
+    heeded = _without({**_SAMPLING, **honoured}, [*refused, *less])
+    return Parameters(heeded, less, _refusals(refused), ("model", "input"))
+
+
+def _without(kinds: Mapping[str, Kind], names: Iterable[str]) -> dict[str, Kind]:
+    left_out = frozenset(names)
+    return {name: kind for name, kind in kinds.items() if name not in left_out}
 
 
 RESPONSES = _responses(
-    "input instructions max_output_tokens text include tools tool_choice parallel_tool_calls top_logprobs "
-    "chat_template_kwargs guided_json guided_regex guided_choice guided_grammar json_schema "
-    "structured_outputs",
-    "reasoning max_tool_calls stream_options",
+    {
+        "input": INPUT,
+        "instructions": String(),
+        "max_output_tokens": sampling.TOKENS,
+        "text": Object(
+            {"format": structured.format_kind(flat=True), "verbosity": Words(labels.VERBOSITIES)}, closed=True
+        ),
+        "include": INCLUDE,
+        "tools": tools_kind(flat=True),
+        "tool_choice": choice_kind(flat=True),
+        "parallel_tool_calls": Boolean(),
+        "top_logprobs": _TOP_LOGPROBS,
+        "chat_template_kwargs": TEMPLATE_OPTIONS,
+        **structured.KINDS,
+    },
+    {
+        "reasoning": Object(
+            {"effort": Words(labels.EFFORTS), "summary": Words(("auto", "concise", "detailed"))}
+        ),
+        "max_tool_calls": Integer(1, MOST_TOKENS),
+        "stream_options": Object({"include_obfuscation": Boolean()}, closed=True),
+    },
     {
         "previous_response_id": (),
         "conversation": (),
@@ -154,73 +254,59 @@ RESPONSES = _responses(
     },
 )
 
-EMBEDDINGS = Parameters(
-    frozenset(("model", "input", "encoding_format")),
-    frozenset(("user",)),
-    {"dimensions": (), "truncate_prompt_tokens": ()},
+_TO_TOKENIZE = {**_TOOLS, **_CONVERSATION}
+
+TOKENIZE = Parameters(
+    {
+        "model": MODEL,
+        "prompt": String(),
+        "content": String(),
+        "inputs": String(),
+        "messages": MESSAGES,
+        "add_special_tokens": Boolean(),
+        "add_special": Boolean(),
+        "with_pieces": Boolean(),
+        "return_token_strs": Boolean(),
+        **_TO_TOKENIZE,
+    },
+    {},
+    _refusals({"parse_special": (True,), "chat_template": (), "mm_processor_kwargs": ()}),
 )
 
-_TIERS = ("auto", "default", "flex", "scale", "priority", "fast")
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
-VERBOSITIES = ("low", "medium", "high")
-_LONGEST_LABEL = 512
+CHAT_TOKENIZE = Parameters(
+    {"model": MODEL, "messages": MESSAGES, **_TO_TOKENIZE},
+    {},
+    _refusals({"tool_prompt": (), "guideline": ()}),
+    ("messages",),
+)
 
+DETOKENIZE = Parameters(
+    {"model": MODEL, "tokens": Shape(sampling.ids_schema)},
+    {},
+    _refusals({"skip_special_tokens": (True,)}),
+    ("tokens",),
+)
 
-def check_identity(fields: Fields) -> None:
-    """`user` and its kin. Raises BadRequest."""
-    for name in ("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"):
-        fields.string(name, _LONGEST_LABEL)
-    fields.object("prompt_cache_options")
-    fields.one_of("verbosity", VERBOSITIES)
-    fields.one_of("reasoning_effort", EFFORTS)
-
-
-def check_service_tier(fields: Fields) -> None:
-    """`service_tier`: every tier is the default one here. Raises BadRequest."""
-    fields.one_of("service_tier", _TIERS)
-
-
-def check_storage(fields: Fields) -> None:
-    """`store` (which never stores) and `metadata`. Raises BadRequest."""
-    fields.boolean("store")
-    metadata = fields.object("metadata")
-    if metadata is None:
-        return
-    if (size := len(metadata.values)) > 16:
-        raise BadRequest(
-            "Invalid 'metadata': too many properties. Expected an object with at most 16 properties, but got "
-            f"an object with {size} properties instead.",
-            "metadata",
-            "object_above_max_properties",
-        )
-    for name in metadata.values:
-        _check_metadata_pair(metadata, name)
-
-
-def _check_metadata_pair(metadata: Fields, name: str) -> None:
-    if len(name) > 64:
-        raise BadRequest(
-            "Invalid 'metadata': property name too long. Expected a property name with maximum length 64, "
-            f"but got a property name with length {len(name)} instead.",
-            "metadata",
-            "property_name_above_max_length",
-        )
-    value = metadata.get(name)
-    if not isinstance(value, str):
-        raise wrong_type(metadata.where(name), "a string", value)
-    check_length(metadata.where(name), value, 512)
-
-
-def _nearness(name: str, known: str) -> tuple[int, bool, str]:
-    """Orders candidates: few edits first, then words that were only broken off."""
-    return _edits(name, known), not known.startswith(name), known
-
-
-def _edits(a: str, b: str) -> int:
-    """Levenshtein's distance."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        diagonal, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (x != y))
-    return row[-1]
+EMBEDDINGS = Parameters(
+    {
+        "model": MODEL,
+        "input": prompts_kind(MOST_INPUTS, empty=False),
+        "encoding_format": Words(("float", "base64")),
+    },
+    {"user": labels.KINDS["user"], "request_id": String()},
+    _refusals(
+        {
+            "dimensions": (),
+            "truncate_prompt_tokens": (),
+            "messages": (),
+            "add_special_tokens": (True,),
+            "normalize": (True,),
+            "embd_normalize": (2,),
+            "embed_dtype": ("float32",),
+            "endianness": ("native", "little"),
+            "priority": (0,),
+            "mm_processor_kwargs": (),
+        }
+    ),
+    ("model", "input"),
+)

@@ -9,10 +9,23 @@ from typing import Any
 
 from ..errors import BadRequest
 from .fields import Fields, check_array, objects, wrong_type, wrong_value
+from .kinds import TEXT, Schema, Shape, array, constant, record
 from .messages import MOST_MESSAGES, Message, parsed_arguments
 
+LOGPROBS = "message.output_text.logprobs"
+_INCLUDABLE = (
+    LOGPROBS,
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "reasoning.encrypted_content",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+)
 _KINDS = ("message", "function_call", "function_call_output", "reasoning")
 _ROLES = ("assistant", "system", "developer", "user")
+_SAID, _ASKED = ("output_text", "refusal"), ("input_text",)
 
 
 def read_input(value: Any, instructions: str | None) -> list[Message]:
@@ -32,6 +45,19 @@ def read_input(value: Any, instructions: str | None) -> list[Message]:
     return messages
 
 
+def read_included(value: Any) -> list[str]:
+    """What `include` asks for beside the answer. Raises BadRequest."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise wrong_type("include", "an array of strings", value)
+    check_array("include", value, len(_INCLUDABLE), empty=True)
+    for index, name in enumerate(value):
+        if name not in _INCLUDABLE:
+            raise wrong_value(f"include[{index}]", str(name), _INCLUDABLE)
+    return value
+
+
 def _add(item: Fields, messages: list[Message], calls: set[str]) -> None:
     """Adds one item; `calls` are the ids of the calls so far."""
     match _kind(item):
@@ -45,7 +71,9 @@ def _add(item: Fields, messages: list[Message], calls: set[str]) -> None:
 
 
 def _kind(item: Fields) -> str:
-    kind = item.string("type") or "message"
+    kind = item.string("type")
+    if kind is None:
+        return "message"
     if kind == "item_reference":
         raise BadRequest(f"Item with id '{_required(item, 'id')}' not found. Nothing is stored.", "input")
     if kind not in _KINDS:
@@ -56,7 +84,7 @@ def _kind(item: Fields) -> str:
 def _add_message(item: Fields, messages: list[Message]) -> None:
     item.require("role")
     role = item.one_of("role", _ROLES) or "user"
-    text = _text(item, "content", ("output_text", "refusal") if role == "assistant" else ("input_text",))
+    text = _text(item, "content", _SAID if role == "assistant" else _ASKED)
     if role == "assistant" and messages and messages[-1].get("tool_calls"):
         messages[-1]["content"] += text
     else:
@@ -81,7 +109,7 @@ def _output(item: Fields, calls: set[str]) -> Message:
     if call not in calls:
         message = f"No tool call found for function call output with call_id {call[:64]}."
         raise BadRequest(message, "input")
-    return {**_message("tool", _text(item, "output", ("input_text",))), "tool_call_id": call}
+    return {**_message("tool", _text(item, "output", _ASKED)), "tool_call_id": call}
 
 
 def _text(item: Fields, name: str, kinds: tuple[str, ...]) -> str:
@@ -111,3 +139,31 @@ def _required(fields: Fields, name: str) -> str:
 
 def _message(role: str, content: str) -> Message:
     return {"role": role, "content": content}
+
+
+def _text_schema(kinds: tuple[str, ...]) -> Schema:
+    """A string, or its parts."""
+    parts: list[Schema] = [
+        record({"type": constant(kind), "refusal" if kind == "refusal" else "text": TEXT})
+        for kind in (*kinds, "text")
+    ]
+    return {"anyOf": [TEXT, array({"anyOf": parts}, MOST_MESSAGES, 0)]}
+
+
+def _schema() -> Schema:
+    others = {"type": "string", "enum": [role for role in _ROLES if role != "assistant"]}
+    kind, asked, said = {"type": constant("message")}, _text_schema(_ASKED), _text_schema(_SAID)
+    output = record({"type": constant("function_call_output"), "call_id": TEXT, "output": asked})
+    call = {"type": constant("function_call"), "call_id": TEXT, "name": TEXT, "arguments": TEXT}
+    items = [
+        record({"role": others, "content": asked}, kind),
+        record({"role": constant("assistant"), "content": said}, kind),
+        record(call),
+        output,
+        record({"type": constant("reasoning")}),
+    ]
+    return {"anyOf": [TEXT, array({"anyOf": items}, MOST_MESSAGES)]}
+
+
+INPUT = Shape(_schema())
+INCLUDE = Shape(array({"type": "string", "enum": list(_INCLUDABLE)}, len(_INCLUDABLE), 0))

@@ -7,29 +7,16 @@ stored, so nothing earlier can be referred to.
 from dataclasses import dataclass
 from typing import Any
 
-from ...runtime.request import MAX_TOP_LOGPROBS
 from ..errors import BadRequest
-from . import parameters
+from . import labels, parameters
 from .chat import ChatCall, Rendering, read_model
 from .delivery import Delivery
-from .fields import Fields, check_array, wrong_type, wrong_value
-from .response_input import read_input
+from .fields import Fields
+from .kinds import Described, Limits
+from .response_input import LOGPROBS, read_included, read_input
 from .sampling import Sampling, read_early, read_extras, read_late
 from .structured import read_constraint
 from .tools import read_tools
-
-LOGPROBS = "message.output_text.logprobs"
-_INCLUDABLE = (
-    LOGPROBS,
-    "code_interpreter_call.outputs",
-    "computer_call_output.output.image_url",
-    "file_search_call.results",
-    "message.input_image.image_url",
-    "reasoning.encrypted_content",
-    "web_search_call.action.sources",
-    "web_search_call.results",
-)
-_MOST_TOKENS = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +47,20 @@ def parse_response(body: dict[str, Any], *, strict: bool) -> ResponseCall:
     Raises:
       BadRequest: the first fault found.
     """
-    fields = Fields(body)
+    fields = parameters.RESPONSES.fields(body, Limits(strict=strict))
     model = read_model(fields)
-    unknown = parameters.RESPONSES.unknown_keys(fields, strict=strict)
+    unknown = parameters.RESPONSES.unknown_keys(fields)
     _check_served(fields)
-    instructions = fields.string("instructions")
+    instructions = fields.take("instructions")
     messages = read_input(fields.require("input"), instructions)
     tools = read_tools(fields, flat=True)
-    values: dict[str, Any] = read_early(fields, 1) | {"logprobs": _logprobs(fields)}
+    values: dict[str, Any] = read_early(fields) | {"logprobs": _logprobs(fields)}
     values |= read_extras(fields)
-    values |= read_late(fields, values, strict=strict)
-    values["max_tokens"] = fields.integer("max_output_tokens", 1, _MOST_TOKENS)
+    values |= read_late(fields, values)
+    values["max_tokens"] = fields.take("max_output_tokens")
     constraint = read_constraint(fields, flat=True)
     _check_heard(fields)
-    options = fields.object("chat_template_kwargs")
+    options = fields.take("chat_template_kwargs")
     chat = ChatCall(
         model=model,
         messages=messages,
@@ -81,13 +68,13 @@ def parse_response(body: dict[str, Any], *, strict: bool) -> ResponseCall:
         tools=tools,
         constraint=constraint,
         rendering=Rendering(options=options.values if options else {}),
-        delivery=_delivery(fields),
+        delivery=Delivery(fields.take("stream") or False),
         unknown=unknown,
     )
     return ResponseCall(chat, _echo(fields))
 
 
-def _check_served(fields: Fields) -> None:
+def _check_served(fields: Described) -> None:
     """Raises BadRequest for what lives elsewhere in this API, what was stored, and what is not served."""
     for name, place in parameters.MOVED.items():
         if fields.get(name) is not None:
@@ -99,39 +86,22 @@ def _check_served(fields: Fields) -> None:
     parameters.RESPONSES.refuse_unsupported(fields)
 
 
-def _logprobs(fields: Fields) -> int | None:
+def _logprobs(fields: Described) -> int | None:
     """How many alternatives; None where no log-probabilities are to be included."""
-    include = fields.get("include") or []
-    if not isinstance(include, list):
-        raise wrong_type("include", "an array of strings", include)
-    check_array("include", include, len(_INCLUDABLE), empty=True)
-    for index, name in enumerate(include):
-        if name not in _INCLUDABLE:
-            raise wrong_value(f"include[{index}]", str(name), _INCLUDABLE)
-    top = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
+    include = read_included(fields.get("include"))
+    top = fields.take("top_logprobs")
     return (top or 0) if LOGPROBS in include or top else None
 
 
-def _check_heard(fields: Fields) -> None:
+def _check_heard(fields: Described) -> None:
     """What is checked and has no effect. Raises BadRequest."""
-    parameters.check_identity(fields)
-    parameters.check_service_tier(fields)
-    parameters.check_storage(fields)
-    fields.integer("max_tool_calls", 1, _MOST_TOKENS)
-    if (text := fields.object("text")) is not None:
-        text.only(("format", "verbosity"))
-        text.one_of("verbosity", parameters.VERBOSITIES)
-    if (reasoning := fields.object("reasoning")) is not None:
-        reasoning.one_of("effort", parameters.EFFORTS)
-        reasoning.one_of("summary", ("auto", "concise", "detailed"))
-
-
-def _delivery(fields: Fields) -> Delivery:
-    options = fields.object("stream_options")
-    if options is not None:
-        options.only(("include_obfuscation",))
-        options.boolean("include_obfuscation")
-    return Delivery(fields.boolean("stream") or False)
+    labels.check_storage(fields)
+    parameters.RESPONSES.check(fields)
+    if (text := fields.take("text")) is not None:
+        text.take("verbosity")
+    for name in ("reasoning", "stream_options"):
+        if (options := fields.take(name)) is not None:
+            options.take_all()
 
 
 def _echo(fields: Fields) -> dict[str, Any]:

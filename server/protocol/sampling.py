@@ -9,7 +9,19 @@ from typing import Any
 
 from ...runtime.request import MAX_BIAS
 from ..errors import BadRequest
-from .fields import Fields, check_array, check_length, shown, wrong_type
+from .fields import Fields, check_array, check_length, integers, shown, wrong_type
+from .kinds import (
+    MOST_TOKENS,
+    Boolean,
+    Described,
+    Integer,
+    Kind,
+    Limits,
+    Number,
+    Schema,
+    Shape,
+    String,
+)
 
 MOST_STOPS = 64
 STRICT_STOPS = 4
@@ -19,12 +31,60 @@ LONGEST_SALT = 512
 MOST_IDS = 1 << 20
 """Ids in a list; the vocabulary is the true limit."""
 
-_MOST_TOKENS = 2**31 - 1
 _COLDEST = 1e-5
 """Colder than this, logits divided by the temperature overflow: it is greedy."""
 
 _EARLY_LIMIT = "max_completion_tokens"
 _LATE_LIMITS = ("max_tokens", "max_new_tokens")
+
+
+def _most_stops(limits: Limits) -> int:
+    return STRICT_STOPS if limits.strict else MOST_STOPS
+
+
+def _stop_schema(limits: Limits) -> Schema:
+    one = {"type": "string", "minLength": 1, "maxLength": LONGEST_STOP}
+    return {"anyOf": [one, {"type": "array", "items": one, "maxItems": _most_stops(limits)}]}
+
+
+def ids_schema(limits: Limits, least: int = 0) -> Schema:
+    """Of a list of token ids."""
+    id = {"type": "integer", "minimum": 0, "maximum": limits.vocabulary - 1}
+    return {"type": "array", "items": id, "minItems": least, "maxItems": MOST_IDS}
+
+
+def _bias_schema(limits: Limits) -> Schema:
+    value = {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS}
+    return {"type": "object", "propertyNames": {"pattern": "^[0-9]{1,9}$"}, "additionalProperties": value}
+
+
+TOKENS = Integer(1, MOST_TOKENS, known=lambda limits: limits.context)
+"""A limit of an answer's tokens: what the context cannot hold is refused with the prompt's length."""
+TOKENS_OR_NONE = Integer(0, MOST_TOKENS, known=lambda limits: limits.context)
+
+KINDS: dict[str, Kind] = {
+    "max_tokens": TOKENS,
+    "max_new_tokens": TOKENS,
+    "temperature": Number(0, 2),
+    "top_p": Number(0, 1),
+    "top_k": Integer(-1, 2**31 - 1),
+    "min_p": Number(0, 1),
+    "seed": Integer(-(2**63), 2**63 - 1),
+    "frequency_penalty": Number(-2, 2),
+    "presence_penalty": Number(-2, 2),
+    "repetition_penalty": Number(0.01, 100),
+    "logit_bias": Shape(_bias_schema),
+    "stop": Shape(_stop_schema),
+    "stop_token_ids": Shape(ids_schema),
+    "allowed_token_ids": Shape(lambda limits: ids_schema(limits, 1)),
+    "min_tokens": Integer(0, MOST_TOKENS),
+    "ignore_eos": Boolean(),
+    "n": Integer(1, lambda limits: limits.most_choices),
+    "include_stop_str_in_output": Boolean(),
+    "skip_special_tokens": Boolean(),
+    "cache_salt": String(LONGEST_SALT),
+}
+"""What chats and completions share."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,45 +132,45 @@ class Sampling:
         return self.max_tokens if self.max_tokens is not None else self.min_tokens or None
 
 
-def read_early(fields: Fields, most_choices: int) -> dict[str, Any]:
+def read_early(fields: Described) -> dict[str, Any]:
     """What is looked at first, up to the penalties. Raises BadRequest."""
     values: dict[str, Any] = {
-        _EARLY_LIMIT: fields.integer(_EARLY_LIMIT, 1, _MOST_TOKENS),
-        "n": fields.integer("n", 1, most_choices) or 1,
+        _EARLY_LIMIT: fields.take(_EARLY_LIMIT),
+        "n": fields.take("n") or 1,
         "temperature": _temperature(fields),
-        "top_p": fields.number("top_p", 0, 1),
-        "presence_penalty": fields.number("presence_penalty", -2, 2) or 0.0,
-        "frequency_penalty": fields.number("frequency_penalty", -2, 2) or 0.0,
+        "top_p": fields.take("top_p"),
+        "presence_penalty": fields.take("presence_penalty") or 0.0,
+        "frequency_penalty": fields.take("frequency_penalty") or 0.0,
     }
     return values
 
 
-def read_extras(fields: Fields) -> dict[str, Any]:
+def read_extras(fields: Described) -> dict[str, Any]:
     """The seed, and what peers have beside OpenAI's parameters. Raises BadRequest."""
-    skip = fields.boolean("skip_special_tokens")
+    skip = fields.take("skip_special_tokens")
     return {
-        "seed": fields.integer("seed", -(2**63), 2**63 - 1),
+        "seed": fields.take("seed"),
         "top_k": _top_k(fields),
-        "min_p": fields.number("min_p", 0, 1),
-        "repetition_penalty": fields.number("repetition_penalty", 0.01, 100),
-        "min_tokens": fields.integer("min_tokens", 0, _MOST_TOKENS) or 0,
+        "min_p": fields.take("min_p"),
+        "repetition_penalty": fields.take("repetition_penalty"),
+        "min_tokens": fields.take("min_tokens") or 0,
         "stop_token_ids": _distinct(read_ids(fields, "stop_token_ids")) or (),
         "allowed_token_ids": _distinct(read_ids(fields, "allowed_token_ids")),
-        "ignore_eos": fields.boolean("ignore_eos") or False,
-        "include_stop": fields.boolean("include_stop_str_in_output") or False,
+        "ignore_eos": fields.take("ignore_eos") or False,
+        "include_stop": fields.take("include_stop_str_in_output") or False,
         "show_special": skip is False,
-        "cache_salt": fields.string("cache_salt", LONGEST_SALT) or "",
+        "cache_salt": fields.take("cache_salt") or "",
     }
 
 
-def read_late(fields: Fields, early: dict[str, Any], *, strict: bool, least: int = 1) -> dict[str, Any]:
+def read_late(fields: Described, early: dict[str, Any]) -> dict[str, Any]:
     """The old limits, biases and stops; `early` gives up its own limit. Raises BadRequest."""
     limits = {_EARLY_LIMIT: early.pop(_EARLY_LIMIT)}
-    limits |= {name: fields.integer(name, least, _MOST_TOKENS) for name in _LATE_LIMITS}
+    limits |= {name: fields.take(name) for name in _LATE_LIMITS}
     return {
         "max_tokens": next((limit for limit in limits.values() if limit is not None), None),
         "logit_bias": _logit_bias(fields),
-        "stop": _stop(fields, STRICT_STOPS if strict else MOST_STOPS),
+        "stop": _stop(fields, _most_stops(fields.limits)),
     }
 
 
@@ -123,12 +183,11 @@ def read_ids(fields: Fields, name: str) -> tuple[int, ...] | None:
     if not isinstance(value, list):
         raise wrong_type(path, "an array of integers", value)
     check_array(path, value, MOST_IDS, empty=name != "allowed_token_ids")
-    for index, item in enumerate(value):
-        if type(item) is not int:
-            raise wrong_type(f"{path}[{index}]", "an integer", item)
+    ids = integers(path, value)
+    for index, item in enumerate(ids):
         if not 0 <= item < 2**31:
             raise BadRequest(f"Invalid '{path}[{index}]': no token has the id {shown(item)}.", path)
-    return tuple(value)
+    return ids
 
 
 def check_token_ids(sampling: Sampling, vocabulary: int) -> None:
@@ -155,14 +214,14 @@ def _distinct(ids: tuple[int, ...] | None) -> tuple[int, ...] | None:
     return None if ids is None else tuple(dict.fromkeys(ids))
 
 
-def _temperature(fields: Fields) -> float | None:
-    value = fields.number("temperature", 0, 2)
+def _temperature(fields: Described) -> float | None:
+    value = fields.take("temperature")
     return 0.0 if value is not None and value < _COLDEST else value
 
 
-def _top_k(fields: Fields) -> int | None:
+def _top_k(fields: Described) -> int | None:
     """-1 and 0 both say "no limit"."""
-    value = fields.integer("top_k", -1, 2**31 - 1)
+    value = fields.take("top_k")
     return 0 if value == -1 else value
 
 

@@ -24,6 +24,7 @@ from ...checkpoints.grammar import (
 )
 from ..errors import BadRequest
 from .fields import Fields, check_array, missing, wrong_type
+from .kinds import TEXT, Boolean, Kind, Object, Schema, Shape, array, constant, record
 
 FORMATS = ("json_object", "json_schema", "text")
 EXTRAS = (
@@ -39,6 +40,7 @@ _SWITCHES = ("disable_any_whitespace", "disable_fallback", "disable_additional_p
 """vLLM's. Two change nothing: JSON is spaced in one way here, and there is nothing to fall back to."""
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 _MOST_CHOICES = 10_000
+LONGEST_NAME = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ def _format(fields: Fields, flat: bool) -> Constraint | None:
 
 def _from_schema(described: Fields, param: str) -> Constraint:
     described.require("name")
-    name = described.string("name", 64)
+    name = described.string("name", LONGEST_NAME)
     described.string("description")
     strict = described.boolean("strict")
     schema = described.object("schema")
@@ -164,6 +166,7 @@ def _extra(fields: Fields) -> Constraint | None:
             nested.boolean(name)
         given |= {nested.where(name): (nested, name, name) for name in _NAMES}
     found = [(path, *entry) for path, entry in given.items() if entry[0].get(entry[1]) is not None]
+    found = [each for each in found if not (each[3] == "json_object" and each[1].get(each[2]) is False)]
     if len(found) > 1:
         names = " and ".join(f"'{path}'" for path, *_ in found)
         raise BadRequest(f"Only one of {names} can be given.", found[1][0])
@@ -222,4 +225,38 @@ _READERS: dict[str, Callable[[Fields, str, str, bool], Constraint | None]] = {
     "choice": _choice,
     "grammar": _grammar,
     "json_object": _object,
+}
+
+
+def format_kind(*, flat: bool = False) -> Shape:
+    """What `response_format` may be, or `text.format`."""
+    name = {"type": "string", "maxLength": LONGEST_NAME}
+    optional = {"description": TEXT, "strict": {"type": "boolean"}, "schema": {"type": "object"}}
+    described = record({"name": name}, optional)
+    kind = constant("json_schema")
+    held = record({"type": kind, "json_schema": described})
+    if flat:
+        held = record({"type": kind, "name": name}, optional)
+    schemas = {name: {"type": "object"} for name in ("schema", "value")}
+    # Of the two only one is taken; other keys are refused unless they are null.
+    json_object = record({"type": constant("json_object")}, schemas) | {"not": record(schemas)}
+    forms = [record({"type": constant("text")}), json_object, held]
+    return Shape({"anyOf": [form | {"additionalProperties": {"type": "null"}} for form in forms]})
+
+
+_JSON: Schema = {"anyOf": [{"type": "object"}, {"type": "string", "contentMediaType": "application/json"}]}
+_WORDS = array({"type": "string", "minLength": 1}, _MOST_CHOICES)
+_SHAPES: dict[str, Schema] = {
+    "json": _JSON,
+    "regex": TEXT,
+    "choice": _WORDS,
+    "grammar": TEXT,
+    "json_object": {"type": "boolean"},
+}
+KINDS: dict[str, Kind] = {
+    **{f"guided_{name}": Shape(_SHAPES[name]) for name in _NAMES[:4]},
+    "json_schema": Shape(_JSON),
+    "structured_outputs": Object(
+        {name: Shape(_SHAPES[name]) for name in _NAMES} | dict.fromkeys(_SWITCHES, Boolean()), closed=True
+    ),
 }

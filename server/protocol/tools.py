@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ..errors import BadRequest
 from ..tool_formats import Tool
 from .fields import Fields, missing, objects, shown, wrong_type, wrong_value
+from .kinds import TEXT, Described, Schema, Shape, array, constant, record
 
 MOST_TOOLS = 128
 LONGEST_NAME = 64
@@ -39,23 +40,23 @@ class ToolUse:
         return self.forced and (self.named or not self.parallel)
 
 
-def read_tools(fields: Fields, *, flat: bool = False, strict: bool = False) -> ToolUse:
+def read_tools(fields: Described, *, flat: bool = False) -> ToolUse:
     """`tools`, `tool_choice` and `parallel_tool_calls`.
 
-    An empty list means no tools, and the choices that then change nothing pass with it.
+    An empty list means no tools, and the choices that then change nothing pass with it; a strict server
+    refuses it, as OpenAI does, but for the Responses API.
 
     Args:
       flat: a function's name stands beside its type, as in the Responses API, not in an object of its own.
-      strict: an empty list is refused, as OpenAI refuses it; in the Responses API it never is.
 
     Raises:
       BadRequest: the first fault found.
     """
     value = fields.get("tools")
-    empty = value == [] and (flat or not strict)
+    empty = value == [] and (flat or not fields.limits.strict)
     tools = [] if value is None or empty else _tools(value, flat)
     mode, names = _choice(fields, flat)
-    parallel = fields.boolean("parallel_tool_calls")
+    parallel = fields.take("parallel_tool_calls")
     if not tools:
         lenient = flat or empty
         _needs_tools(fields, "tool_choice", (None, "none", "auto") if lenient else (None, "none"))
@@ -160,3 +161,45 @@ def _allowed(choice: Fields, flat: bool) -> tuple[Mode, list[str]]:
     mode = allowed.one_of("mode", ("auto", "required"))
     tools = objects(allowed.where("tools"), allowed.require("tools"), MOST_TOOLS)
     return ("required" if mode == "required" else "auto"), [_named(tool, flat) for tool in tools]
+
+
+def _function_schema() -> Schema:
+    name = {"type": "string", "pattern": f"^{_NAME.pattern}$", "maxLength": LONGEST_NAME}
+    parameters = record({"type": constant("object")})
+    optional = {"description": TEXT, "parameters": parameters, "strict": {"type": "boolean"}}
+    return record({"name": name}, optional)
+
+
+def _flattened(kind: str, inner: Schema, flat: bool) -> Schema:
+    """An object of a type, and what `_inner` reads of it."""
+    if not flat:
+        return record({"type": constant(kind), kind: inner})
+    properties = {"type": constant(kind), **inner["properties"]}
+    return inner | {"properties": properties, "required": ["type", *inner["required"]]}
+
+
+def tools_kind(*, flat: bool = False) -> Shape:
+    """What `tools` may be."""
+    one = _flattened("function", _function_schema(), flat)
+    return Shape(lambda limits: array(one, MOST_TOOLS, least=1 if limits.strict and not flat else 0))
+
+
+def _named_schema(flat: bool) -> Schema:
+    function = record({"name": TEXT})
+    return function if flat else record({"function": function})
+
+
+def choice_kind(*, flat: bool = False) -> Shape:
+    """What `tool_choice` may be."""
+    mode = {"type": "string", "enum": ["auto", "required"]}
+    of_some = record({"mode": mode, "tools": array(_named_schema(flat), MOST_TOOLS)})
+    word = {"type": "string", "enum": list(_CHOICES)}
+    return Shape(
+        {
+            "anyOf": [
+                word,
+                _flattened("function", record({"name": TEXT}), flat),
+                _flattened("allowed_tools", of_some, flat),
+            ]
+        }
+    )

@@ -1,13 +1,15 @@
 """GET /openapi.json and /docs: the API described, for programs and for people. It loads nothing."""
 
 import re
+from dataclasses import replace
 from html import escape
 from typing import Any
 
 from sanic import Blueprint, HTTPResponse
 
-from ..context import ApiRequest
+from ..context import ApiRequest, AppContext
 from ..protocol.encode import to_json
+from ..protocol.kinds import Limits
 from ..protocol.openapi import document
 from ..versions import own_version
 
@@ -51,7 +53,20 @@ async def docs(request: ApiRequest) -> HTTPResponse:
 
 
 def _document(request: ApiRequest) -> dict[str, Any]:
-    return document(own_version(), keys=request.app.ctx.settings.keys is not None)
+    context = request.app.ctx
+    return document(own_version(), _limits(context), keys=context.settings.keys is not None)
+
+
+def _limits(context: AppContext) -> Limits:
+    """This server's; those of the model, too, once it is loaded."""
+    settings, info, text = context.settings, context.engine.info, context.served.text
+    limits = Limits(
+        most_choices=settings.most_choices,
+        strict=settings.strict,
+        names=None if settings.any_model else settings.names,
+        template_options=text.template_options if text else None,
+    )
+    return replace(limits, context=info.context, vocabulary=info.vocabulary) if info else limits
 
 
 def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
@@ -67,10 +82,18 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
 
 
 def _row(name: str, schema: dict[str, Any]) -> str:
-    kind = schema.get("type", "")
-    kind = kind if isinstance(kind, str) else " or ".join(kind)
     meaning = _prose(schema.get("description", ""))
-    return f"<tr><td><code>{escape(name)}</code><td>{escape(kind)}<td>{meaning}"
+    return f"<tr><td><code>{escape(name)}</code><td>{escape(' or '.join(_types(schema)))}<td>{meaning}"
+
+
+def _types(schema: dict[str, Any]) -> list[str]:
+    """What a value may be, null aside."""
+    said = schema.get("type", [])
+    found = [said] if isinstance(said, str) else list(said)
+    found += [kind for each in schema.get("anyOf", []) for kind in _types(each)]
+    if "type" not in schema:
+        found += [str(value) for value in schema.get("enum", []) if value is not None]
+    return [kind for kind in dict.fromkeys(found) if kind != "null"]
 
 
 def _prose(text: str) -> str:

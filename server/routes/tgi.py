@@ -19,7 +19,7 @@ from ..context import ApiRequest
 from ..engine_client import EngineInfo
 from ..errors import BadRequest, as_api_error
 from ..exchange import answer
-from ..intake import admit, read_body
+from ..intake import admit, note_unknown, read_body
 from ..prompt import Prompt, sampling_params, sequences
 from ..protocol.encode import to_json
 from ..protocol.heading import fresh_id
@@ -98,8 +98,10 @@ async def info(request: ApiRequest) -> HTTPResponse:
 async def _generate(request: ApiRequest, *, stream: bool | None) -> HTTPResponse | None:
     """`stream` None leaves it to the body, as TGI's root does."""
     context = request.app.ctx
-    told = {} if stream is None else {"stream": stream}
-    call = await read_body(request, lambda body, s: parse_generate(body | told, most_choices=s.most_choices))
+    call = await read_body(
+        request, lambda body, s: parse_generate(body, most_choices=s.most_choices, stream=stream)
+    )
+    note_unknown(context, call.unknown)
     found, text = context.engine_info(), context.served.ready()
     grammar = await checked(call.constraint, context.off_loop)
     prompt = await context.off_loop.run(len(call.inputs), _encoded, text, call)

@@ -10,14 +10,18 @@ from sanic import Blueprint, HTTPResponse
 
 from ..context import ApiRequest
 from ..errors import BadRequest
-from ..intake import read_body
+from ..intake import note_unknown, read_body
 from ..prompt import render
-from ..protocol.chat import read_rendering
+from ..protocol.chat import read_model, read_rendering
 from ..protocol.encode import to_json
-from ..protocol.fields import Fields, missing
-from ..protocol.messages import read_messages
+from ..protocol.fields import missing
+from ..protocol.kinds import Described, Limits
+from ..protocol.messages import check_contents, read_messages
+from ..protocol.parameters import CHAT_TOKENIZE, DETOKENIZE, TOKENIZE
 from ..protocol.sampling import no_such_token, read_ids
-from ..protocol.tools import ToolUse, read_tools
+from ..protocol.table import Parameters
+from ..protocol.tools import read_tools
+from ..settings import ServerSettings
 from ..text import SpecialsShown, TextModel, TokenTexts
 from ..versions import own_version
 
@@ -30,17 +34,13 @@ _KEYS = ("prompt", "messages", "content", "inputs")
 async def tokenize(request: ApiRequest) -> HTTPResponse:
     """`prompt` or `messages` as vLLM has it, `content` as llama.cpp, `inputs` as TGI."""
     context = request.app.ctx
-    text, fields = context.served.ready(), await _fields(request)
-    key = next((key for key in _KEYS if fields.get(key) is not None), None)
-    if key is None:
-        raise missing("prompt")
+    text, fields = context.served.ready(), await _fields(request, TOKENIZE)
+    key = _text_key(fields)
     if key == "messages":
         ids = await context.off_loop.render(_rendered, text, fields)
     else:
-        special = fields.boolean("add_special_tokens")
-        special = key != "content" if special is None else special
         ids = await context.off_loop.run(
-            len(request.body), text.encode, fields.string(key) or "", add_special_tokens=special
+            len(request.body), text.encode, fields.get(key), add_special_tokens=_special(fields, key)
         )
     most = context.engine_info().context
     return await context.off_loop.run(8 * len(ids), _tokenized, key, ids, text, most, fields)
@@ -50,7 +50,7 @@ async def tokenize(request: ApiRequest) -> HTTPResponse:
 async def chat_tokenize(request: ApiRequest) -> HTTPResponse:
     """TGI's: a conversation's tokens, and the text that the template made of it."""
     context = request.app.ctx
-    text, fields = context.served.ready(), await _fields(request)
+    text, fields = context.served.ready(), await _fields(request, CHAT_TOKENIZE)
     fields.require("messages")
     return await context.off_loop.render(_chat_tokenized, text, fields)
 
@@ -59,7 +59,7 @@ async def chat_tokenize(request: ApiRequest) -> HTTPResponse:
 async def detokenize(request: ApiRequest) -> HTTPResponse:
     """The text of `tokens`, special ones skipped; under vLLM's key and llama.cpp's."""
     context = request.app.ctx
-    fields = await _fields(request)
+    fields = await _fields(request, DETOKENIZE)
     fields.require("tokens")
     ids, vocabulary = read_ids(fields, "tokens") or (), context.engine_info().vocabulary
     wrong = next((token for token in ids if token >= vocabulary), None)
@@ -93,35 +93,83 @@ async def version(request: ApiRequest) -> HTTPResponse:
     return _json({"version": own_version()})
 
 
-async def _fields(request: ApiRequest) -> Fields:
-    return await read_body(request, lambda body, settings: Fields(body))
+async def _fields(request: ApiRequest, parameters: Parameters) -> Described:
+    """A body's fields, of which each fits its kind. Raises BadRequest, ModelNotFound."""
+
+    def read(body: dict[str, Any], settings: ServerSettings) -> Described:
+        fields = parameters.fields(body, Limits(strict=settings.strict))
+        note_unknown(request.app.ctx, parameters.unknown_keys(fields))
+        parameters.refuse_unsupported(fields)
+        fields.take_all()
+        if "tools" in fields.kinds:
+            read_tools(fields)
+            read_rendering(fields)
+        return fields
+
+    fields = await read_body(request, read)
+    if fields.get("model") is not None:
+        request.app.ctx.check_model(read_model(fields))
+    return fields
 
 
-def _tokenized(key: str, ids: Sequence[int], text: TextModel, most: int, fields: Fields) -> HTTPResponse:
+def _tokenized(key: str, ids: Sequence[int], text: TextModel, most: int, fields: Described) -> HTTPResponse:
     """The ids in the shape of the protocol that has this key."""
     if key == "content":
-        return _json({"tokens": list(ids)})
+        return _json({"tokens": _pieces(ids, text) if fields.get("with_pieces") else list(ids)})
     if key == "inputs":
         return _json(_tgi(list(ids), text))
     return _json(_vllm(list(ids), text, most, fields))
 
 
-def _chat_tokenized(text: TextModel, fields: Fields) -> HTTPResponse:
+def _chat_tokenized(text: TextModel, fields: Described) -> HTTPResponse:
     told = _tgi(list(_rendered(text, fields)), SpecialsShown(text))
     return _json({"tokenize_response": told, "templated_text": "".join(token["text"] for token in told)})
 
 
-def _rendered(text: TextModel, fields: Fields) -> Sequence[int]:
+def _text_key(fields: Described) -> str:
+    """Which of the keys that hold a text a body has."""
+    found = [key for key in _KEYS if fields.get(key) is not None]
+    if not found:
+        raise missing("prompt")
+    if len(found) > 1:
+        raise BadRequest(f"Only one of '{found[0]}' and '{found[1]}' can be given.", found[1])
+    return found[0]
+
+
+def _special(fields: Described, key: str) -> bool:
+    """Whether a text gets the model's first token: under vLLM's name, llama.cpp's, or as each is silent."""
+    said = fields.get("add_special_tokens")
+    said = fields.get("add_special") if said is None else said
+    return key != "content" if said is None else said
+
+
+def _rendered(text: TextModel, fields: Described) -> Sequence[int]:
     if not text.has_template:
         raise BadRequest("This model has no chat template.", "messages")
-    use = read_tools(fields) if fields.get("tools") else ToolUse()
-    return render(text, read_messages(fields.get("messages")), use, read_rendering(fields))
+    messages = read_messages(fields.get("messages"))
+    check_contents(fields.get("messages"))
+    return render(text, messages, read_tools(fields), read_rendering(fields))
 
 
-def _vllm(ids: list[int], text: TextModel, context: int, fields: Fields) -> dict[str, Any]:
+def _vllm(ids: list[int], text: TextModel, context: int, fields: Described) -> dict[str, Any]:
     """The count, the ids, and their names where they are wanted."""
-    names = [text.token_name(token) for token in ids] if fields.boolean("return_token_strs") else None
+    names = [text.token_name(token) for token in ids] if fields.get("return_token_strs") else None
     return {"count": len(ids), "max_model_len": context, "tokens": ids, "token_strs": names}
+
+
+def _pieces(ids: Sequence[int], text: TextModel) -> list[dict[str, Any]]:
+    """llama.cpp's: each token with its text, or with its bytes where they are no text."""
+    return [{"id": token, "piece": _piece(text.token_bytes(token), text.token_name(token))} for token in ids]
+
+
+def _piece(data: bytes | None, name: str) -> str | list[int]:
+    """A special token has no bytes, but a name."""
+    if data is None:
+        return name
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return list(data)
 
 
 def _tgi(ids: list[int], text: TokenTexts) -> list[dict[str, Any]]:

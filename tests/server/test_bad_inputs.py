@@ -127,7 +127,7 @@ CASES = [
     ("n", 10**6, "n"),
     ("n", 2**63, "n"),
     ("best_of", 10**9, "best_of"),
-    ("stop", ["x"] * 5, "stop"),
+    ("stop", ["x"] * 65, "stop"),
     ("stop", "", "stop"),
     ("stop", ["a", ""], "stop"),
     ("stop", "x" * 10**6, "stop"),

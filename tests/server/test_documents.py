@@ -2,6 +2,9 @@
 
 import re
 
+import httpx
+
+from distaff.server.metrics import CONTENT_TYPE
 from distaff.server.protocol.meanings import ROUTES
 
 
@@ -22,12 +25,13 @@ def test_every_route_is_described(http, server):
 
 
 def test_every_parameter_is_described(http):
-    """All but those that are refused, with a type and a meaning."""
+    """With what it may be and a meaning; what its schema says is what the parser reads by."""
     paths = http.get("/openapi.json").json()["paths"]
     for route, parameters in ROUTES.items():
         schema = paths[route]["post"]["requestBody"]["content"]["application/json"]["schema"]
-        assert schema["properties"].keys() == parameters.honoured | parameters.checked
-        assert all(each["type"] and each["description"] for each in schema["properties"].values())
+        assert schema["properties"].keys() == parameters.kinds.keys()
+        for each in schema["properties"].values():
+            assert each["description"] and each.keys() & {"type", "anyOf", "enum"}
         assert set(schema["required"]) <= schema["properties"].keys()
 
 
@@ -39,6 +43,34 @@ def test_the_page_needs_nothing_from_elsewhere(http):
     assert "<script" not in reply.text and "http" not in reply.text.replace("<!doctype html>", "")
     for path in http.get("/openapi.json").json()["paths"]:
         assert f"<code>{path}</code>" in reply.text
+
+
+def test_limits_are_those_of_the_server(make_server):
+    """Names, choices and stop strings are the operator's, context and vocabulary the model's."""
+    server = make_server(strict=True, most_choices=3, aliases=("other",))
+    paths = httpx.get(f"{server.url}/openapi.json").json()["paths"]
+    schema = paths["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    told = schema["properties"]
+    assert told["model"]["enum"] == ["org/fake-model", "other", "tgi"]
+    assert (told["n"]["minimum"], told["n"]["maximum"], told["n"]["type"]) == (1, 3, ["integer", "null"])
+    assert told["stop"]["anyOf"][1]["maxItems"] == 4 and told["tools"]["minItems"] == 1
+    assert told["max_tokens"]["maximum"] == 4096 and schema["additionalProperties"] is False
+    assert told["stop_token_ids"]["items"]["maximum"] == 258
+    assert set(told["chat_template_kwargs"]["properties"]) == {"style"}
+    assert schema["required"] == ["model", "messages"]
+
+
+def test_errors_are_described_in_the_shape_of_their_route(http):
+    paths = http.get("/openapi.json").json()["paths"]
+
+    def shape(path: str, status: str) -> str:
+        content = paths[path]["post"]["responses"][status]["content"]
+        return content["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]
+
+    assert [shape("/generate", status) for status in ("422", "424", "429")] == ["TgiError"] * 3
+    assert shape("/generate", "413") == shape("/v1/completions", "400") == "Error"
+    assert list(paths["/docs"]["get"]["responses"]["200"]["content"]) == ["text/html"]
+    assert list(paths["/metrics"]["get"]["responses"]["200"]["content"]) == [CONTENT_TYPE]
 
 
 def test_keys_are_mentioned_where_there_are_some(http):

@@ -39,6 +39,20 @@ def test_llama_cpp(http):
     assert post(http, "/tokenize", content="ab", add_special_tokens=True).json()["tokens"][0] == BOS
 
 
+def test_llama_cpp_gets_pieces(http):
+    """A token's text, or its bytes where they are none; special ones are named."""
+    told = post(http, "/tokenize", content="aé", add_special=True, with_pieces=True).json()
+    assert told["tokens"] == [
+        {"id": BOS, "piece": "<|256|>"},
+        {"id": 97, "piece": "a"},
+        {"id": 195, "piece": [195]},
+        {"id": 169, "piece": [169]},
+    ]
+    assert post(http, "/tokenize", content="a", add_special=False, parse_special=True).json() == {
+        "tokens": [97]
+    }
+
+
 def test_tgi(http):
     """Each token with the characters that it makes certain."""
     assert post(http, "/tokenize", inputs="aé", add_special_tokens=False).json() == [
@@ -59,6 +73,11 @@ def test_there_and_back(http, text):
     [
         ("/tokenize", {}, "prompt"),
         ("/tokenize", {"prompt": 5}, "prompt"),
+        ("/tokenize", {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}, "messages"),
+        ("/tokenize", {"content": "a", "parse_special": False}, "parse_special"),
+        ("/tokenize", {"content": "a", "with_pieces": "yes"}, "with_pieces"),
+        ("/tokenize", {"messages": [{"role": "user", "content": None}]}, "messages.[0].content"),
+        ("/detokenize", {"tokens": [1], "skip_special_tokens": False}, "skip_special_tokens"),
         ("/tokenize", {"messages": []}, "messages"),
         ("/tokenize", {"messages": [{"role": "user", "content": "refuse me"}]}, "messages"),
         ("/detokenize", {}, "tokens"),
@@ -69,6 +88,14 @@ def test_there_and_back(http, text):
 def test_faults(http, path, body, param):
     reply = post(http, path, **body)
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [97]})]
+)
+def test_another_model_is_not_found(http, path, body):
+    reply = post(http, path, model="another", **body)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "model_not_found")
 
 
 def test_the_version(http):
