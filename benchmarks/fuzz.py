@@ -22,6 +22,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
+from schemathesis.core.result import Ok
 
 _BATCH = 50
 """Requests of one operation before the next has its turn."""
@@ -123,6 +124,8 @@ def _explore(
     """One round of schemathesis: requests within each operation's schema and outside it."""
     schema = schemathesis.openapi.from_dict(document)
     for result in schema.get_all_operations():
+        if not isinstance(result, Ok):
+            raise SystemExit(f"/openapi.json has an operation that cannot be read: {result.err()}")
         operation = result.ok()
         for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
 
@@ -201,7 +204,7 @@ def _draw(strategy: st.SearchStrategy[Any], ask: Callable[[Any], None], number: 
         deadline=None,
         database=None,
         phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
     )
     seed(number)(options(given_one))()
 

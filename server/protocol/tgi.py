@@ -170,9 +170,9 @@ def parse_generate(body: dict[str, Any], *, most_choices: int, stream: bool | No
         if isinstance(kind, Refused) and not kind.passes(given.get(name)):
             raise BadRequest(f"`{name}` is not supported", name)
     best_of = given.take("best_of") or 1
-    said = fields.take("stream") or False
-    stream = said if stream is None else stream
-    if best_of > 1 and stream:
+    asked = fields.take("stream") or False
+    streams: bool = asked if stream is None else stream
+    if best_of > 1 and streams:
         raise BadRequest("`best_of` != 1 is not supported when streaming tokens", "best_of")
     return GenerateCall(
         inputs=inputs,
@@ -183,7 +183,7 @@ def parse_generate(body: dict[str, Any], *, most_choices: int, stream: bool | No
         details=given.take("details") or False,
         prefill=given.take("decoder_input_details") or False,
         constraint=_constraint(given),
-        stream=stream,
+        stream=streams,
         unknown=GENERATE.unknown_keys(fields)
         + tuple(name for name in given.values if name not in _PARAMETERS),
     )

@@ -64,7 +64,7 @@ def _limits(context: AppContext) -> Limits:
         most_choices=settings.most_choices,
         strict=settings.strict,
         names=None if settings.any_model else settings.names,
-        template_options=text.template_options if text else None,
+        template_options=frozenset(text.template_options) if text else None,
     )
     return replace(limits, context=info.context, vocabulary=info.vocabulary) if info else limits
 
