@@ -64,8 +64,8 @@ class RopeScaling:
         """The longest context, where a checkpoint states `stated` positions.
 
         With `llama3` that is what is stated. Of the other kinds, some checkpoints state the stretched context
-        and some the trained one, so it is the larger of what is stated and `factor` times what was trained, as
-        vLLM has it.
+        and some the trained one, so it is the larger of what is stated and `factor` times what was trained,
+        as vLLM has it.
         """
         return stated if self.kind == "llama3" else max(stated, int(self.original_context * self.factor))
 
