@@ -284,7 +284,7 @@ def test_a_revoked_key_ends_no_stream_that_it_began(make_server, tmp_path):
     now = 0.0
     file = tmp_path / "keys"
     file.write_text(f"# ours\n{FIRST}\n")
-    server = make_server(keys=Keys(file=file, clock=lambda: now))
+    server = make_server(keys=Keys(file=file, clock=lambda: now, wall=lambda: file.stat().st_ctime + now))
     server.engine.gate.clear()
     with httpx.Client(base_url=server.url, timeout=20) as http:
         request = {"json": BODY | {"stream": True}, "headers": bearer(FIRST)}
