@@ -25,7 +25,7 @@ def read_gguf_parts(path: Path) -> dict[Path, GGUFHeader]:
     if count in (0, 1):
         return {path: first}
     name = _NAME.fullmatch(path.name)
-    if name is None or int(name["count"]) != count:
+    if name is None or type(count) is not int or int(name["count"]) != count:
         raise CheckpointError(f"{path}: split.count is {count!r}; expected a name ending in -00001-of-N.gguf")
     names = [f"{name['prefix']}-{i + 1:05}-of-{count:05}.gguf" for i in range(count)]
     if number != 0 or path.name != names[0]:

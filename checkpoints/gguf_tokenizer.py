@@ -24,6 +24,7 @@ from .gguf_splits import SPLITS
 from .notes import note
 from .tokenizer_folder import named_templates
 from .tokenizer_parts import TokenizerParts, surround
+from .values import brief
 
 _CONTROL, _USER_DEFINED, _NORMAL = 3, 4, 1
 _TEMPLATE = "tokenizer.chat_template"
@@ -137,11 +138,14 @@ def _special(path: Path, metadata: Mapping[str, Any], tokens: list[str]) -> dict
 
 def _byte_level(path: Path, metadata: Mapping[str, Any], tokens: list[str]) -> tuple[Tokenizer, bool]:
     pre = metadata.get("tokenizer.ggml.pre", "default")
-    split = SPLITS.get(pre)
+    split = SPLITS.get(pre) if isinstance(pre, str) else None
     if split is None:
         raise CheckpointError(f"{path}: tokenizer.ggml.pre is {pre!r}; expected one of {', '.join(SPLITS)}")
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    merges = [_pair(path, merge, vocabulary) for merge in metadata.get("tokenizer.ggml.merges", ())]
+    listed = metadata.get("tokenizer.ggml.merges", [])
+    if not isinstance(listed, list) or not all(type(merge) is str for merge in listed):
+        raise CheckpointError(f"{path}: tokenizer.ggml.merges is {brief(listed)}; expected a list of texts")
+    merges = [_pair(path, merge, vocabulary) for merge in listed]
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=split.whole_words))
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in split.patterns]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

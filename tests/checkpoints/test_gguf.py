@@ -145,6 +145,14 @@ def test_split_files_that_do_not_fit(
     assert said in str(refusal.value)
 
 
+@pytest.mark.parametrize("count", [3.0, "3", [3], 65535])
+def test_a_count_of_files_that_is_no_count(tmp_path: Path, model: Any, count: Any) -> None:
+    path = tmp_path / "m-00001-of-00003.gguf"
+    write_gguf(path, gguf_metadata(model) | {"split.count": count}, gguf_tensors(model))
+    with pytest.raises(CheckpointError, match=r"split\.count is"):
+        GGUFFile(path)
+
+
 @pytest.fixture(scope="module")
 def model() -> Any:
     return make_model()

@@ -294,6 +294,9 @@ def test_a_named_token_that_is_not_there(caplog: pytest.LogCaptureFixture) -> No
         ({"tokenizer.ggml.token_type": [1]}, "tokenizer.ggml.token_type"),
         ({"tokenizer.ggml.merges": ["Ġ zzz"]}, "tokenizer.ggml.merges holds 'Ġ zzz'"),
         ({"tokenizer.ggml.merges": ["abc"]}, "tokenizer.ggml.merges holds 'abc'"),
+        ({"tokenizer.ggml.merges": [3]}, "tokenizer.ggml.merges is [3]; expected a list of texts"),
+        ({"tokenizer.ggml.merges": 3}, "tokenizer.ggml.merges is 3; expected a list of texts"),
+        ({"tokenizer.ggml.pre": ["llama-bpe"]}, "tokenizer.ggml.pre is ['llama-bpe']"),
         ({"tokenizer.ggml.model": "llama"}, "tokenizer.ggml.scores"),
     ],
 )
