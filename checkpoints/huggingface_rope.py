@@ -54,6 +54,8 @@ def read_rope(path: Path, config: dict[str, Any], context: int) -> tuple[float, 
     if kind == "default":
         return theta, None, context
     original = context if kind == "dynamic" else _original_context(config, rope, context)
+    if kind == "yarn" and "factor" in rope and rope["factor"] is None:  # not where it is absent
+        rope = {**rope, "factor": context / original}
     scaling = _scaling(cast(RopeKind, kind), rope, original)
     return theta, scaling, scaling.reach(context)
 
