@@ -46,7 +46,6 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False,),
     "use_sliding_window": (False,),
     "is_encoder_decoder": (False,),
-    "is_decoder": (False,),
     "add_cross_attention": (False,),
     "tie_encoder_decoder": (False,),
     "pruned_heads": ({},),
@@ -58,12 +57,13 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 
 _HARMLESS = {
     "_attn_implementation_autoset", "_commit_hash", "_model_name_or_path", "_name_or_path",
-    "chunk_size_feed_forward", "dtype", "finetuning_task", "id2label", "initializer_range", "is_llama_config",
-    "label2id", "max_sequence_length", "attention_dropout", "attn_implementation", "name_or_path",
-    "output_attentions", "output_hidden_states", "output_router_logits", "pad_token_id", "pretraining_tp",
-    "problem_type", "return_dict", "return_dict_in_generate", "router_aux_loss_coef", "router_jitter_noise",
-    "task_specific_params", "tokenizer_class", "torch_dtype", "torchscript", "transformers.js_config",
-    "transformers_version", "unk_token_id", "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache",
+    "chunk_size_feed_forward", "dtype", "finetuning_task", "id2label", "initializer_range", "is_decoder",
+    "is_llama_config", "label2id", "max_sequence_length", "attention_dropout", "attn_implementation",
+    "name_or_path", "output_attentions", "output_hidden_states", "output_router_logits", "pad_token_id",
+    "pretraining_tp", "problem_type", "return_dict", "return_dict_in_generate", "router_aux_loss_coef",
+    "router_jitter_noise", "task_specific_params", "tokenizer_class", "torch_dtype", "torchscript",
+    "transformers.js_config", "transformers_version", "unk_token_id", "unsloth_fixed", "unsloth_version",
+    "use_bfloat16", "use_cache",
 }  # fmt: skip
 """Keys of transformers' own and of common tools without effect on what is computed, for which no line is
 logged. `pretraining_tp` splits a product into slices of the same sum; the router's loss and jitter belong to
@@ -77,6 +77,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "sliding_window": None,
         "num_local_experts": 8,
         "num_experts_per_tok": 2,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
     },
 }
 """What transformers' configuration classes assume where a key is absent (not null)."""

@@ -49,7 +49,10 @@ _LLAMAS = {
 }  # fmt: skip
 """What a value may name that a Llama has anyway."""
 
-_NEUTRAL_AT_ONE = re.compile(r"scal|mult|factor|ratio|alpha|temperature")
+_NEUTRAL_AT_ONE = re.compile(r"scal|mult|factor|ratio|alpha|temperature|pct|percent")
+_IN_ATTENTION = re.compile(r"attn|attention|softmax|query|qk")
+"""Beginnings of words: here a scale of 1 replaces that of 1/sqrt(head size), and a norm is one that a Llama
+has not."""
 
 
 def may_change_the_mathematics(key: str, value: Any) -> bool:
@@ -58,12 +61,14 @@ def may_change_the_mathematics(key: str, value: Any) -> bool:
     if key in _SIZES | GENERATION_KEYS or _OUTPUTS.fullmatch(key) or any(map(_BESIDE.fullmatch, words)):
         return False
     touching = [word for word in words if _TOUCHES.match(word)]
-    return bool(touching) and not _says_nothing(value, any(map(_NEUTRAL_AT_ONE.match, touching)))
+    return bool(touching) and not _says_nothing(words, value)
 
 
-def _says_nothing(value: Any, neutral_at_one: bool) -> bool:
+def _says_nothing(words: list[str], value: Any) -> bool:
+    within = any(map(_IN_ATTENTION.match, words))
     if isinstance(value, str):
-        return value.lower() in (*_NOTHING, *_LLAMAS)
-    if neutral_at_one and type(value) in (int, float) and value == 1:
-        return True
+        text = value.lower()
+        return text in _NOTHING or (text in _LLAMAS and not (within and text.startswith("rms")))
+    if type(value) in (int, float) and value == 1 and not within:
+        return any(map(_NEUTRAL_AT_ONE.match, words))
     return not value

@@ -94,6 +94,12 @@ ROPES: list[tuple[dict[str, Any], RopeScaling | None, int]] = [
         ),
         128,
     ),
+    # A null factor is what the two contexts state.
+    (
+        {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 32},
+        RopeScaling(kind="yarn", factor=4.0, original_context=32),
+        128,
+    ),
     # transformers uses the two mscales only together, and a zero like an absent one.
     (
         {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 0.0, "beta_fast": None},
@@ -239,6 +245,16 @@ def test_absent_key_value_heads() -> None:
     }
     assert read_config(PATH, sizes).kv_heads == 16
     assert read_config(PATH, sizes | {"model_type": "mistral"}).kv_heads == 8
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "mixtral"])
+def test_absent_numbers(family: str) -> None:
+    """What each configuration class of transformers assumes; Mixtral's has other numbers than the others."""
+    theirs = transformers.AutoConfig.for_model(family, **SIZES)
+    ours = read_config(PATH, {**SIZES, "model_type": family})
+    assert (ours.norm_epsilon, ours.rope_theta, ours.window) == (
+        theirs.rms_norm_eps, theirs.rope_parameters["rope_theta"], getattr(theirs, "sliding_window", None),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

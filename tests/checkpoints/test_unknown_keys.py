@@ -45,6 +45,7 @@ HARMLESS: dict[str, Any] = {
     "residual_multiplier": 1, "norm_type": "RMSNorm", "position_embedding_type": "rope",
     "hidden_activation": "silu", "quantization_config": None, "num_layers": 2, "alibi": False,
     "use_parallel_residual": False, "final_logit_softcapping": 0.0, "custom_notes": {"a": [1]},
+    "is_decoder": True, "rotary_pct": 1.0, "attention_type": "full", "attention_multiplier": None,
 }  # fmt: skip
 """What transformers' Llama loads with and computes the same."""
 
@@ -71,7 +72,7 @@ MATHEMATICS: dict[str, Any] = {
     "block_configs": [{"a": 1}], "lora_rank": 8, "peft_config": {"r": 8}, "mamba_d_state": 16,
     "conv_bias": True, "use_bidirectional_attention": True, "is_causal": False, "normalize_embedding": True,
     "residual_scale": 0.5, "transformers_weights": "other.safetensors", "tie_qkv": True,
-    "router_bias": True,
+    "router_bias": True, "softmax_scale": 1.0, "qk_layernorm_type": "rms",
 }  # fmt: skip
 """What would make another model of a Llama."""
 
@@ -99,6 +100,15 @@ def test_transformers_computes_the_same_with_harmless_keys() -> None:
 def test_keys_that_may_change_the_mathematics(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"^here/config\.json: {key} is "):
         read_config(PATH, llama(**{key: MATHEMATICS[key]}))
+
+
+@pytest.mark.parametrize(
+    "key, value", [("attention_multiplier", 1.0), ("query_pre_attn_scalar", 1), ("qk_norm", "rms")]
+)
+def test_values_that_mean_nothing_elsewhere(key: str, value: Any) -> None:
+    """A scale of 1 in place of 1/sqrt(head size), as Granite's default is, and a norm that no Llama has."""
+    with pytest.raises(ConfigError, match=f"{key} is "):
+        read_config(PATH, llama(**{key: value}))
 
 
 def test_unknown_keys_are_logged_once(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
