@@ -6,7 +6,7 @@ loaded: a value that cannot be used, and a recommendation that has no parameter 
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,11 @@ class GenerationDefaults:
         return (json.dumps(stated, indent=2) + "\n").encode()
 
 
-def read_generation(folder: Path) -> GenerationDefaults:
+def read_generation(folder: Path, tokenizer_ends: Sequence[int] = ()) -> GenerationDefaults:
     """The defaults that a Hugging Face folder or a store states; none where the file is damaged.
+
+    Args:
+      tokenizer_ends: the end token of a tokenizer that has been built, beside the one that its files state.
 
     Raises:
       CheckpointError: config.json or the tokenizer's files are not readable.
@@ -91,7 +94,7 @@ def read_generation(folder: Path) -> GenerationDefaults:
     values = read_sampling(path, stated)
     if stated.get("do_sample") is False:
         values["temperature"] = 0.0
-    return GenerationDefaults(eos_ids=_end_ids(folder, stated), **values)
+    return GenerationDefaults(eos_ids=_end_ids(folder, stated, tokenizer_ends), **values)
 
 
 def _read_stated(path: Path) -> dict[str, Any]:
@@ -123,14 +126,14 @@ def _number(path: Path, stated: Mapping[str, Any], key: str) -> float | None:
     return None
 
 
-def _end_ids(folder: Path, stated: dict[str, Any]) -> tuple[int, ...]:
+def _end_ids(folder: Path, stated: dict[str, Any], tokenizer_ends: Sequence[int]) -> tuple[int, ...]:
     """Every id that a file calls an end and the model can generate."""
     config = folder / "config.json"
     model = read_json(config) if config.exists() else {}
     named = (
         (folder / GENERATION_FILE, token_ids(stated)),
         (config, token_ids(model)),
-        (folder / "tokenizer_config.json", _tokenizer_end(folder)),
+        (folder / "tokenizer_config.json", [*_tokenizer_end(folder), *tokenizer_ends]),
     )
     vocabulary = model.get("vocab_size")
     ids: dict[int, None] = {}

@@ -35,13 +35,13 @@ def read_tokenizer_folder(folder: Path) -> TokenizerParts:
     path = folder / CONFIG_FILE
     config = read_json(path) if path.exists() else {}
     special = add_stated_tokens(path, config, tokenizer)
-    ends = [*read_generation(folder).eos_ids, tokenizer.token_to_id(special.get("eos_token", ""))]
+    end = tokenizer.token_to_id(special["eos_token"]) if "eos_token" in special else None
     templates = _read_templates(folder, config)
     return TokenizerParts(
         tokenizer,
         special,
         templates.pop("default", None),
-        tuple(dict.fromkeys(end for end in ends if end is not None)),
+        read_generation(folder, [] if end is None else [end]).eos_ids,
         templates,
     )
 
