@@ -24,7 +24,7 @@ MOST_KEYS = 256
 
 _MOST_STRINGS = 1 << 19
 _TOO_MANY = (
-    f"The JSON body of your request is too complex. Expected at most {MOST_PARTS} objects, arrays and "
+    f"The JSON of your request is too complex. Expected at most {MOST_PARTS} objects, arrays and "
     f"members of objects, and {_MOST_STRINGS} strings."
 )
 _BESIDE_STRUCTURE = bytes(set(range(256)) - set(b'"[{:'))
@@ -52,6 +52,18 @@ def parse_object(body: bytes, content_type: str | None) -> dict[str, Any]:
             code="object_above_max_properties",
         )
     return value
+
+
+def parse_inner(text: str) -> Any:
+    """Reads JSON that a string of a body holds, which is no part of the body's own structure.
+
+    Raises:
+      BadRequest: it has too many parts. ValueError: it is not JSON.
+    """
+    encoded = text.encode()
+    if has_too_many_parts(encoded):
+        raise BadRequest(_TOO_MANY, code="body_too_complex")
+    return jiter.from_json(encoded, allow_inf_nan=False, cache_mode="none")
 
 
 def has_too_many_parts(body: bytes, most: int = MOST_PARTS) -> bool:

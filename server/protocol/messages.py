@@ -7,9 +7,8 @@ and the rule that roles alternate belong to the tokenizer.
 
 from typing import Any
 
-import jiter
-
 from ..errors import BadRequest
+from .body import parse_inner
 from .fields import Fields, check_array, missing, objects, wrong_type, wrong_value
 from .kinds import TEXT, Schema, Shape, array, constant, record
 
@@ -124,7 +123,7 @@ def _tool_call(fields: Fields) -> dict[str, Any]:
 def parsed_arguments(text: str) -> Any:
     """Most templates want the object that the string holds; a string that holds none stays as it is."""
     try:
-        value = jiter.from_json(text.encode())
+        value = parse_inner(text)
     except ValueError:
         return text
     return value if isinstance(value, dict) else text

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import jiter
-
 from ...checkpoints.errors import GrammarError, SchemaError
 from ...checkpoints.grammar import (
     check_grammar,
@@ -23,6 +21,7 @@ from ...checkpoints.grammar import (
     said_of_patterns,
 )
 from ..errors import BadRequest
+from .body import parse_inner
 from .fields import Fields, check_array, missing, wrong_type
 from .kinds import TEXT, Boolean, Kind, Object, Schema, Shape, array, constant, record
 
@@ -189,7 +188,7 @@ def _json(fields: Fields, name: str, path: str, closed: bool) -> Constraint:
 def _parsed(text: str) -> Any:
     """The JSON in a string; the string itself where there is none."""
     try:
-        return jiter.from_json(text.encode(), allow_inf_nan=False)
+        return parse_inner(text)
     except ValueError:
         return text
 
