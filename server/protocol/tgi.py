@@ -4,10 +4,12 @@ Source: text-generation-inference's router (v3.3), whose rules differ from OpenA
 error, and silence is greedy.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ...runtime.request import MAX_TEMPERATURE
 from ..errors import BadRequest
 from .kinds import (
     TEXT,
@@ -116,7 +118,9 @@ _PARAMETERS: dict[str, Kind] = {
     "return_full_text": Boolean(),
     "seed": _Integer(0, 2**64 - 1),
     "stop": Shape(_stop_schema),
-    "temperature": _Number("must be strictly positive", above=0),
+    "temperature": _Number(
+        f"must be > 0.0 and <= {MAX_TEMPERATURE}", above=0, low=math.ulp(0.0), high=MAX_TEMPERATURE
+    ),
     "top_k": _Integer(1, 2**31 - 1),
     "top_n_tokens": _Integer(0, MOST_TOP_TOKENS),
     "top_p": _Number("must be > 0.0 and < 1.0", above=0, below=1),

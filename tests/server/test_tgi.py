@@ -127,6 +127,7 @@ def test_the_full_text_and_the_best_one(http, engine):
     ("parameters", "said"),
     [
         ({"temperature": 0}, "`temperature` must be strictly positive"),
+        ({"temperature": 1e7}, "`temperature` must be > 0.0 and <= 1000000.0"),
         ({"repetition_penalty": 0}, "`repetition_penalty` must be strictly positive"),
         ({"repetition_penalty": 0.009}, "`repetition_penalty` must be >= 0.01 and <= 100.0"),
         ({"repetition_penalty": 100.5}, "`repetition_penalty` must be >= 0.01 and <= 100.0"),
