@@ -187,8 +187,10 @@ class Refused:
         return {"enum": list(self.neutral)}
 
     def passes(self, value: Any) -> bool:
-        """Whether a value changes nothing."""
-        return value is None or any(type(value) is type(each) and value == each for each in self.neutral)
+        """Whether a value changes nothing. As in JSON Schema, 1.0 is 1, and true is not."""
+        return value is None or any(
+            value == each and isinstance(value, bool) == isinstance(each, bool) for each in self.neutral
+        )
 
 
 def properties(kinds: Mapping[str, Kind], limits: Limits, required: tuple[str, ...] = ()) -> Schema:

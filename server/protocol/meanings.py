@@ -1,5 +1,6 @@
 """What each parameter means here, in a few words: for `/v1/capabilities` and the tables of docs/api.md."""
 
+import json
 from typing import Any
 
 from .parameters import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, Parameters
@@ -103,13 +104,17 @@ def describe(route: str) -> list[dict[str, Any]]:
 
 
 def table(route: str) -> str:
-    """The same as Markdown."""
-    rows = ["| parameter | here | |", "|---|---|---|"]
+    """The same as Markdown: a table, and below it the names of what is refused."""
+    rows, refused = ["| parameter | here | |", "|---|---|---|"], []
     for entry in describe(route):
-        said = entry.get("meaning") or _accepted(entry["accepted"])
-        rows.append(f"| `{entry['name']}` | {entry['status']} | {said} |")
-    return "\n".join(rows) + "\n"
+        if entry["status"] == "refused":
+            refused.append(f"`{entry['name']}`{accepted(entry['accepted'])}")
+        else:
+            rows.append(f"| `{entry['name']}` | {entry['status']} | {entry['meaning']} |")
+    return "\n".join(rows) + f"\n\nRefused: {', '.join(refused)}.\n"
 
 
-def _accepted(values: list[Any]) -> str:
-    return f"passes as {' or '.join(f'`{value}`' for value in values)}" if values else ""
+def accepted(values: list[Any]) -> str:
+    """The values of a refused parameter that pass, null aside, in parentheses; empty where there is none."""
+    shown = " or ".join(f"`{json.dumps(value)}`" for value in values)
+    return f" (but for {shown})" if shown else ""

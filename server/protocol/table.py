@@ -4,7 +4,6 @@ Nothing is ignored in silence. A parameter that would change the answer and is n
 `unsupported_parameter`, unless its value asks for what happens anyway.
 """
 
-from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,8 +30,8 @@ class Parameters:
 
     @property
     def kinds(self) -> Mapping[str, Kind]:
-        """All of them: what each may be."""
-        return ChainMap(*map(dict, (self.honoured, self.checked, self.refused)))
+        """All of them, what each may be; those that do something first."""
+        return {**self.honoured, **self.checked, **self.refused}
 
     def fields(self, body: dict[str, Any], limits: Limits) -> Described:
         """A body that is read by this table."""

@@ -10,6 +10,7 @@ from sanic import Blueprint, HTTPResponse
 from ..context import ApiRequest, AppContext
 from ..protocol.encode import to_json
 from ..protocol.kinds import Limits
+from ..protocol.meanings import accepted
 from ..protocol.openapi import document
 from ..versions import own_version
 
@@ -74,11 +75,23 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
     head = f'<span class="method">{method.upper()}</span> <code>{escape(path)}</code>'
     head += f" &ndash; {_prose(operation['summary'])}"
     body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
-    rows = "".join(_row(name, each) for name, each in body.get("properties", {}).items())
+    described = body.get("properties", {})
+    rows = "".join(_row(name, each) for name, each in described.items() if not _refused(each))
     if not rows:
         return f'<div class="plain">{head}</div>'
     table = f"<table><tr><th>parameter<th>type<th>{rows}</table>"
-    return f"<details><summary>{head}</summary>{table}</details>"
+    refused = ", ".join(
+        f"`{name}`{accepted([value for value in each['enum'] if value is not None])}"
+        for name, each in sorted(described.items())
+        if _refused(each)
+    )
+    below = f"<p>Refused: {_prose(refused)}.</p>" if refused else ""
+    return f"<details><summary>{head}</summary>{table}{below}</details>"
+
+
+def _refused(schema: dict[str, Any]) -> bool:
+    """Whether it is a parameter's that is refused but for the values named."""
+    return "enum" in schema and "type" not in schema
 
 
 def _row(name: str, schema: dict[str, Any]) -> str:
@@ -91,8 +104,6 @@ def _types(schema: dict[str, Any]) -> list[str]:
     said = schema.get("type", [])
     found = [said] if isinstance(said, str) else list(said)
     found += [kind for each in schema.get("anyOf", []) for kind in _types(each)]
-    if "type" not in schema:
-        found += [str(value) for value in schema.get("enum", []) if value is not None]
     return [kind for kind in dict.fromkeys(found) if kind != "null"]
 
 

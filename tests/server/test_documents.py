@@ -45,6 +45,16 @@ def test_the_page_needs_nothing_from_elsewhere(http):
         assert f"<code>{path}</code>" in reply.text
 
 
+def test_the_page_tells_what_is_refused_after_all_else(http):
+    """Each operation's table begins with what does something; values are written as in JSON."""
+    page = http.get("/docs").text
+    chat = page[page.index("/v1/chat/completions</code>") :].split("</details>")[0]
+    table, below = chat.split("</table>")
+    assert "<code>messages</code>" in table and "<code>use_beam_search</code>" not in table
+    assert "<code>use_beam_search</code> (but for <code>false</code>)" in below
+    assert "<code>length_penalty</code> (but for <code>1</code>)" in below
+
+
 def test_limits_are_those_of_the_server(make_server):
     """Names, choices and stop strings are the operator's, context and vocabulary the model's."""
     server = make_server(strict=True, most_choices=3, aliases=("other",))
