@@ -23,10 +23,12 @@ RULES = {
     ),
     "a string holds no grammar, pattern or schema that can be followed": (
         r"Invalid value for '(guided_|structured_outputs\.)(regex|grammar|choice)'"
-        r"|Invalid type for '(guided_|structured_outputs\.)json': expected an object, but got a string"
-        r"|Invalid (schema|value) for (response_format|'(guided_json|structured_outputs\.json)'"
+        r"|Invalid type for '(guided_json|json_schema|structured_outputs\.json)': "
+        r"expected an object, but got a string"
+        r"|Invalid (schema|value) for (response_format|'(guided_json|json_schema|structured_outputs\.json)'"
         r"|'(tools|grammar|response_format|text\.format)')"
     ),
+    "prompts and choices are more than the queue holds": r"sequences at once \(prompts x choices\)",
     "a key of logit_bias is beyond the vocabulary": r"Invalid 'logit_bias': no token has the id",
 }
 _ALLOWED = re.compile("|".join(RULES.values()))
