@@ -1,7 +1,5 @@
 """Whatever a route lets pass, the engine takes and can pack: drawn bodies on every route that generates."""
 
-import re
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -164,10 +162,14 @@ def test_what_cannot_be_generated_is_refused(narrow, ask, changes, message):
     assert not narrow.engine.requests
 
 
-def test_a_silent_completion_is_bounded_by_its_default(narrow, http):
-    """A completion that names no limit has 16 tokens: more cannot be demanded of it."""
-    body = {"model": MODEL, "prompt": "a", "min_tokens": 17}
-    answer = http.post("/v1/completions", json=body)
+def test_the_default_of_a_silent_completion_gives_way(narrow, http):
+    """A completion that names no limit has 16 tokens, or as many as it demands."""
+    for least, most in [(3, 16), (16, 16), (17, 17), (CONTEXT - 1, CONTEXT - 1)]:
+        narrow.engine.requests.clear()
+        body = {"model": MODEL, "prompt": [65], "min_tokens": least}
+        assert http.post("/v1/completions", json=body).status_code == 200
+        [request] = narrow.engine.requests
+        assert request.params.max_tokens == most
+        assert_packs(request, VOCABULARY, CONTEXT)
+    answer = http.post("/v1/completions", json=body | {"min_tokens": CONTEXT})
     assert answer.status_code == 400
-    assert re.fullmatch(r"min_tokens is 17; expected 0 to 16", answer.json()["error"]["message"])
-    assert http.post("/v1/completions", json=body | {"min_tokens": 16}).status_code == 200
