@@ -64,7 +64,11 @@ TASKS = [
         output_type="generate_until",
         doc_to_text="{{text}}",
         doc_to_target="{{answer}}",
-        generation_kwargs={"until": ["\n\n", "q", "J"], "max_gen_toks": 24, "do_sample": False},
+        generation_kwargs={
+            "until": ["\n\n", "q", "J", "Z", "0", "<|im_end|>", "Question:"],
+            "max_gen_toks": 24,
+            "do_sample": False,
+        },
         metric_list=[{"metric": "exact_match"}],
     ),
 ]
