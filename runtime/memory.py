@@ -54,7 +54,7 @@ def size_pool(
       replicas: engines that share the host's memory. An accelerator belongs to one alone.
 
     Raises:
-      OutOfMemory: not even one page a slot fits.
+      OutOfMemory: not even one page a slot fits, or the user's number is more than what is free.
     """
     device = devices[0]
     size = page_bytes(config, shapes.page_size, dtype)
@@ -63,6 +63,11 @@ def size_pool(
     share = _share(device.platform, replicas)
     fitting = fitting_pages(free, size, device.platform, replicas)
     chosen = min(useful, fitting) if pages is None else pages
+    if 0 < free < chosen * size:  # a device may not say what is free
+        raise OutOfMemory(
+            f"{chosen} KV pages of {size} bytes are {chosen * size // _MIB} MiB; expected at most "
+            f"{free // size} pages, for {free // _MIB} MiB are free on {device.platform}"
+        )
     if chosen < min(shapes.slots, useful):
         raise OutOfMemory(
             f"room for {chosen} KV pages of {size} bytes ({free // _MIB} MiB free on {device.platform}); "

@@ -6,7 +6,7 @@ knows a model.
 
 import asyncio
 import codecs
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
 from typing import Any, Literal
@@ -234,8 +234,13 @@ class FakeStream:
             gate.cancel()
             lost.cancel()
 
-    def _events(self) -> list[TokenEvent]:
-        """Every event of the sequence, from what the engine says and where it must end."""
+    def _events(self) -> Iterator[TokenEvent]:
+        """The events of the sequence, each made when it is said."""
+        for position, event in enumerate(self._said()):
+            yield event if position else self._with_prompt(event)
+
+    def _said(self) -> Iterator[TokenEvent]:
+        """From what the engine says, and where it must end."""
         params, info = self._request.params, self._engine.info
         room = (info.context if info else 0) - len(self._request.prompt)
         limit = min(room, params.max_tokens or room)
@@ -244,20 +249,23 @@ class FakeStream:
         end, said = next(iter(said[place:]), EOS), said[:place]
         if EOS not in params.stop_ids and end == EOS:
             said = list(islice(cycle(said), limit))
-        events = [self._event(token) for token in said[:limit]]
+        for token in said[: limit - 1]:
+            yield self._event(token)
         if len(said) >= limit:
-            events[-1] = self._event(said[limit - 1], finish="length")
+            yield self._event(said[limit - 1], finish="length")
         else:
-            events.append(replace(self._event(end, finish="stop"), token=None, end=end))
+            yield replace(self._event(end, finish="stop"), token=None, end=end)
+
+    def _with_prompt(self, event: TokenEvent) -> TokenEvent:
+        """The first event, which also says what was asked of the prompt."""
         prompt = self._request.prompt
-        events[0] = replace(
-            events[0],
+        return replace(
+            event,
             cached_tokens=self._engine.cached,
             waited=self._engine.waited,
             prompt_logprobs=self._scores(),
-            pooled=(float(len(prompt)), float(prompt[-1])) if params.pool_prompt else None,
+            pooled=(float(len(prompt)), float(prompt[-1])) if self._request.params.pool_prompt else None,
         )
-        return events
 
     def _scores(self) -> tuple[TokenLogprobs, ...] | None:
         """What was asked of the prompt, by the same rule as of the reply."""

@@ -80,11 +80,23 @@ def test_replicas_divide_the_hosts_share_and_no_accelerators(host):
     assert size_pool(CONFIG, SHAPES, dtype, [device], None, replicas=2) == 16
 
 
-@pytest.mark.parametrize("pages", [4, 50, 1000])
+@pytest.mark.parametrize("pages", [4, 50, 80])
 def test_the_users_number_stands(host, pages):
     """It is taken as it is, below and above what would have been derived."""
     host(available=8 * 10 * PAGE)
     assert size(CPU, pages) == pages
+
+
+@pytest.mark.parametrize("pages", [81, 10**9, 10**15])
+def test_the_users_number_is_refused_where_it_is_more_than_is_free(host, pages):
+    """Before anything is as long as the pool: a list of its pages would be the first to fill the memory."""
+    host(available=8 * 10 * PAGE)
+    with pytest.raises(OutOfMemory, match=f"{pages} KV pages .* expected at most 80 pages"):
+        size(CPU, pages)
+
+
+def test_a_device_that_does_not_say_what_is_free_is_believed_to_have_room():
+    assert size(SimpleNamespace(platform="gpu", memory_stats=lambda: None), 50) == 50
 
 
 @pytest.mark.parametrize(("pages", "room"), [(None, 2), (3, 3)])
