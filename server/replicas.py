@@ -184,10 +184,13 @@ class EngineGroup:
                     exit_codes.REFUSED_SETTING,
                 )
                 return
+        again = number in self._proven
         self._proven.add(number)
         self._router.forget(number)
         if len(self.replicas) > 1:
             log.info("replica %d is ready: %d of %d serve", number, len(ready), len(self.replicas))
+        elif again:
+            log.info("the engine is ready again")
         self._on_news(wire.Ready(info))
 
     def _lose(self, number: int, given_up: GivenUp) -> None:

@@ -112,6 +112,14 @@ async def test_a_restarted_replica_has_forgotten_what_it_served(start: Start):
     assert group.loads == [0, 1]
 
 
+async def test_an_engine_alone_says_when_it_is_ready_again(start: Start, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    group = await (await start("ready")).all_ready()
+    assert "ready" not in caplog.text
+    group.kill(0)
+    await until(lambda: "the engine is ready again" in caplog.text)
+
+
 async def test_it_serves_as_soon_as_one_replica_is_ready(start: Start):
     group = await start("late", "ready")
     assert (group.engines.state, group.states) == ("loading", ["loading", "starting"])
