@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from ..chat import Arguments, Call, Delta, End, Piece, Start
 from ..logprobs import Entry
 from .delivery import Delivery
-from .encode import to_event
+from .encode import to_event, to_json
 from .heading import Heading
 from .openai_reply import OpenAiReply
 from .usage import Usage
@@ -19,9 +21,13 @@ from .usage import Usage
 
 @dataclass(slots=True)
 class FoldedChoice:
-    """What one choice has said so far, for a reply in one piece."""
+    """What one choice has said so far, for a reply in one piece.
 
-    logprobs: list[Entry] | None
+    Attributes:
+      logprobs: the JSON of each entry, made as it comes: one object in place of many.
+    """
+
+    logprobs: list[msgspec.Raw] | None
     finish: str | None = None
     text: list[str] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
@@ -35,9 +41,14 @@ class FoldedChoice:
         return {
             "index": index,
             "message": message | {"annotations": []},
-            "logprobs": _listed(self.logprobs),
+            "logprobs": None if self.logprobs is None else {"content": self.logprobs, "refusal": None},
             "finish_reason": self.finish,
         }
+
+    def add_entries(self, entries: list[Entry] | None) -> None:
+        """Those of the text's next tokens, where they are asked for."""
+        if self.logprobs is not None:
+            self.logprobs.extend(msgspec.Raw(to_json(entry.to_dict())) for entry in entries or ())
 
 
 class ChatReply(OpenAiReply):
@@ -84,8 +95,7 @@ class ChatReply(OpenAiReply):
         match delta:
             case Piece(_, text, entries):
                 folded.text.append(text)
-                if folded.logprobs is not None:
-                    folded.logprobs.extend(entries or ())
+                folded.add_entries(entries)
             case Call(_, _, id, name):
                 function = {"name": name, "arguments": ""}
                 folded.calls.append({"id": id, "type": "function", "function": function})
@@ -93,8 +103,7 @@ class ChatReply(OpenAiReply):
                 folded.calls[number]["function"]["arguments"] += text
             case End(_, reason, entries):
                 folded.finish = reason
-                if folded.logprobs is not None:
-                    folded.logprobs.extend(entries or ())
+                folded.add_entries(entries)
 
     def whole(self, usage: Usage) -> dict[str, Any]:
         """The reply in one piece."""

@@ -1,6 +1,8 @@
 """Log-probabilities line up with the text, whatever the tokens are cut from it."""
 
 import codecs
+import gc
+import json
 
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -8,6 +10,8 @@ from hypothesis import strategies as st
 from distaff.runtime.request import TokenEvent, TokenLogprobs
 from distaff.server.chat import ChoiceText, End, Piece
 from distaff.server.logprobs import FLOOR
+from distaff.server.protocol.chat_reply import FoldedChoice
+from distaff.server.protocol.encode import to_json
 from distaff.server.stops import StopSearch
 
 
@@ -138,3 +142,19 @@ def test_what_is_impossible_is_finite():
     _, piece, *_ = choice.push(0, TokenEvent(request_id="r", token=0, logprobs=odd))
     entry = piece.logprobs[0].to_dict()
     assert entry["logprob"] == entry["top_logprobs"][0]["logprob"] == FLOOR
+
+
+def test_what_a_whole_reply_holds_is_none_of_the_garbage_collectors():
+    """Beside 100,000s of entries with their alternatives, a collection stops everybody for 100s of ms."""
+    choice = ChoiceText(Pieces([b"a"]), (), StopSearch(()), logprobs=True)
+    scores = TokenLogprobs(chosen=-0.5, top=((0, -0.5),))
+    (piece,) = (each for each in choice.push(0, event_of(0, scores)) if isinstance(each, Piece))
+    assert piece.logprobs and not gc.is_tracked(piece.logprobs[0])
+    folded = FoldedChoice([])
+    folded.add_entries(piece.logprobs)
+    assert folded.logprobs and not gc.is_tracked(folded.logprobs[0])
+    assert json.loads(to_json(folded.to_dict(0)))["logprobs"]["content"] == [piece.logprobs[0].to_dict()]
+
+
+def event_of(token, scores):
+    return TokenEvent(request_id="r", token=token, logprobs=scores)
