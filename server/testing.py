@@ -247,13 +247,11 @@ class FakeStream:
         said = list(self._engine.tokens(self._request))
         place = next((place for place, token in enumerate(said) if token in params.stop_ids), len(said))
         end, said = next(iter(said[place:]), EOS), said[:place]
-        if EOS not in params.stop_ids and end == EOS:
-            said = list(islice(cycle(said), limit))
-        for token in said[: limit - 1]:
-            yield self._event(token)
-        if len(said) >= limit:
-            yield self._event(said[limit - 1], finish="length")
-        else:
+        endless = EOS not in params.stop_ids and end == EOS
+        position = 0
+        for position, token in enumerate(islice(cycle(said) if endless else said, limit), 1):
+            yield self._event(token, finish="length" if position == limit else None)
+        if position < limit:
             yield replace(self._event(end, finish="stop"), token=None, end=end)
 
     def _with_prompt(self, event: TokenEvent) -> TokenEvent:
