@@ -111,7 +111,8 @@ def sample(
         greedy_B = jnp.argmax(adjusted_BV, axis=-1).astype(jnp.int32)
         draws_B = (params.temperature_B > 0) & (params.top_p_B > 0) & (params.top_k_B != 1)
         drawn_B = lax.cond(jnp.any(draws_B), lambda: _draw(adjusted_BV, params, draws_B), lambda: greedy_B)
-        possible_B = jnp.max(adjusted_BV, axis=-1) > -jnp.inf
+        best_B = jnp.take_along_axis(adjusted_BV, greedy_B[:, None], axis=1)[:, 0]
+        possible_B = best_B > -jnp.inf
         finite_B = jnp.isfinite(jnp.max(logits_BV, axis=-1)) & ~broken_B
         token_B = jnp.where(possible_B, jnp.where(draws_B, drawn_B, greedy_B), IMPOSSIBLE)
         token_B = jnp.where(finite_B, token_B, NOT_FINITE)
@@ -141,9 +142,10 @@ def _adjust(
     adjusted_BV -= count_BV * params.frequency_B[:, None] + seen_BV * params.presence_B[:, None]
     adjusted_BV = _masked(adjusted_BV + known.bias_BV, allowed_BV)
     early_B1 = (params.position_B < params.end_position_B)[:, None]
-    endless_BV = jnp.where(early_B1 & (known.marks_BV & ENDING > 0), -jnp.inf, adjusted_BV)
-    goes_on_B1 = jnp.max(endless_BV, axis=-1, keepdims=True) > -jnp.inf
-    adjusted_BV = jnp.where(goes_on_B1, endless_BV, adjusted_BV)
+    ends_BV = early_B1 & (known.marks_BV & ENDING > 0)
+    left_BV = known.bias_BV > -jnp.inf if allowed_BV is None else (known.bias_BV > -jnp.inf) & allowed_BV
+    goes_on_B1 = jnp.any(left_BV & ~ends_BV, axis=-1, keepdims=True)
+    adjusted_BV = jnp.where(ends_BV & goes_on_B1, -jnp.inf, adjusted_BV)
     return jnp.where(params.adjusts_B[:, None], adjusted_BV, _masked(logits_BV, allowed_BV))
 
 
