@@ -13,8 +13,9 @@ When pages run out, the youngest sequence gives all of its up and is recomputed 
 advances and nobody starves. What it gives up can be found again, as can what others have computed, while no
 one else needs the place (`prefix.py`).
 
-A step in which all decode may hold drafts beside (`drafts.py`), if no sample is outstanding: what follows
-depends on how many are right, so the next step is planned after this one has been read.
+A step in which all decode, and no prompt is scored, may hold drafts beside (`drafts.py`), if no sample is
+outstanding: what follows depends on how many are right, so the next step is planned after this one has been
+read.
 """
 
 import logging
@@ -101,7 +102,8 @@ class Scheduler:
             lacking, decoding = self._lacking(), len(rows)
             most = self.pace.most_tokens(decoding, len(lacking)) or self.budget
             self._add_chunks(rows, lacking, min(self.budget, most) - decoding)
-            drafted = self._with_drafts(rows) if len(rows) == decoding else rows
+            tiled = len(rows) > decoding or any(row.scored for row in rows)
+            drafted = rows if tiled else self._with_drafts(rows)
         except SequenceFault:
             self.revoke(rows)
             raise

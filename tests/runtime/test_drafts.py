@@ -1,8 +1,10 @@
 """Prompt lookup: what is proposed, when it pays, and that what is said does not change."""
 
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from distaff.runtime.request import Request
 
 from .conftest import Bench
 from .simulation import Loop, alone
-from .tiny import Ear, ask, assert_greedy, random_prompt
+from .tiny import Ear, ask, assert_greedy, random_prompt, reference_logits
 
 TEXT = st.lists(st.integers(0, 3), max_size=60)
 
@@ -166,3 +168,32 @@ def test_guesses_change_nothing(without, guessing_engine, monkeypatch):
     stats = guessing.engine.stats
     assert stats.drafted_tokens > 50 and stats.accepted_tokens > 10
     guessing.settle()
+
+
+def test_nothing_is_guessed_beside_a_scored_prompt(without, guessing_engine, monkeypatch):
+    """Not even beside the last token of one, which decodes like the others' newest: a step that scores has
+    one sample a row. The prompt is scored as ever, and the others say what they said."""
+    crowd = [looping(f"r{n}", n, max_tokens=30, logprobs=1) for n in range(3)]
+    # Of 96 tokens a step, it gets what 3 prompts of 36 leave in the second: 96 - 2 - 12, all but its last.
+    crowd.append(ask("scored", 83, prompt_logprobs=1, max_tokens=8))
+    said = without(crowd)
+    foresee(monkeypatch, zip(crowd, said, strict=True))
+    guessing, plans = guessing_engine(), []
+    runner = guessing.engine._loop.runner
+    launch = runner.launch
+    monkeypatch.setattr(runner, "launch", lambda plan: (plans.append(plan), launch(plan))[1])
+    gate = threading.Event()
+    guessing.engine._loop.ask(lambda: gate.wait(30))
+    for request in crowd:
+        guessing.engine.submit(request)
+    gate.set()
+    assert [guessing.ear.tokens(request.id) for request in crowd] == said
+    assert any(plan.scored and plan.is_decode for plan in plans)
+    logits = reference_logits(crowd[-1].prompt)
+    norms = np.logaddexp.reduce(logits, axis=-1)
+    expected = [
+        row[token] - norm for row, norm, token in zip(logits, norms, crowd[-1].prompt[1:], strict=False)
+    ]
+    scores = [score.chosen for score in guessing.ear.events["scored"][0].prompt_logprobs or ()]
+    np.testing.assert_allclose(scores, expected, atol=2e-4)
+    assert guessing.engine.stats.accepted_tokens > 10
