@@ -175,7 +175,7 @@ class Engine:
         Leaving the iteration early aborts the request.
 
         Raises:
-          InvalidRequest, NotReady: as `submit`.
+          InvalidRequest, NotReady: as `submit`; the former also where a fault of the request shows later.
           EngineFailed: the request failed.
         """
         with self._submitted([request]):

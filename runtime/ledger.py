@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .request import IMPOSSIBLE, NOT_FINITE, TokenEvent, TokenLogprobs
+from .request import IMPOSSIBLE, TokenEvent, TokenLogprobs
 from .sequence import Row, Sequence, reason_of
 
 log = logging.getLogger(__name__)
@@ -16,11 +16,6 @@ log = logging.getLogger(__name__)
 Sampled = list[tuple[int, TokenLogprobs | None]]
 """Of one row, what it sampled: the token (or why there is none, see `request.NOT_FINITE`), and its
 log-probabilities if they were wanted."""
-
-_NO_TOKEN = {
-    NOT_FINITE: "the model's output is not finite",
-    IMPOSSIBLE: "no token may come next under the grammar and allowed_ids",
-}
 
 
 @dataclass(slots=True)
@@ -92,13 +87,15 @@ class Ledger:
 
     def _hear(self, sequence: Sequence, token: int, report: TokenLogprobs | None) -> TokenEvent:
         """Gives a sequence its next token, or ends it."""
-        name, params = sequence.request.id, sequence.request.params
+        name = sequence.request.id
         if sequence.matcher is not None and sequence.matcher.error:
             return self._refuse_grammar(name, sequence.matcher.error)
+        if token == IMPOSSIBLE and sequence.matcher is not None:
+            return self._refuse_grammar(name, "no token may come next under the grammar and the allowed ids")
         if token < 0:
-            return self._fail(name, _NO_TOKEN[token])
+            return self._fail(name, "the model's output is not finite")
         first = self._about_prompt(sequence)
-        if token in params.stop_ids and not params.ignore_eos:
+        if token in sequence.ends:
             self._drop(name)
             return TokenEvent(request_id=name, finish="stop", end=token, logprobs=report, **first)
         sequence.tokens.append(token)
@@ -117,7 +114,7 @@ class Ledger:
         return TokenEvent(request_id=name, finish="error", error=reason)
 
     def _refuse_grammar(self, name: str, reason: str) -> TokenEvent:
-        """The request's own grammar is at fault, found out only now."""
+        """The request's own grammar is at fault, alone or beside `allowed_ids`, found out only now."""
         self._drop(name)
         return TokenEvent(request_id=name, finish="error", error=reason, param="grammar")
 

@@ -42,13 +42,15 @@ class Mailboxes:
         """Yields a request's events up to its last, waiting for each.
 
         Raises:
-          EngineFailed: the request ended with an error.
+          InvalidRequest: the request ended with an error that is its own.
+          EngineFailed: it ended with any other.
         """
         box = self._boxes[request_id]
         while True:
             event = box.get()
             if event.finish == "error":
-                raise EngineFailed(f"request {request_id}: {event.error}")
+                reason = f"request {request_id}: {event.error}"
+                raise InvalidRequest(reason, event.param) if event.param else EngineFailed(reason)
             yield event
             if event.finish:
                 return

@@ -31,6 +31,7 @@ class Sequence:
       drafter: guesses its next tokens.
       matcher: where it stands in its grammar; None for a sequence that may say anything.
       scores: what was asked of the prompt's tokens; None where nothing was.
+      ends: ids that end it. There may be as many as the vocabulary has, and each token is looked up.
     """
 
     request: Request
@@ -52,6 +53,11 @@ class Sequence:
     matcher: Matcher | None = None
     scores: PromptScores | None = None
     finished: bool = False
+    ends: frozenset[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        params = self.request.params
+        self.ends = frozenset(() if params.ignore_eos else params.stop_ids)
 
     @property
     def length(self) -> int:

@@ -228,3 +228,20 @@ def test_sixty_four_streams_on_few_pages(cramped):
         if tokens := tokens_of(cramped.ear.events[name]):
             assert_greedy(request, tokens)
     assert cramped.engine.stats.preemptions > 0
+
+
+class Unsearchable(tuple[int, ...]):
+    """Ids too many to be gone through for each token."""
+
+    def __contains__(self, key: object) -> bool:
+        raise AssertionError("searched from one end to the other")
+
+
+def test_many_stop_ids_cost_a_token_nothing(bench):
+    """They are not searched one by one, with as many of them as the vocabulary has; each of them ends."""
+    ends = Unsearchable(range(CONFIG.vocabulary))
+    bench.engine.submit(ask("ended", 9, max_tokens=20, stop_ids=ends))
+    bench.engine.submit(ask("free", 9, max_tokens=20, stop_ids=ends, ignore_eos=True))
+    (event,) = bench.ear.wait("ended")
+    assert (event.finish, event.token) == ("stop", None) and event.end in range(CONFIG.vocabulary)
+    assert len(bench.ear.tokens("free")) == 20

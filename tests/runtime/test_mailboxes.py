@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from distaff.runtime.mailboxes import Mailboxes
-from distaff.runtime.request import EngineFailed, TokenEvent
+from distaff.runtime.request import EngineFailed, InvalidRequest, TokenEvent
 
 
 def event(name: str, token: int | None = None, **rest) -> TokenEvent:
@@ -40,6 +40,16 @@ def test_an_error_is_raised():
     assert next(events).token == 1
     with pytest.raises(EngineFailed, match="request a: lost"):
         next(events)
+
+
+def test_an_error_of_the_requests_own_names_the_parameter():
+    """As where it is refused at once."""
+    boxes = Mailboxes()
+    boxes.open("a")
+    boxes.deliver([event("a", finish="error", error="no end", param="grammar")])
+    with pytest.raises(InvalidRequest, match="request a: no end") as refusal:
+        next(boxes.read("a"))
+    assert refusal.value.param == "grammar"
 
 
 def test_a_closed_box_keeps_nothing():
