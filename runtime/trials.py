@@ -10,6 +10,7 @@ import numpy as np
 
 from .buckets import Bucket, Shapes
 from .request import Request, SamplingParams
+from .scores import PromptScores
 from .sequence import Row, Sequence
 
 _PARAMS = SamplingParams(temperature=1.0, top_p=0.9)
@@ -20,11 +21,16 @@ _STRIDE = 7919
 """Between the ids of neighbours, a prime: different tokens go to different experts."""
 
 
-def trial_rows(bucket: Bucket, shapes: Shapes, vocabulary: int) -> list[Row]:
-    """Rows that fill a bucket: as few prompts as hold its tokens, or the newest tokens of conversations."""
+def trial_rows(bucket: Bucket, shapes: Shapes, vocabulary: int, *, scored: bool = False) -> list[Row]:
+    """Rows that fill a bucket: as few prompts as hold its tokens, or the newest tokens of conversations.
+
+    Args:
+      scored: prompts' tokens all go through the head, as where their log-probabilities are wanted.
+    """
     context = shapes.table * shapes.page_size
     if bucket.tiled:
         sequence = _sequence(min(bucket.tokens, context), vocabulary, bucket)
+        sequence.scores = PromptScores(len(sequence.tokens)) if scored else None
         whole, rest = divmod(bucket.tokens, context)
         counts = [context] * whole + [rest] * (rest > 0)
         return [Row(sequence, shapes.slots, 0, count, samples=True) for count in counts[: bucket.rows]]

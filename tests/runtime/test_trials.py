@@ -37,21 +37,25 @@ def test_a_trial_fills_its_step(slots, budget, table, single):
         assert all(0 <= row.start and row.start + row.count <= 4 * table for row in rows)
         assert all(row.sequence.pages == [] for row in rows)
         assert not any(row.scored for row in rows)
+        rows = trial_rows(bucket, shapes, 199, scored=True)
+        assert all(row.scored == bucket.tiled for row in rows)
 
 
 def test_experts_run_in_a_trial():
-    """Experts that are no numbers are found in every sample of a step's trial, and nowhere afterwards."""
+    """Experts that are no numbers are found in every sample of a step's trial, and nowhere afterwards; where
+    prompts can be scored, also in every score of the largest step's second trial."""
     parameters = random_parameters(MIXTRAL, 1, np.dtype("float32"))
     parameters |= {
         name: np.nan * weight for name, weight in parameters.items() if ".feed_forward.down" in name
     }
-    engine = Engine(MIXTRAL, parameters, EngineSettings(slots=4, prefill_tokens=16))
+    engine = Engine(MIXTRAL, parameters, EngineSettings(slots=4, prefill_tokens=16, scores=True))
     runner, sampled = engine._loop.runner, []
     dispatch = runner._dispatch
 
     def note(bucket, buffer):
         outcome = dispatch(bucket, buffer)
-        sampled.append((bucket, np.asarray(outcome[0].token_B)))
+        scored_T = [] if outcome[1] is None else np.asarray(outcome[1].logprob_TX)[:, 0]
+        sampled.append((np.asarray(outcome[0].token_B), scored_T))
         return outcome
 
     runner._dispatch = note
@@ -60,8 +64,10 @@ def test_experts_run_in_a_trial():
     runner._executables.compile([decode], runner._leaves, runner._abstract_state, lambda *_: None)
     runner._compiled.put(decode)
     runner.adopt()
-    (_, mixed_B), (_, decode_B) = sampled
-    assert mixed_B[0] == NOT_FINITE and np.all(decode_B == NOT_FINITE) and len(decode_B) == 4
+    (mixed_B, unscored_T), (again_B, scored_T), (decode_B, _) = sampled
+    assert mixed_B[0] == again_B[0] == NOT_FINITE
+    assert np.all(unscored_T == 0) and np.isnan(scored_T).all() and len(scored_T) == 16
+    assert np.all(decode_B == NOT_FINITE) and len(decode_B) == 4
     assert not np.asarray(runner._state.broken_S).any() and not np.asarray(runner._state.broken_P).any()
 
 
