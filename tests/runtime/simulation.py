@@ -72,7 +72,8 @@ class Device:
 class Loop:
     """Plans step n+1, runs it, and only then hears the samples of step n; reads n first where drafts are.
 
-    `drafts` says whether they cost nothing, or how long a step takes is not known.
+    `drafts` says whether they cost nothing, or how long a step takes is not known. `awaited` are those whose
+    samples were under way when the newest step was planned.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Loop:
         self.sampled: list[tuple[Row, Sampled]] = []
         self.sequences: list[Sequence] = []
         self.aborted: set[Sequence] = set()
+        self.awaited: set[Sequence] = set()
 
     def submit(self, prompt: List[int], max_tokens: int) -> Sequence:
         sequence = make_sequence(len(self.sequences), prompt, max_tokens)
@@ -116,6 +118,7 @@ class Loop:
     def turn(self) -> Plan | None:
         if self.flight and (self.flight.drafted or self.scheduler.should_see):
             self.settle()
+        self.awaited = {row.sequence for row, _ in self.sampled}
         plan = self.scheduler.plan()
         following = self.device.step(plan) if plan else []
         self.settle()

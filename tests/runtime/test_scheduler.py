@@ -126,7 +126,6 @@ class Traffic(RuleBasedStateMachine):
             self.turn()
 
     def turn(self):
-        awaited = {row.sequence for row, _ in self.loop.sampled}
         oldest = min(self.loop.unfinished, key=lambda s: s.arrival, default=None)
         advanced = min(oldest.computed, len(oldest.tokens)) if oldest else 0
         plan = self.loop.turn()
@@ -134,10 +133,8 @@ class Traffic(RuleBasedStateMachine):
         rows = plan.rows if plan else []
         assert sum(row.count for row in rows) <= self.budget
         assert len({row.slot for row in rows}) == len(rows) <= self.loop.slots
-        if plan and plan.drafted:
-            awaited = set()
         for row in rows:
-            self.check_row(row, awaited)
+            self.check_row(row, self.loop.awaited)
 
     def check_row(self, row, awaited):
         """Rows stay below the limit; a recomputation begins behind whole pages that were found, and not
