@@ -64,7 +64,10 @@ def json_part(schema: Schema, *, closed: bool = False) -> str:
 
 
 def _compilable(schema: Schema) -> str:
-    return LLMatcher.grammar_from_json_schema(json.dumps(_as_object(schema)), overrides=JSON_SPACING)
+    try:
+        return LLMatcher.grammar_from_json_schema(json.dumps(_as_object(schema)), overrides=JSON_SPACING)
+    except (ValueError, RecursionError):  # constants nest, too
+        raise SchemaError("it is nested too deeply", ()) from None
 
 
 def _as_object(schema: Schema) -> dict[str, Any]:
@@ -193,6 +196,8 @@ def _blamed(schema: Schema, reason: str) -> tuple[Place, str]:
     place: Place = ()
     for _ in range(_DEEPEST_BLAME):
         for step, part in parts(schema):
+            if part is False:  # at fault nowhere: it says what may not be
+                continue
             alone = part | {"$defs": definitions} if isinstance(part, dict) and definitions else part
             try:
                 check_grammar(_compilable(alone))

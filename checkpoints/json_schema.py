@@ -19,10 +19,12 @@ from .json_schema_keywords import (
     admits,
     as_list,
     as_mapping,
+    check_names,
     never,
     read_bounds,
     read_constants,
     read_format,
+    read_multiple,
     read_unevaluated,
     refuse_the_rest,
     shown,
@@ -34,6 +36,8 @@ Schema = dict[str, Any] | bool
 
 MOST_SCHEMAS = 5_000
 """Schemas within one schema; so many are read in a fraction of a second."""
+DEEPEST = 100
+"""Keys that lead to a schema within one: JSON nests them as deep, and the compiler reads 127 levels of that."""
 
 _COPIED = frozenset(
     "type minLength maxLength pattern minItems maxItems minProperties maxProperties required".split()
@@ -65,6 +69,7 @@ class _Reader:
         self._names: dict[tuple[str, bool, tuple[str, ...]], str] = {}
         self._waiting: list[tuple[str, str, bool, tuple[str, ...]]] = []
         self._count = 0
+        self._multiple = 1
 
     def read(self, closed: bool) -> Schema:
         root = self._schema(self._document, (), closed)
@@ -81,6 +86,8 @@ class _Reader:
         self._count += 1
         if self._count > MOST_SCHEMAS:
             raise SchemaError(f"it has more than {MOST_SCHEMAS} schemas in it", ())
+        if len(place) > DEEPEST:
+            raise SchemaError(f"it is nested deeper than {DEEPEST} keys", place[:4])
         if isinstance(schema, bool):
             return schema
         if not isinstance(schema, dict):
@@ -89,10 +96,12 @@ class _Reader:
             return False
         if "$dynamicRef" in schema or "$recursiveRef" in schema:
             raise SchemaError("'$dynamicRef' and '$recursiveRef' cannot be followed; use '$ref'", place)
+        check_names(schema, place)
         kept = {name: value for name, value in schema.items() if name in _COPIED}
         kept |= self._applied(schema, place, closed)
         kept |= self._nested(schema, place, closed)
         read_bounds(schema, kept, place)
+        self._multiple = read_multiple(schema, kept, place, self._multiple)
         read_constants(schema, kept, place)
         read_format(schema, kept, place)
         self._read_names(schema, kept, place, closed)
@@ -182,13 +191,19 @@ class _Reader:
         rule = self._schema(names, at, closed)
         if rule is True or (isinstance(rule, dict) and rule.keys() <= {"type"} and admits(rule, "string")):
             return
+        if isinstance(rule, dict) and "const" in rule:
+            rule = {"enum": [rule["const"]]} | {name: rule[name] for name in rule if name != "const"}
         known = {"type", "enum"} if isinstance(rule, dict) and "enum" in rule else {"type", "pattern"}
         if not isinstance(rule, dict) or "patternProperties" in kept or rule.keys() - known:
             raise SchemaError("'propertyNames' is not permitted but with an 'enum' or a 'pattern'", at)
         rest = kept.get("additionalProperties", True)
+        named = kept.get("properties", {})
         if "enum" in rule:
             names = [name for name in rule["enum"] if isinstance(name, str)]
-            kept["properties"] = dict.fromkeys(names, rest) | kept.get("properties", {})
+            forbidden = {name: False for name in named if name not in names}
+            kept["properties"] = dict.fromkeys(names, rest) | named | forbidden
+        elif named:
+            raise SchemaError("'propertyNames' with a 'pattern' is not permitted beside 'properties'", at)
         else:
             kept["patternProperties"] = {rule["pattern"]: rest}
         kept["additionalProperties"] = False

@@ -5,6 +5,7 @@ Knows neither references nor schemas within schemas. Source: JSON Schema 2020-12
 
 import math
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from .errors import SchemaError
@@ -13,10 +14,13 @@ from .json_schema_dates import FORMATS, OWN_FORMATS
 Place = tuple[str | int, ...]
 
 APPLIED = ("allOf", "anyOf", "oneOf")
-_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
-_LARGEST = 10**18
-"""Bounds of this size or more are replaced by one of 16 digits: the compiler's integers have 64 bits."""
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_LARGEST = 2**63 - 1024
+"""The largest double below 2**63. Bounds beyond are replaced by it: the compiler's integers have 64 bits."""
 _SIXTEEN_DIGITS = 10**16 - 1
+_MOST_STEPS = 100_000
+"""The least common multiple of all `multipleOf`. The compiler counts remainders outside its fuel's limits: so
+many take about a second."""
 
 
 def never(schema: dict[str, Any]) -> bool:
@@ -34,20 +38,71 @@ def admits(schema: Mapping[str, Any], name: str) -> bool:
     return name == types or (isinstance(types, list) and name in types)
 
 
+def check_names(schema: dict[str, Any], place: Place) -> None:
+    """Raises SchemaError where `type` or `required` is not made of strings."""
+    kind, required = schema.get("type", "null"), schema.get("required")
+    if not isinstance(kind, str) and not _strings(kind):
+        raise SchemaError(f"'type' must be a string or a list of strings, not {shown(kind)}", place)
+    if isinstance(required, list) and not _strings(required):
+        raise SchemaError(f"'required' must be a list of strings, not {shown(required)}", place)
+
+
+def _strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
 def read_bounds(schema: dict[str, Any], kept: dict[str, Any], place: Place) -> None:
     """Of numbers; those beyond what the compiler can count are drawn in, where they point outwards."""
     for name in _BOUNDS:
         if name not in schema:
             continue
         value, outwards = schema[name], -1 if "inimum" in name else 1
-        if name == "multipleOf" or isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             kept[name] = value
-        elif not math.isfinite(value) or abs(value) >= _LARGEST:
-            if value * outwards < 0:
-                raise SchemaError(f"'{name}' {shown(value)} is not permitted: beyond 18 digits", place)
-            kept[name] = outwards * _SIXTEEN_DIGITS
+        elif abs(value) <= _LARGEST:
+            kept[name] = _inward(value, outwards) if isinstance(value, int) else value
+        elif value * outwards < 0:
+            raise SchemaError(f"'{name}' {shown(value)} is not permitted: beyond 64 bits", place)
         else:
-            kept[name] = value
+            kept[name] = outwards * _LARGEST
+
+
+def _inward(value: int, outwards: int) -> int:
+    """The next integer within the bound that a double can be: to the compiler bounds are doubles."""
+    near = float(value)
+    return int(math.nextafter(near, -outwards * math.inf) if (int(near) - value) * outwards > 0 else near)
+
+
+def read_multiple(schema: dict[str, Any], kept: dict[str, Any], place: Place, others: int) -> int:
+    """`multipleOf`: within bounds, since a number may not end at a digit that makes it no multiple.
+
+    Args:
+      others: the least common multiple of those that were read before.
+
+    Returns:
+      The same with this one.
+    """
+    step = schema.get("multipleOf")
+    if step is None:
+        return others
+    kept["multipleOf"] = step
+    if isinstance(step, bool) or not isinstance(step, int | float) or not 0 < step < math.inf:
+        return others
+    for outwards, names in ((-1, ("minimum", "exclusiveMinimum")), (1, ("maximum", "exclusiveMaximum"))):
+        if not any(name in kept for name in names):
+            far = any(
+                isinstance(kept.get(n), int | float) and abs(kept[n]) > _SIXTEEN_DIGITS for n in _BOUNDS
+            )
+            kept[names[0]] = outwards * (_LARGEST if far else _SIXTEEN_DIGITS)
+    _, digits, exponent = Decimal(repr(step)).normalize().as_tuple()
+    size = int("".join(map(str, digits))) * 10 ** max(int(exponent), 0)
+    if math.lcm(others, size) > _MOST_STEPS:
+        raise SchemaError(
+            f"'multipleOf' {shown(step)} is not permitted: following it costs too much; expected digits that, "
+            f"with those of others in the schema, have a common multiple of at most {_MOST_STEPS:,}",
+            place,
+        )
+    return math.lcm(others, size)
 
 
 def read_constants(schema: dict[str, Any], kept: dict[str, Any], place: Place) -> None:
@@ -56,9 +111,13 @@ def read_constants(schema: dict[str, Any], kept: dict[str, Any], place: Place) -
         if name in schema:
             values = as_list(schema[name], (*place, name)) if name == "enum" else [schema[name]]
             for value in values:
-                if isinstance(value, int) and abs(value) > 2**53 and int(f"{float(value):.0f}") != value:
+                if isinstance(value, int) and abs(value) > 2**53 and not _is_double(value):
                     raise SchemaError(f"'{name}' {shown(value)} is not permitted: beyond 53 bits", place)
             kept[name] = schema[name]
+
+
+def _is_double(value: int) -> bool:
+    return abs(value) < 10**308 and int(float(value)) == value
 
 
 def read_format(schema: dict[str, Any], kept: dict[str, Any], place: Place) -> None:

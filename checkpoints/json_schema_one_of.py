@@ -38,6 +38,8 @@ def _apart(a: Any, b: Any, resolve: Resolve, depth: int) -> set[str] | None:
         return set()
     if not isinstance(a, dict) or not isinstance(b, dict) or not depth:
         return None
+    if not (_well_formed(a) and _well_formed(b)):
+        return None
     if _values_apart(a, b) or not (_types(a) & _types(b)):
         return set()
     if any(_all_apart(x, y, resolve, depth - 1) for x, y in ((a, b), (b, a))):
@@ -45,6 +47,16 @@ def _apart(a: Any, b: Any, resolve: Resolve, depth: int) -> set[str] | None:
     if _types(a) == _types(b) == {"object"}:
         return set() if _closed_to(a, b) or _closed_to(b, a) else _tag(a, b, resolve, depth - 1)
     return None
+
+
+def _well_formed(schema: dict[str, Any]) -> bool:
+    """Whether what is read of it here is of its type; it is the reader's to say what is not."""
+    kind, required = schema.get("type", []), schema.get("required", [])
+    names = [
+        *([kind] if not isinstance(kind, list) else kind),
+        *(required if isinstance(required, list) else [0]),
+    ]
+    return isinstance(schema.get("properties", {}), dict) and all(isinstance(name, str) for name in names)
 
 
 def _resolved(schema: Any, resolve: Resolve) -> Any:
@@ -71,7 +83,7 @@ def _values(schema: dict[str, Any]) -> set[str] | None:
     given = [schema["const"]] if "const" in schema else schema.get("enum")
     if not isinstance(given, list):
         return None
-    return {json.dumps(float(v) if type(v) is int else v, sort_keys=True) for v in given}
+    return {json.dumps(float(v) if type(v) is int and abs(v) < 10**308 else v, sort_keys=True) for v in given}
 
 
 def _types(schema: dict[str, Any]) -> frozenset[str]:

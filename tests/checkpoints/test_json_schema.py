@@ -11,9 +11,9 @@ from pydantic import BaseModel, Field, RootModel
 
 from distaff.checkpoints.errors import SchemaError
 from distaff.checkpoints.grammar import check_schema, json_object_grammar, json_schema_grammar
-from distaff.checkpoints.json_schema import MOST_SCHEMAS, followable
+from distaff.checkpoints.json_schema import DEEPEST, MOST_SCHEMAS, followable
 
-from .walking import walk
+from .walking import allowed, compiler, tokenizer, walk
 
 TAGS = ("cat", "dog")
 TAGGED = [{"type": "object", "properties": {"t": {"const": tag, "default": tag}}} for tag in TAGS]
@@ -89,6 +89,15 @@ def test_what_restricts_nothing_is_followed(value):
         ({"allOf": [True], "unevaluatedProperties": False}, "'unevaluatedProperties'"),
         ({"type": "integer", "minimum": 10**30}, "'minimum'"),
         ({"const": 12345678901234567890}, "'const'"),
+        ({"const": 10**400}, "'const'"),
+        ({"type": "integer", "minimum": 10**400}, "'minimum'"),
+        ({"type": "integer", "multipleOf": 1_000_003}, "'multipleOf'"),
+        ({"allOf": [{"type": "integer", "multipleOf": 997}, {"multipleOf": 991}]}, "'multipleOf'"),
+        ({"type": None}, "'type' must be"),
+        ({"type": [["string"]]}, "'type' must be"),
+        ({"type": "object", "required": [["a"]]}, "'required' must be"),
+        ({"oneOf": [{"type": None}, {"type": "object", "properties": 5}]}, "'oneOf'"),
+        ({"properties": {"b": True}, "propertyNames": {"pattern": "^a"}}, "'propertyNames'"),
         ({"type": "nonsense"}, "nonsense"),
         ({"type": "string", "pattern": "(?=a)"}, "pattern: '(?=a)'"),
         ({"type": "string", "pattern": "^a{1000000000}$"}, "pattern: '^a{1000000000}$'"),
@@ -105,6 +114,78 @@ def test_what_restricts_otherwise_is_refused_with_its_place(value, said):
     message = str(refused.value)
     assert said in message and "\n" not in message and "coerce" not in message and "Enable" not in message
     assert "'properties', 'x'" in message or "Unsatisfiable" in message or "#/$defs/missing" in message
+
+
+def nested(depth, schema=None):
+    schema = {"type": "integer"} if schema is None else schema
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    return schema
+
+
+def test_the_depth_of_a_schema_is_bounded():
+    """Of schemas, by name; of constants too. The compiler reads what is below the bound."""
+    check_schema(nested(DEEPEST // 2 - 1) | {"$defs": {"x": nested(DEEPEST // 2 - 1)}})
+    value = 1
+    for _ in range(150):
+        value = [value]
+    for schema in (nested(DEEPEST // 2), nested(70), nested(300), {"const": value}, {"enum": [value]}):
+        with pytest.raises(SchemaError, match="nested"):
+            check_schema(schema)
+
+
+def test_what_may_not_be_is_not_blamed():
+    """`additionalProperties: false`, which nothing satisfies, is at fault nowhere."""
+    schema = {"type": "object", "patternProperties": {"^x": True, "y$": True}, "additionalProperties": False}
+    with pytest.raises(SchemaError) as refused:
+        check_schema(schema)
+    assert "additionalProperties" not in str(refused.value)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "minimum": 2**53 + 1, "maximum": 2**53 + 3},
+        {"type": "integer", "minimum": 10**17, "maximum": 10**20},
+        {"type": "object", "properties": {"b": True}, "propertyNames": {"enum": ["a"]}, "minProperties": 1},
+        {"type": "object", "propertyNames": {"type": "string", "const": "a"}, "required": ["a"]},
+        {"type": "integer", "multipleOf": 7, "exclusiveMinimum": 10**17},
+    ],
+)
+def test_bounds_and_names_are_kept(schema, seed):
+    said = walk(json_schema_grammar(schema), seed)
+    assert said is not None and Draft202012Validator(schema).is_valid(json.loads(said)), said
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "multipleOf": 10},
+        {"type": "integer", "multipleOf": 16, "minimum": 0},
+        {"allOf": [{"type": "number"}, {"multipleOf": 10}]},
+    ],
+)
+def test_a_multiple_is_found_in_time(schema):
+    """A model that repeats a digit for ever, which makes no multiple, ends all the same, with one."""
+    matcher, said = compiler()(json_schema_grammar(schema)), b""
+    three = tokenizer().encode("3", add_special_tokens=False)[0]
+    while len(said) < 60 and not matcher.complete:
+        ids = allowed(matcher)
+        token = three if three in ids else ids[0]
+        if token in tokenizer().eos_ids:
+            break
+        said += tokenizer().token_bytes(token) or b""
+        matcher.consume(token)
+    assert len(said) < 60 and Draft202012Validator(schema).is_valid(json.loads(said)), said
+
+
+def test_integers_of_64_bits_are_followed():
+    schema = {"enum": [2**62]}
+    assert walk(json_schema_grammar(schema), 0) == str(2**62)
+    schema = {"type": "integer", "minimum": 2**62, "maximum": 2**63 - 1}
+    said = walk(json_schema_grammar(schema), 0)
+    assert said is not None and Draft202012Validator(schema).is_valid(json.loads(said))
 
 
 def test_a_place_in_a_definition_is_named():

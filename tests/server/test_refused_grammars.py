@@ -12,6 +12,7 @@ from .test_tools import NOW, WEATHER
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^[a-f]+$"}}, "required": ["a"]}
 LOOP = {"$defs": {"n": {"$ref": "#/$defs/n"}}}
+DEEP = json.loads('{"type": "object", "properties": {"a": ' * 70 + "{}" + "}}" * 70)
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 
 
@@ -91,6 +92,8 @@ def test_what_is_not_honoured_is_refused_by_name(ask, engine, changes, param):
         (described({"$ref": "#/$defs/n", **LOOP}), "'x'"),
         (described({"type": "object", "properties": {"a": {"$ref": "#/$defs/n"}}, **LOOP}), "'x'"),
         (described({"type": "object", "properties": {"c": {"$ref": "#"}}, "required": ["c"]}), "'x'"),
+        (described({"type": None}), "'x'"),
+        (described(DEEP), "nested"),
         ({"guided_regex": r"[^\s\S]"}, "guided_regex"),
         ({"guided_regex": "a{1000000000}"}, "'a{1000000000}'"),
         ({"guided_grammar": "start: start"}, "guided_grammar"),
