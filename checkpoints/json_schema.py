@@ -37,7 +37,7 @@ Schema = dict[str, Any] | bool
 MOST_SCHEMAS = 5_000
 """Schemas within one schema; so many are read in a fraction of a second."""
 DEEPEST = 100
-"""Keys that lead to a schema within one: JSON nests them as deep, and the compiler reads 127 levels of that."""
+"""Keys that lead to a schema within one: JSON nests them as deep, and the compiler reads 127 such levels."""
 
 _COPIED = frozenset(
     "type minLength maxLength pattern minItems maxItems minProperties maxProperties required".split()
@@ -191,22 +191,31 @@ class _Reader:
         rule = self._schema(names, at, closed)
         if rule is True or (isinstance(rule, dict) and rule.keys() <= {"type"} and admits(rule, "string")):
             return
-        if isinstance(rule, dict) and "const" in rule:
-            rule = {"enum": [rule["const"]]} | {name: rule[name] for name in rule if name != "const"}
-        known = {"type", "enum"} if isinstance(rule, dict) and "enum" in rule else {"type", "pattern"}
-        if not isinstance(rule, dict) or "patternProperties" in kept or rule.keys() - known:
+        only = _only_names(rule)
+        if only is None or "patternProperties" in kept:
             raise SchemaError("'propertyNames' is not permitted but with an 'enum' or a 'pattern'", at)
-        rest = kept.get("additionalProperties", True)
-        named = kept.get("properties", {})
-        if "enum" in rule:
-            names = [name for name in rule["enum"] if isinstance(name, str)]
-            forbidden = {name: False for name in named if name not in names}
-            kept["properties"] = dict.fromkeys(names, rest) | named | forbidden
+        rest, named = kept.get("additionalProperties", True), kept.get("properties", {})
+        if isinstance(only, list):
+            forbidden = {name: False for name in named if name not in only}
+            kept["properties"] = dict.fromkeys(only, rest) | named | forbidden
         elif named:
             raise SchemaError("'propertyNames' with a 'pattern' is not permitted beside 'properties'", at)
         else:
-            kept["patternProperties"] = {rule["pattern"]: rest}
+            kept["patternProperties"] = {only: rest}
         kept["additionalProperties"] = False
+
+
+def _only_names(rule: Schema) -> list[str] | str | None:
+    """The names that a schema for names admits, or their pattern; None where it says something else."""
+    if isinstance(rule, bool) or not admits(rule, "string"):
+        return None
+    given = rule.keys() - {"type"}
+    if given == {"pattern"} and isinstance(rule["pattern"], str):
+        return rule["pattern"]
+    if given == {"enum"} or given == {"const"}:
+        names = rule["enum"] if given == {"enum"} else [rule["const"]]
+        return [name for name in names if isinstance(name, str)]
+    return None
 
 
 def parts(schema: Schema) -> Iterator[tuple[Place, Schema]]:

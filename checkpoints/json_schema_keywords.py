@@ -98,7 +98,7 @@ def read_multiple(schema: dict[str, Any], kept: dict[str, Any], place: Place, ot
     size = int("".join(map(str, digits))) * 10 ** max(int(exponent), 0)
     if math.lcm(others, size) > _MOST_STEPS:
         raise SchemaError(
-            f"'multipleOf' {shown(step)} is not permitted: following it costs too much; expected digits that, "
+            f"'multipleOf' {shown(step)} is not permitted: it costs too much; expected digits that, "
             f"with those of others in the schema, have a common multiple of at most {_MOST_STEPS:,}",
             place,
         )

@@ -97,6 +97,8 @@ def test_what_restricts_nothing_is_followed(value):
         ({"type": [["string"]]}, "'type' must be"),
         ({"type": "object", "required": [["a"]]}, "'required' must be"),
         ({"oneOf": [{"type": None}, {"type": "object", "properties": 5}]}, "'oneOf'"),
+        ({"propertyNames": {"type": "integer"}}, "'propertyNames'"),
+        ({"propertyNames": {"pattern": ["^a"]}}, "'propertyNames'"),
         ({"properties": {"b": True}, "propertyNames": {"pattern": "^a"}}, "'propertyNames'"),
         ({"type": "nonsense"}, "nonsense"),
         ({"type": "string", "pattern": "(?=a)"}, "pattern: '(?=a)'"),
