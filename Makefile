@@ -83,7 +83,7 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt $(if $(LATEST),ALWAYS) | $(
 	$(PIP) install --progress-bar on $(PINNED) --no-build-isolation -e '.[$*]'
 	@touch $@
 
-$(VENV)/.installed-: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.installed-: pyproject.toml constraints.txt $(if $(LATEST),ALWAYS) | $(VENV)/bin/python
 	$(PIP) install $(PINNED) setuptools
 	$(PIP) install $(PINNED) --no-build-isolation -e .
 	@touch $@
