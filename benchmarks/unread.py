@@ -1,8 +1,9 @@
 """What clients that do not read cost: `python -m benchmarks.unread`.
 
-Fifty clients ask for long streams with log-probabilities and read nothing. Printed is the resident memory of
-the web process before them, at its most beside them, and after the last is cut off; and how many were cut
-off. The web process runs over an engine that costs nothing, in its own process, as fast as it can speak.
+Fifty clients ask for long streams with log-probabilities and read nothing, three times over. Printed is the
+resident memory of the web process before each fifty, at its most beside them, and after the last is cut off;
+and how many were cut off. The web process runs over an engine that costs nothing, in its own process, as
+fast as it can speak.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from distaff.server.testing import FakeEngine, FakeText
 from .server import Contender, running
 
 CLIENTS = 50
+WAVES = 3
 SECONDS = 300.0
 """The longest that is waited for all of them to be cut off."""
 _TOKENS = 200_000
@@ -55,22 +57,24 @@ def main() -> None:
     words = [sys.executable, "-m", "benchmarks.unread", "--serve"]
     with running(Contender(lambda port: [*words, str(port)], "/ready")) as served:
         parts = urlsplit(served.url)
-        address = (str(parts.hostname), int(parts.port or 0))
-        web = served.process
-        before = most = web.memory_info().rss
-        clients = [_ask(address) for _ in range(CLIENTS)]
-        time.sleep(1)
-        deadline = time.monotonic() + SECONDS
-        while (left := _open(web, address[1])) and time.monotonic() < deadline:
-            most = max(most, web.memory_info().rss)
-            time.sleep(0.2)
-        after = web.memory_info().rss
-        for client in clients:
-            client.close()
-    print(
-        f"{CLIENTS - left} of {CLIENTS} cut off; MiB resident: {before >> 20} before, {most >> 20} at most, "
-        f"{after >> 20} after"
-    )
+        for _ in range(WAVES):
+            print(_wave(served.process, (str(parts.hostname), int(parts.port or 0))), flush=True)
+
+
+def _wave(web: psutil.Process, address: tuple[str, int]) -> str:
+    """What one crowd costs."""
+    before = most = web.memory_info().rss
+    clients = [_ask(address) for _ in range(CLIENTS)]
+    time.sleep(1)
+    deadline = time.monotonic() + SECONDS
+    while (left := _open(web, address[1])) and time.monotonic() < deadline:
+        most = max(most, web.memory_info().rss)
+        time.sleep(0.2)
+    after = web.memory_info().rss
+    for client in clients:
+        client.close()
+    figures = f"{before >> 20} before, {most >> 20} at most, {after >> 20} after"
+    return f"{CLIENTS - left} of {CLIENTS} cut off; MiB resident: {figures}"
 
 
 def serve(port: int) -> None:

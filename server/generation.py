@@ -16,7 +16,11 @@ from .engine_client import EngineClient, EventStream
 log = logging.getLogger(__name__)
 
 MOST_UNREAD = 4096
-"""Events that may wait to be read, for each sequence of a call: a minute or more of a fast model's tokens."""
+"""Plain events that may wait to be read, for each sequence of a call, some 1.6 MB: a minute or more of a fast
+model's tokens. An event with log-probabilities counts as many as it is large."""
+
+_ALTERNATIVES = 4
+"""Log-probabilities that take as much memory as a plain event."""
 
 
 class Generation:
@@ -35,6 +39,7 @@ class Generation:
         self._streams: list[EventStream] = []
         self._pumps: list[asyncio.Task[None]] = []
         self._heard: asyncio.Queue[tuple[int, TokenEvent | Exception]] = asyncio.Queue()
+        self._unread = 0
         try:
             for request in requests:
                 self._streams.append(engine.submit(request))
@@ -59,6 +64,7 @@ class Generation:
             choice, event = self._heard.get_nowait()
         if isinstance(event, Exception):
             raise event
+        self._unread -= _size(event)
         return choice, event
 
     def end(self, choice: int) -> None:
@@ -82,9 +88,15 @@ class Generation:
 
     def _keep(self, choice: int, event: TokenEvent) -> None:
         """Holds an event until it is read. One too many ends the call: nobody reads it."""
-        if self._heard.qsize() >= MOST_UNREAD * len(self._streams):
+        if self._unread >= MOST_UNREAD * len(self._streams):
             log.warning("a client left %d events unread and is cut off", self._heard.qsize())
             self.abort()
             self._cut()
             return
+        self._unread += _size(event)
         self._heard.put_nowait((choice, event))
+
+
+def _size(event: TokenEvent) -> int:
+    """How many plain events an event is as large as."""
+    return 1 + len(event.logprobs.top) // _ALTERNATIVES if event.logprobs else 1

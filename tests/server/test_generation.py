@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -43,3 +44,20 @@ async def test_who_reads_is_never_cut_off(engine: FakeEngine, monkeypatch: pytes
         said[heard[0]].append(heard[1].token)
     assert said == [[120] * 100] * count
     assert engine.aborted == []
+
+
+async def test_events_with_log_probabilities_count_by_their_size(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+):
+    """Twenty alternatives make an event six times as large; what was read no longer counts."""
+    monkeypatch.setattr(generation, "MOST_UNREAD", 60)
+    cuts: list[None] = []
+    asked = request("0", max_tokens=200)
+    call = Generation(
+        engine, [replace(asked, params=replace(asked.params, logprobs=20))], lambda: cuts.append(None)
+    )
+    heard = await call.next(5)
+    assert heard and heard[1].logprobs and len(heard[1].logprobs.top) == 20
+    await until(lambda: not engine.running)
+    await asyncio.sleep(0.01)
+    assert (len(cuts), call._heard.qsize()) == (1, 10)
