@@ -6,8 +6,9 @@ done unasked is for templates without a system role: the system text is folded i
 transformers is imported on first use: it takes half a second and a caller may only want ids.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from .message_forms import fold_system, other_forms
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+_ADVICE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
 _PROBE = "probe-7f3a"
 _GIVEN = frozenset(
     "messages tools documents add_generation_prompt continue_final_message raise_exception strftime_now "
@@ -159,8 +161,24 @@ class ChatTemplate:
     def _renderer(self) -> "PreTrainedTokenizerFast":
         """An empty tokenizer that only carries the template and the special tokens' texts."""
         from tokenizers import Tokenizer, models
-        from transformers import PreTrainedTokenizerFast
+
+        with _without_advice():
+            from transformers import PreTrainedTokenizerFast
 
         return PreTrainedTokenizerFast(
             tokenizer_object=Tokenizer(models.BPE()), chat_template=self.source, **self._special
         )
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """transformers advises at its import to install PyTorch, which nothing here needs."""
+    before = os.environ.get(_ADVICE)
+    os.environ[_ADVICE] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_ADVICE]
+        else:
+            os.environ[_ADVICE] = before

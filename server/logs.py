@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import sys
 
 _FORMAT = "%(asctime)s %(levelname)s {speaker}%(name)s: %(message)s"
@@ -23,13 +22,9 @@ class _Stderr(logging.Handler):
 def configure_logging(level: str, speaker: str = "") -> None:
     """Sends everything from `level` on to stderr; other libraries' chatter only from WARNING on.
 
-    To be called before other libraries are imported: some write what they have to say past all of this. An
-    operator's own word in their environment variables stands.
-
     Args:
       speaker: who speaks, where several processes of a kind do.
     """
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # "PyTorch was not found", at its import
     handler = _Stderr()
     handler.setFormatter(logging.Formatter(_FORMAT.format(speaker=f"[{speaker}] " if speaker else "")))
     logging.basicConfig(

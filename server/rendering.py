@@ -191,7 +191,7 @@ class Renderer:
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
-                env=environment_without_keys() | {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"},
+                env=environment_without_keys(),
             )
         threading.Thread(target=self._send, args=(load,), daemon=True).start()
 
