@@ -113,7 +113,7 @@ async def test_a_restarted_replica_has_forgotten_what_it_served(start: Start):
 
 
 async def test_an_engine_alone_says_when_it_is_ready_again(start: Start, caplog: pytest.LogCaptureFixture):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="distaff")
     group = await (await start("ready")).all_ready()
     assert "ready" not in caplog.text
     group.kill(0)

@@ -20,12 +20,15 @@ def test_every_line_of_a_servers_life_is_ours(tmp_path: Path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(NO_TORCH)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     for name in list(os.environ):
-        if name.startswith(("TPU_", "TRANSFORMERS_", "JAX_PLATFORMS", "TF_CPP")):
+        if name.startswith(("TPU_", "LIBTPU_", "TRANSFORMERS_", "JAX_PLATFORMS", "TF_CPP")):
             monkeypatch.delenv(name)
     out, log = tmp_path / "out", tmp_path / "log"
     command = [str(DISTAFF), "serve", "--port", "0", "--slots", "1", "--context", "256"]
     with out.open("w") as stdout, log.open("w") as stderr:
-        server = psutil.Popen(command, stdout=stdout, stderr=stderr, stdin=subprocess.DEVNULL)
+        # Without `env` it would inherit what libtpu, loaded by another test, has set beside `os.environ`.
+        server = psutil.Popen(
+            command, stdout=stdout, stderr=stderr, stdin=subprocess.DEVNULL, env=dict(os.environ)
+        )
     try:
         limit = time.monotonic() + 180
         while "OpenAI(" not in out.read_text():
