@@ -210,7 +210,7 @@ def serve(port: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--serve", type=int, metavar="PORT")
-    parser.add_argument("--only", default="", help="cases whose names hold this")
+    parser.add_argument("--only", default="", help="cases whose names contain this")
     arguments = parser.parse_args()
     if arguments.serve:
         serve(arguments.serve)

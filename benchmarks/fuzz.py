@@ -3,7 +3,7 @@
 Two sources of requests take turns until the time is spent: schemathesis, which draws within and outside what
 `/openapi.json` allows, and bodies drawn by hand for every route that takes one: parameters of the route with
 values of any type and size, and bytes that are no JSON at all. Counted are the statuses; printed is each
-answer that tells of a defect, with the request that caused it. Overload is none: 503 with Retry-After, TGI's
+answer that shows a defect, with the request that caused it. Overload is none: 503 with Retry-After, TGI's
 429. An engine's restart is seen in `/metrics`: its count of steps begins again. Exit code 1 for any of these.
 """
 
@@ -60,7 +60,7 @@ class Findings:
         self.defects = 0
 
     def note(self, operation: str, status: int, retry: bool, request: str, answer: str) -> None:
-        """Counts an answer, and prints one that tells of a defect."""
+        """Counts an answer, and prints one that shows a defect."""
         self.statuses[f"{operation} {status}"] += 1
         overloaded = status == 503 and retry
         if status == 424 or (status >= 500 and not overloaded):

@@ -64,9 +64,10 @@ MEANINGS = {
     "metadata": "at most 16 pairs", "store": "nothing is ever stored", "verbosity": "low, medium, high",
     "request_id": "a label; answers have ids of their own", "rid": "a label, likewise",
     "id_slot": "which slot is free is the scheduler's business", "cache_prompt": "prompts are always cached",
-    "guided_decoding_backend": "there is one", "include_reasoning": "no reasoning is told apart",
+    "guided_decoding_backend": "there is one",
+    "include_reasoning": "reasoning is not separated from the content",
     "separate_reasoning": "likewise", "stream_reasoning": "likewise", "reasoning_format": "likewise",
-    "parse_tool_calls": "calls are always told apart",
+    "parse_tool_calls": "calls are always separated",
     "service_tier": "every tier is `default`", "reasoning_effort": "none … max",
 }  # fmt: skip
 """Of the parameters that are honoured or checked."""
