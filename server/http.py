@@ -78,10 +78,11 @@ class HardenedHttp(HttpProtocol):
     """One connection, if there is room for it."""
 
     HTTP_CLASS = StrictHttp
-    _next_look: asyncio.TimerHandle | None = None
+    __slots__ = ("_next_look",)
 
     def connection_made(self, transport: Any) -> None:
         """Takes the connection, or refuses it when there are too many."""
+        self._next_look: asyncio.TimerHandle | None = None
         if len(self.connections) >= self.app.ctx.settings.most_connections:
             transport.abort()
             return

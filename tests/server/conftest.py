@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import json
+import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -85,6 +86,14 @@ class Server:
         await server.before_stop()
         await server.close()
         await server.after_stop()
+
+
+@pytest.fixture(autouse=True)
+def no_error_on_the_loop(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """What a callback raises reaches nobody: asyncio only logs it."""
+    yield
+    errors = [r for r in caplog.get_records("call") if r.name == "asyncio" and r.levelno >= logging.ERROR]
+    assert not errors, errors[0].getMessage()
 
 
 @pytest.fixture(scope="session")
