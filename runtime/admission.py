@@ -15,8 +15,8 @@ def check(request: Request, vocabulary: int, context: int) -> int:
       vocabulary: V; ids are below it. context: the longest sequence, in tokens.
 
     Raises:
-      InvalidRequest: an empty prompt, an id or a choice out of range, more tokens than there is room for, or
-        nothing that may be generated.
+      InvalidRequest: an empty prompt, an id or a choice out of range, more tokens than there is room for,
+        nothing that may be generated, or a sequence that has ended with what was generated before.
     """
     params, prompt = request.params, request.prompt
     if not prompt:
@@ -35,7 +35,24 @@ def check(request: Request, vocabulary: int, context: int) -> int:
     room = limit - len(prompt)
     if params.min_tokens > room:
         raise InvalidRequest(f"min_tokens is {params.min_tokens}; expected 0 to {room}", "min_tokens")
+    if request.generated:
+        _check_generated(request, vocabulary, room)
     return limit
+
+
+def _check_generated(request: Request, vocabulary: int, room: int) -> None:
+    """Raises InvalidRequest unless the sequence can go on behind what was generated before."""
+    generated, params = request.generated, request.params
+    _check_ids("generated", generated, "generated", vocabulary)
+    if len(generated) >= room:
+        raise InvalidRequest(
+            f"{len(generated)} tokens are generated; expected at most {room - 1}", "generated"
+        )
+    ended = () if params.ignore_eos else set(generated).intersection(params.stop_ids)
+    if ended:
+        raise InvalidRequest(
+            f"token id {min(ended)} in generated ends the sequence; expected none", "generated"
+        )
 
 
 def check_params(params: SamplingParams, vocabulary: int) -> None:

@@ -9,7 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from .request import InvalidRequest
+from ..model.errors import DistaffError
+from .request import InvalidRequest, Request
 
 
 class Matcher(Protocol):
@@ -44,3 +45,27 @@ Grammars = Callable[[str], Matcher]
 def no_grammars(grammar: str) -> Matcher:
     """The compiler of an engine without one."""
     raise InvalidRequest("this engine follows no grammars; expected none", "grammar")
+
+
+def matcher_of(request: Request, grammars: Grammars) -> Matcher | None:
+    """Where a sequence stands in its grammar: behind what was generated before. None without a grammar.
+
+    Takes as long as compiling the grammar does, and some microseconds for each generated token.
+
+    Raises:
+      InvalidRequest: the grammar is none, or allows nothing behind the generated tokens.
+    """
+    if request.params.grammar is None:
+        return None
+    try:
+        matcher = grammars(request.params.grammar)
+    except DistaffError as error:
+        raise InvalidRequest(str(error), "grammar") from None
+    for token in request.generated:
+        matcher.consume(token)
+    if matcher.error:
+        reason = f"the grammar cannot be followed behind the {len(request.generated)} generated tokens"
+        raise InvalidRequest(f"{reason}: {matcher.error}", "grammar")
+    if request.generated and matcher.complete:
+        raise InvalidRequest("the grammar ends with the generated tokens; expected it to go on", "generated")
+    return matcher

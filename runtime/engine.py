@@ -16,12 +16,11 @@ import jax
 from jax.sharding import Mesh
 
 from ..model.config import ModelConfig
-from ..model.errors import DistaffError
 from ..model.rotary import follows_length
 from ..model.sharding import create_mesh
 from .admission import check
 from .assembly import assemble
-from .constraints import Grammars, Matcher, no_grammars
+from .constraints import Grammars, matcher_of, no_grammars
 from .executables import CompilationCounter, Progress
 from .loop import Events, Loop
 from .mailboxes import Mailboxes
@@ -34,6 +33,7 @@ from .scores import PromptScores
 from .sequence import Sequence
 from .settings import EngineSettings
 from .threads import AwaitedThread
+from .trials import decode_seconds, prompt_seconds
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ class Engine:
 
     Attributes:
       context: the longest sequence it serves, in tokens. slots: sequences that decode together.
+      page_size: tokens to a page. pages: those that all sequences share.
       vocabulary: V. kernels: `(operation, way)` of those that compute.
     """
 
@@ -80,6 +81,7 @@ class Engine:
         self.kernels = runner.kernels
         log.info("kernels: %s", ", ".join("=".join(pair) for pair in self.kernels))
         self.slots = shapes.slots
+        self.page_size, self.pages = shapes.page_size, pages
         self.context = min(settings.context or config.context, pages * shapes.page_size)
         self._grammars = grammars if settings.grammars else no_grammars
         self._pages = PagePool(pages)
@@ -107,6 +109,19 @@ class Engine:
     def slowest_step(self) -> float:
         """Seconds of the slowest step during warm-up."""
         return self._loop.runner.slowest_step
+
+    @property
+    def decode_seconds(self) -> float:
+        """Seconds of a step in which every slot decodes, as a trial took it; 0.0 before `warm_up`.
+
+        Until a decode step for all slots is compiled a larger one does its work, and that one's time counts.
+        """
+        return decode_seconds(self._loop.runner.ready, self.slots)
+
+    @property
+    def prompt_seconds(self) -> float:
+        """Seconds per token of a prompt in a full step, as a trial took it; 0.0 before `warm_up`."""
+        return prompt_seconds(self._loop.runner.ready)
 
     def start(self) -> None:
         """Starts the engine's thread, which compiles nothing, and another, which compiles what is left."""
@@ -211,22 +226,17 @@ class Engine:
             raise InvalidRequest(
                 "this engine scores no prompts; expected none to be scored", "prompt_logprobs"
             )
+        scored = params.scores_prompt and not request.generated  # else the first event has said it before
         return Sequence(
             request=request,
             seed=draw_seed() if params.seed is None else params.seed % 2**64,
             limit=limit,
             arrival=next(self._arrivals),
-            tokens=list(request.prompt),
+            tokens=[*request.prompt, *request.generated],
             submitted=time.monotonic(),
-            matcher=None if params.grammar is None else self._matcher(params.grammar),
-            scores=PromptScores(len(request.prompt)) if params.scores_prompt else None,
+            matcher=matcher_of(request, self._grammars),
+            scores=PromptScores(len(request.prompt)) if scored else None,
         )
-
-    def _matcher(self, grammar: str) -> Matcher:
-        try:
-            return self._grammars(grammar)
-        except DistaffError as error:
-            raise InvalidRequest(str(error), "grammar") from None
 
     def _compile_rest(self) -> None:
         try:

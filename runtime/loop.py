@@ -241,7 +241,7 @@ class Loop:
                 self._drop(request_id)
         except Exception:
             log.exception("the sequences in flight cannot be taken out")
-        self._report([TokenEvent(request_id=i, finish="error", error=reason) for i in self._open])
+        self._report([TokenEvent(request_id=i, finish="error", error=reason, lost=True) for i in self._open])
 
 
 def _note_begun(flight: Flight) -> None:

@@ -155,6 +155,10 @@ class Request:
       choice: which of several continuations of one prompt this is (0 for the only one); with the seed and
         the position it keys every random draw.
       cache_salt: only requests with the same salt find each other's prompts in the cache.
+      generated: what has been generated after the prompt before, by this engine or another: the sequence
+        continues behind it as if it had never been interrupted. `params` are those of the whole sequence,
+        and should name the seed. What the first event says of the prompt is not said again.
+      client: whose request it is; where pages are short, those of the client that holds most are taken.
     """
 
     id: str
@@ -162,6 +166,8 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     choice: int = 0
     cache_salt: str = ""
+    generated: tuple[int, ...] = ()
+    client: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,11 +191,11 @@ class TokenEvent:
     stop_ids ends with `finish="stop"`, no token, and that id in `end`, whose the log-probabilities are; one
     whose grammar allows nothing more ends with the last token and `finish="stop"`; one that reached its
     length ends with the last token and `finish="length"`; one that failed ends with `finish="error"` and the
-    reason in `error`, and in `param` the parameter at fault if the request itself is. An aborted request
-    hears nothing more.
+    reason in `error`, in `param` the parameter at fault if the request itself is, and `lost` if the engine as
+    a whole failed, or never took it: another engine can continue it. An aborted request hears nothing more.
     The first event says how many tokens of the prompt were found in the cache, how many seconds the request
     waited for its first step, and what was asked of the prompt: the log-probability of each token but the
-    first, the mean of all hidden states.
+    first, the mean of all hidden states. No event of a request with `generated` tokens says any of this.
     """
 
     request_id: str
@@ -199,6 +205,7 @@ class TokenEvent:
     end: int | None = None
     error: str | None = None
     param: str | None = None
+    lost: bool = False
     cached_tokens: int = 0
     waited: float | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None

@@ -6,9 +6,11 @@ and samples. They belong to no slot, and their pages are all the trash page: the
 that a sequence could read.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from .buckets import Bucket, Shapes
+from .buckets import Bucket, Shapes, choose
 from .request import Request, SamplingParams
 from .scores import PromptScores
 from .sequence import Row, Sequence
@@ -38,6 +40,20 @@ def trial_rows(bucket: Bucket, shapes: Shapes, vocabulary: int, *, scored: bool 
     sequence = _sequence(length, vocabulary, bucket)
     starts = [length - 1 - n % length for n in range(bucket.rows)]
     return [Row(sequence, shapes.slots, start, 1, samples=True) for start in starts]
+
+
+def decode_seconds(trials: Mapping[Bucket, float], slots: int) -> float:
+    """Seconds of the step that one decode row of each slot goes into; 0.0 where nothing was tried."""
+    return trials[choose(trials, "decode", slots)] if trials else 0.0
+
+
+def prompt_seconds(trials: Mapping[Bucket, float]) -> float:
+    """Seconds per token of the largest step that takes in prompts; 0.0 where nothing was tried."""
+    steps = [bucket for bucket in trials if bucket.kind != "sample"]
+    if not steps:
+        return 0.0
+    largest = max(steps, key=lambda bucket: (bucket.tokens, bucket.tiled))
+    return trials[largest] / largest.tokens
 
 
 def _sequence(length: int, vocabulary: int, bucket: Bucket) -> Sequence:

@@ -27,6 +27,9 @@ class EngineInfo:
       fingerprint: ten hex digits over weights, dtype, versions and mesh: changes when outputs may.
       scores: prompts can be scored. platform: `cpu`, `gpu` or `tpu`.
       max_input: the operator's bound on a prompt's tokens; None leaves it to the context.
+      page_size: tokens to a page of the KV cache. pages: how many there are; 0 where that is unknown.
+      decode_seconds: of a step in which every slot decodes. prompt_seconds: of a full step, per token of the
+        prompts in it. Both are of trials before the first request; 0.0 where there were none.
     """
 
     context: int
@@ -36,6 +39,10 @@ class EngineInfo:
     scores: bool = True
     max_input: int | None = None
     platform: str = "cpu"
+    page_size: int = 16
+    pages: int = 0
+    decode_seconds: float = 0.0
+    prompt_seconds: float = 0.0
 
     @property
     def longest_prompt(self) -> int:

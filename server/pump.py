@@ -16,11 +16,11 @@ from typing import Protocol
 
 from ..checkpoints.files import Progress
 from ..model.errors import DistaffError
-from ..runtime.request import EngineStats, Request, TokenEvent
+from ..runtime.request import EngineStats, NotReady, Request, TokenEvent
 from . import exit_codes, wire
 from .channel import Channel
 from .engine_client import EngineInfo
-from .submissions import Submissions
+from .submissions import Submissions, refusal
 from .vital import start_thread
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class Pump:
         except DistaffError as error:
             return self._give_up(error)
         engine.start()
-        self._submissions = Submissions(engine, self._refuse)
+        self._submissions = Submissions(engine, lambda refused: self._on_events([refused]))
         self._engine = engine
         gc.freeze()  # what is loaded stays; the collector need not walk over it again
         self._channel.send(wire.Ready(info))
@@ -135,7 +135,7 @@ class Pump:
             case wire.Submit(request) if self._submissions:
                 self._submissions.submit(request)
             case wire.Submit(request):
-                self._refuse(request, "the engine is still loading", None)
+                self._on_events([refusal(request, NotReady("the engine is still loading"))])
             case wire.Abort(request_id):
                 if self._submissions:
                     self._submissions.abort(request_id)
@@ -153,9 +153,6 @@ class Pump:
             engine.profile(on)
         except Exception:
             log.exception("the profile could not be %s", "begun" if on else "written")
-
-    def _refuse(self, request: Request, reason: str, param: str | None) -> None:
-        self._on_events([TokenEvent(request_id=request.id, finish="error", error=reason, param=param)])
 
     def _on_events(self, events: list[TokenEvent]) -> None:
         try:

@@ -12,15 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from ..model.errors import DistaffError
-from ..runtime.request import InvalidRequest, Request
+from ..runtime.request import EngineError, InvalidRequest, NotReady, Request, TokenEvent
 
 log = logging.getLogger(__name__)
 
 _COMPILERS = 2
 """Grammars that are compiled at the same time: one that takes long does not keep all others waiting."""
 
-Refuse = Callable[[Request, str, str | None], None]
-"""Is called with a request that cannot be taken, the reason, and the parameter at fault where one is."""
+Refuse = Callable[[TokenEvent], None]
+"""Is called with the end of a request that cannot be taken."""
 
 
 class TakesRequests(Protocol):
@@ -75,7 +75,14 @@ class Submissions:
         try:
             self._engine.submit(request)
         except DistaffError as error:
-            self._refuse(request, str(error), error.param if isinstance(error, InvalidRequest) else None)
+            self._refuse(refusal(request, error))
         except BaseException as error:  # a panic in a grammar library's own code is no Exception
             log.exception("request %s could not be taken", request.id)
-            self._refuse(request, f"unexpected {type(error).__name__}", None)
+            self._refuse(refusal(request, EngineError(f"unexpected {type(error).__name__}")))
+
+
+def refusal(request: Request, error: DistaffError) -> TokenEvent:
+    """The only event of a request that cannot be taken. One that met no running engine is merely lost."""
+    param = error.param if isinstance(error, InvalidRequest) else None
+    lost = isinstance(error, NotReady)
+    return TokenEvent(request_id=request.id, finish="error", error=str(error), param=param, lost=lost)

@@ -123,6 +123,10 @@ def build_engine(
         scores=not settings.deterministic,
         max_input=settings.max_input,
         platform=device.platform,
+        page_size=engine.page_size,
+        pages=engine.pages,
+        decode_seconds=engine.decode_seconds,
+        prompt_seconds=engine.prompt_seconds,
         fingerprint=_fingerprint(
             checkpoint.fingerprint,
             dtype.name,

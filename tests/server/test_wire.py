@@ -20,6 +20,7 @@ TO_ENGINE = [
         )
     ),
     wire.Submit(Request(id="b", prompt=(0,), params=SamplingParams(seed=-(2**63)))),
+    wire.Submit(Request(id="c", prompt=(4, 5), generated=(6, 0, 2**31 - 1), client="Schlüssel 1")),
     wire.Abort("a"),
     wire.Stop(),
 ]
@@ -27,12 +28,25 @@ TO_WEB = [
     wire.Progress("download", 5, 0),
     wire.Located("/models/über"),
     wire.Ready(EngineInfo(context=8192, vocabulary=49152, slots=8, fingerprint="0123456789")),
+    wire.Ready(
+        EngineInfo(
+            context=99,
+            vocabulary=9,
+            slots=1,
+            fingerprint="0123456789",
+            page_size=4,
+            pages=1024,
+            decode_seconds=0.02,
+            prompt_seconds=1e-5,
+        )
+    ),
     wire.Step(
         [
             TokenEvent(
                 request_id="a", token=3, logprobs=TokenLogprobs(chosen=-0.1, top=((3, -0.1), (4, -9.5)))
             ),
             TokenEvent(request_id="b", finish="error", error="the device is out of memory"),
+            TokenEvent(request_id="c", finish="error", error="the device is out of memory", lost=True),
         ],
         EngineStats(waiting=1, running=2, steps=3),
     ),
