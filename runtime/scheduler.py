@@ -9,9 +9,13 @@ The scheduler runs ahead of the device: when it plans step n+1, the tokens sampl
 yet. They are counted in `Sequence.pending`, and the row's input is the device's own copy of its last sample.
 A sequence that turns out to have ended in step n has one wasted row in step n+1, whose result is dropped.
 
-When pages run out, the youngest sequence gives all of its up and is recomputed later, so the oldest always
-advances and nobody starves. What it gives up can be found again, as can what others have computed, while no
-one else needs the place (`prefix.py`).
+When pages run out, the client that holds most of them gives some up: its youngest sequence is recomputed
+later. Clients that hold few are seated first. What is given up can be found again, as can what others have
+computed, while no one else needs the place (`prefix.py`).
+
+Nobody starves: the oldest of those that run is never preempted, so it advances and ends. The oldest request
+of all, while it waits, is overtaken by other clients only, and only while its own client holds pages. Those
+that hold them end; then it is seated next, and from then on is the oldest of those that run.
 
 A step in which all decode, and no prompt is scored, may hold drafts beside (`drafts.py`), if no sample is
 outstanding: what follows depends on how many are right, so the next step is planned after this one has been
@@ -19,7 +23,7 @@ read.
 """
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -160,18 +164,27 @@ class Scheduler:
         return replace(row, count=1 + len(drafts), drafts=drafts)
 
     def _add_decode_rows(self, rows: list[Row]) -> None:
-        """One row for each sequence that lacks one token, the oldest first.
+        """One row for each sequence that lacks one token.
 
-        In that order a row is never taken from a sequence that a later one then preempts.
+        All have their pages before the first has its row, so a row is never taken from one that is preempted.
         """
-        for sequence in sorted(self.running, key=lambda s: s.arrival):
-            if sequence.slot is None or sequence.missing != 1 or sequence.length >= sequence.limit:
-                continue
+        for sequence in self._with_pages():
             try:
-                if self._reserve_by_force(sequence):
-                    rows.append(self._take(sequence, 1))
+                rows.append(self._take(sequence, 1))
             except Exception as error:
                 raise SequenceFault(sequence) from error
+
+    def _with_pages(self) -> list[Sequence]:
+        """Those that lack one token and have the page for it, the oldest first; others make room for them."""
+        ready = [s for s in self.running if s.missing == 1 and s.length < s.limit]
+        ready.sort(key=lambda s: s.arrival)
+        for sequence in ready:
+            try:
+                while sequence.slot is not None and not self._reserve(sequence, 1):
+                    self._preempt()
+            except Exception as error:
+                raise SequenceFault(sequence) from error
+        return [s for s in ready if s.slot is not None]
 
     def _add_chunks(self, rows: list[Row], lacking: list[Sequence], budget: int) -> None:
         for sequence in lacking:
@@ -200,10 +213,21 @@ class Scheduler:
         return self._take(sequence, count)
 
     def _lacking(self) -> list[Sequence]:
-        """Those that need more than a decode row, seated ones first, as far as there are slots."""
+        """Those that need more than a decode row, as far as there are slots: seated ones first, then those of
+        clients that hold few pages, then the oldest."""
         seated = [s for s in self.running if s.missing > 1]
-        ready = [s for s in self.waiting if not s.pending]
+        if not self.waiting:
+            return seated
+        held = self._pages_held()
+        ready = sorted((s for s in self.waiting if not s.pending), key=lambda s: held[s.request.client])
         return seated + ready[: len(self._free_slots)]
+
+    def _pages_held(self) -> Counter[str]:
+        """How many pages each client holds; shared ones count for every sequence."""
+        held: Counter[str] = Counter()
+        for sequence in self.running:
+            held[sequence.request.client] += len(sequence.pages)
+        return held
 
     def _needed(self, sequence: Sequence, count: int) -> int:
         """Pages that the sequence lacks for its next `count` tokens."""
@@ -224,21 +248,12 @@ class Scheduler:
             sequence.pages.append(page)
         return True
 
-    def _reserve_by_force(self, sequence: Sequence) -> bool:
-        """Gives a running sequence the page for its next token, preempting the youngest until there is one.
-
-        False when the sequence itself was the youngest.
-        """
-        while not self._reserve(sequence, 1):
-            if self._preempt_youngest() is sequence:
-                return False
-        return True
-
-    def _preempt_youngest(self) -> Sequence:
-        victim = max(self.running, key=lambda s: s.arrival)
-        self._send_back(victim)
+    def _preempt(self) -> None:
+        """Sends back the youngest sequence of the client that holds most pages, but never the oldest one."""
+        held = self._pages_held()
+        _, *others = sorted(self.running, key=lambda s: s.arrival)
+        self._send_back(max(others, key=lambda s: (held[s.request.client], s.arrival)))
         self.preemptions += 1
-        return victim
 
     def _send_back(self, sequence: Sequence) -> None:
         """Has a running sequence wait again, in the order of arrival."""

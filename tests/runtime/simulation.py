@@ -32,10 +32,10 @@ def alone(prompt: List[int], limit: int) -> list[int]:
     return history
 
 
-def make_sequence(name: int, prompt: List[int], max_tokens: int) -> Sequence:
+def make_sequence(name: int, prompt: List[int], max_tokens: int, client: str = "") -> Sequence:
     """A sequence as the engine admits it; `name` is its place in the order of arrival."""
     params = SamplingParams(max_tokens=max_tokens, stop_ids=(STOP,))
-    request = Request(id=str(name), prompt=tuple(prompt), params=params)
+    request = Request(id=str(name), prompt=tuple(prompt), params=params, client=client)
     limit = len(prompt) + max_tokens
     return Sequence(request=request, seed=0, limit=limit, arrival=name, tokens=list(prompt))
 
@@ -101,8 +101,8 @@ class Loop:
         self.aborted: set[Sequence] = set()
         self.awaited: set[Sequence] = set()
 
-    def submit(self, prompt: List[int], max_tokens: int) -> Sequence:
-        sequence = make_sequence(len(self.sequences), prompt, max_tokens)
+    def submit(self, prompt: List[int], max_tokens: int, client: str = "") -> Sequence:
+        sequence = make_sequence(len(self.sequences), prompt, max_tokens, client)
         self.sequences.append(sequence)
         self.scheduler.add(sequence)
         return sequence

@@ -1,7 +1,7 @@
 """The scheduler on a simulated device: whatever arrives, ends or is aborted, all are computed right."""
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -25,7 +25,7 @@ def test_a_preempted_sequence_waits_for_its_sample():
 
 
 def test_nobody_is_preempted_after_a_row_was_taken():
-    """Rows are taken oldest first, so that a plan never holds a row of a sequence without pages."""
+    """A plan never holds a row of a sequence without pages, in whatever order they run."""
     loop = Loop(slots=2, pages=4, page_size=1, budget=4)
     loop.submit([1], 3), loop.submit([2], 3)
     loop.run(2)
@@ -81,6 +81,61 @@ def test_a_budget_below_the_slots_is_refused():
         Loop(slots=4, pages=8, page_size=1, budget=3)
 
 
+def test_pages_are_taken_from_the_client_that_holds_most():
+    """Its youngest sequence gives way, though others are younger; the oldest of all never does."""
+    loop = Loop(slots=4, pages=12, page_size=1, budget=16)
+    for prompt, client in (([1, 2], "one"), ([2, 3, 4], "many"), ([3, 4, 5], "many"), ([4], "one")):
+        loop.submit(prompt, 9, client)
+    while not loop.scheduler.preemptions:
+        loop.turn()
+    assert [s.arrival for s in loop.scheduler.waiting] == [2]
+    loop = Loop(slots=2, pages=8, page_size=1, budget=16)
+    loop.submit([1, 2, 3], 5, "many"), loop.submit([2], 5, "one")
+    while not loop.scheduler.preemptions:
+        loop.turn()
+    assert [s.arrival for s in loop.scheduler.waiting] == [1]
+
+
+def turns_to_a_first_token(client: str) -> int:
+    """Of a short sequence that comes when long ones of the client "many" want more pages than there are."""
+    loop = Loop(slots=8, pages=30, page_size=2, budget=16)
+    for name in range(7):
+        loop.submit([1 + name] * 4, 20, "many")
+    while not loop.scheduler.preemptions:
+        loop.turn()
+    short, turns = loop.submit([9, 8], 2, client), 0
+    while len(short.tokens) == len(short.request.prompt):
+        loop.turn()
+        turns += 1
+    return turns
+
+
+def test_who_holds_no_pages_is_seated_before_those_who_hold_many():
+    """A client's newest sequence waits for its older ones, which want all pages; another's does not."""
+    assert turns_to_a_first_token("one") * 3 <= turns_to_a_first_token("many")
+
+
+@settings(max_examples=30)
+@given(
+    long=st.lists(st.integers(1, 20), min_size=1, max_size=5),
+    often=st.integers(1, 3),
+    budget=st.integers(4, 20),
+)
+def test_nobody_is_overtaken_for_ever(long, often, budget):
+    """A client whose short sequences never cease keeps another one's from no end: there is a bound that does
+    not depend on how many come."""
+    loop = Loop(slots=4, pages=21, page_size=1, budget=budget)
+    for length in long:
+        loop.submit([5] * length, 21 - length, "few")
+    turns = 0
+    while not all(s.finished for s in loop.sequences[: len(long)]):
+        if turns % often == 0:
+            loop.submit([1 + turns % 15] * 3, 4, "endless")
+        loop.turn()
+        turns += 1
+        assert turns <= 3 * len(long) * (21 * len(long) + 4 * 7)
+
+
 class Traffic(RuleBasedStateMachine):
     """Random arrivals and aborts on a random small engine; the pool is often smaller than the demand."""
 
@@ -91,13 +146,14 @@ class Traffic(RuleBasedStateMachine):
         more_budget=st.integers(0, 6),
         share=st.booleans(),
         drafts=st.booleans(),
+        clients=st.sampled_from(["a", "a", "ab", "abc"]),
     )
-    def build(self, slots, page_size, more_pages, more_budget, share, drafts):
+    def build(self, slots, page_size, more_pages, more_budget, share, drafts, clients):
         pages, budget = slots + more_pages, slots + more_budget
         self.loop = Loop(
             slots=slots, pages=pages, page_size=page_size, budget=budget, share=share, drafts=drafts
         )
-        self.budget = budget
+        self.budget, self.clients = budget, clients
 
     @precondition(lambda self: self.loop.context > 1)
     @rule(data=st.data())
@@ -108,7 +164,7 @@ class Traffic(RuleBasedStateMachine):
             before = data.draw(st.sampled_from(self.loop.sequences)).tokens
             prompt = [*before, *prompt][: self.loop.context - 1]
         max_tokens = data.draw(st.integers(1, self.loop.context - len(prompt)))
-        self.loop.submit(prompt, max_tokens)
+        self.loop.submit(prompt, max_tokens, data.draw(st.sampled_from(self.clients)))
 
     @precondition(lambda self: self.loop.sequences)
     @rule(data=st.data())
@@ -126,7 +182,8 @@ class Traffic(RuleBasedStateMachine):
             self.turn()
 
     def turn(self):
-        oldest = min(self.loop.unfinished, key=lambda s: s.arrival, default=None)
+        there = self.loop.unfinished if len(self.clients) == 1 else self.loop.scheduler.running
+        oldest = min(there, key=lambda s: s.arrival, default=None)
         advanced = min(oldest.computed, len(oldest.tokens)) if oldest else 0
         plan = self.loop.turn()
         assert not oldest or oldest.finished or oldest.computed >= advanced, "the oldest was thrown back"
@@ -145,7 +202,9 @@ class Traffic(RuleBasedStateMachine):
         if row.first:
             assert row.start % self.loop.scheduler.page_size == 0
             assert sequence not in awaited, "readmitted before its sample was seen"
+            client = sequence.request.client
             waiting = [s for s in self.loop.scheduler.waiting if s not in awaited]
+            waiting = [s for s in waiting if s.request.client == client]
             assert all(s.arrival > sequence.arrival for s in waiting), "an older one was overtaken"
 
     @invariant()
@@ -174,10 +233,14 @@ class Traffic(RuleBasedStateMachine):
         assert len(half_done) <= 1
 
     def teardown(self):
-        """Nobody starves: all end in the steps they would take one by one and say what they say alone."""
+        """Nobody starves: all end in the steps they would take one by one and say what they say alone.
+
+        Where clients take pages from each other, the others may be computed again for each one that ends.
+        """
         if not hasattr(self, "loop"):
             return
         bound = sum(sequence.limit + 2 for sequence in self.loop.unfinished)
+        bound *= 1 if len(self.clients) == 1 else len(self.loop.unfinished)
         while self.loop.unfinished and bound:
             self.turn()
             bound -= 1
