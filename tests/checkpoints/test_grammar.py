@@ -153,6 +153,26 @@ def test_matchers_of_one_grammar_are_apart(compiler, tokenizer):
     assert allowed(compiler(json_object_grammar()), tokenizer) == before
 
 
+@settings(max_examples=30, deadline=None)
+@given(PERSON, st.data())
+def test_a_matcher_stands_where_its_tokens_have_led(compiler, tokenizer, person, data):
+    """One that consumed a reply's beginning at once, asked for no mask, allows what the reply's own does."""
+    grammar, rest, said = json_schema_grammar(SCHEMA), spaced(person).encode(), []
+    matcher, cut = compiler(grammar), data.draw(st.integers(0, len(rest)))
+    while len(rest) > cut:
+        spelled = [(token, tokenizer.token_bytes(token)) for token in sorted(allowed(matcher, tokenizer))]
+        token, raw = data.draw(
+            st.sampled_from([each for each in spelled if each[1] and rest.startswith(each[1])])
+        )
+        matcher.consume(token)
+        said, rest = [*said, token], rest[len(raw) :]
+    again = compiler(grammar)
+    for token in said:
+        again.consume(token)
+    assert (again.error, again.complete) == (matcher.error, matcher.complete)
+    assert again.complete or allowed(again, tokenizer) == allowed(matcher, tokenizer)
+
+
 def test_compiled_grammars_are_bounded(compiler):
     """The newest are kept, no more than a fixed number."""
     for n in range(100):

@@ -58,19 +58,23 @@ PARAMS = st.fixed_dictionaries(
     prompt=st.lists(IDS, max_size=CONTEXT).map(tuple) | st.lists(around(0, VOCABULARY - 1)).map(tuple),
     params=PARAMS,
     choice=around(0, 2**31 - 1),
+    generated=st.just(())
+    | st.lists(IDS, max_size=6).map(tuple)
+    | st.lists(around(0, VOCABULARY - 1)).map(tuple),
 )
-@example(prompt=(1,), params={"max_tokens": 5, "min_tokens": 2**31 - 1}, choice=0)
-@example(prompt=(1,), params={"min_tokens": 2**31 - 1, "stop_ids": (2,)}, choice=0)
-@example(prompt=(1,), params={"stop_ids": (-500,)}, choice=0)
-@example(prompt=(1,), params={"stop_ids": (2**70,), "min_tokens": 3}, choice=0)
-@example(prompt=(1,), params={"temperature": 1e300}, choice=0)
-def test_what_is_admitted_can_be_packed(prompt, params, choice):
+@example(prompt=(1,), params={"max_tokens": 5, "min_tokens": 2**31 - 1}, choice=0, generated=())
+@example(prompt=(1,), params={"min_tokens": 2**31 - 1, "stop_ids": (2,)}, choice=0, generated=())
+@example(prompt=(1,), params={"stop_ids": (-500,)}, choice=0, generated=())
+@example(prompt=(1,), params={"stop_ids": (2**70,), "min_tokens": 3}, choice=0, generated=())
+@example(prompt=(1,), params={"temperature": 1e300}, choice=0, generated=())
+def test_what_is_admitted_can_be_packed(prompt, params, choice, generated):
     """Any values at all: a refusal with the field's name, or a place in the buffer for each of them."""
     try:
-        request = Request(id="r", prompt=prompt, params=SamplingParams(**params), choice=choice)
+        sampling = SamplingParams(**params)
+        request = Request(id="r", prompt=prompt, params=sampling, choice=choice, generated=generated)
         assert_packs(request, VOCABULARY, CONTEXT)
     except InvalidRequest as refusal:
-        assert refusal.param in ("prompt", "choice", *params)
+        assert refusal.param in ("prompt", "choice", "generated", *params)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +103,26 @@ def test_what_cannot_be_done_is_refused(params, param, message):
     with pytest.raises(InvalidRequest) as refusal:
         check(Request(id="r", prompt=(1, 2, 3), params=SamplingParams(**params)), VOCABULARY, CONTEXT)
     assert (str(refusal.value), refusal.value.param) == (message, param)
+
+
+@pytest.mark.parametrize(
+    ("generated", "params", "message"),
+    [
+        ((4, 50), {}, "token id 50 in generated; expected 0 to 49"),
+        ((4, 5, 6), {"max_tokens": 3}, "3 tokens are generated; expected at most 2"),
+        ((4,) * 37, {}, "37 tokens are generated; expected at most 36"),
+        ((4, 5, 6), {"stop_ids": (9, 5)}, "token id 5 in generated ends the sequence; expected none"),
+    ],
+)
+def test_what_has_ended_does_not_go_on(generated, params, message):
+    """By name, with what was found and expected; the most that can be generated before is exact."""
+    request = Request(id="r", prompt=(1, 2, 3), params=SamplingParams(**params), generated=generated)
+    with pytest.raises(InvalidRequest) as refusal:
+        check(request, VOCABULARY, CONTEXT)
+    assert (str(refusal.value), refusal.value.param) == (message, "generated")
+    ignored = replace(request.params, ignore_eos=True)
+    fitting = tuple(min(token, VOCABULARY - 1) for token in generated[:-1])
+    assert check(replace(request, params=ignored, generated=fitting), VOCABULARY, CONTEXT) <= CONTEXT
 
 
 def test_the_limits_are_exact():

@@ -104,3 +104,24 @@ def test_company_changes_no_bit(place, alone, crowd):
         place.engine.submit(each)
     for each, key in zip(requests, crowd, strict=True):
         assert heard(place, each.id) == alone[key]
+
+
+@given(kind=st.integers(0, 3), length=st.sampled_from(LENGTHS), cut=st.integers(1, 23), crowd=CROWDS)
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_cut_changes_no_bit(place, alone, kind, length, cut, crowd):
+    """A sequence that another engine has begun goes on with the bits that it would have had there."""
+    events, base = alone[kind, length], len(place.ear.events)
+    for n, each in enumerate(crowd):
+        place.engine.submit(request_of(f"{base + n}", *each))
+    before = tuple(token for token, _ in events[:cut])
+    place.engine.submit(replace(request_of(f"cut {base}", kind, length), generated=before))
+    assert heard(place, f"cut {base}") == events[cut:]
+    for n in range(len(crowd)):
+        place.ear.wait(f"{base + n}")
+
+
+def test_trials_of_the_one_shape_say_what_decoding_and_prompts_take(start):
+    """Both are that shape's."""
+    engine = start().engine
+    (seconds,) = engine._loop.runner.ready.values()
+    assert (engine.decode_seconds, engine.prompt_seconds) == (seconds, seconds / 16)

@@ -21,7 +21,7 @@ from distaff.runtime.scores import PromptScores
 from distaff.runtime.sequence import Plan, Sequence, SequenceFault
 
 from .simulation import Device, alone, make_sequence
-from .tiny import Turns, ask, assert_greedy
+from .tiny import Ear, Turns, ask, assert_greedy
 
 
 def failing(original: Callable[..., Any], named: Callable[..., bool]) -> Callable[..., Any]:
@@ -132,6 +132,27 @@ def test_no_end_is_lost_where_the_engine_ends(make_engine, monkeypatch):
         for request in requests:
             with pytest.raises(EngineFailed, match="RuntimeError: the ledger is lost"):
                 list(engine._mailboxes.read(request.id))
+
+
+def test_only_who_is_lost_with_the_engine_is_lost(make_engine, monkeypatch):
+    """The others have ended for reasons of their own."""
+    ear = Ear()
+    engine = make_engine(ear.hear)
+    engine.start()
+    owner, name, named, params = BAD["consume"]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, failing(getattr(owner, name), named))
+        engine.submit(ask("bad", 9, max_tokens=9, **params))
+        assert (ear.wait("bad")[-1].finish, ear.wait("bad")[-1].lost) == ("error", False)
+    engine.submit(ask("good", 9, max_tokens=9))
+    assert not ear.wait("good")[-1].lost
+    monkeypatch.setattr(Runner, "read", lambda self, flight: 1 / 0)
+    engine.submit(ask("lost", 9, max_tokens=9))
+    last = ear.wait("lost")[-1]
+    assert (last.finish, last.error, last.param, last.lost) == ("error", LOST, None, True)
+
+
+LOST = "ZeroDivisionError: division by zero"
 
 
 class Saboteur:

@@ -1,5 +1,7 @@
 """Trials of steps: full rows, and no trace of them."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -69,6 +71,21 @@ def test_experts_run_in_a_trial():
     assert np.all(unscored_T == 0) and np.isnan(scored_T).all() and len(scored_T) == 16
     assert np.all(decode_B == NOT_FINITE) and len(decode_B) == 4
     assert not np.asarray(runner._state.broken_S).any() and not np.asarray(runner._state.broken_P).any()
+
+
+def test_an_engine_says_how_long_full_steps_take(make_engine, monkeypatch):
+    """Of all slots decoding, in a larger step until theirs is compiled; of a token of a prompt."""
+    engine = make_engine()
+    mixed = Bucket(kind="mixed", tokens=96, rows=8)
+    decode = Bucket(kind="decode", tokens=8, rows=8)
+    small, sampler = replace(decode, tokens=4, rows=4), replace(decode, kind="sample")
+    assert {mixed, decode, small, sampler} <= set(engine._loop.runner.ready)
+    figures = []
+    for ready in ({}, {mixed: 4.8, sampler: 9.0}, {mixed: 4.8, sampler: 9.0, small: 0.1, decode: 0.2}):
+        monkeypatch.setattr(engine._loop.runner, "ready", ready)
+        figures.append((engine.decode_seconds, engine.prompt_seconds))
+    assert figures == [(0.0, 0.0), (4.8, 4.8 / 96), (0.2, 4.8 / 96)]
+    assert (engine.page_size, engine.pages) == (4, engine.stats.total_pages)
 
 
 def test_a_trial_leaves_no_trace(warm_runner):
