@@ -72,6 +72,7 @@ def create_app(settings: ServerSettings, engine: EngineClient, served: ServedMod
     app.register_middleware(_stamp, "response")
     app.add_signal(_read_head, "http.lifecycle.read_head")
     app.add_signal(_authorize, "http.lifecycle.request")
+    app.add_signal(_note_failure, "http.lifecycle.exception")
     app.register_listener(_start, "after_server_start")
     app.register_listener(_drain, "before_server_stop")
     app.register_listener(_stop, "after_server_stop")
@@ -91,6 +92,11 @@ async def _authorize(request: ApiRequest) -> None:
         raise
 
 
+async def _note_failure(request: ApiRequest, exception: BaseException) -> None:
+    """Sanic says so before it answers the exception, also where nobody is left to be answered."""
+    request.note_failure(exception)
+
+
 async def _screen(request: ApiRequest) -> HTTPResponse | None:
     """We are no proxy. OPTIONS is harmless everywhere; what it grants to a foreign origin is `_stamp`'s."""
     if not request.raw_url.startswith((b"/", b"*")):
@@ -101,7 +107,6 @@ async def _screen(request: ApiRequest) -> HTTPResponse | None:
 async def _stamp(request: ApiRequest, response: BaseHTTPResponse) -> None:
     """Headers that every response carries."""
     context = request.app.ctx
-    context.metrics.responses.labels(response.status).inc()
     response.headers["x-request-id"] = request.reference
     response.headers["openai-processing-ms"] = str(round((time.perf_counter() - request.started) * 1000))
     response.headers["openai-version"] = "2020-10-01"

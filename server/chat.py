@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..runtime.request import EngineFailed, InvalidRequest, TokenEvent
+from ..runtime.request import InvalidRequest, TokenEvent
+from .engine_client import RequestFailed
 from .generation import Generation
 from .logprobs import Entry, LogprobAligner, entry_of, unwritten
 from .protocol.heading import fresh_id
@@ -146,7 +147,7 @@ class ChoiceText:
         reason = event.error or "the engine failed the request"
         if event.param == "grammar" and self._constraint is not None:
             return self._constraint.refusal(reason)
-        return InvalidRequest(reason, event.param) if event.param else EngineFailed(reason)
+        return InvalidRequest(reason, event.param) if event.param else RequestFailed(reason)
 
     def prompt_entries(self, prompt: Sequence[int]) -> list[Entry]:
         """The entries of the prompt's tokens, which the first event has scored."""
@@ -237,7 +238,7 @@ async def deltas(
     """What the choices say, until the last has ended; None after each `silence` seconds of nothing.
 
     Raises:
-      EngineFailed: the engine was lost, or failed one of the sequences.
+      EngineFailed: the engine was lost. RequestFailed: it failed one of the sequences.
       BadRequest, InvalidRequest: it failed one for what the request says.
     """
     waiting: list[list[TokenEvent]] = [[] for _ in choices]

@@ -14,8 +14,9 @@ from sanic.exceptions import RequestTimeout
 from sanic.http import Http
 
 from ..runtime.request import NotReady
+from .endings import Ending, ending_of, log_ending
 from .engine_client import EngineClient, EngineInfo
-from .errors import ModelNotFound
+from .errors import ApiError, ModelNotFound, as_api_error
 from .metrics import Metrics
 from .settings import ServerSettings
 from .text import OffLoop, ServedModel
@@ -77,6 +78,7 @@ class ApiRequest(Request[App, SimpleNamespace]):
 
     Attributes:
       key_id: whose key it carries, as `Keys.identify` says; empty where none was needed.
+      ending: why it ended before its answer was complete; None if it did not, or not yet.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -84,6 +86,7 @@ class ApiRequest(Request[App, SimpleNamespace]):
         self.started = time.perf_counter()
         self.reference = "req_" + secrets.token_hex(16)
         self.key_id = ""
+        self.ending: Ending | None = None
 
     async def receive_body(self) -> None:
         """Reads the body; raises RequestTimeout, a 408, if it does not arrive in time."""
@@ -94,13 +97,33 @@ class ApiRequest(Request[App, SimpleNamespace]):
             raise RequestTimeout from None
 
     @property
-    def connection(self) -> asyncio.Transport:
-        """The connection itself."""
-        return cast(asyncio.Transport, self.transport)
+    def connection(self) -> HardenedHttp:
+        """The connection, while the request is being answered."""
+        return cast(Any, self.stream).protocol
 
     def watch_for_disconnect(self) -> None:
         """Reading is paused while a large body waits in the buffer, and a disconnect would go unseen."""
-        self.connection.resume_reading()
+        cast(asyncio.Transport, self.transport).resume_reading()
+
+    def end_early(self, error: BaseException) -> None:
+        """Counts and logs that the call ends with `error` before its answer is complete.
+
+        The first error is the cause; those that follow from it change nothing.
+        """
+        if self.ending is not None:
+            return
+        context = self.app.ctx
+        if isinstance(error, Exception):
+            self.ending = ending_of(error, draining=context.draining)
+        else:
+            self.ending = self.connection.lost_by
+        context.metrics.count_ending(self.ending)
+        log_ending(self.reference, self.ending, error)
+
+    def note_failure(self, error: BaseException) -> None:
+        """Notes an early end, unless `error` is an answer that a call has earned by what it says."""
+        if not isinstance(error, ApiError) and as_api_error(error).status >= 500:
+            self.end_early(error)
 
     def close_afterwards(self) -> None:
         """Lets the connection end with this response."""

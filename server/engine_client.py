@@ -5,15 +5,29 @@ Behind it stands `EngineGroup` (supervised child processes) in production, or `F
 Every call is made from the event loop's thread, and none of them blocks.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
-from ..runtime.request import EngineStats, Request, TokenEvent
+from ..runtime.request import EngineFailed, EngineStats, Request, TokenEvent
 
 EngineState = Literal["starting", "loading", "ready", "restarting", "draining", "stopped"]
 """`starting`: no process yet. `loading`: it reads weights or compiles. `restarting`: it was lost and a
 successor is being brought up. `draining`: takes nothing new. `stopped`: gone for good."""
+
+MoveCause = Literal["engine_lost", "preempted", "draining"]
+"""Why a sequence left an engine before its end. `engine_lost`: the engine was lost. `preempted`: another
+client is due its place. `draining`: the engine takes nothing new."""
+
+MOVE_CAUSES: tuple[MoveCause, ...] = get_args(MoveCause)
+
+
+class ShutDown(EngineFailed):
+    """The server shuts down, and the time for what still ran is up."""
+
+
+class RequestFailed(EngineFailed):
+    """The engine failed this one request, and serves on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +72,7 @@ class EventStream(Protocol):
 
         Raises:
           EngineFailed: the engine was lost before the request had finished.
+          ShutDown: the server shut down before that.
         """
         ...
 
@@ -90,6 +105,17 @@ class EngineClient(Protocol):
     @property
     def heartbeat_age(self) -> float:
         """Seconds since the engine was last heard of; 0.0 while there is nothing to hear yet."""
+        ...
+
+    @property
+    def queued(self) -> tuple[int, int]:
+        """What waits for room in any engine, and is in none: sequences, and the tokens of their prompts."""
+        ...
+
+    @property
+    def moved(self) -> Mapping[MoveCause, int]:
+        """How often since the start a sequence left an engine and went on in another one, or in the same one
+        later, by cause; a cause that is missing counts 0."""
         ...
 
     def submit(self, request: Request) -> EventStream:

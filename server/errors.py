@@ -13,7 +13,6 @@ text from a failed component; what went wrong inside goes to the log.
         └── Unavailable         503: the same request may succeed later
 """
 
-import logging
 from asyncio import CancelledError
 from http import HTTPStatus
 from typing import Any, cast
@@ -25,16 +24,20 @@ from sanic.http import Http
 
 from ..model.errors import DistaffError
 from ..runtime.request import EngineFailed, InvalidRequest, NotReady, Overloaded
+from .engine_client import ShutDown
 from .protocol.encode import to_json
-
-logger = logging.getLogger(__name__)
 
 SORRY = "The server had an error while processing your request. Sorry about that!"
 OVERLOADED = "The engine is currently overloaded, please try again later"
 NOT_READY = "The model is not ready to serve requests, please try again later"
+SHUTTING_DOWN = "The server is shutting down, please try again later"
 
 _RETRY_NOT_READY = 5
 _RETRY_OVERLOADED = 1
+
+
+class RenderingOverloaded(Overloaded):
+    """No process is free, or can be had, to render a conversation."""
 
 
 class ApiError(DistaffError):
@@ -113,6 +116,8 @@ def as_api_error(error: BaseException, method: str = "", path: str = "") -> ApiE
             return Unavailable(OVERLOADED, _RETRY_OVERLOADED, "server_overloaded")
         case NotReady():
             return Unavailable(NOT_READY, _RETRY_NOT_READY)
+        case ShutDown():
+            return Unavailable(SHUTTING_DOWN, _RETRY_NOT_READY, "server_shutting_down")
         case EngineFailed():
             return ApiError(500, SORRY, type="server_error", code="engine_error")
         case SanicException() | CancelledError():
@@ -155,10 +160,6 @@ class ApiErrorHandler(ErrorHandler):
             # Sanic would wait without any limit for the rest of a body that never comes.
             stream.request_body = None
             stream.keep_alive = False
-        if error.status >= 500 and not isinstance(exception, DistaffError | SanicException | CancelledError):
-            reference = getattr(request, "reference", "-")
-            logger.error("%s failed: unexpected %s", reference, type(exception).__name__)
-            logger.debug("%s failed", reference, exc_info=exception)
         return HTTPResponse(
             to_json(error.envelope()), error.status, error.headers, content_type="application/json"
         )

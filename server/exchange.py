@@ -5,9 +5,8 @@ answer, a disconnect, a timeout, a defect) also ends the sequences in the engine
 folds the same deltas that a stream sends.
 """
 
-import asyncio
-import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,8 +19,6 @@ from .generation import Generation
 from .metrics import CallRecord
 from .protocol.encode import KEEP_ALIVE, to_json_by_items
 from .protocol.usage import Usage
-
-logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 15.0
 """The longest silence in a stream: load balancers give up on a connection after 60 s without a byte."""
@@ -93,24 +90,33 @@ class Exchange:
         return [choice.tokens for choice in self.choices]
 
 
+@contextmanager
+def accounted(
+    request: ApiRequest, record: CallRecord, completion_tokens: Callable[[], list[int]]
+) -> Iterator[None]:
+    """Closes a call's account at the end of the block, with what ended the call early if anything did."""
+    try:
+        yield
+    except BaseException as error:
+        request.end_early(error)
+        raise
+    finally:
+        record.close(completion_tokens(), request.ending)
+
+
 async def answer(
     request: ApiRequest, exchange: Exchange, *, stream: bool, headers: Mapping[str, str] | None = None
 ) -> HTTPResponse | None:
     """Answers, with further headers if there are any, and leaves nothing running, however it ends."""
-    ended_by: str | None = "error"
-    try:
-        if stream:
-            ended_by = await _stream(request, exchange, headers or {})
-            return None
-        body = await _fold(request, exchange)
-        ended_by = None
-        return HTTPResponse(body, headers=dict(headers or {}), content_type="application/json")
-    except asyncio.CancelledError:
-        ended_by = "abort"
-        raise
-    finally:
-        exchange.generation.abort()
-        exchange.record.close(exchange.completion_tokens(), cut_short=ended_by)
+    with accounted(request, exchange.record, exchange.completion_tokens):
+        try:
+            if stream:
+                await _stream(request, exchange, headers or {})
+                return None
+            body = await _fold(request, exchange)
+            return HTTPResponse(body, headers=dict(headers or {}), content_type="application/json")
+        finally:
+            exchange.generation.abort()
 
 
 async def _fold(request: ApiRequest, exchange: Exchange) -> bytes:
@@ -123,13 +129,13 @@ async def _fold(request: ApiRequest, exchange: Exchange) -> bytes:
     return await request.app.ctx.off_loop.run(size, lambda: to_json_by_items(exchange.reply.whole(usage)))
 
 
-async def _stream(request: ApiRequest, exchange: Exchange, headers: Mapping[str, str]) -> str | None:
-    """Sends the stream; returns why it was cut short, if it was."""
+async def _stream(request: ApiRequest, exchange: Exchange, headers: Mapping[str, str]) -> None:
+    """Sends the stream, to its end or to the error that ends it early."""
     headers = {**_STREAM_HEADERS, **headers}
     response = HTTPResponse(headers=headers, content_type="text/event-stream; charset=utf-8")
     await request.respond(response)
     await response.send(b"")
-    failure, reply = None, exchange.reply
+    reply = exchange.reply
     try:
         for event in reply.opening():
             await response.send(event)
@@ -139,12 +145,9 @@ async def _stream(request: ApiRequest, exchange: Exchange, headers: Mapping[str,
         last = list(reply.closing(exchange.usage()))
     except Exception as error:
         # The status is long sent: all that is left is to say so in the stream, and to close.
-        failure, said = "error", as_api_error(error)
-        level = logging.ERROR if said.status >= 500 else logging.INFO
-        logger.log(level, "%s failed in mid-stream: %s", request.reference, type(error).__name__)
+        request.end_early(error)
         request.close_afterwards()
-        last = list(reply.failure(said))
+        last = list(reply.failure(as_api_error(error)))
     for event in last:
         await response.send(event)
     await response.send(b"", end_stream=True)
-    return failure

@@ -6,6 +6,7 @@ have arrived, after which the connection is aborted.
 """
 
 import asyncio
+import logging
 import math
 import re
 from collections.abc import AsyncGenerator
@@ -16,7 +17,10 @@ from sanic.exceptions import BadRequest, PayloadTooLarge
 from sanic.http import Http
 from sanic.server.protocols.http_protocol import HttpProtocol
 
+from .endings import CutShort
 from .settings import ServerSettings
+
+logger = logging.getLogger(__name__)
 
 MOST_CRUMBS = 65_536
 """Pieces of a body with fewer than CRUMB_BYTES bytes; some clients send each JSON token as a chunk."""
@@ -48,15 +52,19 @@ class StrictHttp(Http):
     """One connection's parser, with a deadline for each head."""
 
     async def http1_request_header(self) -> None:
-        """Reads a head; aborts the connection if it takes too long from its first byte."""
+        """Reads a head; cuts the client off if it takes too long from its first byte."""
         seconds = self.protocol.app.ctx.settings.head_seconds
-        transport = self.protocol.transport
-        assert transport is not None
-        late = asyncio.get_running_loop().call_later(seconds, transport.abort)
+        late = asyncio.get_running_loop().call_later(seconds, self.protocol.cut_off)
         try:
             await super().http1_request_header()
         finally:
             late.cancel()
+
+    async def http1_response_header(self, data: bytes, end_stream: bool) -> None:
+        """Sends a head and counts it: none is sent to a client that is gone."""
+        await super().http1_response_header(data, end_stream)
+        self.protocol.answered = self.request.reference
+        self.protocol.app.ctx.metrics.responses.labels(self.response.status).inc()
 
     async def __aiter__(self) -> AsyncGenerator[bytes, None]:
         """The body's pieces; raises PayloadTooLarge where too many of them are crumbs."""
@@ -75,19 +83,41 @@ class StrictHttp(Http):
 
 
 class HardenedHttp(HttpProtocol):
-    """One connection, if there is room for it."""
+    """One connection, if there is room for it.
+
+    Attributes:
+      answered: the request whose answer was last begun. stalled: the client was cut off.
+    """
 
     HTTP_CLASS = StrictHttp
-    __slots__ = ("_next_look",)
+    __slots__ = ("_next_look", "answered", "stalled")
 
     def connection_made(self, transport: Any) -> None:
         """Takes the connection, or refuses it when there are too many."""
         self._next_look: asyncio.TimerHandle | None = None
+        self.answered = "-"
+        self.stalled = False
         if len(self.connections) >= self.app.ctx.settings.most_connections:
+            self.app.ctx.metrics.count_ending("connections")
             transport.abort()
             return
         self.app.ctx.connections = self.connections
         super().connection_made(transport)
+
+    @property
+    def lost_by(self) -> CutShort:
+        """Why a call on this connection is cancelled."""
+        if self.stalled:
+            return "client_stalled"
+        if self.http is not None and self.http.exception is not None:
+            return "timeout"
+        return "shutdown" if self.transport is None else "client_gone"
+
+    def cut_off(self) -> None:
+        """Ends the connection of a client that keeps others waiting, or memory in use."""
+        self.stalled = True
+        if self.transport is not None:
+            self.transport.abort()
 
     def pause_writing(self) -> None:
         """Called by the transport while much is left unread."""
@@ -100,12 +130,12 @@ class HardenedHttp(HttpProtocol):
         super().resume_writing()
 
     def _watch_reader(self, unread: float = math.inf) -> None:
-        """Aborts the connection if no byte has been read since the last look, at which `unread` were left."""
+        """Cuts the client off if no byte has been read since the last look, at which `unread` were left."""
         transport = self.transport
         assert transport is not None
         left = transport.get_write_buffer_size()
         if left >= unread:
-            transport.abort()
+            self.cut_off()
             return
         seconds = self.app.ctx.settings.read_seconds
         self._next_look = asyncio.get_running_loop().call_later(seconds, self._watch_reader, left)
@@ -118,7 +148,16 @@ class HardenedHttp(HttpProtocol):
         """Lets go of the connection, unless it was refused."""
         self._stop_watching()
         if self.conn_info is not None:
+            self._note_unread()
             super().connection_lost(exc)
+
+    def _note_unread(self) -> None:
+        """Counts an answer that was written whole, and of which much was never read."""
+        if self._can_write.is_set() or self.http:
+            return  # where a call is being answered, its handler is cancelled and counts it
+        reason = "client_gone" if self.transport is not None and not self.stalled else "client_stalled"
+        self.app.ctx.metrics.count_ending(reason)
+        logger.info("%s was not read to its end, %s", self.answered, reason)
 
 
 def sanic_config(settings: ServerSettings) -> Config:

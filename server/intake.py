@@ -91,7 +91,7 @@ def admit(
     check_params(requests[0].params, context.engine_info().vocabulary)
     param = "prompt" if len(requests) > per_prompt else "n"
     check_possible(requests, context.settings.max_concurrent, context.engine, param)
-    generation = Generation(context.engine, requests, request.connection.abort)
+    generation = Generation(context.engine, requests, request.connection.cut_off)
     record = open_record(request, prompt_tokens)
     return Exchange(prompt_tokens, per_prompt, generation, choices, reply, record)
 

@@ -1,8 +1,8 @@
 """What Prometheus reads, and the one log line that each finished call leaves.
 
-Labels are statuses, finish reasons and replicas' numbers, never text from a client; lines carry counts and
-times, never a prompt, an answer or a key. Each engine's figures are read from its newest snapshot when
-somebody asks.
+Labels are statuses, finish reasons, words for early ends (`endings.py`) and replicas' numbers, never text
+from a client; lines carry counts and times, never a prompt, an answer or a key. Each engine's figures are
+read from its newest snapshot when somebody asks.
 """
 
 import logging
@@ -14,7 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from .engine_client import EngineClient
+from .endings import CUT_SHORT, REFUSALS, Ending
+from .engine_client import MOVE_CAUSES, EngineClient
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,11 @@ class Metrics:
     def __init__(self, engine: EngineClient) -> None:
         self.registry = registry = CollectorRegistry()
         registry.register(EngineCollector(engine))
-        self.responses = Counter("distaff_responses", "Responses begun.", ["status"], registry=registry)
+        self.responses = Counter("distaff_responses", "Responses sent.", ["status"], registry=registry)
+        self._cut_short = _by_reason(
+            "calls_cut_short", "Calls that ended before their answer was complete.", CUT_SHORT, registry
+        )
+        self._refusals = _by_reason("refusals", "Calls that were not taken.", REFUSALS, registry)
         self.finished = Counter("distaff_choices", "Choices ended.", ["finish_reason"], registry=registry)
         self.in_flight = Gauge("distaff_requests_in_flight", "Calls being answered.", registry=registry)
         self.unknown = Counter(
@@ -61,13 +66,18 @@ class Metrics:
         )
         self.duration = _histogram("request_duration", "From arrival to the last byte.", _DURATION, registry)
 
+    def count_ending(self, reason: Ending) -> None:
+        """Counts a call that ended early, or was refused."""
+        counter = self._refusals if reason in REFUSALS else self._cut_short
+        counter.labels(reason).inc()
+
     def render(self) -> bytes:
         """The exposition text."""
         return generate_latest(self.registry)
 
 
 class EngineCollector(Collector):
-    """Each replica's gauges and counters, taken from its newest snapshot."""
+    """Each replica's gauges and counters, from its newest snapshot, and those of the queue before them."""
 
     def __init__(self, engine: EngineClient) -> None:
         self._engine = engine
@@ -82,6 +92,10 @@ class EngineCollector(Collector):
             family = CounterMetricFamily(f"distaff_engine_{name}", f"EngineStats.{name}.", labels=_LABELS)
             yield self._filled(family, attrgetter(f"stats.{name}"))
         yield self._phases()
+        requests, tokens = self._engine.queued
+        yield GaugeMetricFamily("distaff_queue_requests", "Sequences that no engine has.", value=requests)
+        yield GaugeMetricFamily("distaff_queue_prompt_tokens", "Tokens of their prompts.", value=tokens)
+        yield self._moves()
 
     def describe(self) -> Iterator[Metric]:
         """Nothing: the registry need not ask the engine before it is started."""
@@ -89,6 +103,14 @@ class EngineCollector(Collector):
 
     def _gauge(self, name: str, text: str, figure: Figure) -> Metric:
         return self._filled(GaugeMetricFamily(f"distaff_engine_{name}", text, labels=_LABELS), figure)
+
+    def _moves(self) -> CounterMetricFamily:
+        text = "Sequences that left an engine and went on in another one, or later."
+        family = CounterMetricFamily("distaff_sequences_moved", text, labels=("cause",))
+        moved = self._engine.moved
+        for cause in MOVE_CAUSES:
+            family.add_metric([cause], moved.get(cause, 0))
+        return family
 
     def _phases(self) -> CounterMetricFamily:
         text = "Of the engine's thread, by phase; idle: the device, while somebody waits."
@@ -106,6 +128,14 @@ class EngineCollector(Collector):
 
 def _histogram(name: str, text: str, buckets: tuple[float, ...], registry: CollectorRegistry) -> Histogram:
     return Histogram(f"distaff_{name}_seconds", text, buckets=buckets, registry=registry)
+
+
+def _by_reason(name: str, text: str, reasons: Iterable[str], registry: CollectorRegistry) -> Counter:
+    """A counter that has every reason from the start: else the first event of one is no increase."""
+    counter = Counter(f"distaff_{name}", text, ["reason"], registry=registry)
+    for reason in reasons:
+        counter.labels(reason)
+    return counter
 
 
 class CallRecord:
@@ -133,11 +163,14 @@ class CallRecord:
         self._reasons.append(reason)
         self._metrics.finished.labels(reason).inc()
 
-    def close(self, completion_tokens: list[int], *, cut_short: str | None = None) -> None:
-        """The call is over; `cut_short` says why choices are left that never ended."""
+    def close(self, completion_tokens: list[int], ending: Ending | None) -> None:
+        """The call is over; `ending`: why it ended before its answer was complete, if it did."""
         now = time.perf_counter()
-        for _ in range(len(completion_tokens) - len(self._reasons) if cut_short else 0):
-            self.ended(cut_short or "")
+        if ending is not None:
+            for _ in range(len(completion_tokens) - len(self._reasons)):
+                self.ended(ending)
+            if ending not in self._reasons:
+                self._reasons.append(ending)  # all choices had ended, and yet the answer is not complete
         self._metrics.in_flight.dec()
         self._metrics.completion_tokens.inc(sum(completion_tokens))
         self._metrics.duration.observe(now - self._started)

@@ -22,8 +22,8 @@ import msgspec
 
 from ..checkpoints.chat_template import ChatTemplate, Message, TemplateError
 from ..checkpoints.errors import CheckpointError
-from ..runtime.request import Overloaded
 from . import renderer_wire as wire
+from .errors import RenderingOverloaded
 from .system import environment_without_keys
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class RemoteTemplate(ChatTemplate):
 
         Raises:
           TemplateError: the template refuses it, or takes too long or too much memory for it.
-          Overloaded: no renderer became free, or none can be started.
+          RenderingOverloaded: no renderer became free, or none can be started.
         """
         keywords = {
             "add_generation_prompt": add_generation_prompt,
@@ -141,12 +141,12 @@ class RemoteTemplate(ChatTemplate):
 
     def _ask(self, question: wire.Render) -> str:
         if not self._free.acquire(timeout=QUEUE_SECONDS):
-            raise Overloaded(f"no chat template renderer became free in {QUEUE_SECONDS:.0f} s")
+            raise RenderingOverloaded(f"no chat template renderer became free in {QUEUE_SECONDS:.0f} s")
         renderer = None
         try:
             renderer = self._renderers.pop() or self._start()
             if renderer is None:
-                raise Overloaded("no chat template renderer can be started")
+                raise RenderingOverloaded("no chat template renderer can be started")
             return renderer.render(question)
         finally:
             if renderer is not None and renderer.usable:

@@ -8,13 +8,13 @@ on. There is one admission account for all of them. A server without replicas is
 import asyncio
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from ..runtime.request import EngineStats, NotReady, Request
 from . import exit_codes, wire
 from .admission import Admission
-from .engine_client import EngineInfo, EngineState
+from .engine_client import EngineInfo, EngineState, MoveCause
 from .event_stream import BufferedStream
 from .routing import Router, block_digests
 from .supervisor import EngineProcess, GivenUp, News
@@ -95,6 +95,16 @@ class EngineGroup:
         """Seconds since any of the processes was last heard of; 0.0 while there is none to hear."""
         ages = [engine.heartbeat_age for engine in self.replicas if engine.pid is not None]
         return min(ages, default=0.0)
+
+    @property
+    def queued(self) -> tuple[int, int]:
+        """Nothing waits before the replicas."""
+        return 0, 0
+
+    @property
+    def moved(self) -> Mapping[MoveCause, int]:
+        """Nothing is moved."""
+        return {}
 
     def submit(self, request: Request) -> BufferedStream:
         """Hands a request over to one of the replicas.

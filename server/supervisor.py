@@ -9,14 +9,14 @@ stays up.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..runtime.request import EngineFailed, EngineStats, NotReady, Request, TokenEvent
 from . import exit_codes, wire
 from .admission import Admission
 from .child import Child
-from .engine_client import EngineInfo, EngineState
+from .engine_client import EngineInfo, EngineState, MoveCause
 from .event_stream import BufferedStream
 from .restart_budget import RestartBudget
 from .vital import start_task
@@ -112,6 +112,16 @@ class EngineProcess:
     def replicas(self) -> tuple["EngineProcess"]:
         """Itself alone."""
         return (self,)
+
+    @property
+    def queued(self) -> tuple[int, int]:
+        """Nothing waits before it."""
+        return 0, 0
+
+    @property
+    def moved(self) -> Mapping[MoveCause, int]:
+        """Nothing is moved."""
+        return {}
 
     @property
     def streams(self) -> int:

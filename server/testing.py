@@ -21,7 +21,7 @@ from ..runtime.request import (
     TokenEvent,
     TokenLogprobs,
 )
-from .engine_client import EngineInfo, EngineState
+from .engine_client import EngineInfo, EngineState, MoveCause, ShutDown
 
 BOS, EOS, TURN = 256, 257, 258
 VOCABULARY = 259
@@ -123,6 +123,7 @@ class FakeEngine:
       requests, aborted: all that were submitted; the ids of those aborted before their end.
       cached: how many tokens of each prompt it claims to have found. waited: and how long each waited.
       profiled: what was asked of the profiler.
+      queued, moved: what it says of sequences that wait before it, and that have been moved.
     """
 
     def __init__(self, reply: str | Sequence[int] | Script = "Hello, world!", *, context: int = 4096) -> None:
@@ -145,6 +146,8 @@ class FakeEngine:
             context=context, vocabulary=VOCABULARY, slots=4, fingerprint="0123456789"
         )
         self.heartbeat_age = 0.0
+        self.queued = (0, 0)
+        self.moved: dict[MoveCause, int] = {}
 
     @property
     def replicas(self) -> Sequence["FakeEngine"]:
@@ -176,14 +179,15 @@ class FakeEngine:
                 while self.running:
                     await asyncio.sleep(0.01)
         except TimeoutError:
-            self.lose()
+            self.lose(ShutDown("the server is shutting down"))
 
     async def stop(self) -> None:
         self.state = "stopped"
 
-    def lose(self) -> None:
-        """Every running sequence hears that the engine is lost."""
+    def lose(self, failure: EngineFailed | None = None) -> None:
+        """Fails every running sequence: the engine is lost, or what `failure` says."""
         for stream in self.running.values():
+            stream.failure = failure or stream.failure
             stream.lost.set()
 
     def tokens(self, request: Request) -> Sequence[int]:
@@ -197,6 +201,7 @@ class FakeStream:
 
     def __init__(self, engine: FakeEngine, request: Request) -> None:
         self.lost = asyncio.Event()
+        self.failure = EngineFailed("the engine was lost")
         self.delay = engine.delay
         self._engine = engine
         self._request = request
@@ -206,7 +211,7 @@ class FakeStream:
             await self._wait()
             if self.lost.is_set() or position == self._engine.fail_after:
                 self._end()
-                raise EngineFailed("the engine was lost")
+                raise self.failure
             if position == self._engine.error_after:
                 reason, param = "a bad row", self._engine.error_param
                 event = TokenEvent(request_id=self._request.id, finish="error", error=reason, param=param)

@@ -112,7 +112,8 @@ MODEL = record(
 MODELS = record({"object": constant("list"), "data": _listed(MODEL)})
 CAPABILITIES = record({"object": constant("capabilities"), "model": TEXT, "routes": _OBJECT})
 VERSION = record({"version": TEXT})
-STATUS = record({"status": TEXT})
+READY = record({"status": constant("ready"), "ready": _COUNT, "replicas": _COUNT})
+STATUS = record({"status": TEXT}, {"ready": _COUNT, "replicas": _COUNT})
 PROFILING = record({"profiling": _FLAG})
 DOCUMENT = record({"openapi": TEXT, "info": _OBJECT, "paths": _OBJECT})
 

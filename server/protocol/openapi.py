@@ -225,7 +225,10 @@ _OPERATIONS: dict[tuple[str, str], Operation] = {
         open=True,
     ),
     ("get", "/ready"): Operation(
-        summary="Whether requests are taken; needs no key.", answer=answers.STATUS, errors=(503,), open=True
+        summary="Whether requests are taken, and by how many engines of how many; needs no key.",
+        answer=answers.READY,
+        errors=(503,),
+        open=True,
     ),
     ("get", "/metrics"): Operation(summary="Figures for Prometheus.", answer=None, types=(METRICS_TYPE,)),
     ("post", "/start_profile"): _asking("Begin a profile, with `--profile`.", answers.PROFILING, 404, 503),

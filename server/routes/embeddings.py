@@ -1,18 +1,16 @@
 """POST /v1/embeddings: the mean of a text's final hidden states, where the server is told to give it."""
 
-import asyncio
-from collections.abc import Awaitable
-
 from sanic import Blueprint, HTTPResponse
 from sanic.exceptions import NotFound
 
 from ...runtime.request import EngineFailed, Request, SamplingParams
 from ..admission import most_together
 from ..context import ApiRequest
+from ..engine_client import RequestFailed
 from ..errors import BadRequest
+from ..exchange import accounted
 from ..generation import Generation
 from ..intake import open_record, read_call
-from ..metrics import CallRecord
 from ..prompt import encode_texts
 from ..protocol.embeddings import embeddings, parse_embedding
 from ..protocol.encode import to_json
@@ -45,24 +43,12 @@ async def create_embeddings(request: ApiRequest) -> HTTPResponse:
         for n, prompt in enumerate(prompts)
     ]
     tokens = sum(map(len, prompts))
-    pooled = await _recorded(open_record(request, tokens), _all_pooled(request, asked))
+    record = open_record(request, tokens)
+    with accounted(request, record, lambda: [0]):
+        pooled = await _all_pooled(request, asked)
+        record.ended("stop")
     body = embeddings(call, context.answering_as(call.model), pooled, tokens)
     return HTTPResponse(to_json(body), content_type="application/json")
-
-
-async def _recorded(record: CallRecord, work: Awaitable[list[Vector]]) -> list[Vector]:
-    """Does it, and accounts for it as one choice without a token."""
-    ended_by: str | None = "error"
-    try:
-        vectors = await work
-        record.ended("stop")
-        ended_by = None
-        return vectors
-    except asyncio.CancelledError:
-        ended_by = "abort"
-        raise
-    finally:
-        record.close([0], cut_short=ended_by)
 
 
 async def _all_pooled(request: ApiRequest, requests: list[Request]) -> list[Vector]:
@@ -78,7 +64,7 @@ async def _all_pooled(request: ApiRequest, requests: list[Request]) -> list[Vect
 async def _pooled(request: ApiRequest, requests: list[Request]) -> list[Vector]:
     """The vectors of some texts, in their order; leaves nothing running, however it ends."""
     found: dict[int, Vector] = {}
-    generation = Generation(request.app.ctx.engine, requests, request.connection.abort)
+    generation = Generation(request.app.ctx.engine, requests, request.connection.cut_off)
     try:
         while len(found) < len(requests):
             heard = await generation.next(_SILENCE)
@@ -86,7 +72,7 @@ async def _pooled(request: ApiRequest, requests: list[Request]) -> list[Vector]:
                 raise EngineFailed("the engine is silent")
             index, event = heard
             if event.finish == "error":
-                raise EngineFailed(event.error or "the engine failed the request")
+                raise RequestFailed(event.error or "the engine failed the request")
             if event.pooled is not None:
                 found[index] = event.pooled
         return [found[index] for index in range(len(requests))]

@@ -36,16 +36,23 @@ def _healthy(context: AppContext) -> HTTPResponse:
 
 @blueprint.route("/ready", methods=["GET", "HEAD"])
 async def ready(request: ApiRequest) -> HTTPResponse:
-    """200 only while a completion would be admitted."""
+    """200 only while a completion would be admitted; says how many engines of how many take requests."""
     return _ready(request.app.ctx)
 
 
 def _ready(context: AppContext) -> HTTPResponse:
     state = "draining" if context.draining else context.engine.state
-    if state != "ready" or context.served.text is None:
-        state = "loading" if state == "ready" else state
-        raise Unavailable(f"Not ready: the engine is {state}.", retry_after=5)
-    return HTTPResponse(to_json({"status": "ready"}), content_type="application/json")
+    if state == "ready" and context.served.text is None:
+        state = "loading"
+    replicas = context.engine.replicas
+    ready = sum(engine.state == "ready" for engine in replicas) if state == "ready" else 0
+    if not ready:
+        raise Unavailable(
+            f"Not ready: the engine is {state}; {ready} of {len(replicas)} replicas take requests.",
+            retry_after=5,
+        )
+    body = {"status": "ready", "ready": ready, "replicas": len(replicas)}
+    return HTTPResponse(to_json(body), content_type="application/json")
 
 
 @blueprint.post("/start_profile")

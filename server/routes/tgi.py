@@ -44,6 +44,7 @@ def in_tgis_words(handler: Handler) -> Handler:
         try:
             return await handler(request)
         except DistaffError as error:
+            request.note_failure(error)
             ours = as_api_error(error)
             status, body = error_body(ours)
             return HTTPResponse(to_json(body), status, ours.headers, content_type="application/json")

@@ -112,7 +112,7 @@ class TestWithoutAKey:
 
     def test_life_readiness_and_options_are_open(self, http_keyed):
         assert http_keyed.get("/health").json() == http_keyed.get("/ping").json() == {"status": "ok"}
-        assert http_keyed.get("/ready").json() == {"status": "ready"}
+        assert http_keyed.get("/ready").json()["status"] == "ready"
         assert http_keyed.options("/v1/chat/completions").status_code == 204
 
     @pytest.mark.parametrize(

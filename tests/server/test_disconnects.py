@@ -95,7 +95,7 @@ def test_a_timeout_of_the_client_is_a_disconnect(server, engine):
 def test_an_abandoned_request_is_accounted_for(begin, engine, caplog):
     with caplog.at_level("INFO", "distaff.server.metrics"):
         begin(stream=True, n=2).close()
-        wait_until(lambda: any("finish=abort,abort" in line for line in caplog.messages))
+        wait_until(lambda: any("finish=client_gone,client_gone" in line for line in caplog.messages))
 
 
 def test_a_slow_reader_does_not_slow_the_engine(begin, engine, ask):

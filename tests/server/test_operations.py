@@ -7,6 +7,8 @@ from dataclasses import replace
 import httpx
 import pytest
 
+from distaff.server.testing import FakeEngine
+
 from ..patience import patient
 
 RETRY = re.compile(r"[1-9]|[1-5][0-9]|60")
@@ -27,10 +29,32 @@ def test_before_the_model_is_loaded(http, ask, server, engine):
 
 
 def test_ready_needs_the_engine_and_the_text(http, ask, server, engine):
-    assert http.get("/ready").json() == {"status": "ready"}
+    assert http.get("/ready").json() == {"status": "ready", "ready": 1, "replicas": 1}
     server.served.text = None
     assert http.get("/ready").status_code == 503
     assert ask().status_code == 503
+
+
+@pytest.mark.parametrize("path", ["/ready", "/health", "/ping"])
+def test_one_ready_engine_of_several_is_enough(make_server, monkeypatch, path):
+    """The answer says how many there are; so does the refusal, in the message."""
+    server = make_server(health_when_ready=True)
+    server.reset()
+    engines = [server.engine, FakeEngine(), FakeEngine()]
+    monkeypatch.setattr(FakeEngine, "replicas", property(lambda self: engines))
+    for states, ready in [("ready loading ready", 2), ("ready stopped restarting", 1)]:
+        for engine, state in zip(engines, states.split(), strict=True):
+            engine.state = state
+        reply = httpx.get(server.url + path)
+        assert (reply.status_code, reply.json()) == (200, {"status": "ready", "ready": ready, "replicas": 3})
+    server.engine.state = "loading"
+    assert (
+        "engine is loading; 0 of 3 replicas take" in httpx.get(server.url + path).json()["error"]["message"]
+    )
+    server.engine.state, server.served.text = "ready", None
+    reply = httpx.get(server.url + path)
+    assert (reply.status_code, RETRY.fullmatch(reply.headers["retry-after"]) is not None) == (503, True)
+    assert "engine is loading; 0 of 3 replicas take" in reply.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("state", ["starting", "loading", "restarting", "draining", "stopped"])
@@ -45,7 +69,7 @@ def test_health_may_wait_until_requests_are_taken(make_server):
     """As TGI's does, for what knows one route only."""
     server = make_server(health_when_ready=True)
     with httpx.Client(base_url=server.url) as http:
-        assert http.get("/health").json() == {"status": "ready"}
+        assert http.get("/health").json() == {"status": "ready", "ready": 1, "replicas": 1}
         server.engine.state = "loading"
         assert http.get("/health").status_code == 503
 

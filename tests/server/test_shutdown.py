@@ -101,7 +101,7 @@ def test_what_outlasts_the_drain_is_told_so(start):
     thread, lines = open_stream(url)
     process.send_signal(signal.SIGTERM)
     thread.join(10)
-    assert '"code":"engine_error"' in lines[-4]
+    assert '"code":"server_shutting_down"' in lines[-4]
     assert lines[-2] == "data: [DONE]"
     assert process.wait(10) == 0
     assert "Traceback" not in process.stderr.read()

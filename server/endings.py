@@ -1,0 +1,85 @@
+"""Why a call ended before its answer was complete, or was not taken at all.
+
+Knows exceptions, neither HTTP nor metrics. The one idea: each way to end early has one word of a closed set,
+so that the counters, the finish reasons of choices and a call's log line always agree.
+"""
+
+import logging
+from typing import Literal, get_args
+
+from sanic.exceptions import ServiceUnavailable
+
+from ..runtime.request import EngineFailed, InvalidRequest, NotReady, Overloaded
+from .engine_client import RequestFailed, ShutDown
+from .errors import ApiError, RenderingOverloaded
+
+logger = logging.getLogger(__name__)
+
+CutShort = Literal[
+    "client_gone",
+    "client_stalled",
+    "engine_lost",
+    "shutdown",
+    "request_failed",
+    "request_invalid",
+    "internal_error",
+    "timeout",
+]
+"""`client_gone`: it closed the connection. `client_stalled`: we closed it, as the client read nothing for
+too long, left too much unread, or did not send a whole head in time. `engine_lost`: the engine was lost with
+the request. `shutdown`: the time to drain was up. `request_failed`: the engine failed this request alone.
+`request_invalid`: what an admitted request asks for turned out to be impossible. `internal_error`: a defect
+of the web process. `timeout`: the answer took longer than any may."""
+
+Refusal = Literal["overloaded", "rendering", "not_ready", "draining", "connections"]
+"""`overloaded`: the queue is full. `rendering`: no process is free for the chat template. `not_ready`: no
+engine takes requests. `draining`: the server shuts down. `connections`: too many are open, and another one
+was closed unread."""
+
+Ending = CutShort | Refusal
+
+CUT_SHORT: tuple[CutShort, ...] = get_args(CutShort)
+REFUSALS: tuple[Refusal, ...] = get_args(Refusal)
+
+_LONGEST_DETAIL = 200
+_LEVELS: dict[Ending, int] = {
+    "engine_lost": logging.ERROR,
+    "request_failed": logging.ERROR,
+    "internal_error": logging.ERROR,
+    "shutdown": logging.WARNING,
+    "timeout": logging.WARNING,
+    "request_invalid": logging.INFO,
+}
+"""What is logged beside the call's own line; a refusal and a client's leaving are not."""
+
+
+def ending_of(error: Exception, *, draining: bool) -> Ending:
+    """The word for a call that ends with `error`; `draining`: the server shuts down."""
+    match error:
+        case RenderingOverloaded():
+            return "rendering"
+        case Overloaded():
+            return "overloaded"
+        case NotReady():
+            return "draining" if draining else "not_ready"
+        case ShutDown():
+            return "shutdown"
+        case RequestFailed():
+            return "request_failed"
+        case EngineFailed():
+            return "engine_lost"
+        case InvalidRequest() | ApiError():
+            return "request_invalid"
+        case ServiceUnavailable():  # Sanic's, for an answer that takes longer than RESPONSE_TIMEOUT
+            return "timeout"
+    return "internal_error"
+
+
+def log_ending(reference: str, ending: Ending, error: BaseException) -> None:
+    """Logs why the call `reference` ended early: an engine's reason, of other errors the type alone."""
+    level = _LEVELS.get(ending, logging.NOTSET)
+    if level:
+        detail = str(error)[:_LONGEST_DETAIL] if isinstance(error, EngineFailed) else type(error).__name__
+        logger.log(level, "%s ended early, %s: %s", reference, ending, detail)
+    if ending == "internal_error":
+        logger.debug("%s failed", reference, exc_info=error)
