@@ -18,6 +18,8 @@ decided in the server alone.
         ├── Overloaded              the queue is full
         ├── NotReady                loading, restarting or draining
         └── EngineFailed            the engine was lost while it held the request
+            ├── ShutDown            the server shuts down                   (server/engine_client.py)
+            └── RequestFailed       the engine failed this request alone    (server/engine_client.py)
 """
 
 

@@ -131,7 +131,7 @@ def finishes(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str
 def send(
     server: Server, path: str, body: dict[str, Any], missing: int = 0, buffer: int | None = None
 ) -> socket.socket:
-    """Sends a request, but for the last `missing` bytes of its body; `buffer`: what the client takes unread."""
+    """Sends a request, but for the last `missing` bytes of its body; `buffer`: of the client's socket."""
     connection = socket.socket()
     if buffer:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
@@ -334,9 +334,9 @@ def test_choices_that_had_ended_keep_their_reasons(server, counts, finishes, cap
     assert len(warnings(caplog)) == 1
 
 
-def test_a_shutdown_is_no_loss(make_server, finishes, caplog):
+def test_a_shutdown_is_no_loss(finishes, caplog):
     """What outlasts the drain is told so, in a stream as in one piece, and may come back."""
-    server = make_server(drain_seconds=0.1, embeddings=True)
+    server = Server(drain_seconds=0.1, embeddings=True)
     server.reset()
     server.engine.gate.clear()
     counts = Counts(server)
