@@ -10,7 +10,7 @@ import logging
 import math
 import re
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, cast
 
 from sanic.config import Config
 from sanic.exceptions import BadRequest, PayloadTooLarge
@@ -54,7 +54,7 @@ class StrictHttp(Http):
     async def http1_request_header(self) -> None:
         """Reads a head; cuts the client off if it takes too long from its first byte."""
         seconds = self.protocol.app.ctx.settings.head_seconds
-        late = asyncio.get_running_loop().call_later(seconds, self.protocol.cut_off)
+        late = asyncio.get_running_loop().call_later(seconds, cast(HardenedHttp, self.protocol).cut_off)
         try:
             await super().http1_request_header()
         finally:
@@ -63,7 +63,7 @@ class StrictHttp(Http):
     async def http1_response_header(self, data: bytes, end_stream: bool) -> None:
         """Sends a head and counts it: none is sent to a client that is gone."""
         await super().http1_response_header(data, end_stream)
-        self.protocol.answered = self.request.reference
+        cast(HardenedHttp, self.protocol).answered = cast(Any, self.request).reference
         self.protocol.app.ctx.metrics.responses.labels(self.response.status).inc()
 
     async def __aiter__(self) -> AsyncGenerator[bytes, None]:
