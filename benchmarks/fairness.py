@@ -1,0 +1,129 @@
+"""One key that asks for everything beside one that asks for little: `python -m benchmarks.fairness`.
+
+Key B asks once a second: alone at first, then while key A keeps 500 streams open. What B waits for its first
+token must stay within twice what it is alone, B must never be refused, and A uses what is left.
+"""
+
+import asyncio
+import itertools
+import random
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from .load import chat
+from .replies import first_token
+from .server import Contender
+from .sse import Answer, Call, ask
+from .trial import Table, contender, parser, percentile, run, scrape, serving, spread
+
+BOUND = 2.0
+KEY_A, KEY_B = "key-of-the-many-streams", "key-of-the-one-request"
+_RUN_IN_SECONDS = 5.0
+"""For A's streams to fill all slots before anything is measured."""
+_LONGEST_RETRY = 30.0
+_numbers = itertools.count(random.randrange(10**6))
+
+
+@dataclass(slots=True)
+class Many:
+    """Key A: so many streams at once, each begun again when it ends; a refused one waits as it is told."""
+
+    url: str
+    streams: int
+    tokens: int
+    served: int = 0
+    refused: int = 0
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def __aenter__(self) -> "Many":
+        self._tasks = [asyncio.create_task(self._stream()) for _ in range(self.streams)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _stream(self) -> None:
+        while True:
+            answer = await ask(self.url, body(self.tokens), KEY_A)
+            if answer.status == 200:
+                self.served += 1
+            else:
+                self.refused += 1
+                await asyncio.sleep(min(answer.retry_after or 1.0, _LONGEST_RETRY))
+
+
+def body(tokens: int) -> Call:
+    """A greedy chat of exactly so many tokens, different from all before."""
+    asked = {"model": "tgi", "messages": chat(next(_numbers)), "max_tokens": tokens, "temperature": 0}
+    return Call("/v1/chat/completions", asked | {"ignore_eos": True, "stream": True})
+
+
+async def once_a_second(url: str, seconds: float, tokens: int) -> list[Answer]:
+    """Key B: a request each second, whatever became of the last one."""
+    tasks = []
+    for _ in range(max(1, round(seconds))):
+        tasks.append(asyncio.create_task(ask(url, body(tokens), KEY_B)))
+        await asyncio.sleep(1)  # the load itself
+    return await asyncio.gather(*tasks)
+
+
+async def pace(url: str, seconds: float) -> float:
+    """Tokens a second that the engines generate meanwhile."""
+    before, begun = (await scrape(url, KEY_A)).generated, time.perf_counter()
+    await asyncio.sleep(seconds)
+    return ((await scrape(url, KEY_A)).generated - before) / (time.perf_counter() - begun)
+
+
+async def trial(url: str, name: str, streams: int, seconds: float, tokens: tuple[int, int]) -> Table:
+    """B alone, A alone, both."""
+    of_a, of_b = tokens
+    alone = await once_a_second(url, seconds, of_b)
+    async with Many(url, streams, of_a) as many:
+        await asyncio.sleep(_RUN_IN_SECONDS)
+        pace_alone = await pace(url, min(seconds, 30))
+        both = asyncio.create_task(pace(url, seconds))
+        beside = await once_a_second(url, seconds, of_b)
+        pace_beside = await both
+    table = Table(name)
+    _rows_of_b(table, alone, beside)
+    table.note("tokens/s of all, A alone; beside B", f"{pace_alone:.0f}; {pace_beside:.0f}")
+    table.note("A's answers; refusals", f"{many.served}; {many.refused}")
+    return table
+
+
+def _rows_of_b(table: Table, alone: Sequence[Answer], beside: Sequence[Answer]) -> None:
+    before, after = ([first_token(each) for each in answers] for answers in (alone, beside))
+    waits = [[value for value in values if value is not None] for values in (before, after)]
+    table.note("B's time to first token, alone", spread(waits[0], "ms"))
+    table.note("B's time to first token, beside A", spread(waits[1], "ms"))
+    ratio = percentile(waits[1], 0.99) / percentile(waits[0], 0.99)
+    table.bound("B's p99 beside A to alone", f"{ratio:.2f}", f"at most {BOUND:g}", ratio <= BOUND)
+    refused = sum(answer.status != 200 for answer in beside)
+    table.bound("B refused", f"{refused} of {len(beside)}", "never", refused == 0)
+    lost = sum(value is None for value in after) - refused
+    table.bound("B's streams without a token", str(lost), "none", lost == 0)
+
+
+def _with_keys(contended: Contender) -> Contender:
+    return replace(contended, environment=lambda: {"DISTAFF_API_KEYS": f"{KEY_A},{KEY_B}"})
+
+
+def main() -> None:
+    """Measures and prints."""
+    made = parser(__doc__)
+    made.add_argument("--streams", type=int, default=500, help="of key A")
+    made.add_argument("--seconds", type=float, default=120.0, help="for each of alone and beside")
+    made.add_argument("--tokens", type=int, nargs=2, default=(400, 16), help="of an answer to A and to B")
+    options, rest = made.parse_known_args()
+    name = f"fairness, {options.model}, {options.replicas} replicas"
+    with serving(options, _with_keys(contender(options, rest)), KEY_A) as served:
+        tokens = tuple(options.tokens)
+        run(lambda: trial(served.url, name, options.streams, options.seconds, tokens))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""Streams while engines are killed under them: `python -m benchmarks.faults --replicas 2`.
+
+32 calls of all protocols run again and again while engine after engine gets a SIGKILL. Before that the same
+calls run undisturbed on the same server, twice: once for what they must say, and once more for how far they
+agree with themselves. No stream may end by a death, texts and usage must be equal, and the longest pause is
+told beside the longest that a replica was away.
+"""
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import psutil
+
+from .mixed import Expected, calls, sized, undisturbed
+from .replies import Said, longest_pause, said
+from .server import Served
+from .sse import ask
+from .trial import Table, contender, engines, parser, percentile, run, scrape, serving, spread
+
+_POLL_SECONDS = 0.2
+_PAUSE_SLACK_SECONDS = 2.0
+"""What a pause may be longer than the restart: what was said before is computed again."""
+_LOGPROB_DIFFERENCE = 0.01
+_MOST_SHOWN = 5
+
+
+@dataclass(slots=True)
+class Differences:
+    """How answers differ from what was expected."""
+
+    answers: int = 0
+    ended: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    usage: int = 0
+    logprobs: int = 0
+    pauses: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def add(self, expected: Expected, heard: Said) -> None:
+        """Compares one answer."""
+        self.answers += 1
+        name, wanted = f"{expected.call.path} {_brief(expected)}", expected.said
+        if heard.error:
+            self.ended.append(f"{name}: {heard.error}")
+            return
+        if heard.choices != wanted.choices:
+            self.texts.append(f"{name}: {_first_difference(heard.choices, wanted.choices)}")
+        self.usage += heard.usage != wanted.usage
+        self.logprobs += _far_apart(heard.logprobs, wanted.logprobs)
+
+
+def _brief(expected: Expected) -> str:
+    body = dict(expected.call.body or {})
+    return ",".join(sorted(set(body) - {"model", "messages", "prompt", "input", "inputs", "stream_options"}))
+
+
+def _first_difference(heard: object, wanted: object) -> str:
+    """Where two renderings part."""
+    one, other = repr(heard), repr(wanted)
+    place = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))
+    return f"from character {place} of {len(other)}: {one[place : place + 40]!r}, not {other[place : place + 40]!r}"
+
+
+def _far_apart(heard: Sequence[float], wanted: Sequence[float]) -> bool:
+    same = len(heard) == len(wanted)
+    return not same or any(abs(a - b) > _LOGPROB_DIFFERENCE for a, b in zip(heard, wanted, strict=True))
+
+
+@dataclass(slots=True)
+class Killer:
+    """Kills one engine after the other; one whose turn it is before it serves again is waited for.
+
+    Attributes:
+      kills: how many. away: seconds from a kill until that replica was ready again.
+    """
+
+    served: Served
+    replicas: int
+    every: float
+    kills: int = 0
+    away: list[float] = field(default_factory=list)
+    _killed: dict[int, float] = field(default_factory=dict)
+
+    async def run(self, seconds: float) -> None:
+        """Until the time is up."""
+        ends, due = time.perf_counter() + seconds, time.perf_counter() + self.every
+        while (now := time.perf_counter()) < ends:
+            ready = await self._look()
+            turn = self.kills % self.replicas
+            if now >= due and turn in ready and self._kill(turn):
+                due = now + self.every
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def recovered(self) -> None:
+        """Waits until all are ready again."""
+        while self._killed:
+            await self._look()
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _look(self) -> set[int]:
+        """Which replicas are ready; notes those that are so again."""
+        found = (await scrape(self.served.url)).replicas("distaff_engine_ready")
+        ready = {replica for replica, value in found.items() if value}
+        for replica in ready & set(self._killed):
+            if time.perf_counter() - self._killed[replica] > 1:  # its death is seen at once, but not at that
+                self.away.append(time.perf_counter() - self._killed.pop(replica))
+        return ready
+
+    def _kill(self, replica: int) -> bool:
+        try:
+            engines(self.served)[replica].kill()
+        except (KeyError, psutil.Error):
+            return False
+        self._killed[replica] = time.perf_counter()
+        self.kills += 1
+        return True
+
+
+async def repeat(url: str, expected: Expected, ends: float, found: Differences) -> None:
+    """Asks the same again and again until the time is up."""
+    while time.perf_counter() < ends:
+        answer = await ask(url, expected.call)
+        heard = said(expected.call.path, answer)
+        found.add(expected, heard)
+        if heard.error is None:
+            found.pauses.append(longest_pause(answer))
+            found.seconds.append(answer.pieces[-1][0] - answer.asked)
+        else:
+            await asyncio.sleep(1)  # a server without an engine is not to be asked in a busy loop
+
+
+async def trial(served: Served, options: argparse.Namespace) -> Table:
+    """Undisturbed twice, then under faults."""
+    url = served.url
+    asked = await sized(url, calls(), options.longest)
+    expected = await undisturbed(url, asked)
+    control, found = Differences(), Differences()
+    for one, again in zip(expected, await undisturbed(url, asked), strict=True):
+        control.add(one, again.said)
+    killer = Killer(served, options.replicas, options.every)
+    ends = time.perf_counter() + options.seconds
+    await asyncio.gather(killer.run(options.seconds), *(repeat(url, each, ends, found) for each in expected))
+    try:
+        async with asyncio.timeout(120):
+            await killer.recovered()
+    except TimeoutError:
+        killer.away.append(float("inf"))
+    return _table(served, options, control, found, killer)
+
+
+def _table(
+    served: Served, options: argparse.Namespace, control: Differences, found: Differences, killer: Killer
+) -> Table:
+    table = Table(f"faults, {options.model}, {options.replicas} replicas")
+    table.note("kills; answers", f"{killer.kills} in {options.seconds:.0f} s; {found.answers}")
+    table.note("seconds of an answer", spread(found.seconds))
+    table.note("texts that differ between two undisturbed runs", f"{len(control.texts)} of {control.answers}")
+    for figure, count in (
+        ("streams that ended with an error", len(found.ended)),
+        ("texts that differ", len(found.texts)),
+        ("usage that differs", found.usage),
+        (f"log-probabilities off by more than {_LOGPROB_DIFFERENCE}", found.logprobs),
+    ):
+        table.bound(figure, f"{count} of {found.answers}", "none", count == 0)
+    _rows_of_pauses(table, served, options, found, killer)
+    for line in [*found.ended[:_MOST_SHOWN], *found.texts[:_MOST_SHOWN]]:
+        print(line, file=sys.stderr)
+    return table
+
+
+def _rows_of_pauses(
+    table: Table, served: Served, options: argparse.Namespace, found: Differences, killer: Killer
+) -> None:
+    first = served.seconds_to_ready
+    longest, away = max(found.pauses, default=0.0), max(killer.away, default=0.0)
+    table.note("first start; a killed replica was away", f"{first:.1f} s; {spread(killer.away)}")
+    pauses = f"p50 {percentile(found.pauses, 0.5):.2f}, longest {longest:.1f} s"
+    if options.replicas == 1:
+        limit = away + _PAUSE_SLACK_SECONDS
+        table.bound("longest pause of a stream", pauses, f"the restart: {limit:.1f} s", longest <= limit)
+    else:
+        table.note("longest pause of a stream", pauses)
+
+
+def main() -> None:
+    """Measures and prints."""
+    made = parser(__doc__)
+    made.set_defaults(slots=32)
+    made.add_argument("--seconds", type=float, default=180.0, help="of the faults")
+    made.add_argument("--every", type=float, default=10.0, help="seconds between two kills")
+    made.add_argument("--longest", type=int, default=3000, help="tokens of an answer")
+    options, rest = made.parse_known_args()
+    with serving(options, contender(options, ["--deterministic", *rest])) as served:
+        run(lambda: trial(served, options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""Ten times as much as the server can do, whatever it answers: `python -m benchmarks.overload`.
+
+First a closed loop says what it can do; then requests arrive at random (Poisson) at ten times that rate.
+Looked at are how soon it refuses, how long those that it admits wait, how much of its throughput is left,
+and what `Retry-After` is worth: some of the refused wait as they are told and ask again until they are in,
+others ask twice a second, which finds when there really was room. Answers are made so long that the server
+can do about two a second, so that the load costs the client and the web process little.
+"""
+
+import asyncio
+import random
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .fairness import body
+from .replies import first_token
+from .retries import Retries
+from .sse import Answer, ask
+from .trial import Table, parser, percentile, run, scrape, serving, spread
+from .trial import contender as contender_of
+
+TIMES = 10.0
+REFUSAL_SECONDS = 0.05
+LEAST_THROUGHPUT = 0.95
+_RATE = 2.0
+"""Answers a second that the server is to be able to do."""
+_SHORTEST, _LONGEST = 32, 4096
+_PACE_TOKENS = 128
+_AGAIN_TOKENS = 8
+"""Of those that ask again: what they look at is when they are admitted."""
+_CLOSED_SECONDS = (15.0, 45.0)
+"""Of the closed loop that sizes the answers, and of the one that is compared with."""
+_SETTLE_SECONDS = 180.0
+"""The longest after the load that anything is waited for."""
+
+
+@dataclass(slots=True)
+class Overload:
+    """The requests of an open loop, and those of the refused that ask again.
+
+    Attributes:
+      answers: in the order in which they ended. pace: tokens a second while it ran.
+    """
+
+    url: str
+    tokens: int
+    rate: float
+    seconds: float
+    answers: list[Answer] = field(default_factory=list)
+    pace: float = 0.0
+
+    async def load(self, retries: Retries) -> None:
+        """Sends requests until the time is up, then waits until all have ended."""
+        async with asyncio.TaskGroup() as group:
+            measured = group.create_task(pace_of(self.url, self.seconds))
+            left = self.seconds
+            while left > 0:
+                group.create_task(self._send(retries))
+                pause = random.expovariate(self.rate)
+                left -= pause
+                await asyncio.sleep(pause)  # the load itself
+        self.pace = measured.result()
+
+    async def _send(self, retries: Retries) -> None:
+        answer = await ask(self.url, body(self.tokens))
+        self.answers.append(answer)
+        if answer.status != 200 and answer.retry_after is not None:
+            retries.refused(answer)
+
+
+async def pace_of(url: str, seconds: float) -> float:
+    """Tokens a second that the engines generate in a while, but for its first tenth."""
+    await asyncio.sleep(seconds / 10)
+    before, begun = (await scrape(url)).generated, time.perf_counter()
+    await asyncio.sleep(0.9 * seconds)
+    return ((await scrape(url)).generated - before) / (time.perf_counter() - begun)
+
+
+async def closed(url: str, streams: int, tokens: int, seconds: float) -> float:
+    """Tokens a second of so many streams, each of which begins again when it ends."""
+
+    async def stream() -> None:
+        while True:
+            await ask(url, body(tokens))
+
+    tasks = [asyncio.create_task(stream()) for _ in range(streams)]
+    try:
+        return await pace_of(url, seconds)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def trial(url: str, name: str, streams: int, seconds: float, max_wait: float) -> Table:
+    """The closed loop, the open one, and what the refused find."""
+    sizing, compared = _CLOSED_SECONDS
+    possible = await closed(url, streams, _PACE_TOKENS, sizing)
+    tokens = min(_LONGEST, max(_SHORTEST, round(possible / _RATE)))
+    capacity = await closed(url, streams, tokens, compared)
+    overload = Overload(url, tokens, TIMES * capacity / tokens, seconds)
+    again = body(_AGAIN_TOKENS)
+    async with Retries(lambda: ask(url, again), time.perf_counter() + seconds) as retries:
+        await overload.load(retries)
+        await retries.settle(_SETTLE_SECONDS)
+    table = Table(name)
+    table.note("closed loop; arrivals", f"{capacity:.0f} tokens/s, {tokens} an answer; {overload.rate:.1f}/s")
+    _rows(table, overload, capacity, max_wait)
+    retries.rows(table)
+    return table
+
+
+def _rows(table: Table, overload: Overload, capacity: float, max_wait: float) -> None:
+    refusals = [each.pieces[-1][0] - each.asked for each in overload.answers if each.status == 503]
+    slow = percentile(refusals, 0.99)
+    limit = f"p99 at most {1000 * REFUSAL_SECONDS:.0f} ms"
+    table.bound("refusals", spread(refusals, "ms"), limit, not slow > REFUSAL_SECONDS)
+    _rows_of_admitted(table, [each for each in overload.answers if each.status == 200], max_wait)
+    others = sum(each.status not in (200, 503) or not each.whole for each in overload.answers)
+    table.bound("answers that are neither a whole stream nor a refusal", str(others), "none", others == 0)
+    share = overload.pace / capacity
+    table.bound(
+        "tokens/s to those of the closed loop",
+        f"{share:.2f}",
+        f"at least {LEAST_THROUGHPUT}",
+        share >= LEAST_THROUGHPUT,
+    )
+
+
+def _rows_of_admitted(table: Table, admitted: Sequence[Answer], max_wait: float) -> None:
+    firsts = [first for each in admitted if (first := first_token(each)) is not None]
+    in_time = sum(first <= max_wait for first in firsts)
+    table.note("time to first token of those admitted", spread(firsts))
+    table.bound(
+        f"first token within {max_wait:g} s",
+        f"{100 * in_time / max(1, len(admitted)):.1f} % of {len(admitted)}",
+        "99 %",
+        in_time >= 0.99 * len(admitted),
+    )
+
+
+def main() -> None:
+    """Measures and prints."""
+    made = parser(__doc__)
+    made.add_argument("--seconds", type=float, default=300.0, help="of the overload")
+    made.add_argument("--max-wait", type=float, default=30.0, help="what the server bounds waits by")
+    options, rest = made.parse_known_args()
+    if options.max_wait != made.get_default("max_wait"):
+        rest += ["--max-wait", str(options.max_wait)]
+    name = f"overload, {options.model}, {options.replicas} replicas"
+    streams = options.replicas * options.slots
+    with serving(options, contender_of(options, rest)) as served:
+        run(lambda: trial(served.url, name, streams, options.seconds, options.max_wait))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

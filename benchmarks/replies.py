@@ -1,0 +1,164 @@
+"""What an answer said, in whichever of the four protocols, in a form that two runs can be compared by.
+
+Ids and times are left out; texts, calls, finish reasons, token names and usage must be equal. The one idea: a
+streamed answer and one in one piece are folded by the same function.
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .sse import Answer
+
+Events = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What was said.
+
+    Attributes:
+      choices: of each its text, calls, finish reason and the names of its tokens.
+      logprobs: of all tokens, where they were asked for. usage: prompt and completion tokens.
+      error: what it ended with instead of an end of its own.
+    """
+
+    choices: tuple[Any, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    usage: tuple[int, int] | None = None
+    error: str | None = None
+
+
+def said(path: str, answer: Answer) -> Said:
+    """Reads the answer to a call of `path`."""
+    if answer.status != 200:
+        return Said(error=f"status {answer.status}: {answer.body[:200]!r}")
+    streamed = answer.headers.get("content-type", "").startswith("text/event-stream")
+    if streamed:
+        events = [event for _, event in answer.events()]
+    else:
+        events = [json.loads(answer.body)] if answer.whole else []
+    for event in events:
+        if event.get("error"):
+            return Said(error=json.dumps(event["error"])[:200])
+    if not answer.whole or (streamed and not _closed(path, answer, events)):
+        return Said(error="cut off")
+    return _FOLDS[path](events)
+
+
+def first_token(answer: Answer) -> float | None:
+    """Seconds from the request to the first event with something generated; None: it never came."""
+    return next((moment - answer.asked for moment, event in answer.events() if _speaks(event)), None)
+
+
+def longest_pause(answer: Answer) -> float:
+    """Seconds, from the first event with something generated on; comments are no events."""
+    moments = [moment for moment, event in answer.events() if _speaks(event)]
+    return max((b - a for a, b in itertools.pairwise(moments)), default=0.0)
+
+
+def _closed(path: str, answer: Answer, events: Events) -> bool:
+    """Whether a stream has come to the end that its protocol has."""
+    if path == "/v1/responses":
+        return bool(events) and events[-1]["type"] in ("response.completed", "response.incomplete")
+    if path == "/generate_stream":
+        return bool(events) and events[-1]["generated_text"] is not None
+    return answer.body.endswith(b"data: [DONE]\n\n")
+
+
+def _speaks(event: dict[str, Any]) -> bool:
+    if "token" in event:
+        return True
+    if "choices" in event:
+        return any(_text_of(choice) for choice in event["choices"])
+    return str(event.get("type", "")).endswith(".delta")
+
+
+def _text_of(choice: dict[str, Any]) -> Any:
+    delta = choice.get("delta") or {}
+    return choice.get("text") or delta.get("content") or delta.get("tool_calls")
+
+
+def _chat(events: Events) -> Said:
+    folded: dict[int, dict[str, Any]] = {}
+    for choice in (choice for event in events for choice in event["choices"]):
+        one = folded.setdefault(choice["index"], {"text": "", "calls": [], "finish": None, "entries": []})
+        message = choice.get("delta") or choice.get("message") or {}
+        one["text"] += message.get("content") or ""
+        one["finish"] = choice["finish_reason"] or one["finish"]
+        one["entries"] += (choice.get("logprobs") or {}).get("content") or []
+        for call in message.get("tool_calls") or ():
+            if "id" in call:
+                one["calls"].append(call["function"]["name"])
+            one["calls"].append(call["function"]["arguments"])
+    ordered = [one for _, one in sorted(folded.items())]
+    choices = tuple(
+        (one["text"], _calls(one["calls"]), one["finish"], _names(one["entries"])) for one in ordered
+    )
+    return Said(choices, _values(entry for one in ordered for entry in one["entries"]), _usage(events))
+
+
+def _calls(pieces: Iterable[str]) -> str:
+    return "".join(pieces)
+
+
+def _completion(events: Events) -> Said:
+    folded: dict[int, dict[str, Any]] = {}
+    for choice in (choice for event in events for choice in event["choices"]):
+        one = folded.setdefault(choice["index"], {"text": "", "finish": None, "names": [], "values": []})
+        one["text"] += choice["text"]
+        one["finish"] = choice["finish_reason"] or one["finish"]
+        one["names"] += (choice.get("logprobs") or {}).get("tokens") or []
+        one["values"] += (choice.get("logprobs") or {}).get("token_logprobs") or []
+    ordered = [one for _, one in sorted(folded.items())]
+    choices = tuple((one["text"], one["finish"], tuple(one["names"])) for one in ordered)
+    return Said(choices, tuple(value for one in ordered for value in one["values"]), _usage(events))
+
+
+def _response(events: Events) -> Said:
+    """The object that the last event carries; what was streamed before must say the same."""
+    final = events[-1].get("response") or events[-1]
+    texts = ["".join(part["text"] for part in item.get("content", ())) for item in final["output"]]
+    whole = [text + item.get("arguments", "") for text, item in zip(texts, final["output"], strict=True)]
+    deltas = "".join(event["delta"] for event in events if str(event.get("type")).endswith(".delta"))
+    if len(events) > 1 and deltas != "".join(whole):
+        return Said(error="the deltas do not add up to the answer")
+    names = [item.get("name") for item in final["output"]]
+    parts = [part for item in final["output"] for part in item.get("content", ())]
+    entries = [entry for part in parts for entry in part.get("logprobs") or ()]
+    usage = final["usage"]
+    choice = (tuple(whole), tuple(names), final["status"], _names(entries))
+    return Said((choice,), _values(entries), (usage["input_tokens"], usage["output_tokens"]))
+
+
+def _generated(events: Events) -> Said:
+    final = events[-1]
+    details = final.get("details") or {}
+    tokens = [event["token"] for event in events if "token" in event] or details.get("tokens") or []
+    choice = (final["generated_text"], details.get("finish_reason"), tuple(token["id"] for token in tokens))
+    values = tuple(token["logprob"] for token in tokens if token["logprob"] is not None)
+    return Said((choice,), values, (details.get("input_length") or 0, details.get("generated_tokens") or 0))
+
+
+def _names(entries: Iterable[dict[str, Any]]) -> tuple[str, ...]:
+    return tuple(entry["token"] for entry in entries)
+
+
+def _values(entries: Iterable[dict[str, Any]]) -> tuple[float, ...]:
+    return tuple(entry["logprob"] for entry in entries)
+
+
+def _usage(events: Events) -> tuple[int, int] | None:
+    usage = next((event["usage"] for event in reversed(events) if event.get("usage")), None)
+    return usage and (usage["prompt_tokens"], usage["completion_tokens"])
+
+
+_FOLDS = {
+    "/v1/chat/completions": _chat,
+    "/v1/completions": _completion,
+    "/v1/responses": _response,
+    "/generate": _generated,
+    "/generate_stream": _generated,
+}

@@ -1,0 +1,132 @@
+"""What `Retry-After` is worth: what those of the refused find who wait as they are told, or less.
+
+A patient client waits as long as it is told, asks again, and does so until it is admitted. An impatient one
+asks twice a second. What was told was true if the patient one is admitted at its first return, and if the
+impatient one was not admitted long before. Both are looked at during an overload, where others take the room
+that there is, and at its end, where nobody else comes any more.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from .replies import first_token
+from .sse import Answer
+from .trial import Table, percentile
+
+FACTOR = 2.0
+_ROUNDING_SECONDS = 1.0
+"""`Retry-After` is in whole seconds."""
+_IMPATIENT_SECONDS = 0.5
+_MOST_RUNNING = 12
+"""Of each kind at a time: they are to find out, not to be the load."""
+_LATE_SECONDS = 5.0
+"""Before the overload's end: who is refused then returns when it is over."""
+
+Ask = Callable[[], Awaitable[Answer]]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one client found.
+
+    Attributes:
+      patient: it waited as it was told. told: at first, in seconds.
+      waited: seconds from its first refusal until it was admitted. returns: how often it asked for that.
+      first: seconds from then to its first token. late: it was refused at the end of the overload.
+    """
+
+    patient: bool
+    told: float
+    waited: float
+    returns: int
+    first: float | None
+    late: bool
+
+    @property
+    def true(self) -> bool:
+        """Whether what it was told and what it found differ by no more than the factor."""
+        return is_true(self.told, self.waited)
+
+
+def is_true(told: float, waited: float) -> bool:
+    """Whether two times differ by no more than the factor and a second's rounding."""
+    shorter, longer = sorted((told, waited))
+    return longer <= FACTOR * shorter + _ROUNDING_SECONDS
+
+
+class Retries:
+    """A sample of the refused, of each kind."""
+
+    def __init__(self, ask: Ask, ends: float) -> None:
+        """`ends`: when the overload does, by `time.perf_counter()`."""
+        self.found: list[Found] = []
+        self._ask = ask
+        self._late = ends - _LATE_SECONDS
+        kinds = [(patient, late) for patient in (True, False) for late in (True, False)]
+        self._running: dict[tuple[bool, bool], set[asyncio.Task[None]]] = {kind: set() for kind in kinds}
+
+    async def __aenter__(self) -> "Retries":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._end(self._tasks)
+
+    def refused(self, answer: Answer) -> None:
+        """Takes a refused request into the sample, if there is room in it."""
+        for (patient, late), running in self._running.items():
+            if late == (answer.asked > self._late) and len(running) < _MOST_RUNNING:
+                task = asyncio.create_task(self._return(answer, patient, late))
+                running.add(task)
+                task.add_done_callback(running.discard)
+                return
+
+    async def settle(self, seconds: float) -> None:
+        """Waits until all are in, at most so long."""
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=seconds)
+            await self._end(late)
+
+    @property
+    def _tasks(self) -> set[asyncio.Task[None]]:
+        return {task for running in self._running.values() for task in running}
+
+    @staticmethod
+    async def _end(tasks: set[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _return(self, refusal: Answer, patient: bool, late: bool) -> None:
+        told, returns, answer = refusal.retry_after or 0.0, 0, refusal
+        while answer.status != 200:
+            pause = answer.retry_after if patient else None
+            await asyncio.sleep(_IMPATIENT_SECONDS if pause is None else pause)  # what is tried
+            answer = await self._ask()
+            returns += 1
+        waited = answer.asked - refusal.answered
+        self.found.append(Found(patient, told, waited, returns, first_token(answer), late))
+
+    def rows(self, table: Table) -> None:
+        """What was found, by kind and by when."""
+        for late, when in ((False, "during the overload"), (True, "at its end")):
+            for patient, who in ((True, "waits as told"), (False, "asks twice a second")):
+                some = [each for each in self.found if (each.patient, each.late) == (patient, late)]
+                table.note(f"refused {when}, {who}", _summary(some))
+            true = [each.true for each in self.found if each.patient and each.late == late]
+            figure = f"Retry-After {when} and the wait of those who wait as told"
+            measured = f"{sum(true)} of {len(true)} within a factor of {FACTOR:g}"
+            table.bound(figure, measured, "more than half", 2 * sum(true) > len(true))
+
+
+def _summary(some: Sequence[Found]) -> str:
+    if not some:
+        return "none"
+    at_once = sum(each.returns == 1 for each in some)
+    firsts = [each.first for each in some if each.first is not None]
+    told, waited = ([getattr(each, name) for each in some] for name in ("told", "waited"))
+    return (
+        f"{len(some)}, {at_once} at the first return; told p50 {percentile(told, 0.5):.0f} s, admitted after "
+        f"p50 {percentile(waited, 0.5):.1f}, p99 {percentile(waited, 0.99):.1f} s; then first token p50 "
+        f"{percentile(firsts, 0.5):.1f} s"
+    )

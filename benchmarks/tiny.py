@@ -1,0 +1,35 @@
+"""The tiny random model of the trials, so small that what is tried is the server and not the arithmetic.
+
+It is the tests' random Llama with a longer context and two changes of its head: it says printable ASCII only,
+so that each token is told as soon as it is there, and it never ends an answer by itself.
+"""
+
+from pathlib import Path
+
+from tests.checkpoints.making import byte_level, make_model, save_folder
+
+from . import weights
+
+CONTEXT = 8192
+
+
+def tiny_model() -> Path:
+    """Its folder, made once."""
+    folder = weights.FOLDER / f"tiny-{CONTEXT}"
+    if not folder.exists():
+        tokenizer = byte_level()
+        size = tokenizer.get_vocab_size()
+        model = make_model(vocab_size=size, max_position_embeddings=CONTEXT)
+        silent = [id for id in range(size) if not is_plain(tokenizer.id_to_token(id) or "")]
+        head = model.get_output_embeddings()
+        head.weight.data[silent] = 0.0  # other tokens' logits are far above
+        partial = folder.with_suffix(".partial")
+        save_folder(partial, model)
+        partial.rename(folder)
+    return folder
+
+
+def is_plain(name: str) -> bool:
+    """Whether a token of a byte-level vocabulary is printable ASCII, spaces included, and no special one."""
+    text = name.replace("Ġ", " ")
+    return text.isascii() and text.isprintable() and not (text.startswith("<") and text.endswith(">"))
