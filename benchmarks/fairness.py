@@ -7,7 +7,6 @@ token must stay within twice what it is alone, B must never be refused, and A us
 import asyncio
 import itertools
 import random
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -126,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -62,7 +62,8 @@ def _first_difference(heard: object, wanted: object) -> str:
     """Where two renderings part."""
     one, other = repr(heard), repr(wanted)
     place = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))
-    return f"from character {place} of {len(other)}: {one[place : place + 40]!r}, not {other[place : place + 40]!r}"
+    here = slice(place, place + 40)
+    return f"from character {place} of {len(other)}: {one[here]!r}, not {other[here]!r}"
 
 
 def _far_apart(heard: Sequence[float], wanted: Sequence[float]) -> bool:
@@ -189,7 +190,7 @@ def _rows_of_pauses(
 def main() -> None:
     """Measures and prints."""
     made = parser(__doc__)
-    made.set_defaults(slots=32)
+    made.set_defaults(slots=48)
     made.add_argument("--seconds", type=float, default=180.0, help="of the faults")
     made.add_argument("--every", type=float, default=10.0, help="seconds between two kills")
     made.add_argument("--longest", type=int, default=3000, help="tokens of an answer")
@@ -199,4 +200,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,7 +1,8 @@
 """32 calls as different as the protocols allow, and what they say when nothing disturbs them.
 
-Chats, completions, responses and TGI's own; greedy and seeded; schemas, tools, several choices, log-probabilities,
-penalties; streamed and in one piece. Each is made as long as it takes to last 5 to 15 s on the server at hand.
+Chats, completions, responses and TGI's own; greedy and seeded; schemas, tools, several choices,
+log-probabilities, penalties; streamed and in one piece. Each is made as long as it takes to last 5 to 15 s on
+the server at hand.
 """
 
 import asyncio

@@ -54,8 +54,8 @@ def first_token(answer: Answer) -> float | None:
 
 
 def longest_pause(answer: Answer) -> float:
-    """Seconds, from the first event with something generated on; comments are no events."""
-    moments = [moment for moment, event in answer.events() if _speaks(event)]
+    """Seconds between two events with something generated, or before the first; comments are no events."""
+    moments = [answer.answered, *(moment for moment, event in answer.events() if _speaks(event))]
     return max((b - a for a, b in itertools.pairwise(moments)), default=0.0)
 
 

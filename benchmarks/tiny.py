@@ -21,8 +21,7 @@ def tiny_model() -> Path:
         size = tokenizer.get_vocab_size()
         model = make_model(vocab_size=size, max_position_embeddings=CONTEXT)
         silent = [id for id in range(size) if not is_plain(tokenizer.id_to_token(id) or "")]
-        head = model.get_output_embeddings()
-        head.weight.data[silent] = 0.0  # other tokens' logits are far above
+        model.get_parameter("lm_head.weight").data[silent] = 0.0  # other tokens' logits are far above
         partial = folder.with_suffix(".partial")
         save_folder(partial, model)
         partial.rename(folder)

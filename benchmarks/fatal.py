@@ -1,0 +1,95 @@
+"""A server whose engines have a planted fault: `python -m benchmarks.fatal serve …`, as `distaff serve …`.
+
+The shipped server has no such option. This module runs the real command line, but has the engine processes
+run by itself; there it builds the real engine and watches it: a prompt that begins with `PROMPT` kills the
+process with SIGKILL once `TOKENS` tokens have been generated for it. Each death adds a line to the file that
+the environment names.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PROMPT = (7, 11, 13, 17, 19, 23, 29, 31)
+TOKENS = 5
+DEATHS = "DISTAFF_BENCHMARK_DEATHS"
+"""The environment variable that names the file of deaths."""
+
+
+class Fuse:
+    """Knows the deadly requests of one engine, and counts what was generated for them."""
+
+    def __init__(self) -> None:
+        self._tokens: dict[str, int] = {}
+
+    def submitted(self, id: str, prompt: Sequence[int]) -> None:
+        """A request came."""
+        if tuple(prompt[: len(PROMPT)]) == PROMPT:
+            self._tokens[id] = 0
+
+    def generated(self, id: str) -> bool:
+        """A token of a request; whether it is the deadly one."""
+        if id not in self._tokens:
+            return False
+        self._tokens[id] += 1
+        return self._tokens[id] >= TOKENS
+
+
+def die() -> None:
+    """Leaves a line and kills this process."""
+    with Path(os.environ[DEATHS]).open("a") as file:
+        file.write(f"{time.time()} {os.getpid()}\n")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def work() -> None:
+    """The engine process, with the fault."""
+    from distaff.server import worker
+
+    build = worker.build_engine
+
+    def build_with_fault(settings: Any, send: Any, on_events: Any) -> Any:
+        fuse = Fuse()
+
+        def watch(events: Any) -> None:
+            on_events(events)
+            if any([fuse.generated(event.request_id) for event in events]):
+                die()
+
+        engine, info = build(settings, send, watch)
+        submit = engine.submit
+
+        def submit_watched(request: Any) -> None:
+            fuse.submitted(request.id, request.prompt)
+            submit(request)
+
+        engine.submit = submit_watched
+        return engine, info
+
+    worker.build_engine = build_with_fault
+    worker.main()
+
+
+def serve() -> None:
+    """The command line; engine processes are run by this module."""
+    from distaff.server import cli
+    from distaff.server import serve as web
+
+    class Planted(web.WebProcess):
+        """The web process over engines with the fault."""
+
+        def __init__(self, settings: Any, engine_commands: Sequence[Sequence[str]], *rest: Any, **more: Any):
+            ours = {"distaff.server.worker": "benchmarks.fatal"}
+            commands = [[ours.get(word, word) for word in command] for command in engine_commands]
+            super().__init__(settings, commands, *rest, **more)
+
+    web.WebProcess = Planted
+    cli.main()
+
+
+if __name__ == "__main__":
+    work() if "--fd" in sys.argv else serve()

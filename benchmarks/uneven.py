@@ -1,0 +1,145 @@
+"""Two replicas of unlike speed: `python -m benchmarks.uneven`.
+
+The last replica's engine gets the lowest priority (nice 19), then come bursts of more requests than all slots
+take. Looked at is how long anybody waited while an engine that was ready had a free slot: the client knows
+how many requests are open, the engines say how many they run.
+"""
+
+import argparse
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .fairness import body
+from .replies import first_token
+from .server import Served
+from .sse import Answer, ask
+from .trial import Metrics, Table, contender, engines, parser, percentile, run, scrape, serving, spread
+
+MOST_SECONDS = 0.5
+"""What the client knows and what the engines say is of slightly different moments."""
+_LOOK_SECONDS = 0.1
+_NICE = 19
+_BURST = 4
+"""Requests of a burst, for each slot of all."""
+
+
+@dataclass(slots=True)
+class Watch:
+    """Looks again and again whether somebody waits beside a free slot.
+
+    Attributes:
+      spells: seconds for which that was so without a break. open: the client's requests under way.
+      paces: tokens a second of each replica between two looks at which all slots were in use.
+    """
+
+    url: str
+    slots: int
+    open: int = 0
+    spells: list[float] = field(default_factory=list)
+    paces: list[dict[int, float]] = field(default_factory=list)
+    _since: float | None = None
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        last: tuple[float, Metrics] | None = None
+        while True:
+            now, found = time.perf_counter(), await scrape(self.url)
+            self._note_idle(now, is_idle(found, self.slots, self.open))
+            if last and all(is_full(each, self.slots) for each in (last[1], found)):
+                self.paces.append(_rates(last[1], found, now - last[0]))
+            last = now, found
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def _note_idle(self, now: float, idle: bool) -> None:
+        if not idle:
+            self._since = None
+        elif self._since is None:
+            self._since = now
+            self.spells.append(0.0)
+        else:
+            self.spells[-1] = now - self._since
+
+
+def is_idle(found: Metrics, slots: int, open: int) -> bool:
+    """Whether an engine has a free slot while more requests are open than all engines run."""
+    running, ready = (found.replicas(f"distaff_engine_{name}") for name in ("running", "ready"))
+    free = any(ready[replica] and count < slots for replica, count in running.items())
+    return free and open > sum(running.values())
+
+
+def is_full(found: Metrics, slots: int) -> bool:
+    """Whether all engines run as many requests as they have slots."""
+    return min(found.replicas("distaff_engine_running").values()) >= slots
+
+
+def _rates(before: Metrics, after: Metrics, seconds: float) -> dict[int, float]:
+    first, last = (each.replicas("distaff_engine_generated_tokens_total") for each in (before, after))
+    return {replica: (last[replica] - first[replica]) / seconds for replica in last}
+
+
+def slow_down(served: Served, replica: int) -> None:
+    """Gives all threads of an engine the lowest priority; later ones inherit it."""
+    for thread in engines(served)[replica].threads():
+        os.setpriority(os.PRIO_PROCESS, thread.id, _NICE)
+
+
+async def burst(watch: Watch, count: int, tokens: int) -> list[Answer]:
+    """So many requests at once, to their ends."""
+
+    async def one() -> Answer:
+        watch.open += 1
+        try:
+            return await ask(watch.url, body(tokens))
+        finally:
+            watch.open -= 1
+
+    return await asyncio.gather(*(one() for _ in range(count)))
+
+
+async def trial(served: Served, options: argparse.Namespace) -> Table:
+    """Bursts until the time is up."""
+    slow_down(served, options.replicas - 1)
+    watch, answers = Watch(served.url, options.slots), list[Answer]()
+    looking = asyncio.create_task(watch.run())
+    ends = time.perf_counter() + options.seconds
+    while time.perf_counter() < ends:
+        count = _BURST * options.replicas * options.slots
+        answers += await burst(watch, count, options.tokens)
+    looking.cancel()
+    table = Table(f"unlike speed, {options.model}, {options.replicas} replicas")
+    medians = (percentile([each[n] for each in watch.paces], 0.5) for n in range(options.replicas))
+    table.note("tokens/s of each replica while all slots run", ", ".join(f"{m:.0f}" for m in medians))
+    _rows(table, answers, watch.spells)
+    return table
+
+
+def _rows(table: Table, answers: Sequence[Answer], spells: Sequence[float]) -> None:
+    firsts = [first for each in answers if (first := first_token(each)) is not None]
+    table.note("time to first token", spread(firsts))
+    failed = sum(each.status != 200 or not each.whole for each in answers)
+    table.bound("answers that failed", f"{failed} of {len(answers)}", "none", failed == 0)
+    longest = max(spells, default=0.0)
+    table.bound(
+        "somebody waited while an engine had room",
+        f"longest {longest:.1f} s, {sum(spells):.1f} s of all",
+        f"at most {MOST_SECONDS:g} s",
+        longest <= MOST_SECONDS,
+    )
+
+
+def main() -> None:
+    """Measures and prints."""
+    made = parser(__doc__)
+    made.set_defaults(replicas=2, slots=8)
+    made.add_argument("--seconds", type=float, default=60.0, help="of bursts")
+    made.add_argument("--tokens", type=int, default=1500, help="of an answer")
+    options, rest = made.parse_known_args()
+    with serving(options, contender(options, rest)) as served:
+        run(lambda: trial(served, options))
+
+
+if __name__ == "__main__":
+    main()
