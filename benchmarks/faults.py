@@ -3,11 +3,12 @@
 32 calls of all protocols run again and again while engine after engine gets a SIGKILL. Before that the same
 calls run undisturbed on the same server, twice: once for what they must say, and once more for how far they
 agree with themselves. No stream may end by a death, texts and usage must be equal, and the longest pause is
-told beside the longest that a replica was away.
+shown beside the longest that a replica was away.
 """
 
 import argparse
 import asyncio
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 import psutil
 
 from .mixed import Expected, calls, sized, undisturbed
-from .replies import Said, longest_pause, said
+from .replies import Content, content_of, longest_pause
 from .server import Served
 from .sse import ask
 from .trial import Table, contender, engines, parser, percentile, run, scrape, serving, spread
@@ -40,17 +41,17 @@ class Differences:
     pauses: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
-    def add(self, expected: Expected, heard: Said) -> None:
+    def add(self, expected: Expected, received: Content) -> None:
         """Compares one answer."""
         self.answers += 1
-        name, wanted = f"{expected.call.path} {_brief(expected)}", expected.said
-        if heard.error:
-            self.ended.append(f"{name}: {heard.error}")
+        name, wanted = f"{expected.call.path} {_brief(expected)}", expected.content
+        if received.error:
+            self.ended.append(f"{name}: {received.error}")
             return
-        if heard.choices != wanted.choices:
-            self.texts.append(f"{name}: {_first_difference(heard.choices, wanted.choices)}")
-        self.usage += heard.usage != wanted.usage
-        self.logprobs += _far_apart(heard.logprobs, wanted.logprobs)
+        if received.choices != wanted.choices:
+            self.texts.append(f"{name}: {_first_difference(received.choices, wanted.choices)}")
+        self.usage += received.usage != wanted.usage
+        self.logprobs += _far_apart(received.logprobs, wanted.logprobs)
 
 
 def _brief(expected: Expected) -> str:
@@ -58,17 +59,17 @@ def _brief(expected: Expected) -> str:
     return ",".join(sorted(set(body) - {"model", "messages", "prompt", "input", "inputs", "stream_options"}))
 
 
-def _first_difference(heard: object, wanted: object) -> str:
+def _first_difference(received: object, wanted: object) -> str:
     """Where two renderings part."""
-    one, other = repr(heard), repr(wanted)
+    one, other = repr(received), repr(wanted)
     place = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))
     here = slice(place, place + 40)
     return f"from character {place} of {len(other)}: {one[here]!r}, not {other[here]!r}"
 
 
-def _far_apart(heard: Sequence[float], wanted: Sequence[float]) -> bool:
-    same = len(heard) == len(wanted)
-    return not same or any(abs(a - b) > _LOGPROB_DIFFERENCE for a, b in zip(heard, wanted, strict=True))
+def _far_apart(received: Sequence[float], wanted: Sequence[float]) -> bool:
+    same = len(received) == len(wanted)
+    return not same or any(abs(a - b) > _LOGPROB_DIFFERENCE for a, b in zip(received, wanted, strict=True))
 
 
 @dataclass(slots=True)
@@ -88,17 +89,30 @@ class Killer:
 
     async def run(self, seconds: float) -> None:
         """Until the time is up."""
-        ends, due = time.perf_counter() + seconds, time.perf_counter() + self.every
-        while (now := time.perf_counter()) < ends:
-            ready = await self._look()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while True:
+                    await self._watch(self.every)
+                    await self.kill_next()
+
+    async def kill_next(self) -> float:
+        """Kills the one whose turn it is as soon as it serves; when that was."""
+        while True:
             turn = self.kills % self.replicas
-            if now >= due and turn in ready and self._kill(turn):
-                due = now + self.every
+            if turn in await self._look() and self._kill(turn):
+                return self._killed[turn]
             await asyncio.sleep(_POLL_SECONDS)
 
     async def recovered(self) -> None:
         """Waits until all are ready again."""
         while self._killed:
+            await self._look()
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _watch(self, seconds: float) -> None:
+        """Looks for a while at who is ready again."""
+        ends = time.perf_counter() + seconds
+        while time.perf_counter() < ends:
             await self._look()
             await asyncio.sleep(_POLL_SECONDS)
 
@@ -125,9 +139,9 @@ async def repeat(url: str, expected: Expected, ends: float, found: Differences) 
     """Asks the same again and again until the time is up."""
     while time.perf_counter() < ends:
         answer = await ask(url, expected.call)
-        heard = said(expected.call.path, answer)
-        found.add(expected, heard)
-        if heard.error is None:
+        received = content_of(expected.call.path, answer)
+        found.add(expected, received)
+        if received.error is None:
             found.pauses.append(longest_pause(answer))
             found.seconds.append(answer.pieces[-1][0] - answer.asked)
         else:
@@ -141,7 +155,7 @@ async def trial(served: Served, options: argparse.Namespace) -> Table:
     expected = await undisturbed(url, asked)
     control, found = Differences(), Differences()
     for one, again in zip(expected, await undisturbed(url, asked), strict=True):
-        control.add(one, again.said)
+        control.add(one, again.content)
     killer = Killer(served, options.replicas, options.every)
     ends = time.perf_counter() + options.seconds
     await asyncio.gather(killer.run(options.seconds), *(repeat(url, each, ends, found) for each in expected))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .replies import Said, said
+from .replies import Content, content_of
 from .sse import Answer, Call, ask
 
 SHORTEST_SECONDS, LONGEST_SECONDS = 5.0, 15.0
@@ -47,7 +47,7 @@ class Expected:
     """A call, what it says undisturbed, and how many seconds that took."""
 
     call: Call
-    said: Said
+    content: Content
     seconds: float
 
 
@@ -145,7 +145,7 @@ def _topic(number: int) -> str:
 
 
 def _call(path: str, body: Mapping[str, Any]) -> Call:
-    """A streamed call, unless it says otherwise, which tells its usage."""
+    """A streamed call, unless it says otherwise, which ends with its usage."""
     full = {"model": "tgi", "stream": True, **body}
     if full["stream"] and path != "/v1/responses":
         full["stream_options"] = {"include_usage": True}
@@ -161,10 +161,10 @@ async def undisturbed(url: str, asked: Sequence[Call], key: str | None = None) -
 
     async def one(call: Call) -> Expected:
         answer = await ask(url, call, key)
-        heard = said(call.path, answer)
-        if heard.error:
-            raise RuntimeError(f"{call.path} {dict(call.body or {})} fails undisturbed: {heard.error}")
-        return Expected(call, heard, _seconds(answer))
+        received = content_of(call.path, answer)
+        if received.error:
+            raise RuntimeError(f"{call.path} {dict(call.body or {})} fails undisturbed: {received.error}")
+        return Expected(call, received, _seconds(answer))
 
     return await asyncio.gather(*map(one, asked))
 

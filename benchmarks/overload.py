@@ -1,10 +1,10 @@
 """Ten times as much as the server can do, whatever it answers: `python -m benchmarks.overload`.
 
-First a closed loop says what it can do; then requests arrive at random (Poisson) at ten times that rate.
-Looked at are how soon it refuses, how long those that it admits wait, how much of its throughput is left,
-and what `Retry-After` is worth: some of the refused wait as they are told and ask again until they are in,
-others ask twice a second, which finds when there really was room. Answers are made so long that the server
-can do about two a second, so that the load costs the client and the web process little.
+First a closed loop finds what it can do; then requests arrive at random (Poisson) at ten times that rate.
+Measured are how soon it refuses, how long those that it admits wait, how much of its throughput is left, and
+what `Retry-After` is worth: some of the refused wait that long and ask again until they are in, others ask
+twice a second, which finds when there really was room. Answers are made so long that the server can do about
+two a second, so that the load costs the client and the web process little.
 """
 
 import asyncio

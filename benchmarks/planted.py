@@ -17,7 +17,7 @@ from pathlib import Path
 from . import fatal
 from .faults import Differences
 from .mixed import calls, sized, undisturbed
-from .replies import longest_pause, said
+from .replies import content_of, longest_pause
 from .server import Contender
 from .sse import Answer, Call, ask
 from .trial import Table, contender, parser, run, serving
@@ -47,10 +47,10 @@ async def trial(url: str, options: argparse.Namespace, deaths: Path) -> Table:
         ended = time.perf_counter() - begun
         answers = await asyncio.gather(*others)
     for one, answer in zip(expected, answers, strict=True):
-        found.add(one, said(one.call.path, answer))
+        found.add(one, content_of(one.call.path, answer))
     table = Table(f"planted fault, {options.model}, {options.replicas} replicas")
     _rows(table, found, answers, deaths)
-    error = said(KILLER.path, killer).error
+    error = content_of(KILLER.path, killer).error
     table.bound("the killer ends with an error", f"{error} after {ended:.1f} s", "yes", error is not None)
     return table
 

@@ -16,7 +16,7 @@ Events = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Content:
     """What was said.
 
     Attributes:
@@ -31,10 +31,10 @@ class Said:
     error: str | None = None
 
 
-def said(path: str, answer: Answer) -> Said:
+def content_of(path: str, answer: Answer) -> Content:
     """Reads the answer to a call of `path`."""
     if answer.status != 200:
-        return Said(error=f"status {answer.status}: {answer.body[:200]!r}")
+        return Content(error=f"status {answer.status}: {answer.body[:200]!r}")
     streamed = answer.headers.get("content-type", "").startswith("text/event-stream")
     if streamed:
         events = [event for _, event in answer.events()]
@@ -42,9 +42,9 @@ def said(path: str, answer: Answer) -> Said:
         events = [json.loads(answer.body)] if answer.whole else []
     for event in events:
         if event.get("error"):
-            return Said(error=json.dumps(event["error"])[:200])
+            return Content(error=json.dumps(event["error"])[:200])
     if not answer.whole or (streamed and not _closed(path, answer, events)):
-        return Said(error="cut off")
+        return Content(error="cut off")
     return _FOLDS[path](events)
 
 
@@ -81,7 +81,7 @@ def _text_of(choice: dict[str, Any]) -> Any:
     return choice.get("text") or delta.get("content") or delta.get("tool_calls")
 
 
-def _chat(events: Events) -> Said:
+def _chat(events: Events) -> Content:
     folded: dict[int, dict[str, Any]] = {}
     for choice in (choice for event in events for choice in event["choices"]):
         one = folded.setdefault(choice["index"], {"text": "", "calls": [], "finish": None, "entries": []})
@@ -97,14 +97,14 @@ def _chat(events: Events) -> Said:
     choices = tuple(
         (one["text"], _calls(one["calls"]), one["finish"], _names(one["entries"])) for one in ordered
     )
-    return Said(choices, _values(entry for one in ordered for entry in one["entries"]), _usage(events))
+    return Content(choices, _values(entry for one in ordered for entry in one["entries"]), _usage(events))
 
 
 def _calls(pieces: Iterable[str]) -> str:
     return "".join(pieces)
 
 
-def _completion(events: Events) -> Said:
+def _completion(events: Events) -> Content:
     folded: dict[int, dict[str, Any]] = {}
     for choice in (choice for event in events for choice in event["choices"]):
         one = folded.setdefault(choice["index"], {"text": "", "finish": None, "names": [], "values": []})
@@ -114,32 +114,34 @@ def _completion(events: Events) -> Said:
         one["values"] += (choice.get("logprobs") or {}).get("token_logprobs") or []
     ordered = [one for _, one in sorted(folded.items())]
     choices = tuple((one["text"], one["finish"], tuple(one["names"])) for one in ordered)
-    return Said(choices, tuple(value for one in ordered for value in one["values"]), _usage(events))
+    return Content(choices, tuple(value for one in ordered for value in one["values"]), _usage(events))
 
 
-def _response(events: Events) -> Said:
+def _response(events: Events) -> Content:
     """The object that the last event carries; what was streamed before must say the same."""
     final = events[-1].get("response") or events[-1]
     texts = ["".join(part["text"] for part in item.get("content", ())) for item in final["output"]]
     whole = [text + item.get("arguments", "") for text, item in zip(texts, final["output"], strict=True)]
     deltas = "".join(event["delta"] for event in events if str(event.get("type")).endswith(".delta"))
     if len(events) > 1 and deltas != "".join(whole):
-        return Said(error="the deltas do not add up to the answer")
+        return Content(error="the deltas do not add up to the answer")
     names = [item.get("name") for item in final["output"]]
     parts = [part for item in final["output"] for part in item.get("content", ())]
     entries = [entry for part in parts for entry in part.get("logprobs") or ()]
     usage = final["usage"]
     choice = (tuple(whole), tuple(names), final["status"], _names(entries))
-    return Said((choice,), _values(entries), (usage["input_tokens"], usage["output_tokens"]))
+    return Content((choice,), _values(entries), (usage["input_tokens"], usage["output_tokens"]))
 
 
-def _generated(events: Events) -> Said:
+def _generated(events: Events) -> Content:
     final = events[-1]
     details = final.get("details") or {}
     tokens = [event["token"] for event in events if "token" in event] or details.get("tokens") or []
     choice = (final["generated_text"], details.get("finish_reason"), tuple(token["id"] for token in tokens))
     values = tuple(token["logprob"] for token in tokens if token["logprob"] is not None)
-    return Said((choice,), values, (details.get("input_length") or 0, details.get("generated_tokens") or 0))
+    return Content(
+        (choice,), values, (details.get("input_length") or 0, details.get("generated_tokens") or 0)
+    )
 
 
 def _names(entries: Iterable[dict[str, Any]]) -> tuple[str, ...]:

@@ -1,9 +1,9 @@
-"""What `Retry-After` is worth: what those of the refused find who wait as they are told, or less.
+"""What `Retry-After` is worth: what refused clients find that wait so long, or less.
 
-A patient client waits as long as it is told, asks again, and does so until it is admitted. An impatient one
-asks twice a second. What was told was true if the patient one is admitted at its first return, and if the
-impatient one was not admitted long before. Both are looked at during an overload, where others take the room
-that there is, and at its end, where nobody else comes any more.
+A patient client waits as long as it says, asks again, and does so until it is admitted; an impatient one
+asks twice a second. It was true if the patient client is admitted at its first return, and the impatient one
+not long before. Both are sampled during an overload, where others take the room that there is, and at its
+end, where nobody else comes any more.
 """
 
 import asyncio
@@ -31,13 +31,13 @@ class Found:
     """What one client found.
 
     Attributes:
-      patient: it waited as it was told. told: at first, in seconds.
+      patient: it waited as long as announced. announced: at first, in seconds.
       waited: seconds from its first refusal until it was admitted. returns: how often it asked for that.
       first: seconds from then to its first token. late: it was refused at the end of the overload.
     """
 
     patient: bool
-    told: float
+    announced: float
     waited: float
     returns: int
     first: float | None
@@ -45,13 +45,13 @@ class Found:
 
     @property
     def true(self) -> bool:
-        """Whether what it was told and what it found differ by no more than the factor."""
-        return is_true(self.told, self.waited)
+        """Whether what was announced and what it found differ by no more than the factor."""
+        return is_true(self.announced, self.waited)
 
 
-def is_true(told: float, waited: float) -> bool:
+def is_true(announced: float, waited: float) -> bool:
     """Whether two times differ by no more than the factor and a second's rounding."""
-    shorter, longer = sorted((told, waited))
+    shorter, longer = sorted((announced, waited))
     return longer <= FACTOR * shorter + _ROUNDING_SECONDS
 
 
@@ -98,23 +98,23 @@ class Retries:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _return(self, refusal: Answer, patient: bool, late: bool) -> None:
-        told, returns, answer = refusal.retry_after or 0.0, 0, refusal
+        announced, returns, answer = refusal.retry_after or 0.0, 0, refusal
         while answer.status != 200:
             pause = answer.retry_after if patient else None
             await asyncio.sleep(_IMPATIENT_SECONDS if pause is None else pause)  # what is tried
             answer = await self._ask()
             returns += 1
         waited = answer.asked - refusal.answered
-        self.found.append(Found(patient, told, waited, returns, first_token(answer), late))
+        self.found.append(Found(patient, announced, waited, returns, first_token(answer), late))
 
     def rows(self, table: Table) -> None:
         """What was found, by kind and by when."""
         for late, when in ((False, "during the overload"), (True, "at its end")):
-            for patient, who in ((True, "waits as told"), (False, "asks twice a second")):
+            for patient, who in ((True, "waits as announced"), (False, "asks twice a second")):
                 some = [each for each in self.found if (each.patient, each.late) == (patient, late)]
                 table.note(f"refused {when}, {who}", _summary(some))
             true = [each.true for each in self.found if each.patient and each.late == late]
-            figure = f"Retry-After {when} and the wait of those who wait as told"
+            figure = f"Retry-After {when} and the wait of those who wait so long"
             measured = f"{sum(true)} of {len(true)} within a factor of {FACTOR:g}"
             table.bound(figure, measured, "more than half", 2 * sum(true) > len(true))
 
@@ -124,9 +124,9 @@ def _summary(some: Sequence[Found]) -> str:
         return "none"
     at_once = sum(each.returns == 1 for each in some)
     firsts = [each.first for each in some if each.first is not None]
-    told, waited = ([getattr(each, name) for each in some] for name in ("told", "waited"))
+    announced, waited = ([getattr(each, name) for each in some] for name in ("announced", "waited"))
     return (
-        f"{len(some)}, {at_once} at the first return; told p50 {percentile(told, 0.5):.0f} s, admitted after "
-        f"p50 {percentile(waited, 0.5):.1f}, p99 {percentile(waited, 0.99):.1f} s; then first token p50 "
-        f"{percentile(firsts, 0.5):.1f} s"
+        f"{len(some)}, {at_once} at the first return; announced p50 {percentile(announced, 0.5):.0f} s, "
+        f"admitted after p50 {percentile(waited, 0.5):.1f}, p99 {percentile(waited, 0.99):.1f} s; then first "
+        f"token p50 {percentile(firsts, 0.5):.1f} s"
     )

@@ -1,7 +1,7 @@
 """The tiny random model of the trials, so small that what is tried is the server and not the arithmetic.
 
 It is the tests' random Llama with a longer context and two changes of its head: it says printable ASCII only,
-so that each token is told as soon as it is there, and it never ends an answer by itself.
+so that each token is sent as soon as it is there, and it never ends an answer by itself.
 """
 
 from pathlib import Path

@@ -8,8 +8,9 @@ import argparse
 import asyncio
 import contextlib
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import psutil
 import uvloop
@@ -143,13 +144,9 @@ async def _is_complete(url: str, replicas: int, key: str | None) -> bool:
     return sum(found.replicas("distaff_engine_ready").values()) == replicas and done == all_steps
 
 
-def run(trial: Callable[[], Awaitable[Table]]) -> None:
+def run(trial: Callable[[], Coroutine[Any, Any, Table]]) -> None:
     """Runs a trial on an event loop of its own, prints its rows, and ends the program."""
-
-    async def main() -> Table:
-        return await trial()
-
-    table = uvloop.run(main())
+    table = uvloop.run(trial())
     print("| trial | figure | measured | bound | |\n|---|---|---|---|---|")
     for row in table.rows:
         print(row)

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import fatal, mixed
 from benchmarks.faults import Differences
 from benchmarks.mixed import Expected, limit_of, with_limit
-from benchmarks.replies import Said, first_token, longest_pause, said
+from benchmarks.replies import Content, content_of, first_token, longest_pause
 from benchmarks.retries import is_true
 from benchmarks.sse import Answer, Call, ask
 from benchmarks.tiny import is_plain
@@ -54,9 +54,9 @@ def test_a_streamed_chat_says_what_one_in_one_piece_says():
     ends = [chunk({"content": "b"}, logprobs={"content": entries[1:]}), chunk({}, "length")]
     message = {"role": "assistant", "content": "ab"}
     choice = {"index": 0, "message": message, "finish_reason": "length", "logprobs": {"content": entries}}
-    whole = said(CHAT, in_one({"choices": [choice], "usage": USAGE}))
-    assert said(CHAT, streamed(*pieces, *ends, {"choices": [], "usage": USAGE})) == whole
-    assert whole == Said((("ab", "", "length", ("a", "b")),), (-1.0, -2.0), (3, 2))
+    whole = content_of(CHAT, in_one({"choices": [choice], "usage": USAGE}))
+    assert content_of(CHAT, streamed(*pieces, *ends, {"choices": [], "usage": USAGE})) == whole
+    assert whole == Content((("ab", "", "length", ("a", "b")),), (-1.0, -2.0), (3, 2))
 
 
 def test_the_calls_of_a_stream_are_those_of_an_object():
@@ -67,7 +67,7 @@ def test_the_calls_of_a_stream_are_those_of_an_object():
     full = {"id": "call_2", "function": {"name": "f", "arguments": "{}"}}
     message = {"content": None, "tool_calls": [full]}
     one = {"index": 0, "message": message, "finish_reason": "tool_calls", "logprobs": None}
-    assert said(CHAT, streamed(*events)) == said(CHAT, in_one({"choices": [one]}))
+    assert content_of(CHAT, streamed(*events)) == content_of(CHAT, in_one({"choices": [one]}))
 
 
 def test_completions_responses_and_tgi_are_read_in_their_own_shapes():
@@ -75,7 +75,10 @@ def test_completions_responses_and_tgi_are_read_in_their_own_shapes():
     choices = [
         {"index": n, "text": t, "finish_reason": None, "logprobs": None} for n, t in ((0, "a"), (1, "b"))
     ]
-    assert said(COMPLETION, streamed({"choices": choices})).choices == (("a", None, ()), ("b", None, ()))
+    assert content_of(COMPLETION, streamed({"choices": choices})).choices == (
+        ("a", None, ()),
+        ("b", None, ()),
+    )
     item = {"type": "message", "content": [{"text": "ab", "logprobs": []}]}
     usage = {"input_tokens": 3, "output_tokens": 2}
     last = {
@@ -83,12 +86,12 @@ def test_completions_responses_and_tgi_are_read_in_their_own_shapes():
         "response": {"output": [item], "status": "completed", "usage": usage},
     }
     parts = [{"type": "response.output_text.delta", "delta": text} for text in "ab"]
-    assert said(RESPONSE, streamed(*parts, last, done=False)).usage == (3, 2)
-    assert said(RESPONSE, streamed(parts[0], last, done=False)).error
+    assert content_of(RESPONSE, streamed(*parts, last, done=False)).usage == (3, 2)
+    assert content_of(RESPONSE, streamed(parts[0], last, done=False)).error
     token = {"id": 5, "text": "a", "logprob": -1.0, "special": False}
     details = {"finish_reason": "length", "generated_tokens": 1, "input_length": 3}
     event = {"token": token, "generated_text": "a", "details": details}
-    assert said(TGI, streamed(event, done=False)) == Said((("a", "length", (5,)),), (-1.0,), (3, 1))
+    assert content_of(TGI, streamed(event, done=False)) == Content((("a", "length", (5,)),), (-1.0,), (3, 1))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +105,7 @@ def test_completions_responses_and_tgi_are_read_in_their_own_shapes():
 )
 def test_what_is_not_whole_is_an_error(answer: Answer):
     """Also where the connection ended in good order."""
-    assert said(CHAT, answer).error
+    assert content_of(CHAT, answer).error
 
 
 def test_times_are_of_events_that_say_something():
@@ -117,15 +120,15 @@ def test_times_are_of_events_that_say_something():
 
 def test_each_difference_counts_once():
     """An answer that ended with an error has no text that could differ."""
-    expected = Expected(Call(CHAT, {}), Said(("a",), (-1.0,), (3, 2)), 1.0)
+    expected = Expected(Call(CHAT, {}), Content(("a",), (-1.0,), (3, 2)), 1.0)
     found = Differences()
-    for heard in (
-        expected.said,
-        Said(error="lost"),
-        Said(("b",), (-1.0,), (3, 2)),
-        Said(("a",), (-1.1,), (3, 1)),
+    for received in (
+        expected.content,
+        Content(error="lost"),
+        Content(("b",), (-1.0,), (3, 2)),
+        Content(("a",), (-1.1,), (3, 1)),
     ):
-        found.add(expected, heard)
+        found.add(expected, received)
     assert (found.answers, len(found.ended), len(found.texts), found.usage, found.logprobs) == (4, 1, 1, 1, 1)
 
 
@@ -137,12 +140,12 @@ def test_every_kind_of_call_has_a_limit_that_can_be_set():
 
 
 @pytest.mark.parametrize(
-    ("told", "waited", "true"),
+    ("announced", "waited", "true"),
     [(1, 3, True), (1, 3.1, False), (30, 61, True), (30, 14, False), (30, 15, True)],
 )
-def test_a_wait_is_true_within_a_factor_of_two_and_a_second(told: float, waited: float, true: bool):
+def test_a_wait_is_true_within_a_factor_of_two_and_a_second(announced: float, waited: float, true: bool):
     """In both directions."""
-    assert is_true(told, waited) is true
+    assert is_true(announced, waited) is true
 
 
 def metrics(running: Sequence[int], ready: Sequence[int]) -> Metrics:

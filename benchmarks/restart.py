@@ -1,0 +1,122 @@
+"""How soon a killed engine serves again, and what its neighbour feels of it: `python -m benchmarks.restart`.
+
+A server with one engine is started twice: the second start finds all compiled steps in the cache, and its
+time is what a restart is compared with. Then two replicas serve a few endless streams, and one of them is
+killed, several times: measured are the seconds until it is ready, and the time between tokens before and
+meanwhile.
+"""
+
+import argparse
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from .fairness import body
+from .faults import Killer
+from .load import gaps_during
+from .server import Served, running
+from .sse import Answer, ask
+from .trial import Table, contender, parser, percentile, run, serving, spread
+
+MOST_TIMES_FIRST = 1.5
+MOST_SLOWER = 2.0
+_CALM_SECONDS = 10.0
+"""Before each kill, which is what the restart is compared with."""
+_AGAIN_SECONDS = 0.2
+"""Before a stream that failed is begun again."""
+
+
+@dataclass(slots=True)
+class Streams:
+    """A few streams without end: what is broken off or ends is begun again.
+
+    Attributes:
+      answers: those that have ended.
+    """
+
+    url: str
+    tokens: int
+    count: int
+    answers: list[Answer] = field(default_factory=list)
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def __aenter__(self) -> "Streams":
+        self._tasks = [asyncio.create_task(self._stream()) for _ in range(self.count)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _stream(self) -> None:
+        while True:
+            answer = await ask(self.url, body(self.tokens))
+            self.answers.append(answer)
+            if not answer.whole or answer.status != 200:
+                await asyncio.sleep(_AGAIN_SECONDS)
+
+    def gaps(self, begun: float, ended: float) -> list[float]:
+        """Seconds between pieces within a window, of the answers that have ended."""
+        moments = [[moment for moment, _ in answer.pieces] for answer in self.answers]
+        inside = [[moment for moment in each if begun <= moment <= ended] for each in moments]
+        return [gap for each in inside for gap in gaps_during(each, begun, ended)]
+
+
+async def trial(served: Served, options: argparse.Namespace, first: float) -> Table:
+    """Calm, a kill, until it is ready again; in turns."""
+    windows = []
+    async with Streams(served.url, options.tokens, 2 * options.replicas) as streams:
+        killer = Killer(served, options.replicas, 0.0)
+        for _ in range(options.kills):
+            calm = time.perf_counter()
+            await asyncio.sleep(_CALM_SECONDS)
+            killed = await killer.kill_next()
+            await killer.recovered()
+            windows.append((calm, killed, time.perf_counter()))
+        await asyncio.sleep(options.rest)  # for the answers of the last window to end
+    before = [gap for calm, killed, _ in windows for gap in streams.gaps(calm, killed)]
+    meanwhile = [gap for _, killed, ready in windows for gap in streams.gaps(killed, ready)]
+    table = Table(f"restart, {options.model}, {options.replicas} replicas")
+    _rows(table, first, killer.away, before, meanwhile)
+    return table
+
+
+def _rows(table: Table, first: float, away: list[float], before: list[float], meanwhile: list[float]) -> None:
+    ratio = percentile(away, 0.5) / first
+    table.note("ready with all steps in the cache, alone", f"{first:.1f} s")
+    table.note("ready again after a kill", ", ".join(f"{seconds:.1f}" for seconds in away) + " s")
+    bound = f"at most {MOST_TIMES_FIRST}"
+    table.bound("the median of these to the first", f"{ratio:.2f}", bound, ratio <= MOST_TIMES_FIRST)
+    table.note("between tokens before", spread(before, "ms"))
+    table.note("between tokens meanwhile", spread(meanwhile, "ms"))
+    slower = percentile(meanwhile, 0.5) / percentile(before, 0.5)
+    table.bound("the medians of these", f"{slower:.2f}", f"at most {MOST_SLOWER:g}", slower <= MOST_SLOWER)
+
+
+def _warm_start(options: argparse.Namespace, rest: Iterable[str]) -> float:
+    """Seconds to ready of one engine alone, its steps in the cache."""
+    alone = argparse.Namespace(**vars(options) | {"replicas": 1})
+    contended = contender(alone, list(rest))
+    with serving(alone, contended):
+        pass
+    with running(contended) as served:
+        return served.seconds_to_ready
+
+
+def main() -> None:
+    """Measures and prints."""
+    made = parser(__doc__)
+    made.set_defaults(replicas=2)
+    made.add_argument("--kills", type=int, default=3)
+    made.add_argument("--tokens", type=int, default=300, help="of each answer")
+    made.add_argument("--rest", type=float, default=15.0, help="seconds for the last answers to end")
+    options, rest = made.parse_known_args()
+    first = _warm_start(options, rest)
+    with serving(options, contender(options, rest)) as served:
+        run(lambda: trial(served, options, first))
+
+
+if __name__ == "__main__":
+    main()
