@@ -27,7 +27,7 @@ _numbers = itertools.count(random.randrange(10**6))
 
 @dataclass(slots=True)
 class Many:
-    """Key A: so many streams at once, each begun again when it ends, a refused one after its `Retry-After`."""
+    """Key A: streams at once, each begun again when it ends, a refused one after its `Retry-After`."""
 
     url: str
     streams: int

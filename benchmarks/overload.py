@@ -31,6 +31,7 @@ _AGAIN_TOKENS = 8
 """Of those that ask again: what they look at is when they are admitted."""
 _CLOSED_SECONDS = (15.0, 45.0)
 """Of the closed loop that sizes the answers, and of the one that is compared with."""
+_DELAY_SECONDS = 0.02
 _SETTLE_SECONDS = 180.0
 """The longest after the load that anything is waited for."""
 
@@ -41,6 +42,7 @@ class Overload:
 
     Attributes:
       answers: in the order in which they ended. pace: tokens a second while it ran.
+      delays: seconds by which this client itself is late: no latency is known better.
     """
 
     url: str
@@ -49,18 +51,27 @@ class Overload:
     seconds: float
     answers: list[Answer] = field(default_factory=list)
     pace: float = 0.0
+    delays: list[float] = field(default_factory=list)
 
     async def load(self, retries: Retries) -> None:
         """Sends requests until the time is up, then waits until all have ended."""
         async with asyncio.TaskGroup() as group:
             measured = group.create_task(pace_of(self.url, self.seconds))
+            watched = group.create_task(self._watch())
             left = self.seconds
             while left > 0:
                 group.create_task(self._send(retries))
                 pause = random.expovariate(self.rate)
                 left -= pause
                 await asyncio.sleep(pause)  # the load itself
+            watched.cancel()
         self.pace = measured.result()
+
+    async def _watch(self) -> None:
+        while True:
+            due = time.perf_counter() + _DELAY_SECONDS
+            await asyncio.sleep(_DELAY_SECONDS)
+            self.delays.append(time.perf_counter() - due)
 
     async def _send(self, retries: Retries) -> None:
         answer = await ask(self.url, body(self.tokens))
@@ -115,6 +126,7 @@ def _rows(table: Table, overload: Overload, capacity: float, max_wait: float) ->
     refusals = [each.pieces[-1][0] - each.asked for each in overload.answers if each.status == 503]
     slow = percentile(refusals, 0.99)
     limit = f"p99 at most {1000 * REFUSAL_SECONDS:.0f} ms"
+    table.note("delay of the client itself", spread(overload.delays, "ms"))
     table.bound("refusals", spread(refusals, "ms"), limit, not slow > REFUSAL_SECONDS)
     _rows_of_admitted(table, [each for each in overload.answers if each.status == 200], max_wait)
     others = sum(each.status not in (200, 503) or not each.whole for each in overload.answers)
