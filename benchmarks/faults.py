@@ -18,13 +18,15 @@ import psutil
 
 from .mixed import Expected, calls, sized, undisturbed
 from .replies import Content, content_of, longest_pause
-from .server import Served
+from .server import Contender, Served
 from .sse import ask
 from .trial import Table, contender, engines, parser, percentile, run, scrape, serving, spread
 
 _POLL_SECONDS = 0.2
 _PAUSE_SLACK_SECONDS = 2.0
 """What a pause may be longer than the restart: what was said before is computed again."""
+_RECOVERY_SECONDS = 120.0
+"""The longest that a replica may be away after the last kill."""
 _LOGPROB_DIFFERENCE = 0.01
 _MOST_SHOWN = 5
 
@@ -159,11 +161,9 @@ async def trial(served: Served, options: argparse.Namespace) -> Table:
     killer = Killer(served, options.replicas, options.every)
     ends = time.perf_counter() + options.seconds
     await asyncio.gather(killer.run(options.seconds), *(repeat(url, each, ends, found) for each in expected))
-    try:
-        async with asyncio.timeout(120):
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_RECOVERY_SECONDS):
             await killer.recovered()
-    except TimeoutError:
-        killer.away.append(float("inf"))
     return _table(served, options, control, found, killer)
 
 
@@ -193,6 +193,8 @@ def _rows_of_pauses(
     first = served.seconds_to_ready
     longest, away = max(found.pauses, default=0.0), max(killer.away, default=0.0)
     table.note("first start; a killed replica was away", f"{first:.1f} s; {spread(killer.away)}")
+    lost = killer.kills - len(killer.away)
+    table.bound("killed replicas that did not come back", f"{lost} of {killer.kills}", "none", lost == 0)
     pauses = f"p50 {percentile(found.pauses, 0.5):.2f}, longest {longest:.1f} s"
     if options.replicas == 1:
         limit = away + _PAUSE_SLACK_SECONDS
@@ -201,15 +203,31 @@ def _rows_of_pauses(
         table.note("longest pause of a stream", pauses)
 
 
+def add_lengths(made: argparse.ArgumentParser) -> None:
+    """The options of trials that compare texts."""
+    made.add_argument("--longest", type=int, default=3000, help="tokens of an answer")
+    made.add_argument(
+        "--deterministic",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="serve with --deterministic; else last bits follow the batch, and a near tie may turn a text",
+    )
+
+
+def comparable(options: argparse.Namespace, rest: Sequence[str]) -> Contender:
+    """The server for them."""
+    return contender(options, [*(["--deterministic"] if options.deterministic else []), *rest])
+
+
 def main() -> None:
     """Measures and prints."""
     made = parser(__doc__)
     made.set_defaults(slots=48)
     made.add_argument("--seconds", type=float, default=180.0, help="of the faults")
     made.add_argument("--every", type=float, default=10.0, help="seconds between two kills")
-    made.add_argument("--longest", type=int, default=3000, help="tokens of an answer")
+    add_lengths(made)
     options, rest = made.parse_known_args()
-    with serving(options, contender(options, ["--deterministic", *rest])) as served:
+    with serving(options, comparable(options, rest)) as served:
         run(lambda: trial(served, options))
 
 

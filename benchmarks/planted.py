@@ -15,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import fatal
-from .faults import Differences
+from .faults import Differences, add_lengths, comparable
 from .mixed import calls, sized, undisturbed
 from .replies import content_of, longest_pause
 from .server import Contender
 from .sse import Answer, Call, ask
-from .trial import Table, contender, parser, run, serving
+from .trial import Table, parser, run, serving
 
 MOST_DEATHS = 3
 _OTHERS = 16
@@ -81,12 +81,13 @@ def _with_fault(contended: Contender, deaths: Path) -> Contender:
 def main() -> None:
     """Measures and prints."""
     made = parser(__doc__)
-    made.add_argument("--longest", type=int, default=3000, help="tokens of an answer")
+    made.set_defaults(slots=32)
+    add_lengths(made)
     options, rest = made.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         deaths = Path(folder) / "deaths"
         deaths.touch()
-        contended = _with_fault(contender(options, ["--deterministic", *rest]), deaths)
+        contended = _with_fault(comparable(options, rest), deaths)
         with serving(options, contended) as served:
             run(lambda: trial(served.url, options, deaths))
 
