@@ -116,7 +116,7 @@ def main() -> None:
     made = parser(__doc__)
     made.add_argument("--streams", type=int, default=500, help="of key A")
     made.add_argument("--seconds", type=float, default=120.0, help="for each of alone and beside")
-    made.add_argument("--tokens", type=int, nargs=2, default=(400, 16), help="of an answer to A and to B")
+    made.add_argument("--tokens", type=int, nargs=2, default=(400, 4), help="of an answer to A and to B")
     options, rest = made.parse_known_args()
     name = f"fairness, {options.model}, {options.replicas} replicas"
     with serving(options, _with_keys(contender(options, rest)), KEY_A) as served:
