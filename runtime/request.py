@@ -41,11 +41,19 @@ class EngineError(DistaffError):
 
 
 class Overloaded(EngineError):
-    """The queue is full; the same request may succeed later."""
+    """There is no room; the same request may succeed later, at the soonest in `retry_after` seconds."""
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class NotReady(EngineError):
-    """The engine is loading, restarting or draining."""
+    """The engine is loading, restarting or draining, and probably takes requests in `retry_after` seconds."""
+
+    def __init__(self, message: str, retry_after: float = 5.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class EngineFailed(EngineError):

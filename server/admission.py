@@ -1,28 +1,28 @@
-"""How much may wait: requests, and prompt tokens, that have not yet had their first token.
+"""What may enter: whatever will have its first token soon enough, and fits into memory.
 
-Bounding both keeps the wait short and the memory small whatever the mixture of short and long prompts. Rows
-that already generate are not counted; the engines' slots bound them. An operator who names a bound means all
-requests under way, and it stands in place of ours. The one idea: however many engines stand behind it, there
-is one queue and one account, which grows and shrinks with those that are ready.
+The bound that matters is the predicted wait; whoever is refused is told when there will be room. Those who
+are refused are counted as if they came back when told to, so that they are told different times. Prompts that
+wait are bounded too, by what they take of memory, and an operator may bound all that is under way.
 """
 
 from collections.abc import Sequence
 
 from ..runtime.request import InvalidRequest, Overloaded, Request
 from .engine_client import EngineClient, EngineInfo
+from .line import Line
 
+MOST_TOKENS = 4_000_000
+"""Tokens of prompts that wait, some 150 MB of memory."""
+
+_CERTAINTY = 0.75
+"""The part of the longest wait up to which requests are taken: predictions are wrong by a quarter."""
+_LONGEST_RETRY = 60.0
 _REQUESTS_PER_SLOT = 8
-_CONTEXTS = 16
-
-
-def most_requests(wanted: int | None, slots: int) -> int:
-    """How many requests are taken at once, by an operator's word or by ours: 8 for each slot."""
-    return _REQUESTS_PER_SLOT * slots if wanted is None else wanted
 
 
 def most_together(wanted: int | None, engine: EngineClient) -> int:
-    """The most sequences that can ever enter at once, with all engines that are not given up."""
-    return most_requests(wanted, sum(info.slots for info in _hoped_for(engine)))
+    """The most sequences of one call: an operator's bound on all, or 8 for each slot that may serve."""
+    return wanted or _REQUESTS_PER_SLOT * sum(info.slots for info in _hoped_for(engine))
 
 
 def check_possible(requests: Sequence[Request], wanted: int | None, engine: EngineClient, param: str) -> None:
@@ -41,12 +41,11 @@ def check_possible(requests: Sequence[Request], wanted: int | None, engine: Engi
             f"{most}. Please send several requests.",
             param,
         )
-    tokens = sum(len(request.prompt) for request in requests)
-    room = _CONTEXTS * sum(info.context for info in _hoped_for(engine))
-    if wanted is None and tokens > room:
+    tokens = _tokens(requests)
+    if tokens > MOST_TOKENS:
         raise InvalidRequest(
             f"This request has {tokens} prompt tokens in all its sequences (prompts x choices); this server "
-            f"takes at most {room} at once. Please send several requests.",
+            f"takes at most {MOST_TOKENS} at once. Please send several requests.",
             param,
         )
 
@@ -57,69 +56,54 @@ def _hoped_for(engine: EngineClient) -> list[EngineInfo]:
 
 
 class Admission:
-    """The account of what is under way.
+    """Who may enter, and when those who may not shall come back."""
 
-    Attributes:
-      requests, tokens: waiting now. under_way: requests that wait or run.
-    """
-
-    def __init__(self, most_under_way: int | None = None) -> None:
-        """No engine is ready yet.
+    def __init__(self, most_under_way: int | None = None, max_wait: float = 30.0) -> None:
+        """Nobody has been refused.
 
         Args:
-          most_under_way: the operator's bound on requests that wait or run; None bounds what waits.
+          most_under_way: the operator's bound on sequences that wait or run; None for no such bound.
+          max_wait: the longest wait for a first token, in seconds.
         """
-        self._engines: dict[object, EngineInfo] = {}
         self._most_under_way = most_under_way
-        self.requests = 0
-        self.tokens = 0
-        self.under_way = 0
+        self._longest = _CERTAINTY * max_wait
+        self._room_at = 0.0
 
-    @property
-    def most_waiting(self) -> int:
-        """Requests, by the slots of all engines."""
-        return most_requests(None, sum(info.slots for info in self._engines.values()))
+    def check(self, requests: Sequence[Request], line: Line, now: float) -> None:
+        """Lets the sequences of a call enter.
 
-    @property
-    def most_tokens(self) -> int:
-        """Prompts of 16 full contexts for each engine."""
-        return _CONTEXTS * sum(info.context for info in self._engines.values())
-
-    def open(self, engine: object, info: EngineInfo) -> None:
-        """An engine is ready; what it can do adds to the bounds."""
-        self._engines[engine] = info
-
-    def close(self, engine: object) -> None:
-        """An engine is gone. Idempotent; what waits for it is counted out with its requests."""
-        self._engines.pop(engine, None)
-
-    def enter(self, request: Request) -> None:
-        """Counts a request in.
+        Args:
+          line: what the first of them has before it. now: seconds.
 
         Raises:
-          Overloaded: it is one too many, or its prompt is.
+          Overloaded: they would wait too long, are too many, or their prompts do not fit beside what waits.
         """
-        if self._most_under_way is None:
-            self._check_waiting(len(request.prompt))
-        elif self.under_way >= self._most_under_way:
-            raise Overloaded(f"{self.under_way} requests are under way; the most is {self._most_under_way}")
-        self.requests += 1
-        self.tokens += len(request.prompt)
-        self.under_way += 1
-
-    def leave(self, request: Request) -> None:
-        """It waits no longer: it had its first token, or ended without one."""
-        self.requests -= 1
-        self.tokens -= len(request.prompt)
-
-    def end(self) -> None:
-        """A request is under way no longer."""
-        self.under_way -= 1
-
-    def _check_waiting(self, prompt: int) -> None:
-        if self.requests >= self.most_waiting:
-            raise Overloaded(f"{self.requests} requests wait; the most is {self.most_waiting}")
-        if self.tokens + prompt > self.most_tokens:
+        most = self._most_under_way
+        if most is not None and line.under_way + len(requests) > most:
             raise Overloaded(
-                f"{self.tokens} prompt tokens wait and {prompt} more came; the most is {self.most_tokens}"
+                f"{line.under_way} requests are under way; the most is {most}",
+                self._retry(line.wait, line, now),
             )
+        if line.wait > self._longest:
+            raise Overloaded(
+                f"the wait would be {line.wait:.1f} s; the longest is {self._longest:.1f} s",
+                self._retry(line.wait - self._longest, line, now),
+            )
+        came, fair = _tokens(requests), MOST_TOKENS / max(line.clients, 1)
+        if line.tokens + came > MOST_TOKENS and line.own_tokens + came > fair:
+            raise Overloaded(
+                f"{line.tokens} prompt tokens wait and {came} more came; the most is {MOST_TOKENS}",
+                self._retry(line.wait, line, now),
+            )
+
+    def _retry(self, soonest: float, line: Line, now: float) -> float:
+        """Seconds until there is room, behind those who were told so before."""
+        self._room_at = max(self._room_at, now + soonest)
+        seconds = self._room_at - now
+        if seconds < _LONGEST_RETRY:
+            self._room_at += line.pace
+        return min(seconds, _LONGEST_RETRY)
+
+
+def _tokens(requests: Sequence[Request]) -> int:
+    return sum(len(request.prompt) for request in requests)

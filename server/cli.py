@@ -86,6 +86,12 @@ def serve(
     max_concurrent: Annotated[
         int | None, typer.Option(min=1, help="Requests under way, waiting or running; one more is refused.")
     ] = None,
+    max_wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to a first token; who would wait longer is refused.")
+    ] = 30.0,
+    max_pause: Annotated[
+        float, typer.Option(min=0, help="Seconds that a stream waits for an engine when its own was lost.")
+    ] = 300.0,
     prefill_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of prompts in one step.")] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16"] | None, typer.Option(help="What the model computes in.")
@@ -225,6 +231,8 @@ def serve(
                 embeddings=embeddings,
                 profiles=profile is not None,
                 max_concurrent=max_concurrent,
+                max_wait=max_wait,
+                max_pause=max_pause,
                 health_when_ready=health_when_ready,
             ),
             [

@@ -66,7 +66,7 @@ class AppContext:
         """What the engine serves; raises NotReady while it takes no requests."""
         info = self.engine.info
         if self.draining or info is None or self.engine.state != "ready":
-            raise NotReady(f"the engine is {self.engine.state}")
+            raise NotReady(f"the engine is {self.engine.state}", self.engine.ready_in)
         return info
 
 
@@ -95,6 +95,11 @@ class ApiRequest(Request[App, SimpleNamespace]):
                 await super().receive_body()
         except TimeoutError:
             raise RequestTimeout from None
+
+    @property
+    def client(self) -> str:
+        """Who asks, among whom the engines are shared out: a key's owner, or whoever is at an address."""
+        return self.key_id or self.ip
 
     @property
     def connection(self) -> HardenedHttp:

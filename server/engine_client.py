@@ -81,13 +81,8 @@ class EventStream(Protocol):
         ...
 
 
-class EngineClient(Protocol):
-    """A running, starting or failed engine."""
-
-    @property
-    def replicas(self) -> Sequence["EngineClient"]:
-        """The engines that it consists of, by number; itself where it is one."""
-        ...
+class Replica(Protocol):
+    """A running, starting or failed engine, as far as it can be looked at."""
 
     @property
     def state(self) -> EngineState: ...
@@ -108,22 +103,36 @@ class EngineClient(Protocol):
         ...
 
     @property
+    def ready_in(self) -> float:
+        """Seconds until it is probably ready, where it is not."""
+        ...
+
+
+class EngineClient(Replica, Protocol):
+    """One engine or several, and what can be asked of them."""
+
+    @property
+    def replicas(self) -> Sequence[Replica]:
+        """The engines that it consists of, by number; itself where it is one."""
+        ...
+
+    @property
     def queued(self) -> tuple[int, int]:
-        """What waits for room in any engine, and is in none: sequences, and the tokens of their prompts."""
+        """What waits for room in any engine, and is in none: sequences, and their tokens."""
         ...
 
     @property
     def moved(self) -> Mapping[MoveCause, int]:
         """How often since the start a sequence left an engine and went on in another one, or in the same one
-        later, by cause; a cause that is missing counts 0."""
+        later, by cause."""
         ...
 
-    def submit(self, request: Request) -> EventStream:
-        """Hands a request over.
+    def submit(self, requests: Sequence[Request]) -> Sequence[EventStream]:
+        """Hands the sequences of a call over, all or none.
 
         Raises:
           NotReady: not in state `ready`.
-          Overloaded: the queue is full, in requests or in prompt tokens.
+          Overloaded: they would wait too long, or there are too many.
         """
         ...
 

@@ -13,6 +13,7 @@ text from a failed component; what went wrong inside goes to the log.
         └── Unavailable         503: the same request may succeed later
 """
 
+import math
 from asyncio import CancelledError
 from http import HTTPStatus
 from typing import Any, cast
@@ -32,8 +33,8 @@ OVERLOADED = "The engine is currently overloaded, please try again later"
 NOT_READY = "The model is not ready to serve requests, please try again later"
 SHUTTING_DOWN = "The server is shutting down, please try again later"
 
-_RETRY_NOT_READY = 5
 _RETRY_OVERLOADED = 1
+_RETRY_SHUT_DOWN = 5
 
 
 class RenderingOverloaded(Overloaded):
@@ -113,11 +114,11 @@ def as_api_error(error: BaseException, method: str = "", path: str = "") -> ApiE
         case InvalidRequest():
             return BadRequest(str(error), error.param)
         case Overloaded():
-            return Unavailable(OVERLOADED, _RETRY_OVERLOADED, "server_overloaded")
+            return Unavailable(OVERLOADED, math.ceil(error.retry_after), "server_overloaded")
         case NotReady():
-            return Unavailable(NOT_READY, _RETRY_NOT_READY)
+            return Unavailable(NOT_READY, math.ceil(error.retry_after))
         case ShutDown():
-            return Unavailable(SHUTTING_DOWN, _RETRY_NOT_READY, "server_shutting_down")
+            return Unavailable(SHUTTING_DOWN, _RETRY_SHUT_DOWN, "server_shutting_down")
         case EngineFailed():
             return ApiError(500, SORRY, type="server_error", code="engine_error")
         case SanicException() | CancelledError():

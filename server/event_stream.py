@@ -16,7 +16,6 @@ class BufferedStream:
 
     Attributes:
       request: whose events these are.
-      started: its first event has come, so it no longer waits in the queue; kept by whoever fills it.
       ended: nothing more will be put in.
     """
 
@@ -27,7 +26,6 @@ class BufferedStream:
           release: is called exactly once, when the stream ends, with True if the engine still works on it.
         """
         self.request = request
-        self.started = False
         self.ended = False
         self._release = release
         self._events: deque[TokenEvent] = deque()

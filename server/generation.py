@@ -1,4 +1,4 @@
-"""Admission: all sequences of one call enter the engine, or none does; then they are heard as one.
+"""The sequences of one call, which enter the engine together and are heard as one.
 
 Knows requests and events, not text. The one idea: from the moment a sequence is submitted there is an object
 that will abort it, and `abort` needs no await, so that no disconnect can slip in between and leak it.
@@ -33,19 +33,12 @@ class Generation:
           cut: ends the connection of the client, who has left too many events unread.
 
         Raises:
-          NotReady, Overloaded: one was refused; those before it have been aborted.
+          NotReady, Overloaded: they are refused.
         """
         self._cut = cut
-        self._streams: list[EventStream] = []
-        self._pumps: list[asyncio.Task[None]] = []
         self._heard: asyncio.Queue[tuple[int, TokenEvent | Exception]] = asyncio.Queue()
         self._unread = 0
-        try:
-            for request in requests:
-                self._streams.append(engine.submit(request))
-        except BaseException:
-            self.abort()
-            raise
+        self._streams: Sequence[EventStream] = engine.submit(requests)
         self._pumps = [asyncio.create_task(self._pump(i, s)) for i, s in enumerate(self._streams)]
 
     async def next(self, silence: float) -> tuple[int, TokenEvent] | None:

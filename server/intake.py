@@ -6,6 +6,7 @@ the keys that meant nothing.
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from ..runtime.admission import check_params
@@ -91,6 +92,7 @@ def admit(
     check_params(requests[0].params, context.engine_info().vocabulary)
     param = "prompt" if len(requests) > per_prompt else "n"
     check_possible(requests, context.settings.max_concurrent, context.engine, param)
+    requests = [replace(each, client=request.client) for each in requests]
     generation = Generation(context.engine, requests, request.connection.cut_off)
     record = open_record(request, prompt_tokens)
     return Exchange(prompt_tokens, per_prompt, generation, choices, reply, record)

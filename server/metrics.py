@@ -15,13 +15,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from .endings import CUT_SHORT, REFUSALS, Ending
-from .engine_client import MOVE_CAUSES, EngineClient
+from .engine_client import MOVE_CAUSES, EngineClient, Replica
 
 logger = logging.getLogger(__name__)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-Figure = Callable[[EngineClient], float]
+Figure = Callable[[Replica], float]
 """What a metric tells of one engine."""
 
 _LABELS = ("replica",)

@@ -1,26 +1,31 @@
 """`EngineGroup`: several engine processes, each with devices of its own, that are one engine to the routes.
 
-It decides which replica a request goes to (the rule is `routing.py`'s), and what the fate of one means for
-the whole: one that is lost is restarted by its own `EngineProcess` and given up alone, while the others serve
-on. There is one admission account for all of them. A server without replicas is a group of one.
+It decides what the fate of one means for the whole: one that is lost is restarted by its own `EngineProcess`
+and given up alone, while the others serve on. Which of them computes what is `dispatcher.py`'s. A server
+without replicas is a group of one.
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from ..runtime.request import EngineStats, NotReady, Request
+from ..runtime.request import EngineFailed, EngineStats, NotReady, Request, TokenEvent
 from . import exit_codes, wire
 from .admission import Admission
-from .engine_client import EngineInfo, EngineState, MoveCause
+from .dispatcher import Dispatcher
+from .engine_client import EngineInfo, EngineState, MoveCause, ShutDown
 from .event_stream import BufferedStream
-from .routing import Router, block_digests
-from .supervisor import EngineProcess, GivenUp, News
+from .places import Place
+from .supervisor import EngineProcess, GivenUp, Lost, News
 from .vital import start_task
 
 log = logging.getLogger(__name__)
+
+_DRAIN_TICK_SECONDS = 0.05
 
 _STATES: tuple[EngineState, ...] = ("ready", "draining", "loading", "restarting", "starting", "stopped")
 """The group is in the first of these that one of its replicas is in."""
@@ -40,7 +45,8 @@ class EngineGroup:
         commands: Sequence[Sequence[str]],
         on_news: Callable[[News], None] = lambda news: None,
         restarts: bool = True,
-        most_under_way: int | None = None,
+        admission: Admission | None = None,
+        most_pause: float = 300.0,
     ) -> None:
         """Starts nothing yet.
 
@@ -48,11 +54,10 @@ class EngineGroup:
           commands: for each replica its process's command line, see `EngineProcess`.
           on_news: hears how bringing them up goes; must not block. `GivenUp` is the end of all.
           restarts: whether a lost engine is brought up again.
-          most_under_way: the most requests that all have together; None leaves it to their slots.
+          admission: who may enter; None for the usual bounds.
+          most_pause: the longest that a sequence waits for an engine after its own was lost, in seconds.
         """
         self._on_news = on_news
-        self._admission = Admission(most_under_way)
-        self._router = Router(len(commands))
         self._proven: set[int] = set()
         self._closing = False
         self._others: asyncio.Task[None] | None = None
@@ -60,15 +65,21 @@ class EngineGroup:
             EngineProcess(
                 command,
                 functools.partial(self._hear, number),
-                self._admission,
+                functools.partial(self._receive, number),
                 f"the engine process of replica {number}" if len(commands) > 1 else "the engine process",
                 restarts,
             )
             for number, command in enumerate(commands)
         ]
+        self._places = [Place(number, engine) for number, engine in enumerate(self.replicas)]
+        self._dispatcher = Dispatcher(
+            self._places, admission or Admission(), time.monotonic, _call_later, most_pause
+        )
 
     @property
     def state(self) -> EngineState:
+        if self._closing:
+            return "draining" if any(engine.state != "stopped" for engine in self.replicas) else "stopped"
         states = {engine.state for engine in self.replicas}
         return next(state for state in _STATES if state in states)
 
@@ -97,30 +108,30 @@ class EngineGroup:
         return min(ages, default=0.0)
 
     @property
+    def ready_in(self) -> float:
+        """Seconds until one of them is probably ready."""
+        return min(engine.ready_in for engine in self.replicas)
+
+    @property
     def queued(self) -> tuple[int, int]:
-        """Nothing waits before the replicas."""
-        return 0, 0
+        """What waits before all of them: sequences, and their tokens."""
+        return self._dispatcher.queued
 
     @property
     def moved(self) -> Mapping[MoveCause, int]:
-        """Nothing is moved."""
-        return {}
+        """How often a sequence was taken from one of them, by cause."""
+        return self._dispatcher.moved
 
-    def submit(self, request: Request) -> BufferedStream:
-        """Hands a request over to one of the replicas.
+    def submit(self, requests: Sequence[Request]) -> list[BufferedStream]:
+        """Hands the sequences of a call over to whichever replica has room first, all or none.
 
         Raises:
           NotReady: none is in state `ready`.
-          Overloaded: the queue of all is full, in requests or in prompt tokens.
+          Overloaded: they would wait too long, or there are too many.
         """
-        loads = {number: _load(engine) for number, engine in self._ready().items()}
-        if not loads:
-            raise NotReady(f"the engine is {self.state}")
-        digests = block_digests(request.prompt)
-        number = self._router.choose(digests, loads)
-        stream = self.replicas[number].submit(request)
-        self._router.remember(number, digests)
-        return stream
+        if self.state != "ready":
+            raise NotReady(f"the engine is {self.state}", self.ready_in)
+        return self._dispatcher.submit(requests)
 
     def profile(self, on: bool) -> None:
         """Begins or ends a profile of every replica that is ready."""
@@ -137,11 +148,16 @@ class EngineGroup:
     async def drain(self, seconds: float) -> None:
         """Takes nothing new, waits until running requests end or the time is up, fails the rest."""
         self._closing = True
-        await asyncio.gather(*(engine.drain(seconds) for engine in self.replicas))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._dispatcher.under_way:
+                    await asyncio.sleep(_DRAIN_TICK_SECONDS)
+        self._dispatcher.fail_all(ShutDown("the server is shutting down"))
 
     async def stop(self) -> None:
         """Ends all engines and what they started. Idempotent."""
         self._closing = True
+        self._dispatcher.fail_all(ShutDown("the server is shutting down"))
         await asyncio.gather(*(engine.stop() for engine in self.replicas))
 
     def kill(self) -> None:
@@ -161,8 +177,13 @@ class EngineGroup:
                 self._on_news(news)
             case wire.Ready(info):
                 self._welcome(number, info)
+            case Lost():
+                self._dispatcher.lose(self._places[number])
             case GivenUp():
                 self._lose(number, news)
+
+    def _receive(self, number: int, events: Sequence[TokenEvent]) -> None:
+        self._dispatcher.receive(self._places[number], events)
 
     def _show(self, number: int, progress: wire.Progress) -> None:
         """One replica's progress stands for all, and is of interest only while nothing is served."""
@@ -196,7 +217,7 @@ class EngineGroup:
                 return
         again = number in self._proven
         self._proven.add(number)
-        self._router.forget(number)
+        self._dispatcher.ready(self._places[number], info)
         if len(self.replicas) > 1:
             log.info("replica %d is ready: %d of %d serve", number, len(ready), len(self.replicas))
         elif again:
@@ -206,6 +227,8 @@ class EngineGroup:
     def _lose(self, number: int, given_up: GivenUp) -> None:
         """A replica will not come back. What it says itself at its first start is true of all."""
         left = sum(engine.state != "stopped" for engine in self.replicas)
+        if left == 0:
+            self._dispatcher.fail_all(EngineFailed("the engine was lost"))
         if left == 0 or (given_up.own_words and number not in self._proven):
             self._on_news(given_up)
             return
@@ -213,6 +236,5 @@ class EngineGroup:
         self._start_others()
 
 
-def _load(engine: EngineProcess) -> float:
-    """Open streams for each slot."""
-    return engine.streams / engine.info.slots if engine.info else 0.0
+def _call_later(seconds: float, work: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_later(seconds, work)

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable
 
 MOST_FAILURES = 3
-"""At this many failures within WINDOW_SECONDS it is enough."""
+"""At this many failures within WINDOW_SECONDS, none of which came after good work, it is enough."""
 WINDOW_SECONDS = 300.0
 
 
@@ -17,8 +17,16 @@ class RestartBudget:
         self._clock, self._most = clock, most
         self._failures: deque[float] = deque(maxlen=most)
 
-    def pause(self) -> float | None:
-        """Counts a failure; the seconds to wait before the next start, or None if there is to be none."""
+    def pause(self, *, worked: bool = False) -> float | None:
+        """Counts a failure; the seconds to wait before the next start, or None if there is to be none.
+
+        Args:
+          worked: it has finished requests since it was started. What happened before that is forgotten, and
+            the next start is at once: whoever waits for it has waited long enough.
+        """
+        if worked and self._most > 1:
+            self._failures.clear()
+            return 0.0
         now = self._clock()
         self._failures.append(now)
         recent = sum(now - failure < WINDOW_SECONDS for failure in self._failures)

@@ -51,7 +51,7 @@ class Router:
         most = min(loads.values()) + LEAD
         chosen = max(
             (replica for replica, load in loads.items() if load <= most),
-            key=lambda replica: (self._known(replica, digests), -loads[replica], -self._wait(replica)),
+            key=lambda replica: (self.known(replica, digests), -loads[replica], -self._wait(replica)),
         )
         self._turn = chosen + 1
         return chosen
@@ -69,7 +69,7 @@ class Router:
         """The replica begins anew, its cache empty."""
         self._served[replica].clear()
 
-    def _known(self, replica: int, digests: Sequence[bytes]) -> int:
+    def known(self, replica: int, digests: Sequence[bytes]) -> int:
         """How many of the prompt's leading blocks the replica has served."""
         served = self._served[replica]
         return next((count for count, digest in enumerate(digests) if digest not in served), len(digests))

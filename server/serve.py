@@ -16,6 +16,7 @@ from pathlib import Path
 from ..checkpoints import load_tokenizer, open_checkpoint
 from ..model.errors import DistaffError
 from . import exit_codes, wire
+from .admission import Admission
 from .app import RUN_OPTIONS, create_app
 from .context import App
 from .exit_codes import Failed
@@ -91,7 +92,8 @@ class WebProcess:
         self._display = display
         self._settings = settings
         self._served = ServedModel()
-        self._engine = EngineGroup(engine_commands, self._hear, restarts, settings.max_concurrent)
+        admission = Admission(settings.max_concurrent, settings.max_wait)
+        self._engine = EngineGroup(engine_commands, self._hear, restarts, admission, settings.max_pause)
         self._app: App = create_app(settings, self._engine, self._served)
         self._app.register_listener(self._begin, "after_server_start")
         self._app.register_listener(self._prepare_to_end, "before_server_stop")

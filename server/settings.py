@@ -18,7 +18,9 @@ class ServerSettings:
       strict: refuse unknown parameters, as OpenAI does, rather than ignore and count them.
       embeddings: POST /v1/embeddings is answered.
       profiles: POST /start_profile and /stop_profile are answered.
-      max_concurrent: the most sequences under way, waiting or running; None leaves it to the engines' slots.
+      max_concurrent: the most sequences under way, waiting or running; None for no such bound.
+      max_wait: the longest predicted wait for a first token, in seconds; who would wait longer is refused.
+      max_pause: for how long a sequence whose engine was lost waits for another one, in seconds.
       health_when_ready: /health answers 200 only while requests are taken, as TGI's does.
       default_max_tokens: the most tokens of an answer whose request names no limit; None is the route's own.
       most_choices: the largest `n` of a request.
@@ -38,6 +40,8 @@ class ServerSettings:
     embeddings: bool = False
     profiles: bool = False
     max_concurrent: int | None = None
+    max_wait: float = 30.0
+    max_pause: float = 300.0
     health_when_ready: bool = False
     default_max_tokens: int | None = None
     most_choices: int = 16

@@ -1,29 +1,28 @@
 """`EngineProcess`: an engine in a process of its own that is brought up, fed, watched and brought up again.
 
-It keeps the account of open streams and decides what becomes of them when the process dies; how a process is
-spawned and known to be dead is `child.py`'s, how much may wait is `admission.py`'s, how several engines make
-one is `replicas.py`'s. The one idea: whatever happens to the engine, every open stream hears of it, and HTTP
-stays up.
+It knows one life after the other, and whether the last one was of use; how a process is spawned and known to
+be dead is `child.py`'s, what it computes and what becomes of that when it dies is `dispatcher.py`'s, how
+several engines make one is `replicas.py`'s. The one idea: whatever happens to the process, whoever uses it
+hears of it at once, and HTTP stays up.
 """
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..runtime.request import EngineFailed, EngineStats, NotReady, Request, TokenEvent
+from ..runtime.request import EngineStats, Request, TokenEvent
 from . import exit_codes, wire
-from .admission import Admission
 from .child import Child
-from .engine_client import EngineInfo, EngineState, MoveCause
-from .event_stream import BufferedStream
+from .engine_client import EngineInfo, EngineState
 from .restart_budget import RestartBudget
 from .vital import start_task
 
 log = logging.getLogger(__name__)
 
-_DRAIN_TICK_SECONDS = 0.05
+_UNKNOWN_SECONDS = 5.0
+"""What an engine that was never ready is said to need until it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +42,17 @@ class GivenUp:
         return self.exit_code != exit_codes.ENGINE_LOST
 
 
-News = wire.Progress | wire.Located | wire.Ready | GivenUp
-"""What an operator may want to see of the engine's life."""
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The process is dead, or must be taken for dead, and with it all that it computed."""
+
+
+News = wire.Progress | wire.Located | wire.Ready | Lost | GivenUp
+"""What happens in an engine's life."""
 
 
 class EngineProcess:
-    """An `EngineClient` over a supervised child process.
+    """A supervised child process.
 
     Every method is to be called on one event loop's thread.
     """
@@ -56,8 +60,8 @@ class EngineProcess:
     def __init__(
         self,
         command: Sequence[str],
-        on_news: Callable[[News], None] = lambda news: None,
-        admission: Admission | None = None,
+        on_news: Callable[[News], None],
+        on_events: Callable[[Sequence[TokenEvent]], None],
         name: str = "the engine process",
         restarts: bool = True,
     ) -> None:
@@ -65,19 +69,20 @@ class EngineProcess:
 
         Args:
           command: the engine process's command line; `--fd N` is appended.
-          on_news: hears how bringing it up goes; must not block.
-          admission: the account that it shares with other engines; None for one of its own.
+          on_news: hears of its life; must not block.
+          on_events: hears what it says of the requests that it was given; must not block.
           name: what the log calls it. restarts: whether a lost engine is brought up again.
         """
         self._command = command
-        self._on_news = on_news
+        self._on_news, self._on_events = on_news, on_events
         self._name = name
         self._state: EngineState = "starting"
         self._info: EngineInfo | None = None
         self._stats = EngineStats()
-        self._admission = admission or Admission()
         self._child: Child | None = None
-        self._streams: dict[str, BufferedStream] = {}
+        self._begun = 0.0
+        self._start_seconds = _UNKNOWN_SECONDS
+        self._worked = False
         self._restarts = restarts
         self._budget = RestartBudget() if restarts else RestartBudget(most=1)
         self._rejected: GivenUp | None = None
@@ -109,38 +114,20 @@ class EngineProcess:
         return self._child.pid if self._child else None
 
     @property
-    def replicas(self) -> tuple["EngineProcess"]:
-        """Itself alone."""
-        return (self,)
+    def ready_in(self) -> float:
+        """Seconds until it is probably ready: as many as the last start took, from when this one began."""
+        since = time.monotonic() - self._begun if self._child else 0.0
+        return max(self._start_seconds - since, 1.0)
 
-    @property
-    def queued(self) -> tuple[int, int]:
-        """Nothing waits before it."""
-        return 0, 0
+    def send(self, request: Request) -> None:
+        """Gives a request to the process, if there is one."""
+        if self._child:
+            self._child.send(wire.Submit(request))
 
-    @property
-    def moved(self) -> Mapping[MoveCause, int]:
-        """Nothing is moved."""
-        return {}
-
-    @property
-    def streams(self) -> int:
-        """How many are open."""
-        return len(self._streams)
-
-    def submit(self, request: Request) -> BufferedStream:
-        """Hands a request over.
-
-        Raises:
-          NotReady: not in state `ready`.
-          Overloaded: the queue is full, in requests or in prompt tokens.
-        """
-        if self._state != "ready" or self._child is None:
-            raise NotReady(f"the engine is {self._state}")
-        self._admission.enter(request)
-        stream = self._streams[request.id] = BufferedStream(request, self._release)
-        self._child.send(wire.Submit(request))
-        return stream
+    def abort(self, request_id: str) -> None:
+        """Takes a request from it."""
+        if self._child:
+            self._child.send(wire.Abort(request_id))
 
     def profile(self, on: bool) -> None:
         """Begins or ends a profile, if there is a process."""
@@ -153,21 +140,9 @@ class EngineProcess:
             self._state = "loading"
             self._task = start_task("engine supervisor", self._keep_up(), self._fail)
 
-    async def drain(self, seconds: float) -> None:
-        """Takes nothing new, waits until running requests end or the time is up, fails the rest."""
-        if self._state == "stopped":
-            return
-        self._state = "draining"
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while self._streams:
-                    await asyncio.sleep(_DRAIN_TICK_SECONDS)
-        self._fail_streams("the server is shutting down", working=True)
-
     async def stop(self) -> None:
         """Ends the engine and all it started. Idempotent."""
         self._state = "stopped"
-        self._fail_streams("the server is shutting down", working=True)
         if self._child:
             await self._child.stop()
         elif self._task:
@@ -194,10 +169,10 @@ class EngineProcess:
         """
         while True:
             how = await self._one_life()
-            if self._state in ("draining", "stopped"):
+            if self._state == "stopped":
                 return
             hopeless = self._rejected or (self._fatal and self._info is None)
-            pause = None if hopeless else self._budget.pause()
+            pause = None if hopeless else self._budget.pause(worked=self._worked)
             if pause is None:
                 self._give_up(how)
                 return
@@ -206,25 +181,26 @@ class EngineProcess:
             await asyncio.sleep(pause)
 
     async def _one_life(self) -> str:
-        """Runs one process to its end. Streams fail as soon as it is lost, before it is reaped."""
+        """Runs one process to its end. That it is lost is heard at once, before it is reaped."""
         self._fatal = None
+        self._worked = False
+        self._begun = time.monotonic()
         try:
             child = self._child = await Child.spawn(self._command, self._receive)
         except OSError as error:
             return f"cannot be started: {error}"
         await child.lost()
         self._close()
-        self._stats = EngineStats()
-        self._fail_streams("the engine was lost")
         how = await child.reap()
         self._child = None
         return how
 
     def _close(self) -> None:
         """Takes nothing more until the next process is ready."""
-        self._admission.close(self)
+        self._stats = EngineStats()
         if self._state in ("loading", "ready"):
             self._state = "restarting"
+        self._on_news(Lost())
 
     def _give_up(self, how: str) -> None:
         why = (
@@ -236,18 +212,17 @@ class EngineProcess:
 
     def _fail(self, reason: str) -> None:
         """Nobody watches over the engine any longer."""
-        self._close()
         self._state = "stopped"
         self.kill()
-        self._fail_streams("the engine was lost")
+        self._close()
         self._on_news(GivenUp(f"{self._name} is not supervised any longer: {reason}", exit_codes.ENGINE_LOST))
 
     def _receive(self, frame: wire.ToWeb) -> None:
         match frame:
             case wire.Step(events, stats):
                 self._stats = stats
-                for event in events:
-                    self._dispatch(event)
+                self._worked |= any(event.finish in ("stop", "length") for event in events)
+                self._on_events(events)
             case wire.Heartbeat(stats):
                 self._stats = stats
             case wire.Progress() | wire.Located():
@@ -260,28 +235,6 @@ class EngineProcess:
 
     def _welcome(self, info: EngineInfo) -> None:
         self._info = info
+        self._start_seconds = time.monotonic() - self._begun
         if self._state in ("loading", "restarting"):
             self._state = "ready"
-            self._admission.open(self, info)
-
-    def _dispatch(self, event: TokenEvent) -> None:
-        stream = self._streams.get(event.request_id)
-        if stream is None:
-            return  # aborted while the event was under way
-        if not stream.started:
-            stream.started = True
-            self._admission.leave(stream.request)
-        stream.put(event)
-
-    def _release(self, stream: BufferedStream, working: bool) -> None:
-        """A stream has ended; if the engine still works on it, it is told to leave off."""
-        del self._streams[stream.request.id]
-        self._admission.end()
-        if not stream.started:
-            self._admission.leave(stream.request)
-        if working and self._child:
-            self._child.send(wire.Abort(stream.request.id))
-
-    def _fail_streams(self, reason: str, *, working: bool = False) -> None:
-        for stream in list(self._streams.values()):
-            stream.fail(EngineFailed(reason), working=working)

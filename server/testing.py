@@ -117,7 +117,7 @@ class FakeEngine:
     Attributes:
       reply: the ids to say, or a function of the request; then the end token.
       delay: seconds before each token. gate: cleared, it holds every token back.
-      capacity: the most sequences at once; one more is Overloaded.
+      capacity: the most sequences at once; one more is Overloaded, for `retry_after` seconds.
       fail_after: lose the engine, for everybody, before this many tokens of a sequence.
       error_after: fail just the sequence, likewise. error_param: and blame this parameter for it.
       requests, aborted: all that were submitted; the ids of those aborted before their end.
@@ -132,6 +132,7 @@ class FakeEngine:
         self.gate = asyncio.Event()
         self.gate.set()
         self.capacity = 64
+        self.retry_after = 1.0
         self.fail_after: int | None = None
         self.error_after: int | None = None
         self.error_param: str | None = None
@@ -146,6 +147,7 @@ class FakeEngine:
             context=context, vocabulary=VOCABULARY, slots=4, fingerprint="0123456789"
         )
         self.heartbeat_age = 0.0
+        self.ready_in = 5.0
         self.queued = (0, 0)
         self.moved: dict[MoveCause, int] = {}
 
@@ -157,14 +159,15 @@ class FakeEngine:
     def stats(self) -> EngineStats:
         return EngineStats(running=len(self.running), total_pages=100, free_pages=100 - len(self.running))
 
-    def submit(self, request: Request) -> "FakeStream":
+    def submit(self, requests: Sequence[Request]) -> Sequence["FakeStream"]:
         if self.state != "ready":
             raise NotReady(f"the engine is {self.state}")
-        if len(self.running) >= self.capacity:
-            raise Overloaded(f"{self.capacity} sequences are running")
-        self.requests.append(request)
-        self.running[request.id] = stream = FakeStream(self, request)
-        return stream
+        if len(self.running) + len(requests) > self.capacity:
+            raise Overloaded(f"{self.capacity} sequences are running", self.retry_after)
+        self.requests += requests
+        streams = {request.id: FakeStream(self, request) for request in requests}
+        self.running |= streams
+        return list(streams.values())
 
     def profile(self, on: bool) -> None:
         self.profiled.append(on)

@@ -39,7 +39,9 @@ async def create_embeddings(request: ApiRequest) -> HTTPResponse:
     params = SamplingParams(max_tokens=1, temperature=0.0, pool_prompt=True)
     id = fresh_id("embd-")
     asked = [
-        Request(id=f"{id}-{n}", prompt=prompt, params=params, cache_salt=request.key_id)
+        Request(
+            id=f"{id}-{n}", prompt=prompt, params=params, cache_salt=request.key_id, client=request.client
+        )
         for n, prompt in enumerate(prompts)
     ]
     tokens = sum(map(len, prompts))

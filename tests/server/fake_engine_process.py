@@ -104,7 +104,7 @@ class FakeEngine:
             name, request = self._inbox.get()
             self._rows.pop(name, None)
             if request:
-                self._rows[name] = itertools.cycle(request.prompt), request.params.max_tokens
+                self._rows[name] = _continued(request)
 
     def _say(self, name: str) -> TokenEvent:
         if name == "long":
@@ -114,6 +114,15 @@ class FakeEngine:
         if left == 1:
             del self._rows[name]
         return TokenEvent(request_id=name, token=next(tokens), finish="length" if left == 1 else None)
+
+
+def _continued(request: Request) -> tuple["itertools.cycle[int]", int | None]:
+    """The tokens that are still to be said, and how many."""
+    said, most = len(request.generated), request.params.max_tokens
+    tokens = itertools.cycle(request.prompt)
+    for _ in range(said % len(request.prompt)):
+        next(tokens)
+    return tokens, None if most is None else most - said
 
 
 def build(mode: str, send: Send, on_events: OnEvents) -> tuple[FakeEngine, EngineInfo]:

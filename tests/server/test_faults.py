@@ -16,8 +16,6 @@ import httpx
 import psutil
 import pytest
 
-from ..patience import patient
-
 SCRIPT = Path(__file__).with_name("web_over_fake_engine.py")
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
@@ -139,21 +137,18 @@ def web(tmp_path: Path) -> Iterator[Callable[..., Web]]:
         each.close()
 
 
-def test_a_killed_engine_is_an_error_event_within_a_second_and_then_it_serves_again(web: Callable[..., Web]):
+def test_a_killed_engine_is_a_pause_in_its_streams_and_then_it_serves_again(web: Callable[..., Web]):
     server = web().wait_until_ready()
-    readers = [server.stream().started() for _ in range(3)]
-    killed = time.monotonic()
+    readers = [server.stream(max_tokens=60) for _ in range(6)]
+    wait_for(lambda: sum(len(reader.lines) > 3 for reader in readers) == 4)
     os.kill(server.engine.pid, signal.SIGKILL)
     wait_for(lambda: server.ready() == 503, 1)
-    for reader in readers:
-        assert reader.error() == "engine_error"
-        assert reader.lines[-1][0] - killed < patient(1.0)
     refused = httpx.post(f"{server.url}/v1/chat/completions", json={"model": "tgi", "messages": MESSAGES})
     assert refused.status_code == 503
     assert 1 <= int(refused.headers["retry-after"]) <= 60
     assert httpx.get(f"{server.url}/health").status_code == 200
     server.wait_until_ready()
-    assert server.stream(max_tokens=3).finish()[-1] == "data: [DONE]"
+    assert {reader.text() for reader in readers} == {server.stream(max_tokens=60).text()}
     assert "Traceback" not in server.log
 
 
@@ -191,7 +186,7 @@ def test_a_stream_longer_than_the_drain_ends_with_an_error_event(web: Callable[.
     server = web(drain=0.5).wait_until_ready()
     reader = server.stream().started()
     server.process.terminate()
-    assert reader.error() == "engine_error"
+    assert reader.error() == "server_shutting_down"
     assert server.process.wait(10) == 0
 
 
@@ -279,7 +274,6 @@ def test_one_of_two_engines_is_killed_and_nobody_else_notices(web: Callable[...,
     server.wait_for_line("replica 1 is ready: 2 of 2 serve|replica 0 is ready: 2 of 2 serve")
     readers = [server.stream(max_tokens=60).started() for _ in range(2)]
     assert (_running(server, 0), _running(server, 1)) == (1, 1)
-    killed = time.monotonic()
     server.engines[1].kill()
     wait_for(lambda: server.metric("distaff_engine_ready", 1) == 0, 1)
     answers = 0
@@ -288,10 +282,7 @@ def test_one_of_two_engines_is_killed_and_nobody_else_notices(web: Callable[...,
         assert server.stream(max_tokens=3).finish()[-1] == "data: [DONE]"
         answers += 1
     assert answers > 0
-    lost, whole = sorted(readers, key=lambda reader: len(reader.finish()))
-    assert lost.error() == "engine_error"
-    assert lost.lines[-1][0] - killed < patient(1.0)
-    assert whole.text() == server.stream(max_tokens=60).text()
+    assert {reader.text() for reader in readers} == {server.stream(max_tokens=60).text()}
     assert "Traceback" not in server.log
 
 

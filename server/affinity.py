@@ -1,0 +1,65 @@
+"""`Affinity`: the engine for a sequence among those that have room, or one that is worth waiting for.
+
+The choice among those with room is `routing.py`'s: where a prompt's beginning has been before, unless that
+one is too busy. Here is what follows for one without room: it is worth waiting for as long as what it knows
+of the prompt would take to compute elsewhere, if it will have room sooner than that.
+"""
+
+from collections.abc import Callable, Sequence
+
+from .forecast import Forecast, wait
+from .places import Place
+from .routing import BLOCK, Router
+from .run import Run
+
+
+class Affinity:
+    """What the engines have served, and what that is worth."""
+
+    def __init__(
+        self,
+        places: Sequence[Place],
+        forecast: Forecast,
+        clock: Callable[[], float],
+        wake: Callable[[float], object],
+    ) -> None:
+        """Nothing was served yet; `wake` has those who wait looked at again after so many seconds."""
+        self._places, self._forecast, self._clock, self._wake = places, forecast, clock, wake
+        self._router = Router(len(places))
+
+    def remember(self, place: Place, run: Run) -> None:
+        """An engine computes a sequence."""
+        self._router.remember(place.number, run.digests)
+
+    def forget(self, place: Place) -> None:
+        """An engine begins anew, its cache empty."""
+        self._router.forget(place.number)
+
+    def choose(self, run: Run, rooms: Sequence[Place], shared: Sequence[Place]) -> Place | None:
+        """The engine for a sequence; None if there is none, or one without room is worth waiting for.
+
+        That is decided once for each turn of a sequence, which `run.held_until` keeps.
+
+        Args:
+          rooms: the engines that have room for it. shared: all that take sequences.
+        """
+        if not rooms:
+            return None
+        place = self._places[self._router.choose(run.digests, {room.number: room.load for room in rooms})]
+        now = self._clock()
+        if run.held_until is None:
+            seconds = self._worth(run, place, [each for each in shared if not each.has_slot])
+            run.held_until = now + seconds
+            if seconds:
+                self._wake(seconds)
+        return None if now < run.held_until else place
+
+    def _worth(self, run: Run, place: Place, full: Sequence[Place]) -> float:
+        """For how many seconds one of the full engines is worth waiting for, rather than to take `place`."""
+        known = {each: self._router.known(each.number, run.digests) for each in full}
+        best = max(full, key=known.__getitem__, default=place)
+        more = known.get(best, 0) - self._router.known(place.number, run.digests)
+        if more <= 0:
+            return 0.0
+        saved = self._forecast.prompt_seconds(more * BLOCK)
+        return saved if wait(0.0, best.running(self._forecast), best.slots) < saved else 0.0

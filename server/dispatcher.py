@@ -1,0 +1,274 @@
+"""`Dispatcher`: which engine computes which sequence, and when.
+
+Every admitted sequence is either in one queue before all engines or on one of them, and it can be moved:
+taken from an engine, put back into the queue with the tokens received so far, and continued by another engine
+as if nothing had been. That one move serves for all: an engine dies, it is drained, a client takes more than
+its share of the slots while another waits, a sequence is suspected of what engines died of and is run apart.
+
+Processes, their lives and the wire are left to `supervisor.py`, whose turn it is to `fair_queue.py`, what may
+enter to `admission.py`, times to `forecast.py`.
+"""
+
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from ..runtime.request import EngineFailed, Request, TokenEvent, draw_seed
+from .admission import Admission
+from .affinity import Affinity
+from .engine_client import MOVE_CAUSES, EngineInfo, MoveCause
+from .event_stream import BufferedStream
+from .fair_queue import FairQueue
+from .forecast import Forecast
+from .line import line_before
+from .places import Place
+from .routing import block_digests
+from .run import Run
+
+log = logging.getLogger(__name__)
+
+Later = Callable[[float, Callable[[], None]], object]
+"""Has something done after so many seconds."""
+
+
+class Dispatcher:
+    """The sequences of all engines. Every method is to be called on one thread.
+
+    Attributes:
+      moved: how often a sequence was taken from an engine, by cause.
+    """
+
+    def __init__(
+        self,
+        places: Sequence[Place],
+        admission: Admission,
+        clock: Callable[[], float],
+        later: Later,
+        most_pause: float,
+    ) -> None:
+        """Nothing waits and nothing runs.
+
+        Args:
+          clock: seconds.
+          most_pause: the longest that a sequence waits for an engine after its own was lost, in seconds.
+        """
+        self._places = places
+        self._admission = admission
+        self._clock, self._later = clock, later
+        self._most_pause = most_pause
+        self._forecast = Forecast()
+        self._affinity = Affinity(places, self._forecast, clock, lambda seconds: later(seconds, self.pump))
+        self._queue: FairQueue[Run] = FairQueue()
+        self._suspects: deque[Run] = deque()
+        self._apart: Place | None = None
+        self._arrivals = 0
+        self.moved: Counter[MoveCause] = Counter(dict.fromkeys(MOVE_CAUSES, 0))
+
+    @property
+    def queued(self) -> tuple[int, int]:
+        """What waits: sequences, and their tokens."""
+        tokens = self._queue.tokens + sum(run.length for run in self._suspects)
+        return len(self._queue) + len(self._suspects), tokens
+
+    @property
+    def under_way(self) -> int:
+        """Sequences that wait or run."""
+        return self.queued[0] + sum(len(place.open) for place in self._places)
+
+    def submit(self, requests: Sequence[Request]) -> list[BufferedStream]:
+        """Takes the sequences of a call, all or none.
+
+        Raises:
+          Overloaded: see `Admission.check`.
+        """
+        line = line_before(requests[0], self._queue, self._places, self._forecast)
+        self._admission.check(requests, line, self._clock())
+        runs = [self._run(request) for request in requests]
+        for run in runs:
+            self._queue.push(run)
+        self.pump()
+        return [run.stream for run in runs]
+
+    def ready(self, place: Place, info: EngineInfo) -> None:
+        """An engine takes sequences, its cache empty."""
+        self._affinity.forget(place)
+        self._forecast.learn_steps(info)
+        self.pump()
+
+    def receive(self, place: Place, events: Sequence[TokenEvent]) -> None:
+        """What an engine says of its sequences. What it says as it dies is not theirs to hear."""
+        for event in events:
+            run = place.open.get(event.request_id)  # none if it was moved or aborted meanwhile
+            if run is not None and not event.lost:
+                self._pass_on(place, run, event)
+        self.pump()
+
+    def lose(self, place: Place) -> None:
+        """An engine has died: what it computed goes on elsewhere, unless it is to blame."""
+        for run in list(place.open.values()):
+            run.died()
+            if run.guilty:
+                log.error("request %s was running when %d engines died, and ends", run.request.id, run.deaths)
+                run.stream.fail(EngineFailed("the engine was lost"))
+                continue
+            self._move(run, "engine_lost", working=False)
+            self._later(self._most_pause, lambda run=run, moves=run.moves: self._expire(run, moves))
+        self.pump()
+
+    def close(self, place: Place) -> None:
+        """An engine takes nothing more: what it has not begun goes elsewhere at once."""
+        for run in list(place.open.values()):
+            if not run.started:
+                self._move(run, "draining")
+        self.pump()
+
+    def fail_all(self, failure: EngineFailed) -> None:
+        """Ends every sequence with an error."""
+        for run in list(self._all()):
+            run.stream.fail(failure, working=True)
+
+    def pump(self) -> None:
+        """Gives engines that have room what waits."""
+        self._run_apart()
+        while self._begin_next() or self._make_way():
+            pass
+
+    def _all(self) -> Iterator[Run]:
+        yield from self._queue
+        yield from self._suspects
+        for place in self._places:
+            yield from place.open.values()
+
+    def _run(self, request: Request) -> Run:
+        if request.params.seed is None:  # another engine would draw another one
+            request = replace(request, params=replace(request.params, seed=draw_seed()))
+        self._arrivals += 1
+        run = Run(
+            request=request,
+            stream=BufferedStream(request, lambda _, working: self._release(run, working)),
+            arrival=self._arrivals,
+            submitted=self._clock(),
+            cost=self._forecast.cost(request),
+            digests=block_digests(request.prompt),
+        )
+        return run
+
+    @property
+    def _slots(self) -> int:
+        return sum(place.slots for place in self._places if place.takes)
+
+    @property
+    def _shared(self) -> list[Place]:
+        """The engines that take sequences, but for one that a sequence has to itself."""
+        return [place for place in self._places if place.takes and place is not self._apart]
+
+    def _pass_on(self, place: Place, run: Run, event: TokenEvent) -> None:
+        """Gives an event to whoever reads it, as if there had been one engine all along."""
+        if not run.tokens and event.waited is not None:
+            event = replace(event, waited=event.waited + run.began - run.submitted)
+        run.started = True
+        if event.token is not None:
+            run.tokens.append(event.token)
+        if event.finish in ("stop", "length") and not run.moves:
+            self._forecast.learn(run.request, len(run.tokens), self._clock() - run.began)
+        if self._apart is place and run.clear_if_past():
+            self._apart = None
+        if event.request_id != run.request.id:
+            event = replace(event, request_id=run.request.id)
+        run.stream.put(event)
+
+    def _release(self, run: Run, working: bool) -> None:
+        """A stream has ended, wherever its sequence is."""
+        if run.engine is not None:
+            self._leave(run, working=working)
+        elif run in self._suspects:
+            self._suspects.remove(run)
+        else:
+            self._queue.remove(run)
+        self._later(0.0, self.pump)
+
+    def _leave(self, run: Run, *, working: bool) -> None:
+        """A sequence is no longer its engine's."""
+        assert run.engine is not None
+        place = self._places[run.engine]
+        place.leave(run, working=working)
+        self._queue.give_back(run.client)
+        if self._apart is place:
+            self._apart = None
+
+    def _move(self, run: Run, cause: MoveCause, *, working: bool = True) -> None:
+        """Takes a sequence from its engine and has it wait for another turn."""
+        self._leave(run, working=working)
+        self.moved[cause] += 1
+        run.moves += 1
+        run.cost = self._forecast.cost(run.request, len(run.tokens))
+        if run.suspected:
+            self._suspects.append(run)
+        else:
+            self._queue.push(run)
+
+    def _expire(self, run: Run, moves: int) -> None:
+        if run.moves == moves and run.engine is None and not run.stream.ended:
+            seconds = self._most_pause
+            log.error("no engine has room for request %s within %.0f s", run.request.id, seconds)
+            run.stream.fail(
+                EngineFailed(f"the engine was lost, and no other had room within {seconds:.0f} s")
+            )
+
+    def _begin(self, run: Run, place: Place) -> None:
+        self._queue.take(run)
+        place.begin(run, self._clock())
+        self._affinity.remember(place, run)
+
+    def _begin_next(self) -> bool:
+        """Gives the next sequence to an engine; whether there was one, and room for it."""
+        rooms = [place for place in self._shared if place.has_slot]
+        if not self._queue or not rooms:
+            return False
+        for run in self._queue.heads():
+            place = self._affinity.choose(run, [place for place in rooms if place.fits(run)], self._shared)
+            if place is not None:
+                self._begin(run, place)
+                return True
+        return False
+
+    def _make_way(self) -> bool:
+        """Moves a sequence of a client that has more than its share, for one of a client that has less."""
+        if self._queue.clients < 2:
+            return False
+        for run in self._queue.heads():
+            victim = self._victim(run)
+            if victim is not None and victim.engine is not None:
+                place = self._places[victim.engine]
+                self._move(victim, "preempted")
+                self._begin(run, place)
+                return True
+        return False
+
+    def _victim(self, run: Run) -> Run | None:
+        """The youngest sequence of the client that has most: more than its share, while `run`'s has less."""
+        running, share = self._queue.running, self._slots // self._queue.clients
+        mine = running(run.client)
+        if mine >= share:
+            return None
+        victims = [
+            other
+            for place in self._shared
+            for other in place.open.values()
+            if running(other.client) > max(share, mine + 1) and place.fits(run, without=other)
+        ]
+        return max(victims, key=lambda other: (running(other.client), other.arrival), default=None)
+
+    def _run_apart(self) -> None:
+        """Has an engine to itself whoever may be what others died of, one at a time."""
+        places = [place for place in self._places if place.takes]
+        if self._apart is not None or not self._suspects or not places:
+            return
+        place = min(places, key=lambda each: len(each.open))
+        run = self._suspects.popleft()
+        for other in list(place.open.values()):
+            self._move(other, "preempted")
+        self._apart = place
+        self._queue.push(run)
+        self._begin(run, place)

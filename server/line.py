@@ -1,0 +1,61 @@
+"""What a new sequence would have before it: the queue, seen from where it would stand in it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..runtime.request import Request
+from .fair_queue import FairQueue
+from .forecast import Forecast, wait
+from .places import Place, all_running
+from .run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The queue before all engines, for a client that has one more sequence.
+
+    Attributes:
+      under_way: sequences that wait or run. tokens: of those that wait. own_tokens: of this client's.
+      clients: who have something under way, this one included.
+      wait: predicted seconds until the sequence has a slot.
+      pace: seconds by which each further one of its kind makes the queue longer.
+    """
+
+    under_way: int = 0
+    tokens: int = 0
+    own_tokens: int = 0
+    clients: int = 1
+    wait: float = 0.0
+    pace: float = 0.0
+
+
+def line_before(request: Request, queue: FairQueue[Run], places: Sequence[Place], forecast: Forecast) -> Line:
+    """The line before a new sequence."""
+    client, slots = request.client, sum(place.slots for place in places if place.takes)
+    clients = queue.clients + (not queue.knows(client))
+    return Line(
+        under_way=len(queue) + sum(len(place.open) for place in places),
+        tokens=queue.tokens,
+        own_tokens=queue.tokens_of(client),
+        clients=clients,
+        wait=_wait(client, clients, slots, queue, places, forecast),
+        pace=forecast.cost(request) / max(slots, 1),
+    )
+
+
+def _wait(
+    client: str,
+    clients: int,
+    slots: int,
+    queue: FairQueue[Run],
+    places: Sequence[Place],
+    forecast: Forecast,
+) -> float:
+    """Seconds until a new sequence of a client has a slot: in its turn, or within the client's own share."""
+    share = slots // clients
+    if clients > 1 and queue.running(client) + queue.waiting(client) < share:
+        return 0.0
+    in_turn = wait(queue.cost_before(client), all_running(places, forecast), slots)
+    if clients == 1 or not share:
+        return in_turn
+    return min(in_turn, wait(queue.cost_of(client), all_running(places, forecast, client), share))

@@ -1,0 +1,116 @@
+"""`Place`: one engine as the dispatcher sees it, with the sequences that it computes and the room left.
+
+Knows slots and pages; decides nothing. An engine is given no more sequences than it has slots, so that what
+waits can still go elsewhere, and none whose prompt does not fit beside what it has.
+"""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from ..runtime.request import EngineStats, Request
+from .engine_client import EngineInfo, EngineState
+from .forecast import Forecast, Running
+from .run import Run
+
+
+class Computes(Protocol):
+    """What is asked of an engine here; `supervisor.EngineProcess` has it."""
+
+    @property
+    def state(self) -> EngineState: ...
+
+    @property
+    def info(self) -> EngineInfo | None: ...
+
+    @property
+    def stats(self) -> EngineStats: ...
+
+    def send(self, request: Request) -> None:
+        """Gives it a sequence; dropped if it is gone."""
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """Takes one from it; dropped if it is gone."""
+        ...
+
+
+class Place:
+    """One engine.
+
+    Attributes:
+      number: the replica's. open: the sequences that it computes, by their ids on the wire.
+    """
+
+    def __init__(self, number: int, engine: Computes) -> None:
+        self.number = number
+        self.open: dict[str, Run] = {}
+        self._engine = engine
+
+    @property
+    def takes(self) -> bool:
+        """Whether it takes sequences."""
+        return self._engine.state == "ready"
+
+    @property
+    def slots(self) -> int:
+        """How many it computes together."""
+        return self._engine.info.slots if self._engine.info else 0
+
+    @property
+    def has_slot(self) -> bool:
+        """Whether it takes one more."""
+        return self.takes and len(self.open) < self.slots
+
+    @property
+    def load(self) -> float:
+        """The part of its slots that is in use."""
+        return len(self.open) / max(self.slots, 1)
+
+    def fits(self, run: Run, without: Run | None = None) -> bool:
+        """Whether there are pages for a sequence, and one more for each that grows beside it.
+
+        Args:
+          without: a sequence that makes way for it.
+        """
+        info = self._engine.info
+        others = [each for each in self.open.values() if each is not without]
+        if info is None or not info.pages or not others:
+            return True
+        under_way = sum(_pages(each, info.page_size) for each in others if not each.started)
+        freed = _pages(without, info.page_size) if without else 0
+        free = self._engine.stats.free_pages + freed - under_way
+        return free >= _pages(run, info.page_size) + len(others)
+
+    def begin(self, run: Run, now: float) -> None:
+        """Gives a sequence to the engine."""
+        run.engine, run.began, run.started, run.held_until = self.number, now, False, None
+        run.wire_id = f"{run.request.id}~{run.moves}" if run.moves else run.request.id
+        self.open[run.wire_id] = run
+        self._engine.send(run.continuation())
+
+    def leave(self, run: Run, *, working: bool) -> None:
+        """The sequence is no longer the engine's; if that still works on it, it is told to leave off."""
+        del self.open[run.wire_id]
+        run.engine = None
+        if working:
+            self._engine.abort(run.wire_id)
+
+    def running(self, forecast: Forecast) -> list[Running]:
+        """What its sequences take of their slots."""
+        return [_running(run, forecast) for run in self.open.values()]
+
+
+def _running(run: Run, forecast: Forecast) -> Running:
+    left = forecast.left(run.request, len(run.tokens), started=run.started)
+    return Running(cost=max(run.cost, left), left=left)
+
+
+def _pages(run: Run, page_size: int) -> int:
+    """Pages for a sequence and its next token."""
+    return run.length // page_size + 1
+
+
+def all_running(places: Iterable[Place], forecast: Forecast, client: str | None = None) -> list[Running]:
+    """What the sequences of several engines, or those of one client, take of their slots."""
+    runs = (run for place in places if place.takes for run in place.open.values())
+    return [_running(run, forecast) for run in runs if client is None or run.client == client]
