@@ -11,7 +11,7 @@ enter to `admission.py`, times to `forecast.py`.
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from ..runtime.request import EngineFailed, Request, TokenEvent, draw_seed
@@ -118,10 +118,11 @@ class Dispatcher:
 
     def close(self, place: Place) -> None:
         """An engine takes nothing more: what it has not begun goes elsewhere at once."""
-        for run in list(place.open.values()):
-            if not run.started:
-                self._move(run, "draining")
-        self.pump()
+        self._move_all(run for run in place.open.values() if not run.started)
+
+    def vacate(self, place: Place) -> None:
+        """An engine is to end: all that it computes goes elsewhere."""
+        self._move_all(place.open.values())
 
     def fail_all(self, failure: EngineFailed) -> None:
         """Ends every sequence with an error."""
@@ -207,6 +208,11 @@ class Dispatcher:
             self._suspects.append(run)
         else:
             self._queue.push(run)
+
+    def _move_all(self, runs: Iterable[Run]) -> None:
+        for run in list(runs):
+            self._move(run, "draining")
+        self.pump()
 
     def _expire(self, run: Run, moves: int) -> None:
         if run.moves == moves and run.engine is None and not run.stream.ended:

@@ -116,6 +116,10 @@ class Pump:
             pass
         return self._end(engine)
 
+    def leave(self) -> None:
+        """Asks the web process to let this one end; from any thread."""
+        self._channel.send(wire.Leaving())
+
     def _give_up(self, error: DistaffError) -> int:
         code = exit_codes.of(error)
         self._channel.send(wire.Fatal(str(error), code))

@@ -26,6 +26,8 @@ from .vital import start_task
 log = logging.getLogger(__name__)
 
 _DRAIN_TICK_SECONDS = 0.05
+_LEAVE_SECONDS = 60.0
+"""How long a replica that was asked to end may go on with what it has begun."""
 
 _STATES: tuple[EngineState, ...] = ("ready", "draining", "loading", "restarting", "starting", "stopped")
 """The group is in the first of these that one of its replicas is in."""
@@ -148,10 +150,9 @@ class EngineGroup:
     async def drain(self, seconds: float) -> None:
         """Takes nothing new, waits until running requests end or the time is up, fails the rest."""
         self._closing = True
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while self._dispatcher.under_way:
-                    await asyncio.sleep(_DRAIN_TICK_SECONDS)
+        for engine in self.replicas:
+            engine.stay()
+        await _until(lambda: not self._dispatcher.under_way, seconds)
         self._dispatcher.fail_all(ShutDown("the server is shutting down"))
 
     async def stop(self) -> None:
@@ -177,6 +178,8 @@ class EngineGroup:
                 self._on_news(news)
             case wire.Ready(info):
                 self._welcome(number, info)
+            case wire.Leaving() if self.replicas[number].state == "ready" and not self._closing:
+                start_task(f"renewal of replica {number}", self._renew(number), self._fail)
             case Lost():
                 self._dispatcher.lose(self._places[number])
             case GivenUp():
@@ -184,6 +187,16 @@ class EngineGroup:
 
     def _receive(self, number: int, events: Sequence[TokenEvent]) -> None:
         self._dispatcher.receive(self._places[number], events)
+
+    async def _renew(self, number: int) -> None:
+        """Has a replica finish what it has begun, and replaces its process."""
+        engine, place = self.replicas[number], self._places[number]
+        log.info("replica %d was asked to end: it finishes what it has begun, and is replaced", number)
+        engine.drain()
+        self._dispatcher.close(place)
+        await _until(lambda: not place.open, _LEAVE_SECONDS)
+        self._dispatcher.vacate(place)
+        await engine.renew()
 
     def _show(self, number: int, progress: wire.Progress) -> None:
         """One replica's progress stands for all, and is of interest only while nothing is served."""
@@ -234,6 +247,14 @@ class EngineGroup:
             return
         log.error("%s; %d of %d replicas are left", given_up.message, left, len(self.replicas))
         self._start_others()
+
+
+async def _until(condition: Callable[[], bool], seconds: float) -> None:
+    """Waits for a condition, or until the time is up."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while not condition():
+                await asyncio.sleep(_DRAIN_TICK_SECONDS)
 
 
 def _call_later(seconds: float, work: Callable[[], None]) -> None:

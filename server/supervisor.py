@@ -47,7 +47,7 @@ class Lost:
     """The process is dead, or must be taken for dead, and with it all that it computed."""
 
 
-News = wire.Progress | wire.Located | wire.Ready | Lost | GivenUp
+News = wire.Progress | wire.Located | wire.Ready | wire.Leaving | Lost | GivenUp
 """What happens in an engine's life."""
 
 
@@ -83,6 +83,7 @@ class EngineProcess:
         self._begun = 0.0
         self._start_seconds = _UNKNOWN_SECONDS
         self._worked = False
+        self._renewed = False
         self._restarts = restarts
         self._budget = RestartBudget() if restarts else RestartBudget(most=1)
         self._rejected: GivenUp | None = None
@@ -150,6 +151,22 @@ class EngineProcess:
         if self._task:
             await asyncio.wait([self._task])
 
+    def drain(self) -> None:
+        """Takes nothing new, until `renew`; ignored unless it is ready."""
+        if self._state == "ready":
+            self._state = "draining"
+
+    def stay(self) -> None:
+        """Takes requests again."""
+        if self._state == "draining":
+            self._state = "ready"
+
+    async def renew(self) -> None:
+        """Ends the process in order and starts another one."""
+        if self._child and self._state == "draining":
+            self._renewed = True
+            await self._child.stop()
+
     def kill(self) -> None:
         """Kills the engine's process group at once, for an exit that cannot wait."""
         if self._child:
@@ -171,6 +188,10 @@ class EngineProcess:
             how = await self._one_life()
             if self._state == "stopped":
                 return
+            if self._renewed:
+                self._renewed = False
+                log.info("%s has ended as it was asked to; the next one starts", self._name)
+                continue
             hopeless = self._rejected or (self._fatal and self._info is None)
             pause = None if hopeless else self._budget.pause(worked=self._worked)
             if pause is None:
@@ -198,7 +219,7 @@ class EngineProcess:
     def _close(self) -> None:
         """Takes nothing more until the next process is ready."""
         self._stats = EngineStats()
-        if self._state in ("loading", "ready"):
+        if self._state in ("loading", "ready", "draining"):
             self._state = "restarting"
         self._on_news(Lost())
 
@@ -227,6 +248,10 @@ class EngineProcess:
                 self._stats = stats
             case wire.Progress() | wire.Located():
                 self._on_news(frame)
+            case wire.Leaving() if self._restarts:
+                self._on_news(frame)
+            case wire.Leaving():
+                log.warning("%s was asked to end, and can only end with all others: it serves on", self._name)
             case wire.Ready(info):
                 self._welcome(info)
                 self._on_news(frame)

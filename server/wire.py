@@ -8,7 +8,7 @@ The frozen dataclasses of `runtime/request.py` travel as they are. One `Step` ca
 rows of a device step, so the traffic does not grow with the number of streams.
 
     web -> engine   Submit  Abort  Profile  Stop
-    engine -> web   Progress  Located  Ready  Step  Heartbeat  Fatal
+    engine -> web   Progress  Located  Ready  Step  Heartbeat  Leaving  Fatal
 """
 
 from collections.abc import Iterator
@@ -93,6 +93,10 @@ class Heartbeat(_Frame, frozen=True):
     stats: EngineStats
 
 
+class Leaving(_Frame, frozen=True):
+    """The process was asked to end (SIGTERM), and waits to be told when nobody needs it any more."""
+
+
 class Fatal(_Frame, frozen=True):
     """The engine cannot come up, or go on, and trying again would not help.
 
@@ -105,7 +109,7 @@ class Fatal(_Frame, frozen=True):
 
 
 ToEngine = Submit | Abort | Profile | Stop
-ToWeb = Progress | Located | Ready | Step | Heartbeat | Fatal
+ToWeb = Progress | Located | Ready | Step | Heartbeat | Leaving | Fatal
 
 FrameT = TypeVar("FrameT")
 

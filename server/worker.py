@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -27,6 +28,7 @@ from .engine_client import EngineInfo
 from .exit_codes import Failed
 from .logs import configure_logging
 from .pump import Build, OnEvents, Pump, Send, ServedEngine, throttled
+from .vital import start_thread
 from .worker_settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -76,15 +78,23 @@ def main() -> None:
 def serve(fd: int, build: Build) -> None:
     """Runs an engine behind the socket `fd` and ends the process with it."""
     system.die_with_parent()
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))  # before there are other threads
     connection = socket.socket(fileno=fd)
     connection.set_inheritable(False)
     code = exit_codes.ENGINE_LOST
     try:
-        code = Pump(connection).run(build)
+        pump = Pump(connection)
+        start_thread("sigterm", lambda: _pass_on_sigterm(pump))
+        code = pump.run(build)
     except BaseException:
         log.exception("the engine process ends")
     sys.stderr.flush()
     os._exit(code)
+
+
+def _pass_on_sigterm(pump: Pump) -> None:
+    while signal.sigwait((signal.SIGTERM,)):
+        pump.leave()
 
 
 def build_engine(

@@ -212,6 +212,19 @@ async def test_one_queue_stands_before_all(start: Start):
         stream.abort()
 
 
+async def test_sigterm_to_one_replica_moves_what_it_has_not_begun(start: Start):
+    group = await (await start("ready", "compile")).all_ready()
+    streams = [
+        group.submit(request(str(i), max_tokens=30, grammar="slow" if i % 2 else None)) for i in range(4)
+    ]
+    await until(lambda: group.engines.stats.running == 2)
+    os.kill(group.engines.replicas[1].pid or 0, signal.SIGTERM)
+    await until(lambda: group.loads == [4, 0], patient(1.0))
+    assert group.engines.state == "ready" and group.engines.moved["draining"] == 2
+    assert [len(await collect(stream)) for stream in streams] == [30] * 4
+    await until(lambda: group.states == ["ready", "ready"])
+
+
 async def test_an_operators_bound_counts_running_streams_of_all_too(start: Start):
     """Each that ends, however it ends, makes room for one."""
     group = await (await start("ready", "ready", most_under_way=3)).all_ready()

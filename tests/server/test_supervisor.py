@@ -317,18 +317,48 @@ async def test_stopping_is_quick(start: Start, mode: str):
 
 
 async def test_signals_to_all_processes_are_left_to_us(start: Start):
-    """Blocked in every thread from the first on, so that no library's handler ever runs."""
+    """Blocked in every thread from the first on, so no library handles them; one waits for SIGTERM."""
     engine = await ready(await start("ready"))
     assert engine.pid
-    blocked = 1 << signal.SIGINT - 1 | 1 << signal.SIGTERM - 1
+    open_to: list[int] = []
     for thread in psutil.Process(engine.pid).threads():
         status = Path(f"/proc/{engine.pid}/task/{thread.id}/status").read_text()
         (mask,) = re.findall(r"^SigBlk:\s*(\w+)", status, re.MULTILINE)
-        assert int(mask, 16) & blocked == blocked
+        open_to += [n for n in (signal.SIGINT, signal.SIGTERM) if not int(mask, 16) & 1 << n - 1]
+    assert open_to == [signal.SIGTERM]
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
-    os.kill(engine.pid, signal.SIGTERM)
     os.kill(engine.pid, signal.SIGINT)
     assert len(await collect(engine.submit(request("a", max_tokens=3)))) == 3
+
+
+async def test_sigterm_replaces_an_engine_that_has_finished_what_it_began(start: Start):
+    engine = await ready(await start("ready"))
+    first = engine.pid
+    begun = asyncio.create_task(collect(engine.submit(request("begun", max_tokens=40))))
+    await until(lambda: engine.running == 1)
+    await asyncio.sleep(0.1)
+    waiting = [asyncio.create_task(collect(engine.submit(request(str(i), max_tokens=40)))) for i in range(5)]
+    os.kill(engine.pid, signal.SIGTERM)
+    await until(lambda: engine.state == "draining")
+    with pytest.raises(NotReady):
+        engine.submit(request("new"))
+    assert len(await begun) == 40 and engine.pid == first
+    await ready(engine)
+    assert engine.pid != first
+    assert [len(events) for events in await asyncio.gather(*waiting)] == [40] * 5
+    assert engine.group.moved["engine_lost"] == 0
+
+
+async def test_sigterm_to_an_engine_while_all_are_drained_changes_nothing(start: Start):
+    """A service manager may send it to all processes at once."""
+    engine = await ready(await start("ready"))
+    stream = asyncio.create_task(collect(engine.submit(request("a", max_tokens=40))))
+    await until(lambda: engine.running == 1)
+    first = engine.pid
+    os.kill(first, signal.SIGTERM)
+    await until(lambda: engine.engine.state == "draining")
+    await engine.group.drain(5.0)
+    assert len(await stream) == 40 and engine.pid == first
 
 
 async def test_a_child_that_will_not_stop_is_killed(start: Start, monkeypatch: pytest.MonkeyPatch):
