@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 
 from distaff.checkpoints import load_tokenizer, resolve
 from distaff.checkpoints.chat_template import ChatTemplate
+from distaff.server.off_loop import OffLoop
 from distaff.server.rendering import RemoteTemplate
-from distaff.server.text import OffLoop
 
 TIMES = 500
 _SENTENCE = "All human beings are born free, and equal in dignity. "
@@ -35,7 +35,7 @@ async def _through_threads(work: Callable[[], object]) -> list[float]:
     off_loop, took = OffLoop(), []
     for _ in range(TIMES):
         begun = time.perf_counter()
-        await off_loop.render(work)
+        await off_loop.of("").render(work)
         took.append(1000 * (time.perf_counter() - begun))
     off_loop.close()
     return took

@@ -9,10 +9,11 @@ from dataclasses import replace
 
 from ..checkpoints.errors import GrammarError
 from ..checkpoints.grammar import check_schema, either
+from .off_loop import ClientWork
 from .protocol.chat import ChatCall
 from .protocol.structured import Constraint
 from .protocol.tools import invalid_parameters
-from .text import OffLoop, TextModel
+from .text import TextModel
 from .tool_formats import CallsOnly, Tool, ToolCallParser, ToolFormat
 
 _ALWAYS = 1 << 30
@@ -51,7 +52,7 @@ def _check_parameters(tools: Sequence[Tool]) -> None:
             raise invalid_parameters(tool.param, tool.name, str(error)) from None
 
 
-async def checked(constraint: Constraint | None, off_loop: OffLoop) -> str | None:
+async def checked(constraint: Constraint | None, off_loop: ClientWork) -> str | None:
     """The grammar, if there is one.
 
     Raises:

@@ -18,8 +18,9 @@ from .endings import Ending, ending_of, log_ending
 from .engine_client import EngineClient, EngineInfo
 from .errors import ApiError, ModelNotFound, as_api_error
 from .metrics import Metrics
+from .off_loop import ClientWork, OffLoop
 from .settings import ServerSettings
-from .text import OffLoop, ServedModel
+from .text import ServedModel
 
 if TYPE_CHECKING:
     from .http import HardenedHttp
@@ -100,6 +101,11 @@ class ApiRequest(Request[App, SimpleNamespace]):
     def client(self) -> str:
         """Who asks, among whom the engines are shared out: a key's owner, or whoever is at an address."""
         return self.key_id or self.ip
+
+    @property
+    def off_loop(self) -> ClientWork:
+        """For work that must not hold up the event loop, in turn with other clients'."""
+        return self.app.ctx.off_loop.of(self.client)
 
     @property
     def connection(self) -> HardenedHttp:

@@ -126,7 +126,7 @@ async def _fold(request: ApiRequest, exchange: Exchange) -> bytes:
             exchange.reply.fold(delta)
     usage = exchange.usage()
     size = _JSON_OF_TOKEN * usage.completion
-    return await request.app.ctx.off_loop.run(size, lambda: to_json_by_items(exchange.reply.whole(usage)))
+    return await request.off_loop.run(size, lambda: to_json_by_items(exchange.reply.whole(usage)))
 
 
 async def _stream(request: ApiRequest, exchange: Exchange, headers: Mapping[str, str]) -> None:

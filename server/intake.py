@@ -57,7 +57,7 @@ async def read_body(request: ApiRequest, parse: Parse[_Read]) -> _Read:
     def read(body: bytes) -> _Read:
         return parse(parse_object(body, content_type), context.settings)
 
-    return await context.off_loop.run(len(request.body), read, request.body)
+    return await request.off_loop.run(len(request.body), read, request.body)
 
 
 async def read_call(request: ApiRequest, parse: Parse[CallT]) -> CallT:

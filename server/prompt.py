@@ -12,13 +12,14 @@ from ..model.errors import DistaffError
 from ..runtime.request import EngineError, Request, SamplingParams, draw_seed
 from .engine_client import EngineInfo
 from .errors import BadRequest
+from .off_loop import ClientWork
 from .protocol.chat import ChatCall, Rendering
 from .protocol.completions import CompletionCall, RawPrompt
 from .protocol.fields import unknown
 from .protocol.messages import Message
 from .protocol.sampling import Sampling, no_such_token
 from .protocol.tools import ToolUse
-from .text import OffLoop, SamplingDefaults, TextModel
+from .text import SamplingDefaults, TextModel
 from .tool_formats import tell
 
 _T = TypeVar("_T")
@@ -29,7 +30,7 @@ Prompt = tuple[int, ...]
 
 
 async def encode_chat(
-    text: TextModel, call: ChatCall, info: EngineInfo, off_loop: OffLoop, where: str
+    text: TextModel, call: ChatCall, info: EngineInfo, off_loop: ClientWork, where: str
 ) -> Prompt:
     """Renders and encodes the conversation, which is the parameter `where`, off the loop.
 
@@ -44,7 +45,7 @@ async def encode_chat(
 
 
 async def encode_prompts(
-    text: TextModel, call: CompletionCall, info: EngineInfo, off_loop: OffLoop
+    text: TextModel, call: CompletionCall, info: EngineInfo, off_loop: ClientWork
 ) -> list[Prompt]:
     """The ids of a completion's prompts; an empty one becomes the token that begins or ends a text.
 
@@ -66,7 +67,7 @@ async def encode_texts(
     text: TextModel,
     raws: Sequence[RawPrompt],
     info: EngineInfo,
-    off_loop: OffLoop,
+    off_loop: ClientWork,
     *,
     where: str,
     room: int | None,

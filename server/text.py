@@ -4,22 +4,12 @@ The tokenizer is loaded after the port listens, so routes ask `ServedModel.ready
 it, and from where, is the composition root's business. Nothing here imports a tokenizer.
 """
 
-import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from ..runtime.request import NotReady
 from .tool_formats import FORMATS, ToolFormat, format_of
-
-_INLINE = 4096
-"""Work on fewer characters than this is cheaper than a trip to another thread."""
-
-_RENDERS = 8
-"""Conversations that are rendered, or wait for a renderer, at the same time."""
-
-_Result = TypeVar("_Result")
 
 
 class Detokenizer(Protocol):
@@ -223,31 +213,3 @@ class ServedModel:
         if self.text is None:
             raise NotReady("the tokenizer is loading")
         return self.text
-
-
-class OffLoop:
-    """Runs work whose length a client decides where it cannot hold up the event loop.
-
-    Rendering has threads of its own: it waits for other processes, up to seconds, and parsing must not.
-    """
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="text")
-        self._renders = ThreadPoolExecutor(_RENDERS, thread_name_prefix="render")
-
-    async def run(self, size: int, function: Any, /, *arguments: Any, **options: Any) -> Any:
-        """`function(*arguments, **options)`, in another thread where `size` characters are many."""
-        if size <= _INLINE:
-            return function(*arguments, **options)
-        return await asyncio.get_running_loop().run_in_executor(
-            self._pool, lambda: function(*arguments, **options)
-        )
-
-    async def render(self, function: Callable[..., _Result], /, *arguments: Any) -> _Result:
-        """`function(*arguments)`, which renders a conversation, in another thread whatever its size."""
-        return await asyncio.get_running_loop().run_in_executor(self._renders, function, *arguments)
-
-    def close(self) -> None:
-        """Takes nothing more, and drops what has not begun."""
-        for pool in (self._pool, self._renders):
-            pool.shutdown(wait=False, cancel_futures=True)

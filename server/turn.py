@@ -58,8 +58,8 @@ async def take_turn(request: ApiRequest, call: ChatCall, prefix: str, where: str
     check_token_ids(call.sampling, info.vocabulary)
     format = context.served.format
     constraint = constraint_of(call, text, format)
-    grammar = await checked(constraint, context.off_loop)
-    prompt = await encode_chat(text, call, info, context.off_loop, where)
+    grammar = await checked(constraint, request.off_loop)
+    prompt = await encode_chat(text, call, info, request.off_loop, where)
     params = sampling_params(call.sampling, text, context.served.defaults, grammar)
     if params.max_tokens is None and context.settings.default_max_tokens is not None:
         params = limited(params, context.settings.default_max_tokens, len(prompt), info)

@@ -32,8 +32,8 @@ async def create_completion(request: ApiRequest) -> HTTPResponse | None:
     )
     info, text = context.engine_info(), context.served.ready()
     _check_possible(call, info)
-    grammar = await checked(call.constraint, context.off_loop)
-    prompts = await encode_prompts(text, call, info, context.off_loop)
+    grammar = await checked(call.constraint, request.off_loop)
+    prompts = await encode_prompts(text, call, info, request.off_loop)
     heading = heading_of(context, info, "cmpl-", call.model)
     salt = request.key_id + call.sampling.cache_salt
     params = _params(call, context.served, grammar)

@@ -35,7 +35,7 @@ async def create_embeddings(request: ApiRequest) -> HTTPResponse:
     info, text = context.engine_info(), context.served.ready()
     if not info.scores:
         raise BadRequest("This server is deterministic and embeds nothing.", "model", "unsupported_value")
-    prompts = await encode_texts(text, call.inputs, info, context.off_loop, where="input", room=1)
+    prompts = await encode_texts(text, call.inputs, info, request.off_loop, where="input", room=1)
     params = SamplingParams(max_tokens=1, temperature=0.0, pool_prompt=True)
     id = fresh_id("embd-")
     asked = [

@@ -104,8 +104,8 @@ async def _generate(request: ApiRequest, *, stream: bool | None) -> HTTPResponse
     )
     note_unknown(context, call.unknown)
     found, text = context.engine_info(), context.served.ready()
-    grammar = await checked(call.constraint, context.off_loop)
-    prompt = await context.off_loop.run(len(call.inputs), _encoded, text, call)
+    grammar = await checked(call.constraint, request.off_loop)
+    prompt = await request.off_loop.run(len(call.inputs), _encoded, text, call)
     params = replace(
         sampling_params(call.sampling, text, context.served.defaults, grammar),
         max_tokens=_most_tokens(call, len(prompt), found),

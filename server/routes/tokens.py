@@ -37,13 +37,13 @@ async def tokenize(request: ApiRequest) -> HTTPResponse:
     text, fields = context.served.ready(), await _fields(request, TOKENIZE)
     key = _text_key(fields)
     if key == "messages":
-        ids = await context.off_loop.render(_rendered, text, fields)
+        ids = await request.off_loop.render(_rendered, text, fields)
     else:
-        ids = await context.off_loop.run(
+        ids = await request.off_loop.run(
             len(request.body), text.encode, fields.get(key), add_special_tokens=_special(fields, key)
         )
     most = context.engine_info().context
-    return await context.off_loop.run(8 * len(ids), _tokenized, key, ids, text, most, fields)
+    return await request.off_loop.run(8 * len(ids), _tokenized, key, ids, text, most, fields)
 
 
 @blueprint.post("/chat_tokenize")
@@ -52,7 +52,7 @@ async def chat_tokenize(request: ApiRequest) -> HTTPResponse:
     context = request.app.ctx
     text, fields = context.served.ready(), await _fields(request, CHAT_TOKENIZE)
     fields.require("messages")
-    return await context.off_loop.render(_chat_tokenized, text, fields)
+    return await request.off_loop.render(_chat_tokenized, text, fields)
 
 
 @blueprint.post("/detokenize")
@@ -65,7 +65,7 @@ async def detokenize(request: ApiRequest) -> HTTPResponse:
     wrong = next((token for token in ids if token >= vocabulary), None)
     if wrong is not None:
         raise no_such_token("tokens", wrong, vocabulary)
-    text = await context.off_loop.run(8 * len(ids), context.served.ready().decode, ids)
+    text = await request.off_loop.run(8 * len(ids), context.served.ready().decode, ids)
     return _json({"prompt": text, "content": text})
 
 
