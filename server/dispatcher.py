@@ -11,7 +11,7 @@ enter to `admission.py`, times to `forecast.py`.
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ..runtime.request import EngineFailed, Request, TokenEvent, draw_seed
@@ -27,6 +27,10 @@ from .routing import block_digests
 from .run import Run
 
 log = logging.getLogger(__name__)
+
+PATIENCE = 1.0
+"""For so many seconds a sequence whose turn it is and that lacks pages is overtaken by those that fit. After
+that it is sent to an engine, one to each, which seats it before whatever comes later."""
 
 Later = Callable[[float, Callable[[], None]], object]
 """Has something done after so many seconds."""
@@ -229,15 +233,31 @@ class Dispatcher:
 
     def _begin_next(self) -> bool:
         """Gives the next sequence to an engine; whether there was one, and room for it."""
-        rooms = [place for place in self._shared if place.has_slot]
+        rooms = {place: place.spare for place in self._shared if place.has_slot}
         if not self._queue or not rooms:
             return False
         for run in self._queue.heads():
-            place = self._affinity.choose(run, [place for place in rooms if place.fits(run)], self._shared)
+            place = self._affinity.choose(run, self._with_pages(run, rooms), self._shared)
             if place is not None:
                 self._begin(run, place)
                 return True
         return False
+
+    def _with_pages(self, run: Run, rooms: Mapping[Place, float]) -> list[Place]:
+        """The engines that have the pages for a sequence, or that it is sent to without.
+
+        Args:
+          rooms: engines that have a slot, and their spare pages.
+        """
+        found = [place for place, spare in rooms.items() if place.pages(run) <= spare]
+        return found or self._insists(run, rooms)
+
+    def _insists(self, run: Run, places: Iterable[Place]) -> list[Place]:
+        """The engines that a sequence is sent to though they lack pages, having lacked them for too long."""
+        if run.stuck_since is None:
+            run.stuck_since = self._clock()
+        long = self._clock() - run.stuck_since >= PATIENCE
+        return [place for place in places if place.settled] if long else []
 
     def _make_way(self) -> bool:
         """Moves a sequence of a client that has more than its share, for one of a client that has less."""
@@ -258,13 +278,21 @@ class Dispatcher:
         mine = running(run.client)
         if mine >= share:
             return None
-        victims = [
-            other
-            for place in self._shared
-            for other in place.open.values()
-            if running(other.client) > max(share, mine + 1) and place.fits(run, without=other)
-        ]
+        most = max(share, mine + 1)
+        lacking = {place: place.pages(run) - place.spare for place in self._shared}
+        victims = self._dispensable(most, lacking)
+        victims = victims or self._dispensable(most, dict.fromkeys(self._insists(run, lacking), 0.0))
         return max(victims, key=lambda other: (running(other.client), other.arrival), default=None)
+
+    def _dispensable(self, most: int, lacking: Mapping[Place, float]) -> list[Run]:
+        """The sequences of clients that run more than `most`, each of which holds the pages that its engine
+        lacks."""
+        return [
+            run
+            for place, pages in lacking.items()
+            for run in place.open.values()
+            if self._queue.running(run.client) > most and place.gain(run) >= pages
+        ]
 
     def _run_apart(self) -> None:
         """Has an engine to itself whoever may be what others died of, one at a time."""

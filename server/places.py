@@ -4,6 +4,7 @@ Knows slots and pages; decides nothing. An engine is given no more sequences tha
 waits can still go elsewhere, and none whose prompt does not fit beside what it has.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -66,24 +67,34 @@ class Place:
         """The part of its slots that is in use."""
         return len(self.open) / max(self.slots, 1)
 
-    def fits(self, run: Run, without: Run | None = None) -> bool:
-        """Whether there are pages for a sequence, and one more for each that grows beside it.
+    @property
+    def settled(self) -> bool:
+        """Whether a token has come of all that it computes: none of them waits for pages."""
+        return all(run.started for run in self.open.values())
 
-        Args:
-          without: a sequence that makes way for it.
-        """
+    @property
+    def spare(self) -> float:
+        """Pages for a further sequence: those that are free, but for what was sent and has not begun, and one
+        for each sequence that grows beside it."""
+        stats, info = self._engine.stats, self._engine.info
+        if info is None or not info.pages or not self.open:
+            return math.inf
+        free = stats.free_pages if stats.total_pages else info.pages  # nothing was heard of it yet
+        return free - sum(self.pages(run) for run in self.open.values() if not run.started) - len(self.open)
+
+    def gain(self, run: Run) -> float:
+        """By how much `spare` grows if a sequence leaves."""
+        return self.pages(run) + 1 if len(self.open) > 1 else math.inf
+
+    def pages(self, run: Run) -> int:
+        """Pages for a sequence and its next token; 0 where pages are not counted."""
         info = self._engine.info
-        others = [each for each in self.open.values() if each is not without]
-        if info is None or not info.pages or not others:
-            return True
-        under_way = sum(_pages(each, info.page_size) for each in others if not each.started)
-        freed = _pages(without, info.page_size) if without else 0
-        free = self._engine.stats.free_pages + freed - under_way
-        return free >= _pages(run, info.page_size) + len(others)
+        return run.length // info.page_size + 1 if info and info.pages else 0
 
     def begin(self, run: Run, now: float) -> None:
         """Gives a sequence to the engine."""
-        run.engine, run.began, run.started, run.held_until = self.number, now, False, None
+        run.engine, run.began, run.started = self.number, now, False
+        run.held_until = run.stuck_since = None
         run.wire_id = f"{run.request.id}~{run.moves}" if run.moves else run.request.id
         self.open[run.wire_id] = run
         self._engine.send(run.continuation())
@@ -103,11 +114,6 @@ class Place:
 def _running(run: Run, forecast: Forecast) -> Running:
     left = forecast.left(run.request, len(run.tokens), started=run.started)
     return Running(cost=max(run.cost, left), left=left)
-
-
-def _pages(run: Run, page_size: int) -> int:
-    """Pages for a sequence and its next token."""
-    return run.length // page_size + 1
 
 
 def all_running(places: Iterable[Place], forecast: Forecast, client: str | None = None) -> list[Running]:

@@ -33,11 +33,11 @@ class ScriptedEngine:
         self.info: EngineInfo | None = INFO
         self.rows: dict[str, tuple[Request, int]] = {}
         self.given: list[Request] = []
-        self.free_pages = 0
+        self.free_pages = self.total_pages = 0
 
     @property
     def stats(self) -> EngineStats:
-        return EngineStats(running=len(self.rows), free_pages=self.free_pages)
+        return EngineStats(running=len(self.rows), free_pages=self.free_pages, total_pages=self.total_pages)
 
     def send(self, request: Request) -> None:
         assert self.state == "ready" and request.id not in self.rows
