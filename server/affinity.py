@@ -38,28 +38,36 @@ class Affinity:
     def choose(self, run: Run, rooms: Sequence[Place], shared: Sequence[Place]) -> Place | None:
         """The engine for a sequence; None if there is none, or one without room is worth waiting for.
 
-        That is decided once for each turn of a sequence, which `run.held_until` keeps.
+        That is decided once for each turn of a sequence, which `run.held_until` and `held_for` keep.
 
         Args:
           rooms: the engines that have room for it. shared: all that take sequences.
         """
         if not rooms:
             return None
-        place = self._places[self._router.choose(run.digests, {room.number: room.load for room in rooms})]
-        now = self._clock()
         if run.held_until is None:
-            seconds = self._worth(run, place, [each for each in shared if not each.has_slot])
-            run.held_until = now + seconds
-            if seconds:
-                self._wake(seconds)
-        return None if now < run.held_until else place
+            self._decide(run, rooms, [each for each in shared if not each.has_slot])
+        if self.holds(run):
+            return next((room for room in rooms if room.number == run.held_for), None)
+        return self._best(run, rooms)
 
-    def _worth(self, run: Run, place: Place, full: Sequence[Place]) -> float:
-        """For how many seconds one of the full engines is worth waiting for, rather than to take `place`."""
+    def holds(self, run: Run) -> bool:
+        """Whether a sequence waits for one engine, though others may have room."""
+        if run.held_for is None or run.held_until is None or self._clock() >= run.held_until:
+            return False
+        return self._places[run.held_for].takes
+
+    def _best(self, run: Run, rooms: Sequence[Place]) -> Place:
+        return self._places[self._router.choose(run.digests, {room.number: room.load for room in rooms})]
+
+    def _decide(self, run: Run, rooms: Sequence[Place], full: Sequence[Place]) -> None:
+        """Has a sequence wait for one of the full engines if it is worth that."""
+        place = self._best(run, rooms)
         known = {each: self._router.known(each.number, run.digests) for each in full}
         best = max(full, key=known.__getitem__, default=place)
         more = known.get(best, 0) - self._router.known(place.number, run.digests)
-        if more <= 0:
-            return 0.0
-        saved = self._forecast.prompt_seconds(more * BLOCK)
-        return saved if wait(0.0, best.running(self._forecast), best.slots) < saved else 0.0
+        saved = self._forecast.prompt_seconds(more * BLOCK) if more > 0 else 0.0
+        run.held_until = self._clock() + saved
+        if saved and wait(0.0, best.running(self._forecast), best.slots) < saved:
+            run.held_for = best.number
+            self._wake(saved)

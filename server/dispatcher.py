@@ -13,6 +13,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from ..runtime.request import EngineFailed, Request, TokenEvent, draw_seed
 from .admission import Admission
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 PATIENCE = 1.0
 """For so many seconds a sequence whose turn it is and that lacks pages is overtaken by those that fit. After
 that it is sent to an engine, one to each, which seats it before whatever comes later."""
+
+MOST_HELD = 32
+"""Of a client's sequences that wait for the engine that knows their beginning, so many are overtaken."""
 
 Later = Callable[[float, Callable[[], None]], object]
 """Has something done after so many seconds."""
@@ -236,11 +240,14 @@ class Dispatcher:
         rooms = {place: place.spare for place in self._shared if place.has_slot}
         if not self._queue or not rooms:
             return False
-        for run in self._queue.heads():
-            place = self._affinity.choose(run, self._with_pages(run, rooms), self._shared)
-            if place is not None:
-                self._begin(run, place)
-                return True
+        for line in self._queue.lines():
+            for run in islice(line, MOST_HELD):
+                place = self._affinity.choose(run, self._with_pages(run, rooms), self._shared)
+                if place is not None:
+                    self._begin(run, place)
+                    return True
+                if not self._affinity.holds(run):
+                    break
         return False
 
     def _with_pages(self, run: Run, rooms: Mapping[Place, float]) -> list[Place]:
@@ -263,8 +270,9 @@ class Dispatcher:
         """Moves a sequence of a client that has more than its share, for one of a client that has less."""
         if self._queue.clients < 2:
             return False
-        for run in self._queue.heads():
-            victim = self._victim(run)
+        for line in self._queue.lines():
+            run = line[0]
+            victim = None if self._affinity.holds(run) else self._victim(run)
             if victim is not None and victim.engine is not None:
                 place = self._places[victim.engine]
                 self._move(victim, "preempted")

@@ -84,10 +84,10 @@ class FairQueue(Generic[EntryT]):
         """How many of a client's entries were taken and not given back."""
         return self._running.get(client, 0)
 
-    def heads(self) -> list[EntryT]:
-        """Each client's first entry, in the order in which they are to be served."""
+    def lines(self) -> list[list[EntryT]]:
+        """Each client's entries, in the order in which they are to be served; not to be changed."""
         order = sorted(self._entries, key=lambda client: (self._given[client], self.running(client)))
-        return [self._entries[client][0] for client in order]
+        return [self._entries[client] for client in order]
 
     def push(self, entry: EntryT) -> None:
         """Has an entry wait, behind those of its client that arrived before it."""

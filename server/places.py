@@ -94,7 +94,7 @@ class Place:
     def begin(self, run: Run, now: float) -> None:
         """Gives a sequence to the engine."""
         run.engine, run.began, run.started = self.number, now, False
-        run.held_until = run.stuck_since = None
+        run.held_until = run.held_for = run.stuck_since = None
         run.wire_id = f"{run.request.id}~{run.moves}" if run.moves else run.request.id
         self.open[run.wire_id] = run
         self._engine.send(run.continuation())

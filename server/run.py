@@ -34,6 +34,7 @@ class Run:
       moves: how often it has been taken from an engine.
       deaths: engines that died while they computed it, at about the same place. all_deaths: wherever.
       held_until: until when it waits for the engine that knows its beginning; None if that is undecided.
+      held_for: that engine's number; None if it waits for none.
       stuck_since: since when no engine that has a slot has the pages for it; None if that was not seen.
     """
 
@@ -52,6 +53,7 @@ class Run:
     deaths: int = 0
     all_deaths: int = 0
     held_until: float | None = None
+    held_for: int | None = None
     stuck_since: float | None = None
     _died_at: int = 0
 

@@ -96,7 +96,7 @@ class AnyFate(RuleBasedStateMachine):
         dispatcher = self.world.dispatcher
         self.world.wait()
         if dispatcher._apart is None and not any(
-            (run.held_until or 0) > self.world.now for run in dispatcher._queue
+            dispatcher._affinity.holds(run) for run in dispatcher._queue
         ):
             assert not dispatcher.queued[0] or not any(place.has_slot for place in self.world.places)
 
@@ -323,6 +323,42 @@ def test_an_engine_that_knows_much_of_a_prompt_is_worth_waiting_for(blocks: int,
     assert world.dispatcher.queued[0] == (not elsewhere)
     world.wait(64 * blocks * 0.1)
     assert world.engines[1].rows and not world.dispatcher.queued[0]
+
+
+def waiting_for_its_beginning() -> World:
+    """A world in which `next` waits for a slot of the full engine 0, while engine 1 has room."""
+    world = World(2)
+    world.begin(0)
+    beginning = (7,) * 64 * 8
+    world.submit(*(request(str(i), 20 + i, "a", beginning) for i in range(3)))
+    for _ in range(2):
+        world.step(0)
+    world.begin(1)
+    world.submit(request("a", 20, "a"))
+    world.submit(request("next", 20, "b", beginning))
+    assert world.dispatcher.queued[0] == 1 and list(world.engines[1].rows) == ["a"]
+    return world
+
+
+def test_who_waits_for_an_engine_is_given_to_it_as_soon_as_it_has_room():
+    world = waiting_for_its_beginning()
+    world.streams["0"].abort()
+    world.wait()
+    assert "next" in world.engines[0].rows
+
+
+def test_who_waits_for_an_engine_that_dies_goes_elsewhere():
+    world = waiting_for_its_beginning()
+    world.kill(0)
+    assert "next" in world.engines[1].rows
+
+
+def test_who_waits_for_an_engine_keeps_nobody_else_waiting():
+    """Neither those behind it, nor is anybody moved for it while another engine has room."""
+    world = waiting_for_its_beginning()
+    world.submit(request("behind", 20, "b"))
+    assert list(world.engines[1].rows) == ["a", "behind"]
+    assert world.dispatcher.moved["preempted"] == 0
 
 
 def with_pages(world: World, pages: int) -> None:
