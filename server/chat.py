@@ -150,8 +150,8 @@ class ChoiceText:
         return InvalidRequest(reason, event.param) if event.param else RequestFailed(reason)
 
     def prompt_entries(self, prompt: Sequence[int]) -> list[Entry]:
-        """The entries of the prompt's tokens, which the first event has scored."""
-        scores = (self.first and self.first.prompt_logprobs) or ()
+        """The entries of the prompt's tokens, scored by the first event unless the engine scores none."""
+        scores = (self.first and self.first.prompt_logprobs) or (None,) * (len(prompt) - 1)
         return [
             entry_of(self._text, token, self._text.token_bytes(token) or b"", score)
             for token, score in zip(prompt, [None, *scores], strict=True)

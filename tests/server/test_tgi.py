@@ -42,6 +42,15 @@ def test_details(http):
     assert details["seed"] is None
 
 
+def test_a_prompt_that_is_not_scored_has_no_log_probabilities(http, engine):
+    """As on a deterministic server."""
+    engine.info = replace(engine.info, scores=False)
+    details = post(http, decoder_input_details=True).json()["details"]
+    assert [(token["text"], token["logprob"]) for token in details["prefill"]] == [
+        (text, None) for text in ("<|256|>", "S", "a", "y")
+    ]
+
+
 def test_a_stream(http):
     """An event a token, the last with the text and the details; no [DONE]."""
     *said, last = events(post(http, "/generate_stream"))
