@@ -51,12 +51,17 @@ class Forecast:
         """An engine is ready, and has measured its steps."""
         self._decode, self._prompt = info.decode_seconds, info.prompt_seconds
 
-    def learn(self, request: Request, tokens: int, seconds: float) -> None:
-        """A sequence has ended with `tokens` generated tokens, after `seconds` in a slot."""
+    def learn(self, request: Request, tokens: int, seconds: float, *, cut: bool = False) -> None:
+        """A sequence has ended with `tokens` generated tokens, after `seconds` in a slot.
+
+        Args:
+          cut: at its bound, which says of the length of answers only that they may be longer.
+        """
         self._ended += 1
         weight = max(_NEWS, 1 / (self._ended + 1))
-        usual = tokens if self._length is None else self._length
-        self._length = usual + weight * (tokens - usual)
+        if not cut or (self._length is not None and tokens > self._length):
+            usual = tokens if self._length is None else self._length
+            self._length = usual + weight * (tokens - usual)
         tried = self._tried(len(request.prompt), tokens)
         if tried > 0.0:
             ratio = min(max(seconds / tried, _FASTEST), _SLOWEST)
