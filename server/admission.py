@@ -82,7 +82,7 @@ class Admission:
         if most is not None and line.under_way + len(requests) > most:
             raise Overloaded(
                 f"{line.under_way} requests are under way; the most is {most}",
-                self._retry(line.wait, line, now),
+                self._retry(max(line.wait, line.end), line, now),
             )
         if line.wait > self._longest:
             raise Overloaded(

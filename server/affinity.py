@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from .forecast import Forecast, wait
 from .places import Place
-from .routing import BLOCK, Router
+from .routing import BLOCK, Router, block_digests
 from .run import Run
 
 
@@ -26,6 +26,10 @@ class Affinity:
         """Nothing was served yet; `wake` has those who wait looked at again after so many seconds."""
         self._places, self._forecast, self._clock, self._wake = places, forecast, clock, wake
         self._router = Router(len(places))
+
+    def digests(self, prompt: Sequence[int]) -> list[bytes]:
+        """What is remembered of a prompt; nothing where there is only one engine."""
+        return block_digests(prompt) if len(self._places) > 1 else []
 
     def remember(self, place: Place, run: Run) -> None:
         """An engine computes a sequence."""

@@ -24,7 +24,6 @@ from .fair_queue import FairQueue
 from .forecast import Forecast
 from .line import line_before
 from .places import Place
-from .routing import block_digests
 from .run import Run
 
 log = logging.getLogger(__name__)
@@ -92,7 +91,8 @@ class Dispatcher:
         """
         line = line_before(requests[0], self._queue, self._places, self._forecast)
         self._admission.check(requests, line, self._clock())
-        runs = [self._run(request) for request in requests]
+        digests = {prompt: self._affinity.digests(prompt) for prompt in {each.prompt for each in requests}}
+        runs = [self._run(request, digests[request.prompt]) for request in requests]
         for run in runs:
             self._queue.push(run)
         self.pump()
@@ -149,7 +149,7 @@ class Dispatcher:
         for place in self._places:
             yield from place.open.values()
 
-    def _run(self, request: Request) -> Run:
+    def _run(self, request: Request, digests: list[bytes]) -> Run:
         if request.params.seed is None:  # another engine would draw another one
             request = replace(request, params=replace(request.params, seed=draw_seed()))
         self._arrivals += 1
@@ -159,7 +159,7 @@ class Dispatcher:
             arrival=self._arrivals,
             submitted=self._clock(),
             cost=self._forecast.cost(request),
-            digests=block_digests(request.prompt),
+            digests=digests,
         )
         return run
 
@@ -180,7 +180,8 @@ class Dispatcher:
         if event.token is not None:
             run.tokens.append(event.token)
         if event.finish in ("stop", "length") and not run.moves:
-            self._forecast.learn(run.request, len(run.tokens), self._clock() - run.began)
+            seconds, cut = self._clock() - run.began, event.finish == "length"
+            self._forecast.learn(run.request, len(run.tokens), seconds, cut=cut)
         if self._apart is place and run.clear_if_past():
             self._apart = None
         if event.request_id != run.request.id:

@@ -17,7 +17,7 @@ class Line:
     Attributes:
       under_way: sequences that wait or run. tokens: of those that wait. own_tokens: of this client's.
       clients: who have something under way, this one included.
-      wait: predicted seconds until the sequence has a slot.
+      wait: predicted seconds until the sequence has a slot. end: until one that runs has ended.
       pace: seconds by which each further one of its kind makes the queue longer.
     """
 
@@ -26,6 +26,7 @@ class Line:
     own_tokens: int = 0
     clients: int = 1
     wait: float = 0.0
+    end: float = 0.0
     pace: float = 0.0
 
 
@@ -39,6 +40,7 @@ def line_before(request: Request, queue: FairQueue[Run], places: Sequence[Place]
         own_tokens=queue.tokens_of(client),
         clients=clients,
         wait=_wait(client, clients, slots, queue, places, forecast),
+        end=min((each.left for each in all_running(places, forecast)), default=0.0),
         pace=forecast.cost(request) / max(slots, 1),
     )
 

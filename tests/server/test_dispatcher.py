@@ -292,6 +292,15 @@ def test_those_who_are_refused_are_told_different_times():
     assert [b - a for a, b in itertools.pairwise(told)] == pytest.approx([pace] * 3)
 
 
+def test_where_the_operator_allows_one_the_next_is_told_when_that_ends():
+    world = World(1, Admission(most_under_way=1))
+    world.begin(0)
+    world.submit(request("a", 50))
+    with pytest.raises(Overloaded, match="the most is 1") as refused:
+        world.submit(request("b", 50))
+    assert refused.value.retry_after == pytest.approx(50.3)
+
+
 def test_pages_are_counted_before_slots():
     world = World(1)
     info = replace(INFO, page_size=16, pages=10)
