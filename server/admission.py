@@ -1,10 +1,13 @@
 """What may enter: whatever will have its first token soon enough, and fits into memory.
 
 The bound that matters is the predicted wait; whoever is refused is told when there will be room. Those who
-are refused are counted as if they came back when told to, so that they are told different times. Prompts that
-wait are bounded too, by what they take of memory, and an operator may bound all that is under way.
+are refused are counted as if they came back when told to, so that they are told different times; and for who
+does come back then, with the same prompt, a part of the queue is kept free, so that what it was told is true
+even while others ask and ask. Prompts that wait are bounded too, by what they take of memory, and an operator
+may bound all that is under way.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from ..runtime.request import InvalidRequest, Overloaded, Request
@@ -14,9 +17,13 @@ from .line import Line
 MOST_TOKENS = 4_000_000
 """Tokens of prompts that wait, some 150 MB of memory."""
 
-_CERTAINTY = 0.75
-"""The part of the longest wait up to which requests are taken: predictions are wrong by a quarter."""
+_NEW, _BACK = 0.7, 0.85
+"""The part of the longest wait up to which requests are taken, new ones and those that come back when they
+were told to: predictions are wrong by some of the rest."""
 _LONGEST_RETRY = 60.0
+_EARLY, _LATE = 1.0, 15.0
+"""By how many seconds who comes back may miss the time."""
+_MOST_PROMISES = 10_000
 _REQUESTS_PER_SLOT = 8
 
 
@@ -66,8 +73,9 @@ class Admission:
           max_wait: the longest wait for a first token, in seconds.
         """
         self._most_under_way = most_under_way
-        self._longest = _CERTAINTY * max_wait
+        self._max_wait = max_wait
         self._room_at = 0.0
+        self._promises: OrderedDict[tuple[str, int], float] = OrderedDict()
 
     def check(self, requests: Sequence[Request], line: Line, now: float) -> None:
         """Lets the sequences of a call enter.
@@ -84,17 +92,31 @@ class Admission:
                 f"{line.under_way} requests are under way; the most is {most}",
                 self._retry(max(line.wait, line.end), line, now),
             )
-        if line.wait > self._longest:
-            raise Overloaded(
-                f"the wait would be {line.wait:.1f} s; the longest is {self._longest:.1f} s",
-                self._retry(line.wait - self._longest, line, now),
-            )
+        came_back = self._came_back(requests[0], now)
+        longest = self._max_wait * (_BACK if came_back else _NEW)
+        if line.wait > longest:
+            seconds = self._retry(line.wait - longest, line, now)
+            self._promise(requests[0], now + seconds)
+            raise Overloaded(f"the wait would be {line.wait:.1f} s; the longest is {longest:.1f} s", seconds)
         came, fair = _tokens(requests), MOST_TOKENS / max(line.clients, 1)
         if line.tokens + came > MOST_TOKENS and line.own_tokens + came > fair:
             raise Overloaded(
                 f"{line.tokens} prompt tokens wait and {came} more came; the most is {MOST_TOKENS}",
                 self._retry(line.wait, line, now),
             )
+
+    def _came_back(self, request: Request, now: float) -> bool:
+        """Whether a request was refused before, and comes back when it was told to. Asked once."""
+        due = self._promises.pop(_name(request), None)
+        if due is not None and now < due - _EARLY:
+            self._promises[_name(request)] = due
+            return False
+        return due is not None and now <= due + _LATE
+
+    def _promise(self, request: Request, due: float) -> None:
+        self._promises.setdefault(_name(request), due)
+        if len(self._promises) > _MOST_PROMISES:
+            self._promises.popitem(last=False)
 
     def _retry(self, soonest: float, line: Line, now: float) -> float:
         """Seconds until there is room, behind those who were told so before."""
@@ -103,6 +125,11 @@ class Admission:
         if seconds < _LONGEST_RETRY:
             self._room_at += line.pace
         return min(seconds, _LONGEST_RETRY)
+
+
+def _name(request: Request) -> tuple[str, int]:
+    """What is the same of a request that is sent again."""
+    return request.client, hash(request.prompt)
 
 
 def _tokens(requests: Sequence[Request]) -> int:

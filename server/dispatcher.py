@@ -106,6 +106,7 @@ class Dispatcher:
 
     def receive(self, place: Place, events: Sequence[TokenEvent]) -> None:
         """What an engine says of its sequences. What it says as it dies is not theirs to hear."""
+        self._elapse()
         for event in events:
             run = place.open.get(event.request_id)  # none if it was moved or aborted meanwhile
             if run is not None and not event.lost:
@@ -176,12 +177,12 @@ class Dispatcher:
         """Gives an event to whoever reads it, as if there had been one engine all along."""
         if not run.tokens and event.waited is not None:
             event = replace(event, waited=event.waited + run.began - run.submitted)
+        self._forecast.progress(0 if run.started else run.length, event.token is not None)
         run.started = True
         if event.token is not None:
             run.tokens.append(event.token)
-        if event.finish in ("stop", "length") and not run.moves:
-            seconds, cut = self._clock() - run.began, event.finish == "length"
-            self._forecast.learn(run.request, len(run.tokens), seconds, cut=cut)
+        if event.finish in ("stop", "length"):
+            self._forecast.learn(len(run.tokens), cut=event.finish == "length")
         if self._apart is place and run.clear_if_past():
             self._apart = None
         if event.request_id != run.request.id:
@@ -201,6 +202,7 @@ class Dispatcher:
     def _leave(self, run: Run, *, working: bool) -> None:
         """A sequence is no longer its engine's."""
         assert run.engine is not None
+        self._elapse()
         place = self._places[run.engine]
         place.leave(run, working=working)
         self._queue.give_back(run.client)
@@ -231,7 +233,12 @@ class Dispatcher:
                 EngineFailed(f"the engine was lost, and no other had room within {seconds:.0f} s")
             )
 
+    def _elapse(self) -> None:
+        """Has the forecast measure how quickly the engines are, before something changes."""
+        self._forecast.elapse(self._clock(), sum(len(place.open) for place in self._places))
+
     def _begin(self, run: Run, place: Place) -> None:
+        self._elapse()
         self._queue.take(run)
         place.begin(run, self._clock())
         self._affinity.remember(place, run)

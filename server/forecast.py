@@ -1,8 +1,8 @@
 """`Forecast`: how long sequences take, and how long a new one would wait for its turn.
 
 Knows no engine and no clock. What a sequence takes of a slot is counted from the times of the engine's steps,
-as measured before it was ready; one factor, learned from the sequences that have ended, stands for all that
-these times leave out (prompts of others, a busy host). How long answers become is learned, too.
+as measured before it was ready; one factor, measured all the time, stands for all that these times leave out
+(prompts of others, a busy host). How long answers become is learned from those that end.
 
 The wait is that of a queue before C servers: what is ahead, and what is left of what runs, is worked off at C
 seconds of a slot a second, and when the new one begins the others are in the middle of theirs.
@@ -18,8 +18,10 @@ _UNKNOWN_LENGTH = 256
 """Tokens of an answer that may go on to the context's end, while none has ended yet."""
 _NEWS = 0.05
 """The weight of the newest sequence in an average."""
+_WINDOW_SECONDS, _NEW_WINDOW = 2.0, 0.3
+"""The factor is measured over windows; the weight of the newest one."""
 _FASTEST, _SLOWEST = 0.01, 100.0
-"""Bounds of the factor: one odd sequence must not turn all predictions to nonsense."""
+"""Bounds of the factor: one odd moment must not turn all predictions to nonsense."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Running:
 
 
 class Forecast:
-    """Averages over the sequences that have ended.
+    """What is known of sequences from those before them.
 
     Attributes:
       factor: how much longer sequences take than the steps that they consist of, tried alone.
@@ -46,13 +48,16 @@ class Forecast:
         self._decode = self._prompt = 0.0
         self._length: float | None = None
         self._ended = 0
+        self._known = False
+        self._now = self._since = 0.0
+        self._occupied = self._progress = 0.0
 
     def learn_steps(self, info: EngineInfo) -> None:
         """An engine is ready, and has measured its steps."""
         self._decode, self._prompt = info.decode_seconds, info.prompt_seconds
 
-    def learn(self, request: Request, tokens: int, seconds: float, *, cut: bool = False) -> None:
-        """A sequence has ended with `tokens` generated tokens, after `seconds` in a slot.
+    def learn(self, tokens: int, *, cut: bool = False) -> None:
+        """A sequence has ended with `tokens` generated tokens.
 
         Args:
           cut: at its bound, which says of the length of answers only that they may be longer.
@@ -62,10 +67,22 @@ class Forecast:
         if not cut or (self._length is not None and tokens > self._length):
             usual = tokens if self._length is None else self._length
             self._length = usual + weight * (tokens - usual)
-        tried = self._tried(len(request.prompt), tokens)
-        if tried > 0.0:
-            ratio = min(max(seconds / tried, _FASTEST), _SLOWEST)
-            self.factor += weight * (ratio - self.factor)
+
+    def elapse(self, now: float, running: int) -> None:
+        """Time has passed, with so many sequences in slots. To be called before their number changes."""
+        self._occupied += running * (now - self._now)
+        self._now = now
+        if now - self._since < _WINDOW_SECONDS or self._progress <= 0.0:
+            return
+        ratio = min(max(self._occupied / self._progress, _FASTEST), _SLOWEST)
+        self.factor += (_NEW_WINDOW if self._known else 1.0) * (ratio - self.factor)
+        self._known = True
+        self._occupied = self._progress = 0.0
+        self._since = now
+
+    def progress(self, prompt: int, tokens: int) -> None:
+        """A sequence has come so much further in its slot."""
+        self._progress += self._tried(prompt, tokens)
 
     def cost(self, request: Request, known: int = 0) -> float:
         """Seconds of a slot for a sequence that has `known` tokens already."""

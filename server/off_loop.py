@@ -76,7 +76,7 @@ class FairPool:
 
     def _begin(self) -> None:
         while self._free and self._queue:
-            turn = self._queue.heads()[0]
+            turn = self._queue.lines()[0][0]
             self._queue.take(turn)
             self._free -= 1
             turn.begun.set_result(None)

@@ -420,3 +420,43 @@ def test_an_engine_that_has_said_nothing_yet_is_taken_for_empty():
     world.engines[0].free_pages = world.engines[0].total_pages = 0  # as after the start
     world.submit(*(request(str(number), 5, prompt=(1,) * 100) for number in range(SLOTS)))
     assert len(world.engines[0].rows) == SLOTS
+
+
+def test_who_comes_back_when_told_to_finds_room_though_others_keep_asking():
+    world = World(1, Admission(max_wait=100.0))
+    world.begin(0)
+
+    def ask(name: str, prompt: int) -> float:
+        """0.0 if it enters, else when to come back."""
+        try:
+            world.submit(request(name, 10, prompt=(prompt,) * 3))
+        except Overloaded as refused:
+            return refused.retry_after
+        return 0.0
+
+    number = 100
+    while ask(f"first{number}", number) == 0.0:
+        number += 1
+    told = ask("back", 1)
+    due = world.now + told
+    while world.now < due:
+        world.step(0)
+        number += 1
+        ask(f"other{number}", number)
+    assert ask(f"other{number + 1}", number + 1) > 0.0
+    assert ask("back", 1) == 0.0
+    assert ask("forth", 1) > 0.0  # once
+
+
+def test_the_forecast_follows_how_quick_the_engines_are():
+    """A step is thought to take 1 s; the clock says 4."""
+    world = World(1, Admission(max_wait=1000.0))
+    world.begin(0)
+    streams = world.submit(*(request(str(i), 50) for i in range(6)))
+    for _ in range(20):
+        world.step(0)
+        world.wait(3.0)
+    with pytest.raises(Overloaded):
+        while True:
+            world.submit(request(f"more{len(world.streams)}", 50))
+    assert len(world.streams) - len(streams) == pytest.approx(700 / (200 / SLOTS), abs=3)
