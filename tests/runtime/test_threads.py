@@ -14,6 +14,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 WAITING = "the process ends when its compilation does, which cannot be interrupted"
 
+SIGNALS = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored below a shell's background job
+"""
 THREAD = """
 import os, threading, time
 from distaff.runtime.threads import AwaitedThread
@@ -59,7 +63,7 @@ class Script:
     def __init__(self, text: str) -> None:
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", text],
+            [sys.executable, "-c", SIGNALS + text],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=environment,
         )  # fmt: skip
         self._patience = threading.Timer(120, self.process.kill)
