@@ -57,8 +57,9 @@ async def _stream(client: httpx.AsyncClient, body: dict, heard: list[str]) -> No
 
 
 async def test_beginnings_stick_to_replicas_and_a_killed_one_leaves_the_other_alone() -> None:
-    """Each of two long beginnings has its home; a stream on the one is whole although the other's engine is
-    killed; meanwhile everybody is served, afterwards both serve again."""
+    """Each of two long beginnings has its home; when the engine of one is killed, its stream goes on with the
+    other, and both texts are those of an undisturbed run; meanwhile everybody is served, afterwards both
+    serve again."""
     with running("--replicas", "2", "--slots", "2", "--context", "512") as server:
         server.wait_ready()
         await _until(lambda: _all_ready(server), 180)
@@ -69,21 +70,21 @@ async def test_beginnings_stick_to_replicas_and_a_killed_one_leaves_the_other_al
             assert len(set(homes)) == 1 and set(homes[0]) == {0, 1}
             cats, dogs = homes[0]
             whole: list[str] = []
-            lost: list[str] = []
+            moved: list[str] = []
             readers = [
                 asyncio.create_task(_stream(client, _body("cats", max_tokens=150), whole)),
-                asyncio.create_task(_stream(client, _body("dogs", max_tokens=150), lost)),
+                asyncio.create_task(_stream(client, _body("dogs", max_tokens=150), moved)),
             ]
-            await _until(lambda: min(len(whole), len(lost)) > 3, 20)
+            await _until(lambda: min(len(whole), len(moved)) > 3, 20)
             server.engine(dogs).send_signal(signal.SIGKILL)
-            await asyncio.wait_for(readers[1], 1)
-            assert lost[-1] == "engine_error" and len(whole) < 150
-            assert server.ready() and not server.metric("distaff_engine_ready", dogs)
+            await _until(lambda: not server.metric("distaff_engine_ready", dogs), 20)
+            assert server.ready()
+            await asyncio.gather(*readers)
             assert await _home(client, server, "dogs") == cats
-            await readers[0]
-            again: list[str] = []
-            await _stream(client, _body("cats", max_tokens=150), again)
-            assert "".join(whole) == "".join(again) and "engine_error" not in whole
+            for topic, told in (("cats", whole), ("dogs", moved)):
+                again: list[str] = []
+                await _stream(client, _body(topic, max_tokens=150), again)
+                assert "".join(told) == "".join(again) and "engine_error" not in told
             while not _all_ready(server):
                 assert server.ready()
                 await asyncio.sleep(0.2)
