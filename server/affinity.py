@@ -7,8 +7,8 @@ of the prompt would take to compute elsewhere, if it will have room sooner than 
 
 from collections.abc import Callable, Sequence
 
-from .forecast import Forecast, wait
-from .places import Place
+from .forecast import Forecast
+from .places import Place, all_left
 from .routing import BLOCK, Router, block_digests
 from .run import Run
 
@@ -72,6 +72,6 @@ class Affinity:
         more = known.get(best, 0) - self._router.known(place.number, run.digests)
         saved = self._forecast.prompt_seconds(more * BLOCK) if more > 0 else 0.0
         run.held_until = self._clock() + saved
-        if saved and wait(0.0, best.running(self._forecast), best.slots) < saved:
+        if saved and min(all_left([best], self._forecast), default=saved) < saved:
             run.held_for = best.number
             self._wake(saved)

@@ -123,6 +123,12 @@ class FairQueue(Generic[EntryT]):
         """The cost of all that waits of a client."""
         return self._cost.get(client, 0.0)
 
+    def mean_cost(self, client: str | None = None) -> float:
+        """Of what waits, of everybody or of a client; 0 if nothing does."""
+        if client is None:
+            return sum(self._cost.values()) / max(len(self), 1)
+        return self.cost_of(client) / max(self.waiting(client), 1)
+
     def cost_before(self, client: str) -> float:
         """The cost of all that would be served before a further entry of a client."""
         own = self.cost_of(client)

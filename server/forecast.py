@@ -4,12 +4,12 @@ Knows no engine and no clock. What a sequence takes of a slot is counted from th
 as measured before it was ready; one factor, measured all the time, stands for all that these times leave out
 (prompts of others, a busy host). How long answers become is learned from those that end.
 
-The wait is that of a queue before C servers: what is ahead, and what is left of what runs, is worked off at C
-seconds of a slot a second, and when the new one begins the others are in the middle of theirs.
+The wait is that of a queue before C servers, worked off in order, by the mean cost of what is in the queue:
+exact where all costs are equal, whenever those that run have begun.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import accumulate
 
 from ..runtime.request import Request
 from .engine_client import EngineInfo
@@ -22,18 +22,6 @@ _WINDOW_SECONDS, _NEW_WINDOW = 2.0, 0.3
 """The factor is measured over windows; the weight of the newest one."""
 _FASTEST, _SLOWEST = 0.01, 100.0
 """Bounds of the factor: one odd moment must not turn all predictions to nonsense."""
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A sequence in a slot.
-
-    Attributes:
-      cost: what it was thought to take of the slot, in seconds. left: how much of it is still to come.
-    """
-
-    cost: float
-    left: float
 
 
 class Forecast:
@@ -110,18 +98,24 @@ class Forecast:
         return prompt * self._prompt + tokens * self._decode
 
 
-def wait(ahead: float, running: Sequence[Running], slots: int) -> float:
+def wait(waiting: int, cost: float, left: Sequence[float], slots: int) -> float:
     """Seconds until a slot is free for a sequence that waits.
 
+    A slot begins one sequence when it becomes free and another after each `cost`. In units of that, of the
+    slots that are free at q1 + f1, q2 + f2, ... (integers and fractions) sum(max(0, n - qi)) sequences have
+    begun before the integer n.
+
     Args:
-      ahead: seconds of a slot of all that waits before it. running: what is in the slots. slots: C.
+      waiting: sequences before it. cost: of each, in seconds of a slot, greater than 0.
+      left: of each one that runs, in seconds. slots: C; at least 1.
     """
-    free = slots - len(running)
-    if free > 0 and ahead <= 0.0:
-        return 0.0
-    if slots <= 0 or not running:
-        return ahead / max(slots, 1)
-    usual = sum(each.cost for each in running) / len(running)
-    work = ahead + sum(each.left for each in running) - (slots - 1) * usual / 2
-    soonest = min(each.left for each in running) if free <= 0 else 0.0
-    return max(soonest, work / slots, 0.0)
+    free = sorted([*[0.0] * (slots - len(left)), *left])[-slots:]
+    if not waiting:
+        return free[0]
+    whole = [int(each / cost) for each in free]
+    rounds = min((waiting + total) // (slot + 1) for slot, total in enumerate(accumulate(whole)))
+    begun = sum(max(0, rounds - each) for each in whole)
+    next_ones = sorted(
+        each - cost * first for each, first in zip(free, whole, strict=True) if first <= rounds
+    )
+    return rounds * cost + next_ones[waiting - begun]

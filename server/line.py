@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from ..runtime.request import Request
 from .fair_queue import FairQueue
 from .forecast import Forecast, wait
-from .places import Place, all_running
+from .places import Place, all_left
 from .run import Run
+
+_INSTANT = 1e-6
+"""Seconds of a slot for a sequence while no engine has measured its steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +42,14 @@ def line_before(request: Request, queue: FairQueue[Run], places: Sequence[Place]
         tokens=queue.tokens,
         own_tokens=queue.tokens_of(client),
         clients=clients,
-        wait=_wait(client, clients, slots, queue, places, forecast),
-        end=min((each.left for each in all_running(places, forecast)), default=0.0),
+        wait=_wait(request, clients, slots, queue, places, forecast),
+        end=min(all_left(places, forecast), default=0.0),
         pace=forecast.cost(request) / max(slots, 1),
     )
 
 
 def _wait(
-    client: str,
+    request: Request,
     clients: int,
     slots: int,
     queue: FairQueue[Run],
@@ -54,10 +57,13 @@ def _wait(
     forecast: Forecast,
 ) -> float:
     """Seconds until a new sequence of a client has a slot: in its turn, or within the client's own share."""
-    share = slots // clients
+    client, share = request.client, slots // clients
     if clients > 1 and queue.running(client) + queue.waiting(client) < share:
         return 0.0
-    in_turn = wait(queue.cost_before(client), all_running(places, forecast), slots)
+    cost = queue.mean_cost() or forecast.cost(request) or _INSTANT
+    before = round(queue.cost_before(client) / cost)
+    in_turn = wait(before, cost, all_left(places, forecast), max(slots, 1))
     if clients == 1 or not share:
         return in_turn
-    return min(in_turn, wait(queue.cost_of(client), all_running(places, forecast, client), share))
+    cost = queue.mean_cost(client) or cost
+    return min(in_turn, wait(queue.waiting(client), cost, all_left(places, forecast, client), share))

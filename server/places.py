@@ -10,7 +10,7 @@ from typing import Protocol
 
 from ..runtime.request import EngineStats, Request
 from .engine_client import EngineInfo, EngineState
-from .forecast import Forecast, Running
+from .forecast import Forecast
 from .run import Run
 
 
@@ -106,17 +106,12 @@ class Place:
         if working:
             self._engine.abort(run.wire_id)
 
-    def running(self, forecast: Forecast) -> list[Running]:
-        """What its sequences take of their slots."""
-        return [_running(run, forecast) for run in self.open.values()]
 
-
-def _running(run: Run, forecast: Forecast) -> Running:
-    left = forecast.left(run.request, len(run.tokens), started=run.started)
-    return Running(cost=max(run.cost, left), left=left)
-
-
-def all_running(places: Iterable[Place], forecast: Forecast, client: str | None = None) -> list[Running]:
-    """What the sequences of several engines, or those of one client, take of their slots."""
+def all_left(places: Iterable[Place], forecast: Forecast, client: str | None = None) -> list[float]:
+    """What the sequences of several engines, or those of one client, will still take of their slots."""
     runs = (run for place in places if place.takes for run in place.open.values())
-    return [_running(run, forecast) for run in runs if client is None or run.client == client]
+    return [
+        forecast.left(run.request, len(run.tokens), started=run.started)
+        for run in runs
+        if client is None or run.client == client
+    ]

@@ -21,8 +21,7 @@ def learned(*ends: tuple[int, int, bool]) -> Forecast:
     forecast.learn_steps(INFO)
     for count, tokens, cut in ends:
         for _ in range(count):
-            request = asked(tokens if cut else 4000)
-            forecast.learn(request, tokens, forecast.cost(asked(tokens)), cut=cut)
+            forecast.learn(tokens, cut=cut)
     return forecast
 
 

@@ -1,0 +1,293 @@
+"""Whose turn is next, and how long that will be: laws against models that are computed by hand."""
+
+import heapq
+from dataclasses import dataclass
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from distaff.runtime.request import Overloaded, Request, SamplingParams
+from distaff.server.admission import MOST_TOKENS, Admission
+from distaff.server.engine_client import EngineInfo
+from distaff.server.fair_queue import FairQueue
+from distaff.server.forecast import Forecast, wait
+from distaff.server.line import Line, line_before
+
+from .scripted import SLOTS, World, request
+
+CLIENTS = st.sampled_from("abc")
+
+
+@dataclass(eq=False)
+class Entry:
+    client: str
+    arrival: int
+    cost: float
+    length: int = 1
+
+
+class Shares(RuleBasedStateMachine):
+    """The queue against lists that are searched each time; whole costs, so that sums are exact."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue: FairQueue[Entry] = FairQueue()
+        self.waits: list[Entry] = []
+        self.runs: list[Entry] = []
+        self.given: dict[str, float] = {}
+        self.arrivals = 0
+
+    def order(self, client: str) -> list[Entry]:
+        mine = [entry for entry in self.waits if entry.client == client]
+        return sorted(mine, key=lambda entry: entry.arrival)
+
+    def forget_the_idle(self) -> None:
+        busy = {entry.client for entry in self.waits + self.runs}
+        self.given = {client: given for client, given in self.given.items() if client in busy}
+
+    @rule(client=CLIENTS, cost=st.integers(1, 9), length=st.integers(1, 50))
+    def arrive(self, client: str, cost: int, length: int) -> None:
+        self.given.setdefault(client, min(self.given.values(), default=0.0))
+        self.arrivals += 1
+        self.waits.append(Entry(client, self.arrivals, cost, length))
+        self.queue.push(self.waits[-1])
+
+    @precondition(lambda self: self.waits)
+    @rule()
+    def serve_next(self) -> None:
+        entry = self.queue.lines()[0][0]
+        self.queue.take(entry)
+        self.waits.remove(entry)
+        self.runs.append(entry)
+        self.given[entry.client] += entry.cost
+
+    @precondition(lambda self: self.runs)
+    @rule(number=st.integers(0), returns=st.booleans())
+    def end(self, number: int, returns: bool) -> None:
+        """One ends, or is taken from its engine and waits again, before those that came later."""
+        entry = self.runs.pop(number % len(self.runs))
+        self.queue.give_back(entry.client)
+        self.forget_the_idle()
+        if returns:
+            self.given.setdefault(entry.client, min(self.given.values(), default=0.0))
+            self.waits.append(entry)
+            self.queue.push(entry)
+
+    @precondition(lambda self: self.waits)
+    @rule(number=st.integers(0))
+    def leave(self, number: int) -> None:
+        entry = self.waits.pop(number % len(self.waits))
+        self.queue.remove(entry)
+        self.forget_the_idle()
+
+    @invariant()
+    def sums_are_those_of_the_lists(self) -> None:
+        assert len(self.queue) == len(self.waits) and set(self.queue) == set(self.waits)
+        assert self.queue.tokens == sum(entry.length for entry in self.waits)
+        assert self.queue.clients == len({entry.client for entry in self.waits + self.runs})
+        for client in "abc":
+            mine = self.order(client)
+            assert self.queue.waiting(client) == len(mine)
+            assert self.queue.running(client) == sum(entry.client == client for entry in self.runs)
+            assert self.queue.tokens_of(client) == sum(entry.length for entry in mine)
+            assert self.queue.cost_of(client) == sum(entry.cost for entry in mine)
+            assert self.queue.mean_cost(client) * len(mine) == pytest.approx(self.queue.cost_of(client))
+        assert self.queue.mean_cost() * len(self.waits) == pytest.approx(
+            sum(entry.cost for entry in self.waits)
+        )
+
+    @invariant()
+    def whoever_was_given_least_is_next(self) -> None:
+        lines = self.queue.lines()
+        assert {line[0].client: line for line in lines} == {
+            client: self.order(client) for client in "abc" if self.order(client)
+        }
+        counts = [self.given[line[0].client] for line in lines]
+        assert counts == sorted(counts)
+
+    @invariant()
+    def what_is_before_a_newcomer_is_what_is_served_before_it(self) -> None:
+        """Within the cost of one entry of each other client: an entry is not served in part."""
+        for client in "abc":
+            before, given = 0.0, dict(self.given)
+            start = given.setdefault(client, min(given.values(), default=0.0))
+            lines = {each: self.order(each) for each in "abc"}
+            while lines[client]:
+                entry = min((line for line in lines.values() if line), key=lambda line: given[line[0].client])
+                given[entry[0].client] += entry[0].cost
+                before += entry.pop(0).cost
+            assert given[client] == start + self.queue.cost_of(client)
+            others = [line for line in lines.values() if line and line[0].client != client]
+            for line in others:
+                while line and given[line[0].client] < given[client]:
+                    given[line[0].client] += line[0].cost
+                    before += line.pop(0).cost
+            slack = sum(
+                max((e.cost for e in self.order(each)), default=0) for each in "abc" if each != client
+            )
+            assert abs(self.queue.cost_before(client) - before) <= slack
+
+
+TestShares = Shares.TestCase
+TestShares.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def simulated(costs: list[float], left: list[float], slots: int) -> float:
+    """When the one behind all of `costs` begins."""
+    ends = [*left, *[0.0] * (slots - len(left))]
+    heapq.heapify(ends)
+    while len(ends) > slots:
+        heapq.heappop(ends)
+    for cost in costs:
+        heapq.heappush(ends, heapq.heappop(ends) + cost)
+    return ends[0]
+
+
+@given(
+    waiting=st.integers(0, 60),
+    cost=st.floats(0.01, 100.0),
+    left=st.lists(st.floats(0.0, 300.0), max_size=12),
+    slots=st.integers(1, 8),
+)
+def test_the_wait_is_exact_where_all_that_waits_costs_the_same(
+    waiting: int, cost: float, left: list[float], slots: int
+) -> None:
+    """Whatever runs, however far it is, and be it more than the share of slots."""
+    expected = simulated([cost] * waiting, left, slots)
+    assert wait(waiting, cost, left, slots) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "expected"), [(0, 10.0), (3, 10.0), (4, 20.0), (7, 20.0), (8, 30.0), (39, 100.0)]
+)
+def test_those_that_began_together_end_together(waiting: int, expected: float) -> None:
+    assert wait(waiting, 10.0, [10.0] * 4, 4) == expected
+
+
+@pytest.mark.parametrize(("waiting", "expected"), [(0, 2.5), (1, 5.0), (3, 10.0), (9, 25.0)])
+def test_those_that_began_one_after_the_other_end_so(waiting: int, expected: float) -> None:
+    assert wait(waiting, 10.0, [2.5, 5.0, 7.5, 10.0], 4) == expected
+
+
+@given(
+    costs=st.lists(st.floats(1.0, 4.0), min_size=1, max_size=60),
+    left=st.lists(st.floats(0.0, 4.0), min_size=1, max_size=8),
+)
+def test_of_unequal_costs_the_wait_is_off_by_less_than_two_of_the_longest(
+    costs: list[float], left: list[float]
+) -> None:
+    mean = sum(costs) / len(costs)
+    expected = simulated(costs, left, len(left))
+    assert abs(wait(len(costs), mean, left, len(left)) - expected) <= 2 * max(*costs, *left)
+
+
+INFO = EngineInfo(
+    context=4096, vocabulary=100, slots=4, fingerprint="0" * 10, decode_seconds=0.5, prompt_seconds=0.1
+)
+
+
+def asked(
+    tokens: int | None, prompt: int = 10, client: str = "", stop_ids: tuple[int, ...] = (1,)
+) -> Request:
+    params = SamplingParams(max_tokens=tokens, stop_ids=stop_ids)
+    return Request(id="r", prompt=(2,) * prompt, params=params, client=client)
+
+
+def test_a_forecast_counts_steps() -> None:
+    forecast = Forecast()
+    assert forecast.cost(asked(20)) == 0.0
+    forecast.learn_steps(INFO)
+    assert forecast.cost(asked(20)) == pytest.approx(10 * 0.1 + 20 * 0.5)
+    assert forecast.cost(asked(20), known=5) == pytest.approx(15 * 0.1 + 15 * 0.5)
+    assert forecast.left(asked(20), 5, started=True) == pytest.approx(15 * 0.5)
+    assert forecast.left(asked(20), 30, started=True) == pytest.approx(0.5)
+    assert forecast.prompt_seconds(64) == pytest.approx(6.4)
+
+
+@given(factor=st.floats(0.05, 50.0), running=st.integers(1, 40))
+def test_a_forecast_learns_how_slow_the_engines_are(factor: float, running: int) -> None:
+    """From what came of slots: so many sequences, each `factor` seconds for what is tried to take one."""
+    forecast = Forecast()
+    forecast.learn_steps(INFO)
+    for second in range(1, 101):
+        for _ in range(running):
+            forecast.progress(0, 2)
+        forecast.elapse(second * factor, running)
+    assert forecast.factor == pytest.approx(factor, rel=0.01)
+    assert forecast.cost(asked(20)) == pytest.approx(11 * factor, rel=0.01)
+    for second in range(1, 101):  # twice as slow from now on
+        for _ in range(running):
+            forecast.progress(0, 2)
+        forecast.elapse((100 + 2 * second) * factor, running)
+    assert forecast.factor == pytest.approx(2 * factor, rel=0.01 if factor > 0.5 else 0.5)
+
+
+@given(length=st.integers(1, 500))
+def test_a_forecast_learns_how_long_answers_are(length: int) -> None:
+    forecast = Forecast()
+    forecast.learn_steps(INFO)
+    for _ in range(120):
+        forecast.learn(length)
+    assert forecast.cost(asked(None)) == pytest.approx(1 + length * 0.5)
+    assert forecast.cost(asked(2 * length)) == pytest.approx(1 + length * 0.5)
+    assert forecast.cost(asked(2 * length, stop_ids=())) == pytest.approx(1 + length)
+
+
+@given(others=st.integers(0, 12), steps=st.integers(0, 8))
+@settings(deadline=None)
+def test_a_newcomer_has_its_slot_when_the_line_says(others: int, steps: int) -> None:
+    """Scripted engines whose tokens take a second; all of one client, alike, but begun when they could."""
+    world = World(engines=1)
+    world.begin(0)
+    for number in range(others):
+        world.submit(request(f"{number}", 10, "a"))
+        world.wait(0.0)
+    for _ in range(steps):
+        world.step(0)
+    newcomer = request("new", 10, "a")
+    dispatcher = world.dispatcher
+    line = line_before(newcomer, dispatcher._queue, world.places, dispatcher._forecast)
+    world.submit(newcomer)
+    world.wait(0.0)
+    waited = 0
+    while "new" not in world.engines[0].rows:
+        world.step(0)
+        waited += 1
+    assert line.wait == pytest.approx(waited, rel=0.1, abs=1.5)
+
+
+def test_a_client_that_has_less_than_its_share_waits_for_nobody() -> None:
+    world = World(engines=1)
+    world.begin(0)
+    for number in range(40):
+        world.submit(request(f"{number}", 100, "a"))
+    dispatcher = world.dispatcher
+    lines = {
+        client: line_before(request("x", 100, client), dispatcher._queue, world.places, dispatcher._forecast)
+        for client in "ab"
+    }
+    assert lines["b"].wait == 0.0
+    assert lines["a"].wait >= 100 * (40 // SLOTS - 1)
+
+
+@given(wanted=st.floats(0.0, 100.0))
+def test_who_would_wait_too_long_is_told_when_there_is_room(wanted: float) -> None:
+    admission, line = Admission(max_wait=40.0), Line(wait=wanted, pace=2.0)
+    if wanted <= 28.0:
+        admission.check([asked(1)], line, 0.0)
+        return
+    seconds = []
+    for turn in range(3):
+        with pytest.raises(Overloaded) as refused:
+            admission.check([asked(1, prompt=1 + turn)], line, 0.0)
+        seconds.append(refused.value.retry_after)
+    assert seconds == pytest.approx([min(wanted - 28.0 + 2.0 * turn, 60.0) for turn in range(3)])
+
+
+def test_waiting_prompts_are_bounded_but_for_a_client_within_its_share_of_them() -> None:
+    most = Line(tokens=MOST_TOKENS, own_tokens=MOST_TOKENS // 2, clients=2)
+    with pytest.raises(Overloaded, match="prompt tokens wait"):
+        Admission().check([asked(1)], most, 0.0)
+    Admission().check([asked(1)], Line(tokens=MOST_TOKENS, own_tokens=0, clients=2), 0.0)
