@@ -78,8 +78,8 @@ def running(*arguments: str) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """The bundled model, served with defaults but for fewer slots and a shorter context."""
-    with running("--slots", "8", "--context", "1024") as server:
+    """The bundled model, served with defaults but for fewer slots, a shorter context and longer waits."""
+    with running("--slots", "8", "--context", "1024", "--max-wait", "300") as server:
         server.wait_ready()
         yield server
 
