@@ -70,6 +70,7 @@ class Dispatcher:
         self._suspects: deque[Run] = deque()
         self._apart: Place | None = None
         self._arrivals = 0
+        self._fingerprint: str | None = None
         self.moved: Counter[MoveCause] = Counter(dict.fromkeys(MOVE_CAUSES, 0))
 
     @property
@@ -99,7 +100,11 @@ class Dispatcher:
         return [run.stream for run in runs]
 
     def ready(self, place: Place, info: EngineInfo) -> None:
-        """An engine takes sequences, its cache empty."""
+        """An engine takes sequences, its cache empty. It continues nothing of one with other weights."""
+        if self._fingerprint not in (None, info.fingerprint):
+            for run in [run for run in self._all() if run.engine is None and run.tokens]:
+                run.stream.fail(EngineFailed("the engine was lost, and the next one answers differently"))
+        self._fingerprint = info.fingerprint
         self._affinity.forget(place)
         self._forecast.learn_steps(info)
         self.pump()

@@ -160,6 +160,20 @@ def test_a_sequence_goes_on_behind_what_it_has_said():
     assert world.dispatcher.moved == {"engine_lost": 1, "preempted": 0, "draining": 0}
 
 
+def test_an_engine_of_other_weights_continues_nothing_that_has_begun():
+    world = World(1)
+    world.begin(0)
+    begun_before, *_, waiting = world.submit(*(request(str(i), 10) for i in range(SLOTS + 1)))
+    world.step(0)
+    world.kill(0)
+    world.engines[0].state = "ready"
+    world.dispatcher.ready(world.places[0], replace(INFO, fingerprint="1" * 10))
+    tokens, end = heard(begun_before)
+    assert len(tokens) == 1 and isinstance(end, EngineFailed) and "answers differently" in str(end)
+    world.run()
+    assert heard(waiting)[1] == "length"
+
+
 def test_a_request_that_kills_its_engine_ends_at_the_third_death_and_the_others_go_on():
     world = World(1)
     world.begin(0)
