@@ -10,7 +10,7 @@ import textwrap
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
@@ -61,12 +61,12 @@ class Module:
     def package(self) -> str:
         return self.name if self.path.name == "__init__.py" else self.name.rpartition(".")[0]
 
-    @property
+    @cached_property
     def imports(self) -> set[str]:
         """Every module that the file names in an import anywhere, absolute."""
         return {name for name, _ in imported(parse(self.path), self.package)}
 
-    @property
+    @cached_property
     def immediate(self) -> set[str]:
         """The modules that importing the file imports: not those inside functions or for types alone."""
         return {name for name, late in imported(parse(self.path), self.package) if not late}
@@ -149,6 +149,7 @@ def reached(name: str) -> set[str]:
     return seen
 
 
+@cache
 def needs_jax(name: str) -> bool:
     return any(is_under(found, *JAX) for found in reached(name))
 
