@@ -23,7 +23,8 @@ from safetensors.numpy import load_file, save_file
 from ..checkpoints.making import make_model, save_folder
 from .conftest import DISTAFF, Server, free_port, running
 
-FLAGS = ["--slots", "2", "--context", "128", "--kv-pages", "16", "--mesh", "model=2"]
+FLAGS = "--slots 2 --context 128 --kv-pages 16 --prefill-tokens 32 --mesh model=2".split()
+"""Two steps for prompts instead of five: every pair compiles them again."""
 MESSAGES = [{"role": "user", "content": "the quick brown fox"}]
 WITHIN = 10.0
 """Seconds in which all processes are gone when one is lost."""
