@@ -15,6 +15,9 @@ import pytest
 from openai import OpenAI
 
 DISTAFF = Path(sys.executable).with_name("distaff")
+SMALL = ("--slots", "8", "--context", "1024")
+"""How the bundled model is served where the sizes do not matter: the first server of all compiles its steps,
+and the others read them from the cache of compiled programs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ def running(*arguments: str) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """The bundled model, served with defaults but for fewer slots, a shorter context and longer waits."""
-    with running("--slots", "8", "--context", "1024", "--max-wait", "300") as server:
+    with running(*SMALL, "--max-wait", "300") as server:
         server.wait_ready()
         yield server
 

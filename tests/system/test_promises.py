@@ -7,7 +7,7 @@ import time
 
 import httpx
 
-from .conftest import Server, running
+from .conftest import SMALL, Server, running
 
 
 def _body(number: int, **options) -> dict:
@@ -99,7 +99,7 @@ async def test_a_killed_engine_ends_no_stream(server: Server) -> None:
 
 def test_sigterm_lets_running_streams_end() -> None:
     """A stream that runs when SIGTERM comes is completed; the exit code is 0 and no child is left."""
-    with running("--slots", "2", "--context", "512") as server:
+    with running(*SMALL) as server:
         server.wait_ready()
         engine = server.engine()
         with httpx.stream(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import httpx
 
-from .conftest import Server, running
+from .conftest import SMALL, Server, running
 
 
 def _body(topic: str, **options) -> dict:
@@ -60,7 +60,7 @@ async def test_beginnings_stick_to_replicas_and_a_killed_one_leaves_the_other_al
     """Each of two long beginnings has its home; when the engine of one is killed, its stream goes on with the
     other, and both texts are those of an undisturbed run; meanwhile everybody is served, afterwards both
     serve again."""
-    with running("--replicas", "2", "--slots", "2", "--context", "512") as server:
+    with running("--replicas", "2", *SMALL) as server:
         server.wait_ready()
         await _until(lambda: _all_ready(server), 180)
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:

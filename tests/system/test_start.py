@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from .conftest import DISTAFF
+from .conftest import DISTAFF, SMALL
 
 OURS = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING|ERROR) distaff\.[\w.]+: .+")
 NO_TORCH = "import sys; sys.modules['torch'] = None"
@@ -23,7 +23,7 @@ def test_every_line_of_a_servers_life_is_ours(tmp_path: Path, monkeypatch):
         if name.startswith(("TPU_", "LIBTPU_", "TRANSFORMERS_", "JAX_PLATFORMS", "TF_CPP")):
             monkeypatch.delenv(name)
     out, log = tmp_path / "out", tmp_path / "log"
-    command = [str(DISTAFF), "serve", "--port", "0", "--slots", "1", "--context", "256"]
+    command = [str(DISTAFF), "serve", "--port", "0", *SMALL]
     with out.open("w") as stdout, log.open("w") as stderr:
         # Without `env` it would inherit what libtpu, loaded by another test, has set beside `os.environ`.
         server = psutil.Popen(
