@@ -22,6 +22,9 @@ _WINDOW_SECONDS, _NEW_WINDOW = 2.0, 0.3
 """The factor is measured over windows; the weight of the newest one."""
 _FASTEST, _SLOWEST = 0.01, 100.0
 """Bounds of the factor: one odd moment must not turn all predictions to nonsense."""
+_UNMEASURED = 0.25
+"""The factor before anything is measured: when an engine is ready, its largest step is the only one tried,
+and one that only decodes is several times as quick. Whoever comes first must not be refused for that."""
 
 
 class Forecast:
@@ -32,7 +35,7 @@ class Forecast:
     """
 
     def __init__(self) -> None:
-        self.factor = 1.0
+        self.factor = _UNMEASURED
         self._decode = self._prompt = 0.0
         self._length: float | None = None
         self._ended = 0

@@ -197,6 +197,7 @@ def asked(
 
 def test_a_forecast_counts_steps() -> None:
     forecast = Forecast()
+    forecast.factor = 1.0
     assert forecast.cost(asked(20)) == 0.0
     forecast.learn_steps(INFO)
     assert forecast.cost(asked(20)) == pytest.approx(10 * 0.1 + 20 * 0.5)
@@ -210,6 +211,7 @@ def test_a_forecast_counts_steps() -> None:
 def test_a_forecast_learns_how_slow_the_engines_are(factor: float, running: int) -> None:
     """From what came of slots: so many sequences, each `factor` seconds for what is tried to take one."""
     forecast = Forecast()
+    forecast.factor = 1.0
     forecast.learn_steps(INFO)
     for second in range(1, 101):
         for _ in range(running):
@@ -227,6 +229,7 @@ def test_a_forecast_learns_how_slow_the_engines_are(factor: float, running: int)
 @given(length=st.integers(1, 500))
 def test_a_forecast_learns_how_long_answers_are(length: int) -> None:
     forecast = Forecast()
+    forecast.factor = 1.0
     forecast.learn_steps(INFO)
     for _ in range(120):
         forecast.learn(length)
