@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from ipaddress import ip_address, ip_network
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -73,6 +74,20 @@ class AppContext:
 
 App = Sanic[Config, AppContext]
 
+_IPV6_CLIENT = 64
+"""Bits of an IPv6 address that name a network (RFC 4291, 2.5.1)."""
+
+
+def network_of(address: str) -> str:
+    """An IPv4 address, or the network of an IPv6 one; anything else as it is."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address
+    if parsed.version == 4:
+        return address
+    return str(ip_network((parsed.packed[: _IPV6_CLIENT // 8] + bytes(8), _IPV6_CLIENT)))
+
 
 class ApiRequest(Request[App, SimpleNamespace]):
     """A request with an id of our own and the time of its arrival, whatever the client calls it.
@@ -99,8 +114,11 @@ class ApiRequest(Request[App, SimpleNamespace]):
 
     @property
     def client(self) -> str:
-        """Who asks, among whom the engines are shared out: a key's owner, or whoever is at an address."""
-        return self.key_id or self.ip
+        """Who asks, among whom the engines are shared out: a key's owner, or whoever is at an address.
+
+        Of an IPv6 address the first 64 bits count: the others are the client's to choose.
+        """
+        return self.key_id or network_of(self.ip)
 
     @property
     def off_loop(self) -> ClientWork:

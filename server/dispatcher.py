@@ -5,13 +5,13 @@ taken from an engine, put back into the queue with the tokens received so far, a
 as if nothing had been. That one move serves for all: an engine dies, it is drained, a client takes more than
 its share of the slots while another waits, a sequence is suspected of what engines died of and is run apart.
 
-Processes, their lives and the wire are left to `supervisor.py`, whose turn it is to `fair_queue.py`, what may
-enter to `admission.py`, times to `forecast.py`.
+Processes, their lives and the wire are left to `supervisor.py`, whose turn it is to `fair_queue.py`, who
+makes way to `sharing.py`, what may enter to `admission.py`, times to `forecast.py`.
 """
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -25,12 +25,9 @@ from .forecast import Forecast
 from .line import line_before
 from .places import Place
 from .run import Run
+from .sharing import Sharing
 
 log = logging.getLogger(__name__)
-
-PATIENCE = 1.0
-"""For so many seconds a sequence whose turn it is and that lacks pages is overtaken by those that fit. After
-that it is sent to an engine, one to each, which seats it before whatever comes later."""
 
 MOST_HELD = 32
 """Of a client's sequences that wait for the engine that knows their beginning, so many are overtaken."""
@@ -67,9 +64,11 @@ class Dispatcher:
         self._forecast = Forecast()
         self._affinity = Affinity(places, self._forecast, clock, lambda seconds: later(seconds, self.pump))
         self._queue: FairQueue[Run] = FairQueue()
+        self._sharing = Sharing(self._queue, clock)
         self._suspects: deque[Run] = deque()
         self._apart: Place | None = None
         self._arrivals = 0
+        self._pumping = False
         self._fingerprint: str | None = None
         self.moved: Counter[MoveCause] = Counter(dict.fromkeys(MOVE_CAUSES, 0))
 
@@ -145,6 +144,7 @@ class Dispatcher:
 
     def pump(self) -> None:
         """Gives engines that have room what waits."""
+        self._pumping = False
         self._run_apart()
         while self._begin_next() or self._make_way():
             pass
@@ -168,10 +168,6 @@ class Dispatcher:
             digests=digests,
         )
         return run
-
-    @property
-    def _slots(self) -> int:
-        return sum(place.slots for place in self._places if place.takes)
 
     @property
     def _shared(self) -> list[Place]:
@@ -202,7 +198,13 @@ class Dispatcher:
             self._suspects.remove(run)
         else:
             self._queue.remove(run)
-        self._later(0.0, self.pump)
+        self._pump_soon()
+
+    def _pump_soon(self) -> None:
+        """Once for all streams that end now."""
+        if not self._pumping:
+            self._pumping = True
+            self._later(0.0, self.pump)
 
     def _leave(self, run: Run, *, working: bool) -> None:
         """A sequence is no longer its engine's."""
@@ -255,7 +257,7 @@ class Dispatcher:
             return False
         for line in self._queue.lines():
             for run in islice(line, MOST_HELD):
-                place = self._affinity.choose(run, self._with_pages(run, rooms), self._shared)
+                place = self._affinity.choose(run, self._sharing.with_pages(run, rooms), self._shared)
                 if place is not None:
                     self._begin(run, place)
                     return True
@@ -263,57 +265,19 @@ class Dispatcher:
                     break
         return False
 
-    def _with_pages(self, run: Run, rooms: Mapping[Place, float]) -> list[Place]:
-        """The engines that have the pages for a sequence, or that it is sent to without.
-
-        Args:
-          rooms: engines that have a slot, and their spare pages.
-        """
-        found = [place for place, spare in rooms.items() if place.pages(run) <= spare]
-        return found or self._insists(run, rooms)
-
-    def _insists(self, run: Run, places: Iterable[Place]) -> list[Place]:
-        """The engines that a sequence is sent to though they lack pages, having lacked them for too long."""
-        if run.stuck_since is None:
-            run.stuck_since = self._clock()
-        long = self._clock() - run.stuck_since >= PATIENCE
-        return [place for place in places if place.settled] if long else []
-
     def _make_way(self) -> bool:
         """Moves a sequence of a client that has more than its share, for one of a client that has less."""
         if self._queue.clients < 2:
             return False
         for line in self._queue.lines():
             run = line[0]
-            victim = None if self._affinity.holds(run) else self._victim(run)
+            victim = None if self._affinity.holds(run) else self._sharing.victim(run, self._shared)
             if victim is not None and victim.engine is not None:
                 place = self._places[victim.engine]
                 self._move(victim, "preempted")
                 self._begin(run, place)
                 return True
         return False
-
-    def _victim(self, run: Run) -> Run | None:
-        """The youngest sequence of the client that has most: more than its share, while `run`'s has less."""
-        running, share = self._queue.running, self._slots // self._queue.clients
-        mine = running(run.client)
-        if mine >= share:
-            return None
-        most = max(share, mine + 1)
-        lacking = {place: place.pages(run) - place.spare for place in self._shared}
-        victims = self._dispensable(most, lacking)
-        victims = victims or self._dispensable(most, dict.fromkeys(self._insists(run, lacking), 0.0))
-        return max(victims, key=lambda other: (running(other.client), other.arrival), default=None)
-
-    def _dispensable(self, most: int, lacking: Mapping[Place, float]) -> list[Run]:
-        """The sequences of clients that run more than `most`, each of which holds the pages that its engine
-        lacks."""
-        return [
-            run
-            for place, pages in lacking.items()
-            for run in place.open.values()
-            if self._queue.running(run.client) > most and place.gain(run) >= pages
-        ]
 
     def _run_apart(self) -> None:
         """Has an engine to itself whoever may be what others died of, one at a time."""

@@ -47,6 +47,7 @@ class FairQueue(Generic[EntryT]):
         self._tokens: dict[str, int] = {}
         self._given: dict[str, float] = {}
         self._running: dict[str, int] = {}
+        self._time = 0.0
 
     def __len__(self) -> int:
         return sum(map(len, self._entries.values()))
@@ -91,7 +92,7 @@ class FairQueue(Generic[EntryT]):
 
     def push(self, entry: EntryT) -> None:
         """Has an entry wait, behind those of its client that arrived before it."""
-        self._join(entry.client)
+        self._given[entry.client] = self._start(entry.client)
         insort(self._entries.setdefault(entry.client, []), entry, key=lambda each: each.arrival)
         self._cost[entry.client] = self._cost.get(entry.client, 0.0) + entry.cost
         self._tokens[entry.client] = self.tokens_of(entry.client) + entry.length
@@ -109,6 +110,7 @@ class FairQueue(Generic[EntryT]):
     def take(self, entry: EntryT) -> None:
         """Takes an entry out that is served now, until `give_back`."""
         self._given[entry.client] += entry.cost
+        self._time += entry.cost / len(self._given)
         self._running[entry.client] = self.running(entry.client) + 1
         self.remove(entry)
 
@@ -132,17 +134,21 @@ class FairQueue(Generic[EntryT]):
     def cost_before(self, client: str) -> float:
         """The cost of all that would be served before a further entry of a client."""
         own = self.cost_of(client)
-        start = self._given.get(client, self._least()) + own
+        start = self._start(client) + own
         others = (name for name in self._cost if name != client)
         return own + sum(min(self._cost[name], max(0.0, start - self._given[name])) for name in others)
-
-    def _join(self, client: str) -> None:
-        self._given.setdefault(client, self._least())
 
     def _leave(self, client: str) -> None:
         if client not in self._entries and client not in self._running:
             del self._given[client]
 
-    def _least(self) -> float:
-        """What the client that was given least has been given."""
-        return min(self._given.values(), default=0.0)
+    def _start(self, client: str) -> float:
+        """What a client counts as having been given, when it has one more entry.
+
+        One of which nothing waits has no credit for that: it counts as much as the least of those who wait,
+        and no less than a client that always waited. So newcomers do not overtake the others for ever.
+        """
+        given = self._given.get(client, 0.0)
+        if client in self._entries:
+            return given
+        return max(given, self._time, min((self._given[each] for each in self._entries), default=0.0))

@@ -37,6 +37,7 @@ class Shares(RuleBasedStateMachine):
         self.waits: list[Entry] = []
         self.runs: list[Entry] = []
         self.given: dict[str, float] = {}
+        self.time = 0.0
         self.arrivals = 0
 
     def order(self, client: str) -> list[Entry]:
@@ -47,9 +48,17 @@ class Shares(RuleBasedStateMachine):
         busy = {entry.client for entry in self.waits + self.runs}
         self.given = {client: given for client, given in self.given.items() if client in busy}
 
+    def start(self, client: str) -> float:
+        """What a client counts as having been given, when one more of it comes."""
+        given = self.given.get(client, 0.0)
+        if self.order(client):
+            return given
+        waiting = {entry.client for entry in self.waits}
+        return max(given, self.time, min((self.given[each] for each in waiting), default=0.0))
+
     @rule(client=CLIENTS, cost=st.integers(1, 9), length=st.integers(1, 50))
     def arrive(self, client: str, cost: int, length: int) -> None:
-        self.given.setdefault(client, min(self.given.values(), default=0.0))
+        self.given[client] = self.start(client)
         self.arrivals += 1
         self.waits.append(Entry(client, self.arrivals, cost, length))
         self.queue.push(self.waits[-1])
@@ -62,6 +71,7 @@ class Shares(RuleBasedStateMachine):
         self.waits.remove(entry)
         self.runs.append(entry)
         self.given[entry.client] += entry.cost
+        self.time += entry.cost / len(self.given)
 
     @precondition(lambda self: self.runs)
     @rule(number=st.integers(0), returns=st.booleans())
@@ -71,7 +81,7 @@ class Shares(RuleBasedStateMachine):
         self.queue.give_back(entry.client)
         self.forget_the_idle()
         if returns:
-            self.given.setdefault(entry.client, min(self.given.values(), default=0.0))
+            self.given[entry.client] = self.start(entry.client)
             self.waits.append(entry)
             self.queue.push(entry)
 
@@ -112,7 +122,7 @@ class Shares(RuleBasedStateMachine):
         """Within the cost of one entry of each other client: an entry is not served in part."""
         for client in "abc":
             before, given = 0.0, dict(self.given)
-            start = given.setdefault(client, min(given.values(), default=0.0))
+            start = given[client] = self.start(client)
             lines = {each: self.order(each) for each in "abc"}
             while lines[client]:
                 entry = min((line for line in lines.values() if line), key=lambda line: given[line[0].client])
@@ -128,6 +138,23 @@ class Shares(RuleBasedStateMachine):
                 max((e.cost for e in self.order(each)), default=0) for each in "abc" if each != client
             )
             assert abs(self.queue.cost_before(client) - before) <= slack
+
+
+def test_newcomers_do_not_keep_a_client_waiting_for_ever():
+    """Two of its entries were served; a new client comes with each that is served, before it is its turn."""
+    queue: FairQueue[Entry] = FairQueue()
+    arrivals = iter(range(10_000))
+    for _ in range(4):
+        queue.push(Entry("old", next(arrivals), 10.0))
+    served: list[str] = []
+    while served.count("old") < 4:
+        for _ in range(2):
+            queue.push(Entry(f"new{len(served)}-{_}", next(arrivals), 10.0))
+        entry = queue.lines()[0][0]
+        queue.take(entry)
+        queue.give_back(entry.client)
+        served.append(entry.client)
+        assert len(served) < 200
 
 
 TestShares = Shares.TestCase

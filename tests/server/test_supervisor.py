@@ -376,9 +376,10 @@ async def test_stopping_during_the_pause_before_a_restart(start: Start):
 
 
 def test_failures_after_good_work_are_forgotten_and_cost_no_pause():
-    budget = RestartBudget(lambda: 0.0)
+    moments = iter((0.0, 10.0, 20.0, 22.0, 30.0, 30.0, 30.0))
+    budget = RestartBudget(lambda: next(moments))
     worked = (False, True, True, True, False, False, False)
-    assert [budget.pause(worked=each) for each in worked] == [1.0, 0.0, 0.0, 0.0, 1.0, 2.0, None]
+    assert [budget.pause(worked=each) for each in worked] == [1.0, 0.0, 0.0, 1.0, 1.0, 2.0, None]
     assert RestartBudget(most=1).pause(worked=True) is None
 
 

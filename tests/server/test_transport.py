@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from distaff.server.context import network_of
 from distaff.server.http import MOST_CRUMBS
 
 from ..patience import patient
@@ -244,3 +245,17 @@ class TestLimits:
         assert receive(first).startswith(b"HTTP/1.1 200 ")
         second.close()
         first.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "client"),
+    [
+        ("203.0.113.7", "203.0.113.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::", "2001:db8:1:2::/64"),
+        ("", ""),
+        ("unix", "unix"),
+    ],
+)
+def test_a_network_is_one_client(address: str, client: str):
+    assert network_of(address) == client
