@@ -49,15 +49,14 @@ class Router:
           loads: of the replicas that may be chosen, at least one; 1.0 is all slots in use.
         """
         most = min(loads.values()) + LEAD
-        chosen = max(
+        return max(
             (replica for replica, load in loads.items() if load <= most),
             key=lambda replica: (self.known(replica, digests), -loads[replica], -self._wait(replica)),
         )
-        self._turn = chosen + 1
-        return chosen
 
     def remember(self, replica: int, digests: Sequence[bytes]) -> None:
-        """The replica serves this prompt."""
+        """The replica serves this prompt; it is the next one's turn."""
+        self._turn = replica + 1
         served = self._served[replica]
         for digest in reversed(digests):  # a beginning outlives what follows it
             served[digest] = None

@@ -75,10 +75,11 @@ def test_choices_wait_for_their_turn_though_the_engine_answers_them_first(stream
     """Choice 2 is done before choice 0 has begun: it is held back, and nothing is lost."""
     ready = engine.submit
 
-    def submit(request):
-        events = ready(request)
-        events.delay = 0.2 * (2 - request.choice)
-        return events
+    def submit(requests):
+        streams = ready(requests)
+        for events, request in zip(streams, requests, strict=True):
+            events.delay = 0.2 * (2 - request.choice)
+        return streams
 
     engine.submit = submit
     engine.reply = lambda request: b"xyz"[request.choice :]
