@@ -137,7 +137,7 @@ def main() -> None:
     made.add_argument("--seconds", type=float, default=60.0, help="of bursts")
     made.add_argument("--tokens", type=int, default=1500, help="of an answer")
     options, rest = made.parse_known_args()
-    with serving(options, contender(options, rest)) as served:
+    with serving(options, contender(options, ["--max-wait", "300", *rest])) as served:  # none is refused
         run(lambda: trial(served, options))
 
 
