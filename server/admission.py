@@ -107,11 +107,11 @@ class Admission:
 
     def _came_back(self, request: Request, now: float) -> bool:
         """Whether a request was refused before, and comes back when it was told to. Asked once."""
-        due = self._promises.pop(_name(request), None)
-        if due is not None and now < due - _EARLY:
-            self._promises[_name(request)] = due
+        due = self._promises.get(_name(request))
+        if due is None or now < due - _EARLY:
             return False
-        return due is not None and now <= due + _LATE
+        del self._promises[_name(request)]
+        return now <= due + _LATE
 
     def _promise(self, request: Request, due: float) -> None:
         self._promises.setdefault(_name(request), due)

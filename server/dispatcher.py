@@ -89,7 +89,7 @@ class Dispatcher:
         Raises:
           Overloaded: see `Admission.check`.
         """
-        line = line_before(requests[0], self._queue, self._places, self._forecast)
+        line = line_before(requests[0], self._queue, self._places, self._forecast, self.under_way)
         self._admission.check(requests, line, self._clock())
         digests = {prompt: self._affinity.digests(prompt) for prompt in {each.prompt for each in requests}}
         runs = [self._run(request, digests[request.prompt]) for request in requests]
@@ -234,11 +234,9 @@ class Dispatcher:
 
     def _expire(self, run: Run, moves: int) -> None:
         if run.moves == moves and run.engine is None and not run.stream.ended:
-            seconds = self._most_pause
-            log.error("no engine has room for request %s within %.0f s", run.request.id, seconds)
-            run.stream.fail(
-                EngineFailed(f"the engine was lost, and no other had room within {seconds:.0f} s")
-            )
+            reason = f"the engine was lost, and no other had room within {self._most_pause:.0f} s"
+            log.error("request %s ends: %s", run.request.id, reason)
+            run.stream.fail(EngineFailed(reason))
 
     def _elapse(self) -> None:
         """Has the forecast measure how quickly the engines are, before something changes."""
@@ -281,10 +279,9 @@ class Dispatcher:
 
     def _run_apart(self) -> None:
         """Has an engine to itself whoever may be what others died of, one at a time."""
-        places = [place for place in self._places if place.takes]
-        if self._apart is not None or not self._suspects or not places:
+        if self._apart is not None or not self._suspects or not self._shared:
             return
-        place = min(places, key=lambda each: len(each.open))
+        place = min(self._shared, key=lambda each: len(each.open))
         run = self._suspects.popleft()
         for other in list(place.open.values()):
             self._move(other, "preempted")

@@ -82,8 +82,9 @@ class Forecast:
 
     def left(self, request: Request, known: int, *, started: bool) -> float:
         """Seconds of a slot that a running sequence of `known` tokens will still take."""
-        prompt = 0 if started else len(request.prompt) + known
-        return self.factor * self._tried(prompt, self._expected(request, known))
+        if not started:
+            return self.cost(request, known)
+        return self.factor * self._tried(0, self._expected(request, known))
 
     def prompt_seconds(self, tokens: int) -> float:
         """Seconds that so many tokens of a prompt take."""

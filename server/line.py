@@ -33,17 +33,20 @@ class Line:
     pace: float = 0.0
 
 
-def line_before(request: Request, queue: FairQueue[Run], places: Sequence[Place], forecast: Forecast) -> Line:
-    """The line before a new sequence."""
+def line_before(
+    request: Request, queue: FairQueue[Run], places: Sequence[Place], forecast: Forecast, under_way: int
+) -> Line:
+    """The line before a new sequence; `under_way`: sequences that wait or run, also outside the queue."""
     client, slots = request.client, sum(place.slots for place in places if place.takes)
     clients = queue.clients + (not queue.knows(client))
+    left = all_left(places, forecast)
     return Line(
-        under_way=len(queue) + sum(len(place.open) for place in places),
+        under_way=under_way,
         tokens=queue.tokens,
         own_tokens=queue.tokens_of(client),
         clients=clients,
-        wait=_wait(request, clients, slots, queue, places, forecast),
-        end=min(all_left(places, forecast), default=0.0),
+        wait=_wait(request, clients, slots, queue, places, forecast, left),
+        end=min(left, default=0.0),
         pace=forecast.cost(request) / max(slots, 1),
     )
 
@@ -55,6 +58,7 @@ def _wait(
     queue: FairQueue[Run],
     places: Sequence[Place],
     forecast: Forecast,
+    left: Sequence[float],
 ) -> float:
     """Seconds until a new sequence of a client has a slot: in its turn, or within the client's own share."""
     client, share = request.client, slots // clients
@@ -62,7 +66,7 @@ def _wait(
         return 0.0
     cost = queue.mean_cost() or forecast.cost(request) or _INSTANT
     before = round(queue.cost_before(client) / cost)
-    in_turn = wait(before, cost, all_left(places, forecast), max(slots, 1))
+    in_turn = wait(before, cost, left, max(slots, 1))
     if clients == 1 or not share:
         return in_turn
     cost = queue.mean_cost(client) or cost

@@ -474,3 +474,16 @@ def test_the_forecast_follows_how_quick_the_engines_are():
         while True:
             world.submit(request(f"more{len(world.streams)}", 50))
     assert len(world.streams) - len(streams) == pytest.approx(700 / (200 / SLOTS), abs=3)
+
+
+def test_suspects_that_wait_count_towards_an_operators_bound():
+    world = World(1, Admission(most_under_way=3, max_wait=1e9))
+    world.begin(0)
+    world.submit(*(request(str(i), 60) for i in range(3)))
+    for _ in range(2):
+        world.step(0)
+        world.kill(0)
+        world.begin(0)
+    assert world.dispatcher.queued[0] == 2  # one of the suspects has the engine to itself
+    with pytest.raises(Overloaded, match="3 requests are under way"):
+        world.submit(request("one too many", 60))
