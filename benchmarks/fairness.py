@@ -5,11 +5,12 @@ token must stay within twice what it is alone, B must never be refused, and A us
 """
 
 import asyncio
+import contextlib
 import itertools
 import random
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 
 from .load import chat
 from .replies import first_token
@@ -25,34 +26,40 @@ _LONGEST_RETRY = 30.0
 _numbers = itertools.count(random.randrange(10**6))
 
 
+@contextlib.asynccontextmanager
+async def repeated(stream: Callable[[], Awaitable[None]], count: int) -> AsyncIterator[None]:
+    """Keeps `count` calls of `stream` running, each begun again when it ends, while the block runs."""
+
+    async def repeat() -> None:
+        while True:
+            await stream()
+
+    tasks = [asyncio.create_task(repeat()) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 @dataclass(slots=True)
 class Many:
-    """Key A: streams at once, each begun again when it ends, a refused one after its `Retry-After`."""
+    """Key A's requests: how many were answered and refused."""
 
     url: str
-    streams: int
     tokens: int
     served: int = 0
     refused: int = 0
-    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
-    async def __aenter__(self) -> "Many":
-        self._tasks = [asyncio.create_task(self._stream()) for _ in range(self.streams)]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _stream(self) -> None:
-        while True:
-            answer = await ask(self.url, body(self.tokens), KEY_A)
-            if answer.status == 200:
-                self.served += 1
-            else:
-                self.refused += 1
-                await asyncio.sleep(min(answer.retry_after or 1.0, _LONGEST_RETRY))
+    async def stream(self) -> None:
+        """One request; after a refusal, the wait that it asks for."""
+        answer = await ask(self.url, body(self.tokens), KEY_A)
+        if answer.status == 200:
+            self.served += 1
+        else:
+            self.refused += 1
+            await asyncio.sleep(min(answer.retry_after or 1.0, _LONGEST_RETRY))  # as clients do
 
 
 def body(tokens: int) -> Call:
@@ -70,21 +77,22 @@ async def once_a_second(url: str, seconds: float, tokens: int) -> list[Answer]:
     return await asyncio.gather(*tasks)
 
 
-async def pace(url: str, seconds: float) -> float:
+async def pace(url: str, seconds: float, key: str | None = None) -> float:
     """Tokens a second that the engines generate meanwhile."""
-    before, begun = (await scrape(url, KEY_A)).generated, time.perf_counter()
-    await asyncio.sleep(seconds)
-    return ((await scrape(url, KEY_A)).generated - before) / (time.perf_counter() - begun)
+    before, begun = (await scrape(url, key)).generated, time.perf_counter()
+    await asyncio.sleep(seconds)  # the window that is measured
+    return ((await scrape(url, key)).generated - before) / (time.perf_counter() - begun)
 
 
 async def trial(url: str, name: str, streams: int, seconds: float, tokens: tuple[int, int]) -> Table:
     """B alone, A alone, both."""
     of_a, of_b = tokens
     alone = await once_a_second(url, seconds, of_b)
-    async with Many(url, streams, of_a) as many:
-        await asyncio.sleep(_RUN_IN_SECONDS)
-        pace_alone = await pace(url, min(seconds, 30))
-        both = asyncio.create_task(pace(url, seconds))
+    many = Many(url, of_a)
+    async with repeated(many.stream, streams):
+        await asyncio.sleep(_RUN_IN_SECONDS)  # until all slots are full
+        pace_alone = await pace(url, min(seconds, 30), KEY_A)
+        both = asyncio.create_task(pace(url, seconds, KEY_A))
         beside = await once_a_second(url, seconds, of_b)
         pace_beside = await both
     table = Table(name)

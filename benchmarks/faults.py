@@ -76,7 +76,7 @@ def _far_apart(received: Sequence[float], wanted: Sequence[float]) -> bool:
 
 @dataclass(slots=True)
 class Killer:
-    """Kills one engine after the other; one whose turn it is before it serves again is waited for.
+    """Kills the engines in turn, each once it is ready.
 
     Attributes:
       kills: how many. away: seconds from a kill until that replica was ready again.
@@ -98,25 +98,25 @@ class Killer:
                     await self.kill_next()
 
     async def kill_next(self) -> float:
-        """Kills the one whose turn it is as soon as it serves; when that was."""
+        """Kills the next engine as soon as it is ready; returns when that was."""
         while True:
             turn = self.kills % self.replicas
             if turn in await self._look() and self._kill(turn):
                 return self._killed[turn]
-            await asyncio.sleep(_POLL_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)  # readiness is polled: /metrics has no event for it
 
     async def recovered(self) -> None:
         """Waits until all are ready again."""
         while self._killed:
             await self._look()
-            await asyncio.sleep(_POLL_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)  # readiness is polled: /metrics has no event for it
 
     async def _watch(self, seconds: float) -> None:
         """Looks for a while at who is ready again."""
         ends = time.perf_counter() + seconds
         while time.perf_counter() < ends:
             await self._look()
-            await asyncio.sleep(_POLL_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)  # readiness is polled: /metrics has no event for it
 
     async def _look(self) -> set[int]:
         """Which replicas are ready; notes those that are so again."""

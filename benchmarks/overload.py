@@ -13,11 +13,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .fairness import body
+from .fairness import body, pace, repeated
 from .replies import first_token
 from .retries import Retries
 from .sse import Answer, ask
-from .trial import Table, parser, percentile, run, scrape, serving, spread
+from .trial import Table, parser, percentile, run, serving, spread
 from .trial import contender as contender_of
 
 TIMES = 10.0
@@ -70,7 +70,7 @@ class Overload:
     async def _watch(self) -> None:
         while True:
             due = time.perf_counter() + _DELAY_SECONDS
-            await asyncio.sleep(_DELAY_SECONDS)
+            await asyncio.sleep(_DELAY_SECONDS)  # what is measured: how late the client itself is
             self.delays.append(time.perf_counter() - due)
 
     async def _send(self, retries: Retries) -> None:
@@ -82,26 +82,18 @@ class Overload:
 
 async def pace_of(url: str, seconds: float) -> float:
     """Tokens a second that the engines generate in a while, but for its first tenth."""
-    await asyncio.sleep(seconds / 10)
-    before, begun = (await scrape(url)).generated, time.perf_counter()
-    await asyncio.sleep(0.9 * seconds)
-    return ((await scrape(url)).generated - before) / (time.perf_counter() - begun)
+    await asyncio.sleep(seconds / 10)  # until the slots are full
+    return await pace(url, 0.9 * seconds)
 
 
 async def closed(url: str, streams: int, tokens: int, seconds: float) -> float:
     """Tokens a second of so many streams, each of which begins again when it ends."""
 
     async def stream() -> None:
-        while True:
-            await ask(url, body(tokens))
+        await ask(url, body(tokens))
 
-    tasks = [asyncio.create_task(stream()) for _ in range(streams)]
-    try:
+    async with repeated(stream, streams):
         return await pace_of(url, seconds)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def trial(url: str, name: str, streams: int, seconds: float, max_wait: float) -> Table:

@@ -1,6 +1,6 @@
 """A request that kills its engine, among others that do not: `python -m benchmarks.planted --replicas 2`.
 
-Sixteen mixed calls run; among them comes one whose engine dies of it, by a fault that is planted in the
+Sixteen mixed calls run, and among them one that crashes its engine, by a fault that is planted in the
 benchmark's own server (`fatal.py`). It must end with an error at the third death at the latest; the others
 must end as they do without it.
 """
@@ -41,7 +41,7 @@ async def trial(url: str, options: argparse.Namespace, deaths: Path) -> Table:
     found = Differences()
     async with asyncio.timeout(_LONGEST_SECONDS):
         others = [asyncio.create_task(ask(url, each.call)) for each in expected]
-        await asyncio.sleep(_RUN_IN_SECONDS)
+        await asyncio.sleep(_RUN_IN_SECONDS)  # until the others run
         begun = time.perf_counter()
         killer = await ask(url, KILLER)
         ended = time.perf_counter() - begun

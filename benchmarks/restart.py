@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .fairness import body
+from .fairness import body, repeated
 from .faults import Killer
 from .load import gaps_during
 from .server import Served, running
@@ -30,7 +30,7 @@ _AGAIN_SECONDS = 0.2
 
 @dataclass(slots=True)
 class Streams:
-    """A few streams without end: what is broken off or ends is begun again.
+    """The answers of a few streams.
 
     Attributes:
       answers: those that have ended.
@@ -38,25 +38,14 @@ class Streams:
 
     url: str
     tokens: int
-    count: int
     answers: list[Answer] = field(default_factory=list)
-    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
-    async def __aenter__(self) -> "Streams":
-        self._tasks = [asyncio.create_task(self._stream()) for _ in range(self.count)]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _stream(self) -> None:
-        while True:
-            answer = await ask(self.url, body(self.tokens))
-            self.answers.append(answer)
-            if not answer.whole or answer.status != 200:
-                await asyncio.sleep(_AGAIN_SECONDS)
+    async def stream(self) -> None:
+        """One answer; after a failure, a pause."""
+        answer = await ask(self.url, body(self.tokens))
+        self.answers.append(answer)
+        if not answer.whole or answer.status != 200:
+            await asyncio.sleep(_AGAIN_SECONDS)  # a server without an engine is not asked in a busy loop
 
     def gaps(self, begun: float, ended: float) -> list[float]:
         """Seconds between pieces within a window, of the answers that have ended."""
@@ -68,11 +57,12 @@ class Streams:
 async def trial(served: Served, options: argparse.Namespace, first: float) -> Table:
     """Calm, a kill, until it is ready again; in turns."""
     windows = []
-    async with Streams(served.url, options.tokens, 2 * options.replicas) as streams:
+    streams = Streams(served.url, options.tokens)
+    async with repeated(streams.stream, 2 * options.replicas):
         killer = Killer(served, options.replicas, 0.0)
         for _ in range(options.kills):
             calm = time.perf_counter()
-            await asyncio.sleep(_CALM_SECONDS)
+            await asyncio.sleep(_CALM_SECONDS)  # the window before the kill
             killed = await killer.kill_next()
             await killer.recovered()
             windows.append((calm, killed, time.perf_counter()))

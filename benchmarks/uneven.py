@@ -51,7 +51,7 @@ class Watch:
             if last and all(is_full(each, self.slots) for each in (last[1], found)):
                 self.paces.append(_rates(last[1], found, now - last[0]))
             last = now, found
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_LOOK_SECONDS)  # the load is sampled
 
     def _note_idle(self, now: float, idle: bool) -> None:
         if not idle:
