@@ -1,13 +1,12 @@
 """A server whose engines have a planted fault: `python -m benchmarks.fatal serve …`, as `distaff serve …`.
 
 The shipped server has no such option. This module runs the real command line, but has the engine processes
-run by itself; there it builds the real engine and watches it: a prompt that begins with `PROMPT` kills the
-process with SIGKILL once `TOKENS` tokens have been generated for it. Each death adds a line to the file that
-the environment names.
+run by itself; there it builds the real engine and watches it: a prompt that begins with `PROMPT` ends the
+process with SIGABRT, as a failed check in native code does, once `TOKENS` tokens have been generated for it.
+Each death adds a line to the file that the environment names.
 """
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -43,7 +42,7 @@ def die() -> None:
     """Leaves a line and kills this process."""
     with Path(os.environ[DEATHS]).open("a") as file:
         file.write(f"{time.time()} {os.getpid()}\n")
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.abort()
 
 
 def work() -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from . import wire
-from .system import engine_environment
+from .system import engine_environment, oom_kills
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,8 @@ SILENCE_SECONDS = 9.5
 
 _TICK_SECONDS = 0.25
 _STOP_SECONDS = 5.0
+_EXIT_SECONDS = 0.5
+"""How long a child whose connection has ended may take to be gone by itself."""
 _LEFT_TO_US = (signal.SIGINT, signal.SIGTERM)
 """Signals that a child never receives: an orchestrator or a terminal sends them to all processes at once, and
 it is we who drain first. They are blocked before the child exists, since libraries that it loads install
@@ -43,6 +45,8 @@ class Child(asyncio.Protocol):
         self._closed = asyncio.Event()
         self._heard = time.monotonic()
         self._silent: float | None = None
+        self._killed_by_us = False
+        self._oom_kills = oom_kills()
 
     @classmethod
     async def spawn(cls, command: Sequence[str], receive: Callable[[wire.ToWeb], None]) -> "Child":
@@ -95,6 +99,19 @@ class Child(asyncio.Protocol):
         """Waits until it is dead or must be taken for dead."""
         self._silent = await self._last_word()
 
+    async def killed_by_others(self) -> bool:
+        """Whether a SIGKILL has ended it that is neither ours nor the kernel's for want of memory.
+
+        Then nothing that it computed is the cause. False where that cannot be known. To be asked once it is
+        `lost`.
+        """
+        if self._silent or self._killed_by_us or self._oom_kills is None:
+            return False
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = await asyncio.to_thread(self._process.wait, _EXIT_SECONDS)
+            return code == -signal.SIGKILL and self._oom_kills == oom_kills()
+        return False
+
     async def reap(self) -> str:
         """Kills what is left of it, waits for its end, and says how it ended."""
         self.kill()
@@ -111,6 +128,7 @@ class Child(asyncio.Protocol):
 
     def kill(self) -> None:
         """Kills its process group at once. Idempotent."""
+        self._killed_by_us = True
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)

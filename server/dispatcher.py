@@ -117,10 +117,14 @@ class Dispatcher:
                 self._pass_on(place, run, event)
         self.pump()
 
-    def lose(self, place: Place) -> None:
-        """An engine has died: what it computed goes on elsewhere, unless it is to blame."""
+    def lose(self, place: Place, *, killed: bool = False) -> None:
+        """An engine has died: what it computed goes on elsewhere, unless it is to blame.
+
+        Args:
+          killed: by somebody else's signal.
+        """
         for run in list(place.open.values()):
-            run.died()
+            run.died(killed=killed)
             if run.guilty:
                 log.error("request %s was running when %d engines died, and ends", run.request.id, run.deaths)
                 run.stream.fail(EngineFailed("the engine was lost"))

@@ -180,8 +180,8 @@ class EngineGroup:
                 self._welcome(number, info)
             case wire.Leaving() if self.replicas[number].state == "ready" and not self._closing:
                 start_task(f"renewal of replica {number}", self._renew(number), self._fail)
-            case Lost():
-                self._dispatcher.lose(self._places[number])
+            case Lost(killed):
+                self._dispatcher.lose(self._places[number], killed=killed)
             case GivenUp():
                 self._lose(number, news)
 

@@ -13,9 +13,12 @@ MOST_DEATHS = 2
 """A sequence that was running when so many engines died, one after the other, is run apart from others."""
 MOST_DEATHS_IN_ALL = 16
 """So many engines may die under one sequence, however far it gets in between."""
-PROGRESS = 16
-"""Tokens that a sequence must come beyond the place of an engine's death to be no longer suspected of it:
-more than are under way in an engine when it dies."""
+PROGRESS_CRASHED = 16
+"""Tokens that a sequence must come beyond the place of an engine's crash to be no longer suspected of it:
+more than are under way in an engine when it crashes."""
+PROGRESS_KILLED = 2
+"""The same where somebody else killed the engine, so that hardly a sequence is to blame: as many tokens as
+are under way where nothing is drafted."""
 
 
 @dataclass(eq=False, slots=True)
@@ -55,7 +58,7 @@ class Run:
     held_until: float | None = None
     held_for: int | None = None
     stuck_since: float | None = None
-    _died_at: int = 0
+    _cleared_at: int = 0
 
     @property
     def client(self) -> str:
@@ -76,18 +79,17 @@ class Run:
         """Whether another engine must not be risked for it: one has died while it ran alone."""
         return self.deaths > MOST_DEATHS or self.all_deaths > MOST_DEATHS_IN_ALL
 
-    def died(self) -> None:
-        """The engine that computed it has died."""
+    def died(self, *, killed: bool) -> None:
+        """The engine that computed it has died; `killed`: by somebody else's signal."""
         self.all_deaths += 1
-        if len(self.tokens) - self._died_at > PROGRESS:
-            self.deaths = 0
+        self.clear_if_past()
         if not self.deaths:
-            self._died_at = len(self.tokens)
+            self._cleared_at = len(self.tokens) + (PROGRESS_KILLED if killed else PROGRESS_CRASHED)
         self.deaths += 1
 
     def clear_if_past(self) -> bool:
         """Ends the suspicion if it has come beyond the place where engines died; whether it has."""
-        if len(self.tokens) - self._died_at <= PROGRESS:
+        if len(self.tokens) <= self._cleared_at:
             return False
         self.deaths = 0
         return True

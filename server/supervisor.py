@@ -44,7 +44,13 @@ class GivenUp:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The process is dead, or must be taken for dead, and with it all that it computed."""
+    """The process is dead, or must be taken for dead, and with it all that it computed.
+
+    Attributes:
+      killed: by somebody else's SIGKILL; nothing that it computed is the cause.
+    """
+
+    killed: bool = False
 
 
 News = wire.Progress | wire.Located | wire.Ready | wire.Leaving | Lost | GivenUp
@@ -202,7 +208,7 @@ class EngineProcess:
             await asyncio.sleep(pause)
 
     async def _one_life(self) -> str:
-        """Runs one process to its end. That it is lost is heard at once, before it is reaped."""
+        """Runs one process to its end. That it is lost is heard before what is left of it is reaped."""
         self._fatal = None
         self._worked = False
         self._begun = time.monotonic()
@@ -211,16 +217,21 @@ class EngineProcess:
         except OSError as error:
             return f"cannot be started: {error}"
         await child.lost()
-        self._close()
+        self._leave_service()
+        self._on_news(Lost(await child.killed_by_others()))
         how = await child.reap()
         self._child = None
         return how
 
-    def _close(self) -> None:
+    def _leave_service(self) -> None:
         """Takes nothing more until the next process is ready."""
         self._stats = EngineStats()
         if self._state in ("loading", "ready", "draining"):
             self._state = "restarting"
+
+    def _close(self) -> None:
+        """Takes nothing more, and gives up what it computes."""
+        self._leave_service()
         self._on_news(Lost())
 
     def _give_up(self, how: str) -> None:

@@ -16,6 +16,7 @@ from .keys import VARIABLE
 _PR_SET_PDEATHSIG = 1
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
+_VMSTAT = Path("/proc/vmstat")
 
 
 def engine_environment() -> dict[str, str]:
@@ -39,6 +40,16 @@ def die_with_parent() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def oom_kills() -> int | None:
+    """How many processes of this machine the kernel has killed for want of memory since it was booted, also
+    for that of a control group (`oom_kill` of /proc/vmstat, Linux 4.13); None where that is not known."""
+    try:
+        lines = _VMSTAT.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
 
 
 def usable_cores(cgroup: Path | None = None, sharing: int = 1) -> int:

@@ -96,10 +96,11 @@ class World:
         self.engines[number].state = "ready"
         self.dispatcher.ready(self.places[number], INFO)
 
-    def kill(self, number: int) -> None:
+    def kill(self, number: int, *, by_others: bool = False) -> None:
+        """An engine dies, by somebody else's signal or of what it computes."""
         engine = self.engines[number]
         engine.state, engine.rows = "restarting", {}
-        self.dispatcher.lose(self.places[number])
+        self.dispatcher.lose(self.places[number], killed=by_others)
 
     def drain(self, number: int) -> None:
         self.engines[number].state = "draining"

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from distaff.runtime.request import EngineFailed, Overloaded
 from distaff.server.admission import Admission
-from distaff.server.run import MOST_DEATHS_IN_ALL, PROGRESS
+from distaff.server.run import MOST_DEATHS_IN_ALL, PROGRESS_CRASHED, PROGRESS_KILLED
 
 from .scripted import INFO, POISON, SLOTS, World, heard, request, token_at
 
@@ -59,6 +59,11 @@ class AnyFate(RuleBasedStateMachine):
     def kill(self, number: int) -> None:
         if self.world.engines[self.number(number)].state in ("ready", "draining"):
             self.world.kill(self.number(number))
+
+    @rule(number=ENGINES)
+    def kill_from_outside(self, number: int) -> None:
+        if self.world.engines[self.number(number)].state in ("ready", "draining"):
+            self.world.kill(self.number(number), by_others=True)
 
     @rule(number=ENGINES)
     def begin(self, number: int) -> None:
@@ -192,31 +197,37 @@ def test_a_request_that_kills_its_engine_ends_at_the_third_death_and_the_others_
         assert heard(other) == ([token_at(other.request, position) for position in range(60)], "length")
 
 
-def test_who_is_suspected_runs_alone_until_it_is_past_the_place_of_the_deaths():
+@pytest.mark.parametrize(
+    ("by_others", "steps", "progress"), [(False, 1, PROGRESS_CRASHED), (True, 0, PROGRESS_KILLED)]
+)
+def test_who_is_suspected_runs_alone_until_it_is_past_the_place_of_the_deaths(by_others, steps, progress):
     world = World(1)
     world.begin(0)
     world.submit(*(request(str(i), 60) for i in range(3)))
     for _ in range(2):
-        world.step(0)
-        world.kill(0)
+        for _ in range(steps):
+            world.step(0)
+        world.kill(0, by_others=by_others)
         world.begin(0)
     alone = [len(world.engines[0].rows)]
     while len(world.engines[0].rows) == 1:
         world.step(0)
         alone.append(len(world.engines[0].rows))
-    assert 3 * PROGRESS <= len(alone) <= 3 * (PROGRESS + 3)
+    assert 3 * progress <= len(alone) <= 3 * (progress + 3)
     assert len(world.engines[0].rows) == 3
 
 
-def test_deaths_far_from_each_other_are_nobodys_fault():
+@pytest.mark.parametrize(("by_others", "progress"), [(False, PROGRESS_CRASHED), (True, PROGRESS_KILLED)])
+def test_deaths_far_from_each_other_are_nobodys_fault(by_others, progress):
     world = World(1)
     world.begin(0)
-    (stream,) = world.submit(request("a", 200))
+    (stream, *_) = world.submit(*(request(str(i), 200) for i in range(SLOTS)))
     for _ in range(8):
-        for _ in range(PROGRESS + 1):
+        for _ in range(progress + 1):
             world.step(0)
-        world.kill(0)
+        world.kill(0, by_others=by_others)
         world.begin(0)
+        assert len(world.engines[0].rows) == SLOTS  # nobody runs apart
     world.run()
     assert heard(stream)[1] == "length"
 
@@ -226,7 +237,7 @@ def test_no_sequence_outlives_too_many_engines_however_far_it_comes():
     world.begin(0)
     (stream,) = world.submit(request("a", 4000))
     while not stream.ended:
-        for _ in range(PROGRESS + 1):
+        for _ in range(PROGRESS_CRASHED + 1):
             world.step(0)
         world.kill(0)
         world.begin(0)

@@ -1,6 +1,7 @@
 """A supervised engine process: the real pump and wire in a real child, around an engine without JAX."""
 
 import asyncio
+import itertools
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ from distaff.server.engine_client import EngineState
 from distaff.server.event_stream import BufferedStream
 from distaff.server.replicas import EngineGroup
 from distaff.server.restart_budget import RestartBudget
-from distaff.server.supervisor import EngineProcess, GivenUp, News
+from distaff.server.supervisor import EngineProcess, GivenUp, Lost, News
 
 from ..patience import patient
 from .engine_processes import collect, command, request, until
@@ -119,6 +120,37 @@ async def test_after_sigkill_the_engine_comes_back_and_streams_go_on(start: Star
         assert [event.token for event in events] == [i] * 60
         assert [event.finish for event in events] == [None] * 59 + ["length"]
     assert engine.pid != first and engine.group.moved["engine_lost"] == 4
+
+
+async def lost_by(sent: signal.Signals) -> Lost:
+    """What is known of an engine's death by a signal."""
+    news: list[News] = []
+    engine = EngineProcess(command("ready"), news.append, lambda events: None)
+    await engine.start()
+    try:
+        await until(lambda: engine.state == "ready")
+        os.kill(engine.pid or 0, sent)
+        await until(lambda: any(isinstance(each, Lost) for each in news), patient(5.0))
+    finally:
+        await engine.stop()
+    return next(each for each in news if isinstance(each, Lost))
+
+
+@pytest.mark.parametrize(
+    ("sent", "killed"), [(signal.SIGKILL, True), (signal.SIGABRT, False), (signal.SIGSTOP, False)]
+)
+async def test_what_ended_a_process_is_known(
+    monkeypatch: pytest.MonkeyPatch, sent: signal.Signals, killed: bool
+):
+    """Somebody else's SIGKILL blames nobody; a crash, and a hang that we ended, may be a sequence's fault."""
+    monkeypatch.setattr(child, "SILENCE_SECONDS", 2.0)
+    assert await lost_by(sent) == Lost(killed)
+
+
+async def test_a_kill_for_want_of_memory_is_nobody_elses(monkeypatch: pytest.MonkeyPatch):
+    kills = itertools.count()
+    monkeypatch.setattr(child, "oom_kills", lambda: next(kills))
+    assert await lost_by(signal.SIGKILL) == Lost(killed=False)
 
 
 async def test_a_stopped_process_is_noticed_within_ten_seconds(start: Start):
