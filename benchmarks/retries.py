@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from .replies import first_token
-from .sse import Answer
+from .sse import Answer, Call
 from .trial import Table, percentile
 
 FACTOR = 2.0
@@ -23,7 +23,7 @@ _MOST_RUNNING = 12
 _LATE_SECONDS = 5.0
 """Before the overload's end: who is refused then returns when it is over."""
 
-Ask = Callable[[], Awaitable[Answer]]
+Ask = Callable[[Call], Awaitable[Answer]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +72,11 @@ class Retries:
     async def __aexit__(self, *_: object) -> None:
         await self._end(self._tasks)
 
-    def refused(self, answer: Answer) -> None:
-        """Takes a refused request into the sample, if there is room in it."""
+    def refused(self, answer: Answer, again: Call) -> None:
+        """Takes a refused request into the sample, if there is room in it; `again`: what it returns with."""
         for (patient, late), running in self._running.items():
             if late == (answer.asked > self._late) and len(running) < _MOST_RUNNING:
-                task = asyncio.create_task(self._return(answer, patient, late))
+                task = asyncio.create_task(self._return(answer, again, patient, late))
                 running.add(task)
                 task.add_done_callback(running.discard)
                 return
@@ -97,12 +97,12 @@ class Retries:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _return(self, refusal: Answer, patient: bool, late: bool) -> None:
+    async def _return(self, refusal: Answer, again: Call, patient: bool, late: bool) -> None:
         announced, returns, answer = refusal.retry_after or 0.0, 0, refusal
         while answer.status != 200:
             pause = answer.retry_after if patient else None
             await asyncio.sleep(_IMPATIENT_SECONDS if pause is None else pause)  # what is tried
-            answer = await self._ask()
+            answer = await self._ask(again)
             returns += 1
         waited = answer.asked - refusal.answered
         self.found.append(Found(patient, announced, waited, returns, first_token(answer), late))
