@@ -163,6 +163,8 @@ class Engine:
             compilations=self._compilations.count,
             buckets_ready=len(runner.ready),
             buckets=len(runner.shapes.buckets()),
+            decode_seconds=self.decode_seconds,
+            prompt_seconds=self.prompt_seconds,
             seconds=dict(loop.phases.seconds),
             **asdict(loop.ledger.counts),
         )

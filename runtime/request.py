@@ -233,6 +233,8 @@ class EngineStats:
       drafted_tokens, accepted_tokens: guessed, and guessed right.
       compilations: executables that the engine's thread has built; anything but 0 is a defect.
       buckets_ready, buckets: shapes of a step that are compiled, and those that will be.
+      decode_seconds: of a step in which every slot decodes, as a trial took it. prompt_seconds: of a full
+        step, per token of the prompts in it. 0.0 where they are not known.
       seconds: of the engine's thread, by phase (see `phases.py`).
     """
 
@@ -250,12 +252,14 @@ class EngineStats:
     compilations: int = 0
     buckets_ready: int = 0
     buckets: int = 0
+    decode_seconds: float = 0.0
+    prompt_seconds: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def total(cls, snapshots: Sequence["EngineStats"]) -> "EngineStats":
-        """The sum of several engines' snapshots."""
-        names = [each.name for each in fields(cls) if each.name != "seconds"]
+        """The sum of several engines' snapshots; it says nothing of steps, which differ."""
+        names = [each.name for each in fields(cls) if not each.name.endswith("seconds")]
         phases = {phase for stats in snapshots for phase in stats.seconds}
         return cls(
             seconds={phase: sum(stats.seconds.get(phase, 0.0) for stats in snapshots) for phase in phases},

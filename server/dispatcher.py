@@ -89,6 +89,7 @@ class Dispatcher:
         Raises:
           Overloaded: see `Admission.check`.
         """
+        self._forecast.learn_steps([place.steps for place in self._places if place.steps])
         line = line_before(requests[0], self._queue, self._places, self._forecast, self.under_way)
         self._admission.check(requests, line, self._clock())
         digests = {prompt: self._affinity.digests(prompt) for prompt in {each.prompt for each in requests}}
@@ -105,7 +106,6 @@ class Dispatcher:
                 run.stream.fail(EngineFailed("the engine was lost, and the next one answers differently"))
         self._fingerprint = info.fingerprint
         self._affinity.forget(place)
-        self._forecast.learn_steps(info)
         self.pump()
 
     def receive(self, place: Place, events: Sequence[TokenEvent]) -> None:

@@ -42,8 +42,6 @@ class EngineInfo:
       scores: prompts can be scored. platform: `cpu`, `gpu` or `tpu`.
       max_input: the operator's bound on a prompt's tokens; None leaves it to the context.
       page_size: tokens to a page of the KV cache. pages: how many there are; 0 where that is unknown.
-      decode_seconds: of a step in which every slot decodes. prompt_seconds: of a full step, per token of the
-        prompts in it. Both are of trials before the first request; 0.0 where there were none.
     """
 
     context: int
@@ -55,8 +53,6 @@ class EngineInfo:
     platform: str = "cpu"
     page_size: int = 16
     pages: int = 0
-    decode_seconds: float = 0.0
-    prompt_seconds: float = 0.0
 
     @property
     def longest_prompt(self) -> int:

@@ -1,7 +1,7 @@
 """`Forecast`: how long sequences take, and how long a new one would wait for its turn.
 
 Knows no engine and no clock. What a sequence takes of a slot is counted from the times of the engine's steps,
-as measured before it was ready; one factor, measured all the time, stands for all that these times leave out
+as tried when each was compiled; one factor, measured all the time, stands for all that these times leave out
 (prompts of others, a busy host). How long answers become is learned from those that end.
 
 The wait is that of a queue before C servers, worked off in order, by the mean cost of what is in the queue:
@@ -9,10 +9,10 @@ exact where all costs are equal, whenever those that run have begun.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 from ..runtime.request import Request
-from .engine_client import EngineInfo
 
 _UNKNOWN_LENGTH = 256
 """Tokens of an answer that may go on to the context's end, while none has ended yet."""
@@ -22,9 +22,23 @@ _WINDOW_SECONDS, _NEW_WINDOW = 2.0, 0.3
 """The factor is measured over windows; the weight of the newest one."""
 _FASTEST, _SLOWEST = 0.01, 100.0
 """Bounds of the factor: one odd moment must not turn all predictions to nonsense."""
-_UNMEASURED = 0.25
-"""The factor before anything is measured: when an engine is ready, its largest step is the only one tried,
-and one that only decodes is several times as quick. Whoever comes first must not be refused for that."""
+_INCOMPLETE = 0.25
+"""The factor before anything is measured, while not all steps are compiled: the largest ones are tried first,
+and one that only decodes is several times as quick. Who comes first must not be refused for that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """How long an engine's steps take, as tried.
+
+    Attributes:
+      decode: seconds of one in which every slot decodes. prompt: seconds for each token of a prompt.
+      complete: all steps are compiled, so that each is tried that sequences will go through.
+    """
+
+    decode: float
+    prompt: float
+    complete: bool = True
 
 
 class Forecast:
@@ -35,17 +49,32 @@ class Forecast:
     """
 
     def __init__(self) -> None:
-        self.factor = _UNMEASURED
+        self.factor = 1.0
         self._decode = self._prompt = 0.0
+        self._steps: list[Steps] = []
         self._length: float | None = None
         self._ended = 0
         self._known = False
         self._now = self._since = 0.0
         self._occupied = self._progress = 0.0
 
-    def learn_steps(self, info: EngineInfo) -> None:
-        """An engine is ready, and has measured its steps."""
-        self._decode, self._prompt = info.decode_seconds, info.prompt_seconds
+    def learn_steps(self, steps: Sequence[Steps]) -> None:
+        """What the engines that take sequences say of their steps: their mean counts.
+
+        What was measured stands: a sequence is thought to take as long as before, though its steps count
+        differently now.
+        """
+        if not steps or steps == self._steps:
+            return
+        before = self._decode
+        self._steps = list(steps)
+        self._decode = sum(each.decode for each in steps) / len(steps)
+        self._prompt = sum(each.prompt for each in steps) / len(steps)
+        if self._known:
+            self.factor *= before / self._decode
+        else:
+            self.factor = 1.0 if all(each.complete for each in steps) else _INCOMPLETE
+        self._occupied = self._progress = 0.0
 
     def learn(self, tokens: int, *, cut: bool = False) -> None:
         """A sequence has ended with `tokens` generated tokens.

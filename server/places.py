@@ -10,7 +10,7 @@ from typing import Protocol
 
 from ..runtime.request import EngineStats, Request
 from .engine_client import EngineInfo, EngineState
-from .forecast import Forecast
+from .forecast import Forecast, Steps
 from .run import Run
 
 
@@ -81,6 +81,15 @@ class Place:
             return math.inf
         free = stats.free_pages if stats.total_pages else info.pages  # nothing was heard of it yet
         return free - sum(self.pages(run) for run in self.open.values() if not run.started) - len(self.open)
+
+    @property
+    def steps(self) -> Steps | None:
+        """How long its steps take; None where that is not known."""
+        stats = self._engine.stats
+        if not self.takes or not stats.decode_seconds:
+            return None
+        complete = stats.buckets_ready == stats.buckets
+        return Steps(decode=stats.decode_seconds, prompt=stats.prompt_seconds, complete=complete)
 
     def gain(self, run: Run) -> float:
         """By how much `spare` grows if a sequence leaves."""

@@ -111,6 +111,7 @@ class Pump:
         self._submissions = Submissions(engine, lambda refused: self._on_events([refused]))
         self._engine = engine
         gc.freeze()  # what is loaded stays; the collector need not walk over it again
+        self._channel.send(wire.Heartbeat(self._stats()))  # how long steps take is to be known from the start
         self._channel.send(wire.Ready(info))
         while engine.alive and not self._stopping.wait(_WATCH_SECONDS):
             pass

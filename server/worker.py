@@ -135,8 +135,6 @@ def build_engine(
         platform=device.platform,
         page_size=engine.page_size,
         pages=engine.pages,
-        decode_seconds=engine.decode_seconds,
-        prompt_seconds=engine.prompt_seconds,
         fingerprint=_fingerprint(
             checkpoint.fingerprint,
             dtype.name,

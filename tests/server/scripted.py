@@ -10,12 +10,12 @@ from distaff.server.admission import Admission
 from distaff.server.dispatcher import Dispatcher
 from distaff.server.engine_client import EngineInfo, EngineState
 from distaff.server.event_stream import BufferedStream
+from distaff.server.forecast import Steps
 from distaff.server.places import Place
 
 SLOTS = 3
-INFO = EngineInfo(
-    context=4096, vocabulary=1000, slots=SLOTS, fingerprint="0" * 10, decode_seconds=1.0, prompt_seconds=0.1
-)
+INFO = EngineInfo(context=4096, vocabulary=1000, slots=SLOTS, fingerprint="0" * 10)
+STEPS = Steps(decode=1.0, prompt=0.1)
 POISON = 999
 """A prompt of this token is the death of its engine, at the position that its second token says."""
 
@@ -37,7 +37,13 @@ class ScriptedEngine:
 
     @property
     def stats(self) -> EngineStats:
-        return EngineStats(running=len(self.rows), free_pages=self.free_pages, total_pages=self.total_pages)
+        return EngineStats(
+            running=len(self.rows),
+            free_pages=self.free_pages,
+            total_pages=self.total_pages,
+            decode_seconds=STEPS.decode,
+            prompt_seconds=STEPS.prompt,
+        )
 
     def send(self, request: Request) -> None:
         assert self.state == "ready" and request.id not in self.rows
@@ -77,7 +83,6 @@ class World:
         self.dispatcher = Dispatcher(
             self.places, admission or Admission(max_wait=1e9), lambda: self.now, self._later, most_pause
         )
-        self.dispatcher._forecast.factor = 1.0  # a step takes what INFO says
         self.streams: dict[str, BufferedStream] = {}
 
     def _later(self, seconds: float, work: Callable[[], None]) -> None:

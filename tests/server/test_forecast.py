@@ -3,7 +3,7 @@
 from distaff.runtime.request import Request, SamplingParams
 from distaff.server.forecast import Forecast
 
-from .scripted import INFO
+from .scripted import STEPS
 
 
 def asked(max_tokens: int | None) -> Request:
@@ -18,8 +18,7 @@ def cost_of_an_answer(forecast: Forecast) -> float:
 def learned(*ends: tuple[int, int, bool]) -> Forecast:
     """From ends: how often, after how many tokens, whether at the bound."""
     forecast = Forecast()
-    forecast.factor = 1.0
-    forecast.learn_steps(INFO)
+    forecast.learn_steps([STEPS])
     for count, tokens, cut in ends:
         for _ in range(count):
             forecast.learn(tokens, cut=cut)

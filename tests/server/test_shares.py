@@ -10,9 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from distaff.runtime.request import Overloaded, Request, SamplingParams
 from distaff.server.admission import MOST_TOKENS, Admission
-from distaff.server.engine_client import EngineInfo
 from distaff.server.fair_queue import FairQueue
-from distaff.server.forecast import Forecast, wait
+from distaff.server.forecast import Forecast, Steps, wait
 from distaff.server.line import Line, line_before
 
 from .scripted import SLOTS, World, request
@@ -210,9 +209,7 @@ def test_of_unequal_costs_the_wait_is_off_by_less_than_two_of_the_longest(
     assert abs(wait(len(costs), mean, left, len(left)) - expected) <= 2 * max(*costs, *left)
 
 
-INFO = EngineInfo(
-    context=4096, vocabulary=100, slots=4, fingerprint="0" * 10, decode_seconds=0.5, prompt_seconds=0.1
-)
+TRIED = [Steps(decode=0.5, prompt=0.1)]
 
 
 def asked(
@@ -224,9 +221,8 @@ def asked(
 
 def test_a_forecast_counts_steps() -> None:
     forecast = Forecast()
-    forecast.factor = 1.0
     assert forecast.cost(asked(20)) == 0.0
-    forecast.learn_steps(INFO)
+    forecast.learn_steps(TRIED)
     assert forecast.cost(asked(20)) == pytest.approx(10 * 0.1 + 20 * 0.5)
     assert forecast.cost(asked(20), known=5) == pytest.approx(15 * 0.1 + 15 * 0.5)
     assert forecast.left(asked(20), 5, started=True) == pytest.approx(15 * 0.5)
@@ -234,12 +230,31 @@ def test_a_forecast_counts_steps() -> None:
     assert forecast.prompt_seconds(64) == pytest.approx(6.4)
 
 
+def test_before_anything_is_measured_steps_count_as_tried_once_all_are() -> None:
+    forecast = Forecast()
+    forecast.learn_steps([Steps(decode=4.0, prompt=0.1, complete=False)])
+    assert forecast.cost(asked(20)) == pytest.approx(0.25 * 81)
+    forecast.learn_steps(TRIED)
+    assert forecast.cost(asked(20)) == pytest.approx(11)
+
+
+def test_what_was_measured_stands_when_steps_are_tried_anew() -> None:
+    """And of several engines the mean counts."""
+    forecast = Forecast()
+    forecast.learn_steps(TRIED)
+    for second in range(1, 101):
+        forecast.progress(0, 2)
+        forecast.elapse(second * 3.0, 1)
+    forecast.learn_steps([Steps(decode=0.1, prompt=0.02), Steps(decode=0.3, prompt=0.06)])
+    assert forecast.cost(asked(20)) == pytest.approx(33, rel=0.01)
+    assert forecast.factor == pytest.approx(7.5, rel=0.01)
+
+
 @given(factor=st.floats(0.05, 50.0), running=st.integers(1, 40))
 def test_a_forecast_learns_how_slow_the_engines_are(factor: float, running: int) -> None:
     """From what came of slots: so many sequences, each `factor` seconds for what is tried to take one."""
     forecast = Forecast()
-    forecast.factor = 1.0
-    forecast.learn_steps(INFO)
+    forecast.learn_steps(TRIED)
     for second in range(1, 101):
         for _ in range(running):
             forecast.progress(0, 2)
@@ -256,8 +271,7 @@ def test_a_forecast_learns_how_slow_the_engines_are(factor: float, running: int)
 @given(length=st.integers(1, 500))
 def test_a_forecast_learns_how_long_answers_are(length: int) -> None:
     forecast = Forecast()
-    forecast.factor = 1.0
-    forecast.learn_steps(INFO)
+    forecast.learn_steps(TRIED)
     for _ in range(120):
         forecast.learn(length)
     assert forecast.cost(asked(None)) == pytest.approx(1 + length * 0.5)

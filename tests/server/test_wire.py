@@ -36,8 +36,6 @@ TO_WEB = [
             fingerprint="0123456789",
             page_size=4,
             pages=1024,
-            decode_seconds=0.02,
-            prompt_seconds=1e-5,
         )
     ),
     wire.Step(
@@ -48,7 +46,7 @@ TO_WEB = [
             TokenEvent(request_id="b", finish="error", error="the device is out of memory"),
             TokenEvent(request_id="c", finish="error", error="the device is out of memory", lost=True),
         ],
-        EngineStats(waiting=1, running=2, steps=3),
+        EngineStats(waiting=1, running=2, steps=3, decode_seconds=0.02, prompt_seconds=1e-5),
     ),
     wire.Heartbeat(EngineStats(free_pages=5)),
     wire.Fatal("no such model", 66),

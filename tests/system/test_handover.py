@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from distaff.checkpoints.grammar import json_schema_grammar
-from distaff.runtime.request import Request, SamplingParams, TokenEvent
+from distaff.runtime.request import EngineStats, Request, SamplingParams, TokenEvent
 from distaff.server import wire
 from distaff.server.child import Child
 from distaff.server.engine_client import EngineInfo
@@ -30,6 +30,7 @@ class Worker:
 
     def __init__(self) -> None:
         self.info: EngineInfo | None = None
+        self.stats = EngineStats()
         self.fatal: str | None = None
         self.events: defaultdict[str, list[TokenEvent]] = defaultdict(list)
         self._news = asyncio.Event()
@@ -40,8 +41,11 @@ class Worker:
 
     def _receive(self, frame: wire.ToWeb) -> None:
         match frame:
+            case wire.Heartbeat(stats):
+                self.stats = stats
             case wire.Ready(info):
                 self.info = info
+                assert 0 < self.stats.prompt_seconds <= self.stats.decode_seconds
             case wire.Step(events, _):
                 for event in events:
                     self.events[event.request_id].append(event)
@@ -79,7 +83,6 @@ async def test_what_a_killed_process_had_begun_another_continues(tmp_path: Path)
         await asyncio.gather(*(worker.until(lambda w=worker: w.info) for worker in (first, second)))
         info = second.info
         assert info and info.page_size * info.pages >= 2048
-        assert 0 < info.prompt_seconds <= info.decode_seconds
         requests = [
             Request(id=f"{n}", prompt=tuple(range(5 + n, 40)), params=SamplingParams(max_tokens=80, **kind))
             for n, kind in enumerate(KINDS)
