@@ -2,9 +2,9 @@
 
 The bound that matters is the predicted wait; whoever is refused is told when there will be room. Those who
 are refused are counted as if they came back when told to, so that they are told different times; and for who
-does come back then, with the same prompt, a part of the queue is kept free, so that what it was told is true
-even while others ask and ask. Prompts that wait are bounded too, by what they take of memory, and an operator
-may bound all that is under way.
+does come back then, with the same prompt, a part of the queue is kept free, the more of it the more were told
+so: what it was told is true even while others ask and ask. Prompts that wait are bounded too, by what they
+take of memory, and an operator may bound all that is under way.
 """
 
 from collections import OrderedDict
@@ -17,9 +17,9 @@ from .line import Line
 MOST_TOKENS = 4_000_000
 """Tokens of prompts that wait, some 150 MB of memory."""
 
-_NEW, _BACK = 0.7, 0.85
-"""The part of the longest wait up to which requests are taken, new ones and those that come back when they
-were told to: predictions are wrong by some of the rest."""
+_BACK, _NEW, _LEAST_NEW = 0.85, 0.7, 0.35
+"""The part of the longest wait up to which requests are taken: those that come back when they were told to;
+new ones while nobody was told so, and while many were. Predictions are wrong by some of the rest."""
 _LONGEST_RETRY = 60.0
 _EARLY, _LATE = 1.0, 15.0
 """By how many seconds who comes back may miss the time."""
@@ -93,9 +93,9 @@ class Admission:
                 self._retry(max(line.wait, line.end), line, now),
             )
         came_back = self._came_back(requests[0], now)
-        longest = self._max_wait * (_BACK if came_back else _NEW)
+        longest = self._max_wait * _BACK if came_back else self._longest_of_new(line)
         if line.wait > longest:
-            seconds = self._retry(line.wait - longest, line, now)
+            seconds = self._retry(line.wait - self._max_wait * _NEW, line, now)
             self._promise(requests[0], now + seconds)
             raise Overloaded(f"the wait would be {line.wait:.1f} s; the longest is {longest:.1f} s", seconds)
         came, fair = _tokens(requests), MOST_TOKENS / max(line.clients, 1)
@@ -107,11 +107,18 @@ class Admission:
 
     def _came_back(self, request: Request, now: float) -> bool:
         """Whether a request was refused before, and comes back when it was told to. Asked once."""
+        while self._promises and next(iter(self._promises.values())) + _LATE < now:
+            self._promises.popitem(last=False)
         due = self._promises.get(_name(request))
         if due is None or now < due - _EARLY:
             return False
         del self._promises[_name(request)]
         return now <= due + _LATE
+
+    def _longest_of_new(self, line: Line) -> float:
+        """The longest wait of those who were promised nothing: what was promised to others comes first."""
+        promised = len(self._promises) * line.pace
+        return max(self._max_wait * _LEAST_NEW, self._max_wait * _NEW - promised)
 
     def _promise(self, request: Request, due: float) -> None:
         self._promises.setdefault(_name(request), due)

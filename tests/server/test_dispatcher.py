@@ -473,6 +473,33 @@ def test_who_comes_back_when_told_to_finds_room_though_others_keep_asking():
     assert ask("forth", 1) > 0.0  # once
 
 
+def test_most_of_those_who_come_back_when_told_to_find_room_though_answers_are_long():
+    """Slots that all become free at about the same time, and newcomers enough to take each of them."""
+    world = World(1, Admission(max_wait=100.0))
+    world.begin(0)
+    numbers = itertools.count(100)
+    patient: list[tuple[float, int]] = []
+    found = []
+
+    def ask(prompt: int, tokens: int) -> float:
+        try:
+            world.submit(request(f"r{next(numbers)}", tokens, prompt=(prompt,) * 3))
+        except Overloaded as refused:
+            return refused.retry_after
+        return 0.0
+
+    while world.now < 2000.0:
+        prompt = next(numbers)
+        told = ask(prompt, 90)
+        if told and prompt % 20 == 0:
+            patient.append((world.now + told, prompt))
+        for each in [each for each in patient if each[0] <= world.now]:
+            patient.remove(each)
+            found.append(ask(each[1], 8) == 0.0)
+        world.step(0)
+    assert len(found) > 40 and sum(found) >= 0.8 * len(found)
+
+
 def test_the_forecast_follows_how_quick_the_engines_are():
     """A step is thought to take 1 s; the clock says 4."""
     world = World(1, Admission(max_wait=1000.0))
