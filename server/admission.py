@@ -1,10 +1,10 @@
 """What may enter: whatever will have its first token soon enough, and fits into memory.
 
 The bound that matters is the predicted wait; whoever is refused is told when there will be room. Those who
-are refused are counted as if they came back when told to, so that they are told different times; and for who
-does come back then, with the same prompt, a part of the queue is kept free, the more of it the more were told
-so: what it was told is true even while others ask and ask. Prompts that wait are bounded too, by what they
-take of memory, and an operator may bound all that is under way.
+are refused are counted as if they came back when told to, as far as others did, so that they are told
+different times. For who does come back then, with the same prompt, a part of the queue is kept free, the more
+of it the more were told so: what it was told is true even while others ask and ask. Prompts that wait are
+bounded too, by what they take of memory, and an operator may bound all that is under way.
 """
 
 from collections import OrderedDict
@@ -24,6 +24,8 @@ _LONGEST_RETRY = 60.0
 _EARLY, _LATE = 1.0, 15.0
 """By how many seconds who comes back may miss the time."""
 _MOST_PROMISES = 10_000
+_NEWS, _FEWEST = 0.02, 0.05
+"""The weight of the newest promise in the part of those who come back, and the least that is counted on."""
 _REQUESTS_PER_SLOT = 8
 
 
@@ -76,6 +78,7 @@ class Admission:
         self._max_wait = max_wait
         self._room_at = 0.0
         self._promises: OrderedDict[tuple[str, int], float] = OrderedDict()
+        self._returning = 1.0
 
     def check(self, requests: Sequence[Request], line: Line, now: float) -> None:
         """Lets the sequences of a call enter.
@@ -109,15 +112,21 @@ class Admission:
         """Whether a request was refused before, and comes back when it was told to. Asked once."""
         while self._promises and next(iter(self._promises.values())) + _LATE < now:
             self._promises.popitem(last=False)
+            self._learn(returned=False)
         due = self._promises.get(_name(request))
         if due is None or now < due - _EARLY:
             return False
         del self._promises[_name(request)]
-        return now <= due + _LATE
+        self._learn(returned=True)
+        return True
+
+    def _learn(self, *, returned: bool) -> None:
+        """One who was told when to come back did, or did not."""
+        self._returning = max(_FEWEST, self._returning + _NEWS * (returned - self._returning))
 
     def _longest_of_new(self, line: Line) -> float:
         """The longest wait of those who were promised nothing: what was promised to others comes first."""
-        promised = len(self._promises) * line.pace
+        promised = len(self._promises) * line.pace * self._returning
         return max(self._max_wait * _LEAST_NEW, self._max_wait * _NEW - promised)
 
     def _promise(self, request: Request, due: float) -> None:
@@ -130,7 +139,7 @@ class Admission:
         self._room_at = max(self._room_at, now + soonest)
         seconds = self._room_at - now
         if seconds < _LONGEST_RETRY:
-            self._room_at += line.pace
+            self._room_at += line.pace * self._returning
         return min(seconds, _LONGEST_RETRY)
 
 

@@ -318,6 +318,27 @@ def test_a_client_that_has_less_than_its_share_waits_for_nobody() -> None:
     assert lines["a"].wait >= 100 * (40 // SLOTS - 1)
 
 
+def test_who_is_refused_waits_behind_as_many_others_as_usually_come_back() -> None:
+    admission, line = Admission(max_wait=40.0), Line(wait=30.0, pace=2.0)
+
+    def told(prompt: int, now: float) -> float:
+        with pytest.raises(Overloaded) as refused:
+            admission.check([asked(1, prompt=prompt)], line, now)
+        return refused.value.retry_after or 0.0
+
+    first = [told(prompt, 0.0) for prompt in range(1, 21)]  # nobody of them comes back
+    assert first[1] - first[0] == pytest.approx(2.0)
+    later = [told(prompt, 1000.0) for prompt in (101, 102)]
+    assert later[1] - later[0] == pytest.approx(2.0 * 0.98**20)
+    easy = Line(wait=10.0, pace=2.0)
+    for turn in range(2000):  # and now everybody
+        due = 2000.0 + turn * 100.0
+        seconds = told(1000 + turn, due)
+        admission.check([asked(1, prompt=1000 + turn)], easy, due + seconds)
+    last = [told(prompt, 1e6) for prompt in (101, 102)]
+    assert last[1] - last[0] == pytest.approx(2.0, rel=0.01)
+
+
 @given(wanted=st.floats(0.0, 100.0))
 def test_who_would_wait_too_long_is_told_when_there_is_room(wanted: float) -> None:
     admission, line = Admission(max_wait=40.0), Line(wait=wanted, pace=2.0)
