@@ -9,6 +9,7 @@ two a second, so that the load costs the client and the web process little.
 """
 
 import asyncio
+import itertools
 import random
 import time
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ _SHORTEST, _LONGEST = 32, 4096
 _PACE_TOKENS = 128
 _AGAIN_TOKENS = 8
 """Of those that ask again, with the same prompt: what they look at is when they are admitted."""
-_CLOSED_SECONDS = (15.0, 45.0)
+_CLOSED_SECONDS = (20.0, 50.0)
 """Of the closed loop that sizes the answers, and of the one that is compared with."""
 _DELAY_SECONDS = 0.02
 _SETTLE_SECONDS = 180.0
@@ -83,20 +84,25 @@ class Overload:
             retries.refused(answer, with_limit(call, _AGAIN_TOKENS))
 
 
-async def pace_of(url: str, seconds: float) -> float:
-    """Tokens a second that the engines generate in a while, but for its first tenth."""
-    await asyncio.sleep(seconds / 10)  # until the slots are full
-    return await pace(url, 0.9 * seconds)
+async def pace_of(url: str, seconds: float, skipped: float = 0.1) -> float:
+    """Tokens a second that the engines generate in a while, without a part at its beginning."""
+    await asyncio.sleep(skipped * seconds)  # until the load is what it is from then on
+    return await pace(url, (1 - skipped) * seconds)
 
 
 async def closed(url: str, streams: int, tokens: int, seconds: float) -> float:
-    """Tokens a second of so many streams, each of which begins again when it ends."""
+    """Tokens a second of so many streams, each of which begins again when it ends.
+
+    Their first answers are of all lengths, so that the streams are at different places from then on, as those
+    of independent clients are: steps are quicker where all contexts are short together.
+    """
+    firsts = itertools.count(1)
 
     async def stream() -> None:
-        await ask(url, body(tokens))
+        await ask(url, body(max(1, min(tokens, tokens * next(firsts) // streams))))
 
     async with repeated(stream, streams):
-        return await pace_of(url, seconds)
+        return await pace_of(url, seconds, skipped=0.4)
 
 
 async def trial(url: str, name: str, streams: int, seconds: float, max_wait: float) -> Table:

@@ -17,7 +17,7 @@ from .line import Line
 MOST_TOKENS = 4_000_000
 """Tokens of prompts that wait, some 150 MB of memory."""
 
-_BACK, _NEW, _LEAST_NEW = 0.85, 0.7, 0.35
+_BACK, _NEW, _LEAST_NEW = 0.75, 0.65, 0.35
 """The part of the longest wait up to which requests are taken: those that come back when they were told to;
 new ones while nobody was told so, and while many were. Predictions are wrong by some of the rest."""
 _LONGEST_RETRY = 60.0

@@ -342,7 +342,7 @@ def test_who_is_refused_waits_behind_as_many_others_as_usually_come_back() -> No
 @given(wanted=st.floats(0.0, 100.0))
 def test_who_would_wait_too_long_is_told_when_there_is_room(wanted: float) -> None:
     admission, line = Admission(max_wait=40.0), Line(wait=wanted, pace=2.0)
-    if wanted <= 28.0:
+    if wanted <= 26.0:
         admission.check([asked(1)], line, 0.0)
         return
     seconds = []
@@ -350,7 +350,7 @@ def test_who_would_wait_too_long_is_told_when_there_is_room(wanted: float) -> No
         with pytest.raises(Overloaded) as refused:
             admission.check([asked(1, prompt=1 + turn)], line, 0.0)
         seconds.append(refused.value.retry_after)
-    assert seconds == pytest.approx([min(wanted - 28.0 + 2.0 * turn, 60.0) for turn in range(3)])
+    assert seconds == pytest.approx([min(wanted - 26.0 + 2.0 * turn, 60.0) for turn in range(3)])
 
 
 def test_waiting_prompts_are_bounded_but_for_a_client_within_its_share_of_them() -> None:
