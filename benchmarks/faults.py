@@ -36,6 +36,7 @@ class Differences:
     """How answers differ from what was expected."""
 
     answers: int = 0
+    refused: int = 0
     ended: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     usage: int = 0
@@ -47,6 +48,9 @@ class Differences:
         """Compares one answer."""
         self.answers += 1
         name, wanted = f"{expected.call.path} {_brief(expected)}", expected.content
+        if received.refused:
+            self.refused += 1
+            return
         if received.error:
             self.ended.append(f"{name}: {received.error}")
             return
@@ -172,6 +176,7 @@ def _table(
 ) -> Table:
     table = Table(f"faults, {options.model}, {options.replicas} replicas")
     table.note("kills; answers", f"{killer.kills} in {options.seconds:.0f} s; {found.answers}")
+    table.note("refused while no engine was ready", f"{found.refused} of {found.answers}")
     table.note("seconds of an answer", spread(found.seconds))
     table.note("texts that differ between two undisturbed runs", f"{len(control.texts)} of {control.answers}")
     for figure, count in (

@@ -22,19 +22,21 @@ class Content:
     Attributes:
       choices: of each its text, calls, finish reason and the names of its tokens.
       logprobs: of all tokens, where they were asked for. usage: prompt and completion tokens.
-      error: what it ended with instead of an end of its own.
+      error: what it ended with instead of an end of its own. refused: it never began.
     """
 
     choices: tuple[Any, ...] = ()
     logprobs: tuple[float, ...] = ()
     usage: tuple[int, int] | None = None
     error: str | None = None
+    refused: bool = False
 
 
 def content_of(path: str, answer: Answer) -> Content:
     """Reads the answer to a call of `path`."""
     if answer.status != 200:
-        return Content(error=f"status {answer.status}: {answer.body[:200]!r}")
+        refused = answer.status == 503
+        return Content(error=f"status {answer.status}: {answer.body[:200]!r}", refused=refused)
     streamed = answer.headers.get("content-type", "").startswith("text/event-stream")
     if streamed:
         events = [event for _, event in answer.events()]

@@ -22,9 +22,9 @@ _WINDOW_SECONDS, _NEW_WINDOW = 2.0, 0.3
 """The factor is measured over windows; the weight of the newest one."""
 _FASTEST, _SLOWEST = 0.01, 100.0
 """Bounds of the factor: one odd moment must not turn all predictions to nonsense."""
-_INCOMPLETE = 0.25
-"""The factor before anything is measured, while not all steps are compiled: the largest ones are tried first,
-and one that only decodes is several times as quick. Who comes first must not be refused for that."""
+_UNMEASURED = 0.25
+"""The factor before anything is measured: trials take place while other steps are compiled, the largest ones
+first, and a step is several times as quick later. Who comes first must not be refused for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,10 @@ class Steps:
 
     Attributes:
       decode: seconds of one in which every slot decodes. prompt: seconds for each token of a prompt.
-      complete: all steps are compiled, so that each is tried that sequences will go through.
     """
 
     decode: float
     prompt: float
-    complete: bool = True
 
 
 class Forecast:
@@ -49,7 +47,7 @@ class Forecast:
     """
 
     def __init__(self) -> None:
-        self.factor = 1.0
+        self.factor = _UNMEASURED
         self._decode = self._prompt = 0.0
         self._steps: list[Steps] = []
         self._length: float | None = None
@@ -72,8 +70,6 @@ class Forecast:
         self._prompt = sum(each.prompt for each in steps) / len(steps)
         if self._known:
             self.factor *= before / self._decode
-        else:
-            self.factor = 1.0 if all(each.complete for each in steps) else _INCOMPLETE
         self._occupied = self._progress = 0.0
 
     def learn(self, tokens: int, *, cut: bool = False) -> None:

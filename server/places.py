@@ -88,8 +88,7 @@ class Place:
         stats = self._engine.stats
         if not self.takes or not stats.decode_seconds:
             return None
-        complete = stats.buckets_ready == stats.buckets
-        return Steps(decode=stats.decode_seconds, prompt=stats.prompt_seconds, complete=complete)
+        return Steps(decode=stats.decode_seconds, prompt=stats.prompt_seconds)
 
     def gain(self, run: Run) -> float:
         """By how much `spare` grows if a sequence leaves."""

@@ -83,6 +83,7 @@ class World:
         self.dispatcher = Dispatcher(
             self.places, admission or Admission(max_wait=1e9), lambda: self.now, self._later, most_pause
         )
+        self.dispatcher._forecast.factor = 1.0  # a step takes what STEPS says
         self.streams: dict[str, BufferedStream] = {}
 
     def _later(self, seconds: float, work: Callable[[], None]) -> None:

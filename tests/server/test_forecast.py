@@ -18,6 +18,7 @@ def cost_of_an_answer(forecast: Forecast) -> float:
 def learned(*ends: tuple[int, int, bool]) -> Forecast:
     """From ends: how often, after how many tokens, whether at the bound."""
     forecast = Forecast()
+    forecast.factor = 1.0
     forecast.learn_steps([STEPS])
     for count, tokens, cut in ends:
         for _ in range(count):

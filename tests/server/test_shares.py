@@ -221,6 +221,7 @@ def asked(
 
 def test_a_forecast_counts_steps() -> None:
     forecast = Forecast()
+    forecast.factor = 1.0
     assert forecast.cost(asked(20)) == 0.0
     forecast.learn_steps(TRIED)
     assert forecast.cost(asked(20)) == pytest.approx(10 * 0.1 + 20 * 0.5)
@@ -230,17 +231,10 @@ def test_a_forecast_counts_steps() -> None:
     assert forecast.prompt_seconds(64) == pytest.approx(6.4)
 
 
-def test_before_anything_is_measured_steps_count_as_tried_once_all_are() -> None:
-    forecast = Forecast()
-    forecast.learn_steps([Steps(decode=4.0, prompt=0.1, complete=False)])
-    assert forecast.cost(asked(20)) == pytest.approx(0.25 * 81)
-    forecast.learn_steps(TRIED)
-    assert forecast.cost(asked(20)) == pytest.approx(11)
-
-
 def test_what_was_measured_stands_when_steps_are_tried_anew() -> None:
     """And of several engines the mean counts."""
     forecast = Forecast()
+    forecast.factor = 1.0
     forecast.learn_steps(TRIED)
     for second in range(1, 101):
         forecast.progress(0, 2)
@@ -254,6 +248,7 @@ def test_what_was_measured_stands_when_steps_are_tried_anew() -> None:
 def test_a_forecast_learns_how_slow_the_engines_are(factor: float, running: int) -> None:
     """From what came of slots: so many sequences, each `factor` seconds for what is tried to take one."""
     forecast = Forecast()
+    forecast.factor = 1.0
     forecast.learn_steps(TRIED)
     for second in range(1, 101):
         for _ in range(running):
@@ -271,6 +266,7 @@ def test_a_forecast_learns_how_slow_the_engines_are(factor: float, running: int)
 @given(length=st.integers(1, 500))
 def test_a_forecast_learns_how_long_answers_are(length: int) -> None:
     forecast = Forecast()
+    forecast.factor = 1.0
     forecast.learn_steps(TRIED)
     for _ in range(120):
         forecast.learn(length)
