@@ -157,7 +157,8 @@ class Runner:
 
     def _try(self, bucket: Bucket) -> float:
         """Seconds of a step of full rows, and the bucket is ready."""
-        self.ready[bucket] = seconds = self._time(bucket)
+        seconds = self._time(bucket)
+        self.ready = {**self.ready, bucket: seconds}  # a new mapping: other threads iterate over the old one
         return seconds
 
     def _time(self, bucket: Bucket, *, scored: bool = False) -> float:
