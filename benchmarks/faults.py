@@ -176,7 +176,11 @@ def _table(
 ) -> Table:
     table = Table(f"faults, {options.model}, {options.replicas} replicas")
     table.note("kills; answers", f"{killer.kills} in {options.seconds:.0f} s; {found.answers}")
-    table.note("refused while no engine was ready", f"{found.refused} of {found.answers}")
+    refused = f"{found.refused} of {found.answers}"
+    if options.replicas == 1:
+        table.note("requests refused while the engine restarted", refused)
+    else:
+        table.bound("requests refused", refused, "none", found.refused == 0)
     table.note("seconds of an answer", spread(found.seconds))
     table.note("texts that differ between two undisturbed runs", f"{len(control.texts)} of {control.answers}")
     for figure, count in (

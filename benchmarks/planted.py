@@ -59,6 +59,7 @@ def _rows(table: Table, found: Differences, answers: Sequence[Answer], deaths: P
     count = len(deaths.read_text().splitlines())
     table.bound("deaths", str(count), f"1 to {MOST_DEATHS}", 1 <= count <= MOST_DEATHS)
     for figure, wrong in (
+        ("others that were refused", found.refused),
         ("others that ended with an error", len(found.ended)),
         ("others whose texts differ", len(found.texts)),
         ("others whose usage differs", found.usage),
