@@ -1,10 +1,10 @@
 """What may enter: whatever will have its first token soon enough, and fits into memory.
 
-The bound that matters is the predicted wait; whoever is refused is told when there will be room. Those who
-are refused are counted as if they came back when told to, as far as others did, so that they are told
-different times. For who does come back then, with the same prompt, a part of the queue is kept free, the more
-of it the more were told so: what it was told is true even while others ask and ask. Prompts that wait are
-bounded too, by what they take of memory, and an operator may bound all that is under way.
+The bound that matters is the predicted wait; a refused request is told when there will be room. It is assumed
+that refused requests return at that time as often as earlier ones did, so each of them is told a different
+time. A part of the queue is reserved for those that do return then with the same prompt, a larger one if more
+of them are expected; so the time stays true while other clients keep asking. Prompts that wait are also
+bounded by the memory they take, and an operator may bound all that is under way.
 """
 
 from collections import OrderedDict

@@ -27,7 +27,7 @@ SILENCE_SECONDS = 9.5
 _TICK_SECONDS = 0.25
 _STOP_SECONDS = 5.0
 _EXIT_SECONDS = 0.5
-"""How long a child whose connection has ended may take to be gone by itself."""
+"""How long to wait for the exit status of a child whose connection has closed."""
 _LEFT_TO_US = (signal.SIGINT, signal.SIGTERM)
 """Signals that a child never receives: an orchestrator or a terminal sends them to all processes at once, and
 it is we who drain first. They are blocked before the child exists, since libraries that it loads install

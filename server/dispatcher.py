@@ -89,7 +89,7 @@ class Dispatcher:
         Raises:
           Overloaded: see `Admission.check`.
         """
-        self._forecast.learn_steps([place.steps for place in self._places if place.steps])
+        self._forecast.learn_steps([steps for place in self._places if (steps := place.steps)])
         line = line_before(requests[0], self._queue, self._places, self._forecast, self.under_way)
         self._admission.check(requests, line, self._clock())
         digests = {prompt: self._affinity.digests(prompt) for prompt in {each.prompt for each in requests}}

@@ -49,7 +49,6 @@ class Forecast:
     def __init__(self) -> None:
         self.factor = _UNMEASURED
         self._decode = self._prompt = 0.0
-        self._steps: list[Steps] = []
         self._length: float | None = None
         self._ended = 0
         self._known = False
@@ -62,14 +61,15 @@ class Forecast:
         What was measured stands: a sequence is thought to take as long as before, though its steps count
         differently now.
         """
-        if not steps or steps == self._steps:
+        if not steps:
             return
-        before = self._decode
-        self._steps = list(steps)
-        self._decode = sum(each.decode for each in steps) / len(steps)
-        self._prompt = sum(each.prompt for each in steps) / len(steps)
+        decode = sum(each.decode for each in steps) / len(steps)
+        prompt = sum(each.prompt for each in steps) / len(steps)
+        if (decode, prompt) == (self._decode, self._prompt):
+            return
         if self._known:
-            self.factor *= before / self._decode
+            self.factor *= self._decode / decode
+        self._decode, self._prompt = decode, prompt
         self._occupied = self._progress = 0.0
 
     def learn(self, tokens: int, *, cut: bool = False) -> None:

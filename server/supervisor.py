@@ -208,7 +208,7 @@ class EngineProcess:
             await asyncio.sleep(pause)
 
     async def _one_life(self) -> str:
-        """Runs one process to its end. That it is lost is heard before what is left of it is reaped."""
+        """Runs one process to its end. Reports the loss before it reaps what is left of the process."""
         self._fatal = None
         self._worked = False
         self._begun = time.monotonic()
