@@ -10,6 +10,7 @@ makes way to `sharing.py`, what may enter to `admission.py`, times to `forecast.
 """
 
 import logging
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -73,6 +74,11 @@ class Dispatcher:
         self.moved: Counter[MoveCause] = Counter(dict.fromkeys(MOVE_CAUSES, 0))
 
     @property
+    def takes(self) -> bool:
+        """Whether `submit` may be called: an engine takes sequences, or restarts and will."""
+        return any(place.takes_in < math.inf for place in self._places)
+
+    @property
     def queued(self) -> tuple[int, int]:
         """What waits: sequences, and their tokens."""
         tokens = self._queue.tokens + sum(run.length for run in self._suspects)
@@ -96,6 +102,8 @@ class Dispatcher:
         runs = [self._run(request, digests[request.prompt]) for request in requests]
         for run in runs:
             self._queue.push(run)
+            if not any(place.takes for place in self._places):
+                self._expire_later(run)
         self.pump()
         return [run.stream for run in runs]
 
@@ -130,7 +138,7 @@ class Dispatcher:
                 run.stream.fail(EngineFailed("the engine was lost"))
                 continue
             self._move(run, "engine_lost", working=False)
-            self._later(self._most_pause, lambda run=run, moves=run.moves: self._expire(run, moves))
+            self._expire_later(run)
         self.pump()
 
     def close(self, place: Place) -> None:
@@ -235,6 +243,10 @@ class Dispatcher:
         for run in list(runs):
             self._move(run, "draining")
         self.pump()
+
+    def _expire_later(self, run: Run) -> None:
+        """Has a sequence end with an error if it still waits for an engine after the longest pause."""
+        self._later(self._most_pause, lambda moves=run.moves: self._expire(run, moves))
 
     def _expire(self, run: Run, moves: int) -> None:
         if run.moves == moves and run.engine is None and not run.stream.ended:

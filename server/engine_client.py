@@ -15,6 +15,9 @@ EngineState = Literal["starting", "loading", "ready", "restarting", "draining", 
 """`starting`: no process yet. `loading`: it reads weights or compiles. `restarting`: it was lost and a
 successor is being brought up. `draining`: takes nothing new. `stopped`: gone for good."""
 
+TAKING: frozenset[EngineState] = frozenset({"ready", "restarting"})
+"""The states in which sequences are taken: those that come while an engine restarts wait for it."""
+
 MoveCause = Literal["engine_lost", "preempted", "draining"]
 """Why a sequence left an engine before its end. `engine_lost`: the engine was lost. `preempted`: another
 client is due its place. `draining`: the engine takes nothing new."""
@@ -127,7 +130,7 @@ class EngineClient(Replica, Protocol):
         """Hands the sequences of a call over, all or none.
 
         Raises:
-          NotReady: not in state `ready`.
+          NotReady: not in one of the states `TAKING`.
           Overloaded: they would wait too long, or there are too many.
         """
         ...

@@ -36,8 +36,12 @@ class Line:
 def line_before(
     request: Request, queue: FairQueue[Run], places: Sequence[Place], forecast: Forecast, under_way: int
 ) -> Line:
-    """The line before a new sequence; `under_way`: sequences that wait or run, also outside the queue."""
-    client, slots = request.client, sum(place.slots for place in places if place.takes)
+    """The line before a new sequence; `under_way`: sequences that wait or run, also outside the queue.
+
+    While no engine takes sequences, it is worked off by the one that restarts first, from when it is ready.
+    """
+    client, soonest = request.client, min(place.takes_in for place in places)
+    slots = sum(place.slots for place in places if place.takes_in <= soonest)
     clients = queue.clients + (not queue.knows(client))
     left = all_left(places, forecast)
     return Line(
@@ -45,8 +49,8 @@ def line_before(
         tokens=queue.tokens,
         own_tokens=queue.tokens_of(client),
         clients=clients,
-        wait=_wait(request, clients, slots, queue, places, forecast, left),
-        end=min(left, default=0.0),
+        wait=soonest + _wait(request, clients, slots, queue, places, forecast, left),
+        end=min(left, default=soonest),
         pace=forecast.cost(request) / max(slots, 1),
     )
 

@@ -26,6 +26,9 @@ class Computes(Protocol):
     @property
     def stats(self) -> EngineStats: ...
 
+    @property
+    def ready_in(self) -> float: ...
+
     def send(self, request: Request) -> None:
         """Gives it a sequence; dropped if it is gone."""
         ...
@@ -51,6 +54,14 @@ class Place:
     def takes(self) -> bool:
         """Whether it takes sequences."""
         return self._engine.state == "ready"
+
+    @property
+    def takes_in(self) -> float:
+        """Seconds until it takes sequences; infinite unless it did once, and does or restarts."""
+        if self.takes:
+            return 0.0
+        restarts = self._engine.state == "restarting" and self._engine.info
+        return self._engine.ready_in if restarts else math.inf
 
     @property
     def slots(self) -> int:

@@ -29,7 +29,7 @@ _DRAIN_TICK_SECONDS = 0.05
 _LEAVE_SECONDS = 60.0
 """How long a replica that was asked to end may go on with what it has begun."""
 
-_STATES: tuple[EngineState, ...] = ("ready", "draining", "loading", "restarting", "starting", "stopped")
+_STATES: tuple[EngineState, ...] = ("ready", "restarting", "draining", "loading", "starting", "stopped")
 """The group is in the first of these that one of its replicas is in."""
 
 
@@ -128,10 +128,10 @@ class EngineGroup:
         """Hands the sequences of a call over to whichever replica has room first, all or none.
 
         Raises:
-          NotReady: none is in state `ready`.
+          NotReady: none takes sequences, and none restarts that did.
           Overloaded: they would wait too long, or there are too many.
         """
-        if self.state != "ready":
+        if self._closing or not self._dispatcher.takes:
             raise NotReady(f"the engine is {self.state}", self.ready_in)
         return self._dispatcher.submit(requests)
 

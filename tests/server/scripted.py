@@ -29,11 +29,12 @@ class ScriptedEngine:
     """Computes a token of each of its requests with every `step`, in which it may die of one."""
 
     def __init__(self) -> None:
-        self.state: EngineState = "loading"
+        self.state: EngineState = "restarting"
         self.info: EngineInfo | None = INFO
         self.rows: dict[str, tuple[Request, int]] = {}
         self.given: list[Request] = []
         self.free_pages = self.total_pages = 0
+        self.ready_in = 5.0
 
     @property
     def stats(self) -> EngineStats:

@@ -31,6 +31,7 @@ class AnyFate(RuleBasedStateMachine):
     def number(self, number: int) -> int:
         return number % len(self.world.engines)
 
+    @precondition(lambda self: self.world.dispatcher.takes)
     @rule(
         client=st.sampled_from("abc"),
         tokens=st.integers(1, 40),
@@ -43,7 +44,7 @@ class AnyFate(RuleBasedStateMachine):
         beginning = (prompt,) * 70 + tuple(range(n))
         self.world.submit(*(request(name, tokens, client, beginning) for name in names))
 
-    @precondition(lambda self: not self.poisoned)
+    @precondition(lambda self: not self.poisoned and self.world.dispatcher.takes)
     @rule(at=st.integers(0, 30))
     def poison(self, at: int) -> None:
         self.poisoned = True
@@ -67,7 +68,7 @@ class AnyFate(RuleBasedStateMachine):
 
     @rule(number=ENGINES)
     def begin(self, number: int) -> None:
-        if self.world.engines[self.number(number)].state in ("loading", "restarting"):
+        if self.world.engines[self.number(number)].state == "restarting":
             self.world.begin(self.number(number))
 
     @rule(number=ENGINES)
@@ -245,11 +246,16 @@ def test_no_sequence_outlives_too_many_engines_however_far_it_comes():
     assert world.dispatcher.moved["engine_lost"] == MOST_DEATHS_IN_ALL
 
 
-def test_a_sequence_does_not_wait_for_ever_for_an_engine():
+@pytest.mark.parametrize("before_the_kill", [True, False])
+def test_a_sequence_does_not_wait_for_ever_for_an_engine(before_the_kill: bool):
+    """Neither one that ran in the lost engine, nor one that came while that restarted."""
     world = World(most_pause=60.0)
     world.begin(0)
-    (stream,) = world.submit(request("a", 50))
+    if before_the_kill:
+        (stream,) = world.submit(request("a", 50))
     world.kill(0)
+    if not before_the_kill:
+        (stream,) = world.submit(request("a", 50))
     world.wait(59.0)
     assert not stream.ended
     world.wait(2.0)
@@ -301,6 +307,22 @@ def test_a_client_that_floods_is_refused_and_another_is_not():
     assert 4 <= world.dispatcher.under_way <= 10  # 75 s of 50 s each in three slots
     (stream,) = world.submit(request("b", 5, "b"))
     assert "b" in world.engines[0].rows and not stream.ended
+
+
+def test_the_wait_for_an_engine_that_restarts_counts():
+    """Who would wait too long for it is refused, until then; the others wait in the queue."""
+    world = World(1, Admission(max_wait=40.0))
+    world.begin(0)
+    world.kill(0)
+    world.engines[0].ready_in = 30.0
+    with pytest.raises(Overloaded, match=r"the wait would be 30\.0 s") as refused:
+        world.submit(request("a", 5))
+    assert 1.0 <= refused.value.retry_after <= 30.0
+    world.engines[0].ready_in = 20.0
+    world.submit(request("b", 5))
+    assert world.dispatcher.queued[0] == 1 and not begun(world, 0)
+    world.begin(0)
+    assert begun(world, 0) == ["b"]
 
 
 def test_those_who_are_refused_are_told_different_times():

@@ -104,7 +104,7 @@ async def test_a_request_that_the_engine_refuses_ends_with_the_reason(start: Sta
 
 
 async def test_after_sigkill_the_engine_comes_back_and_streams_go_on(start: Start):
-    """Each of them to its end, with all of its tokens and no other."""
+    """Each of them to its end, with all of its tokens and no other; who comes meanwhile waits for it."""
     engine = await ready(await start("ready"))
     asked = [request(str(i), max_tokens=60, token=i) for i in range(6)]
     streams = [asyncio.create_task(collect(engine.submit(each))) for each in asked]
@@ -113,9 +113,9 @@ async def test_after_sigkill_the_engine_comes_back_and_streams_go_on(start: Star
     await asyncio.sleep(0.2)
     os.kill(first, signal.SIGKILL)
     await until(lambda: engine.state == "restarting", patient(1.0))
-    with pytest.raises(NotReady) as refused:
-        engine.submit(request("b"))
-    assert refused.value.retry_after >= 1
+    (new,) = engine.group.submit([request("b", max_tokens=5, token=9)])
+    assert engine.group.queued[0] == 7
+    assert [event.token for event in await collect(new)] == [9] * 5
     for i, events in enumerate(await asyncio.gather(*streams)):
         assert [event.token for event in events] == [i] * 60
         assert [event.finish for event in events] == [None] * 59 + ["length"]
