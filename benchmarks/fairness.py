@@ -53,13 +53,12 @@ class Many:
     refused: int = 0
 
     async def stream(self) -> None:
-        """One request; after a refusal, the wait that it asks for."""
-        answer = await ask(self.url, body(self.tokens), KEY_A)
-        if answer.status == 200:
-            self.served += 1
-        else:
+        """One request; after a refusal the same again, when the answer says so."""
+        asked = body(self.tokens)
+        while (answer := await ask(self.url, asked, KEY_A)).status != 200:
             self.refused += 1
             await asyncio.sleep(min(answer.retry_after or 1.0, _LONGEST_RETRY))  # as clients do
+        self.served += 1
 
 
 def body(tokens: int) -> Call:

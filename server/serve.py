@@ -5,6 +5,7 @@ from one part to the other and turns the engines' fate, and signals, into an exi
 """
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -143,6 +144,7 @@ class WebProcess:
         """Says once how to use the server, when it can be used."""
         if not self._welcomed and self._served.text and self._engine.state == "ready":
             self._welcomed = True
+            gc.freeze()  # what is loaded stays; walking over it would hold up all streams for 0.1 s
             print(welcome(self._address, self._settings.model, self._settings.keys is not None), flush=True)
 
     def _fail(self, message: str, code: int) -> None:

@@ -210,6 +210,8 @@ def claim_mesh_of(settings: WorkerSettings) -> "Mesh":
 
     with settings_refused():
         mesh = claim_mesh(settings.mesh, membership_of(settings))
+    if mesh.local_devices[0].platform == "cpu":
+        system.lower_priority()
     kind = mesh.local_devices[0].device_kind
     keep_compiled(cache_folder(), kind)
     cores = system.usable_cores(sharing=settings.replicas)

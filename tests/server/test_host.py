@@ -1,5 +1,8 @@
 """What the engine process finds out about its machine."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,30 @@ def test_cores_follow_the_control_groups_quota(tmp_path: Path, files: dict[str, 
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert usable_cores(tmp_path) == (cores or unlimited)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere priorities are a process's, not a thread's")
+@pytest.mark.parametrize("before", [0, 5, 15])
+def test_all_threads_leave_the_processors_to_others(before: int):
+    """Those that run already and those that they start, also where the operator made the server nice."""
+    code = f"""
+import os, threading
+from distaff.server.system import lower_priority
+os.nice({before})
+done, nices = threading.Event(), []
+def look():
+    nices.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+early = threading.Thread(target=lambda: (done.wait(), look()))
+early.start()
+lower_priority()
+late = threading.Thread(target=look)
+late.start()
+done.set()
+early.join(), late.join(), look()
+print(*nices)"""
+    reported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    base = os.getpriority(os.PRIO_PROCESS, 0)
+    assert reported.split() == [str(min(base + before + 10, 19))] * 3
 
 
 def test_processes_that_share_a_quota_share_its_cores(tmp_path: Path):

@@ -6,6 +6,7 @@ import signal
 import time
 
 import httpx
+import psutil
 
 from .conftest import SMALL, Server, running
 
@@ -95,6 +96,11 @@ async def test_a_killed_engine_ends_no_stream(server: Server) -> None:
         assert not any(stream.done() for stream in streams)
         assert [*await asyncio.gather(*streams), await unstreamed] == undisturbed
     server.wait_ready()
+
+
+def test_an_engine_on_processors_leaves_them_to_the_web_process(server: Server) -> None:
+    engine = server.engine()
+    assert engine.nice() == min(psutil.Process(engine.ppid()).nice() + 10, 19)
 
 
 def test_sigterm_lets_running_streams_end() -> None:
