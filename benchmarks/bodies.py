@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from distaff.checkpoints import resolve
 from distaff.server.app import RUN_OPTIONS, create_app
-from distaff.server.serve import text_loader
+from distaff.server.command.serve import text_loader
 from distaff.server.settings import ServerSettings
 from distaff.server.testing import FakeEngine
 

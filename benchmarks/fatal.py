@@ -47,7 +47,7 @@ def die() -> None:
 
 def work() -> None:
     """The engine process, with the fault."""
-    from distaff.server import worker
+    from distaff.server.worker import main as worker
 
     build = worker.build_engine
 
@@ -75,14 +75,14 @@ def work() -> None:
 
 def serve() -> None:
     """The command line; engine processes are run by this module."""
-    from distaff.server import cli
-    from distaff.server import serve as web
+    from distaff.server.command import cli
+    from distaff.server.command import serve as web
 
     class Planted(web.WebProcess):
         """The web process over engines with the fault."""
 
         def __init__(self, settings: Any, engine_commands: Sequence[Sequence[str]], *rest: Any, **more: Any):
-            ours = {"distaff.server.worker": "benchmarks.fatal"}
+            ours = {"distaff.server.worker.main": "benchmarks.fatal"}
             commands = [[ours.get(word, word) for word in command] for command in engine_commands]
             super().__init__(settings, commands, *rest, **more)
 

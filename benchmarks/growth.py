@@ -21,9 +21,9 @@ import psutil
 from distaff.model.config import ModelConfig
 from distaff.model.transformer import random_parameters
 from distaff.runtime.capacity.work import Counted
+from distaff.runtime.device.settings import EngineSettings
 from distaff.runtime.engine import Engine
 from distaff.runtime.request import Request, SamplingParams, TokenEvent
-from distaff.runtime.settings import EngineSettings
 
 from .server import until
 

@@ -76,13 +76,13 @@ def run(process: int, coordinator: str | None, way: str) -> None:
     from distaff.model.config import ModelConfig
     from distaff.model.sharding import place_all
     from distaff.model.transformer import random_parameters
-    from distaff.runtime.assembly import assemble
-    from distaff.runtime.cluster import part
-    from distaff.runtime.devices import claim_mesh
+    from distaff.runtime.cluster.lockstep import Follower, Leader
+    from distaff.runtime.device.assembly import assemble
+    from distaff.runtime.device.devices import claim_mesh
+    from distaff.runtime.device.processes import part
+    from distaff.runtime.device.settings import EngineSettings
     from distaff.runtime.engine import Engine
-    from distaff.runtime.lockstep import Follower, Leader
-    from distaff.runtime.settings import EngineSettings
-    from distaff.runtime.wishes import Membership
+    from distaff.runtime.options import Membership
 
     config = ModelConfig(
         vocabulary=8192,

@@ -22,7 +22,7 @@ from sanic import HTTPResponse, Request, Sanic
 from distaff.server.app import RUN_OPTIONS, create_app
 from distaff.server.settings import ServerSettings
 from distaff.server.testing import FakeEngine, FakeText
-from distaff.server.text import ServedModel
+from distaff.server.text.text_model import ServedModel
 
 from .server import Contender, await_all_steps, distaff, running
 
@@ -76,7 +76,7 @@ def of_the_real_model() -> None:
     with running(distaff("--no-speculation")) as served:
         await_all_steps(served)
         web = served.process
-        (engine,) = [each for each in web.children() if "distaff.server.worker" in each.cmdline()]
+        (engine,) = [each for each in web.children() if "distaff.server.worker.main" in each.cmdline()]
         before, other = _seconds(web), _seconds(engine)
         _, tokens = _load(served.url, 32, 3, lambda n: _ask(n, 64, ignore_eos=True))
         cost, rest = _seconds(web) - before, _seconds(engine) - other

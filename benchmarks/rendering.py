@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 
 from distaff.checkpoints import load_tokenizer, resolve
 from distaff.checkpoints.chat_template import ChatTemplate
-from distaff.server.off_loop import OffLoop
-from distaff.server.rendering import RemoteTemplate
+from distaff.server.answering.off_loop import OffLoop
+from distaff.server.text.rendering import RemoteTemplate
 
 TIMES = 500
 _SENTENCE = "All human beings are born free, and equal in dignity. "

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from distaff.server.answering.context import ServedModel
 from distaff.server.app import RUN_OPTIONS, create_app
-from distaff.server.context import ServedModel
 from distaff.server.settings import ServerSettings
 from distaff.server.testing import FakeEngine, FakeText
 

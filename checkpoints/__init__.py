@@ -10,13 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .checkpoint import Checkpoint as Checkpoint
     from .errors import CheckpointError as CheckpointError
     from .errors import GrammarError as GrammarError
     from .errors import SourceNotFound as SourceNotFound
     from .files import Progress as Progress
     from .generation import GenerationDefaults as GenerationDefaults
     from .matching import GrammarCompiler as GrammarCompiler
-    from .reading import Checkpoint as Checkpoint
     from .reading import load_parameters as load_parameters
     from .reading import open_checkpoint as open_checkpoint
     from .sources import bundled as bundled
@@ -35,7 +35,7 @@ _HOMES = {
     "Progress": "files",
     "GenerationDefaults": "generation",
     "GrammarCompiler": "matching",
-    "Checkpoint": "reading",
+    "Checkpoint": "checkpoint",
     "load_parameters": "reading",
     "open_checkpoint": "reading",
     "bundled": "sources",

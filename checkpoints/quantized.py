@@ -19,7 +19,7 @@ import numpy as np
 
 from ..model.config import ModelConfig
 from ..model.parameters import is_linear, parameter_shapes
-from .reading import Checkpoint
+from .checkpoint import Checkpoint
 from .rotation import Rotation
 from .store import group_of, inner_name
 

@@ -7,16 +7,16 @@ weights, in milliseconds and without jax, so that a bad model is refused before 
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..model.config import ModelConfig
 from ..model.parameters import is_linear, parameter_shapes
+from .checkpoint import Checkpoint
 from .errors import SourceNotFound, not_finite
 from .files import Progress
-from .generation import GenerationDefaults
 from .manifest import MANIFEST_FILE
+from .quantized import QuantizedCheckpoint
 from .store import Store
 
 if TYPE_CHECKING:
@@ -31,34 +31,6 @@ _EXPONENTS = {
 """Per type: how to see its bits, and the exponent bits that only NaN and infinity have all set."""
 
 _CHUNK = 1 << 20
-
-
-class Checkpoint(Protocol):
-    """An opened checkpoint, whatever its format.
-
-    Attributes:
-      path: where it is. config: the model. generation: its end tokens and sampling defaults.
-      int8: linear weights are, with scales beside them (see `model/quantize.py`).
-      fingerprint: 64 hexadecimal digits that identify the weights: a store's manifest digest; for other
-        formats a digest over config, headers, file sizes and times of change.
-      nbytes: of all tensors as `tensors` yields them.
-    """
-
-    path: Path
-    config: ModelConfig
-    generation: GenerationDefaults
-    int8: bool
-    fingerprint: str
-    nbytes: int
-
-    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
-        """`(name, values)`, one in memory at a time, in the order of `parameter_shapes`, linears
-        `[inputs, outputs]`.
-
-        Raises:
-          CheckpointError: the weights are damaged or changed while they were read.
-        """
-        ...
 
 
 def open_checkpoint(path: Path, *, int8: bool = False) -> Checkpoint:
@@ -76,8 +48,6 @@ def open_checkpoint(path: Path, *, int8: bool = False) -> Checkpoint:
     checkpoint = _open(path)
     if not int8 or checkpoint.int8:
         return checkpoint
-    from .quantized import QuantizedCheckpoint
-
     return QuantizedCheckpoint(checkpoint)
 
 

@@ -14,11 +14,12 @@ import numpy as np
 
 from ..model.config import ModelConfig
 from ..model.parameters import parameter_shapes
+from .checkpoint import Checkpoint
 from .errors import CheckpointError
 from .files import Progress, files_below, read_json, sha256_all, sync_folder, sync_tree, write_whole
 from .generation import GENERATION_FILE, GenerationDefaults
 from .manifest import MANIFEST_FILE, WEIGHTS_FOLDER, FileRecord, Manifest, TensorRecord, read_manifest
-from .reading import Checkpoint, open_checkpoint
+from .reading import open_checkpoint
 from .slabs import cut, slabs_for
 from .store import group_of, inner_name
 from .tokenizer import load_tokenizer

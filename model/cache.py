@@ -3,7 +3,7 @@
 The cache is a pool of pages per layer, `[P, page, 2K, H]`: key and value of a head stand side by side, so
 that a token's entry is one contiguous row. A sequence owns pages in any order; its page table names them.
 Page 0 belongs to nobody: padding writes and reads there. Which sequence owns which page is the business of
-`runtime/pages.py`.
+`runtime/policy/pages.py`.
 
 An int8 cache rounds each key and each value of a token by a scale of its own, as it is stored: what a token
 attends to does not depend on how its sequence was cut into steps.

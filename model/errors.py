@@ -1,7 +1,7 @@
 """The root of the errors that a user can cause.
 
 Distaff's own exceptions form one small tree. Each message carries the value that was found and what
-was expected in its place. Exit codes (`server/cli.py`) and HTTP statuses (`server/errors.py`) are
+was expected in its place. Exit codes (`server/command/cli.py`) and HTTP statuses (`server/errors.py`) are
 decided in the server alone.
 
     DistaffError
@@ -9,7 +9,7 @@ decided in the server alone.
     ├── CheckpointError             a checkpoint that is damaged, incomplete or not ours to read
     │   └── SourceNotFound          a model name that leads nowhere             (checkpoints/errors.py)
     ├── TemplateError               messages that a chat template refuses       (checkpoints/chat_template.py)
-    ├── OutOfMemory                 no room for the KV pool                     (runtime/memory.py)
+    ├── OutOfMemory                 no room for the KV pool                     (runtime/device/memory.py)
     ├── KeysRefused                 API keys that cannot be used                (server/keys.py)
     ├── ApiError                    an HTTP status and its envelope             (server/errors.py)
     ├── Failed                      a command's end with an exit code           (server/exit_codes.py)

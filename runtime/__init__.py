@@ -14,13 +14,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .device.settings import EngineSettings as EngineSettings
     from .engine import Engine as Engine
     from .llm import LLM as LLM
     from .llm import Completion as Completion
     from .request import Request as Request
     from .request import SamplingParams as SamplingParams
     from .request import TokenEvent as TokenEvent
-    from .settings import EngineSettings as EngineSettings
 
 _HOMES = {
     "Engine": ".engine",

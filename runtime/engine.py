@@ -18,22 +18,22 @@ from jax.sharding import Mesh
 from ..model.config import ModelConfig
 from ..model.rotary import follows_length
 from ..model.sharding import create_mesh
-from .admission import check
-from .assembly import assemble
-from .constraints import Grammars, matcher_of, no_grammars
-from .executables import CompilationCounter, Progress
+from .device.assembly import assemble
+from .device.executables import CompilationCounter, Progress
+from .device.runner import Followers
+from .device.settings import EngineSettings
+from .device.trials import decode_seconds, prompt_seconds
+from .event_queues import Mailboxes
 from .loop import Events, Loop
-from .mailboxes import Mailboxes
-from .pages import PagePool
 from .phases import Profiler
+from .policy.constraints import Grammars, matcher_of, no_grammars
+from .policy.pages import PagePool
+from .policy.scheduler import Scheduler
+from .policy.scores import PromptScores
+from .policy.sequence import Sequence
 from .request import EngineStats, InvalidRequest, Request, TokenEvent, draw_seed
-from .runner import Followers
-from .scheduler import Scheduler
-from .scores import PromptScores
-from .sequence import Sequence
-from .settings import EngineSettings
 from .threads import AwaitedThread
-from .trials import decode_seconds, prompt_seconds
+from .validation import check
 
 log = logging.getLogger(__name__)
 

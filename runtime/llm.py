@@ -18,13 +18,13 @@ from rich.progress import track
 from ..checkpoints import GrammarCompiler, load_parameters, load_tokenizer, open_checkpoint, resolve
 from ..checkpoints.sources import cache_folder
 from ..model.errors import ConfigError
-from .compilation_cache import keep_compiled
-from .devices import claim_mesh
+from .device.compilation_cache import keep_compiled
+from .device.devices import claim_mesh
+from .device.scoring import Scorer
+from .device.settings import EngineSettings, compute_dtype
 from .engine import Engine
+from .options import parse_kernels
 from .request import FinishReason, Request, SamplingParams, TokenEvent, TokenLogprobs
-from .scoring import Scorer
-from .settings import EngineSettings, compute_dtype
-from .wishes import parse_kernels
 
 Message = Mapping[str, object]
 """A chat message: `{"role": ..., "content": ...}`."""

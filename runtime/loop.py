@@ -14,13 +14,13 @@ import threading
 import time
 from collections.abc import Callable
 
-from .buckets import Bucket
-from .ledger import Ledger
+from .device.buckets import Bucket
+from .device.runner import Flight, Runner
 from .phases import Phases
+from .policy.output_processor import Ledger
+from .policy.scheduler import Scheduler
+from .policy.sequence import Plan, Sequence, SequenceFault, reason_of
 from .request import InvalidRequest, NotReady, TokenEvent
-from .runner import Flight, Runner
-from .scheduler import Scheduler
-from .sequence import Plan, Sequence, SequenceFault, reason_of
 from .threads import AwaitedThread
 
 log = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ from sanic import HTTPResponse, Sanic
 from sanic.exceptions import NotFound
 from sanic.response import BaseHTTPResponse
 
-from .authorization import authorize
-from .context import ApiRequest, App, AppContext
-from .cors import cors_headers
+from .answering.authorization import authorize
+from .answering.context import ApiRequest, App, AppContext
+from .answering.cors import cors_headers
 from .engine_client import EngineClient
 from .errors import ApiError, ApiErrorHandler
 from .http import HardenedHttp, check_head, sanic_config
@@ -32,7 +32,7 @@ from .routes import (
     tokens,
 )
 from .settings import ServerSettings
-from .text import ServedModel
+from .text.text_model import ServedModel
 
 RUN_OPTIONS: dict[str, Any] = {
     "single_process": True,

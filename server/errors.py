@@ -25,8 +25,8 @@ from sanic.http import Http
 
 from ..model.errors import DistaffError
 from ..runtime.request import EngineFailed, InvalidRequest, NotReady, Overloaded
+from .encode import to_json
 from .engine_client import ShutDown
-from .protocol.encode import to_json
 
 SORRY = "The server had an error while processing your request. Sorry about that!"
 OVERLOADED = "The engine is currently overloaded, please try again later"

@@ -9,7 +9,7 @@ from sanic import Sanic
 
 from distaff.server import exit_codes
 from distaff.server.app import create_app
-from distaff.server.cli import app as command_line
+from distaff.server.command.cli import app as command_line
 from distaff.server.settings import ServerSettings
 from distaff.server.testing import FakeEngine
 

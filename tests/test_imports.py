@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -24,19 +24,67 @@ MAY_IMPORT = {
     "server": set(FOLDERS),
 }
 ROOTS = {
-    "distaff.server.cli",
-    "distaff.server.worker",
-    "distaff.server.follower",
-    "distaff.server.serve",
+    "distaff.server.command.cli",
+    "distaff.server.worker.main",
+    "distaff.server.worker.follower",
+    "distaff.server.command.serve",
     "distaff.runtime.llm",
 }
-ENGINES = {"distaff.server.worker", "distaff.server.follower"}
+ENGINES = {"distaff.server.worker.main", "distaff.server.worker.follower"}
 """The modules of the server that are an engine process's main."""
 """The places that put the parts together."""
 
+LOOSE = ("model", "runtime", "server")
+"""Folders whose own files are nodes of the table: some are below the folders beside them, some above."""
+
+SHARED = {"runtime/request", "server/encode", "server/engine_client", "server/errors", "server/exit_codes"}
+"""What any part of the server may know: the request, the seam to the engine, errors, codes."""
+ARROWS = {
+    "checkpoints": {"model"},
+    "model/kernels": {"model"},
+    "runtime/policy": {"model", "runtime/request"},
+    "runtime/device": {"model", "runtime/policy", "runtime/request", "runtime/options", "runtime/threads"},
+    "runtime/cluster": {"model", "runtime/device", "runtime/options"},
+    "runtime/capacity": {"model", "model/kernels", "runtime/device"},
+    "server/tool_formats": {"checkpoints"},
+    "server/dispatch": SHARED,
+    "server/engines": {*SHARED, "model", "server/dispatch", "server/system", "server/vital"},
+    "server/worker": {
+        *{*SHARED, "model", "checkpoints", "server/engines", "server/logs", "server/progress"},
+        *{"server/settings", "server/system", "server/vital"},
+        *{"runtime/cluster", "runtime/device", "runtime/engine", "runtime/options", "runtime/policy"},
+    },
+    "server/protocol": {*SHARED, "checkpoints", "server/tool_formats"},
+    "server/text": {*SHARED, "checkpoints", "server/protocol", "server/system", "server/tool_formats"},
+    "server/protocol/openai": {*SHARED, "server/protocol", "server/text"},
+    "server/protocol/tgi": {*SHARED, "server/protocol", "server/text"},
+    "server/protocol/openapi": {
+        *{"server/metrics", "server/protocol", "server/protocol/openai", "server/protocol/tgi"},
+    },
+    "server/answering": {
+        *{*SHARED, "model", "checkpoints", "runtime/validation", "server/dispatch", "server/endings"},
+        *{"server/http", "server/keys", "server/metrics", "server/protocol", "server/protocol/openai"},
+        *{"server/settings", "server/text", "server/tool_formats"},
+    },
+    "server/routes": {
+        *{*SHARED, "model", "server/answering", "server/dispatch", "server/metrics", "server/protocol"},
+        *{"server/protocol/openai", "server/protocol/openapi", "server/protocol/tgi", "server/settings"},
+        *{"server/text", "server/versions"},
+    },
+    "server/command": {
+        *{*SHARED, "model", "checkpoints", "runtime/capacity", "runtime/options", "server/answering"},
+        *{"server/app", "server/dispatch", "server/engines", "server/keys", "server/logs", "server/progress"},
+        *{"server/settings", "server/system", "server/text", "server/versions", "server/vital"},
+        "server/worker",
+    },
+}
+"""Which folders a folder may import, the loose files of `LOOSE` by their own names; `model` stands for all
+loose files of it. No other arrow exists, and none that nobody needs is in the table."""
+
 HOST = [
     *("distaff.model.config", "distaff.model.parameters", "distaff.model.errors"),
-    *("distaff.runtime.request", "distaff.runtime.pages", "distaff.runtime.scheduler"),
+    "distaff.runtime.request",
+    *(f"distaff.runtime.policy.{path.stem}" for path in (ROOT / "runtime/policy").glob("[a-z]*.py")),
     "distaff.checkpoints.tokenizer",
 ]
 """Policy and text, in use where there is no accelerator and no JAX."""
@@ -52,6 +100,10 @@ class Module:
 
     name: str
     path: Path
+
+    @property
+    def is_package(self) -> bool:
+        return self.path.name == "__init__.py"
 
     @property
     def folder(self) -> str:
@@ -182,6 +234,68 @@ def test_imports_go_one_way(folder: str) -> None:
         allowed = MAY_IMPORT[folder] | ({"checkpoints"} if module.name == "distaff.runtime.llm" else set())
         crossed = {name.split(".")[1] for name in module.imports if name.startswith("distaff.")}
         assert crossed & set(FOLDERS) <= allowed, module.name
+
+
+def node_of(module: Module) -> str:
+    """A module's folder, or the module itself where it is a loose file of `LOOSE`."""
+    path = module.path.relative_to(ROOT)
+    folder = path.parent.as_posix()
+    loose = folder in LOOSE and path.name != "__init__.py"
+    return f"{folder}/{path.stem}" if loose else folder
+
+
+def home_of(name: str) -> str | None:
+    """The module that an imported name is, or is in; None for a package alone, which stands for its parts."""
+    if name in MODULES:
+        return None if MODULES[name].is_package else name
+    home = name.rpartition(".")[0]
+    return home if home in MODULES else None
+
+
+def arrows(by: Callable[[Module], str]) -> dict[str, set[str]]:
+    """Who imports whom, late imports and those for types included."""
+    found: dict[str, set[str]] = {by(module): set() for module in MODULES.values()}
+    for module in MODULES.values():
+        homes = {home for name in module.imports if (home := home_of(LAZY.get(name, name)))}
+        found[by(module)] |= {by(MODULES[home]) for home in homes} - {by(module)}
+    return found
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """One of a graph's circles; empty if there is none."""
+    done: set[str] = set()
+
+    def walk(node: str, way: list[str]) -> list[str]:
+        if node in way:
+            return way[way.index(node) :]
+        if node not in done:
+            for other in sorted(graph[node]):
+                if found := walk(other, [*way, node]):
+                    return found
+        done.add(node)
+        return []
+
+    return next((found for node in sorted(graph) if (found := walk(node, []))), [])
+
+
+def test_arrows_between_folders_are_those_of_the_table() -> None:
+    """Every one that exists is allowed, and every one that is allowed exists, but for those to `SHARED`."""
+    found = arrows(node_of)
+    folders = {node for node in found if (ROOT / node).is_dir() and node not in LOOSE}
+    assert folders == set(ARROWS)
+    for folder in folders:
+        reaches = {
+            "model" if node.startswith("model/") and node not in folders else node for node in found[folder]
+        }
+        assert reaches <= ARROWS[folder], folder
+        assert ARROWS[folder] - SHARED <= reaches, folder
+
+
+def test_nothing_imports_in_a_circle() -> None:
+    """Neither folders nor files."""
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+    assert circle(arrows(node_of)) == []
+    assert circle(arrows(lambda module: module.name)) == []
 
 
 def test_own_imports_are_relative_inside_the_four_folders() -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import jax
 
 from ...model.config import ModelConfig
-from ..buckets import Bucket
+from ..device.buckets import Bucket
 from .program import Blueprint, Workshop, can_compile
 from .report import Memory, Plan, Program
 from .sizing import Sizing, Wishes, find_chip

@@ -29,9 +29,9 @@ from ...model.parameters import is_linear
 from ...model.sharding import AXIS
 from ...model.target import Target
 from ...model.transformer import Skeleton
-from ..buckets import Bucket, Shapes
-from ..executables import Executables
-from ..steps import create_state
+from ..device.buckets import Bucket, Shapes
+from ..device.executables import Executables
+from ..device.steps import create_state
 from .chips import Chip, Topology
 from .hlo import collectives_of, kernels_of, traffic_of
 from .report import Program

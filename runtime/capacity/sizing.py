@@ -6,9 +6,9 @@ from functools import cached_property
 
 from ...model.config import ModelConfig
 from ...model.errors import ConfigError
-from ..buckets import Bucket, Shapes
-from ..memory import fitting_pages
-from ..settings import EngineSettings, derive_shapes, platform_of
+from ..device.buckets import Bucket, Shapes
+from ..device.memory import fitting_pages
+from ..device.settings import EngineSettings, derive_shapes, platform_of
 from .chips import CHIPS, Chip, Topology, larger
 from .host import measure_host
 from .report import Memory

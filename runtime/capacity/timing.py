@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ..buckets import choose
+from ..device.buckets import choose
 from .report import Rate, Step
 from .roofline import StepTime, step_time
 from .sizing import Sizing

@@ -10,18 +10,7 @@ from typing import Any
 from ...runtime.request import MAX_BIAS
 from ..errors import BadRequest
 from .fields import Fields, check_array, check_length, integers, shown, wrong_type
-from .kinds import (
-    MOST_TOKENS,
-    Boolean,
-    Described,
-    Integer,
-    Kind,
-    Limits,
-    Number,
-    Schema,
-    Shape,
-    String,
-)
+from .kinds import MOST_TOKENS, Boolean, Described, Integer, Kind, Limits, Number, Schema, Shape, String
 
 MOST_STOPS = 64
 STRICT_STOPS = 4

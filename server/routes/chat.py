@@ -5,12 +5,12 @@ Each station is a module of its own; this one only walks past them.
 
 from sanic import Blueprint, HTTPResponse
 
-from ..context import ApiRequest
-from ..exchange import answer
-from ..intake import read_call
-from ..protocol.chat import parse_chat
-from ..protocol.chat_reply import ChatReply
-from ..turn import take_turn
+from ..answering.chat_request import take_turn
+from ..answering.context import ApiRequest
+from ..answering.read_request import read_call
+from ..answering.respond import answer
+from ..protocol.openai.chat import parse_chat
+from ..protocol.openai.chat_reply import ChatReply
 
 blueprint = Blueprint("chat")
 

@@ -5,20 +5,20 @@ from dataclasses import replace
 from sanic import Blueprint, HTTPResponse
 
 from ...runtime.request import Request, SamplingParams
-from ..chat import ChoiceText
-from ..constraint import checked
-from ..context import ApiRequest
+from ..answering.chat_request import heading_of
+from ..answering.constraint import checked
+from ..answering.context import ApiRequest
+from ..answering.prompt import Prompt, encode_prompts, limited, sampling_params, sequences
+from ..answering.read_request import admit, read_call
+from ..answering.respond import answer
 from ..engine_client import EngineInfo
 from ..errors import BadRequest
-from ..exchange import answer
-from ..intake import admit, read_call
-from ..prompt import Prompt, encode_prompts, limited, sampling_params, sequences
-from ..protocol.completion_reply import CompletionReply, EchoedPrompt
-from ..protocol.completions import DEFAULT_TOKENS, CompletionCall, parse_completion
+from ..protocol.openai.completion_reply import CompletionReply, EchoedPrompt
+from ..protocol.openai.completions import DEFAULT_TOKENS, CompletionCall, parse_completion
 from ..protocol.sampling import check_token_ids
-from ..stops import StopSearch
-from ..text import ServedModel, SpecialsShown, TextModel
-from ..turn import heading_of
+from ..text.deltas import ChoiceText
+from ..text.stops import StopSearch
+from ..text.text_model import ServedModel, SpecialsShown, TextModel
 
 blueprint = Blueprint("completions")
 

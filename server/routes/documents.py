@@ -7,11 +7,11 @@ from typing import Any
 
 from sanic import Blueprint, HTTPResponse
 
-from ..context import ApiRequest, AppContext
-from ..protocol.encode import to_json
+from ..answering.context import ApiRequest, AppContext
+from ..encode import to_json
 from ..protocol.kinds import Limits
-from ..protocol.meanings import accepted
-from ..protocol.openapi import document
+from ..protocol.openapi.document import document
+from ..protocol.openapi.meanings import accepted
 from ..versions import own_version
 
 blueprint = Blueprint("documents")

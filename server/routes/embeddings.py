@@ -4,17 +4,17 @@ from sanic import Blueprint, HTTPResponse
 from sanic.exceptions import NotFound
 
 from ...runtime.request import EngineFailed, Request, SamplingParams
-from ..admission import most_together
-from ..context import ApiRequest
+from ..answering.context import ApiRequest
+from ..answering.prompt import encode_texts
+from ..answering.read_request import open_record, read_call
+from ..answering.respond import accounted
+from ..dispatch.admission import most_together
+from ..encode import to_json
 from ..engine_client import RequestFailed
 from ..errors import BadRequest
-from ..exchange import accounted
-from ..generation import Generation
-from ..intake import open_record, read_call
-from ..prompt import encode_texts
-from ..protocol.embeddings import embeddings, parse_embedding
-from ..protocol.encode import to_json
 from ..protocol.heading import fresh_id
+from ..protocol.openai.embeddings import embeddings, parse_embedding
+from ..text.generation import Generation
 
 blueprint = Blueprint("embeddings")
 

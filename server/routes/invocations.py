@@ -7,8 +7,8 @@ from typing import cast
 
 from sanic import Blueprint, HTTPResponse
 
-from ..context import ApiRequest
-from ..intake import read_body
+from ..answering.context import ApiRequest
+from ..answering.read_request import read_body
 from .chat import create_chat_completion
 from .completions import create_completion
 from .tgi import Handler, compat_generate, in_tgis_words

@@ -5,9 +5,9 @@ from urllib.parse import unquote
 
 from sanic import Blueprint, HTTPResponse
 
-from ..context import ApiRequest, AppContext
-from ..protocol.encode import to_json
-from ..protocol.meanings import ROUTES, describe
+from ..answering.context import ApiRequest, AppContext
+from ..encode import to_json
+from ..protocol.openapi.meanings import ROUTES, describe
 
 blueprint = Blueprint("models")
 

@@ -2,10 +2,10 @@
 
 from sanic import Blueprint, HTTPResponse
 
-from ..context import ApiRequest, AppContext
+from ..answering.context import ApiRequest, AppContext
+from ..encode import to_json
 from ..errors import ApiError, Unavailable
 from ..metrics import CONTENT_TYPE
-from ..protocol.encode import to_json
 
 LONGEST_SILENCE = 10.0
 """Seconds without a sign of life from the engine after which this server calls itself sick."""

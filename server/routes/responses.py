@@ -2,12 +2,12 @@
 
 from sanic import Blueprint, HTTPResponse
 
-from ..context import ApiRequest
-from ..exchange import answer
-from ..intake import read_call
-from ..protocol.response_reply import ResponseReply
-from ..protocol.responses import parse_response
-from ..turn import take_turn
+from ..answering.chat_request import take_turn
+from ..answering.context import ApiRequest
+from ..answering.read_request import read_call
+from ..answering.respond import answer
+from ..protocol.openai.response_reply import ResponseReply
+from ..protocol.openai.responses import parse_response
 
 blueprint = Blueprint("responses")
 

@@ -12,23 +12,23 @@ from typing import Any
 from sanic import Blueprint, HTTPResponse
 
 from ...model.errors import DistaffError
-from ..admission import most_together
-from ..chat import ChoiceText
-from ..constraint import checked
-from ..context import ApiRequest
+from ..answering.constraint import checked
+from ..answering.context import ApiRequest
+from ..answering.prompt import Prompt, sampling_params, sequences
+from ..answering.read_request import admit, note_unknown, read_body
+from ..answering.respond import answer
+from ..dispatch.admission import most_together
+from ..encode import to_json
 from ..engine_client import EngineInfo
 from ..errors import BadRequest, as_api_error
-from ..exchange import answer
-from ..intake import admit, note_unknown, read_body
-from ..prompt import Prompt, sampling_params, sequences
-from ..protocol.encode import to_json
 from ..protocol.heading import fresh_id
 from ..protocol.sampling import MOST_STOPS
-from ..protocol.tgi import DEFAULT_TOKENS, GenerateCall, parse_generate
-from ..protocol.tgi_headers import early_headers
-from ..protocol.tgi_reply import GenerateReply, error_body
-from ..stops import StopSearch
-from ..text import TextModel
+from ..protocol.tgi.generate import DEFAULT_TOKENS, GenerateCall, parse_generate
+from ..protocol.tgi.headers import early_headers
+from ..protocol.tgi.reply import GenerateReply, error_body
+from ..text.deltas import ChoiceText
+from ..text.stops import StopSearch
+from ..text.text_model import TextModel
 from ..versions import own_version
 
 blueprint = Blueprint("tgi")

@@ -8,21 +8,21 @@ from typing import Any
 
 from sanic import Blueprint, HTTPResponse
 
-from ..context import ApiRequest
+from ..answering.context import ApiRequest
+from ..answering.prompt import render
+from ..answering.read_request import note_unknown, read_body
+from ..encode import to_json
 from ..errors import BadRequest
-from ..intake import note_unknown, read_body
-from ..prompt import render
-from ..protocol.chat import read_model, read_rendering
-from ..protocol.encode import to_json
 from ..protocol.fields import missing
 from ..protocol.kinds import Described, Limits
 from ..protocol.messages import check_contents, read_messages
-from ..protocol.parameters import CHAT_TOKENIZE, DETOKENIZE, TOKENIZE
+from ..protocol.openai.chat import read_model, read_rendering
+from ..protocol.openai.parameters import CHAT_TOKENIZE, DETOKENIZE, TOKENIZE
 from ..protocol.sampling import no_such_token, read_ids
 from ..protocol.table import Parameters
 from ..protocol.tools import read_tools
 from ..settings import ServerSettings
-from ..text import SpecialsShown, TextModel, TokenTexts
+from ..text.text_model import SpecialsShown, TextModel, TokenTexts
 from ..versions import own_version
 
 blueprint = Blueprint("tokens")

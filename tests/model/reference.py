@@ -17,14 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from distaff.model.cache import TILE, Batch, Cache, Tiles, create_cache
 from distaff.model.config import ModelConfig
 from distaff.model.parameters import parameter_shapes
-from distaff.model.sharding import (
-    CACHE,
-    REPLICATED,
-    create_mesh,
-    over_shares,
-    pad_config,
-    place_all,
-)
+from distaff.model.sharding import CACHE, REPLICATED, create_mesh, over_shares, pad_config, place_all
 from distaff.model.target import Target
 from distaff.model.transformer import Skeleton
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from distaff.runtime.admission import check
-from distaff.runtime.buckets import Bucket, Layout, Shapes
-from distaff.runtime.packing import adjustments_of, pack
+from distaff.runtime.device.buckets import Bucket, Layout, Shapes
+from distaff.runtime.device.packing import adjustments_of, pack
+from distaff.runtime.policy.sequence import Row, Sequence
 from distaff.runtime.request import Request
-from distaff.runtime.sequence import Row, Sequence
+from distaff.runtime.validation import check
 
 PAGE = 16
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import pytest
 
-from distaff.runtime import settings
+from distaff.runtime.device import settings
+from distaff.runtime.device.runner import Runner
+from distaff.runtime.device.settings import EngineSettings, Platform
 from distaff.runtime.engine import Engine
 from distaff.runtime.request import Request
-from distaff.runtime.runner import Runner
-from distaff.runtime.settings import EngineSettings, Platform
 
 from .tiny import CONFIG, Ear, Turns, make_parameters
 

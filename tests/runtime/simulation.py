@@ -8,11 +8,11 @@ twice over the wrong tokens, or a row fed with somebody else's sample all end in
 import hashlib
 from collections.abc import Sequence as List
 
-from distaff.runtime.ledger import Ledger, Sampled
-from distaff.runtime.pages import PagePool
+from distaff.runtime.policy.output_processor import Ledger, Sampled
+from distaff.runtime.policy.pages import PagePool
+from distaff.runtime.policy.scheduler import Scheduler
+from distaff.runtime.policy.sequence import Plan, Row, Sequence
 from distaff.runtime.request import Request, SamplingParams
-from distaff.runtime.scheduler import Scheduler
-from distaff.runtime.sequence import Plan, Row, Sequence
 
 STOP = 0
 """The id that ends a sequence; the device draws it once in 16."""

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from distaff.runtime.admission import check
 from distaff.runtime.request import MAX_TEMPERATURE, InvalidRequest, Request, SamplingParams
+from distaff.runtime.validation import check
 
 from .admitted import assert_packs
 

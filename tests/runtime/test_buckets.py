@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distaff.runtime.buckets import Bucket, Layout, Shapes, choose
+from distaff.runtime.device.buckets import Bucket, Layout, Shapes, choose
 
 SIZES = st.builds(
     lambda slots, more, tile: Shapes(slots=slots, budget=slots + more, page_size=16, table=9, tile=tile),

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from distaff.runtime.compilation_cache import compilation_folder, keep_compiled, processor_digest
+from distaff.runtime.device.compilation_cache import compilation_folder, keep_compiled, processor_digest
 
 
 def test_compiled_programs_are_kept_where_only_we_can_write(tmp_path: Path):

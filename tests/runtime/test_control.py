@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distaff.model.errors import ConfigError
-from distaff.runtime import control
-from distaff.runtime.control import (
+from distaff.runtime.cluster import control
+from distaff.runtime.cluster.control import (
     Beat,
     Digest,
     Failed,
@@ -25,7 +25,7 @@ from distaff.runtime.control import (
     Stranger,
     greet,
 )
-from distaff.runtime.wishes import Membership
+from distaff.runtime.options import Membership
 
 SECRET = b"s" * 32
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from distaff.runtime.device.settings import EngineSettings
 from distaff.runtime.engine import Engine
 from distaff.runtime.request import Request, TokenEvent
-from distaff.runtime.settings import EngineSettings
 
 from .conftest import Bench
 from .test_drafts import foresee

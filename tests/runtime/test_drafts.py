@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distaff.runtime.drafts import MOST, NGRAM, Drafter, allot
+from distaff.runtime.policy.drafts import MOST, NGRAM, Drafter, allot
 from distaff.runtime.request import Request
 
 from .conftest import Bench

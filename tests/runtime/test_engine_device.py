@@ -9,8 +9,8 @@ import pytest
 
 from distaff.model.sharding import create_mesh
 from distaff.model.transformer import Skeleton
-from distaff.runtime.executables import Executables
-from distaff.runtime.steps import create_state
+from distaff.runtime.device.executables import Executables
+from distaff.runtime.device.steps import create_state
 
 from .tiny import CONFIG, Ear, ask
 

@@ -5,10 +5,10 @@ import time
 
 import pytest
 
+from distaff.runtime.device.runner import Runner
+from distaff.runtime.device.settings import EngineSettings
 from distaff.runtime.engine import Engine
 from distaff.runtime.request import EngineFailed, InvalidRequest, NotReady, Request, SamplingParams
-from distaff.runtime.runner import Runner
-from distaff.runtime.settings import EngineSettings
 
 from .tiny import CONFIG, POISON, Ear, ask, assert_greedy, random_prompt, tokens_of
 

@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distaff.runtime import packing, readout
-from distaff.runtime.drafts import Drafter
-from distaff.runtime.ledger import Ledger
+from distaff.runtime.device import packing, readout
+from distaff.runtime.device.runner import Flight, Runner
 from distaff.runtime.loop import Loop
-from distaff.runtime.pages import PagePool
-from distaff.runtime.prefix import PrefixCache
+from distaff.runtime.policy.drafts import Drafter
+from distaff.runtime.policy.output_processor import Ledger
+from distaff.runtime.policy.pages import PagePool
+from distaff.runtime.policy.prefix import PrefixCache
+from distaff.runtime.policy.scheduler import Scheduler
+from distaff.runtime.policy.scores import PromptScores
+from distaff.runtime.policy.sequence import Plan, Sequence, SequenceFault
 from distaff.runtime.request import EngineFailed, TokenEvent
-from distaff.runtime.runner import Flight, Runner
-from distaff.runtime.scheduler import Scheduler
-from distaff.runtime.scores import PromptScores
-from distaff.runtime.sequence import Plan, Sequence, SequenceFault
 
 from .simulation import Device, alone, make_sequence
 from .tiny import Ear, Turns, ask, assert_greedy

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from distaff.model.errors import ConfigError
-from distaff.runtime import cluster, control, lockstep
-from distaff.runtime.control import Stranger
-from distaff.runtime.lockstep import Follower, Leader
-from distaff.runtime.runner import Runner
-from distaff.runtime.wishes import Membership
+from distaff.runtime.cluster import control, lockstep
+from distaff.runtime.cluster.control import Stranger
+from distaff.runtime.cluster.lockstep import Follower, Leader
+from distaff.runtime.device import processes as cluster
+from distaff.runtime.device.runner import Runner
+from distaff.runtime.options import Membership
 
 from ..patience import patient
 from .tiny import ask

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from distaff.runtime.mailboxes import Mailboxes
+from distaff.runtime.event_queues import Mailboxes
 from distaff.runtime.request import EngineFailed, InvalidRequest, TokenEvent
 
 

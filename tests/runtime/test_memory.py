@@ -9,9 +9,9 @@ import pytest
 
 from distaff.model.cache import create_cache, page_bytes
 from distaff.model.config import ModelConfig
-from distaff.runtime import memory
-from distaff.runtime.buckets import Shapes
-from distaff.runtime.memory import OutOfMemory, free_bytes, size_pool
+from distaff.runtime.device import memory
+from distaff.runtime.device.buckets import Shapes
+from distaff.runtime.device.memory import OutOfMemory, free_bytes, size_pool
 
 CONFIG = ModelConfig(
     vocabulary=99, layers=3, width=32, feed_forward=48, heads=4, kv_heads=2, head_size=8, context=100

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distaff.runtime.pace import PATIENCE, Pace
+from distaff.runtime.policy.step_times import PATIENCE, Pace
 
 from .simulation import Loop
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distaff.runtime.buckets import Bucket, Layout, Shapes
-from distaff.runtime.packing import pack
+from distaff.runtime.device.buckets import Bucket, Layout, Shapes
+from distaff.runtime.device.packing import pack
+from distaff.runtime.policy.sequence import Row, Sequence
 from distaff.runtime.request import Request, SamplingParams
-from distaff.runtime.sequence import Row, Sequence
 
 SHAPES = Shapes(slots=4, budget=32, page_size=4, table=8, tile=8)
 DECODE = Bucket(kind="decode", tokens=4, rows=4)

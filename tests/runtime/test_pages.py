@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from distaff.runtime.pages import Content, PagePool, chain_digest
+from distaff.runtime.policy.pages import Content, PagePool, chain_digest
 
 PAGES = 6
 

@@ -5,10 +5,10 @@ import threading
 import numpy as np
 import pytest
 
+from distaff.runtime.device.runner import Runner
+from distaff.runtime.device.settings import EngineSettings
 from distaff.runtime.engine import Engine
 from distaff.runtime.request import InvalidRequest
-from distaff.runtime.runner import Runner
-from distaff.runtime.settings import EngineSettings
 
 from .tiny import CONFIG, WEIGHTS, ask, assert_greedy, reference_logits, tokens_of
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distaff.runtime.sampling import WINDOW, Adjustments, RowParams, _thresholds, sample
+from distaff.runtime.device.sampling import WINDOW, Adjustments, RowParams, _thresholds, sample
 
 SMALL, LARGE = 50, 128 * 128 + 77
 """A vocabulary within the window and within one block, and one of more than 128 blocks."""

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from distaff.model.errors import ConfigError
-from distaff.runtime.settings import PLATFORMS, EngineSettings, compute_dtype, derive_shapes, pages_of
+from distaff.runtime.device.settings import PLATFORMS, EngineSettings, compute_dtype, derive_shapes, pages_of
 
 from .test_memory import CONFIG, CPU, gpu
 

@@ -35,9 +35,9 @@ import os, threading
 import jax
 jax.config.update("jax_platforms", "cpu")
 from distaff.runtime.engine import Engine
-from distaff.runtime.executables import Executables
+from distaff.runtime.device.executables import Executables
 from distaff.runtime.request import Request, SamplingParams
-from distaff.runtime.settings import EngineSettings
+from distaff.runtime.device.settings import EngineSettings
 from tests.runtime.tiny import CONFIG, make_parameters
 engine = Engine(CONFIG, make_parameters(), EngineSettings(slots=2, prefill_tokens=16))
 engine.warm_up()

@@ -8,11 +8,11 @@ import pytest
 
 from distaff.model.config import ModelConfig, MoEConfig
 from distaff.model.transformer import random_parameters
-from distaff.runtime.buckets import Bucket, Shapes
+from distaff.runtime.device.buckets import Bucket, Shapes
+from distaff.runtime.device.settings import EngineSettings
+from distaff.runtime.device.trials import trial_rows
 from distaff.runtime.engine import Engine
 from distaff.runtime.request import NOT_FINITE
-from distaff.runtime.settings import EngineSettings
-from distaff.runtime.trials import trial_rows
 
 MIXTRAL = ModelConfig(
     vocabulary=64, layers=1, width=16, feed_forward=24, heads=2, kv_heads=1, head_size=8, context=64,

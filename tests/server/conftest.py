@@ -20,7 +20,7 @@ from distaff.server.app import create_app
 from distaff.server.http import HardenedHttp
 from distaff.server.settings import ServerSettings
 from distaff.server.testing import FakeEngine, FakeText
-from distaff.server.text import ServedModel
+from distaff.server.text.text_model import ServedModel
 
 MODEL = "org/fake-model"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from distaff.runtime.request import Request, SamplingParams, TokenEvent
-from distaff.server.event_stream import BufferedStream
+from distaff.server.dispatch.event_stream import BufferedStream
 
 SCRIPT = Path(__file__).with_name("fake_engine_process.py")
 

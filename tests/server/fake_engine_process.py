@@ -21,11 +21,11 @@ from pathlib import Path
 
 from distaff.checkpoints.errors import CheckpointError
 from distaff.runtime.request import EngineStats, InvalidRequest, Request, TokenEvent
-from distaff.server import wire
 from distaff.server.engine_client import EngineInfo
+from distaff.server.engines import wire
 from distaff.server.logs import configure_logging
-from distaff.server.pump import OnEvents, Send
-from distaff.server.worker import serve
+from distaff.server.worker.engine_server import OnEvents, Send
+from distaff.server.worker.main import serve
 
 INFO = EngineInfo(context=4096, vocabulary=259, slots=4, fingerprint="0123456789")
 STEP_SECONDS = 0.02

@@ -4,11 +4,11 @@ import os
 import sys
 
 from distaff.server.app import RUN_OPTIONS, create_app
+from distaff.server.command.listener import listen
 from distaff.server.keys import configured_keys
-from distaff.server.listener import listen
 from distaff.server.settings import ServerSettings
 from distaff.server.testing import FakeEngine, FakeText
-from distaff.server.text import ServedModel
+from distaff.server.text.text_model import ServedModel
 
 if __name__ == "__main__":
     words = dict(zip(sys.argv, sys.argv[1:], strict=False))

@@ -6,12 +6,12 @@ import itertools
 from collections.abc import Callable
 
 from distaff.runtime.request import EngineFailed, EngineStats, Request, SamplingParams, TokenEvent
-from distaff.server.admission import Admission
-from distaff.server.dispatcher import Dispatcher
+from distaff.server.dispatch.admission import Admission
+from distaff.server.dispatch.dispatcher import Dispatcher
+from distaff.server.dispatch.event_stream import BufferedStream
+from distaff.server.dispatch.forecast import Steps
+from distaff.server.dispatch.places import Place
 from distaff.server.engine_client import EngineInfo, EngineState
-from distaff.server.event_stream import BufferedStream
-from distaff.server.forecast import Steps
-from distaff.server.places import Place
 
 SLOTS = 3
 INFO = EngineInfo(context=4096, vocabulary=1000, slots=SLOTS, fingerprint="0" * 10)

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distaff.server.authorization import NO_KEY, OPEN_PATHS, _hint
-from distaff.server.chat_client import ChatClient
+from distaff.server.answering.authorization import NO_KEY, OPEN_PATHS, _hint
+from distaff.server.command.chat_client import ChatClient
 from distaff.server.exit_codes import Failed
 from distaff.server.keys import Keys
 
@@ -316,7 +316,7 @@ class TestTheTerminal:
         assert key not in str(refusal.value)
 
     def test_the_command_takes_it_from_the_environment(self, keyed, monkeypatch):
-        command = [sys.executable, "-m", "distaff.server.cli", "chat", "--url", keyed.url]
+        command = [sys.executable, "-m", "distaff.server.command.cli", "chat", "--url", keyed.url]
         run = partial(subprocess.run, command, input="hi\n", capture_output=True, text=True, timeout=60)
         monkeypatch.setenv("DISTAFF_API_KEY", SECOND)
         assert (run().stdout, run().returncode) == ("Hello, world!\n", 0)
@@ -327,7 +327,7 @@ class TestTheTerminal:
     @pytest.mark.filterwarnings("ignore:os.fork")  # of JAX, which other tests have loaded; the child execs
     def test_its_own_server_has_a_key_of_its_own(self, monkeypatch, tmp_path):
         """Whatever keys the environment holds, and whether or not there is one for the client."""
-        from distaff.server import own_server
+        from distaff.server.command import own_server
 
         stand_in = tmp_path / "python"
         script = Path(__file__).with_name("own_server_stand_in.py")

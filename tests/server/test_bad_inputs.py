@@ -10,7 +10,8 @@ import httpx
 import jiter
 import pytest
 
-from distaff.server import exchange, intake
+from distaff.server.answering import read_request as intake
+from distaff.server.answering import respond as exchange
 from distaff.server.protocol.body import MOST_KEYS, MOST_PARTS
 from distaff.server.testing import FakeText
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distaff.server.encode import to_json, to_json_by_items
 from distaff.server.errors import BadRequest
 from distaff.server.protocol.body import MOST_PARTS, has_too_many_parts
-from distaff.server.protocol.chat import parse_chat
-from distaff.server.protocol.encode import to_json, to_json_by_items
+from distaff.server.protocol.openai.chat import parse_chat
 
 TEXT = st.text('\\"[{:,]}x')
 VALUES = st.recursive(

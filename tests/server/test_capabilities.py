@@ -2,7 +2,7 @@
 
 import pytest
 
-from distaff.server.protocol.meanings import MEANINGS, OWN_MEANINGS, ROUTES, describe
+from distaff.server.protocol.openapi.meanings import MEANINGS, OWN_MEANINGS, ROUTES, describe
 
 from ..tools.api_tables import PAGE, filled
 

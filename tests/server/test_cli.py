@@ -18,7 +18,10 @@ def distaff(*words: str, stdin: str = "", seconds: float = SECONDS) -> tuple[int
     """Runs the command; returns its code, its output and the lines on stderr."""
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "distaff.server.cli", *words], input=stdin, capture_output=True, text=True
+        [sys.executable, "-m", "distaff.server.command.cli", *words],
+        input=stdin,
+        capture_output=True,
+        text=True,
     )
     assert time.monotonic() - began < patient(seconds)
     return done.returncode, done.stdout, done.stderr.splitlines()
@@ -99,9 +102,8 @@ def test_every_flag_of_serve_is_in_the_readme():
 
 
 def test_importing_the_command_line_imports_nothing_heavy():
-    code = (
-        "import sys, distaff.server.cli; print({'jax', 'sanic', 'transformers', 'numpy'} & set(sys.modules))"
-    )
+    heavy = "{'jax', 'sanic', 'transformers', 'numpy'}"
+    code = f"import sys, distaff.server.command.cli; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

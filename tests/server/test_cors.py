@@ -7,10 +7,10 @@ import pytest
 from sanic import Sanic
 
 from distaff.model.errors import ConfigError
+from distaff.server.answering.cors import parse_origin
 from distaff.server.app import create_app
-from distaff.server.cors import parse_origin
+from distaff.server.command.exposure import check_origins
 from distaff.server.exit_codes import REFUSED_SETTING, Failed
-from distaff.server.exposure import check_origins
 from distaff.server.keys import Keys
 from distaff.server.settings import ServerSettings
 from distaff.server.testing import FakeEngine

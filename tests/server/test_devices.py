@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distaff.model.errors import ConfigError
-from distaff.server.devices import device_variables, may_have_tpu, share_of_cores
+from distaff.server.worker.device_shares import device_variables, may_have_tpu, share_of_cores
 
 
 @given(replicas=st.integers(2, 9), cores=st.lists(st.integers(0, 500), min_size=1, max_size=99, unique=True))
@@ -68,7 +68,7 @@ def test_a_list_too_short_is_refused():
 def test_a_process_claims_its_share_before_jax_and_a_lone_one_claims_nothing(replicas: int):
     """In a process of its own, for affinity and environment are the whole process's."""
     code = (
-        "import json, os, sys; from distaff.server.devices import claim_devices;"
+        "import json, os, sys; from distaff.server.worker.device_shares import claim_devices;"
         f"before = dict(os.environ); claim_devices({replicas - 1}, {replicas});"
         "assert 'jax' not in sys.modules;"
         "print(json.dumps([sorted(os.sched_getaffinity(0)), dict(os.environ) == before]))"

@@ -11,7 +11,7 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from distaff.server import generation
+from distaff.server.text import generation
 
 
 def wait_until(condition, seconds=5.0):

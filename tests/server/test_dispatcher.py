@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from distaff.runtime.request import EngineFailed, Overloaded
-from distaff.server.admission import Admission
-from distaff.server.run import MOST_DEATHS_IN_ALL, PROGRESS_CRASHED, PROGRESS_KILLED
+from distaff.server.dispatch.admission import Admission
+from distaff.server.dispatch.run import MOST_DEATHS_IN_ALL, PROGRESS_CRASHED, PROGRESS_KILLED
 
 from .scripted import INFO, POISON, SLOTS, World, heard, request, token_at
 

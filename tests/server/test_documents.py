@@ -5,7 +5,7 @@ import re
 import httpx
 
 from distaff.server.metrics import CONTENT_TYPE
-from distaff.server.protocol.meanings import ROUTES
+from distaff.server.protocol.openapi.meanings import ROUTES
 
 
 def test_every_route_is_described(http, server):

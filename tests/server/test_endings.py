@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distaff.server import generation
 from distaff.server.endings import CUT_SHORT, REFUSALS
 from distaff.server.engine_client import MOVE_CAUSES
 from distaff.server.errors import RenderingOverloaded
 from distaff.server.metrics import Metrics
 from distaff.server.testing import FakeEngine, FakeText
+from distaff.server.text import generation
 
 from .conftest import Server
 

@@ -12,9 +12,10 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distaff.server import exit_codes, serve
-from distaff.server.cli import app, run
-from distaff.server.endpoint import serve_arguments, unheeded
+from distaff.server import exit_codes
+from distaff.server.command import serve
+from distaff.server.command.cli import app, run
+from distaff.server.command.endpoint import serve_arguments, unheeded
 from distaff.server.exit_codes import Failed
 
 NOWHERE = Path("/no/such/repository")
@@ -183,7 +184,7 @@ def test_it_serves_what_it_understood(monkeypatch, caplog):
             pass
 
     monkeypatch.setattr(serve, "WebProcess", WebProcess)
-    monkeypatch.setattr("distaff.server.cli.configure_logging", lambda level: caplog.set_level(level))
+    monkeypatch.setattr("distaff.server.command.cli.configure_logging", lambda level: caplog.set_level(level))
     for name, value in {
         "MODEL_ID": "smollm2", "PORT": port, "MAX_INPUT_LENGTH": "16", "MAX_TOTAL_TOKENS": "64",
         "MAX_CONCURRENT_REQUESTS": "3", "HF_TOKEN": "hf_secret", "ROPE_FACTOR": "2",
@@ -210,7 +211,7 @@ def test_it_serves_what_it_understood(monkeypatch, caplog):
 )
 def test_a_mistake_ends_the_process_with_a_line_and_a_code(environment, code, hint):
     done = subprocess.run(
-        [sys.executable, "-m", "distaff.server.cli", "endpoint"],
+        [sys.executable, "-m", "distaff.server.command.cli", "endpoint"],
         env=os.environ | environment,
         capture_output=True,
         text=True,

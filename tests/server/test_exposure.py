@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distaff.server import exit_codes, serve
-from distaff.server.cli import app, run
+from distaff.server import exit_codes
+from distaff.server.command import serve
+from distaff.server.command.cli import app, run
+from distaff.server.command.exposure import check_exposure, is_loopback, warn_of_exposure
 from distaff.server.exit_codes import Failed
-from distaff.server.exposure import check_exposure, is_loopback, warn_of_exposure
 from distaff.server.keys import Keys
 
 KEYS = Keys(["sk-0123456789"])
@@ -86,7 +87,7 @@ class TestServe:
                 pass
 
         monkeypatch.setattr(serve, "WebProcess", WebProcess)
-        monkeypatch.setattr("distaff.server.cli.configure_logging", lambda level: None)
+        monkeypatch.setattr("distaff.server.command.cli.configure_logging", lambda level: None)
         return made
 
     @staticmethod

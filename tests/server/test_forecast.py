@@ -1,7 +1,7 @@
 """How long sequences are thought to take, from those that have ended."""
 
 from distaff.runtime.request import Request, SamplingParams
-from distaff.server.forecast import Forecast
+from distaff.server.dispatch.forecast import Forecast
 
 from .scripted import STEPS
 

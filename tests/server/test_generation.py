@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from distaff.server import generation
-from distaff.server.generation import Generation
 from distaff.server.testing import FakeEngine
+from distaff.server.text import generation
+from distaff.server.text.generation import Generation
 
 from .engine_processes import request, until
 

@@ -8,11 +8,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from distaff.runtime.request import TokenEvent, TokenLogprobs
-from distaff.server.chat import ChoiceText, End, Piece
-from distaff.server.logprobs import FLOOR
-from distaff.server.protocol.chat_reply import FoldedChoice
-from distaff.server.protocol.encode import to_json
-from distaff.server.stops import StopSearch
+from distaff.server.encode import to_json
+from distaff.server.protocol.openai.chat_reply import FoldedChoice
+from distaff.server.text.deltas import ChoiceText, End, Piece
+from distaff.server.text.logprobs import FLOOR
+from distaff.server.text.stops import StopSearch
 
 
 class Pieces:

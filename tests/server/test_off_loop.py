@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from distaff.server import off_loop
+from distaff.server.answering import off_loop
+from distaff.server.answering.off_loop import FairPool, OffLoop
 from distaff.server.errors import RenderingOverloaded
-from distaff.server.off_loop import FairPool, OffLoop
 
 
 class Gate:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from distaff.server import admission
+from distaff.server.dispatch import admission
 from distaff.server.testing import FakeEngine
 
 from ..patience import patient

@@ -4,11 +4,11 @@ import jax.numpy as jnp
 import pytest
 from jax.errors import JaxRuntimeError
 
-from distaff.runtime.memory import OutOfMemory
+from distaff.runtime.device.memory import OutOfMemory
 from distaff.server import exit_codes
+from distaff.server.engines.worker_settings import WorkerSettings
 from distaff.server.exit_codes import Failed
-from distaff.server.worker import memory_refused
-from distaff.server.worker_settings import WorkerSettings
+from distaff.server.worker.main import memory_refused
 
 
 def test_what_jax_cannot_allocate_does_not_fit():

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from distaff.server import cli, exit_codes
+from distaff.server import exit_codes
+from distaff.server.command import cli
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LLAMA = str(CONFIGS / "llama-3.1-8b.json")

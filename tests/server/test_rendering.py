@@ -17,8 +17,8 @@ from distaff.checkpoints.tokenizer import ChatTokenizer
 from distaff.checkpoints.tokenizer_parts import TokenizerParts
 from distaff.model.errors import DistaffError
 from distaff.runtime.request import Overloaded
-from distaff.server import rendering
-from distaff.server.rendering import PROCESSES, RemoteTemplate
+from distaff.server.text import rendering
+from distaff.server.text.rendering import PROCESSES, RemoteTemplate
 
 from ..checkpoints.making import CHATML, byte_level
 from .conftest import MODEL, Server

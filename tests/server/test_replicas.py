@@ -10,12 +10,14 @@ import psutil
 import pytest
 
 from distaff.runtime.request import EngineFailed, EngineStats, NotReady, Overloaded, Request
-from distaff.server import child, exit_codes, wire
-from distaff.server.admission import Admission
-from distaff.server.event_stream import BufferedStream
-from distaff.server.replicas import EngineGroup
-from distaff.server.routing import BLOCK
-from distaff.server.supervisor import GivenUp, News
+from distaff.server import exit_codes
+from distaff.server.dispatch.admission import Admission
+from distaff.server.dispatch.event_stream import BufferedStream
+from distaff.server.dispatch.routing import BLOCK
+from distaff.server.engines import process as child
+from distaff.server.engines import wire
+from distaff.server.engines.replicas import EngineGroup
+from distaff.server.engines.supervisor import GivenUp, News
 
 from ..patience import patient
 from .engine_processes import collect, command, request, until

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distaff.server import routing
-from distaff.server.routing import BLOCK, LEAD, Router, block_digests
+from distaff.server.dispatch import routing
+from distaff.server.dispatch.routing import BLOCK, LEAD, Router, block_digests
 
 REPLICAS = 3
 

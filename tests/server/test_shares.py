@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from distaff.runtime.request import Overloaded, Request, SamplingParams
-from distaff.server.admission import MOST_TOKENS, Admission
-from distaff.server.fair_queue import FairQueue
-from distaff.server.forecast import Forecast, Steps, wait
-from distaff.server.line import Line, line_before
+from distaff.server.dispatch.admission import MOST_TOKENS, Admission
+from distaff.server.dispatch.fair_queue import FairQueue
+from distaff.server.dispatch.forecast import Forecast, Steps, wait
+from distaff.server.dispatch.line import Line, line_before
 
 from .scripted import SLOTS, World, request
 

@@ -16,7 +16,7 @@ PROGRAM = """
     from distaff.server.app import RUN_OPTIONS, create_app
     from distaff.server.settings import ServerSettings
     from distaff.server.testing import FakeEngine, FakeText
-    from distaff.server.text import ServedModel
+    from distaff.server.text.text_model import ServedModel
 
     logging.basicConfig(level=logging.WARNING)
     engine = FakeEngine("x" * 200)

@@ -202,7 +202,7 @@ def test_headers_of_a_stream(ask):
 
 
 def test_silence_is_filled_with_comments(ask, engine, monkeypatch):
-    monkeypatch.setattr("distaff.server.exchange.KEEP_ALIVE_SECONDS", 0.05)
+    monkeypatch.setattr("distaff.server.answering.respond.KEEP_ALIVE_SECONDS", 0.05)
     engine.delay = 0.12
     reply = ask(stream=True, max_tokens=1)
     assert reply.text.startswith(": keep-alive\n\n: keep-alive\n\ndata: {")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distaff.runtime.request import InvalidRequest, NotReady, Request, TokenEvent
-from distaff.server.submissions import Submissions
+from distaff.server.worker.submissions import Submissions
 
 from .engine_processes import request
 

@@ -13,12 +13,14 @@ import psutil
 import pytest
 
 from distaff.runtime.request import EngineFailed, NotReady, Request
-from distaff.server import child, exit_codes, wire
+from distaff.server import exit_codes
+from distaff.server.dispatch.event_stream import BufferedStream
 from distaff.server.engine_client import EngineState
-from distaff.server.event_stream import BufferedStream
-from distaff.server.replicas import EngineGroup
-from distaff.server.restart_budget import RestartBudget
-from distaff.server.supervisor import EngineProcess, GivenUp, Lost, News
+from distaff.server.engines import process as child
+from distaff.server.engines import wire
+from distaff.server.engines.replicas import EngineGroup
+from distaff.server.engines.restart_budget import RestartBudget
+from distaff.server.engines.supervisor import EngineProcess, GivenUp, Lost, News
 
 from ..patience import patient
 from .engine_processes import collect, command, request, until

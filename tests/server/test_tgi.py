@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distaff.server.protocol.tgi_headers import late_headers
+from distaff.server.protocol.tgi.headers import late_headers
 
 
 def post(http, path="/generate", inputs="Say", stream=None, **parameters):

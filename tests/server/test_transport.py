@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from distaff.server.context import network_of
+from distaff.server.answering.context import network_of
 from distaff.server.http import MOST_CRUMBS
 
 from ..patience import patient

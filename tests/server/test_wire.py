@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distaff.runtime.request import EngineStats, Request, SamplingParams, TokenEvent, TokenLogprobs
-from distaff.server import wire
 from distaff.server.engine_client import EngineInfo
+from distaff.server.engines import wire
 
 TO_ENGINE = [
     wire.Submit(

@@ -8,14 +8,14 @@ import signal
 import sys
 from pathlib import Path
 
-from distaff.server.cli import run
-from distaff.server.listener import listen
+from distaff.server.command.cli import run
+from distaff.server.command.listener import listen
+from distaff.server.command.serve import WebProcess
 from distaff.server.logs import configure_logging
 from distaff.server.progress import progress_display
-from distaff.server.serve import WebProcess
 from distaff.server.settings import ServerSettings
 from distaff.server.testing import FakeText
-from distaff.server.text import ServedModel
+from distaff.server.text.text_model import ServedModel
 
 ENGINE = Path(__file__).with_name("fake_engine_process.py")
 

@@ -173,7 +173,7 @@ def _asked(inputs: str, tokens: int) -> dict[str, object]:
 def test_what_the_model_cannot_honour_ends_it(variables: dict[str, str], message: str):
     """The engine says so, with the value; exit code 78."""
     done = subprocess.run(
-        [sys.executable, "-m", "distaff.server.cli", "endpoint"],
+        [sys.executable, "-m", "distaff.server.command.cli", "endpoint"],
         env=os.environ | {"PORT": str(free_port()), **variables},
         capture_output=True,
         text=True,

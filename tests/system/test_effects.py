@@ -15,7 +15,7 @@ import pytest
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from distaff.server.protocol.parameters import CHAT
+from distaff.server.protocol.openai.parameters import CHAT
 
 from .asking import Answer, Asker, Body, make_folder
 from .conftest import running

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from distaff.checkpoints.grammar import json_schema_grammar
 from distaff.runtime.request import EngineStats, Request, SamplingParams, TokenEvent
-from distaff.server import wire
-from distaff.server.child import Child
 from distaff.server.engine_client import EngineInfo
-from distaff.server.worker_settings import WorkerSettings
+from distaff.server.engines import wire
+from distaff.server.engines.process import Child
+from distaff.server.engines.worker_settings import WorkerSettings
 
 from ..checkpoints.making import make_model, save_folder
 
@@ -36,7 +36,7 @@ class Worker:
         self._news = asyncio.Event()
 
     async def start(self, settings: WorkerSettings) -> None:
-        command = [sys.executable, "-m", "distaff.server.worker", settings.to_argument()]
+        command = [sys.executable, "-m", "distaff.server.worker.main", settings.to_argument()]
         self.child = await Child.spawn(command, self._receive)
 
     def _receive(self, frame: wire.ToWeb) -> None:

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from distaff.server.protocol.meanings import ROUTES, table
+from distaff.server.protocol.openapi.meanings import ROUTES, table
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 

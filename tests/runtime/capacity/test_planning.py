@@ -19,7 +19,7 @@ from distaff.runtime.capacity import planning, program
 from distaff.runtime.capacity.chips import CHIPS, parse_topology
 from distaff.runtime.capacity.planning import make_plan
 from distaff.runtime.capacity.sizing import Sizing, Wishes, find_chip
-from distaff.runtime.memory import OutOfMemory, size_pool
+from distaff.runtime.device.memory import OutOfMemory, size_pool
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LLAMA_8B = read_outline(str(CONFIGS / "llama-3.1-8b.json"))

@@ -18,11 +18,11 @@ from distaff.model.quantize import quantize
 from distaff.model.sharding import create_mesh, pad_config, place_all
 from distaff.model.target import Target
 from distaff.model.transformer import Skeleton, random_parameters
-from distaff.runtime.buckets import Bucket, Shapes
 from distaff.runtime.capacity.hlo import collectives_of
 from distaff.runtime.capacity.work import Counted
-from distaff.runtime.executables import Executables
-from distaff.runtime.steps import create_state
+from distaff.runtime.device.buckets import Bucket, Shapes
+from distaff.runtime.device.executables import Executables
+from distaff.runtime.device.steps import create_state
 
 FLOAT32 = jnp.dtype("float32")
 LLAMA = ModelConfig(

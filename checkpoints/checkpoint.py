@@ -1,0 +1,38 @@
+"""`Checkpoint`: what every format of checkpoint is to those who read it, once it is open."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ..model.config import ModelConfig
+from .generation import GenerationDefaults
+
+
+class Checkpoint(Protocol):
+    """An opened checkpoint, whatever its format.
+
+    Attributes:
+      path: where it is. config: the model. generation: its end tokens and sampling defaults.
+      int8: linear weights are, with scales beside them (see `model/quantize.py`).
+      fingerprint: 64 hexadecimal digits that identify the weights: a store's manifest digest; for other
+        formats a digest over config, headers, file sizes and times of change.
+      nbytes: of all tensors as `tensors` yields them.
+    """
+
+    path: Path
+    config: ModelConfig
+    generation: GenerationDefaults
+    int8: bool
+    fingerprint: str
+    nbytes: int
+
+    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+        """`(name, values)`, one in memory at a time, in the order of `parameter_shapes`, linears
+        `[inputs, outputs]`.
+
+        Raises:
+          CheckpointError: the weights are damaged or changed while they were read.
+        """
+        ...

@@ -1,0 +1,254 @@
+"""The connection between the leader of several processes and a follower: typed frames, a secret, heartbeats.
+
+Knows nothing of steps or devices. Each end has a thread that writes what is queued and one that reads; nobody
+who sends ever waits, least of all for a device. A peer is lost when its end closes, when it sends what is no
+frame, or when it has been silent for too long. No JAX.
+"""
+
+import hmac
+import logging
+import queue
+import secrets
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from ...model.errors import DistaffError
+
+log = logging.getLogger(__name__)
+
+BEAT_SECONDS = 1.0
+SILENCE_SECONDS = 7.0
+"""A peer that has said nothing for so long is lost: within ten seconds everybody has heard of it."""
+GREETING_SECONDS = 10.0
+"""Within which a peer must have proved itself, however it deals out its bytes."""
+
+_NONCE = 32
+_LONGEST = 64 << 20
+_LENGTH = struct.Struct(">I")
+
+
+class Frame(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Base of all frames; told apart by the class's name."""
+
+
+class Launch(Frame, frozen=True):
+    """Leader: run this bucket's step on this buffer (i32, as bytes), after all that came before."""
+
+    number: int
+    bucket: int
+    buffer: bytes
+
+
+class Prepare(Frame, frozen=True):
+    """Leader: make this slot ready, with a bias (f32) and marks (u8) of each id, as bytes."""
+
+    slot: int
+    bias: bytes
+    marks: bytes
+
+
+class Digest(Frame, frozen=True):
+    """Follower: what a step sampled, as a hash."""
+
+    number: int
+    digest: bytes
+
+
+class Beat(Frame, frozen=True):
+    """Either: I am here."""
+
+
+class Goodbye(Frame, frozen=True):
+    """Either: nothing more will come from here; all is well."""
+
+
+class Failed(Frame, frozen=True):
+    """Either: I cannot go on, for this reason, and neither can you without me.
+
+    Attributes:
+      code: the exit code that fits the reason, for all; None where the loss itself is the reason.
+    """
+
+    reason: str
+    code: int | None = None
+
+
+Lost = Callable[[str, int | None], None]
+"""Told once why this process cannot go on, and with which exit code if the reason has one; must end it."""
+
+
+_DECODER = msgspec.msgpack.Decoder(Launch | Prepare | Digest | Beat | Goodbye | Failed)
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+class Stranger(DistaffError):
+    """Who connected does not know the secret."""
+
+
+def greet(connection: socket.socket, secret: bytes, own: bytes, theirs: bytes, process: int = 0) -> int:
+    """Both ends prove that they know the secret; `own` and `theirs` name the two roles.
+
+    Args:
+      process: this process's number.
+
+    Returns:
+      The peer's process number, which its proof vouches for.
+
+    Raises:
+      Stranger: the peer does not prove it, within the time for it.
+    """
+    deadline = time.monotonic() + GREETING_SECONDS
+    try:
+        nonce, number = secrets.token_bytes(_NONCE), _LENGTH.pack(process)
+        connection.settimeout(GREETING_SECONDS)
+        connection.sendall(nonce + number)
+        their_nonce = _exactly(connection, _NONCE, deadline)
+        their_number = _exactly(connection, _LENGTH.size, deadline)
+        connection.sendall(_proof(secret, own + number, their_nonce))
+        proof = _exactly(connection, _NONCE, deadline)
+        if not hmac.compare_digest(proof, _proof(secret, theirs + their_number, nonce)):
+            raise Stranger("a peer on the control connection does not know the secret")
+    except OSError as error:
+        raise Stranger(f"a peer on the control connection fell silent ({error})") from None
+    connection.settimeout(None)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return _LENGTH.unpack(their_number)[0]
+
+
+def _proof(secret: bytes, role: bytes, nonce: bytes) -> bytes:
+    return hmac.digest(secret, role + nonce, "sha256")
+
+
+def _exactly(connection: socket.socket, count: int, deadline: float | None = None) -> bytes:
+    parts = bytearray()
+    while len(parts) < count:
+        if deadline is not None:
+            connection.settimeout(max(0.001, deadline - time.monotonic()))
+        part = connection.recv(count - len(parts))
+        if not part:
+            raise ConnectionError("the connection was closed")
+        parts += part
+    return bytes(parts)
+
+
+class Peer:
+    """One end of a greeted connection. Any thread may `send`.
+
+    Attributes:
+      name: what errors call the other end.
+      written: set when all that was sent before `close` is on its way, or cannot be.
+    """
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        name: str,
+        receive: Callable[[Any], None],
+        lost: Lost,
+    ) -> None:
+        """Starts to read, to write and to beat.
+
+        Args:
+          receive: hears every frame but beats and failures, on the reading thread.
+          lost: is told why the peer is gone, unless one of both has said goodbye.
+        """
+        self.name = name
+        self._connection, self._receive, self._lost = connection, receive, lost
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._heard = 0
+        self._closing, self._all_read = threading.Event(), threading.Event()
+        self.written = threading.Event()
+        self._parting = False
+        for work in (self._read, self._write, self._watch):
+            threading.Thread(
+                target=self._run, args=(work,), name=f"control{work.__name__}", daemon=True
+            ).start()
+
+    def send(self, frame: Frame) -> None:
+        """Queues a frame; never waits."""
+        body = _ENCODER.encode(frame)
+        self._outbox.put(_LENGTH.pack(len(body)) + body)
+
+    def close(self) -> None:
+        """Sends what is queued, then ends the connection; from here on the peer may go."""
+        self._closing.set()
+        self._outbox.put(None)
+
+    def end(self, reason: str, code: int | None = None) -> None:
+        """The peer is gone, or must be."""
+        if not self._closing.is_set():
+            self._closing.set()
+            self._lost(reason, code)
+
+    def _run(self, work: Callable[[], None]) -> None:
+        """One of the threads' work. A peer of which one of them has failed is as good as gone."""
+        try:
+            work()
+        except Exception as error:
+            log.exception("a thread of the connection to %s failed", self.name)
+            self.end(f"{self.name} is lost: unexpected {type(error).__name__} on our side")
+
+    def _write(self) -> None:
+        try:
+            while (data := self._outbox.get()) is not None:
+                self._connection.sendall(data)
+            self._connection.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self.end(f"{self.name} is lost: {error}")
+        self.written.set()
+        self._all_read.wait()
+        self._connection.close()
+
+    def _read(self) -> None:
+        try:
+            for frame in self._frames():
+                self._hear(frame)
+            self.end(f"{self.name} is lost: it closed the connection")
+        except (OSError, msgspec.DecodeError, ValueError) as error:
+            self.end(f"{self.name} is lost: {error}")
+        self._all_read.set()
+        if not self._parting:  # after a goodbye our own is still to be written, and `close` ends the writing
+            self._outbox.put(None)
+
+    def _hear(self, frame: Any) -> None:
+        match frame:
+            case Beat():
+                return
+            case Failed(reason, code):
+                self.end(f"{self.name} gave up: {reason}", code)
+                return
+            case Goodbye():
+                self._parting = True
+                self._closing.set()  # from here on the peer may go
+        self._receive(frame)
+
+    def _frames(self) -> Iterator[Any]:
+        while True:
+            try:
+                (length,) = _LENGTH.unpack(_exactly(self._connection, _LENGTH.size))
+            except ConnectionError:
+                return
+            if length > _LONGEST:
+                raise ValueError(f"a frame of {length} bytes; expected at most {_LONGEST}")
+            frame = _DECODER.decode(_exactly(self._connection, length))
+            self._heard += 1
+            yield frame
+
+    def _watch(self) -> None:
+        """Beats, and counts silence in our own waking time: for our own stops the peer is not to blame."""
+        silence, heard, before = 0.0, self._heard, time.monotonic()
+        while not self._closing.wait(BEAT_SECONDS):
+            self.send(Beat())
+            now = time.monotonic()
+            silence += min(now - before, 2 * BEAT_SECONDS)
+            before = now
+            if self._heard != heard:
+                silence, heard = 0.0, self._heard
+            if silence >= SILENCE_SECONDS:
+                self.end(f"{self.name} is lost: silent for {silence:.0f} s")

@@ -1,0 +1,1 @@
+"""Steps on the device: their shapes, their inputs, their programs, their state."""

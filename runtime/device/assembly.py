@@ -1,0 +1,56 @@
+"""From a model, its parameters and an operator's wishes to a `Runner`, of a lone engine, leader or follower.
+
+Every process of a mesh must come to the same sizes, since they are part of what it compiles.
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ...model.config import ModelConfig
+from ...model.quantize import is_int8
+from ...model.sharding import pad_config
+from ...model.target import Target
+from ...model.transformer import Skeleton
+from .memory import size_pool
+from .processes import agree, least
+from .runner import Followers, Runner
+from .settings import EngineSettings, cache_dtype, derive_shapes
+
+
+def assemble(
+    config: ModelConfig,
+    parameters: Mapping[str, jax.Array],
+    settings: EngineSettings,
+    mesh: Mesh,
+    followers: Followers | None = None,
+) -> Runner:
+    """Sizes the KV pool and makes the runner; compiles nothing yet.
+
+    Raises:
+      ConfigError: settings that the model or machine cannot honour.
+      OutOfMemory: no room for the KV pool.
+    """
+    devices, dtype = mesh.local_devices, cache_dtype(settings.kv_cache_dtype, parameters["embed"].dtype)
+    shapes = derive_shapes(config, settings, devices[0])
+    padded = pad_config(config, mesh.size)
+    if mesh.is_multi_process:
+        agree({"the digest of the weights": digest_of_whole(parameters)})
+    pages = least(size_pool(padded, shapes, dtype, devices, settings.kv_pages, settings.replicas))
+    target = Target.of(mesh, dict(settings.kernels), int8=is_int8(parameters))
+    return Runner(Skeleton.of(config, target), mesh, parameters, shapes, pages, dtype, followers)
+
+
+def digest_of_whole(parameters: Mapping[str, jax.Array]) -> str:
+    """Hexadecimal digits over the parameters that every device holds whole: norms, and experts' routers.
+
+    Enough to tell two checkpoints of one configuration apart, and a moment's work.
+    """
+    digest = hashlib.sha256()
+    for name, values in sorted(parameters.items()):
+        if values.is_fully_replicated:
+            digest.update(name.encode() + np.asarray(values.addressable_data(0)).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,116 @@
+"""The compiled steps, none of which a request ever waits for.
+
+Steps are lowered from abstract shapes and kept as `Compiled` objects: calling one with anything but its exact
+shapes is an error, never a silent compilation. The first few suffice for any request; the others may follow
+while those serve. `CompilationCounter` holds the promise to account.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from ...model.sharding import REPLICATED, over_shares
+from ...model.transformer import Skeleton
+from .buckets import Bucket, Layout, Shapes
+from .steps import STATE, DeviceState, make_step, prepare_slot
+
+Progress = Callable[[int, int], None]
+"""Told `(done, total)` after each executable."""
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+class Executables:
+    """The compiled steps of an engine, by bucket, and the small one that makes a slot ready."""
+
+    def __init__(self, skeleton: Skeleton, shapes: Shapes, mesh: Mesh | AbstractMesh) -> None:
+        self._skeleton = skeleton
+        self._shapes = shapes
+        self._mesh = mesh
+        self._steps: dict[Bucket, jax.stages.Compiled] = {}
+        self._prepare: jax.stages.Compiled | None = None
+        self.layouts = {bucket: Layout(bucket, shapes) for bucket in shapes.buckets()}
+
+    def compile(
+        self, buckets: Sequence[Bucket], leaves: tuple[Any, ...], state: DeviceState, progress: Progress
+    ) -> None:
+        """Compiles some buckets' steps for parameters and a state of these shapes (arrays or abstract)."""
+        if self._prepare is None:
+            self._prepare = self._trace_prepare(state).lower().compile()
+        for done, bucket in enumerate(buckets, start=1):
+            self._steps[bucket] = self.lower(bucket, leaves, state).compile()
+            progress(done, len(buckets))
+
+    def lower(self, bucket: Bucket, leaves: tuple[Any, ...], state: DeviceState) -> jax.stages.Lowered:
+        """A bucket's step, lowered for parameters and a state of these shapes."""
+        return self.trace(bucket, leaves, state).lower()
+
+    def trace(self, bucket: Bucket, leaves: tuple[Any, ...], state: DeviceState) -> jax.stages.Traced:
+        """A bucket's step as JAX sees it; the mesh may be one without devices."""
+        step = make_step(self._skeleton, bucket, self._shapes)
+        buffer = jax.ShapeDtypeStruct((self.layouts[bucket].size,), jnp.int32)
+        specs = self._skeleton.specs(), STATE, REPLICATED
+        return self._trace(step, (leaves, state, buffer), specs, (STATE, REPLICATED), 1)
+
+    def _trace_prepare(self, state: DeviceState) -> jax.stages.Traced:
+        size = self._skeleton.config.vocabulary
+        slot = jax.ShapeDtypeStruct((), jnp.int32)
+        bias_V = jax.ShapeDtypeStruct((size,), jnp.float32)
+        marks_V = jax.ShapeDtypeStruct((size,), jnp.uint8)
+        specs = (STATE, *[REPLICATED] * 3)
+        return self._trace(prepare_slot, (state, slot, bias_V, marks_V), specs, STATE, 0)
+
+    def _trace(
+        self, function: Callable[..., Any], arguments: Any, specs: Any, out_specs: Any, donated: int
+    ) -> jax.stages.Traced:
+        """Traces a function of one device's share, mapped over the mesh; argument `donated` is given up."""
+        mapped = over_shares(function, self._mesh, specs, out_specs)
+        return jax.jit(mapped, donate_argnums=donated).trace(*_abstract(arguments, specs, self._mesh))
+
+    def step(self, bucket: Bucket) -> jax.stages.Compiled:
+        """The executable of a bucket."""
+        return self._steps[bucket]
+
+    def prepare(self, state: DeviceState, slot: int, bias_V: np.ndarray, marks_V: np.ndarray) -> DeviceState:
+        """Makes a slot ready for a sequence that adjusts logits."""
+        assert self._prepare is not None, "not compiled yet"
+        return self._prepare(state, np.int32(slot), bias_V, marks_V)
+
+
+def _abstract(tree: Any, specs: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """Shapes and types of a tree's arrays, placed as `specs`, a tree or a beginning of one, says."""
+
+    def place(spec: PartitionSpec, part: Any) -> Any:
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part)
+
+    return jax.tree.map(place, specs, tree)
+
+
+class CompilationCounter:
+    """Counts what XLA compiles (or loads from its cache) on one thread, from `start` on."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._counting = False
+        self._thread: threading.Thread | None = None
+
+    def start(self, thread: threading.Thread) -> None:
+        """Begins to count what is compiled on this thread."""
+        self._counting, self._thread = True, thread
+        jax.monitoring.register_event_duration_secs_listener(self._hear)
+
+    def stop(self) -> None:
+        """Counts no more, and is forgotten by JAX. Idempotent."""
+        if self._counting:
+            self._counting = False
+            jax.monitoring.unregister_event_duration_listener(self._hear)
+
+    def _hear(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event == _COMPILED and threading.current_thread() is self._thread:
+            self.count += 1

@@ -1,0 +1,122 @@
+"""How many pages the KV pool gets: from what is free, from what could ever be used, or as the user says."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+import psutil
+
+from ...model.cache import page_bytes
+from ...model.config import ModelConfig
+from ...model.errors import DistaffError
+from .buckets import Shapes
+
+log = logging.getLogger(__name__)
+
+CPU_SHARE = 1 / 8
+"""The pool's share of free host memory: it lives beside everything else that the host runs."""
+DEVICE_SHARE = 0.9
+"""The pool's share of free accelerator memory; the rest is for the steps' temporaries."""
+
+_CGROUP = Path("/sys/fs/cgroup")
+_MIB = 1 << 20
+
+
+class OutOfMemory(DistaffError):
+    """There is no room for a useful KV pool."""
+
+
+class Device(Protocol):
+    """What is asked of a `jax.Device` here."""
+
+    @property
+    def platform(self) -> str: ...
+
+    def memory_stats(self) -> dict[str, Any] | None: ...
+
+
+def size_pool(
+    config: ModelConfig,
+    shapes: Shapes,
+    dtype: jnp.dtype,
+    devices: Sequence[Device],
+    pages: int | None,
+    replicas: int = 1,
+) -> int:
+    """Decides how many pages to hand out (the trash page comes on top), and says how in one log line.
+
+    Args:
+      config: padded for the devices (`model.sharding.pad_config`). devices: those of the mesh that are here;
+        each holds the same share of every page.
+      pages: the user's own number; None derives it.
+      replicas: engines that share the host's memory. An accelerator belongs to one alone.
+
+    Raises:
+      OutOfMemory: not even one page a slot fits, or the user's number is more than what is free.
+    """
+    device = devices[0]
+    size = page_bytes(config, shapes.page_size, dtype)
+    useful = shapes.slots * shapes.table
+    free = free_bytes(device) if device.platform == "cpu" else min(map(free_bytes, devices)) * len(devices)
+    share = _share(device.platform, replicas)
+    fitting = fitting_pages(free, size, device.platform, replicas)
+    chosen = min(useful, fitting) if pages is None else pages
+    if 0 < free < chosen * size:  # a device may not say what is free
+        raise OutOfMemory(
+            f"{chosen} KV pages of {size} bytes are {chosen * size // _MIB} MiB; expected at most "
+            f"{free // size} pages, for {free // _MIB} MiB are free on {device.platform}"
+        )
+    if chosen < min(shapes.slots, useful):
+        raise OutOfMemory(
+            f"room for {chosen} KV pages of {size} bytes ({free // _MIB} MiB free on {device.platform}); "
+            f"expected at least one for each of {shapes.slots} slots: take fewer slots or a smaller model"
+        )
+    log.info(
+        "KV pool: %d pages of %d tokens = %d tokens, %d MiB (%s; %d slots x %d tokens need %d pages, "
+        "%.3g%% of %d MiB free hold %d)",
+        chosen, shapes.page_size, chosen * shapes.page_size, chosen * size // _MIB,
+        "derived" if pages is None else "as told", shapes.slots, shapes.table * shapes.page_size,
+        useful, share * 100, free // _MIB, fitting,
+    )  # fmt: skip
+    return chosen
+
+
+def fitting_pages(free: int, size: int, platform: str, replicas: int = 1) -> int:
+    """How many pages of `size` bytes the pool takes of `free` bytes on a kind of device."""
+    return _steady(int(free * _share(platform, replicas)) // size, platform)
+
+
+def _share(platform: str, replicas: int) -> float:
+    return CPU_SHARE / replicas if platform == "cpu" else DEVICE_SHARE
+
+
+def _steady(pages: int, platform: str) -> int:
+    """The number, rounded down so that it is the same at the next start.
+
+    The pool's size is part of every compiled step, so a number that follows each change of free memory would
+    have all of them compiled again. A host's free memory moves a lot: a power of two. A device's is what the
+    weights leave: a 32nd.
+    """
+    power = 1 << max(0, pages.bit_length() - 1)
+    return min(pages, power) if platform == "cpu" else pages // max(1, power // 32) * max(1, power // 32)
+
+
+def free_bytes(device: Device) -> int:
+    """Bytes that are free: of the accelerator, or of the host within its control group's limit."""
+    if device.platform != "cpu":
+        stats = device.memory_stats() or {}
+        return int(stats.get("bytes_limit", 0)) - int(stats.get("bytes_in_use", 0))
+    available = psutil.virtual_memory().available
+    limit, used = _read(_CGROUP / "memory.max"), _read(_CGROUP / "memory.current")
+    return available if limit is None or used is None else min(available, limit - used)
+
+
+def _read(path: Path) -> int | None:
+    """A control group's number; None where there is none or it says `max`."""
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None

@@ -1,0 +1,287 @@
+"""What the engine's thread does on the device: holds parameters and state, launches plans, reads samples.
+
+Launching returns before the step has run; reading waits for it. Not thread-safe: after `warm_up` all calls
+come from the engine's thread, but for `compile_rest`, which may work beside it: what it has compiled lies
+ready for `adopt`.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from ...model.transformer import Skeleton
+from ..policy.output_processor import Sampled
+from ..policy.sequence import Plan, Row
+from ..threads import AwaitedThread
+from .buckets import Bucket, Shapes, choose
+from .executables import Executables, Progress
+from .packing import adjustments_of, pack, pack_masked, sampling_lines
+from .processes import meet
+from .readout import read_chunks, read_samples
+from .sampling import Samples
+from .steps import STATE, DeviceState, Outcome, Scores, create_state
+from .trials import trial_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A step on its way.
+
+    Attributes:
+      plan, bucket: what was planned, and in which bucket. launched: when (`time.monotonic`).
+      samples, scores: what will come.
+      masked: the rows that were sampled under masks, and what will come of them.
+      faults: rows among them whose masks could not be had, and why.
+    """
+
+    plan: Plan
+    bucket: Bucket
+    launched: float
+    samples: Samples
+    scores: Scores | None
+    masked: tuple[list[Row], Samples] | None = None
+    faults: dict[Row, Exception] = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        """Whether the device has finished it."""
+        last = self.masked[1] if self.masked else self.samples
+        # Every array of JAX's has the method; `jax.Array` does not declare it.
+        return bool(last.token_B.is_ready())  # type: ignore[attr-defined]
+
+
+class Followers(Protocol):
+    """Hears what is launched here, before it is, and what came of it; see `lockstep.py`."""
+
+    def launch(self, bucket: int, buffer: np.ndarray) -> None: ...
+
+    def prepare(self, slot: int, bias_V: np.ndarray, marks_V: np.ndarray) -> None: ...
+
+    def settle(self, token_B: np.ndarray) -> None: ...
+
+    def farewell(self) -> None: ...
+
+
+class Runner:
+    """A model on a mesh of devices, with its KV pool and its compiled steps.
+
+    Attributes:
+      shapes, pages: the sizes it is compiled for; the trash page not counted.
+      kernels: `(operation, way)` of those that compute.
+      ready: the buckets that can be launched, with the seconds of a trial.
+      slowest_step: seconds of the slowest trial so far.
+    """
+
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        mesh: Mesh,
+        parameters: Mapping[str, jax.Array],
+        shapes: Shapes,
+        pages: int,
+        cache_dtype: jnp.dtype,
+        followers: Followers | None = None,
+    ) -> None:
+        """Compiles nothing yet.
+
+        Args:
+          parameters: placed on the mesh as `model.sharding.placements` says.
+          pages: those to hand out; the trash page comes on top. cache_dtype: of keys and values in them.
+          followers: other processes that run the same steps on their shares.
+        """
+        self._followers = followers
+        self._together = mesh.is_multi_process
+        self._leaves = skeleton.flatten(parameters)
+        self._vocabulary = skeleton.config.vocabulary
+        self.shapes = shapes
+        self._buckets = shapes.buckets()
+        self._create_state = jax.jit(
+            lambda: create_state(skeleton, shapes, pages + 1, cache_dtype),
+            out_shardings=state_shardings(mesh),
+        )
+        self._executables = Executables(skeleton, shapes, mesh)
+        self.pages = pages
+        self.kernels = skeleton.target.kernels.names
+        self.ready: dict[Bucket, float] = {}
+        self.slowest_step = 0.0
+        self._compiled: queue.SimpleQueue[Bucket] = queue.SimpleQueue()
+
+    def warm_up(self, progress: Progress) -> None:
+        """Allocates the pool, compiles the steps that suffice for any request and runs them.
+
+        Several processes compile all of them, for they must launch the same ones.
+        """
+        buckets = self._buckets if self._together else self.shapes.essential()
+        allocation = _Background(self._create_state)
+        self._abstract_state = jax.eval_shape(self._create_state)
+        self._executables.compile(buckets, self._leaves, self._abstract_state, progress)
+        self._state: DeviceState = allocation.result()
+        meet()  # so that a step's time is not that of another process's compilation
+        for bucket in buckets:
+            self._try(bucket)
+        if self.shapes.scores:
+            self._time(buckets[0], scored=True)  # the slowest that there is, but not what one takes usually
+        self.prepare(0, np.zeros(self._vocabulary, np.float32), np.zeros(self._vocabulary, np.uint8))
+
+    def compile_rest(self, stop: threading.Event) -> None:
+        """Compiles what `warm_up` has left out, for `adopt`, until it is told to stop.
+
+        In the end all steps are to be tried again: a trial takes longer while another step is compiled.
+        """
+        missing = [bucket for bucket in self._buckets if bucket not in self.ready]
+        for bucket in missing:
+            if stop.is_set():
+                return
+            self._executables.compile([bucket], self._leaves, self._abstract_state, lambda *_: None)
+            self._compiled.put(bucket)
+        for bucket in self._buckets if missing else []:
+            self._compiled.put(bucket)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something to `adopt`."""
+        return not self._compiled.empty()
+
+    def adopt(self) -> tuple[Bucket, float]:
+        """Makes a compiled step ready, having tried it; returns its seconds."""
+        bucket = self._compiled.get()
+        return bucket, self._try(bucket)
+
+    def _try(self, bucket: Bucket) -> float:
+        """Seconds of a step of full rows, and the bucket is ready."""
+        seconds = self._time(bucket)
+        self.ready = {**self.ready, bucket: seconds}  # a new mapping: other threads iterate over the old one
+        return seconds
+
+    def _time(self, bucket: Bucket, *, scored: bool = False) -> float:
+        """Seconds of a step of full rows. Where it is the only trial, the second run counts: the first one
+        takes longer."""
+        buffer, _ = self._pack(bucket, trial_rows(bucket, self.shapes, self._vocabulary, scored=scored))
+        if self._together:
+            self._dispatch(bucket, buffer)[0].token_B.block_until_ready()
+        begun = time.monotonic()
+        self._dispatch(bucket, buffer)[0].token_B.block_until_ready()
+        seconds = time.monotonic() - begun
+        self.slowest_step = max(self.slowest_step, seconds)
+        return seconds
+
+    def launch(self, plan: Plan) -> Flight:
+        """Dispatches a step; the device runs it after those launched before.
+
+        Raises:
+          SequenceFault: a row cannot be packed; nothing has been dispatched.
+        """
+        for row in plan.rows:
+            if row.first and row.sequence.request.params.adjusts:
+                self._prepare(row)
+        bucket = choose(self.ready, self._kind(plan), plan.tokens)
+        buffer, _ = self._pack(bucket, plan.rows)
+        self._tell(bucket, buffer)
+        return Flight(plan, bucket, time.monotonic(), *self._dispatch(bucket, buffer))
+
+    def sample_masked(self, flight: Flight) -> Flight:
+        """Draws for the rows of a step whose logits wait for masks: what came before must have been read."""
+        rows = [row for row in flight.plan.rows if row.held and not row.sequence.finished]
+        if not rows:
+            return flight
+        bucket = choose(self.ready, "sample", len(rows))
+        buffer, faults = self._pack(bucket, rows)
+        self._tell(bucket, buffer)
+        return replace(flight, masked=(rows, self._dispatch(bucket, buffer)[0]), faults=faults)
+
+    def replay(self, bucket: int, buffer: np.ndarray) -> Samples:
+        """Dispatches what another process has launched: the bucket's number and its packed inputs."""
+        return self._dispatch(self._buckets[bucket], buffer)[0]
+
+    def prepare(self, slot: int, bias_V: np.ndarray, marks_V: np.ndarray) -> None:
+        """Makes a slot ready for a sequence that adjusts logits; see `sampling.Adjustments`."""
+        self._state = self._executables.prepare(self._state, slot, bias_V, marks_V)
+
+    def close(self) -> None:
+        """Lets the followers go; nothing is launched after this. Idempotent."""
+        if self._followers:
+            self._followers.farewell()
+
+    def _kind(self, plan: Plan) -> str:
+        return "decode" if self.shapes.single or (plan.is_decode and not plan.scored) else "mixed"
+
+    def _pack(self, bucket: Bucket, rows: list[Row]) -> tuple[np.ndarray, dict[Row, Exception]]:
+        layout = self._executables.layouts[bucket]
+        if bucket.kind == "sample":
+            return pack_masked(rows, layout, self.shapes)
+        return pack(rows, bucket, layout, self.shapes), {}
+
+    def _prepare(self, row: Row) -> None:
+        tables = adjustments_of(row.sequence, self._vocabulary)
+        if self._followers:
+            self._followers.prepare(row.slot, *tables)
+        self.prepare(row.slot, *tables)
+
+    def _tell(self, bucket: Bucket, buffer: np.ndarray) -> None:
+        """Followers hear of what is about to be dispatched here."""
+        if self._followers:
+            self._followers.launch(self._buckets.index(bucket), buffer)
+
+    def _dispatch(self, bucket: Bucket, buffer: np.ndarray) -> Outcome:
+        self._state, outcome = self._executables.step(bucket)(self._leaves, self._state, buffer)
+        outcome[0].token_B.copy_to_host_async()
+        return outcome
+
+    def read(self, flight: Flight) -> list[tuple[Row, Sampled | Exception]]:
+        """Waits for a step; each row that samples, with its samples, and each that failed, with why.
+
+        What was asked of prompts' tokens goes to their sequences.
+        """
+        rows, lines = flight.plan.rows, sampling_lines(flight.plan, flight.bucket)
+        free = [(row, at) for row, at in zip(rows, lines, strict=True) if row.samples and not row.held]
+        heard = self._settle(free, flight.samples)
+        faults = dict(flight.faults)
+        if flight.scores and flight.plan.scored:
+            faults |= read_chunks(rows, flight.scores)
+        masked, samples = flight.masked or ([], None)
+        drawn: dict[Row, Sampled | Exception] = {}
+        if samples:
+            drawn = dict(self._settle([(row, range(n, n + 1)) for n, row in enumerate(masked)], samples))
+        heard += [(row, drawn.get(row, [])) for row in rows if row.held]
+        return [(row, faults.pop(row, sampled)) for row, sampled in heard] + list(faults.items())
+
+    def _settle(
+        self, rows: list[tuple[Row, range]], samples: Samples
+    ) -> list[tuple[Row, Sampled | Exception]]:
+        if self._followers:
+            self._followers.settle(np.asarray(samples.token_B))
+        return read_samples(rows, samples)
+
+
+def state_shardings(mesh: Mesh) -> DeviceState:
+    """How the state lies on a mesh."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), STATE)
+
+
+class _Background:
+    """A computation in a thread of its own; its result or its exception is collected once."""
+
+    def __init__(self, compute: Callable[[], Any]) -> None:
+        self._outcome: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+        AwaitedThread("allocation", lambda: self._run(compute), lambda: None).start()
+
+    def _run(self, compute: Callable[[], Any]) -> None:
+        try:
+            self._outcome.put((jax.block_until_ready(compute()), None))
+        except Exception as error:
+            self._outcome.put((None, error))
+
+    def result(self) -> Any:
+        """Waits for the outcome."""
+        value, error = self._outcome.get()
+        if error is not None:
+            raise error
+        return value

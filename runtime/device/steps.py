@@ -1,0 +1,310 @@
+"""The device's side of a step: one pure function per bucket, its state donated.
+
+A step takes the parameters, the state and one packed buffer, and returns the new state and the samples:
+embed, all layers, the head on the rows that sample, the sampler. Nothing else crosses to the host. What
+goes into the buffer is decided in `runner.py`, how it is laid out in `buckets.py`. On a mesh every device
+runs the step on its share of the parameters and of the cache; everything else is the same on all.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ...model.cache import Batch, Cache, Tiles, create_cache
+from ...model.sharding import CACHE, REPLICATED, pad_config
+from ...model.transformer import Skeleton, Transformer
+from ..request import MAX_TOP_LOGPROBS
+from .buckets import Bucket, Layout, Shapes
+from .sampling import Adjustments, RowParams, Samples, allowed_of, logprobs, sample
+
+
+class DeviceState(NamedTuple):
+    """What lives on the device between steps; every step consumes it and returns its successor.
+
+    Attributes:
+      cache: the KV pools.
+      last_S: i32 `[slots]`, each slot's newest sample: the next step's input before the host has seen it.
+      counts_SV, bias_SV, marks_SV: `[slots, V]`, see `sampling.Adjustments`; kept for sequences that adjust
+        logits only.
+      logits_SV: f32 `[slots, V]`, left behind for those whose sample waits for a mask; of one slot where
+        there are no grammars, for JAX 0.11's compiler dies of an array without elements on a mesh.
+      broken_S: bool `[slots]`, whether a number that is not finite has come up in each slot's sequence.
+      broken_P: bool `[pages]`, the same of each page, for those who find it later.
+    """
+
+    cache: Cache
+    last_S: jax.Array
+    counts_SV: jax.Array
+    bias_SV: jax.Array
+    marks_SV: jax.Array
+    logits_SV: jax.Array
+    broken_S: jax.Array
+    broken_P: jax.Array
+
+
+class Scores(NamedTuple):
+    """What a mixed step says of its T tokens beside its samples, of those that have a target.
+
+    Attributes:
+      logprob_TX, top_TX: as `Samples` has them, of the token that follows each.
+      hidden_BD: f32 `[B, D]`, the sum of each row's final hidden states.
+    """
+
+    logprob_TX: jax.Array
+    top_TX: jax.Array
+    hidden_BD: jax.Array
+
+
+Outcome = tuple[Samples, Scores | None]
+Step = Callable[[tuple[jax.Array, ...], DeviceState, jax.Array], tuple[DeviceState, Outcome]]
+
+_SCORED_AT_ONCE = 64
+"""Tokens of prompts whose logits are there at the same time."""
+
+
+STATE = DeviceState._make([CACHE, *[REPLICATED] * (len(DeviceState._fields) - 1)])
+"""How the state is divided among devices: the cache by heads, all else whole on each."""
+
+
+def create_state(skeleton: Skeleton, shapes: Shapes, pages: int, dtype: jnp.dtype) -> DeviceState:
+    """A fresh state with `pages` pages, the trash page among them, of keys and values of a type: all devices'
+    shares together."""
+    config = skeleton.config
+    ids = (shapes.slots, config.vocabulary)
+    return DeviceState(
+        cache=create_cache(pad_config(config, skeleton.target.shards), pages, shapes.page_size, dtype),
+        last_S=jnp.zeros(shapes.slots, jnp.int32),
+        counts_SV=jnp.zeros(ids, jnp.int32),
+        bias_SV=jnp.zeros(ids, jnp.float32),
+        marks_SV=jnp.zeros(ids, jnp.uint8),
+        logits_SV=jnp.zeros(ids if shapes.mask else (1, config.vocabulary), jnp.float32),
+        broken_S=jnp.zeros(shapes.slots, jnp.bool),
+        broken_P=jnp.zeros(pages, jnp.bool),
+    )
+
+
+def make_step(skeleton: Skeleton, bucket: Bucket, shapes: Shapes) -> Step:
+    """The step of a bucket, ready for `jax.jit` with argument 1 donated."""
+    layout = Layout(bucket, shapes)
+    if bucket.kind == "sample":
+        return _make_sampler(layout, shapes)
+
+    def step(leaves: tuple[jax.Array, ...], state: DeviceState, buffer: jax.Array):
+        model, fields = skeleton.merge(leaves), layout.unpack(buffer)
+        slot_T, batch = _arrange(bucket, shapes, fields)
+        token_T = fields["token"]
+        token_T = jnp.where(token_T < 0, state.last_S.at[slot_T].get(mode="clip"), token_T)
+        counts_SV = _count(state.counts_SV, slot_T, token_T, fields["counted"])
+        hidden_TD, cache = model(token_T, state.cache, batch)
+        broken_S, broken_P = _mark_broken(state, fields, slot_T, hidden_TD, batch.slots_T, shapes.page_size)
+        state = state._replace(cache=cache, counts_SV=counts_SV, broken_S=broken_S, broken_P=broken_P)
+        last_BD = hidden_TD.at[fields["last"]].get(mode="fill", fill_value=0) if bucket.tiled else hidden_TD
+        state, samples = _sample_or_hold(state, model.logits(last_BD), fields, shapes)
+        scores = _score_or_not(model, fields, hidden_TD) if "target" in fields else None
+        return state, (samples, scores)
+
+    return step
+
+
+def _sample_or_hold(
+    state: DeviceState, logits_BV: jax.Array, fields: Mapping[str, jax.Array], shapes: Shapes
+) -> tuple[DeviceState, Samples]:
+    """Draws for every row that samples; the logits of those that wait for a mask are left behind instead."""
+    slot_B = jnp.where(fields["sample_position"] > 0, fields["slot"], shapes.slots)
+    samples = _draw(state, slot_B, logits_BV, fields)
+    if not shapes.mask:
+        return state._replace(last_S=state.last_S.at[slot_B].set(samples.token_B, mode="drop")), samples
+    held_B = fields["held"] > 0
+    free_B = jnp.where(held_B, shapes.slots, slot_B)
+    left_B = jnp.where(held_B, slot_B, shapes.slots)
+    logits_SV = lax.cond(
+        jnp.any(held_B),
+        lambda: state.logits_SV.at[left_B].set(logits_BV, mode="drop"),
+        lambda: state.logits_SV,
+    )
+    last_S = state.last_S.at[free_B].set(samples.token_B, mode="drop")
+    return state._replace(last_S=last_S, logits_SV=logits_SV), samples
+
+
+def _make_sampler(layout: Layout, shapes: Shapes) -> Step:
+    """Draws from the logits that a step has left behind, among the ids that a mask allows."""
+
+    def draw(leaves: tuple[jax.Array, ...], state: DeviceState, buffer: jax.Array):
+        fields = layout.unpack(buffer)
+        slot_B = fields["slot"]
+        logits_BV = state.logits_SV.at[slot_B].get(mode="clip")
+        allowed_BV = allowed_of(fields["mask"], logits_BV.shape[1])
+        samples = _draw(state, slot_B, logits_BV, fields, allowed_BV)
+        last_S = state.last_S.at[slot_B].set(samples.token_B, mode="drop")
+        return state._replace(last_S=last_S), (samples, None)
+
+    return draw
+
+
+def _draw(
+    state: DeviceState,
+    slot_B: jax.Array,
+    logits_BV: jax.Array,
+    fields: Mapping[str, jax.Array],
+    allowed_BV: jax.Array | None = None,
+) -> Samples:
+    """A token for each row, of the sequence in its slot."""
+
+    def adjustments() -> Adjustments:
+        tables = (state.counts_SV, state.bias_SV, state.marks_SV)
+        return Adjustments(*(table_SV.at[slot_B].get(mode="clip") for table_SV in tables))
+
+    broken_B = state.broken_S.at[slot_B].get(mode="clip")
+    return sample(logits_BV, _row_params(fields), adjustments, broken_B, allowed_BV)
+
+
+def _score_or_not(model: Transformer, fields: Mapping[str, jax.Array], hidden_TD: jax.Array) -> Scores:
+    """The scores of the tokens that have a target; where none has, nothing is computed."""
+    tokens, width = hidden_TD.shape
+    nothing = Scores(
+        jnp.zeros((tokens, 1 + MAX_TOP_LOGPROBS), jnp.float32),
+        jnp.zeros((tokens, MAX_TOP_LOGPROBS), jnp.int32),
+        jnp.zeros((len(fields["slot"]), width), jnp.float32),
+    )
+    wanted_T = fields["target"] >= 0
+
+    def score() -> Scores:
+        logprob_TX, top_TX = _score_next(model, fields["target"], hidden_TD, nothing)
+        counted_TD = jnp.where(wanted_T[:, None], hidden_TD.astype(jnp.float32), 0.0)
+        return Scores(logprob_TX, top_TX, nothing.hidden_BD.at[fields["row"]].add(counted_TD))
+
+    return lax.cond(jnp.any(wanted_T), score, lambda: nothing)
+
+
+def _score_next(
+    model: Transformer, target_T: jax.Array, hidden_TD: jax.Array, nothing: Scores
+) -> tuple[jax.Array, jax.Array]:
+    """What the tokens that follow were worth; only those with a target go through the head, some at once."""
+    tokens = len(target_T)
+    size = min(_SCORED_AT_ONCE, tokens)
+    wanted_T, every_T = target_T >= 0, jnp.arange(tokens, dtype=jnp.int32)
+    room = -(-tokens // size) * size
+    place_T = jnp.where(wanted_T, jnp.cumsum(wanted_T, dtype=jnp.int32) - 1, room)
+    token_W = jnp.full(room, tokens, jnp.int32).at[place_T].set(every_T, mode="drop")
+
+    def some(part: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        token_R = lax.dynamic_slice_in_dim(token_W, part * size, size)
+        hidden_RD = hidden_TD.at[token_R].get(mode="fill", fill_value=0)
+        target_R = target_T.at[token_R].get(mode="fill", fill_value=0)
+        logprob_RX, top_RX = logprobs(model.logits(hidden_RD), target_R)
+        logprob_TX, top_TX = found
+        return (
+            logprob_TX.at[token_R].set(logprob_RX, mode="drop"),
+            top_TX.at[token_R].set(top_RX, mode="drop"),
+        )
+
+    parts = -(-jnp.sum(wanted_T, dtype=jnp.int32) // size)
+    return lax.fori_loop(0, parts, some, (nothing.logprob_TX, nothing.top_TX))
+
+
+def _arrange(bucket: Bucket, shapes: Shapes, fields: Mapping[str, jax.Array]) -> tuple[jax.Array, Batch]:
+    """The state slot of each token, and the model's batch."""
+    position_T, table_BM = fields["position"], fields["table"]
+    row_T = jnp.arange(bucket.tokens, dtype=jnp.int32)
+    end_B = row_T + 1
+    if bucket.tiled:
+        row_T, end_B = fields["row"], fields["end"]
+    batch = Batch(
+        positions_T=position_T,
+        lengths_T=fields["length"],
+        slots_T=_cache_slots(position_T, row_T, table_BM, shapes.page_size),
+        tables_BM=table_BM,
+        starts_R=jnp.pad(end_B, (1, 0)),
+        rows=fields["rows"][0],
+        singles_B=fields["single"] if bucket.tiled else row_T,
+        tiles=_tiles(fields) if bucket.tiled else None,
+    )
+    return fields["slot"][row_T], batch
+
+
+def _count(counts_SV: jax.Array, slot_T: jax.Array, token_T: jax.Array, counted_T: jax.Array) -> jax.Array:
+    """Counts tokens where a sequence has penalties; where none has, the counts are not so much as read."""
+
+    def add() -> jax.Array:
+        return counts_SV.at[slot_T, token_T].add(counted_T, mode="drop")
+
+    return lax.cond(jnp.any(counted_T > 0), add, lambda: counts_SV)
+
+
+def _mark_broken(
+    state: DeviceState,
+    fields: Mapping[str, jax.Array],
+    slot_T: jax.Array,
+    hidden_TD: jax.Array,
+    cache_slot_T: jax.Array,
+    page_size: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Remembers which sequences, and which pages, have met a number that is not finite.
+
+    The cache keeps no such number, so without this a prompt that overflowed in the middle would go on as if
+    nothing had happened. A page is sound again with the first token that is written to it anew; a sequence
+    that takes a slot is as broken as the pages that it begins with. Those may have been filled in this very
+    step, so pages are marked first and inherited from afterwards.
+
+    Tokens of no slot (padding, and the rows of a trial) leave no marks.
+    """
+    slots, pages = state.broken_S.shape[0], state.broken_P.shape[0]
+    used_T = (fields["position"] >= 0) & (slot_T < slots)
+    page_T = cache_slot_T // page_size
+    anew_T = used_T & (cache_slot_T % page_size == 0)
+    bad_T = used_T & ~jnp.isfinite(hidden_TD).all(axis=-1)
+    broken_P = state.broken_P.at[jnp.where(anew_T, page_T, pages)].set(False, mode="drop")
+    broken_P = broken_P.at[jnp.where(bad_T, page_T, pages)].set(True, mode="drop")
+    slot_B = jnp.where(fields["first"] > 0, fields["slot"], slots)
+
+    def inherited() -> jax.Array:
+        return state.broken_S.at[slot_B].set(broken_P[fields["table"]].any(axis=1), mode="drop")
+
+    broken_S = lax.cond(jnp.any(fields["first"] > 0), inherited, lambda: state.broken_S)
+    return broken_S.at[jnp.where(bad_T, slot_T, slots)].set(True, mode="drop"), broken_P
+
+
+def _cache_slots(position_T: jax.Array, row_T: jax.Array, table_BM: jax.Array, page_size: int) -> jax.Array:
+    """Where each token's key and value go; padding goes to the trash page."""
+    place_T = jnp.maximum(position_T, 0)
+    slot_T = table_BM[row_T, place_T // page_size] * page_size + place_T % page_size
+    return jnp.where(position_T < 0, 0, slot_T)
+
+
+def _tiles(fields: Mapping[str, jax.Array]) -> Tiles:
+    return Tiles(
+        start_C=fields["tile_start"],
+        length_C=fields["tile_length"],
+        row_C=fields["tile_row"],
+        count=fields["tile_count"][0],
+    )
+
+
+def _row_params(fields: Mapping[str, jax.Array]) -> RowParams:
+    return RowParams(
+        seed_B2=fields["seed"],
+        choice_B=fields["choice"],
+        position_B=fields["sample_position"],
+        temperature_B=fields["temperature"],
+        top_p_B=fields["top_p"],
+        min_p_B=fields["min_p"],
+        top_k_B=fields["top_k"],
+        frequency_B=fields["frequency"],
+        presence_B=fields["presence"],
+        repetition_B=fields["repetition"],
+        adjusts_B=fields["adjusts"] > 0,
+        end_position_B=fields["end_position"],
+        wants_logprobs_B=fields["wants_logprobs"] > 0,
+    )
+
+
+def prepare_slot(state: DeviceState, slot: jax.Array, bias_V: jax.Array, marks_V: jax.Array) -> DeviceState:
+    """Makes a slot ready for a sequence that adjusts logits: nothing generated yet, its bias, its marks."""
+    return state._replace(
+        counts_SV=state.counts_SV.at[slot].set(0),
+        bias_SV=state.bias_SV.at[slot].set(bias_V),
+        marks_SV=state.marks_SV.at[slot].set(marks_V),
+    )

@@ -1,0 +1,94 @@
+"""A checked conversation -> the sequences that answer it, and the choices that hear them.
+
+What `/v1/chat/completions` and `/v1/responses` have in common: all but the shapes of bodies and answers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...runtime.request import Request, SamplingParams
+from ..engine_client import EngineInfo
+from ..protocol.heading import Heading, fresh_id
+from ..protocol.openai.chat import ChatCall
+from ..protocol.sampling import check_token_ids
+from ..protocol.structured import Constraint
+from ..text.deltas import ChoiceText
+from ..text.stops import StopSearch
+from ..text.text_model import SpecialsShown, TextModel
+from ..tool_formats import ToolFormat
+from .constraint import checked, constraint_of, parser_of
+from .context import ApiRequest, AppContext
+from .prompt import Prompt, encode_chat, limited, sampling_params, sequences
+from .read_request import admit
+from .respond import Exchange, Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """An answer that can be asked for.
+
+    Attributes:
+      prompt: the ids of the conversation. requests, choices: one each for every answer wanted.
+    """
+
+    heading: Heading
+    prompt: Prompt
+    params: SamplingParams
+    requests: Sequence[Request]
+    choices: Sequence[ChoiceText]
+
+    def admit(self, request: ApiRequest, reply: Reply) -> Exchange:
+        """Hands the sequences to the engine. Raises NotReady, Overloaded."""
+        return admit(
+            request, self.requests, self.choices, reply, len(self.prompt), per_prompt=len(self.choices)
+        )
+
+
+async def take_turn(request: ApiRequest, call: ChatCall, prefix: str, where: str = "messages") -> Turn:
+    """Renders the conversation and readies its answers.
+
+    Args:
+      prefix: of the answer's id. where: the parameter that holds the conversation.
+
+    Raises:
+      NotReady: the engine takes no requests. BadRequest: what is asked for cannot be done.
+    """
+    context = request.app.ctx
+    info, text = context.engine_info(), context.served.ready()
+    check_token_ids(call.sampling, info.vocabulary)
+    format = context.served.format
+    constraint = constraint_of(call, text, format)
+    grammar = await checked(constraint, request.off_loop)
+    prompt = await encode_chat(text, call, info, request.off_loop, where)
+    params = sampling_params(call.sampling, text, context.served.defaults, grammar)
+    if params.max_tokens is None and context.settings.default_max_tokens is not None:
+        params = limited(params, context.settings.default_max_tokens, len(prompt), info)
+    heading = heading_of(context, info, prefix, call.model)
+    salt = request.key_id + call.sampling.cache_salt
+    requests = sequences(heading.id, [prompt], call.sampling.n, params, salt)
+    choices = [_choice(call, text, format, prompt, constraint) for _ in requests]
+    return Turn(heading, prompt, params, requests, choices)
+
+
+def heading_of(context: AppContext, info: EngineInfo, prefix: str, asked: str) -> Heading:
+    """A fresh answer's constants; `asked`: the model's id in the request."""
+    model = context.answering_as(asked)
+    return Heading(id=fresh_id(prefix), model=model, fingerprint="fp_" + info.fingerprint)
+
+
+def _choice(
+    call: ChatCall, text: TextModel, format: ToolFormat, prompt: Prompt, constraint: Constraint | None
+) -> ChoiceText:
+    """A choice that has said nothing yet."""
+    sampling = call.sampling
+    names = None if sampling.show_special else format.marks if call.tools.tools else ()
+    return ChoiceText(
+        text if names == () else SpecialsShown(text, names),
+        prompt,
+        StopSearch(sampling.stop, include=sampling.include_stop),
+        logprobs=sampling.logprobs is not None,
+        constraint=constraint,
+        parser=parser_of(call, format, vouched=constraint is not None),
+        named=call.tools.named,
+        call_id=format.id,
+    )

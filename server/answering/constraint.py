@@ -1,0 +1,72 @@
+"""What a reply is held to: the schema it must be valid under, the calls it must be, or either of the two.
+
+Knows requests and the text of grammars; whether a grammar can be followed at all is found out here, in a
+thread, before anything is admitted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ...checkpoints.errors import GrammarError
+from ...checkpoints.grammar import check_schema, either
+from ..protocol.openai.chat import ChatCall
+from ..protocol.structured import Constraint
+from ..protocol.tools import invalid_parameters
+from ..text.text_model import TextModel
+from ..tool_formats import CallsOnly, Tool, ToolCallParser, ToolFormat
+from .off_loop import ClientWork
+
+_ALWAYS = 1 << 30
+"""However short a grammar is, compiling it may take its time."""
+
+
+def constraint_of(call: ChatCall, text: TextModel, format: ToolFormat) -> Constraint | None:
+    """What holds the reply; None where it may be anything.
+
+    Calls are held to the tools' schemas where one must be made, or where a tool is strict.
+    """
+    use = call.tools
+    if not use.tools:
+        return call.constraint
+    free = not use.forced and call.constraint is None
+    if free and not any(tool.strict for tool in use.tools):
+        return None
+    several, answer = use.parallel and not use.named, call.constraint
+
+    def calls() -> str:
+        _check_parameters(use.tools)
+        return format.grammar(use.tools, required=not free, parallel=several, token_id=text.special_id)
+
+    if answer is None or use.forced:
+        schemas = [tool.parameters or True for tool in use.tools]
+        return Constraint(calls, "tools", source={"anyOf": schemas})
+    return replace(answer, make=lambda: either(calls(), answer.grammar()))
+
+
+def _check_parameters(tools: Sequence[Tool]) -> None:
+    """Raises BadRequest for the first tool whose schema cannot be followed."""
+    for tool in tools:
+        try:
+            check_schema(tool.parameters or True, closed=tool.strict)
+        except GrammarError as error:
+            raise invalid_parameters(tool.param, tool.name, str(error)) from None
+
+
+async def checked(constraint: Constraint | None, off_loop: ClientWork) -> str | None:
+    """The grammar, if there is one.
+
+    Raises:
+      BadRequest: it cannot be followed.
+    """
+    if constraint is None:
+        return None
+    return await off_loop.run(_ALWAYS, constraint.grammar)
+
+
+def parser_of(call: ChatCall, format: ToolFormat, *, vouched: bool) -> ToolCallParser | None:
+    """What finds calls in a reply; None where there are no tools. `vouched`: a grammar holds the reply."""
+    use = call.tools
+    if not use.tools:
+        return None
+    parser = format.parser(use.tools, parallel=use.parallel and not use.named, vouched=vouched)
+    return CallsOnly(parser) if use.forced and vouched else parser

@@ -1,0 +1,160 @@
+"""What routes share, `app.ctx`: the parts that the composition root put together, and nothing global."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from ipaddress import ip_address, ip_network
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+from sanic import Request, Sanic
+from sanic.config import Config
+from sanic.exceptions import RequestTimeout
+from sanic.http import Http
+
+from ...runtime.request import NotReady
+from ..endings import Ending, ending_of, log_ending
+from ..engine_client import TAKING, EngineClient, EngineInfo
+from ..errors import ApiError, ModelNotFound, as_api_error
+from ..metrics import Metrics
+from ..settings import ServerSettings
+from ..text.text_model import ServedModel
+from .off_loop import ClientWork, OffLoop
+
+if TYPE_CHECKING:
+    from ..http import HardenedHttp
+
+
+LONGEST_NAME = 256
+"""Characters of a model's id that is repeated in every chunk of an answer."""
+
+
+class AppContext:
+    """The parts of one web process.
+
+    Attributes:
+      created: when the model began to be served, in Unix seconds.
+      draining: nothing new is admitted.
+      connections: all open ones, maintained by the HTTP protocol.
+      seen_unknown: unknown parameters that have been logged.
+    """
+
+    def __init__(self, settings: ServerSettings, engine: EngineClient, served: ServedModel) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.served = served
+        self.metrics = Metrics(engine)
+        self.off_loop = OffLoop()
+        self.created = int(time.time())
+        self.draining = False
+        self.connections: set[HardenedHttp] = set()
+        self.seen_unknown: set[str] = set()
+        self.stopping: asyncio.Task[None] | None = None
+
+    def check_model(self, name: str) -> None:
+        """Raises ModelNotFound unless `name` is served here."""
+        if self.settings.any_model and len(name) <= LONGEST_NAME:
+            return
+        if name not in self.settings.names:
+            raise ModelNotFound(name)
+
+    def answering_as(self, name: str) -> str:
+        """The model's id in an answer to a request for `name`: its own, or what was asked for if any is."""
+        return name if self.settings.any_model else self.settings.model
+
+    def engine_info(self) -> EngineInfo:
+        """What the engine serves; raises NotReady while it takes no requests."""
+        info = self.engine.info
+        if self.draining or info is None or self.engine.state not in TAKING:
+            raise NotReady(f"the engine is {self.engine.state}", self.engine.ready_in)
+        return info
+
+
+App = Sanic[Config, AppContext]
+
+_IPV6_CLIENT = 64
+"""Bits of an IPv6 address that name a network (RFC 4291, 2.5.1)."""
+
+
+def network_of(address: str) -> str:
+    """An IPv4 address, or the network of an IPv6 one; anything else as it is."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address
+    if parsed.version == 4:
+        return address
+    return str(ip_network((parsed.packed[: _IPV6_CLIENT // 8] + bytes(8), _IPV6_CLIENT)))
+
+
+class ApiRequest(Request[App, SimpleNamespace]):
+    """A request with an id of our own and the time of its arrival, whatever the client calls it.
+
+    Attributes:
+      key_id: whose key it carries, as `Keys.identify` says; empty where none was needed.
+      ending: why it ended before its answer was complete; None if it did not, or not yet.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.started = time.perf_counter()
+        self.reference = "req_" + secrets.token_hex(16)
+        self.key_id = ""
+        self.ending: Ending | None = None
+
+    async def receive_body(self) -> None:
+        """Reads the body; raises RequestTimeout, a 408, if it does not arrive in time."""
+        try:
+            async with asyncio.timeout(self.app.ctx.settings.body_seconds):
+                await super().receive_body()
+        except TimeoutError:
+            raise RequestTimeout from None
+
+    @property
+    def client(self) -> str:
+        """Who asks, among whom the engines are shared out: a key's owner, or whoever is at an address.
+
+        Of an IPv6 address the first 64 bits count: the others are the client's to choose.
+        """
+        return self.key_id or network_of(self.ip)
+
+    @property
+    def off_loop(self) -> ClientWork:
+        """For work that must not hold up the event loop, in turn with other clients'."""
+        return self.app.ctx.off_loop.of(self.client)
+
+    @property
+    def connection(self) -> HardenedHttp:
+        """The connection, while the request is being answered."""
+        return cast(Any, self.stream).protocol
+
+    def watch_for_disconnect(self) -> None:
+        """Reading is paused while a large body waits in the buffer, and a disconnect would go unseen."""
+        cast(asyncio.Transport, self.transport).resume_reading()
+
+    def end_early(self, error: BaseException) -> None:
+        """Counts and logs that the call ends with `error` before its answer is complete.
+
+        The first error is the cause; those that follow from it change nothing.
+        """
+        if self.ending is not None:
+            return
+        context = self.app.ctx
+        if isinstance(error, Exception):
+            self.ending = ending_of(error, draining=context.draining)
+        else:
+            self.ending = self.connection.lost_by
+        context.metrics.count_ending(self.ending)
+        log_ending(self.reference, self.ending, error)
+
+    def note_failure(self, error: BaseException) -> None:
+        """Notes an early end, unless `error` is an answer that a call has earned by what it says."""
+        if not isinstance(error, ApiError) and as_api_error(error).status >= 500:
+            self.end_early(error)
+
+    def close_afterwards(self) -> None:
+        """Lets the connection end with this response."""
+        if self.stream is not None:
+            cast(Http, self.stream).keep_alive = False

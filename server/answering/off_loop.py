@@ -1,0 +1,136 @@
+"""Work whose length a client decides, done where it cannot hold up the event loop, for clients in turn.
+
+Knows neither text nor HTTP. The one idea: a client that brings much of it waits for itself, and nobody else
+does; threads are shared out as the engines' slots are (`fair_queue.py`).
+"""
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ..dispatch.fair_queue import FairQueue
+from ..errors import RenderingOverloaded
+from ..text.rendering import PROCESSES
+
+_INLINE = 4096
+"""Characters that are worked on at once: handing them over would take longer."""
+_THREADS = 2
+_LONGEST_TURN = 10.0
+"""Seconds that a conversation waits to be rendered."""
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(eq=False, slots=True)
+class _Turn:
+    """A piece of work that waits for a thread; all cost the same."""
+
+    client: str
+    arrival: int
+    begun: asyncio.Future[None]
+    cost: float = 1.0
+    length: int = 0
+
+
+class FairPool:
+    """Threads that clients are given in turn. To be used on one event loop."""
+
+    def __init__(self, threads: int, name: str) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._free = threads
+        self._queue: FairQueue[_Turn] = FairQueue()
+        self._arrivals = itertools.count()
+
+    async def run(
+        self, client: str, function: Callable[[], _Result], longest: float | None = None
+    ) -> _Result:
+        """`function()` in a thread, when it is the client's turn.
+
+        Raises:
+          RenderingOverloaded: that does not come within `longest` seconds.
+        """
+        loop = asyncio.get_running_loop()
+        turn = _Turn(client, next(self._arrivals), loop.create_future())
+        self._queue.push(turn)
+        self._begin()
+        try:
+            async with asyncio.timeout(longest):
+                await asyncio.shield(turn.begun)
+        except TimeoutError:
+            self._leave(turn)
+            raise RenderingOverloaded(f"no thread became free within {longest} s") from None
+        except BaseException:
+            self._leave(turn)
+            raise
+        work = self._pool.submit(function)
+        work.add_done_callback(lambda _: self._release_soon(loop, client))
+        return await asyncio.wrap_future(work)
+
+    def close(self) -> None:
+        """Takes nothing more, and drops what has not begun."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _begin(self) -> None:
+        while self._free and self._queue:
+            turn = self._queue.lines()[0][0]
+            self._queue.take(turn)
+            self._free -= 1
+            turn.begun.set_result(None)
+
+    def _leave(self, turn: _Turn) -> None:
+        """Who asked has left before the work was handed over."""
+        if turn.begun.done():
+            self._release(turn.client)
+        else:
+            self._queue.remove(turn)
+
+    def _release_soon(self, loop: asyncio.AbstractEventLoop, client: str) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(self._release, client)
+
+    def _release(self, client: str) -> None:
+        self._free += 1
+        self._queue.give_back(client)
+        self._begin()
+
+
+class OffLoop:
+    """The threads for parsing and encoding, and those for rendering, which wait for other processes."""
+
+    def __init__(self) -> None:
+        self.work = FairPool(_THREADS, "text")
+        self.renders = FairPool(PROCESSES, "render")
+
+    def of(self, client: str) -> "ClientWork":
+        """As one client uses them."""
+        return ClientWork(self, client)
+
+    def close(self) -> None:
+        """Takes nothing more, and drops what has not begun."""
+        self.work.close()
+        self.renders.close()
+
+
+class ClientWork:
+    """One client's way off the loop."""
+
+    def __init__(self, off_loop: OffLoop, client: str) -> None:
+        self._off_loop, self._client = off_loop, client
+
+    async def run(self, size: int, function: Any, /, *arguments: Any, **options: Any) -> Any:
+        """`function(*arguments, **options)`, in another thread where `size` characters are many."""
+        if size <= _INLINE:
+            return function(*arguments, **options)
+        return await self._off_loop.work.run(self._client, lambda: function(*arguments, **options))
+
+    async def render(self, function: Callable[..., _Result], /, *arguments: Any) -> _Result:
+        """`function(*arguments)`, which renders a conversation, in another thread whatever its size.
+
+        Raises:
+          RenderingOverloaded: its turn does not come soon enough.
+        """
+        return await self._off_loop.renders.run(self._client, lambda: function(*arguments), _LONGEST_TURN)

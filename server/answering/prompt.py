@@ -1,0 +1,205 @@
+"""A checked call -> token ids that fit the context, and the sequences that the engine is asked for.
+
+Rendering and encoding belong to the text model, sampling to the engine; here are the refusals in between,
+and what a silent request gets.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from ...model.errors import DistaffError
+from ...runtime.request import EngineError, Request, SamplingParams, draw_seed
+from ..engine_client import EngineInfo
+from ..errors import BadRequest
+from ..protocol.fields import unknown
+from ..protocol.messages import Message
+from ..protocol.openai.chat import ChatCall, Rendering
+from ..protocol.openai.completions import CompletionCall, RawPrompt
+from ..protocol.sampling import Sampling, no_such_token
+from ..protocol.tools import ToolUse
+from ..text.text_model import SamplingDefaults, TextModel
+from ..tool_formats import tell
+from .off_loop import ClientWork
+
+_T = TypeVar("_T")
+
+NO_TEMPLATE = "This model has no chat template and cannot answer chat completions."
+
+Prompt = tuple[int, ...]
+
+
+async def encode_chat(
+    text: TextModel, call: ChatCall, info: EngineInfo, off_loop: ClientWork, where: str
+) -> Prompt:
+    """Renders and encodes the conversation, which is the parameter `where`, off the loop.
+
+    Raises:
+      BadRequest: no chat template, a conversation that the template refuses, or more than the context holds.
+    """
+    if not text.has_template:
+        raise BadRequest(NO_TEMPLATE, where)
+    prompt = await off_loop.render(render, text, call.messages, call.tools, call.rendering, where)
+    check_length(len(prompt), call.sampling.room, info, where=where)
+    return prompt
+
+
+async def encode_prompts(
+    text: TextModel, call: CompletionCall, info: EngineInfo, off_loop: ClientWork
+) -> list[Prompt]:
+    """The ids of a completion's prompts; an empty one becomes the token that begins or ends a text.
+
+    Raises:
+      BadRequest: an id that the model does not have, or more than the context holds.
+    """
+    return await encode_texts(
+        text,
+        call.prompts,
+        info,
+        off_loop,
+        where="prompt",
+        room=call.sampling.room,
+        special=call.special,
+    )
+
+
+async def encode_texts(
+    text: TextModel,
+    raws: Sequence[RawPrompt],
+    info: EngineInfo,
+    off_loop: ClientWork,
+    *,
+    where: str,
+    room: int | None,
+    special: bool = True,
+) -> list[Prompt]:
+    """The ids of texts, each of which leaves `room` in the context; ids are taken as they are.
+
+    Raises:
+      BadRequest: as `encode_prompts`, naming the parameter `where`.
+    """
+    prompts = []
+    for raw in raws:
+        ids = await off_loop.run(len(raw), _known_ids, text, raw, special, info.vocabulary, where)
+        prompts.append(ids or (text.start_id,))
+        check_length(len(prompts[-1]), room, info, where=where)
+    return prompts
+
+
+def _known_ids(text: TextModel, raw: RawPrompt, special: bool, vocabulary: int, where: str) -> Prompt:
+    """The ids of one text, all of which the model has. Raises BadRequest."""
+    ids = text.encode(raw, add_special_tokens=special) if isinstance(raw, str) else raw
+    wrong = next((token for token in ids if not 0 <= token < vocabulary), None)
+    if wrong is not None:
+        raise no_such_token(where, wrong, vocabulary)
+    return tuple(ids)
+
+
+def render(
+    text: TextModel,
+    messages: Sequence[Message],
+    use: ToolUse,
+    rendering: Rendering,
+    where: str = "messages",
+) -> Prompt:
+    """The ids of a conversation, with its tools in the template's words or in ours.
+
+    Raises:
+      BadRequest: an option that the template does not read, or messages that it refuses.
+      Overloaded: it is not rendered for too long.
+    """
+    for name in rendering.options:
+        if name not in text.template_options:
+            raise BadRequest(*unknown(f"chat_template_kwargs.{name}"))
+    tools: list[dict[str, Any]] | None = [tool.to_dict() for tool in use.tools] or None
+    if not (text.knows_tools if tools else text.knows_calls):
+        messages, tools = tell(messages, use.tools), None
+    try:
+        ids = text.encode_chat(
+            messages,
+            tools=tools,
+            add_generation_prompt=rendering.add_generation_prompt,
+            continue_final_message=rendering.continue_final_message,
+            options=rendering.options,
+        )
+    except EngineError:
+        raise
+    except DistaffError as error:
+        raise BadRequest(str(error), where) from None
+    return tuple(ids)
+
+
+def check_length(prompt: int, most: int | None, info: EngineInfo, *, where: str) -> None:
+    """Raises BadRequest unless the prompt is short enough and fits the context with the `most` after it."""
+    bound, limit = "model's maximum context", info.context
+    if most is not None and prompt + most > limit:
+        asked = (
+            f"you requested {prompt + most} tokens ({prompt} in the {where}, {most} in the completion). "
+            f"Please reduce the length of the {where} or completion."
+        )
+    elif prompt > info.longest_prompt:
+        if prompt < limit:
+            bound, limit = "server's maximum prompt", info.longest_prompt
+        asked = f"your {where} resulted in {prompt} tokens. Please reduce the length of the {where}."
+    else:
+        return
+    raise BadRequest(
+        f"This {bound} length is {limit} tokens. However, {asked}",
+        where,
+        "context_length_exceeded",
+    )
+
+
+def sampling_params(
+    sampling: Sampling, text: TextModel, defaults: SamplingDefaults, grammar: str | None = None
+) -> SamplingParams:
+    """What the engine is told; all choices of a call share it, and with it the seed."""
+    ends = () if sampling.ignore_eos else text.eos_ids
+    return SamplingParams(
+        max_tokens=sampling.max_tokens or None,
+        temperature=_first(sampling.temperature, defaults.temperature, 1.0),
+        top_p=_first(sampling.top_p, defaults.top_p, 1.0),
+        top_k=_first(sampling.top_k, defaults.top_k, 0),
+        min_p=_first(sampling.min_p, defaults.min_p, 0.0),
+        seed=draw_seed() if sampling.seed is None else sampling.seed,
+        frequency_penalty=sampling.frequency_penalty,
+        presence_penalty=sampling.presence_penalty,
+        repetition_penalty=_first(sampling.repetition_penalty, defaults.repetition_penalty, 1.0),
+        logit_bias=sampling.logit_bias,
+        allowed_ids=sampling.allowed_token_ids,
+        min_tokens=sampling.min_tokens,
+        grammar=grammar,
+        logprobs=sampling.logprobs,
+        stop_ids=tuple(sorted({*ends, *sampling.stop_token_ids})),
+    )
+
+
+def limited(params: SamplingParams, most: int, prompt: int, info: EngineInfo) -> SamplingParams:
+    """With a limit of `most` tokens: fewer where the context has no room, more where `min_tokens` says so."""
+    room = info.context - prompt
+    return replace(params, max_tokens=min(max(most, params.min_tokens), room))
+
+
+def sequences(
+    id: str, prompts: Sequence[Prompt], count: int, params: SamplingParams, cache_salt: str
+) -> list[Request]:
+    """One engine request for each of `count` choices of each prompt: they differ by their number alone, and
+    the first of each prompt is the one that scores it, where it is to be scored."""
+    others = replace(params, prompt_logprobs=None)
+    return [
+        Request(
+            id=f"{id}-{choice}",
+            prompt=prompt,
+            params=others if choice % count else params,
+            choice=choice,
+            cache_salt=cache_salt,
+        )
+        for choice, prompt in enumerate(prompt for prompt in prompts for _ in range(count))
+    ]
+
+
+def _first(said: _T | None, recommended: _T | None, default: _T) -> _T:
+    """What the request says, else what the model recommends, else OpenAI's default."""
+    if said is not None:
+        return said
+    return default if recommended is None else recommended

@@ -1,0 +1,129 @@
+"""What every route that generates does at its ends: a body becomes a checked call, sequences are admitted.
+
+Between the two each route has its own way of making a prompt. A call here is anything that names a model and
+the keys that meant nothing.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
+
+from ...runtime.request import Request
+from ...runtime.validation import check_params
+from ..dispatch.admission import check_possible
+from ..errors import UnsupportedEncoding
+from ..metrics import CallRecord
+from ..protocol.body import parse_object
+from ..settings import ServerSettings
+from ..text.deltas import ChoiceText
+from ..text.generation import Generation
+from .context import ApiRequest, AppContext
+from .respond import Exchange, Reply
+
+logger = logging.getLogger(__name__)
+
+_MOST_NAMES_LOGGED = 256
+
+
+class Call(Protocol):
+    """A checked request."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def unknown(self) -> tuple[str, ...]: ...
+
+
+_Read = TypeVar("_Read")
+CallT = TypeVar("CallT", bound=Call)
+Parse = Callable[[dict[str, Any], ServerSettings], _Read]
+
+
+async def read_body(request: ApiRequest, parse: Parse[_Read]) -> _Read:
+    """What a request's body says, off the event loop where it is long.
+
+    Raises:
+      BadRequest: the first fault found. UnsupportedEncoding: it is compressed, or said to be.
+    """
+    request.watch_for_disconnect()
+    for encoding in request.headers.getall("content-encoding", []):
+        if encoding.strip().lower() not in ("", "identity"):
+            raise UnsupportedEncoding(encoding)
+    context = request.app.ctx
+    content_type = request.headers.getone("content-type", None)
+
+    def read(body: bytes) -> _Read:
+        return parse(parse_object(body, content_type), context.settings)
+
+    return await request.off_loop.run(len(request.body), read, request.body)
+
+
+async def read_call(request: ApiRequest, parse: Parse[CallT]) -> CallT:
+    """The call in a request's body, for a model that is served here.
+
+    Raises:
+      BadRequest: the first fault found. ModelNotFound: another model.
+    """
+    context = request.app.ctx
+    call = await read_body(request, parse)
+    note_unknown(context, call.unknown)
+    context.check_model(call.model)
+    return call
+
+
+def admit(
+    request: ApiRequest,
+    requests: Sequence[Request],
+    choices: Sequence[ChoiceText],
+    reply: Reply,
+    prompt_tokens: int,
+    *,
+    per_prompt: int,
+) -> Exchange:
+    """Hands all sequences of a call to the engine, or none; `per_prompt` of them have each prompt.
+
+    Raises:
+      InvalidRequest: the engine would refuse what they have in common, or they are more than the queue ever
+        holds. NotReady, Overloaded: it takes none now.
+    """
+    context = request.app.ctx
+    check_params(requests[0].params, context.engine_info().vocabulary)
+    param = "prompt" if len(requests) > per_prompt else "n"
+    check_possible(requests, context.settings.max_concurrent, context.engine, param)
+    requests = [replace(each, client=request.client) for each in requests]
+    generation = Generation(context.engine, requests, request.connection.cut_off)
+    record = open_record(request, prompt_tokens)
+    return Exchange(prompt_tokens, per_prompt, generation, choices, reply, record)
+
+
+def note_unknown(context: AppContext, names: tuple[str, ...]) -> None:
+    """Counts unknown parameters, and logs each name the first time it is met."""
+    context.metrics.unknown.inc(len(names))
+    for name in names:
+        short = name[:64]
+        if short not in context.seen_unknown and len(context.seen_unknown) < _MOST_NAMES_LOGGED:
+            context.seen_unknown.add(short)
+            logger.warning("ignoring the unknown request parameter %r", short)
+
+
+def open_record(request: ApiRequest, prompt_tokens: int) -> CallRecord:
+    """The account of a call that is admitted now."""
+    context = request.app.ctx
+    return CallRecord(
+        context.metrics,
+        id=_log_id(request),
+        model=context.settings.model,
+        started=request.started,
+        prompt_tokens=prompt_tokens,
+    )
+
+
+def _log_id(request: ApiRequest) -> str:
+    """Our id of the request, the id of its key, and the client's own id where it is harmless."""
+    ours = f"{request.reference} key={request.key_id}" if request.key_id else request.reference
+    theirs = request.headers.getone("x-client-request-id", "")
+    if 0 < len(theirs) <= 64 and theirs.isascii() and theirs.replace("-", "").replace("_", "").isalnum():
+        return f"{ours} client={theirs}"
+    return ours

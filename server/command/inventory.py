@@ -1,0 +1,29 @@
+"""Which models are at hand: those that come with Distaff, and what is left in the hub's cache."""
+
+from collections.abc import Iterator
+
+from rich.filesize import decimal
+
+from ...checkpoints.sources import bundled, cache_folder
+
+
+def inventory() -> Iterator[str]:
+    """A line for each model: what to type, where it comes from, and what of it is here."""
+    for model in bundled():
+        state = "ready" if (cache_folder() / model.folder).exists() else "downloaded when first used"
+        yield f"{model.name}  bundled ({model.licence}), {state}"
+    for name, size in sorted(_hub_models()):
+        yield f"{name}  from the hub, {decimal(size)}"
+
+
+def _hub_models() -> Iterator[tuple[str, int]]:
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return
+    for repository in repositories:
+        if repository.repo_type == "model":
+            yield repository.repo_id, repository.size_on_disk

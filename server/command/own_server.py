@@ -1,0 +1,74 @@
+"""A server for one conversation: started on a free port, waited for, ended with it."""
+
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPException
+
+from .. import exit_codes, system
+from ..exit_codes import Failed
+from ..keys import VARIABLE
+from .listener import listen
+
+_HOST = "127.0.0.1"
+_POLL_SECONDS = 0.2
+_STOP_SECONDS = 15.0
+
+
+@contextmanager
+def own_server(model: str | None) -> Iterator[tuple[str, str]]:
+    """Runs `distaff serve` beside us, in a session of its own so that Ctrl-C is ours; yields its URL and key.
+
+    The key is made for the conversation, whatever keys this process's environment holds.
+
+    Raises:
+      Failed: it did not come up; what it said of that is on stderr.
+    """
+    with listen(_HOST, 0) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "distaff.server.command.cli", "serve", *([model] if model else [])]
+    key = secrets.token_urlsafe(32)
+    process = subprocess.Popen(
+        [*command, "--host", _HOST, "--port", str(port), "--log-level", "warning"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        env=os.environ | {VARIABLE: key},
+        preexec_fn=system.die_with_parent,
+    )
+    try:
+        _wait_until_ready(process, port)
+        yield f"http://{_HOST}:{port}", key
+    finally:
+        _end(process)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
+    while not _is_ready(port):
+        if process.poll() is not None:
+            raise Failed("the server did not come up", process.returncode or exit_codes.ENGINE_LOST)
+        time.sleep(_POLL_SECONDS)
+
+
+def _is_ready(port: int) -> bool:
+    connection = HTTPConnection(_HOST, port, timeout=5)
+    try:
+        connection.request("GET", "/ready")
+        return connection.getresponse().status == 200
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,179 @@
+"""The web process, put together: a listening socket, the app, supervised engines, a tokenizer.
+
+The composition root on this side of the wire. It decides nothing about requests or engines; it passes news
+from one part to the other and turns the engines' fate, and signals, into an exit code. It never imports jax.
+"""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ...checkpoints import load_tokenizer, open_checkpoint
+from ...model.errors import DistaffError
+from .. import exit_codes
+from ..answering.context import App
+from ..app import RUN_OPTIONS, create_app
+from ..dispatch.admission import Admission
+from ..engines import wire
+from ..engines.replicas import EngineGroup
+from ..engines.supervisor import GivenUp, News
+from ..exit_codes import Failed
+from ..progress import ProgressDisplay
+from ..settings import ServerSettings
+from ..text.rendering import RemoteTemplate
+from ..text.text_model import ServedModel
+from ..vital import start_task
+from .listener import address_of
+from .welcome import welcome
+
+log = logging.getLogger(__name__)
+
+_LAST_WORDS_SECONDS = 1.0
+"""How long a server without an engine still answers, so that its clients hear why it goes."""
+
+LoadText = Callable[[Path], ServedModel]
+"""Loads the text side of the checkpoint at a path; called in a thread."""
+
+
+def text_loader(chat_template: Path | None, tool_format: str | None = None) -> LoadText:
+    """Loads the tokenizer beside a checkpoint, and the sampling that it recommends.
+
+    Args:
+      chat_template: in place of the checkpoint's. tool_format: in place of what the template suggests.
+    """
+
+    def load(path: Path) -> ServedModel:
+        started: list[RemoteTemplate] = []
+
+        def start(source: str, special: Mapping[str, str]) -> RemoteTemplate:
+            started.append(RemoteTemplate(source, special))
+            return started[-1]
+
+        def close() -> None:
+            for template in started:
+                template.close()
+
+        try:
+            text = load_tokenizer(path, chat_template, start)
+            return ServedModel(text, open_checkpoint(path).generation, tool_format, close)
+        except BaseException:
+            close()
+            raise
+
+    return load
+
+
+class WebProcess:
+    """One server over one or more engine processes. `run` once."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        engine_commands: Sequence[Sequence[str]],
+        listener: socket.socket,
+        load_text: LoadText,
+        display: ProgressDisplay,
+        restarts: bool = True,
+    ) -> None:
+        """Starts nothing yet.
+
+        Args:
+          engine_commands: one for each replica. listener: bound, on it the server listens.
+          restarts: whether a lost engine is brought up again; not where it is one of several processes, which
+            only all together can begin anew.
+        """
+        self._address = address_of(listener)
+        self._listener = listener
+        self._load_text = load_text
+        self._display = display
+        self._settings = settings
+        self._served = ServedModel()
+        admission = Admission(settings.max_concurrent, settings.max_wait)
+        self._engine = EngineGroup(engine_commands, self._hear, restarts, admission, settings.max_pause)
+        self._app: App = create_app(settings, self._engine, self._served)
+        self._app.register_listener(self._begin, "after_server_start")
+        self._app.register_listener(self._prepare_to_end, "before_server_stop")
+        self._failed: Failed | None = None
+        self._welcomed = False
+        self._loading: asyncio.Task[None] | None = None
+
+    def run(self) -> None:
+        """Serves until a signal.
+
+        Raises:
+          Failed: the engine, or its tokenizer, will not come up.
+        """
+        self._app.run(sock=self._listener, register_sys_signals=False, **RUN_OPTIONS)
+        self._display.close()
+        if self._failed:
+            raise self._failed
+
+    def _hear(self, news: News) -> None:
+        match news:
+            case wire.Progress(phase, done, total):
+                self._display.show(phase, done, total)
+            case wire.Located(path) if self._loading is None:
+                self._loading = start_task(
+                    "loading of the tokenizer",
+                    self._load(Path(path)),
+                    lambda reason: self._fail(reason, exit_codes.ENGINE_LOST),
+                )
+            case wire.Ready():
+                self._display.close()
+                self._welcome()
+            case GivenUp(message, exit_code):
+                pause = _LAST_WORDS_SECONDS if self._welcomed else 0.0
+                asyncio.get_running_loop().call_later(pause, self._fail, message, exit_code)
+
+    async def _load(self, path: Path) -> None:
+        try:
+            loaded = await asyncio.to_thread(self._load_text, path)
+        except DistaffError as error:
+            self._fail(str(error), exit_codes.of(error))
+            return
+        self._served.text, self._served.defaults = loaded.text, loaded.defaults
+        self._served.tool_format, self._served.close = loaded.tool_format, loaded.close
+        self._welcome()
+
+    def _welcome(self) -> None:
+        """Says once how to use the server, when it can be used."""
+        if not self._welcomed and self._served.text and self._engine.state == "ready":
+            self._welcomed = True
+            gc.freeze()  # what is loaded stays; walking over it would hold up all streams for 0.1 s
+            print(welcome(self._address, self._settings.model, self._settings.keys is not None), flush=True)
+
+    def _fail(self, message: str, code: int) -> None:
+        if self._failed is None:
+            self._failed = Failed(message, code)
+            self._app.stop(terminate=False)
+
+    async def _begin(self, app: App) -> None:
+        log.info("listening on %s; loading %s", self._address, self._settings.model)
+        self._on_signals(self._end)
+
+    def _end(self, number: int) -> None:
+        """The first signal: finish what runs."""
+        self._display.close()
+        log.info("%s: finishing running requests; again to end at once", signal.Signals(number).name)
+        self._app.stop(terminate=False)
+
+    async def _prepare_to_end(self, app: App) -> None:
+        """Sanic has removed the handlers by now; Python's own would be caught, and would leave the engine."""
+        self._on_signals(self._end_at_once)
+
+    def _end_at_once(self, number: int) -> None:
+        """The second signal."""
+        self._engine.kill()
+        sys.stdout.flush()
+        os._exit(128 + number)
+
+    def _on_signals(self, handler: Callable[[int], None]) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, handler, number)

@@ -1,0 +1,306 @@
+"""`Dispatcher`: which engine computes which sequence, and when.
+
+Every admitted sequence is either in one queue before all engines or on one of them, and it can be moved:
+taken from an engine, put back into the queue with the tokens received so far, and continued by another engine
+as if nothing had been. That one move serves for all: an engine dies, it is drained, a client takes more than
+its share of the slots while another waits, a sequence is suspected of what engines died of and is run apart.
+
+Processes, their lives and the wire are left to `supervisor.py`, whose turn it is to `fair_queue.py`, who
+makes way to `sharing.py`, what may enter to `admission.py`, times to `forecast.py`.
+"""
+
+import logging
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+
+from ...runtime.request import EngineFailed, Request, TokenEvent, draw_seed
+from ..engine_client import MOVE_CAUSES, EngineInfo, MoveCause
+from .admission import Admission
+from .affinity import Affinity
+from .event_stream import BufferedStream
+from .fair_queue import FairQueue
+from .forecast import Forecast
+from .line import line_before
+from .places import Place
+from .run import Run
+from .sharing import Sharing
+
+log = logging.getLogger(__name__)
+
+MOST_HELD = 32
+"""Of a client's sequences that wait for the engine that knows their beginning, so many are overtaken."""
+
+Later = Callable[[float, Callable[[], None]], object]
+"""Has something done after so many seconds."""
+
+
+class Dispatcher:
+    """The sequences of all engines. Every method is to be called on one thread.
+
+    Attributes:
+      moved: how often a sequence was taken from an engine, by cause.
+    """
+
+    def __init__(
+        self,
+        places: Sequence[Place],
+        admission: Admission,
+        clock: Callable[[], float],
+        later: Later,
+        most_pause: float,
+    ) -> None:
+        """Nothing waits and nothing runs.
+
+        Args:
+          clock: seconds.
+          most_pause: the longest that a sequence waits for an engine after its own was lost, in seconds.
+        """
+        self._places = places
+        self._admission = admission
+        self._clock, self._later = clock, later
+        self._most_pause = most_pause
+        self._forecast = Forecast()
+        self._affinity = Affinity(places, self._forecast, clock, lambda seconds: later(seconds, self.pump))
+        self._queue: FairQueue[Run] = FairQueue()
+        self._sharing = Sharing(self._queue, clock)
+        self._suspects: deque[Run] = deque()
+        self._apart: Place | None = None
+        self._arrivals = 0
+        self._pumping = False
+        self._fingerprint: str | None = None
+        self.moved: Counter[MoveCause] = Counter(dict.fromkeys(MOVE_CAUSES, 0))
+
+    @property
+    def takes(self) -> bool:
+        """Whether `submit` may be called: an engine takes sequences, or restarts and will."""
+        return any(place.takes_in < math.inf for place in self._places)
+
+    @property
+    def queued(self) -> tuple[int, int]:
+        """What waits: sequences, and their tokens."""
+        tokens = self._queue.tokens + sum(run.length for run in self._suspects)
+        return len(self._queue) + len(self._suspects), tokens
+
+    @property
+    def under_way(self) -> int:
+        """Sequences that wait or run."""
+        return self.queued[0] + sum(len(place.open) for place in self._places)
+
+    def submit(self, requests: Sequence[Request]) -> list[BufferedStream]:
+        """Takes the sequences of a call, all or none.
+
+        Raises:
+          Overloaded: see `Admission.check`.
+        """
+        self._forecast.learn_steps([steps for place in self._places if (steps := place.steps)])
+        line = line_before(requests[0], self._queue, self._places, self._forecast, self.under_way)
+        self._admission.check(requests, line, self._clock())
+        digests = {prompt: self._affinity.digests(prompt) for prompt in {each.prompt for each in requests}}
+        runs = [self._run(request, digests[request.prompt]) for request in requests]
+        for run in runs:
+            self._queue.push(run)
+            if not any(place.takes for place in self._places):
+                self._expire_later(run)
+        self.pump()
+        return [run.stream for run in runs]
+
+    def ready(self, place: Place, info: EngineInfo) -> None:
+        """An engine takes sequences, its cache empty. It continues nothing of one with other weights."""
+        if self._fingerprint not in (None, info.fingerprint):
+            for run in [run for run in self._all() if run.engine is None and run.tokens]:
+                run.stream.fail(EngineFailed("the engine was lost, and the next one answers differently"))
+        self._fingerprint = info.fingerprint
+        self._affinity.forget(place)
+        self.pump()
+
+    def receive(self, place: Place, events: Sequence[TokenEvent]) -> None:
+        """What an engine says of its sequences. What it says as it dies is not theirs to hear."""
+        self._elapse()
+        for event in events:
+            run = place.open.get(event.request_id)  # none if it was moved or aborted meanwhile
+            if run is not None and not event.lost:
+                self._pass_on(place, run, event)
+        self.pump()
+
+    def lose(self, place: Place, *, killed: bool = False) -> None:
+        """An engine has died: what it computed goes on elsewhere, unless it is to blame.
+
+        Args:
+          killed: by somebody else's signal.
+        """
+        for run in list(place.open.values()):
+            run.died(killed=killed)
+            if run.guilty:
+                log.error("request %s was running when %d engines died, and ends", run.request.id, run.deaths)
+                run.stream.fail(EngineFailed("the engine was lost"))
+                continue
+            self._move(run, "engine_lost", working=False)
+            self._expire_later(run)
+        self.pump()
+
+    def close(self, place: Place) -> None:
+        """An engine takes nothing more: what it has not begun goes elsewhere at once."""
+        self._move_all(run for run in place.open.values() if not run.started)
+
+    def vacate(self, place: Place) -> None:
+        """An engine is to end: all that it computes goes elsewhere."""
+        self._move_all(place.open.values())
+
+    def fail_all(self, failure: EngineFailed) -> None:
+        """Ends every sequence with an error."""
+        for run in list(self._all()):
+            run.stream.fail(failure, working=True)
+
+    def pump(self) -> None:
+        """Gives engines that have room what waits."""
+        self._pumping = False
+        self._run_apart()
+        while self._begin_next() or self._make_way():
+            pass
+
+    def _all(self) -> Iterator[Run]:
+        yield from self._queue
+        yield from self._suspects
+        for place in self._places:
+            yield from place.open.values()
+
+    def _run(self, request: Request, digests: list[bytes]) -> Run:
+        if request.params.seed is None:  # another engine would draw another one
+            request = replace(request, params=replace(request.params, seed=draw_seed()))
+        self._arrivals += 1
+        run = Run(
+            request=request,
+            stream=BufferedStream(request, lambda _, working: self._release(run, working)),
+            arrival=self._arrivals,
+            submitted=self._clock(),
+            cost=self._forecast.cost(request),
+            digests=digests,
+        )
+        return run
+
+    @property
+    def _shared(self) -> list[Place]:
+        """The engines that take sequences, but for one that a sequence has to itself."""
+        return [place for place in self._places if place.takes and place is not self._apart]
+
+    def _pass_on(self, place: Place, run: Run, event: TokenEvent) -> None:
+        """Gives an event to whoever reads it, as if there had been one engine all along."""
+        if not run.tokens and event.waited is not None:
+            event = replace(event, waited=event.waited + run.began - run.submitted)
+        self._forecast.progress(0 if run.started else run.length, event.token is not None)
+        run.started = True
+        if event.token is not None:
+            run.tokens.append(event.token)
+        if event.finish in ("stop", "length"):
+            self._forecast.learn(len(run.tokens), cut=event.finish == "length")
+        if self._apart is place and run.clear_if_past():
+            self._apart = None
+        if event.request_id != run.request.id:
+            event = replace(event, request_id=run.request.id)
+        run.stream.put(event)
+
+    def _release(self, run: Run, working: bool) -> None:
+        """A stream has ended, wherever its sequence is."""
+        if run.engine is not None:
+            self._leave(run, working=working)
+        elif run in self._suspects:
+            self._suspects.remove(run)
+        else:
+            self._queue.remove(run)
+        self._pump_soon()
+
+    def _pump_soon(self) -> None:
+        """Once for all streams that end now."""
+        if not self._pumping:
+            self._pumping = True
+            self._later(0.0, self.pump)
+
+    def _leave(self, run: Run, *, working: bool) -> None:
+        """A sequence is no longer its engine's."""
+        assert run.engine is not None
+        self._elapse()
+        place = self._places[run.engine]
+        place.leave(run, working=working)
+        self._queue.give_back(run.client)
+        if self._apart is place:
+            self._apart = None
+
+    def _move(self, run: Run, cause: MoveCause, *, working: bool = True) -> None:
+        """Takes a sequence from its engine and has it wait for another turn."""
+        self._leave(run, working=working)
+        self.moved[cause] += 1
+        run.moves += 1
+        run.cost = self._forecast.cost(run.request, len(run.tokens))
+        if run.suspected:
+            self._suspects.append(run)
+        else:
+            self._queue.push(run)
+
+    def _move_all(self, runs: Iterable[Run]) -> None:
+        for run in list(runs):
+            self._move(run, "draining")
+        self.pump()
+
+    def _expire_later(self, run: Run) -> None:
+        """Has a sequence end with an error if it still waits for an engine after the longest pause."""
+        self._later(self._most_pause, lambda moves=run.moves: self._expire(run, moves))
+
+    def _expire(self, run: Run, moves: int) -> None:
+        if run.moves == moves and run.engine is None and not run.stream.ended:
+            reason = f"the engine was lost, and no other had room within {self._most_pause:.0f} s"
+            log.error("request %s ends: %s", run.request.id, reason)
+            run.stream.fail(EngineFailed(reason))
+
+    def _elapse(self) -> None:
+        """Has the forecast measure how quickly the engines are, before something changes."""
+        self._forecast.elapse(self._clock(), sum(len(place.open) for place in self._places))
+
+    def _begin(self, run: Run, place: Place) -> None:
+        self._elapse()
+        self._queue.take(run)
+        place.begin(run, self._clock())
+        self._affinity.remember(place, run)
+
+    def _begin_next(self) -> bool:
+        """Gives the next sequence to an engine; whether there was one, and room for it."""
+        rooms = {place: place.spare for place in self._shared if place.has_slot}
+        if not self._queue or not rooms:
+            return False
+        for line in self._queue.lines():
+            for run in islice(line, MOST_HELD):
+                place = self._affinity.choose(run, self._sharing.with_pages(run, rooms), self._shared)
+                if place is not None:
+                    self._begin(run, place)
+                    return True
+                if not self._affinity.holds(run):
+                    break
+        return False
+
+    def _make_way(self) -> bool:
+        """Moves a sequence of a client that has more than its share, for one of a client that has less."""
+        if self._queue.clients < 2:
+            return False
+        for line in self._queue.lines():
+            run = line[0]
+            victim = None if self._affinity.holds(run) else self._sharing.victim(run, self._shared)
+            if victim is not None and victim.engine is not None:
+                place = self._places[victim.engine]
+                self._move(victim, "preempted")
+                self._begin(run, place)
+                return True
+        return False
+
+    def _run_apart(self) -> None:
+        """Has an engine to itself whoever may be what others died of, one at a time."""
+        if self._apart is not None or not self._suspects or not self._shared:
+            return
+        place = min(self._shared, key=lambda each: len(each.open))
+        run = self._suspects.popleft()
+        for other in list(place.open.values()):
+            self._move(other, "preempted")
+        self._apart = place
+        self._queue.push(run)
+        self._begin(run, place)

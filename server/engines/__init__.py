@@ -1,0 +1,1 @@
+"""Engine processes as the web process sees them: started, supervised, sent requests, read."""

@@ -1,0 +1,179 @@
+"""One engine process, seen from the web process: spawned, listened to, watched, and ended for certain.
+
+Knows frames but not requests, and never restarts anything: that is `supervisor.py`. A child is dead when its
+end of the socketpair closes, when it sends what is no frame, or when it has not been heard of for too long;
+in each case its whole process group is killed, so that nothing which it started stays behind.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from ..system import engine_environment, oom_kills
+from . import wire
+
+log = logging.getLogger(__name__)
+
+SILENCE_SECONDS = 9.5
+"""A child that says nothing for longer is taken for dead, so that all have heard of it within ten seconds."""
+
+_TICK_SECONDS = 0.25
+_STOP_SECONDS = 5.0
+_EXIT_SECONDS = 0.5
+"""How long to wait for the exit status of a child whose connection has closed."""
+_LEFT_TO_US = (signal.SIGINT, signal.SIGTERM)
+"""Signals that a child never receives: an orchestrator or a terminal sends them to all processes at once, and
+it is we who drain first. They are blocked before the child exists, since libraries that it loads install
+handlers of their own (libtpu's writes a stack trace)."""
+
+
+class Child(asyncio.Protocol):
+    """A spawned engine process. Use `await Child.spawn(…)`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], receive: Callable[[wire.ToWeb], None]) -> None:
+        self._process = process
+        self._receive = receive
+        self._reader = wire.web_reader()
+        self._transport: asyncio.WriteTransport | None = None
+        self._closed = asyncio.Event()
+        self._heard = time.monotonic()
+        self._silent: float | None = None
+        self._killed_by_us = False
+        self._oom_kills = oom_kills()
+
+    @classmethod
+    async def spawn(cls, command: Sequence[str], receive: Callable[[wire.ToWeb], None]) -> "Child":
+        """Starts `command --fd N` in a session of its own; `receive` hears all frames that it sends.
+
+        Raises:
+          OSError: the program cannot be started.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            words = [*command, "--fd", str(theirs.fileno())]
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_US)  # a child inherits it
+            try:
+                process = subprocess.Popen(
+                    words,
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                    env=engine_environment(),
+                )
+            except OSError:
+                ours.close()
+                raise
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        child = cls(process, receive)
+        try:
+            await asyncio.get_running_loop().create_unix_connection(lambda: child, sock=ours)
+        except BaseException:
+            child.kill()
+            process.wait()
+            raise
+        return child
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def silence(self) -> float:
+        """Seconds since it was last heard of."""
+        return time.monotonic() - self._heard
+
+    def send(self, frame: wire.ToEngine) -> None:
+        """Queues a frame for it; dropped if it is gone."""
+        if self._transport and not self._transport.is_closing():
+            self._transport.write(wire.encode(frame))
+
+    async def lost(self) -> None:
+        """Waits until it is dead or must be taken for dead."""
+        self._silent = await self._last_word()
+
+    async def killed_by_others(self) -> bool:
+        """Whether a SIGKILL has ended it that is neither ours nor the kernel's for want of memory.
+
+        Then nothing that it computed is the cause. False where that cannot be known. To be asked once it is
+        `lost`.
+        """
+        if self._silent or self._killed_by_us or self._oom_kills is None:
+            return False
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = await asyncio.to_thread(self._process.wait, _EXIT_SECONDS)
+            return code == -signal.SIGKILL and self._oom_kills == oom_kills()
+        return False
+
+    async def reap(self) -> str:
+        """Kills what is left of it, waits for its end, and says how it ended."""
+        self.kill()
+        code = await asyncio.to_thread(self._process.wait)
+        if self._silent:
+            return f"said nothing for {self._silent:.1f} s and was killed"
+        return f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
+
+    async def stop(self) -> None:
+        """Asks it to end, and after a while kills it. `lost` returns in consequence."""
+        self.send(wire.Stop())
+        await self._gone_within(_STOP_SECONDS)
+        self.kill()
+
+    def kill(self) -> None:
+        """Kills its process group at once. Idempotent."""
+        self._killed_by_us = True
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+        if self._transport:
+            self._transport.abort()
+
+    async def _last_word(self) -> float | None:
+        """Waits for the end of the stream (None), or for a silence too long (its seconds).
+
+        Silence is counted in our own waking time: when this process, or both, are paused (a stopped
+        terminal job, a frozen container), the child cannot have been heard and is not to blame.
+        """
+        silent, heard = 0.0, self._heard
+        while silent < SILENCE_SECONDS:
+            asleep = time.monotonic()
+            if await self._gone_within(_TICK_SECONDS):
+                return None
+            silent += min(time.monotonic() - asleep, 2 * _TICK_SECONDS)
+            if self._heard != heard:
+                silent, heard = 0.0, self._heard
+        return silent
+
+    async def _gone_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closed.wait()
+        return self._closed.is_set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by asyncio."""
+        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's are no subclasses
+
+    def data_received(self, data: bytes) -> None:
+        """Called by asyncio. Bytes that are no frames, or frames that cannot be taken in, end the child."""
+        self._heard = time.monotonic()
+        try:
+            for frame in self._reader.feed(data):
+                self._receive(frame)
+        except wire.WireError as error:
+            log.error("the engine process %d cannot be understood and is killed: %s", self.pid, error)
+            self.kill()
+        except Exception:
+            log.exception("what the engine process %d said could not be taken in, and it is killed", self.pid)
+            self.kill()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by asyncio."""
+        self._closed.set()

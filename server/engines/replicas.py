@@ -1,0 +1,262 @@
+"""`EngineGroup`: several engine processes, each with devices of its own, that are one engine to the routes.
+
+It decides what the fate of one means for the whole: one that is lost is restarted by its own `EngineProcess`
+and given up alone, while the others serve on. Which of them computes what is `dispatcher.py`'s. A server
+without replicas is a group of one.
+"""
+
+import asyncio
+import contextlib
+import functools
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from ...runtime.request import EngineFailed, EngineStats, NotReady, Request, TokenEvent
+from .. import exit_codes
+from ..dispatch.admission import Admission
+from ..dispatch.dispatcher import Dispatcher
+from ..dispatch.event_stream import BufferedStream
+from ..dispatch.places import Place
+from ..engine_client import EngineInfo, EngineState, MoveCause, ShutDown
+from ..vital import start_task
+from . import wire
+from .supervisor import EngineProcess, GivenUp, Lost, News
+
+log = logging.getLogger(__name__)
+
+_DRAIN_TICK_SECONDS = 0.05
+_LEAVE_SECONDS = 60.0
+"""How long a replica that was asked to end may go on with what it has begun."""
+
+_STATES: tuple[EngineState, ...] = ("ready", "restarting", "draining", "loading", "starting", "stopped")
+"""The group is in the first of these that one of its replicas is in."""
+
+
+class EngineGroup:
+    """An `EngineClient` over one or more supervised child processes.
+
+    Every method is to be called on one event loop's thread.
+
+    Attributes:
+      replicas: the engines, by number.
+    """
+
+    def __init__(
+        self,
+        commands: Sequence[Sequence[str]],
+        on_news: Callable[[News], None] = lambda news: None,
+        restarts: bool = True,
+        admission: Admission | None = None,
+        most_pause: float = 300.0,
+    ) -> None:
+        """Starts nothing yet.
+
+        Args:
+          commands: for each replica its process's command line, see `EngineProcess`.
+          on_news: hears how bringing them up goes; must not block. `GivenUp` is the end of all.
+          restarts: whether a lost engine is brought up again.
+          admission: who may enter; None for the usual bounds.
+          most_pause: the longest that a sequence waits for an engine after its own was lost, in seconds.
+        """
+        self._on_news = on_news
+        self._proven: set[int] = set()
+        self._closing = False
+        self._others: asyncio.Task[None] | None = None
+        self.replicas = [
+            EngineProcess(
+                command,
+                functools.partial(self._hear, number),
+                functools.partial(self._receive, number),
+                f"the engine process of replica {number}" if len(commands) > 1 else "the engine process",
+                restarts,
+            )
+            for number, command in enumerate(commands)
+        ]
+        self._places = [Place(number, engine) for number, engine in enumerate(self.replicas)]
+        self._dispatcher = Dispatcher(
+            self._places, admission or Admission(), time.monotonic, _call_later, most_pause
+        )
+
+    @property
+    def state(self) -> EngineState:
+        if self._closing:
+            return "draining" if any(engine.state != "stopped" for engine in self.replicas) else "stopped"
+        states = {engine.state for engine in self.replicas}
+        return next(state for state in _STATES if state in states)
+
+    @property
+    def info(self) -> EngineInfo | None:
+        """What all that were ever ready serve together; None until one has been ready."""
+        known = [engine.info for engine in self.replicas if engine.info]
+        if not known:
+            return None
+        ready = [engine.info for engine in self._ready().values() if engine.info]
+        return replace(
+            (ready or known)[0],
+            context=min(info.context for info in known),
+            slots=sum(info.slots for info in known),
+        )
+
+    @property
+    def stats(self) -> EngineStats:
+        """The sum of the newest snapshots."""
+        return EngineStats.total([engine.stats for engine in self.replicas])
+
+    @property
+    def heartbeat_age(self) -> float:
+        """Seconds since any of the processes was last heard of; 0.0 while there is none to hear."""
+        ages = [engine.heartbeat_age for engine in self.replicas if engine.pid is not None]
+        return min(ages, default=0.0)
+
+    @property
+    def ready_in(self) -> float:
+        """Seconds until one of them is probably ready."""
+        return min(engine.ready_in for engine in self.replicas)
+
+    @property
+    def queued(self) -> tuple[int, int]:
+        """What waits before all of them: sequences, and their tokens."""
+        return self._dispatcher.queued
+
+    @property
+    def moved(self) -> Mapping[MoveCause, int]:
+        """How often a sequence was taken from one of them, by cause."""
+        return self._dispatcher.moved
+
+    def submit(self, requests: Sequence[Request]) -> list[BufferedStream]:
+        """Hands the sequences of a call over to whichever replica has room first, all or none.
+
+        Raises:
+          NotReady: none takes sequences, and none restarts that did.
+          Overloaded: they would wait too long, or there are too many.
+        """
+        if self._closing or not self._dispatcher.takes:
+            raise NotReady(f"the engine is {self.state}", self.ready_in)
+        return self._dispatcher.submit(requests)
+
+    def profile(self, on: bool) -> None:
+        """Begins or ends a profile of every replica that is ready."""
+        for engine in self._ready().values():
+            engine.profile(on)
+
+    async def start(self) -> None:
+        """Begins to load; returns at once.
+
+        The first replica goes ahead until it has a checkpoint in the cache that all can read.
+        """
+        await self.replicas[0].start()
+
+    async def drain(self, seconds: float) -> None:
+        """Takes nothing new, waits until running requests end or the time is up, fails the rest."""
+        self._closing = True
+        for engine in self.replicas:
+            engine.stay()
+        await _until(lambda: not self._dispatcher.under_way, seconds)
+        self._dispatcher.fail_all(ShutDown("the server is shutting down"))
+
+    async def stop(self) -> None:
+        """Ends all engines and what they started. Idempotent."""
+        self._closing = True
+        self._dispatcher.fail_all(ShutDown("the server is shutting down"))
+        await asyncio.gather(*(engine.stop() for engine in self.replicas))
+
+    def kill(self) -> None:
+        """Kills all process groups at once, for an exit that cannot wait."""
+        for engine in self.replicas:
+            engine.kill()
+
+    def _ready(self) -> dict[int, EngineProcess]:
+        return {number: engine for number, engine in enumerate(self.replicas) if engine.state == "ready"}
+
+    def _hear(self, number: int, news: News) -> None:
+        match news:
+            case wire.Progress():
+                self._show(number, news)
+            case wire.Located():
+                self._start_others()
+                self._on_news(news)
+            case wire.Ready(info):
+                self._welcome(number, info)
+            case wire.Leaving() if self.replicas[number].state == "ready" and not self._closing:
+                start_task(f"renewal of replica {number}", self._renew(number), self._fail)
+            case Lost(killed):
+                self._dispatcher.lose(self._places[number], killed=killed)
+            case GivenUp():
+                self._lose(number, news)
+
+    def _receive(self, number: int, events: Sequence[TokenEvent]) -> None:
+        self._dispatcher.receive(self._places[number], events)
+
+    async def _renew(self, number: int) -> None:
+        """Has a replica finish what it has begun, and replaces its process."""
+        engine, place = self.replicas[number], self._places[number]
+        log.info("replica %d was asked to end: it finishes what it has begun, and is replaced", number)
+        engine.drain()
+        self._dispatcher.close(place)
+        await _until(lambda: not place.open, _LEAVE_SECONDS)
+        self._dispatcher.vacate(place)
+        await engine.renew()
+
+    def _show(self, number: int, progress: wire.Progress) -> None:
+        """One replica's progress stands for all, and is of interest only while nothing is served."""
+        speaker = next(n for n, engine in enumerate(self.replicas) if engine.state != "stopped")
+        if number == speaker and not self._ready():
+            self._on_news(progress)
+
+    def _start_others(self) -> None:
+        if self._others is None:
+            self._others = start_task("start of the other replicas", self._start_all(), self._fail)
+
+    async def _start_all(self) -> None:
+        for engine in self.replicas[1:]:
+            if not self._closing:
+                await engine.start()
+
+    def _fail(self, reason: str) -> None:
+        self._on_news(GivenUp(reason, exit_codes.ENGINE_LOST))
+
+    def _welcome(self, number: int, info: EngineInfo) -> None:
+        """A replica is ready; one that would answer differently from those that serve must not."""
+        engine, ready = self.replicas[number], self._ready()
+        for other, peer in ready.items():
+            if peer.info and peer.info.fingerprint != info.fingerprint:
+                engine.reject(
+                    f"replica {number} would answer differently from replica {other} (fingerprints "
+                    f"{info.fingerprint} and {peer.info.fingerprint}); expected the same weights, devices "
+                    "and versions",
+                    exit_codes.REFUSED_SETTING,
+                )
+                return
+        again = number in self._proven
+        self._proven.add(number)
+        self._dispatcher.ready(self._places[number], info)
+        if len(self.replicas) > 1:
+            log.info("replica %d is ready: %d of %d serve", number, len(ready), len(self.replicas))
+        elif again:
+            log.info("the engine is ready again")
+        self._on_news(wire.Ready(info))
+
+    def _lose(self, number: int, given_up: GivenUp) -> None:
+        """A replica will not come back. What it says itself at its first start is true of all."""
+        left = sum(engine.state != "stopped" for engine in self.replicas)
+        if left == 0:
+            self._dispatcher.fail_all(EngineFailed("the engine was lost"))
+        if left == 0 or (given_up.own_words and number not in self._proven):
+            self._on_news(given_up)
+            return
+        log.error("%s; %d of %d replicas are left", given_up.message, left, len(self.replicas))
+        self._start_others()
+
+
+async def _until(condition: Callable[[], bool], seconds: float) -> None:
+    """Waits for a condition, or until the time is up."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while not condition():
+                await asyncio.sleep(_DRAIN_TICK_SECONDS)
+
+
+def _call_later(seconds: float, work: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_later(seconds, work)

@@ -1,0 +1,312 @@
+"""What the routes of OpenAI's protocol know of every parameter, OpenAI's own and those of other servers.
+
+The tables are what the parsers read by, what `/v1/capabilities` tells and what `/openapi.json` is made of.
+The other servers are vLLM, SGLang, llama.cpp and text-generation-inference: what changes an answer there is
+honoured here or refused by name, never dropped.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ....runtime.request import MAX_TOP_LOGPROBS
+from .. import labels, sampling, structured
+from ..delivery import STREAM_OPTIONS
+from ..kinds import MOST_TOKENS, Boolean, Integer, Kind, Limits, Object, Refused, Schema, Shape, String, Words
+from ..messages import MESSAGES
+from ..prompts import prompts_kind
+from ..table import Parameters
+from ..tools import choice_kind, tools_kind
+from .response_input import INCLUDE, INPUT
+
+MOST_PROMPTS = 128
+MOST_INPUTS = 2048
+
+
+def _model_schema(limits: Limits) -> Schema:
+    return (
+        {"type": "string", "enum": list(limits.names)} if limits.names else {"type": "string", "minLength": 1}
+    )
+
+
+def _options_schema(limits: Limits) -> Schema:
+    if limits.template_options is None:
+        return {"type": "object"}
+    known = {name: {} for name in sorted(limits.template_options)}
+    return {"type": "object", "properties": known, "additionalProperties": False}
+
+
+MODEL = Shape(_model_schema)
+TEMPLATE_OPTIONS = Object(said=_options_schema)
+_TOP_LOGPROBS = Integer(0, MAX_TOP_LOGPROBS)
+
+_SAMPLING: dict[str, Kind] = {
+    **sampling.KINDS,
+    "logprobs": Boolean(),
+    "stream": Boolean(),
+    "stream_options": STREAM_OPTIONS,
+    "model": MODEL,
+}
+_CONVERSATION: dict[str, Kind] = {
+    "add_generation_prompt": Boolean(),
+    "continue_final_message": Boolean(),
+    "chat_template_kwargs": TEMPLATE_OPTIONS,
+}
+_TOOLS: dict[str, Kind] = {
+    "tools": tools_kind(),
+    "tool_choice": choice_kind(),
+    "parallel_tool_calls": Boolean(),
+}
+
+_REFUSED: dict[str, tuple[Any, ...]] = {
+    # OpenAI
+    "functions": (),
+    "function_call": ("none",),
+    "prediction": (),
+    "moderation": (),
+    "web_search_options": (),
+    "modalities": (["text"],),
+    "audio": (),
+    "suffix": (),
+    # vLLM
+    "length_penalty": (1,),
+    "use_beam_search": (False,),
+    "bad_words": ([],),
+    "spaces_between_special_tokens": (True,),
+    "truncate_prompt_tokens": (),
+    "prompt_logprobs": (),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "chat_template": (),
+    "documents": ([],),
+    "prompt_embeds": (),
+    "mm_processor_kwargs": (),
+    "media_io_kwargs": (),
+    "logits_processors": ([],),
+    "guided_json_object": (False,),
+    "regex": (),
+    "ebnf": (),
+    "regex_pattern": (),
+    "grammar_string": (),
+    "priority": (0,),
+    "guided_whitespace_pattern": (),
+    "structural_tag": (),
+    "thinking_token_budget": (),
+    "repetition_detection": (),
+    "kv_transfer_params": (),
+    "vllm_xargs": (),
+    # SGLang
+    "lora_path": (),
+    "session_params": (),
+    "custom_logit_processor": (),
+    "custom_params": (),
+    "no_stop_trim": (False,),
+    "stop_regex": (),
+    "extra_key": (),
+    "return_hidden_states": (False,),
+    # llama.cpp, whose samplers change nothing at these values
+    "grammar": (),
+    "grammar_lazy": (False,),
+    "lora": ([],),
+    "n_predict": (-1,),
+    "n_probs": (0,),
+    "n_keep": (0,),
+    "n_indent": (0,),
+    "t_max_predict_ms": (0, -1),
+    "repeat_penalty": (1,),
+    "typical_p": (1,),
+    "top_n_sigma": (-1,),
+    "dynatemp_range": (0,),
+    "xtc_probability": (0,),
+    "dry_multiplier": (0,),
+    "mirostat": (0,),
+    "adaptive_target": (-1,),
+    "min_keep": (0,),
+    "samplers": (),
+    "post_sampling_probs": (False,),
+    "return_tokens": (False,),
+    "return_progress": (False,),
+    "timings_per_token": (False,),
+    "response_fields": ([],),
+    "thinking_forced_open": (False,),
+    # text-generation-inference
+    "tool_prompt": (),
+    "guideline": (),
+    "watermark": (False,),
+    "adapter_id": (),
+}
+"""Refused everywhere, each with the values that change nothing and so pass. Null always passes."""
+
+_PEERS: dict[str, Kind] = {
+    "request_id": String(),
+    "rid": String(),
+    "id_slot": Integer(-1, MOST_TOKENS),
+    "cache_prompt": Boolean(),
+    "guided_decoding_backend": String(),
+    "include_reasoning": Boolean(),
+    "separate_reasoning": Boolean(),
+    "stream_reasoning": Boolean(),
+    "reasoning_format": String(),
+    "parse_tool_calls": Boolean(),
+}
+"""What changes no answer here: labels, where a prompt is cached, how reasoning is told apart."""
+
+
+def _route(
+    honoured: Mapping[str, Kind], refused: Mapping[str, tuple[Any, ...]], required: tuple[str, ...]
+) -> Parameters:
+    refused = {**_REFUSED, **refused}
+    return Parameters({**_SAMPLING, **honoured}, labels.KINDS | _PEERS, _refusals(refused), required)
+
+
+def _refusals(refused: Mapping[str, tuple[Any, ...]]) -> dict[str, Refused]:
+    return {name: Refused(neutral) for name, neutral in refused.items()}
+
+
+CHAT = _route(
+    {
+        "messages": MESSAGES,
+        "max_completion_tokens": sampling.TOKENS,
+        "top_logprobs": _TOP_LOGPROBS,
+        "response_format": structured.format_kind(),
+        **_TOOLS,
+        **_CONVERSATION,
+        **structured.KINDS,
+    },
+    {"best_of": (1,), "echo": (False,), "add_special_tokens": (False,)},
+    ("model", "messages"),
+)
+
+COMPLETIONS = _route(
+    {
+        "prompt": prompts_kind(MOST_PROMPTS, empty=True),
+        "max_tokens": sampling.TOKENS_OR_NONE,
+        "max_new_tokens": sampling.TOKENS_OR_NONE,
+        "logprobs": _TOP_LOGPROBS,
+        "best_of": Integer(0, lambda limits: limits.most_choices),
+        "echo": Boolean(),
+        "add_special_tokens": Boolean(),
+        "response_format": structured.format_kind(),
+        **structured.KINDS,
+    },
+    {"max_completion_tokens": ()},
+    ("model",),
+)
+
+MOVED = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "max_completion_tokens": "max_output_tokens",
+    "max_new_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+    "verbosity": "text.verbosity",
+}
+"""What the Responses API has elsewhere."""
+
+
+def _responses(
+    honoured: Mapping[str, Kind], checked: Mapping[str, Kind], refused: dict[str, tuple[Any, ...]]
+) -> Parameters:
+    """What the others have too, but for what is elsewhere here, means less or is refused."""
+    refused = {**_REFUSED, **dict.fromkeys(MOVED, ()), **refused}
+    less = _without({**labels.KINDS, **_PEERS, **checked}, refused)
+    heeded = _without({**_SAMPLING, **honoured}, [*refused, *less])
+    return Parameters(heeded, less, _refusals(refused), ("model", "input"))
+
+
+def _without(kinds: Mapping[str, Kind], names: Iterable[str]) -> dict[str, Kind]:
+    left_out = frozenset(names)
+    return {name: kind for name, kind in kinds.items() if name not in left_out}
+
+
+RESPONSES = _responses(
+    {
+        "input": INPUT,
+        "instructions": String(),
+        "max_output_tokens": sampling.TOKENS,
+        "text": Object(
+            {"format": structured.format_kind(flat=True), "verbosity": Words(labels.VERBOSITIES)}, closed=True
+        ),
+        "include": INCLUDE,
+        "tools": tools_kind(flat=True),
+        "tool_choice": choice_kind(flat=True),
+        "parallel_tool_calls": Boolean(),
+        "top_logprobs": _TOP_LOGPROBS,
+        "chat_template_kwargs": TEMPLATE_OPTIONS,
+        **structured.KINDS,
+    },
+    {
+        "reasoning": Object(
+            {"effort": Words(labels.EFFORTS), "summary": Words(("auto", "concise", "detailed"))}
+        ),
+        "max_tool_calls": Integer(1, MOST_TOKENS),
+        "stream_options": Object({"include_obfuscation": Boolean()}, closed=True),
+    },
+    {
+        "previous_response_id": (),
+        "conversation": (),
+        "prompt": (),
+        "background": (False,),
+        "truncation": ("disabled",),
+        "context_management": ([],),
+        "n": (1,),
+        "logprobs": (False,),
+    },
+)
+
+_TO_TOKENIZE = {**_TOOLS, **_CONVERSATION}
+
+TOKENIZE = Parameters(
+    {
+        "model": MODEL,
+        "prompt": String(),
+        "content": String(),
+        "inputs": String(),
+        "messages": MESSAGES,
+        "add_special_tokens": Boolean(),
+        "add_special": Boolean(),
+        "with_pieces": Boolean(),
+        "return_token_strs": Boolean(),
+        **_TO_TOKENIZE,
+    },
+    {},
+    _refusals({"parse_special": (True,), "chat_template": (), "mm_processor_kwargs": ()}),
+)
+
+CHAT_TOKENIZE = Parameters(
+    {"model": MODEL, "messages": MESSAGES, **_TO_TOKENIZE},
+    {},
+    _refusals({"tool_prompt": (), "guideline": ()}),
+    ("messages",),
+)
+
+DETOKENIZE = Parameters(
+    {"model": MODEL, "tokens": Shape(sampling.ids_schema)},
+    {},
+    _refusals({"skip_special_tokens": (True,)}),
+    ("tokens",),
+)
+
+EMBEDDINGS = Parameters(
+    {
+        "model": MODEL,
+        "input": prompts_kind(MOST_INPUTS, empty=False),
+        "encoding_format": Words(("float", "base64")),
+    },
+    {"user": labels.KINDS["user"], "request_id": String()},
+    _refusals(
+        {
+            "dimensions": (),
+            "truncate_prompt_tokens": (),
+            "messages": (),
+            "add_special_tokens": (True,),
+            "normalize": (True,),
+            "embd_normalize": (2,),
+            "embed_dtype": ("float32",),
+            "endianness": ("native", "little"),
+            "priority": (0,),
+            "mm_processor_kwargs": (),
+        }
+    ),
+    ("model", "input"),
+)

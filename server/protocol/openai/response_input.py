@@ -1,0 +1,169 @@
+"""The `input` of the Responses API -> the messages of a conversation, as `messages` makes them.
+
+A list of items, each a message, a call of a function, or what a call returned; neighbouring calls, and the
+text around them, are one assistant's message, as templates want it. Items of tools that OpenAI runs itself
+are refused, and so are references to what was stored: nothing is. Reasoning of other models is left out.
+"""
+
+from typing import Any
+
+from ...errors import BadRequest
+from ..fields import Fields, check_array, objects, wrong_type, wrong_value
+from ..kinds import TEXT, Schema, Shape, array, constant, record
+from ..messages import MOST_MESSAGES, Message, parsed_arguments
+
+LOGPROBS = "message.output_text.logprobs"
+_INCLUDABLE = (
+    LOGPROBS,
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "reasoning.encrypted_content",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+)
+_KINDS = ("message", "function_call", "function_call_output", "reasoning")
+_ROLES = ("assistant", "system", "developer", "user")
+_SAID, _ASKED = ("output_text", "refusal"), ("input_text",)
+
+
+def read_input(value: Any, instructions: str | None) -> list[Message]:
+    """The conversation, begun by the instructions.
+
+    Raises:
+      BadRequest: an item is malformed or cannot be served; the error names its place.
+    """
+    messages: list[Message] = [_message("system", instructions)] if instructions else []
+    if isinstance(value, str):
+        return [*messages, _message("user", value)]
+    if not isinstance(value, list):
+        raise wrong_type("input", "one of a string or array of input items", value)
+    calls: set[str] = set()
+    for item in objects("input", value, MOST_MESSAGES):
+        _add(item, messages, calls)
+    return messages
+
+
+def read_included(value: Any) -> list[str]:
+    """What `include` asks for beside the answer. Raises BadRequest."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise wrong_type("include", "an array of strings", value)
+    check_array("include", value, len(_INCLUDABLE), empty=True)
+    for index, name in enumerate(value):
+        if name not in _INCLUDABLE:
+            raise wrong_value(f"include[{index}]", str(name), _INCLUDABLE)
+    return value
+
+
+def _add(item: Fields, messages: list[Message], calls: set[str]) -> None:
+    """Adds one item; `calls` are the ids of the calls so far."""
+    match _kind(item):
+        case "message":
+            _add_message(item, messages)
+        case "function_call":
+            calls.add(_required(item, "call_id"))
+            _spoken(messages).setdefault("tool_calls", []).append(_call(item))
+        case "function_call_output":
+            messages.append(_output(item, calls))
+
+
+def _kind(item: Fields) -> str:
+    kind = item.string("type")
+    if kind is None:
+        return "message"
+    if kind == "item_reference":
+        raise BadRequest(f"Item with id '{_required(item, 'id')}' not found. Nothing is stored.", "input")
+    if kind not in _KINDS:
+        raise wrong_value(item.where("type"), kind, _KINDS)
+    return kind
+
+
+def _add_message(item: Fields, messages: list[Message]) -> None:
+    item.require("role")
+    role = item.one_of("role", _ROLES) or "user"
+    text = _text(item, "content", _SAID if role == "assistant" else _ASKED)
+    if role == "assistant" and messages and messages[-1].get("tool_calls"):
+        messages[-1]["content"] += text
+    else:
+        messages.append(_message("system" if role == "developer" else role, text))
+
+
+def _spoken(messages: list[Message]) -> Message:
+    """The assistant's message that is being told, or a new one."""
+    if not messages or messages[-1]["role"] != "assistant":
+        messages.append(_message("assistant", ""))
+    return messages[-1]
+
+
+def _call(item: Fields) -> dict[str, Any]:
+    arguments = parsed_arguments(_required(item, "arguments"))
+    function = {"name": _required(item, "name"), "arguments": arguments}
+    return {"id": item.get("call_id"), "type": "function", "function": function}
+
+
+def _output(item: Fields, calls: set[str]) -> Message:
+    call = _required(item, "call_id")
+    if call not in calls:
+        message = f"No tool call found for function call output with call_id {call[:64]}."
+        raise BadRequest(message, "input")
+    return {**_message("tool", _text(item, "output", _ASKED)), "tool_call_id": call}
+
+
+def _text(item: Fields, name: str, kinds: tuple[str, ...]) -> str:
+    """A string, or the parts of one."""
+    value, path = item.require(name), item.where(name)
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise wrong_type(path, "one of a string or array of objects", value)
+    check_array(path, value, MOST_MESSAGES, empty=True)
+    return "".join(_part(part, f"{path}[{index}]", kinds) for index, part in enumerate(value))
+
+
+def _part(value: Any, path: str, kinds: tuple[str, ...]) -> str:
+    if not isinstance(value, dict):
+        raise wrong_type(path, "an object", value)
+    part = Fields(value, path)
+    part.require("type")
+    kind = part.one_of("type", (*kinds, "text")) or "text"
+    return _required(part, "refusal" if kind == "refusal" else "text")
+
+
+def _required(fields: Fields, name: str) -> str:
+    fields.require(name)
+    return fields.string(name) or ""
+
+
+def _message(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+def _text_schema(kinds: tuple[str, ...]) -> Schema:
+    """A string, or its parts."""
+    parts: list[Schema] = [
+        record({"type": constant(kind), "refusal" if kind == "refusal" else "text": TEXT})
+        for kind in (*kinds, "text")
+    ]
+    return {"anyOf": [TEXT, array({"anyOf": parts}, MOST_MESSAGES, 0)]}
+
+
+def _schema() -> Schema:
+    others = {"type": "string", "enum": [role for role in _ROLES if role != "assistant"]}
+    kind, asked, said = {"type": constant("message")}, _text_schema(_ASKED), _text_schema(_SAID)
+    output = record({"type": constant("function_call_output"), "call_id": TEXT, "output": asked})
+    call = {"type": constant("function_call"), "call_id": TEXT, "name": TEXT, "arguments": TEXT}
+    items = [
+        record({"role": others, "content": asked}, kind),
+        record({"role": constant("assistant"), "content": said}, kind),
+        record(call),
+        output,
+        record({"type": constant("reasoning")}),
+    ]
+    return {"anyOf": [TEXT, array({"anyOf": items}, MOST_MESSAGES)]}
+
+
+INPUT = Shape(_schema())
+INCLUDE = Shape(array({"type": "string", "enum": list(_INCLUDABLE)}, len(_INCLUDABLE), 0))

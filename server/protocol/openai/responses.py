@@ -1,0 +1,131 @@
+"""The body of `/v1/responses` -> the chat call that it comes to, and what the answer repeats of it.
+
+The same conversation, tools and formats under other names and in flatter shapes. Stateless: nothing is
+stored, so nothing earlier can be referred to.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import BadRequest
+from .. import labels
+from ..delivery import Delivery
+from ..fields import Fields
+from ..kinds import Described, Limits
+from ..sampling import Sampling, read_early, read_extras, read_late
+from ..structured import read_constraint
+from ..tools import read_tools
+from . import parameters
+from .chat import ChatCall, Rendering, read_model
+from .response_input import LOGPROBS, read_included, read_input
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseCall:
+    """One checked request.
+
+    Attributes:
+      chat: what it comes to. echo: the parameters that the answer repeats.
+    """
+
+    chat: ChatCall
+    echo: dict[str, Any]
+
+    @property
+    def model(self) -> str:
+        """The model's id."""
+        return self.chat.model
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Keys that mean nothing here."""
+        return self.chat.unknown
+
+
+def parse_response(body: dict[str, Any], *, strict: bool) -> ResponseCall:
+    """Checks a request and types it. `strict` refuses unknown keys, as OpenAI does.
+
+    Raises:
+      BadRequest: the first fault found.
+    """
+    fields = parameters.RESPONSES.fields(body, Limits(strict=strict))
+    model = read_model(fields)
+    unknown = parameters.RESPONSES.unknown_keys(fields)
+    _check_served(fields)
+    instructions = fields.take("instructions")
+    messages = read_input(fields.require("input"), instructions)
+    tools = read_tools(fields, flat=True)
+    values: dict[str, Any] = read_early(fields) | {"logprobs": _logprobs(fields)}
+    values |= read_extras(fields)
+    values |= read_late(fields, values)
+    values["max_tokens"] = fields.take("max_output_tokens")
+    constraint = read_constraint(fields, flat=True)
+    _check_heard(fields)
+    options = fields.take("chat_template_kwargs")
+    chat = ChatCall(
+        model=model,
+        messages=messages,
+        sampling=Sampling(**values),
+        tools=tools,
+        constraint=constraint,
+        rendering=Rendering(options=options.values if options else {}),
+        delivery=Delivery(fields.take("stream") or False),
+        unknown=unknown,
+    )
+    return ResponseCall(chat, _echo(fields))
+
+
+def _check_served(fields: Described) -> None:
+    """Raises BadRequest for what lives elsewhere in this API, what was stored, and what is not served."""
+    for name, place in parameters.MOVED.items():
+        if fields.get(name) is not None:
+            moved = f"In the Responses API, this parameter has moved to '{place}'."
+            raise BadRequest(f"Unsupported parameter: '{name}'. {moved}", name, "unsupported_parameter")
+    if (earlier := fields.string("previous_response_id")) is not None:
+        message = f"Previous response with id '{earlier[:64]}' not found. This server stores no responses."
+        raise BadRequest(message, "previous_response_id", "previous_response_not_found")
+    parameters.RESPONSES.refuse_unsupported(fields)
+
+
+def _logprobs(fields: Described) -> int | None:
+    """How many alternatives; None where no log-probabilities are to be included."""
+    include = read_included(fields.get("include"))
+    top = fields.take("top_logprobs")
+    return (top or 0) if LOGPROBS in include or top else None
+
+
+def _check_heard(fields: Described) -> None:
+    """What is checked and has no effect. Raises BadRequest."""
+    labels.check_storage(fields)
+    parameters.RESPONSES.check(fields)
+    if (text := fields.take("text")) is not None:
+        text.take("verbosity")
+    for name in ("reasoning", "stream_options"):
+        if (options := fields.take(name)) is not None:
+            options.take_all()
+
+
+def _echo(fields: Fields) -> dict[str, Any]:
+    """What an answer repeats, as it was said or as silence is understood."""
+    text, reasoning = fields.get("text") or {}, fields.get("reasoning") or {}
+    choice, parallel = fields.get("tool_choice"), fields.get("parallel_tool_calls")
+    return {
+        "frequency_penalty": fields.get("frequency_penalty") or 0.0,
+        "instructions": fields.get("instructions"),
+        "max_output_tokens": fields.get("max_output_tokens"),
+        "max_tool_calls": fields.get("max_tool_calls"),
+        "metadata": fields.get("metadata") or {},
+        "parallel_tool_calls": parallel is not False,
+        "presence_penalty": fields.get("presence_penalty") or 0.0,
+        "prompt_cache_key": fields.get("prompt_cache_key"),
+        "reasoning": {"effort": reasoning.get("effort"), "summary": reasoning.get("summary")},
+        "safety_identifier": fields.get("safety_identifier"),
+        "text": {
+            "format": text.get("format") or {"type": "text"},
+            "verbosity": text.get("verbosity") or "medium",
+        },
+        "tool_choice": "auto" if choice is None else choice,
+        "tools": [{"strict": False, **tool} for tool in fields.get("tools") or ()],
+        "top_logprobs": fields.get("top_logprobs") or 0,
+        "user": fields.get("user"),
+    }

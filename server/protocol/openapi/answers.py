@@ -1,0 +1,124 @@
+"""What the routes answer, as JSON Schema: the keys that clients rely on, and their types.
+
+OpenAI's own document has its answers in full; nothing is parsed by what stands here.
+"""
+
+from ..kinds import TEXT, Schema, constant, nullable, record
+
+_COUNT: Schema = {"type": "integer", "minimum": 0}
+_FLAG: Schema = {"type": "boolean"}
+_OBJECT: Schema = {"type": "object"}
+_ID = _COUNT
+
+
+def _listed(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
+
+def _word(*words: str) -> Schema:
+    return {"type": "string", "enum": list(words)}
+
+
+_COUNTS = {"prompt_tokens": _COUNT, "total_tokens": _COUNT}
+_USAGE = record({**_COUNTS, "completion_tokens": _COUNT}, {"prompt_tokens_details": _OBJECT})
+_HEADING = {"id": TEXT, "created": _COUNT, "model": TEXT, "usage": _USAGE, "system_fingerprint": TEXT}
+_REASON = _word("stop", "length", "tool_calls")
+_CALL = record(
+    {"id": TEXT, "type": constant("function"), "function": record({"name": TEXT, "arguments": TEXT})}
+)
+_MESSAGE = record(
+    {"role": constant("assistant"), "content": nullable(TEXT)},
+    {"refusal": TEXT, "tool_calls": _listed(_CALL)},
+)
+
+CHAT = record(
+    {
+        **_HEADING,
+        "object": constant("chat.completion"),
+        "choices": _listed(
+            record({"index": _COUNT, "message": _MESSAGE, "finish_reason": _REASON}, {"logprobs": _OBJECT})
+        ),
+    }
+)
+COMPLETION = record(
+    {
+        **_HEADING,
+        "object": constant("text_completion"),
+        "choices": _listed(
+            record({"index": _COUNT, "text": TEXT, "finish_reason": _REASON}, {"logprobs": _OBJECT})
+        ),
+    }
+)
+RESPONSE = record(
+    {
+        "id": TEXT,
+        "object": constant("response"),
+        "created_at": _COUNT,
+        "model": TEXT,
+        "status": _word("completed", "incomplete"),
+        "output": _listed(_OBJECT),
+        "usage": record({"input_tokens": _COUNT, "output_tokens": _COUNT, "total_tokens": _COUNT}),
+        "temperature": {"type": "number"},
+        "top_p": {"type": "number"},
+        "presence_penalty": {"type": "number"},
+        "frequency_penalty": {"type": "number"},
+        "parallel_tool_calls": _FLAG,
+        "tools": _listed(_OBJECT),
+        "store": _FLAG,
+    },
+    {"error": _OBJECT, "incomplete_details": _OBJECT, "instructions": TEXT, "max_output_tokens": _COUNT},
+)
+_VECTOR: Schema = {"anyOf": [_listed({"type": "number"}), TEXT]}
+EMBEDDINGS = record(
+    {
+        "object": constant("list"),
+        "model": TEXT,
+        "data": _listed(record({"object": constant("embedding"), "index": _COUNT, "embedding": _VECTOR})),
+        "usage": record(_COUNTS),
+    }
+)
+GENERATED = record({"generated_text": TEXT}, {"details": _OBJECT})
+GENERATED_LIST = _listed(GENERATED)
+INFO = record(
+    {
+        "model_id": TEXT,
+        "max_concurrent_requests": _COUNT,
+        "max_stop_sequences": _COUNT,
+        "max_input_tokens": _COUNT,
+        "max_total_tokens": _COUNT,
+        "version": TEXT,
+    }
+)
+_SPANS = _listed(record({"id": _ID, "text": TEXT, "start": _COUNT, "stop": _COUNT}))
+_PIECE = record({"id": _ID, "piece": {"anyOf": [TEXT, _listed(_COUNT)]}})
+TOKENIZED: Schema = {
+    "anyOf": [
+        record(
+            {"count": _COUNT, "max_model_len": _COUNT, "tokens": _listed(_ID)}, {"token_strs": _listed(TEXT)}
+        ),
+        record({"tokens": {"anyOf": [_listed(_ID), _listed(_PIECE)]}}),
+        _SPANS,
+    ]
+}
+CHAT_TOKENIZED = record({"tokenize_response": _SPANS, "templated_text": TEXT})
+DETOKENIZED = record({"prompt": TEXT, "content": TEXT})
+TOKENIZER = record(
+    {"model_max_length": _COUNT, "tokenizer_class": TEXT},
+    {"bos_token": TEXT, "eos_token": TEXT, "pad_token": TEXT, "chat_template": TEXT},
+)
+MODEL = record(
+    {"id": TEXT, "object": constant("model"), "created": _COUNT, "owned_by": TEXT}, {"max_model_len": _COUNT}
+)
+MODELS = record({"object": constant("list"), "data": _listed(MODEL)})
+CAPABILITIES = record({"object": constant("capabilities"), "model": TEXT, "routes": _OBJECT})
+VERSION = record({"version": TEXT})
+READY = record({"status": constant("ready"), "ready": _COUNT, "replicas": _COUNT})
+STATUS = record({"status": TEXT}, {"ready": _COUNT, "replicas": _COUNT})
+PROFILING = record({"profiling": _FLAG})
+DOCUMENT = record({"openapi": TEXT, "info": _OBJECT, "paths": _OBJECT})
+
+ERROR = record(
+    {"error": record({"message": TEXT, "type": TEXT, "param": nullable(TEXT), "code": nullable(TEXT)})}
+)
+"""Everybody's, but for TGI's routes."""
+TGI_ERROR = record({"error": TEXT, "error_type": _word("validation", "overloaded", "generation")})

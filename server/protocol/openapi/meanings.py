@@ -1,0 +1,121 @@
+"""What each parameter means here, in a few words: for `/v1/capabilities` and the tables of docs/api.md."""
+
+import json
+from typing import Any
+
+from ..openai.parameters import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, Parameters
+
+ROUTES: dict[str, Parameters] = {
+    "/v1/chat/completions": CHAT,
+    "/v1/responses": RESPONSES,
+    "/v1/completions": COMPLETIONS,
+    "/v1/embeddings": EMBEDDINGS,
+}
+
+MEANINGS = {
+    "model": "the served id or an alias; another is answered 404, or served with `--any-model`",
+    "messages": "roles system, developer, user, assistant, tool, function; strings or text parts",
+    "prompt": "a string, token ids, or a list of either; silence is an empty text",
+    "input": "a string, token ids, or a list of either",
+    "encoding_format": "`float` or `base64` (little-endian float32)",
+    "max_tokens": "most tokens to generate; prompt and completion together must fit the context",
+    "max_completion_tokens": "the same; wins over `max_tokens`",
+    "max_new_tokens": "the same, in TGI's word",
+    "temperature": "0 to 2; 0 takes the likeliest token; silent: what the model recommends, else 1",
+    "top_p": "0 to 1; 0 takes the likeliest token",
+    "top_k": "so many of the likeliest tokens; 0 and -1 for no limit",
+    "min_p": "drops tokens less likely than this part of the likeliest one's probability",
+    "seed": "the same seed, request and fingerprint give the same text",
+    "frequency_penalty": "-2 to 2, times how often a token was generated",
+    "presence_penalty": "-2 to 2, once for a token that was generated",
+    "repetition_penalty": "0.01 to 100; divides logits of tokens seen; silent: as recommended, else 1",
+    "logit_bias": "token id to -100 … 100, added to the logit",
+    "allowed_token_ids": "no other token is generated",
+    "stop": "up to 64 strings that end the answer, without them; up to 4 with `--strict`",
+    "stop_token_ids": "token ids that end the answer, beside the model's own",
+    "include_stop_str_in_output": "the stop string stays in the answer",
+    "min_tokens": "no end token before so many tokens, at most `max_tokens`; a grammar's end comes first",
+    "ignore_eos": "the model's end tokens do not end the answer",
+    "n": "choices; the prompt is computed once",
+    "best_of": "generates so many and answers the `n` likeliest; not streamed",
+    "echo": "the prompt begins the text; with `logprobs` its tokens are scored",
+    "logprobs": "of the model's own distribution, before temperature and penalties",
+    "top_logprobs": "0 to 20 alternatives for each token; needs `logprobs`",
+    "skip_special_tokens": "false writes special tokens out",
+    "add_special_tokens": "false takes a string prompt without the beginning token",
+    "cache_salt": "only requests with the same salt share cached prompts",
+    "stream": "server-sent events instead of one object",
+    "stream_options": "`include_usage`, `continuous_usage_stats`; `include_obfuscation` changes nothing",
+    "response_format": "`text`, `json_object` (with or without a `schema`), `json_schema`: held to it",
+    "json_schema": "a JSON schema, as an object or a string (llama.cpp)",
+    "guided_json": "a JSON schema, as an object or a string",
+    "guided_regex": "a regular expression (Rust's syntax)",
+    "guided_choice": "one of a list of strings",
+    "guided_grammar": "a grammar in Lark or GBNF",
+    "structured_outputs": "an object with one of `json`, `regex`, `choice`, `grammar`, `json_object`",
+    "tools": "functions that may be called; an empty list is none, and an error with `--strict`",
+    "tool_choice": "`none`, `auto`, `required`, a function, or `allowed_tools`",
+    "parallel_tool_calls": "false: one call at most",
+    "add_generation_prompt": "false does not open an answer's turn",
+    "continue_final_message": "the last message is continued instead of answered",
+    "chat_template_kwargs": "variables that the model's template reads; others are refused",
+    "user": "a label", "safety_identifier": "a label", "prompt_cache_key": "a label",
+    "prompt_cache_options": "an object", "prompt_cache_retention": "a string",
+    "metadata": "at most 16 pairs", "store": "nothing is ever stored", "verbosity": "low, medium, high",
+    "request_id": "a label; answers have ids of their own", "rid": "a label, likewise",
+    "id_slot": "which slot is free is the scheduler's business", "cache_prompt": "prompts are always cached",
+    "guided_decoding_backend": "there is one",
+    "include_reasoning": "reasoning is not separated from the content",
+    "separate_reasoning": "likewise", "stream_reasoning": "likewise", "reasoning_format": "likewise",
+    "parse_tool_calls": "calls are always separated",
+    "service_tier": "every tier is `default`", "reasoning_effort": "none … max",
+}  # fmt: skip
+"""Of the parameters that are honoured or checked."""
+
+OWN_MEANINGS = {
+    "/v1/responses": {
+        "input": "a string, or items: messages, function calls, what they returned; reasoning is left out",
+        "instructions": "a system message before all others",
+        "max_output_tokens": "most tokens to generate; input and output together must fit the context",
+        "text": "`format` holds the answer to a schema; `verbosity` is checked",
+        "include": "`message.output_text.logprobs`; the others are of items that are never made here",
+        "top_logprobs": "0 to 20 alternatives for each token",
+        "tool_choice": "`none`, `auto`, `required`, a function, or `allowed_tools`",
+        "max_tool_calls": "is of tools that OpenAI runs",
+        "reasoning": "`effort` and `summary`",
+        "stream": "named events instead of one object",
+        "stream_options": "`include_obfuscation`",
+    }
+}
+"""Where a route has a parameter of its own, or means another thing by it."""
+
+
+def describe(route: str) -> list[dict[str, Any]]:
+    """Every parameter of a route, by name: what becomes of it, and which values of a refused one pass."""
+    parameters, meanings = ROUTES[route], MEANINGS | OWN_MEANINGS.get(route, {})
+    entries = []
+    for name in sorted(parameters.kinds):
+        if name in parameters.refused:
+            accepted = list(parameters.refused[name].neutral)
+            entries.append({"name": name, "status": "refused", "accepted": accepted})
+        else:
+            status = "honoured" if name in parameters.honoured else "no effect"
+            entries.append({"name": name, "status": status, "meaning": meanings[name]})
+    return entries
+
+
+def table(route: str) -> str:
+    """The same as Markdown: a table, and below it the names of what is refused."""
+    rows, refused = ["| parameter | here | |", "|---|---|---|"], []
+    for entry in describe(route):
+        if entry["status"] == "refused":
+            refused.append(f"`{entry['name']}`{accepted(entry['accepted'])}")
+        else:
+            rows.append(f"| `{entry['name']}` | {entry['status']} | {entry['meaning']} |")
+    return "\n".join(rows) + f"\n\nRefused: {', '.join(refused)}.\n"
+
+
+def accepted(values: list[Any]) -> str:
+    """The values of a refused parameter that pass, null aside, in parentheses; empty where there is none."""
+    shown = " or ".join(f"`{json.dumps(value)}`" for value in values)
+    return f" (but for {shown})" if shown else ""

@@ -1,0 +1,1 @@
+"""Bodies and answers of text-generation-inference's own API."""

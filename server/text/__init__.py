@@ -1,0 +1,1 @@
+"""Between token ids and text: tokenizer, templates, what a reply says with each token."""

@@ -1,0 +1,278 @@
+"""Token events of one call -> what its choices say: starts, pieces of text, calls of tools, ends.
+
+Knows ids, text, stop strings and tool calls; not JSON, not HTTP. The one idea: `deltas` is the only path, a
+stream sends each delta as it comes and a whole reply folds the same deltas. Choices are first heard of in the
+order 0, 1, 2 …, as clients demand, whatever order the engine answers in.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ...runtime.request import InvalidRequest, TokenEvent
+from ..engine_client import RequestFailed
+from ..protocol.heading import fresh_id
+from ..protocol.structured import Constraint
+from ..tool_formats import CallArguments, CallStart, Text, ToolCallParser
+from .generation import Generation
+from .logprobs import Entry, LogprobAligner, entry_of, unwritten
+from .stops import StopSearch
+from .text_model import TokenTexts
+
+Finish = Literal["stop", "length", "tool_calls"]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A choice is heard of for the first time; `calls`: what it says is calls of tools, not text."""
+
+    choice: int
+    calls: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some text of a choice, never empty, and the entries of the tokens that it completes."""
+
+    choice: int
+    text: str
+    logprobs: list[Entry] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A choice calls a tool: its `call`-th call begins."""
+
+    choice: int
+    call: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """A piece of the JSON of a call's arguments."""
+
+    choice: int
+    call: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A choice is complete; with the entries of tokens that no piece of text has completed."""
+
+    choice: int
+    reason: Finish
+    logprobs: list[Entry] | None = None
+
+
+Delta = Start | Piece | Call | Arguments | End
+
+
+class ChoiceText:
+    """One choice: its tokens become text, or calls, and end at a stop string.
+
+    Attributes:
+      tokens: how many were generated, whether or not they are part of the text: the end token, and those of
+        the stop string, are counted.
+      cached_tokens: of the prompt, found in the cache.
+      first: the first event; what it says of the prompt is read there.
+      finish: why it ended; None while it goes on.
+    """
+
+    def __init__(
+        self,
+        text: TokenTexts,
+        prompt: Sequence[int],
+        stops: StopSearch,
+        *,
+        logprobs: bool,
+        parser: ToolCallParser | None = None,
+        named: bool = False,
+        call_id: tuple[str, int] = ("call_", 24),
+        mute: bool = False,
+        constraint: Constraint | None = None,
+    ) -> None:
+        """A choice that has said nothing.
+
+        Args:
+          logprobs: entries are wanted. parser: finds calls in the text; None where there are no tools.
+          named: the request names the function to call, so that calling it is a plain stop.
+          call_id: prefix of a call's id, and how many letters or digits follow.
+          mute: nothing was asked for but what the first event says of the prompt.
+          constraint: what it is held to, for an error that names it.
+        """
+        self.tokens = self.cached_tokens = 0
+        self.first: TokenEvent | None = None
+        self.finish: Finish | None = None
+        self._detokenizer = text.detokenizer(prompt)
+        self._stops = stops
+        self._aligner = LogprobAligner(text) if logprobs else None
+        self._parser = parser
+        self._named = named
+        self._call_id = call_id
+        self._mute = mute
+        self._constraint = constraint
+        self._text = text
+        self._calls = 0
+        self._held = ""
+        self._started = False
+
+    @property
+    def stopped(self) -> bool:
+        """A stop string was found."""
+        return self._stops.found
+
+    def push(self, choice: int, event: TokenEvent) -> list[Delta]:
+        """What is certain after `event`; sets `finish` at the end."""
+        self.first = self.first or event
+        self.cached_tokens += event.cached_tokens
+        if self._mute:
+            self.finish = "length"
+            return [Start(choice), End(choice, "length")]
+        self.tokens += event.token is not None or event.end is not None
+        text = self._take(event) if event.token is not None else ""
+        if event.finish is not None and not self._stops.found:
+            text += self._flush()
+        ended = self._stops.found or event.finish is not None
+        said = self._said(choice, text, ended=ended)
+        if ended:
+            self.finish = self._reason(event)
+            said.append(End(choice, self.finish, self._last_entries(event)))
+        return said
+
+    def failure(self, event: TokenEvent) -> Exception:
+        """What the engine's failure of the choice is to those who asked."""
+        reason = event.error or "the engine failed the request"
+        if event.param == "grammar" and self._constraint is not None:
+            return self._constraint.refusal(reason)
+        return InvalidRequest(reason, event.param) if event.param else RequestFailed(reason)
+
+    def prompt_entries(self, prompt: Sequence[int]) -> list[Entry]:
+        """The entries of the prompt's tokens, scored by the first event unless the engine scores none."""
+        scores = (self.first and self.first.prompt_logprobs) or (None,) * (len(prompt) - 1)
+        return [
+            entry_of(self._text, token, self._text.token_bytes(token) or b"", score)
+            for token, score in zip(prompt, [None, *scores], strict=True)
+        ]
+
+    def _take(self, event: TokenEvent) -> str:
+        """The text that is certain with a token; stop strings are looked for among special tokens too."""
+        assert event.token is not None
+        text = self._detokenizer.push(event.token)
+        if self._aligner is not None:
+            assert event.logprobs is not None
+            self._aligner.add(event.token, event.logprobs, text)
+        certain = self._stops.push(text)
+        if self._text.token_bytes(event.token) is None:
+            certain += self._stops.push(self._text.token_name(event.token), written=False)
+        return certain
+
+    def _flush(self) -> str:
+        return self._stops.push(self._detokenizer.flush()) + self._stops.flush()
+
+    def _reason(self, event: TokenEvent) -> Finish:
+        if event.finish == "length" and not self._stops.found:
+            return "length"
+        return "tool_calls" if self._calls and not self._named else "stop"
+
+    def _said(self, choice: int, text: str, *, ended: bool) -> list[Delta]:
+        """The text as deltas, with a start before the first of them."""
+        if self._parser is None:
+            said = self._piece(choice, text, all=ended)
+        else:
+            parts = self._parser.push(text) if text else []
+            parts = [*parts, *self._parser.flush()] if ended else parts
+            said = [delta for part in parts for delta in self._part(choice, part)]
+            said += self._piece(choice, "", all=True) if ended else []
+        if self._started or (self._parser is not None and not said and not ended):
+            return said
+        self._started = True
+        return [Start(choice, bool(said) and isinstance(said[0], Call)), *said]
+
+    def _piece(self, choice: int, text: str, *, all: bool = False) -> list[Delta]:
+        """The text; where entries are told, no further than a token's end, unless `all` of it is to go.
+
+        Else a stop string that begins within a token could leave that token's entry behind.
+        """
+        if self._aligner is not None and not self._calls:
+            text = self._held + text
+            size = len(text) if all else self._aligner.reach(len(text))
+            text, self._held = text[:size], text[size:]
+        return [Piece(choice, text, self._entries(text))] if text else []
+
+    def _part(self, choice: int, part: Text | CallStart | CallArguments) -> list[Delta]:
+        match part:
+            case Text(text):
+                return self._piece(choice, text)
+            case CallStart(name):
+                before = self._piece(choice, "", all=True)
+                self._calls += 1
+                return [*before, Call(choice, self._calls - 1, fresh_id(*self._call_id), name)]
+            case CallArguments(text):
+                return [Arguments(choice, self._calls - 1, text)]
+
+    def _entries(self, text: str) -> list[Entry] | None:
+        """The entries of the tokens that the text completes; none for text behind a call."""
+        if self._aligner is None:
+            return None
+        entries = [] if self._calls else self._aligner.release(text)
+        return entries + self._aligner.cut() if self._stops.found else entries
+
+    def _last_entries(self, event: TokenEvent) -> list[Entry] | None:
+        """The entries that are still to come when the choice ends, the end token's the last of them."""
+        if self._aligner is None:
+            return None
+        if self._calls:
+            return []
+        entries = self._aligner.rest()
+        if event.end is not None:
+            entries.append(unwritten(self._text, event.end, event.logprobs))
+        return entries
+
+
+async def deltas(
+    generation: Generation, choices: Sequence[ChoiceText], silence: float
+) -> AsyncIterator[Delta | None]:
+    """What the choices say, until the last has ended; None after each `silence` seconds of nothing.
+
+    Raises:
+      EngineFailed: the engine was lost. RequestFailed: it failed one of the sequences.
+      BadRequest, InvalidRequest: it failed one for what the request says.
+    """
+    waiting: list[list[TokenEvent]] = [[] for _ in choices]
+    started = ended = 0
+    while ended < len(choices):
+        heard = await generation.next(silence)
+        if heard is None:
+            yield None
+            continue
+        index, event = heard
+        if event.finish == "error":
+            raise choices[index].failure(event)
+        waiting[index].append(event)
+        if index > started:
+            continue
+        for choice in range(index, len(choices) if index == started else index + 1):
+            if not waiting[choice]:
+                break
+            for delta in _speak(choice, choices[choice], waiting[choice], generation):
+                started += isinstance(delta, Start)
+                ended += isinstance(delta, End)
+                yield delta
+            if choice >= started:
+                break
+
+
+def _speak(choice: int, text: ChoiceText, events: list[TokenEvent], generation: Generation) -> list[Delta]:
+    """The deltas of one choice for the events that waited for it."""
+    said: list[Delta] = []
+    for event in events:
+        if text.finish is not None:
+            break
+        said += text.push(choice, event)
+        if text.finish is not None:
+            generation.end(choice)
+    events.clear()
+    return said

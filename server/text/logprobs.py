@@ -1,0 +1,153 @@
+"""Log-probabilities of tokens, lined up with the text that has been sent.
+
+Two laws: there is one entry for each generated token, and, joined, the `bytes` of a choice's entries are the
+UTF-8 of its content. So a token of which nothing is in the content (a special token, the end token, one of
+the stop string that ended the text) has an entry without bytes. Text is emitted later than tokens arrive
+(unfinished characters, possible stop strings) and may end inside a token (a stop string): each token is given
+the place in the text, counted in characters, up to which it reaches, and its entry is released when the text
+has been sent that far.
+"""
+
+import codecs
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from ...runtime.request import TokenLogprobs
+from .text_model import TokenTexts
+
+FLOOR = -9999.0
+"""JSON has no infinity: what is impossible is as unlikely as this."""
+
+_decoder_of = codecs.getincrementaldecoder("utf-8")
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """A token as clients see it. A reply may hold 100,000s: they are in no cycle, and the garbage collector,
+    which stops every thread, does not walk over them.
+
+    Attributes:
+      token: its text, or the name of a token that has none. raw: its bytes as far as they are in the
+        content; None for a special token.
+      logprob: None where nothing came before it. top: the likeliest in its place, descending.
+    """
+
+    id: int
+    token: str
+    logprob: float | None
+    raw: bytes | None
+    top: tuple["Entry", ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """In OpenAI's keys."""
+        return {**self._brief(), "top_logprobs": [entry._brief() for entry in self.top]}
+
+    def _brief(self) -> dict[str, Any]:
+        raw = None if self.raw is None else list(self.raw)
+        return {"token": self.token, "logprob": self.logprob, "bytes": raw}
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A token whose text has not been sent, or not wholly: where it begins and up to where it reaches.
+
+    `state` is the decoder's before the token: an unfinished character may stand there.
+    """
+
+    token: int
+    logprobs: TokenLogprobs
+    raw: bytes
+    state: tuple[bytes, int]
+    begin: int
+    end: int
+
+
+class LogprobAligner:
+    """The entries of one choice, released as its text is."""
+
+    def __init__(self, text: TokenTexts) -> None:
+        self._text = text
+        self._decoder = _decoder_of("replace")
+        self._pending: deque[_Pending] = deque()
+        self._decoded = 0
+        self._sent = 0
+
+    def add(self, token: int, logprobs: TokenLogprobs, text: str) -> None:
+        """A token arrived, and with it `text` became certain."""
+        raw = self._text.token_bytes(token) or b""
+        state = self._decoder.getstate()
+        characters = self._decoder.decode(raw)
+        if self._decoded == 0 and characters == f" {text}":
+            # SentencePiece writes a space before the first word of a sequence and takes it away again.
+            raw, characters = raw[1:], text
+        begin, self._decoded = self._decoded, self._decoded + len(characters)
+        unfinished = bool(self._decoder.getstate()[0])
+        end = self._decoded + unfinished
+        self._pending.append(_Pending(token, logprobs, raw, state, begin, end))
+
+    def reach(self, length: int) -> int:
+        """How much of the next `length` characters ends where a token ends, and no other goes on."""
+        limit, place = self._sent + length, self._sent
+        begins = [pending.begin for pending in self._pending][1:] + [limit]
+        for pending, following in zip(self._pending, begins, strict=False):
+            if pending.end <= min(limit, following):
+                place = pending.end
+        return place - self._sent
+
+    def release(self, text: str) -> list[Entry]:
+        """`text` is being sent: the entries that it completes."""
+        self._sent += len(text)
+        entries = []
+        while self._pending and self._pending[0].end <= self._sent:
+            entries.append(self._entry(self._pending.popleft()))
+        return entries
+
+    def cut(self) -> list[Entry]:
+        """A stop string ended the text: the token that it cut in two, as far as it was sent."""
+        if not self._pending or self._pending[0].begin >= self._sent:
+            return []
+        pending = self._pending.popleft()
+        decoder = _decoder_of("replace")
+        decoder.setstate(pending.state)
+        kept, length = pending.begin, 0
+        while kept < self._sent:
+            kept += len(decoder.decode(pending.raw[length : length + 1]))
+            length += 1
+        pending.raw = pending.raw[:length]
+        return [self._entry(pending)]
+
+    def rest(self) -> list[Entry]:
+        """The text is complete: the entries of tokens that wrote nothing after what was sent last."""
+        entries = self.release("")
+        entries += [unwritten(self._text, pending.token, pending.logprobs) for pending in self._pending]
+        self._pending.clear()
+        return entries
+
+    def _entry(self, pending: _Pending) -> Entry:
+        special = self._text.token_bytes(pending.token) is None
+        return entry_of(self._text, pending.token, None if special else pending.raw, pending.logprobs)
+
+
+def unwritten(text: TokenTexts, token: int, logprobs: TokenLogprobs | None) -> Entry:
+    """The entry of a token that is not part of the content, though it may have a text."""
+    return entry_of(text, token, None if text.token_bytes(token) is None else b"", logprobs)
+
+
+def entry_of(text: TokenTexts, token: int, raw: bytes | None, logprobs: TokenLogprobs | None) -> Entry:
+    """A token, its bytes and its alternatives; without log-probabilities where nothing came before it."""
+    if logprobs is None:
+        return _describe(text, token, raw, None)
+    top = tuple(_describe(text, id, text.token_bytes(id), logprob) for id, logprob in logprobs.top)
+    return _describe(text, token, raw, logprobs.chosen, top)
+
+
+def _describe(
+    text: TokenTexts, token: int, raw: bytes | None, logprob: float | None, top: tuple[Entry, ...] = ()
+) -> Entry:
+    own = raw or text.token_bytes(token)
+    name = own.decode(errors="backslashreplace") if own else text.token_name(token)
+    if logprob is not None:
+        logprob = max(logprob, FLOOR) if logprob == logprob else FLOOR
+    return Entry(token, name, logprob, raw, top)

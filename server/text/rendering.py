@@ -1,0 +1,267 @@
+"""Chat templates rendered in processes of their own, so that no template can stop or swell this one.
+
+`RemoteTemplate` stands where `ChatTemplate` would, and asks one of a few renderer processes (`renderer.py`).
+One that takes too long, or too much memory, is ended and replaced; one that was killed from outside costs the
+conversation a second try. Blocks, so it is called from threads. The one idea: what a template may take is
+bounded by the kernel, from outside the template.
+"""
+
+import contextlib
+import logging
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from ...checkpoints.chat_template import ChatTemplate, Message, TemplateError
+from ...checkpoints.errors import CheckpointError
+from ..errors import RenderingOverloaded
+from ..system import environment_without_keys
+from . import renderer_wire as wire
+
+log = logging.getLogger(__name__)
+
+SECONDS = 5.0
+"""The longest that loading a template, or rendering one conversation, may take."""
+PROCESSES = 2
+"""Renderers, so that a slow conversation leaves one to the others. Each has some 70 MB resident."""
+QUEUE_SECONDS = 5.0
+"""The longest that a conversation waits for a renderer."""
+
+_START_SECONDS = 120.0
+"""For importing the libraries, on a very busy machine, and loading the template."""
+_GRACE_SECONDS = 2.0
+"""How long after its alarm a renderer is taken for stopped."""
+_TRIES = 2
+
+
+class Lost(Exception):
+    """A renderer has ended, and the conversation may be tried on another one."""
+
+
+class RemoteTemplate(ChatTemplate):
+    """A chat template that is rendered elsewhere. Safe to share between threads.
+
+    Attributes:
+      options, knows_tools: found out in the renderer.
+    """
+
+    def __init__(self, source: str, special: Mapping[str, str], seconds: float = SECONDS) -> None:
+        """Starts the renderers, and waits for what the first of them finds out about the template.
+
+        Args:
+          seconds: the longest that loading the template, or rendering one conversation, may take.
+
+        Raises:
+          CheckpointError: loading the template takes too long or too much memory.
+        """
+        super().__init__(source, special)
+        self._seconds = seconds
+        self._free = threading.Semaphore(PROCESSES)
+        self._closed = False
+        self._living: weakref.WeakSet[Renderer] = weakref.WeakSet()
+        self._renderers: deque[Renderer | None] = deque()
+        try:
+            self._load = wire.encode(wire.Load(source, dict(special), seconds))
+            first = self._start()
+            self._renderers.extend([*(self._start() for _ in range(PROCESSES - 1)), first])
+            if first is None:
+                raise Lost("no process can be started for it")
+            loaded = first.loaded()
+        except (Lost, TemplateError, wire.TooLong) as error:
+            self.close()
+            raise CheckpointError(f"the chat template cannot be used: {error}") from None
+        self.options = frozenset(loaded.options)
+        self.knows_tools = loaded.knows_tools
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that wait for a conversation."""
+        return [each.pid for each in self._renderers if each is not None and each.usable]
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text of a conversation; see `ChatTemplate.render`.
+
+        Raises:
+          TemplateError: the template refuses it, or takes too long or too much memory for it.
+          RenderingOverloaded: no renderer became free, or none can be started.
+        """
+        keywords = {
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "tools": tools,
+            "options": options,
+        }
+        question = wire.Render(list(messages), keywords)
+        for _ in range(_TRIES):
+            with contextlib.suppress(Lost):
+                return self._ask(question)
+        raise TemplateError(f"the process that renders the chat template ended, {_TRIES} times")
+
+    def close(self) -> None:
+        """Ends the renderers; those that are rendering give up. Without it they end with this process."""
+        self._closed = True
+        for renderer in list(self._living):
+            renderer.end()
+        for renderer in list(self._renderers):
+            if renderer is not None:
+                renderer.kill()
+
+    def _apply(
+        self,
+        messages: Sequence[Message],
+        generate: bool,
+        unfinished: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
+        """What `ChatTemplate` tries out, it tries out in the renderer."""
+        return self.render(
+            messages,
+            add_generation_prompt=generate,
+            continue_final_message=unfinished,
+            tools=tools,
+            options=options,
+        )
+
+    def _ask(self, question: wire.Render) -> str:
+        if not self._free.acquire(timeout=QUEUE_SECONDS):
+            raise RenderingOverloaded(f"no chat template renderer became free in {QUEUE_SECONDS:.0f} s")
+        renderer = None
+        try:
+            renderer = self._renderers.pop() or self._start()
+            if renderer is None:
+                raise RenderingOverloaded("no chat template renderer can be started")
+            return renderer.render(question)
+        finally:
+            if renderer is not None and renderer.usable:
+                self._renderers.append(renderer)
+            else:  # a new one is the last to be taken: it has libraries to import
+                self._renderers.appendleft(self._start())
+            self._free.release()
+
+    def _start(self) -> "Renderer | None":
+        """A new renderer; None where the system has no room for one, and it is tried again when needed."""
+        if self._closed:
+            return None
+        try:
+            renderer = Renderer(self._load, self._seconds)
+        except OSError as error:
+            log.error("a chat template renderer cannot be started: %s", error)
+            return None
+        self._living.add(renderer)
+        return renderer
+
+
+class Renderer:
+    """One renderer process, which renders one conversation at a time.
+
+    Attributes:
+      usable: it can be asked again.
+    """
+
+    def __init__(self, load: bytes, seconds: float) -> None:
+        """Starts it with the frame `load`, which gives it `seconds` for each task; `loaded` waits for it.
+
+        Raises:
+          OSError: no process, or no socket, can be had.
+        """
+        self.usable = True
+        self._seconds = seconds
+        self._loaded: wire.Loaded | None = None
+        self._connection, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "distaff.server.text.renderer", "--fd", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                env=environment_without_keys(),
+            )
+        threading.Thread(target=self._send, args=(load,), daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def loaded(self) -> wire.Loaded:
+        """What it found out about the template; waits for it the first time.
+
+        Raises:
+          TemplateError: too slow, or too large. Lost: it ended for another reason.
+        """
+        if self._loaded is None:
+            answer = self._answer(_START_SECONDS)
+            assert isinstance(answer, wire.Loaded)
+            self._loaded = answer
+        return self._loaded
+
+    def render(self, question: wire.Render) -> str:
+        """The text of a conversation. Raises TemplateError, Lost."""
+        try:
+            self.loaded()
+        except TemplateError as error:  # it has loaded before: the machine is to blame, not the conversation
+            raise Lost(str(error)) from None
+        try:
+            data = wire.encode(question)
+        except wire.TooLong as error:
+            raise TemplateError(f"the conversation is too long to be rendered: {error}") from None
+        self._connection.settimeout(self._seconds + _GRACE_SECONDS)
+        self._send(data)
+        answer = self._answer(self._seconds + _GRACE_SECONDS)
+        if isinstance(answer, wire.Refused):
+            raise TemplateError(answer.message)
+        assert isinstance(answer, wire.Rendered)
+        return answer.text
+
+    def end(self) -> None:
+        """Ends the process at once; any thread may. Who waits for its answer is told so by the socket."""
+        self.usable = False
+        self._process.kill()
+        self._process.wait()
+
+    def kill(self) -> None:
+        """Ends it and closes the connection, on which nobody waits. Idempotent."""
+        self.end()
+        self._connection.close()
+
+    def _send(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):  # the answer, which does not come, tells why
+            self._connection.sendall(data)
+
+    def _answer(self, seconds: float) -> wire.Loaded | wire.Rendered | wire.Refused:
+        self._connection.settimeout(seconds)
+        try:
+            answer = wire.receive(self._connection, wire.web_decoder)
+        except TimeoutError:
+            raise self._ended(-signal.SIGALRM) from None
+        except (EOFError, OSError, msgspec.DecodeError):
+            raise self._ended(None) from None
+        if isinstance(answer, wire.Exhausted):
+            self.kill()
+            raise TemplateError(answer.message)
+        return answer
+
+    def _ended(self, code: int | None) -> Exception:
+        """What became of it: out of time, where its alarm ended it or nothing does, else lost."""
+        code = self._process.wait() if code is None else code
+        self.kill()
+        if code == -signal.SIGALRM:
+            return TemplateError(f"the chat template takes longer than {self._seconds:g} s")
+        log.error("a chat template renderer ended with code %d; another one replaces it", code)
+        return Lost(f"its renderer ended with code {code}")

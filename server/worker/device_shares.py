@@ -1,0 +1,121 @@
+"""Which devices an engine process owns when several share a host: replica i of R takes the i-th share.
+
+GPUs and TPU chips are shared out by environment variables that their runtimes read once, cores by affinity:
+all of it before jax is imported. A lone engine is left as the operator started it. Whether the devices exist
+is for jax to find out.
+
+Sources: the CUDA programming guide for `CUDA_VISIBLE_DEVICES`. For TPUs libtpu's variables as JAX issue 14977
+and Ray's TPU accelerator manager use them: processes that do not talk to one another have process bounds of
+1,1,1 and the box of chips that each one sees; libtpu's lock, which admits one process a host, is lifted.
+"""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ...model.errors import ConfigError
+
+_BOXES = {4: "2,2,1", 8: "2,4,1"}
+"""How this many neighbouring chips lie on a TPU host; fewer lie in a row."""
+_CPUS = Path("/sys/devices/system/cpu")
+
+_GOOGLE = "0x1ae0"
+_LEFT_BY_JAX = {"TPU_SKIP_MDS_QUERY", "TPU_LIBRARY_PATH"}
+"""Variables that importing JAX sets for itself and its children, TPU or none."""
+_NO_ACCELERATORS = ("0x01", "0x02")
+"""Classes of PCI functions that Google makes too: storage and network, on hosts without a TPU."""
+
+
+def hide_absent_tpu() -> None:
+    """Has JAX do without libtpu where it is installed and no TPU is there; before jax is imported.
+
+    Otherwise libtpu is loaded to find out, and fills a screen with warnings. Where the operator names
+    platforms, or anything hints at a TPU, nothing is hidden.
+    """
+    if "JAX_PLATFORMS" not in os.environ and not may_have_tpu(os.environ):
+        # As Python has it, None under a name makes importing it an ImportError.
+        sys.modules["libtpu"] = None  # type: ignore[assignment]  # the stub leaves that meaning out
+
+
+def may_have_tpu(environment: Mapping[str, str], root: Path = Path("/")) -> bool:
+    """Whether there are a TPU's device files, its PCI function, or a variable for its runtime.
+
+    The PCI identity is what JAX's own start-up looks at, the device files are those of libtpu's drivers, and
+    in a container either may be all that can be seen.
+    """
+    names = environment.keys() - _LEFT_BY_JAX
+    hinted = any(name.startswith(("TPU_", "LIBTPU_", "JAX_FORCE_TPU")) for name in names)
+    files = [*root.glob("dev/accel[0-9]*"), *root.glob("dev/vfio/[0-9]*")]
+    functions = root.glob("sys/bus/pci/devices/*")
+    return hinted or bool(files) or any(_is_accelerator_of_google(function) for function in functions)
+
+
+def _is_accelerator_of_google(function: Path) -> bool:
+    try:
+        vendor, kind = ((function / name).read_text().strip() for name in ("vendor", "class"))
+    except OSError:
+        return False
+    return vendor == _GOOGLE and not kind.startswith(_NO_ACCELERATORS)
+
+
+def claim_devices(replica: int, replicas: int, each: int = 1) -> None:
+    """Leaves this process the devices of one replica, `each` accelerators and a share of the cores.
+
+    Raises:
+      ConfigError: the operator's list of devices is too short.
+    """
+    if replicas == 1:
+        return
+    os.environ.update(device_variables(replica, replicas, each, os.environ))
+    if sys.platform == "linux":
+        os.sched_setaffinity(0, share_of_cores(replica, replicas, _neighbours(os.sched_getaffinity(0))))
+
+
+def device_variables(replica: int, replicas: int, each: int, given: Mapping[str, str]) -> dict[str, str]:
+    """The variables to set for one replica, in an environment that may already name devices.
+
+    Raises:
+      ConfigError: a list in `given` has fewer devices than all replicas need.
+    """
+    gpus = _share("CUDA_VISIBLE_DEVICES", replica, replicas, each, given)
+    chips = _share("TPU_VISIBLE_CHIPS", replica, replicas, each, given)
+    return {
+        "CUDA_VISIBLE_DEVICES": gpus,
+        "TPU_VISIBLE_CHIPS": chips,
+        "TPU_PROCESS_BOUNDS": "1,1,1",
+        "TPU_CHIPS_PER_PROCESS_BOUNDS": _BOXES.get(each, f"1,{each},1"),
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+
+
+def _share(name: str, replica: int, replicas: int, each: int, given: Mapping[str, str]) -> str:
+    """The replica's part of the list; a list that hides every device (empty, or -1) stays as it is."""
+    needed = replicas * each
+    named = given[name].split(",") if name in given else [str(number) for number in range(needed)]
+    if named[0].strip() in ("", "-1"):
+        return given[name]
+    if len(named) < needed:
+        raise ConfigError(
+            f"{name} is {given[name]!r}; expected at least {needed} devices for {replicas} replicas of {each}"
+        )
+    return ",".join(named[replica * each : (replica + 1) * each])
+
+
+def share_of_cores(replica: int, replicas: int, cores: Sequence[int]) -> set[int]:
+    """The cores of one replica: even shares, apart from one another unless there are too few."""
+    begin, end = (len(cores) * number // replicas for number in (replica, replica + 1))
+    return set(cores[begin:end]) or {cores[replica % len(cores)]}
+
+
+def _neighbours(cores: set[int]) -> list[int]:
+    """The cores in an order in which two threads of one core, and cores of one socket, stand together."""
+    levels = ("physical_package_id", "core_id")
+    return sorted(cores, key=lambda core: ([_place(core, level) for level in levels], core))
+
+
+def _place(core: int, name: str) -> int:
+    try:
+        return int((_CPUS / f"cpu{core}" / "topology" / name).read_text())
+    except (OSError, ValueError):
+        return 0

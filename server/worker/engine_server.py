@@ -1,0 +1,196 @@
+"""The engine process's life, whatever engine it is: bring it up, pass frames to and fro, end in order.
+
+It knows the wire and what an engine can do, but neither JAX nor checkpoints: those are in the builder that it
+is given (`main.py` has the real one, tests have theirs). The one idea: a heartbeat is sent only while the
+engine's own loop turns, so that a process which merely exists is not taken for one that works.
+"""
+
+import gc
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from ...checkpoints.files import Progress
+from ...model.errors import DistaffError
+from ...runtime.request import EngineStats, NotReady, Request, TokenEvent
+from .. import exit_codes
+from ..engine_client import EngineInfo
+from ..engines import wire
+from ..vital import start_thread
+from .channel import Channel
+from .submissions import Submissions, refusal
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 1.0
+PATIENCE_SECONDS = 5.0
+"""How old the loop's last turn may be, at the least, before heartbeats cease."""
+
+_SLOW_STEPS = 10
+"""A loop may be away for this many of the slowest steps: a large model on a small machine is not hung."""
+_WATCH_SECONDS = 0.2
+_PROGRESS_SECONDS = 0.1
+
+Send = Callable[[wire.ToWeb], None]
+OnEvents = Callable[[list[TokenEvent]], None]
+
+
+class ServedEngine(Protocol):
+    """What is asked of an engine here; `runtime.Engine` has it."""
+
+    @property
+    def beat(self) -> float: ...
+
+    @property
+    def alive(self) -> bool: ...
+
+    @property
+    def slowest_step(self) -> float: ...
+
+    @property
+    def stats(self) -> EngineStats: ...
+
+    def start(self) -> None: ...
+
+    def submit(self, request: Request) -> None: ...
+
+    def abort(self, request_id: str) -> None: ...
+
+    def profile(self, on: bool) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+Build = Callable[[Send, OnEvents], tuple[ServedEngine, EngineInfo]]
+"""Makes an engine that is warm but not started. It sends `Progress` and `Located` meanwhile, and gives the
+engine the second argument to report its events to."""
+
+
+def throttled(send: Send) -> Progress:
+    """A `progress(phase, done, total)` that sends a phase's first, last, and ten a second."""
+    phase, due = "", 0.0
+
+    def progress(name: str, done: int, total: int) -> None:
+        nonlocal phase, due
+        now = time.monotonic()
+        if name != phase or now >= due or done == total:
+            phase, due = name, now + _PROGRESS_SECONDS
+            send(wire.Progress(name, done, total))
+
+    return progress
+
+
+class Pump:
+    """One engine behind one connection.
+
+    Threads: the channel's reader hands over submissions and aborts, others compile the grammars of some, the
+    engine's thread reports events, another beats; the caller of `run` loads and then watches.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._engine: ServedEngine | None = None
+        self._submissions: Submissions | None = None
+        self._stopping = threading.Event()
+        self._channel = Channel(connection, self._receive)
+        start_thread("heartbeat", self._beat)
+
+    def run(self, build: Build) -> int:
+        """Builds the engine and serves until told to stop, or until its thread ends.
+
+        Returns:
+          The exit code of the process.
+        """
+        try:
+            engine, info = build(self._channel.send, self._on_events)
+        except DistaffError as error:
+            return self._give_up(error)
+        engine.start()
+        self._submissions = Submissions(engine, lambda refused: self._on_events([refused]))
+        self._engine = engine
+        gc.freeze()  # what is loaded stays; the collector need not walk over it again
+        self._channel.send(wire.Heartbeat(self._stats()))  # how long steps take is to be known from the start
+        self._channel.send(wire.Ready(info))
+        while engine.alive and not self._stopping.wait(_WATCH_SECONDS):
+            pass
+        return self._end(engine)
+
+    def leave(self) -> None:
+        """Asks the web process to let this one end; from any thread."""
+        self._channel.send(wire.Leaving())
+
+    def _give_up(self, error: DistaffError) -> int:
+        code = exit_codes.of(error)
+        self._channel.send(wire.Fatal(str(error), code))
+        self._channel.flush()
+        return code
+
+    def _end(self, engine: ServedEngine) -> int:
+        if self._stopping.is_set():
+            engine.stop()
+            return exit_codes.OK
+        self._channel.flush()
+        log.error("the engine's thread has ended; the process ends with it")
+        return exit_codes.ENGINE_LOST
+
+    def _receive(self, frame: wire.ToEngine) -> None:
+        match frame:
+            case wire.Submit(request) if self._submissions:
+                self._submissions.submit(request)
+            case wire.Submit(request):
+                self._on_events([refusal(request, NotReady("the engine is still loading"))])
+            case wire.Abort(request_id):
+                if self._submissions:
+                    self._submissions.abort(request_id)
+            case wire.Profile(on):
+                if self._engine:  # beside the loop: writing a profile takes seconds
+                    threading.Thread(target=self._profile, args=(self._engine, on), daemon=True).start()
+            case wire.Stop() if self._engine:
+                self._stopping.set()
+            case wire.Stop():
+                os._exit(exit_codes.OK)  # loading and compiling cannot be interrupted in any other way
+
+    @staticmethod
+    def _profile(engine: ServedEngine, on: bool) -> None:
+        try:
+            engine.profile(on)
+        except Exception:
+            log.exception("the profile could not be %s", "begun" if on else "written")
+
+    def _on_events(self, events: list[TokenEvent]) -> None:
+        try:
+            self._channel.send(wire.Step(events, self._stats()))
+        except wire.WireError:
+            self._on_long_events(events)
+
+    def _on_long_events(self, events: list[TokenEvent]) -> None:
+        """Sends each event by itself; a request whose event is too long for a frame fails alone."""
+        for event in events:
+            try:
+                self._channel.send(wire.Step([event], self._stats()))
+            except wire.WireError as error:
+                log.error("request %s: %s", event.request_id, error)
+                if self._submissions:
+                    self._submissions.abort(event.request_id)
+                failed = TokenEvent(request_id=event.request_id, finish="error", error=str(error))
+                self._channel.send(wire.Step([failed], self._stats()))
+
+    def _stats(self) -> EngineStats:
+        return self._engine.stats if self._engine else EngineStats()
+
+    def _beat(self) -> None:
+        while True:
+            if self._turns():
+                self._channel.offer(wire.Heartbeat(self._stats()))
+            time.sleep(HEARTBEAT_SECONDS)
+
+    def _turns(self) -> bool:
+        """Whether the engine's loop has turned lately; true before it has begun to turn."""
+        engine = self._engine
+        if engine is None:
+            return True
+        patience = max(PATIENCE_SECONDS, _SLOW_STEPS * engine.slowest_step)
+        return time.monotonic() - engine.beat < patience

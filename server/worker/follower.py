@@ -1,0 +1,126 @@
+"""A follower's process: `distaff serve` on every host but the first. No HTTP, no web process.
+
+It loads its share of the model, compiles what the leader compiles, and launches what the leader launches
+until that one says goodbye. An orchestrator that ends a job signals all its processes at once; so the first
+signal is left to the leader, which drains and then says goodbye, and the second ends this process. Until the
+processes have met there is no leader to leave it to.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from typing import NoReturn
+
+from ...checkpoints.notes import leave_notes_to_another
+from ...model.errors import DistaffError
+from .. import exit_codes, system
+from ..engines.worker_settings import WorkerSettings
+from ..logs import configure_logging
+from ..progress import Lines
+from ..settings import ServerSettings
+from .device_shares import hide_absent_tpu
+from .main import (
+    claim_mesh_of,
+    dtype_of,
+    end_process,
+    facts_of,
+    membership_of,
+    memory_refused,
+    settings_refused,
+    wishes_of,
+)
+
+log = logging.getLogger("distaff.server.worker.follower")  # `__name__` is `__main__` here
+
+_GOODBYE_SECONDS = ServerSettings(model="").drain_seconds + 15.0
+"""From a signal to the leader's goodbye: what its running requests may take, and a margin."""
+
+
+def become_follower(settings: WorkerSettings) -> NoReturn:
+    """Puts a follower in the place of this process, in the environment that an engine wants."""
+    command = [sys.executable, "-m", "distaff.server.worker.follower", settings.to_argument()]
+    os.execve(sys.executable, command, system.engine_environment())
+
+
+def main() -> None:
+    """Entry point; leaves by `os._exit`, for XLA's threads do not end in order."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("settings", type=WorkerSettings.from_argument)
+    settings: WorkerSettings = parser.parse_args().settings
+    configure_logging(settings.log_level, f"process {settings.process_id}")
+    leave_notes_to_another()  # the leader's web process reads the same files
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own waits for JAX, and that for the others
+    code = exit_codes.ENGINE_LOST
+    try:
+        follow(settings)
+        code = exit_codes.OK
+    except DistaffError as error:
+        print("distaff:", " ".join(str(error).split()), file=sys.stderr)
+        code = exit_codes.of(error)
+    except BaseException:
+        log.exception("the follower ends")
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def follow(settings: WorkerSettings) -> None:
+    """Follows the leader to its goodbye.
+
+    Raises:
+      CheckpointError, ConfigError: the model cannot be had or held.
+      SettingRefused: a setting differs from the leader's, or does not fit.
+    """
+    hide_absent_tpu()
+    system.limit_threads()
+    from ...checkpoints import load_parameters, open_checkpoint, resolve
+
+    path = resolve(settings.model, revision=settings.revision)
+    checkpoint = open_checkpoint(path, int8=settings.quantize == "int8")
+    mesh = claim_mesh_of(settings)
+    _leave_signals_to_the_leader()
+    from ...runtime.cluster.lockstep import Follower
+    from ...runtime.device.assembly import assemble
+    from ...runtime.device.processes import agree
+
+    membership = membership_of(settings)
+    assert membership is not None
+    with settings_refused():
+        agree(facts_of(settings, checkpoint))
+        follower = Follower(membership, end_process)
+    try:
+        device = mesh.local_devices[0]
+        show = Lines().show
+        with memory_refused(settings):
+            parameters = load_parameters(checkpoint, dtype_of(settings, device), show, mesh)
+            with settings_refused():
+                runner = assemble(checkpoint.config, parameters, wishes_of(settings, device), mesh)
+            runner.warm_up(lambda done, total: show("compile", done, total))
+    except DistaffError as error:
+        follower.fail(str(error), exit_codes.of(error))
+        raise
+    log.info("following process 0 at %s", settings.coordinator)
+    follower.run(runner)
+    log.info("the leader has said goodbye")
+
+
+def _leave_signals_to_the_leader() -> None:
+    """The first SIGTERM or SIGINT is noted, the second ends the process, and so does time."""
+
+    def first(number: int, frame: object) -> None:
+        log.info("%s: left to the leader; again to end at once", signal.Signals(number).name)
+        reason = f"the leader has not said goodbye within {_GOODBYE_SECONDS:.0f} s"
+        patience = threading.Timer(_GOODBYE_SECONDS, end_process, [reason])
+        patience.daemon = True
+        patience.start()
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_DFL)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, first)
+
+
+if __name__ == "__main__":
+    main()
