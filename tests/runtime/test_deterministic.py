@@ -12,7 +12,7 @@ from distaff.runtime.engine import Engine
 from distaff.runtime.request import Request, TokenEvent
 
 from .conftest import Bench
-from .test_drafts import foresee
+from .policy.test_drafts import foresee
 from .tiny import CONFIG, Ear, ask, random_prompt
 
 KINDS = [

@@ -20,7 +20,7 @@ from distaff.runtime.policy.scores import PromptScores
 from distaff.runtime.policy.sequence import Plan, Sequence, SequenceFault
 from distaff.runtime.request import EngineFailed, TokenEvent
 
-from .simulation import Device, alone, make_sequence
+from .policy.simulation import Device, alone, make_sequence
 from .tiny import Ear, Turns, ask, assert_greedy
 
 

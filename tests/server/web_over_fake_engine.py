@@ -17,7 +17,7 @@ from distaff.server.settings import ServerSettings
 from distaff.server.testing import FakeText
 from distaff.server.text.text_model import ServedModel
 
-ENGINE = Path(__file__).with_name("fake_engine_process.py")
+ENGINE = Path(__file__).parent / "engines" / "fake_engine_process.py"
 
 
 def say_modules(number: int, frame: object) -> None:

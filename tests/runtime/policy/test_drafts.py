@@ -1,0 +1,199 @@
+"""Prompt lookup: what is proposed, when it pays, and that what is said does not change."""
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distaff.runtime.policy.drafts import MOST, NGRAM, Drafter, allot
+from distaff.runtime.request import Request
+
+from ..conftest import Bench
+from ..tiny import Ear, ask, assert_greedy, random_prompt, reference_logits
+from .simulation import Loop, alone
+
+TEXT = st.lists(st.integers(0, 3), max_size=60)
+
+
+@given(TEXT, st.lists(st.integers(0, 60)), st.integers(0, 20))
+def test_what_followed_the_last_time_is_proposed(tokens, looks, most):
+    """However the text grew: the place is the newest earlier one with the same last tokens."""
+    drafter = Drafter()
+    for length in sorted(looks):
+        drafter.propose(tokens[:length], 5)
+    tail = tokens[-NGRAM:]
+    places = [end for end in range(NGRAM, len(tokens)) if tokens[end - NGRAM : end] == tail]
+    expected = tokens[places[-1] :][: min(most, MOST)] if places else []
+    assert list(drafter.propose(tokens, most)) == expected
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), max_size=40))
+def test_a_chance_is_a_chance(trials):
+    """It stays one whatever happens, and rises only with what was right."""
+    drafter = Drafter()
+    for drafted, accepted in trials:
+        before, accepted = drafter.chance, min(accepted, drafted)
+        drafter.learn(drafted, accepted)
+        assert 0 < drafter.chance <= 1
+        if accepted == drafted:
+            assert drafter.chance >= before
+        if accepted == 0:
+            assert drafter.chance < before
+
+
+COSTS = st.lists(st.floats(0.1, 10), min_size=1, max_size=6).map(sorted)
+WISHES = st.lists(st.tuples(st.floats(0.01, 1), st.integers(0, 6)), min_size=1, max_size=5)
+
+
+@given(WISHES, COSTS)
+def test_the_fastest_step_is_chosen(wishes, costs):
+    """No other number of drafts gives more tokens a second; nobody gets more than there are."""
+    sizes = [2**n for n in range(len(costs))]
+    seconds = dict(zip(sizes, costs, strict=True))
+    counts = allot(wishes, sizes, seconds.get)
+    assert all(0 <= count <= most for count, (_, most) in zip(counts, wishes, strict=True))
+
+    def pace(gains: list[float]) -> float:
+        size = next((size for size in sizes if size >= len(wishes) + len(gains)), None)
+        return 0.0 if size is None else (len(wishes) + sum(gains)) / seconds[size]
+
+    chosen = [c**n for count, (c, _) in zip(counts, wishes, strict=True) for n in range(1, count + 1)]
+    best = sorted((c**n for c, most in wishes for n in range(1, most + 1)), reverse=True)
+    fastest = max((pace(best[:n]) for n in range(len(best) + 1)), default=0.0)
+    if any(counts):
+        assert pace(chosen) > pace([]) and pace(chosen) >= fastest * (1 - 1e-9)
+    elif pace([]):
+        assert fastest <= pace([]) * 1.1 * (1 + 1e-9)
+
+
+def test_nothing_is_guessed_where_no_time_is_known():
+    """Before a step has run nobody knows what drafts cost."""
+    assert allot([(0.9, 5)], [], lambda size: None) == [0]
+
+
+def test_right_drafts_save_steps():
+    """A sequence that repeats itself ends in fewer steps than it has tokens, and says the same."""
+    prompt, turns = [10, 12] * 3, {}
+    for drafts in (False, True):
+        loop = Loop(slots=1, pages=80, page_size=2, budget=8, drafts=drafts)
+        loop.submit(prompt, 60)
+        turns[drafts] = 0
+        while loop.unfinished:
+            loop.turn()
+            turns[drafts] += 1
+        assert loop.sequences[0].tokens == alone(prompt, 66)
+        assert bool(loop.ledger.counts.drafted_tokens) == drafts
+    assert turns[True] + loop.ledger.counts.accepted_tokens >= turns[False] > turns[True]
+
+
+@pytest.fixture
+def guessing_engine(make_engine, monkeypatch) -> Callable[[], Bench]:
+    """Makes an engine to which steps of all sizes cost the same, as far as it knows, so drafts are free."""
+
+    def make() -> Bench:
+        ear = Ear()
+        engine = make_engine(ear.hear, speculation=True)
+        pace = engine._loop.scheduler.pace
+        monkeypatch.setattr(pace, "seconds", lambda kind, tokens: 1.0)
+        engine.start()
+        return Bench(engine, ear)
+
+    return make
+
+
+def foresee(monkeypatch, said: Iterable[tuple[Request, list[int]]]) -> None:
+    """Drafters guess what has been said before, but each seventh token wrong, for a random model repeats
+    itself too seldom."""
+    texts = [[*request.prompt, *tokens] for request, tokens in said]
+
+    def propose(self: Drafter, tokens: list[int], most: int) -> tuple[int, ...]:
+        known = next((text for text in texts if text[: len(tokens)] == tokens), tokens)
+        ahead = enumerate(known[len(tokens) : len(tokens) + max(0, min(most, 4))], len(tokens))
+        return tuple(token if place % 7 else (token + 1) % 190 for place, token in ahead)
+
+    monkeypatch.setattr(Drafter, "propose", propose)
+
+
+def looping(name: str, text: int, **params) -> Request:
+    """A prompt that says the same thing over and over."""
+    return replace(ask(name, 1, **params), prompt=random_prompt(9, seed=text) * 4)
+
+
+@pytest.fixture
+def without(make_engine):
+    """What requests say in an engine that guesses nothing."""
+
+    def run(requests) -> list[list[int]]:
+        ear = Ear()
+        engine = make_engine(ear.hear)
+        engine.start()
+        said = Bench(engine, ear).run(requests)
+        engine.stop()
+        return said
+
+    return run
+
+
+def test_guesses_change_nothing(without, guessing_engine, monkeypatch):
+    """Greedy or drawn, with log-probabilities or penalties, in company: what is said is what was said."""
+    kinds = [
+        {},
+        {"temperature": 0.8, "seed": 3},
+        {"temperature": 0.3, "seed": 4, "top_p": 0.8, "logprobs": 2},
+        {"frequency_penalty": 0.4},
+        {"logprobs": 0},
+        {"grammar": "3,60"},
+        {"logit_bias": ((7, 2.0),), "min_tokens": 9, "stop_ids": (198,)},
+    ]
+    crowds = [
+        [looping(f"{company}.{n}", n, max_tokens=50, **kinds[n]) for n in range(company)]
+        for company in (1, 3, 7)
+    ]
+    said = [without(requests) for requests in crowds]
+    foresee(monkeypatch, zip(crowds[2], said[2], strict=True))
+    guessing = guessing_engine()
+    for requests, expected in zip(crowds, said, strict=True):
+        heard = guessing.run(requests)
+        assert heard == expected
+        for request, tokens in zip(requests, heard, strict=True):
+            events = guessing.ear.events[request.id]
+            assert len(tokens) == 50 and events[-1].finish == "length"
+            assert all((e.logprobs is not None) == (request.params.logprobs is not None) for e in events)
+            if request.params.temperature == 0:
+                assert_greedy(request, tokens)
+    stats = guessing.engine.stats
+    assert stats.drafted_tokens > 50 and stats.accepted_tokens > 10
+    guessing.settle()
+
+
+def test_nothing_is_guessed_beside_a_scored_prompt(without, guessing_engine, monkeypatch):
+    """Not even beside the last token of one, which decodes like the others' newest: a step that scores has
+    one sample a row. The prompt is scored as ever, and the others say what they said."""
+    crowd = [looping(f"r{n}", n, max_tokens=30, logprobs=1) for n in range(3)]
+    # Of 96 tokens a step, it gets what 3 prompts of 36 leave in the second: 96 - 2 - 12, all but its last.
+    crowd.append(ask("scored", 83, prompt_logprobs=1, max_tokens=8))
+    said = without(crowd)
+    foresee(monkeypatch, zip(crowd, said, strict=True))
+    guessing, plans = guessing_engine(), []
+    runner = guessing.engine._loop.runner
+    launch = runner.launch
+    monkeypatch.setattr(runner, "launch", lambda plan: (plans.append(plan), launch(plan))[1])
+    gate = threading.Event()
+    guessing.engine._loop.ask(lambda: gate.wait(30))
+    for request in crowd:
+        guessing.engine.submit(request)
+    gate.set()
+    assert [guessing.ear.tokens(request.id) for request in crowd] == said
+    assert any(plan.scored and plan.is_decode for plan in plans)
+    logits = reference_logits(crowd[-1].prompt)
+    norms = np.logaddexp.reduce(logits, axis=-1)
+    expected = [
+        row[token] - norm for row, norm, token in zip(logits, norms, crowd[-1].prompt[1:], strict=False)
+    ]
+    scores = [score.chosen for score in guessing.ear.events["scored"][0].prompt_logprobs or ()]
+    np.testing.assert_allclose(scores, expected, atol=2e-4)
+    assert guessing.engine.stats.accepted_tokens > 10

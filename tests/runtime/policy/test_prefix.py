@@ -1,0 +1,111 @@
+"""The prefix cache in a running engine: what is found, by whom, and that nothing else changes."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from distaff.model.config import RopeScaling
+from distaff.runtime.engine import Engine
+from distaff.runtime.request import Request
+
+from ..conftest import Bench
+from ..tiny import CONFIG, POISON, Ear, ask, assert_greedy, random_prompt
+
+PAGE = 4
+
+
+def continued(name: str, *parts: tuple[int, ...], **fields) -> Request:
+    """A greedy request whose prompt is these parts, one behind the other."""
+    return replace(ask(name, 1, max_tokens=6), prompt=sum(parts, ()), **fields)
+
+
+def cached(bench: Bench, request: Request) -> int:
+    """How much of its prompt a request found."""
+    bench.run([request])
+    first, *rest = bench.ear.events[request.id]
+    assert not any(event.cached_tokens for event in rest)
+    return first.cached_tokens
+
+
+def test_whole_pages_are_found_and_the_last_token_is_computed(bench):
+    """The same prompt again costs its last page; one that is whole pages costs a page too."""
+    head = random_prompt(42, seed=1)
+    assert cached(bench, continued("first", head)) == 0
+    assert cached(bench, continued("again", head)) == 40
+    assert cached(bench, continued("whole", head[:40])) == 36
+    assert cached(bench, continued("longer", head, (1, 2, 3))) == 40
+    assert cached(bench, continued("other", (5,), head)) == 0
+
+
+def test_an_answer_is_found_by_the_next_turn(bench):
+    """A turn that repeats prompt and answer finds both, but for the last token and a part of a page."""
+    request = continued("first", random_prompt(10, seed=2))
+    (answer,) = bench.run([request])
+    turn = continued("second", request.prompt, tuple(answer), (7, 8, 9))
+    assert cached(bench, turn) == (10 + len(answer) - 1) // PAGE * PAGE
+
+
+def test_salts_are_kept_apart(bench):
+    """Another salt finds nothing; the same one does."""
+    head = random_prompt(30, seed=3)
+    assert cached(bench, continued("plain", head)) == 0
+    assert cached(bench, continued("mine", head, cache_salt="mine")) == 0
+    assert cached(bench, continued("yours", head, cache_salt="yours")) == 0
+    assert cached(bench, continued("mine again", head, cache_salt="mine")) == 28
+
+
+def test_nothing_is_found_where_it_is_not_wanted(make_engine, parameters):
+    """Switched off, or where keys depend on the length of a prompt."""
+    ear = Ear()
+    engine = make_engine(ear.hear, prefix_cache=False)
+    engine.start()
+    head = random_prompt(30, seed=4)
+    bench = Bench(engine, ear)
+    assert [cached(bench, continued(name, head)) for name in ("one", "two")] == [0, 0]
+    scaling = RopeScaling(kind="dynamic", factor=2.0, original_context=80)
+    follows = Engine(replace(CONFIG, rope=scaling), parameters)
+    assert not follows._loop.scheduler._prefix._enabled
+
+
+def test_who_comes_while_another_is_computed_finds_it(bench):
+    """A burst with one system prompt: the first computes it, the others read what is being written."""
+    head = random_prompt(60, seed=5)
+    requests = [continued(f"r{n}", head, (n + 1,)) for n in range(6)]
+    for request, tokens in zip(requests, bench.run(requests), strict=True):
+        assert_greedy(request, tokens)
+    found = [bench.ear.events[request.id][0].cached_tokens for request in requests]
+    assert found == [0] + [60] * 5
+
+
+def test_a_broken_prompt_breaks_whoever_shares_it(bench):
+    """A number that is not finite, met in a page by its first owner, fails all who find that page, and no one
+    else; the page is sound again when it is written anew."""
+    head = random_prompt(20, seed=6)
+    poisoned = (*head, POISON, *random_prompt(10, seed=7))
+    for name, prompt in (("first", poisoned), ("second", (*poisoned, 3)), ("third", (*poisoned, 4, 5))):
+        bench.engine.submit(continued(name, prompt))
+        assert bench.ear.wait(name)[-1].error == "the model's output is not finite"
+    sound = continued("sound", head, (9,) * 30)
+    (tokens,) = bench.run([sound])
+    assert_greedy(sound, tokens)
+    crowd = [continued(f"c{n}", random_prompt(100, seed=n + 20)) for n in range(16)]
+    for request, tokens in zip(crowd, bench.run(crowd), strict=True):
+        assert_greedy(request, tokens)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.7])
+@given(seed=st.integers(0, 3), cuts=st.lists(st.integers(1, 60), min_size=2, max_size=8))
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_found_or_computed_the_answer_is_the_same(cramped, penalty, seed, cuts):
+    """Prefixes of one text in any order, under memory pressure, also with penalties, which count."""
+    text = random_prompt(70, seed=seed + 40)
+    names = [f"{penalty} {seed} {n} {len(cramped.ear.events)}" for n in range(len(cuts))]
+    requests = [
+        replace(ask(name, 1, max_tokens=20, frequency_penalty=penalty), prompt=text[:cut])
+        for name, cut in zip(names, cuts, strict=True)
+    ]
+    for request, tokens in zip(requests, cramped.run(requests), strict=True):
+        assert_greedy(request, tokens)
+    cramped.settle()

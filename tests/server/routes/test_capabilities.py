@@ -1,0 +1,68 @@
+"""What the server says it honours is what it has, in JSON and in the docs."""
+
+import pytest
+
+from distaff.server.protocol.openapi.meanings import MEANINGS, OWN_MEANINGS, ROUTES, describe
+
+from ...tools.api_tables import PAGE, filled
+
+
+def test_every_parameter_is_explained_and_no_other():
+    """Those that are honoured or checked; of refused ones there is nothing to explain."""
+    named = {name: {*route.honoured, *route.checked} for name, route in ROUTES.items()}
+    assert set().union(*named.values()) == MEANINGS.keys() | set().union(*OWN_MEANINGS.values())
+    assert all(own.keys() <= named[route] for route, own in OWN_MEANINGS.items())
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_no_parameter_has_two_fates(route):
+    """Honoured, checked or refused."""
+    parameters = ROUTES[route]
+    names = [*parameters.honoured, *parameters.checked, *parameters.refused]
+    assert len(names) == len(set(names)) == len(parameters.kinds)
+
+
+def test_the_tables_in_the_docs_are_the_codes():
+    """`python -m tests.tools.api_tables` writes them."""
+    assert filled(PAGE.read_text()) == PAGE.read_text()
+    assert PAGE.read_text().count("| parameter | here | |") == len(ROUTES)
+
+
+def test_the_server_tells_the_same(http):
+    """With the model, its context and its way of calling tools."""
+    told = http.get("/v1/capabilities").json()
+    assert told["routes"] == {f"POST {route}": describe(route) for route in ROUTES}
+    assert told["model"] == "org/fake-model" and told["max_model_len"] == 4096
+    assert told["tool_format"] == "hermes" and told["prompt_scores"] is True
+
+
+BODIES = {
+    "/v1/chat/completions": {"model": "tgi", "messages": [{"role": "user", "content": "hi"}]},
+    "/v1/responses": {"model": "tgi", "input": "hi"},
+    "/v1/completions": {"model": "tgi", "prompt": "hi"},
+}
+OBJECTS = ("prompt_cache_options", "metadata", "reasoning", "stream_options")
+
+
+@pytest.mark.parametrize("route", BODIES)
+def test_what_is_refused_is_refused(http, route):
+    """By name; it passes with each value that the table accepts, and 1.0 is 1."""
+    told = {entry["name"]: entry for entry in describe(route) if entry["status"] == "refused"}
+    told.pop("previous_response_id", None)
+    assert told
+    for name, entry in told.items():
+        error = http.post(route, json=BODIES[route] | {name: ["no such value"]}).json()["error"]
+        assert (error["code"], error["param"]) == ("unsupported_parameter", name)
+        for value in entry["accepted"]:
+            for same in (value, float(value)) if type(value) is int else (value,):
+                assert http.post(route, json=BODIES[route] | {name: same}).status_code == 200
+
+
+@pytest.mark.parametrize("route", BODIES)
+def test_what_has_no_effect_is_checked(http, route):
+    """A value of the wrong type is refused."""
+    told = [entry["name"] for entry in describe(route) if entry["status"] == "no effect"]
+    assert told
+    for name in told:
+        wrong = "text" if name in (*OBJECTS, "max_tool_calls", "id_slot") else 5
+        assert http.post(route, json=BODIES[route] | {name: wrong}).status_code == 400, name
