@@ -29,7 +29,7 @@ _HOMES = {
     "Request": ".request",
     "SamplingParams": ".request",
     "TokenEvent": ".request",
-    "EngineSettings": ".settings",
+    "EngineSettings": ".device.settings",
 }
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 

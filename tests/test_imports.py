@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,10 @@ ROOTS = {
     "distaff.server.command.serve",
     "distaff.runtime.llm",
 }
+"""The places that put the parts together."""
+
 ENGINES = {"distaff.server.worker.main", "distaff.server.worker.follower"}
 """The modules of the server that are an engine process's main."""
-"""The places that put the parts together."""
 
 LOOSE = ("model", "runtime", "server")
 """Folders whose own files are nodes of the table: some are below the folders beside them, some above."""
@@ -352,6 +354,13 @@ def test_host_and_web_run_without_jax() -> None:
     command = [sys.executable, "-c", textwrap.dedent(program)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT.parent, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("package", ["distaff.checkpoints", "distaff.runtime"])
+def test_names_imported_on_first_use_have_a_home(package: str) -> None:
+    """Each module in the tables of lazy imports exists."""
+    for home in import_module(package)._HOMES.values():
+        assert f"{package}.{home.lstrip('.')}" in MODULES
 
 
 @pytest.mark.parametrize("name", MODULES)
