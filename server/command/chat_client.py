@@ -1,4 +1,4 @@
-"""A small client of our own API for the terminal: streams a reply's text, needs only the standard library."""
+"""A small client of our own API for the terminal: streams a reply's text with only the standard library."""
 
 import json
 from collections.abc import Generator, Iterator
@@ -19,19 +19,21 @@ class ChatClient:
     """Talks to one OpenAI-compatible server."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
-        """Opens nothing yet.
+        """Opens no connection yet.
 
         Args:
-          url: with or without `/v1`. key: what the server is asked with, if it wants an API key.
+          url: with or without `/v1`. key: the API key to send; None if the server needs none.
 
         Raises:
-          Failed: not an HTTP URL, or a key that no header can carry.
+          Failed: not an HTTP URL, or a key with characters that a header cannot carry.
         """
         if not is_plain(key or ""):
             raise Failed("the API key has a character that is not visible ASCII", exit_codes.USAGE)
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise Failed(f"{url!r} is no URL; expected one such as http://127.0.0.1:8000", exit_codes.USAGE)
+            raise Failed(
+                f"{url!r} is not a URL; expected one such as http://127.0.0.1:8000", exit_codes.USAGE
+            )
         self._url = url
         self._headers = {"content-type": "application/json"}
         if key:
@@ -41,7 +43,7 @@ class ChatClient:
         self._base = parts.path.rstrip("/").removesuffix("/v1") + "/v1"
 
     def model(self) -> str:
-        """The first model that is served.
+        """The first model in the server's list.
 
         Raises:
           Failed: no server answers.
@@ -50,7 +52,7 @@ class ChatClient:
             return json.load(self._ask(connection, "GET", "/models"))["data"][0]["id"]
 
     def reply(self, model: str, messages: list[Message]) -> Generator[str, None, None]:
-        """Yields the pieces of a reply's text as they come. Leaving early ends the request.
+        """Yields the pieces of a reply's text as they arrive. Closing the generator early ends the request.
 
         Raises:
           Failed: no server answers, it refuses the request, or the reply breaks off.

@@ -1,7 +1,8 @@
-"""`distaff …`: the command line. Reads words, calls what does the work, makes errors a line and a code.
+"""`distaff …`: the command line. Parses arguments, calls the code that does the work, and turns an error into
+one line and an exit code.
 
-Everything heavy is imported by the command that needs it, so that help and refusals come at once. Logging is
-set up here, and here alone in this process.
+Each command imports the heavy modules that it needs, so that help and usage errors appear at once. Logging is
+configured here and nowhere else in this process.
 """
 
 import logging
@@ -28,14 +29,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("distaff.server.command.cli")  # `__name__` may be `__main__`
 
 EXIT_CODES = """\
-Exit codes: 0 ended as asked; 2 wrong usage; 3 the model does not fit; 65 a damaged or unsupported
-checkpoint; 66 a model that is not there; 69 the port is taken, or no server answers; 70 the engine is lost
-for good; 78 a setting that the model or machine cannot honour, or that would leave the server open.
+Exit codes: 0 success; 2 wrong usage; 3 the model does not fit; 65 a damaged or unsupported checkpoint;
+66 the model is not found; 69 the port is taken, or no server answers; 70 the engine failed for good;
+78 a setting that the model or machine does not support, or that would leave the server open.
 """
 
 app = typer.Typer(
     name="distaff",
-    help="Serves Llama and Mixtral models from JAX over OpenAI's chat protocol.",
+    help="Serves Llama and Mixtral models with JAX over OpenAI's chat protocol.",
     epilog=EXIT_CODES,
     add_completion=False,
     rich_markup_mode=None,
@@ -44,7 +45,7 @@ app = typer.Typer(
 
 
 def _written_as(parse: Callable[[Any], object]) -> Callable[[Any], Any]:
-    """A check of how an option is written: what `parse` refuses is wrong usage."""
+    """A callback that checks an option's syntax: what `parse` refuses is wrong usage."""
 
     def check(value: Any) -> Any:
         try:
@@ -60,11 +61,11 @@ ModelName = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL",
-        help="A folder, a GGUF, a store, ORG/NAME on the hub or a bundled name; else the default.",
+        help="A folder, a GGUF, a store, ORG/NAME on the hub or a bundled name; by default a bundled model.",
     ),
 ]
-Quantize = Annotated[Literal["int8"] | None, typer.Option(help="Narrower weights, and arithmetic.")]
-KvCacheDtype = Annotated[Literal["int8"] | None, typer.Option(help="Narrower keys and values.")]
+Quantize = Annotated[Literal["int8"] | None, typer.Option(help="Quantize the linear weights.")]
+KvCacheDtype = Annotated[Literal["int8"] | None, typer.Option(help="Quantize keys and values.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 
 
@@ -75,64 +76,66 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     alias: Annotated[list[str] | None, typer.Option(help="Another name for the model; repeatable.")] = None,
     any_model: Annotated[
-        bool, typer.Option("--any-model", help="Serve the model under every name that is asked for.")
+        bool, typer.Option("--any-model", help="Serve the model under any name in a request.")
     ] = False,
     context: Annotated[int | None, typer.Option(min=1, help="The longest sequence, in tokens.")] = None,
     max_input: Annotated[int | None, typer.Option(min=1, help="The longest prompt, in tokens.")] = None,
     default_max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of an answer whose request names no limit.")
+        int | None, typer.Option(min=1, help="Most generated tokens if a request sets no limit.")
     ] = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Sequences decoded at the same time.")] = None,
     max_concurrent: Annotated[
-        int | None, typer.Option(min=1, help="Requests under way, waiting or running; one more is refused.")
+        int | None, typer.Option(min=1, help="Most requests, waiting or running; further ones are refused.")
     ] = None,
     max_wait: Annotated[
-        float, typer.Option(min=0, help="Seconds to a first token; who would wait longer is refused.")
+        float, typer.Option(min=0, help="Longest wait for a first token, in seconds; else a refusal.")
     ] = 30.0,
     max_pause: Annotated[
-        float, typer.Option(min=0, help="Seconds that a stream waits for an engine when its own was lost.")
+        float, typer.Option(min=0, help="Longest wait of a stream whose engine is lost, in seconds.")
     ] = 300.0,
-    prefill_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of prompts in one step.")] = None,
+    prefill_tokens: Annotated[int | None, typer.Option(min=1, help="Most prompt tokens in one step.")] = None,
     dtype: Annotated[
-        Literal["float32", "bfloat16"] | None, typer.Option(help="What the model computes in.")
+        Literal["float32", "bfloat16"] | None, typer.Option(help="Data type of the computation.")
     ] = None,
     quantize: Quantize = None,
     kv_cache_dtype: KvCacheDtype = None,
-    kv_pages: Annotated[int | None, typer.Option(min=1, help="Pages of the KV pool.")] = None,
-    kv_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of the KV pool, instead.")] = None,
+    kv_pages: Annotated[int | None, typer.Option(min=1, help="Size of the KV pool in pages.")] = None,
+    kv_tokens: Annotated[int | None, typer.Option(min=1, help="Size of the KV pool in tokens.")] = None,
     mesh: Annotated[
         str | None,
         typer.Option(
-            metavar="model=N", help="Divide the model among N devices.", callback=_written_as(parse_mesh)
+            metavar="model=N", help="Shard the model over N devices.", callback=_written_as(parse_mesh)
         ),
     ] = None,
     kernel: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="OPERATION=WAY",
-            help="A kernel in place of our choice; repeatable.",
-            callback=_written_as(lambda wishes: parse_kernels(wishes or ())),
+            metavar="OPERATION=BACKEND",
+            help="Choose a kernel's backend; repeatable.",
+            callback=_written_as(lambda choices: parse_kernels(choices or ())),
         ),
     ] = None,
     coordinator: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="Where several processes meet: an address of process 0."),
+        typer.Option(metavar="HOST:PORT", help="Address of process 0, to which the other processes connect."),
     ] = None,
-    process_id: Annotated[int, typer.Option(min=0, help="This process's number; 0 leads and serves.")] = 0,
-    num_processes: Annotated[int, typer.Option(min=1, help="Processes that hold one model together.")] = 1,
-    replicas: Annotated[int, typer.Option(min=1, help="Engines, each with devices of its own.")] = 1,
+    process_id: Annotated[int, typer.Option(min=0, help="Number of this process; 0 is the leader.")] = 0,
+    num_processes: Annotated[int, typer.Option(min=1, help="Processes that share one model.")] = 1,
+    replicas: Annotated[int, typer.Option(min=1, help="Engines, each with its own devices.")] = 1,
     no_prefix_cache: Annotated[
-        bool, typer.Option("--no-prefix-cache", help="Compute every prompt anew.")
+        bool, typer.Option("--no-prefix-cache", help="Compute every prompt in full.")
     ] = False,
     no_speculation: Annotated[
-        bool, typer.Option("--no-speculation", help="Never guess tokens ahead.")
+        bool, typer.Option("--no-speculation", help="Turn off speculative decoding.")
     ] = False,
     deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="Equal requests, equal bits, whatever the load.")
+        bool, typer.Option("--deterministic", help="Give equal requests equal results under any load.")
     ] = False,
     profile: Annotated[
         Path | None,
-        typer.Option(file_okay=False, help="Where POST /start_profile and /stop_profile write a profile."),
+        typer.Option(
+            file_okay=False, help="Folder for the profiles of POST /start_profile and /stop_profile."
+        ),
     ] = None,
     revision: Revision = None,
     chat_template: Annotated[
@@ -141,30 +144,31 @@ def serve(
     ] = None,
     tool_format: Annotated[
         Literal["hermes", "llama3", "mistral", "mistral-args"] | None,
-        typer.Option(help="How the model writes calls of tools; else its template tells."),
+        typer.Option(help="How the model writes tool calls; by default its template decides."),
     ] = None,
     embeddings: Annotated[
         bool, typer.Option("--embeddings", help="Answer POST /v1/embeddings with mean hidden states.")
     ] = False,
     api_keys: Annotated[
-        Path | None, typer.Option(help="A file of API keys, one a line; read again once it changes.")
+        Path | None, typer.Option(help="A file of API keys, one per line; read again when it changes.")
     ] = None,
     auth: Annotated[
-        Literal["keys", "none"], typer.Option(help="`none` lets anybody who reaches the address ask.")
+        Literal["keys", "none"], typer.Option(help="`none` accepts requests without a key.")
     ] = "keys",
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(
             metavar="ORIGIN",
-            help="Web pages from there may ask, as https://app.example.com; repeatable.",
+            help="Accept requests from web pages of https://app.example.com, say; repeatable.",
             callback=_written_as(lambda origins: [parse_origin(each) for each in origins or ()]),
         ),
     ] = None,
     any_origin_with_keys: Annotated[
-        bool, typer.Option("--any-origin-with-keys", help="`--allow-origin '*'` may stand beside API keys.")
+        bool,
+        typer.Option("--any-origin-with-keys", help="Allow `--allow-origin '*'` together with API keys."),
     ] = False,
     health_when_ready: Annotated[
-        bool, typer.Option("--health-when-ready", help="GET /health answers as GET /ready.")
+        bool, typer.Option("--health-when-ready", help="GET /health answers like GET /ready.")
     ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse unknown parameters, as OpenAI does.")
@@ -247,7 +251,7 @@ def serve(
 
 
 def _check_together(settings: "WorkerSettings") -> None:
-    """Refuses flags that do not go together."""
+    """Refuses flags that exclude each other."""
     if settings.kv_pages is not None and settings.kv_tokens is not None:
         raise typer.BadParameter("--kv-pages and --kv-tokens exclude each other")
     if settings.coordinator is None:
@@ -268,17 +272,17 @@ def _check_together(settings: "WorkerSettings") -> None:
 
 @app.command()
 def endpoint() -> object:
-    """Serve what the environment says, in the words of text-generation-inference.
+    """Serve a model with the environment variables of text-generation-inference.
 
-    MODEL_ID, PORT, MAX_INPUT_LENGTH, MAX_TOTAL_TOKENS and others, as docs/container.md has them.
+    MODEL_ID, PORT, MAX_INPUT_LENGTH, MAX_TOTAL_TOKENS and others; see docs/container.md.
     """
-    from .endpoint import serve_arguments, unheeded
+    from .endpoint import ignored, serve_arguments
 
     configure_logging("INFO")
     words = serve_arguments(os.environ)
-    log.info("the environment says: distaff %s", shlex.join(words))
-    if names := unheeded(os.environ):
-        log.warning("these variables are not heeded: %s", ", ".join(names))
+    log.info("arguments from the environment: distaff %s", shlex.join(words))
+    if names := ignored(os.environ):
+        log.warning("ignored environment variables: %s", ", ".join(names))
     return app(words, standalone_mode=False)
 
 
@@ -286,7 +290,7 @@ def endpoint() -> object:
 def plan(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="As of `distaff serve`, or a config.json; no weights needed."),
+        typer.Argument(metavar="MODEL", help="As for `distaff serve`, or a config.json; needs no weights."),
     ],
     topology: Annotated[
         str,
@@ -299,20 +303,20 @@ def plan(
     context: Annotated[int | None, typer.Option(min=1, help="The longest sequence, in tokens.")] = None,
     slots: Annotated[int | None, typer.Option(min=1, help="Sequences decoded at the same time.")] = None,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of a typical prompt.")] = 1024,
-    completion: Annotated[int, typer.Option(min=1, help="Tokens of a typical answer.")] = 256,
-    memory: Annotated[float | None, typer.Option(min=0.001, help="GB of a device, for the table's.")] = None,
-    bandwidth: Annotated[float | None, typer.Option(min=0.001, help="GB/s of its memory, likewise.")] = None,
-    flops: Annotated[float | None, typer.Option(min=0.001, help="TFLOP/s of a device, likewise.")] = None,
+    completion: Annotated[int, typer.Option(min=1, help="Tokens of a typical reply.")] = 256,
+    memory: Annotated[float | None, typer.Option(min=0.001, help="Memory of a device in GB.")] = None,
+    bandwidth: Annotated[float | None, typer.Option(min=0.001, help="Memory bandwidth in GB/s.")] = None,
+    flops: Annotated[float | None, typer.Option(min=0.001, help="Compute of a device in TFLOP/s.")] = None,
     compile: Annotated[
-        bool, typer.Option(help="Compile for TPUs where libtpu is installed; a minute or two.")
+        bool, typer.Option(help="Compile for TPUs if libtpu is installed; takes a minute or two.")
     ] = True,
     revision: Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     plot: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="Draw the sweep over streams into this file.")
+        Path | None, typer.Option(dir_okay=False, help="Plot the sweep over streams into this file.")
     ] = None,
 ) -> int:
-    """Say what a model needs and does on devices that are not here."""
+    """Estimate a model's memory and speed on devices that are not here."""
     configure_logging("WARNING")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from ...checkpoints.outline import read_outline
@@ -343,12 +347,12 @@ def plan(
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="As MODEL of `distaff serve`.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="As MODEL for `distaff serve`.")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
     quantize: Quantize = None,
     revision: Revision = None,
 ) -> None:
-    """Write a store, which loads fastest, of any checkpoint."""
+    """Convert any checkpoint to a store, which loads fastest."""
     configure_logging("INFO")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from ...checkpoints import convert as write_store
@@ -367,11 +371,13 @@ def convert(
 @app.command()
 def chat(
     model: ModelName = None,
-    url: Annotated[str | None, typer.Option(help="A running server; else one is started for MODEL.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="A running server; by default one is started for MODEL.")
+    ] = None,
 ) -> None:
-    """Talk to a model in the terminal; also reads lines from a pipe.
+    """Chat with a model in the terminal; also reads lines from a pipe.
 
-    A server with API keys is asked with the one in DISTAFF_API_KEY.
+    The environment variable DISTAFF_API_KEY holds the key for a server that needs one.
     """
     from ...checkpoints.sources import check
     from .chat_client import ChatClient
@@ -391,7 +397,7 @@ def chat(
 
 @app.command()
 def models() -> None:
-    """List the bundled models and those in the caches."""
+    """List the bundled models and the models in the caches."""
     from .inventory import inventory
 
     for line in inventory():
@@ -408,7 +414,7 @@ def version() -> None:
 
 
 def served_name(model: str | None) -> str:
-    """The id that a model is served under: a path's last part, else the name as given."""
+    """The id that a model is served under: the last part of a path, or else the name as given."""
     from ...checkpoints.sources import bundled
 
     if model is None:

@@ -1,8 +1,8 @@
-"""`distaff endpoint`: an environment in text-generation-inference's words -> arguments of `distaff serve`.
+"""`distaff endpoint`: environment variables of text-generation-inference -> arguments of `distaff serve`.
 
-Pure: it is given the environment, starts nothing and logs nothing; `cli.py` does. The one idea: what a
-variable asks for is a flag of `serve`, is refused with its value, or is named as unheeded. None is dropped in
-silence. An empty variable is one that is not set.
+Pure functions of the environment: `cli.py` starts the server and writes the log. Every variable becomes a
+flag of `serve`, or is refused with its value, or is listed as ignored. None is dropped silently. An empty
+variable counts as not set.
 """
 
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ from .. import exit_codes, keys
 from ..exit_codes import Failed
 
 REPOSITORY = Path("/repository")
-"""Where an endpoint mounts the model that it was made for."""
+"""Where an endpoint mounts its model."""
 PORT = 8080
-"""Not 80, which needs a privilege in many places where containers run."""
+"""Not 80: many container platforms require a privilege for it."""
 
 _LONGEST = 16
-"""Digits of a number that means anything here."""
+"""The most digits of a number that can be valid."""
 
 Environment = Mapping[str, str]
 
@@ -46,10 +46,10 @@ _UNHEEDED = (
 
 
 def serve_arguments(environment: Environment, repository: Path = REPOSITORY) -> list[str]:
-    """What `distaff` must be given to serve what the environment asks for.
+    """The arguments of `distaff` that serve what the environment describes.
 
     Raises:
-      Failed: a value that is none, or two that contradict each other.
+      Failed: an invalid value, or two values that contradict each other.
     """
     return [
         "serve",
@@ -63,13 +63,13 @@ def serve_arguments(environment: Environment, repository: Path = REPOSITORY) -> 
     ]
 
 
-def unheeded(environment: Environment) -> list[str]:
-    """The variables that mean something to text-generation-inference, and nothing here."""
+def ignored(environment: Environment) -> list[str]:
+    """The variables that text-generation-inference reads and that have no effect here."""
     return [name for name in _UNHEEDED if environment.get(name)]
 
 
 def _model(environment: Environment, repository: Path) -> list[str]:
-    """The model and its revision. A folder answers to its whole path, too, as clients may know it."""
+    """The model and its revision. The whole path of a folder is an alias, because clients may use it."""
     model = environment.get("MODEL_ID") or (str(repository) if repository.is_dir() else "")
     words = [model] if model else []
     if model.startswith("/"):
@@ -79,14 +79,14 @@ def _model(environment: Environment, repository: Path) -> list[str]:
 
 
 def _auth(environment: Environment) -> list[str]:
-    """Before an endpoint stands a proxy that knows who may ask; unless keys say so here.
+    """No keys by default, because the proxy in front of an endpoint authenticates clients.
 
-    A variable for keys that is set and empty is left for `serve` to refuse: it may be a secret that is lost.
+    `serve` refuses a variable for keys that is set and empty: it may be a missing secret.
     """
     if keys.VARIABLE in environment:
         return []
     if environment.get("API_KEY"):
-        raise _refused(f"API_KEY is set, and is not heeded; expected {keys.VARIABLE}")
+        raise _refused(f"API_KEY is set and would be ignored; expected {keys.VARIABLE}")
     return ["--auth", "none"]
 
 
@@ -103,7 +103,7 @@ def _numbers(environment: Environment) -> list[str]:
 
 
 def _longest_prompt(environment: Environment) -> int | None:
-    """One limit under two names, of which the second is the newer."""
+    """One limit under two names; the second is the newer one."""
     older, newer = (_count(environment, name) for name in ("MAX_INPUT_LENGTH", "MAX_INPUT_TOKENS"))
     if older and newer and older != newer:
         raise _refused(
@@ -113,7 +113,7 @@ def _longest_prompt(environment: Environment) -> int | None:
 
 
 def _check_bound(found: Mapping[str, int | None], name: str, bound: str, room: int) -> None:
-    """Refuses a limit that leaves less than `room` to the one above it."""
+    """Refuses a limit that is less than `room` below its bound."""
     low, high = found[name], found[bound]
     if low is not None and high is not None and low + room > high:
         relation = "less than" if room else "at most"
@@ -131,13 +131,13 @@ def _choices(environment: Environment) -> list[str]:
 
 
 def _origins(environment: Environment) -> list[str]:
-    """TGI takes one origin, or several with commas between. Silence is every page there, and none here."""
+    """TGI reads one or several origins, separated by commas. No value allows every page there, none here."""
     origins = environment.get("CORS_ALLOW_ORIGIN", "").split(",")
     return [word for origin in origins if origin.strip() for word in ("--allow-origin", origin.strip())]
 
 
 def _count(environment: Environment, name: str, most: int | None = None) -> int | None:
-    """A variable's positive integer; None where it is not set."""
+    """A variable's positive integer; None if it is not set."""
     text = environment.get(name)
     if not text:
         return None

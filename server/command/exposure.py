@@ -1,7 +1,7 @@
-"""Whether a server may stand open: who can reach the address, and whether they need a key.
+"""Whether a server may accept requests without a key, given who can reach its address.
 
-Binds nothing and reads no key. The one idea: that anybody may ask is something an operator says in words,
-never what happens because nothing was said.
+Binds no socket and reads no key. An operator must ask for an open server explicitly; it is never the result
+of a setting that is missing.
 """
 
 import ipaddress
@@ -18,51 +18,51 @@ from ..keys import VARIABLE, Keys
 logger = logging.getLogger(__name__)
 
 Auth = Literal["keys", "none"]
-"""Who may ask: whoever has a key, where keys are in use or others can reach the address; or anybody."""
+"""Who may send requests: clients with a key, if there are keys or others can reach the host; or anybody."""
 
 
 def check_exposure(host: str, keys: Keys | None, auth: Auth) -> None:
-    """Refuses to serve everybody by oversight. On this machine's own addresses no key is needed.
+    """Refuses to serve everybody by mistake. Loopback addresses need no key.
 
     Raises:
-      Failed: an address that others can reach, without keys; keys that nobody would be asked for; a host
-        without an address.
+      Failed: an address that others can reach, without keys; keys that would not be checked; a host without
+        an address.
     """
     if auth == "none" and keys is not None:
         raise Failed("--auth none and API keys exclude each other", exit_codes.USAGE)
     if auth == "keys" and keys is None and not is_loopback(host):
         raise Failed(
             f"others can reach {host}, and no API keys are set: give --api-keys FILE or set {VARIABLE}; "
-            "or say --auth none if anybody may ask",
+            "or give --auth none to accept requests without a key",
             exit_codes.REFUSED_SETTING,
         )
 
 
 def check_origins(origins: Sequence[str], keys: Keys | None, beside_keys: bool) -> None:
-    """Refuses that any web page at all may ask with a key, unless that is said.
+    """Refuses to let every web page use a key, unless the operator allows it explicitly.
 
     Raises:
       Failed: every origin is allowed, and keys are in use.
     """
     if cors.ANY in origins and keys is not None and not beside_keys:
         raise Failed(
-            "--allow-origin '*' lets every web page use an API key that it gets hold of: name the origins, "
-            "or say --any-origin-with-keys",
+            "--allow-origin '*' lets every web page use an API key that it obtains: name the origins, "
+            "or give --any-origin-with-keys",
             exit_codes.REFUSED_SETTING,
         )
 
 
 def warn_of_exposure(address: str, auth: Auth) -> None:
-    """Repeats in the log what `--auth none` means for a server at `address`."""
+    """Logs a warning about what `--auth none` means for a server at `address`."""
     if auth == "none":
-        logger.warning("--auth none: whoever can reach %s may ask, no key is needed", address)
+        logger.warning("--auth none: anybody who can reach %s may send requests without a key", address)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether every address of a host is reached from this machine alone.
+    """Whether every address of a host can be reached from this machine only.
 
     Raises:
-      Failed: it has none.
+      Failed: it has no address.
     """
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

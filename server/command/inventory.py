@@ -1,4 +1,4 @@
-"""Which models are at hand: those that come with Distaff, and what is left in the hub's cache."""
+"""The models on this machine: those bundled with Distaff, and those in the hub's cache."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from ...checkpoints.sources import bundled, cache_folder
 
 
 def inventory() -> Iterator[str]:
-    """A line for each model: what to type, where it comes from, and what of it is here."""
+    """A line for each model: its name, where it comes from, and how much of it is present."""
     for model in bundled():
         state = "ready" if (cache_folder() / model.folder).exists() else "downloaded when first used"
         yield f"{model.name}  bundled ({model.licence}), {state}"

@@ -1,4 +1,4 @@
-"""The socket that the server listens on, taken before anything heavy begins."""
+"""The socket that the server listens on, bound before any heavy work starts."""
 
 import socket
 
@@ -10,7 +10,7 @@ def listen(host: str, port: int) -> socket.socket:
     """Binds a TCP socket; port 0 takes a free one.
 
     Raises:
-      Failed: the address is taken, or not one of this machine.
+      Failed: the address is in use, or not an address of this machine.
     """
     try:
         family, *_, address = socket.getaddrinfo(
@@ -31,6 +31,6 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address_of(listener: socket.socket) -> str:
-    """The URL of what listens there."""
+    """The URL of a server that listens on this socket."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"

@@ -1,4 +1,4 @@
-"""A server for one conversation: started on a free port, waited for, ended with it."""
+"""A server for one terminal chat: started on a free port, and ended with the chat."""
 
 import os
 import secrets
@@ -21,12 +21,12 @@ _STOP_SECONDS = 15.0
 
 @contextmanager
 def own_server(model: str | None) -> Iterator[tuple[str, str]]:
-    """Runs `distaff serve` beside us, in a session of its own so that Ctrl-C is ours; yields its URL and key.
+    """Runs `distaff serve` in its own session, so that Ctrl-C reaches only us; yields its URL and key.
 
-    The key is made for the conversation, whatever keys this process's environment holds.
+    The key is generated for this chat; keys in this process's environment are not used.
 
     Raises:
-      Failed: it did not come up; what it said of that is on stderr.
+      Failed: it did not start; its own message is on stderr.
     """
     with listen(_HOST, 0) as free:
         port = free.getsockname()[1]
@@ -50,7 +50,7 @@ def own_server(model: str | None) -> Iterator[tuple[str, str]]:
 def _wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
     while not _is_ready(port):
         if process.poll() is not None:
-            raise Failed("the server did not come up", process.returncode or exit_codes.ENGINE_LOST)
+            raise Failed("the server did not start", process.returncode or exit_codes.ENGINE_LOST)
         time.sleep(_POLL_SECONDS)
 
 

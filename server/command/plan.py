@@ -1,6 +1,6 @@
-"""What `distaff plan` prints: a plan as tables for people, or as JSON for programs.
+"""The output of `distaff plan`: tables for people, or JSON for programs.
 
-Decides nothing; the figures are the runtime's (`runtime/capacity/`).
+Computes nothing; the figures come from `runtime/capacity/`.
 """
 
 import json
@@ -16,10 +16,10 @@ from .. import exit_codes
 
 
 def show(plan: Plan, *, as_json: bool = False, plot: Path | None = None) -> int:
-    """Prints a plan, draws its sweep, and returns the exit code: whether it fits.
+    """Prints a plan, plots its sweep, and returns the exit code: whether it fits.
 
     Raises:
-      Failed: a picture is wanted, and what draws it is not installed.
+      Failed: a plot is requested and matplotlib is not installed, or the file cannot be written.
     """
     if plot is not None and plan.fits:
         from .plan_picture import draw
@@ -41,7 +41,7 @@ def _parts(plan: Plan) -> Iterator[Table | str]:
     yield _memory(plan)
     if not plan.fits:
         yield f"does not fit: {plan.short}"
-        yield "would fit: " + (" or ".join(plan.remedies) or "nothing that we tried")
+        yield "would fit: " + (" or ".join(plan.remedies) or "no configuration that was tried")
         return
     yield (
         f"{plan.memory.pages} pages hold {plan.full} sequences of {plan.context} tokens, or {plan.typical} "
@@ -132,7 +132,7 @@ def _rates(plan: Plan) -> Table:
 
 
 def _estimates(plan: Plan) -> Table | str:
-    """What XLA says of the steps, what it does not see, and what was read off the program instead."""
+    """XLA's estimate of the steps, what it does not include, and what the program itself shows instead."""
     if not plan.programs:
         return ""
     columns = ["XLA: GB", "GFLOP", "does not see"]
@@ -147,7 +147,7 @@ def _estimates(plan: Plan) -> Table | str:
 def _estimate(program: Program) -> Iterator[str]:
     unseen = [f"{count} x {name}" for name, count in program.kernels.items()]
     if program.loops:
-        unseen.append(f"{program.loops} loops' later turns")
+        unseen.append(f"later iterations of {program.loops} loops")
     yield program.step
     yield _gb(program.accessed)
     yield "" if program.operations is None else f"{program.operations / 1e9:,.0f}"

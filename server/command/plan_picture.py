@@ -1,4 +1,4 @@
-"""The sweep of a plan over numbers of streams as a picture; needs matplotlib (extra `plot`)."""
+"""A plot of a plan's sweep over numbers of streams; needs matplotlib (extra `plot`)."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from ..exit_codes import Failed
 
 
 def draw(plan: Plan, path: Path) -> None:
-    """Writes tokens/s and the time from token to token over streams; the ending of the name says how.
+    """Plots tokens/s and the inter-token latency over streams; the file's suffix decides its format.
 
     Raises:
       Failed: matplotlib is not installed, or the file cannot be written.
@@ -28,7 +28,9 @@ def draw(plan: Plan, path: Path) -> None:
     speed.set(xlabel="streams", ylabel="tokens/s at best", xscale="log", ylim=(0, None))
     speed.set_xticks(streams, map(str, streams))
     wait = speed.twinx()
-    wait.plot(streams, [rate.token * 1e3 for rate in plan.rates], "^:", color="gray", label="token to token")
+    wait.plot(
+        streams, [rate.token * 1e3 for rate in plan.rates], "^:", color="gray", label="inter-token latency"
+    )
     wait.set(ylabel="ms from token to token", ylim=(0, None))
     figure.legend(loc="outside lower center", ncols=3)
     speed.set_title(f"{plan.model} on {plan.topology}: {plan.prompt} + {plan.completion} tokens")

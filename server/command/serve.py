@@ -1,7 +1,7 @@
-"""The web process, put together: a listening socket, the app, supervised engines, a tokenizer.
+"""Builds the web process: a listening socket, the app, supervised engines, a tokenizer.
 
-The composition root on this side of the wire. It decides nothing about requests or engines; it passes news
-from one part to the other and turns the engines' fate, and signals, into an exit code. It never imports jax.
+The composition root of the web process. It decides nothing about requests or engines; it passes news from one
+part to another, and turns signals and the end of the engines into an exit code. It never imports jax.
 """
 
 import asyncio
@@ -35,17 +35,17 @@ from .welcome import welcome
 log = logging.getLogger(__name__)
 
 _LAST_WORDS_SECONDS = 1.0
-"""How long a server without an engine still answers, so that its clients hear why it goes."""
+"""How long a server without an engine still answers, so that its clients receive the reason."""
 
 LoadText = Callable[[Path], ServedModel]
-"""Loads the text side of the checkpoint at a path; called in a thread."""
+"""Loads the tokenizer and template of the checkpoint at a path; called in a thread."""
 
 
 def text_loader(chat_template: Path | None, tool_format: str | None = None) -> LoadText:
-    """Loads the tokenizer beside a checkpoint, and the sampling that it recommends.
+    """A function that loads a checkpoint's tokenizer and its recommended sampling parameters.
 
     Args:
-      chat_template: in place of the checkpoint's. tool_format: in place of what the template suggests.
+      chat_template: replaces the checkpoint's. tool_format: replaces the one derived from the template.
     """
 
     def load(path: Path) -> ServedModel:
@@ -70,7 +70,7 @@ def text_loader(chat_template: Path | None, tool_format: str | None = None) -> L
 
 
 class WebProcess:
-    """One server over one or more engine processes. `run` once."""
+    """One server over one or more engine processes. Call `run` once."""
 
     def __init__(
         self,
@@ -84,9 +84,9 @@ class WebProcess:
         """Starts nothing yet.
 
         Args:
-          engine_commands: one for each replica. listener: bound, on it the server listens.
-          restarts: whether a lost engine is brought up again; not where it is one of several processes, which
-            only all together can begin anew.
+          engine_commands: one for each replica. listener: a bound socket for the server.
+          restarts: whether a lost engine is restarted. False if it is one of several processes, which can
+            only be restarted together.
         """
         self._address = address_of(listener)
         self._listener = listener
@@ -107,7 +107,7 @@ class WebProcess:
         """Serves until a signal.
 
         Raises:
-          Failed: the engine, or its tokenizer, will not come up.
+          Failed: the engine or the tokenizer cannot be started.
         """
         self._app.run(sock=self._listener, register_sys_signals=False, **RUN_OPTIONS)
         self._display.close()
@@ -142,7 +142,7 @@ class WebProcess:
         self._welcome()
 
     def _welcome(self) -> None:
-        """Says once how to use the server, when it can be used."""
+        """Prints once how to use the server, as soon as it is ready."""
         if not self._welcomed and self._served.text and self._engine.state == "ready":
             self._welcomed = True
             gc.freeze()  # what is loaded stays; walking over it would hold up all streams for 0.1 s
@@ -158,13 +158,13 @@ class WebProcess:
         self._on_signals(self._end)
 
     def _end(self, number: int) -> None:
-        """The first signal: finish what runs."""
+        """The first signal: finishes running requests."""
         self._display.close()
-        log.info("%s: finishing running requests; again to end at once", signal.Signals(number).name)
+        log.info("%s: finishing running requests; a second signal exits at once", signal.Signals(number).name)
         self._app.stop(terminate=False)
 
     async def _prepare_to_end(self, app: App) -> None:
-        """Sanic has removed the handlers by now; Python's own would be caught, and would leave the engine."""
+        """Installs handlers again: Sanic has removed its own, and Python's would leave the engine running."""
         self._on_signals(self._end_at_once)
 
     def _end_at_once(self, number: int) -> None:

@@ -1,6 +1,6 @@
-"""A conversation in the terminal: a line is a turn, the reply appears as it is made.
+"""A chat in the terminal: each line is a message, and the reply appears as it is generated.
 
-Works the same when the lines come from a pipe, only without prompts. Knows no HTTP.
+Works the same if the lines come from a pipe, but prints no input prompt. Contains no HTTP.
 """
 
 import sys
@@ -14,10 +14,10 @@ _PROMPT = "> "
 
 
 def converse(client: ChatClient) -> None:
-    """Talks until the input ends. Ctrl-C ends a reply; at the prompt it ends the conversation.
+    """Chats until the input ends. Ctrl-C ends a reply; at the input prompt it ends the chat.
 
     Raises:
-      Failed: the server cannot be reached; from a pipe also when it refuses a turn.
+      Failed: the server cannot be reached; with input from a pipe, also if it refuses a request.
     """
     model = client.model()
     by_hand = sys.stdin.isatty()
@@ -36,17 +36,17 @@ def converse(client: ChatClient) -> None:
 
 
 def _show(client: ChatClient, model: str, messages: list[Message]) -> str:
-    """Prints a reply piece by piece; returns what was said until its end or Ctrl-C."""
-    said = ""
+    """Prints a reply piece by piece; returns its text up to its end or Ctrl-C."""
+    reply = ""
     with closing(client.reply(model, messages)) as pieces:
         try:
             for piece in pieces:
-                said += piece
+                reply += piece
                 print(piece, end="", flush=True)
         except KeyboardInterrupt:
             pass
     print(flush=True)
-    return said
+    return reply
 
 
 def _typed() -> Iterator[str]:

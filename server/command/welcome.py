@@ -1,4 +1,4 @@
-"""What the server says when it is ready: where it listens, and two requests to copy."""
+"""The text that the server prints when it is ready: its address, and two example requests."""
 
 import json
 
@@ -19,7 +19,7 @@ _HEADER = "-H 'authorization: Bearer YOUR_KEY' "
 
 
 def welcome(address: str, model: str, needs_key: bool) -> str:
-    """The text, for a server that can be reached at `address`, by everybody or with a key."""
+    """The text for a server at `address`; the examples carry a key if it needs one."""
     body = {"model": model, "messages": [{"role": "user", "content": "Hello!"}], "stream": True}
     shell_safe = json.dumps(body).replace("'", "'\\''")
     return _TEXT.format(

@@ -147,7 +147,7 @@ def test_the_entry_point_keeps_the_contract(installed: Path, tmp_path: Path):
         log, _ = process.communicate(timeout=90)
     assert process.returncode == 0, log
     assert "--context 128 --max-input 24 --slots 4 --prefill-tokens 16 --kv-tokens 1000" in log
-    assert "--auth none: whoever can reach" in log and "not heeded: JSON_OUTPUT" in log
+    assert "--auth none: anybody who can reach" in log and "ignored environment variables: JSON_OUTPUT" in log
     assert "hf_secret" not in log
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from distaff.server import exit_codes
 from distaff.server.command import serve
 from distaff.server.command.cli import app, run
-from distaff.server.command.endpoint import serve_arguments, unheeded
+from distaff.server.command.endpoint import ignored, serve_arguments
 from distaff.server.exit_codes import Failed
 
 NOWHERE = Path("/no/such/repository")
@@ -127,7 +127,7 @@ def test_limits_hold_one_another(longest, total, pool):
         ),
         ({"DTYPE": "float16"}, "DTYPE is 'float16'; expected bfloat16 or float32"),
         ({"QUANTIZE": "awq"}, "QUANTIZE is 'awq'; expected int8"),
-        ({"API_KEY": "secret"}, "API_KEY is set, and is not heeded; expected DISTAFF_API_KEYS"),
+        ({"API_KEY": "secret"}, "API_KEY is set and would be ignored; expected DISTAFF_API_KEYS"),
         (
             {"MAX_INPUT_LENGTH": "5", "MAX_INPUT_TOKENS": "6"},
             "MAX_INPUT_LENGTH is 5 and MAX_INPUT_TOKENS is 6; expected one of them, or the same",
@@ -163,8 +163,8 @@ def test_every_flag_is_one_of_serves_and_no_variable_is_both_heeded_and_not():
         name for parameter in typer.main.get_command(app).commands["serve"].params for name in parameter.opts
     }
     assert set(flags(everything)) - {""} <= options
-    assert unheeded(everything) == []
-    assert unheeded({"ROPE_SCALING": "dynamic", "MAX_WAITING_TOKENS": "", "JSON_OUTPUT": "true"}) == [
+    assert ignored(everything) == []
+    assert ignored({"ROPE_SCALING": "dynamic", "MAX_WAITING_TOKENS": "", "JSON_OUTPUT": "true"}) == [
         "JSON_OUTPUT",
         "ROPE_SCALING",
     ]
@@ -196,8 +196,8 @@ def test_it_serves_what_it_understood(monkeypatch, caplog):
     assert '"max_input":16' in worker and '"context":64' in worker
     lines = [record.getMessage() for record in caplog.records]
     assert sum(f"distaff serve smollm2 --host 0.0.0.0 --port {port} " in line for line in lines) == 1
-    assert "these variables are not heeded: ROPE_FACTOR" in lines
-    assert any(line.startswith("--auth none: whoever can reach") for line in lines)
+    assert "ignored environment variables: ROPE_FACTOR" in lines
+    assert any(line.startswith("--auth none: anybody who can reach") for line in lines)
     assert "hf_secret" not in caplog.text
 
 
