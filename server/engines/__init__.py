@@ -1,1 +1,1 @@
-"""Engine processes as the web process sees them: started, supervised, sent requests, read."""
+"""The web process's side of the engine processes: it starts and supervises them and exchanges frames."""

@@ -1,8 +1,8 @@
-"""One engine process, seen from the web process: spawned, listened to, watched, and ended for certain.
+"""One engine process, as a child of the web process: spawned, read, monitored, and reliably ended.
 
-Knows frames but not requests, and never restarts anything: that is `supervisor.py`. A child is dead when its
-end of the socketpair closes, when it sends what is no frame, or when it has not been heard of for too long;
-in each case its whole process group is killed, so that nothing which it started stays behind.
+Handles frames but not requests, and never restarts a process: `supervisor.py` does. A child counts as dead
+when its end of the socketpair closes, when it sends invalid frames, or when it sends nothing for too long. In
+each case its whole process group is killed, so that no process that it started remains.
 """
 
 import asyncio
@@ -22,16 +22,16 @@ from . import wire
 log = logging.getLogger(__name__)
 
 SILENCE_SECONDS = 9.5
-"""A child that says nothing for longer is taken for dead, so that all have heard of it within ten seconds."""
+"""A child that sends nothing for longer counts as dead, so that all users of it know within ten seconds."""
 
 _TICK_SECONDS = 0.25
 _STOP_SECONDS = 5.0
 _EXIT_SECONDS = 0.5
 """How long to wait for the exit status of a child whose connection has closed."""
 _LEFT_TO_US = (signal.SIGINT, signal.SIGTERM)
-"""Signals that a child never receives: an orchestrator or a terminal sends them to all processes at once, and
-it is we who drain first. They are blocked before the child exists, since libraries that it loads install
-handlers of their own (libtpu's writes a stack trace)."""
+"""Signals that a child never receives: an orchestrator or a terminal sends them to all processes at once, but
+the web process must drain first. They are blocked before the child exists, because libraries that it loads
+install their own handlers (libtpu's writes a stack trace)."""
 
 
 class Child(asyncio.Protocol):
@@ -50,7 +50,7 @@ class Child(asyncio.Protocol):
 
     @classmethod
     async def spawn(cls, command: Sequence[str], receive: Callable[[wire.ToWeb], None]) -> "Child":
-        """Starts `command --fd N` in a session of its own; `receive` hears all frames that it sends.
+        """Starts `command --fd N` in its own session; `receive` is called with each frame that it sends.
 
         Raises:
           OSError: the program cannot be started.
@@ -87,23 +87,22 @@ class Child(asyncio.Protocol):
 
     @property
     def silence(self) -> float:
-        """Seconds since it was last heard of."""
+        """Seconds since its last frame."""
         return time.monotonic() - self._heard
 
     def send(self, frame: wire.ToEngine) -> None:
-        """Queues a frame for it; dropped if it is gone."""
+        """Queues a frame for it; drops the frame if the child is gone."""
         if self._transport and not self._transport.is_closing():
             self._transport.write(wire.encode(frame))
 
     async def lost(self) -> None:
-        """Waits until it is dead or must be taken for dead."""
+        """Waits until it is dead or counts as dead."""
         self._silent = await self._last_word()
 
     async def killed_by_others(self) -> bool:
-        """Whether a SIGKILL has ended it that is neither ours nor the kernel's for want of memory.
+        """Whether a SIGKILL ended it that came neither from us nor from the kernel's out-of-memory killer.
 
-        Then nothing that it computed is the cause. False where that cannot be known. To be asked once it is
-        `lost`.
+        Then none of its requests is the cause. False if that is unknown. Call it after `lost` has returned.
         """
         if self._silent or self._killed_by_us or self._oom_kills is None:
             return False
@@ -113,15 +112,15 @@ class Child(asyncio.Protocol):
         return False
 
     async def reap(self) -> str:
-        """Kills what is left of it, waits for its end, and says how it ended."""
+        """Kills what remains of it, waits for its exit, and returns how it ended, for the log."""
         self.kill()
         code = await asyncio.to_thread(self._process.wait)
         if self._silent:
-            return f"said nothing for {self._silent:.1f} s and was killed"
+            return f"sent nothing for {self._silent:.1f} s and was killed"
         return f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
 
     async def stop(self) -> None:
-        """Asks it to end, and after a while kills it. `lost` returns in consequence."""
+        """Requests its exit, and kills it after a timeout. `lost` returns as a result."""
         self.send(wire.Stop())
         await self._gone_within(_STOP_SECONDS)
         self.kill()
@@ -136,10 +135,10 @@ class Child(asyncio.Protocol):
             self._transport.abort()
 
     async def _last_word(self) -> float | None:
-        """Waits for the end of the stream (None), or for a silence too long (its seconds).
+        """Waits for the end of the stream (returns None), or for a silence that is too long (its seconds).
 
-        Silence is counted in our own waking time: when this process, or both, are paused (a stopped
-        terminal job, a frozen container), the child cannot have been heard and is not to blame.
+        Only time in which this process runs counts: while it, or both, are paused (a stopped terminal job, a
+        frozen container), it cannot receive anything, and the child is not at fault.
         """
         silent, heard = 0.0, self._heard
         while silent < SILENCE_SECONDS:
@@ -159,19 +158,19 @@ class Child(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by asyncio."""
-        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's are no subclasses
+        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's transports are not subclasses
 
     def data_received(self, data: bytes) -> None:
-        """Called by asyncio. Bytes that are no frames, or frames that cannot be taken in, end the child."""
+        """Called by asyncio. Invalid frames, or frames whose handling fails, end the child."""
         self._heard = time.monotonic()
         try:
             for frame in self._reader.feed(data):
                 self._receive(frame)
         except wire.WireError as error:
-            log.error("the engine process %d cannot be understood and is killed: %s", self.pid, error)
+            log.error("the engine process %d sent an invalid frame and is killed: %s", self.pid, error)
             self.kill()
         except Exception:
-            log.exception("what the engine process %d said could not be taken in, and it is killed", self.pid)
+            log.exception("a frame of the engine process %d could not be handled; it is killed", self.pid)
             self.kill()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -1,8 +1,8 @@
-"""`EngineGroup`: several engine processes, each with devices of its own, that are one engine to the routes.
+"""`EngineGroup`: several engine processes, each with its own devices, that act as one engine for the routes.
 
-It decides what the fate of one means for the whole: one that is lost is restarted by its own `EngineProcess`
-and given up alone, while the others serve on. Which of them computes what is `dispatcher.py`'s. A server
-without replicas is a group of one.
+It decides what the loss of one replica means for the group: its own `EngineProcess` restarts it or gives it
+up, while the others continue to serve. `dispatcher.py` decides which replica computes which sequence. A
+server without replicas is a group of one.
 """
 
 import asyncio
@@ -28,16 +28,16 @@ log = logging.getLogger(__name__)
 
 _DRAIN_TICK_SECONDS = 0.05
 _LEAVE_SECONDS = 60.0
-"""How long a replica that was asked to end may go on with what it has begun."""
+"""How long a replica that received SIGTERM may continue its running sequences."""
 
 _STATES: tuple[EngineState, ...] = ("ready", "restarting", "draining", "loading", "starting", "stopped")
-"""The group is in the first of these that one of its replicas is in."""
+"""The group's state is the first of these that is the state of one of its replicas."""
 
 
 class EngineGroup:
     """An `EngineClient` over one or more supervised child processes.
 
-    Every method is to be called on one event loop's thread.
+    Call every method on the thread of one event loop.
 
     Attributes:
       replicas: the engines, by number.
@@ -51,14 +51,14 @@ class EngineGroup:
         admission: Admission | None = None,
         most_pause: float = 300.0,
     ) -> None:
-        """Starts nothing yet.
+        """Starts no process yet.
 
         Args:
-          commands: for each replica its process's command line, see `EngineProcess`.
-          on_news: hears how bringing them up goes; must not block. `GivenUp` is the end of all.
-          restarts: whether a lost engine is brought up again.
-          admission: who may enter; None for the usual bounds.
-          most_pause: the longest that a sequence waits for an engine after its own was lost, in seconds.
+          commands: the command line of each replica's process; see `EngineProcess`.
+          on_news: called with the progress of starting; must not block. `GivenUp`: all are given up.
+          restarts: whether a lost engine is restarted.
+          admission: the admission control; None for the default bounds.
+          most_pause: the longest time that a sequence waits for an engine after its own was lost, in seconds.
         """
         self._on_news = on_news
         self._proven: set[int] = set()
@@ -88,7 +88,7 @@ class EngineGroup:
 
     @property
     def info(self) -> EngineInfo | None:
-        """What all that were ever ready serve together; None until one has been ready."""
+        """The combined properties of all replicas that were ever ready; None until one has been ready."""
         known = [engine.info for engine in self.replicas if engine.info]
         if not known:
             return None
@@ -106,7 +106,7 @@ class EngineGroup:
 
     @property
     def heartbeat_age(self) -> float:
-        """Seconds since any of the processes was last heard of; 0.0 while there is none to hear."""
+        """Seconds since the last frame from any of the processes; 0.0 while there is no process."""
         ages = [engine.heartbeat_age for engine in self.replicas if engine.pid is not None]
         return min(ages, default=0.0)
 
@@ -117,19 +117,19 @@ class EngineGroup:
 
     @property
     def queued(self) -> tuple[int, int]:
-        """What waits before all of them: sequences, and their tokens."""
+        """The queue in front of all of them: the number of sequences and of their tokens."""
         return self._dispatcher.queued
 
     @property
     def moved(self) -> Mapping[MoveCause, int]:
-        """How often a sequence was taken from one of them, by cause."""
+        """How often a sequence was moved off one of them, by cause."""
         return self._dispatcher.moved
 
     def submit(self, requests: Sequence[Request]) -> list[BufferedStream]:
-        """Hands the sequences of a call over to whichever replica has room first, all or none.
+        """Submits the sequences of a call, all or none; each runs on the first replica that has room.
 
         Raises:
-          NotReady: none takes sequences, and none restarts that did.
+          NotReady: no replica accepts sequences, and none that did is restarting.
           Overloaded: they would wait too long, or there are too many.
         """
         if self._closing or not self._dispatcher.takes:
@@ -137,19 +137,19 @@ class EngineGroup:
         return self._dispatcher.submit(requests)
 
     def profile(self, on: bool) -> None:
-        """Begins or ends a profile of every replica that is ready."""
+        """Starts or stops a profile of every replica that is ready."""
         for engine in self._ready().values():
             engine.profile(on)
 
     async def start(self) -> None:
-        """Begins to load; returns at once.
+        """Starts loading; returns at once.
 
-        The first replica goes ahead until it has a checkpoint in the cache that all can read.
+        The first replica starts alone, until the checkpoint is in the cache, from which all can read it.
         """
         await self.replicas[0].start()
 
     async def drain(self, seconds: float) -> None:
-        """Takes nothing new, waits until running requests end or the time is up, fails the rest."""
+        """Accepts no new requests, waits for running ones until the time is up, and fails the rest."""
         self._closing = True
         for engine in self.replicas:
             engine.stay()
@@ -157,7 +157,7 @@ class EngineGroup:
         self._dispatcher.fail_all(ShutDown("the server is shutting down"))
 
     async def stop(self) -> None:
-        """Ends all engines and what they started. Idempotent."""
+        """Ends all engines and the processes that they started. Idempotent."""
         self._closing = True
         self._dispatcher.fail_all(ShutDown("the server is shutting down"))
         await asyncio.gather(*(engine.stop() for engine in self.replicas))
@@ -180,7 +180,7 @@ class EngineGroup:
             case wire.Ready(info):
                 self._welcome(number, info)
             case wire.Leaving() if self.replicas[number].state == "ready" and not self._closing:
-                start_task(f"renewal of replica {number}", self._renew(number), self._fail)
+                start_task(f"replacement of replica {number}", self._renew(number), self._fail)
             case Lost(killed):
                 self._dispatcher.lose(self._places[number], killed=killed)
             case GivenUp():
@@ -190,9 +190,9 @@ class EngineGroup:
         self._dispatcher.receive(self._places[number], events)
 
     async def _renew(self, number: int) -> None:
-        """Has a replica finish what it has begun, and replaces its process."""
+        """Drains a replica, and replaces its process."""
         engine, place = self.replicas[number], self._places[number]
-        log.info("replica %d was asked to end: it finishes what it has begun, and is replaced", number)
+        log.info("replica %d received SIGTERM: it finishes its running requests and is replaced", number)
         engine.drain()
         self._dispatcher.close(place)
         await _until(lambda: not place.open, _LEAVE_SECONDS)
@@ -200,7 +200,7 @@ class EngineGroup:
         await engine.renew()
 
     def _show(self, number: int, progress: wire.Progress) -> None:
-        """One replica's progress stands for all, and is of interest only while nothing is served."""
+        """Reports one replica's progress for all, and only while none serves."""
         speaker = next(n for n, engine in enumerate(self.replicas) if engine.state != "stopped")
         if number == speaker and not self._ready():
             self._on_news(progress)
@@ -218,7 +218,7 @@ class EngineGroup:
         self._on_news(GivenUp(reason, exit_codes.ENGINE_LOST))
 
     def _welcome(self, number: int, info: EngineInfo) -> None:
-        """A replica is ready; one that would answer differently from those that serve must not."""
+        """Handles a ready replica. One that would answer differently from those that serve is rejected."""
         engine, ready = self.replicas[number], self._ready()
         for other, peer in ready.items():
             if peer.info and peer.info.fingerprint != info.fingerprint:
@@ -239,7 +239,7 @@ class EngineGroup:
         self._on_news(wire.Ready(info))
 
     def _lose(self, number: int, given_up: GivenUp) -> None:
-        """A replica will not come back. What it says itself at its first start is true of all."""
+        """Handles a replica that is given up. Its own error at the first start holds for all replicas."""
         left = sum(engine.state != "stopped" for engine in self.replicas)
         if left == 0:
             self._dispatcher.fail_all(EngineFailed("the engine was lost"))
@@ -251,7 +251,7 @@ class EngineGroup:
 
 
 async def _until(condition: Callable[[], bool], seconds: float) -> None:
-    """Waits for a condition, or until the time is up."""
+    """Waits until a condition holds or the time is up."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             while not condition():

@@ -1,4 +1,4 @@
-"""How often, and how soon, a failing engine may be brought up again."""
+"""How often, and how soon, a failing engine may be restarted."""
 
 import math
 import time
@@ -6,28 +6,28 @@ from collections import deque
 from collections.abc import Callable
 
 MOST_FAILURES = 3
-"""At this many failures within WINDOW_SECONDS, none of which came after good work, it is enough."""
+"""After this many failures within WINDOW_SECONDS without finished requests in between, it is given up."""
 WINDOW_SECONDS = 300.0
 
 _QUICK_SECONDS = 5.0
-"""Two failures this close to each other are no accident, whatever was done in between."""
+"""Two failures this close together count, even if requests finished in between."""
 
 
 class RestartBudget:
     """Counts failures within a window. The pause doubles: 1 s, 2 s, 4 s ..."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, most: int = MOST_FAILURES) -> None:
-        """`most` failures within the window are too many; with 1 there is no second start."""
+        """`most` failures within the window are too many; with 1 there is no restart."""
         self._clock, self._most = clock, most
         self._failures: deque[float] = deque(maxlen=most)
         self._worked = -math.inf
 
     def pause(self, *, worked: bool = False) -> float | None:
-        """Counts a failure; the seconds to wait before the next start, or None if there is to be none.
+        """Counts a failure; returns the seconds to wait before the next start, or None if there is none.
 
         Args:
-          worked: it has finished requests since it was started. What happened before that is forgotten, and
-            the next start is at once, unless that was so a moment ago.
+          worked: it has finished requests since it was started. Earlier failures are then forgotten and the
+            next start is immediate, unless the last such failure was a moment ago.
         """
         now = self._clock()
         if worked and self._most > 1:

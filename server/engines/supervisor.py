@@ -1,9 +1,9 @@
-"""`EngineProcess`: an engine in a process of its own that is brought up, fed, watched and brought up again.
+"""`EngineProcess`: starts an engine process, sends it requests, monitors it and restarts it.
 
-It knows one life after the other, and whether the last one was of use; how a process is spawned and known to
-be dead is `process.py`'s, what it computes and what becomes of that when it dies is `dispatcher.py`'s, how
-several engines make one is `replicas.py`'s. The one idea: whatever happens to the process, whoever uses it
-hears of it at once, and HTTP stays up.
+It runs one process after another, and records whether the last one finished any request. `process.py` spawns
+a process and detects its death, `dispatcher.py` decides what it computes and moves its sequences when it
+dies, `replicas.py` joins several engines into one. Users are notified at once of every change of the process,
+and HTTP stays up.
 """
 
 import asyncio
@@ -23,15 +23,15 @@ from .restart_budget import RestartBudget
 log = logging.getLogger(__name__)
 
 _UNKNOWN_SECONDS = 5.0
-"""What an engine that was never ready is said to need until it is."""
+"""The assumed start-up time, in seconds, of an engine that was never ready."""
 
 
 @dataclass(frozen=True, slots=True)
 class GivenUp:
-    """The engine will not come back.
+    """The engine will not be restarted.
 
     Attributes:
-      message: one line for the operator. exit_code: what the server should exit with.
+      message: one line for the operator. exit_code: the exit code for the server.
     """
 
     message: str
@@ -39,29 +39,29 @@ class GivenUp:
 
     @property
     def own_words(self) -> bool:
-        """Whether the engine said so itself; else it was lost too often."""
+        """Whether the engine itself reported the error; else it was lost too often."""
         return self.exit_code != exit_codes.ENGINE_LOST
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The process is dead, or must be taken for dead, and with it all that it computed.
+    """The process is dead or counts as dead, and its computations are lost.
 
     Attributes:
-      killed: by somebody else's SIGKILL; nothing that it computed is the cause.
+      killed: by an external SIGKILL; none of its requests is the cause.
     """
 
     killed: bool = False
 
 
 News = wire.Progress | wire.Located | wire.Ready | wire.Leaving | Lost | GivenUp
-"""What happens in an engine's life."""
+"""Changes of an engine's state."""
 
 
 class EngineProcess:
     """A supervised child process.
 
-    Every method is to be called on one event loop's thread.
+    Call every method on the thread of one event loop.
     """
 
     def __init__(
@@ -72,13 +72,13 @@ class EngineProcess:
         name: str = "the engine process",
         restarts: bool = True,
     ) -> None:
-        """Starts nothing yet.
+        """Starts no process yet.
 
         Args:
           command: the engine process's command line; `--fd N` is appended.
-          on_news: hears of its life; must not block.
-          on_events: hears what it says of the requests that it was given; must not block.
-          name: what the log calls it. restarts: whether a lost engine is brought up again.
+          on_news: called with changes of its state; must not block.
+          on_events: called with the events of its requests; must not block.
+          name: its name in the log. restarts: whether a lost engine is restarted.
         """
         self._command = command
         self._on_news, self._on_events = on_news, on_events
@@ -103,7 +103,7 @@ class EngineProcess:
 
     @property
     def info(self) -> EngineInfo | None:
-        """What it serves; None until it has been ready once."""
+        """Its properties; None until it has been ready once."""
         return self._info
 
     @property
@@ -113,43 +113,43 @@ class EngineProcess:
 
     @property
     def heartbeat_age(self) -> float:
-        """Seconds since the engine was last heard of; 0.0 while there is no process to hear."""
+        """Seconds since the engine's last frame; 0.0 while there is no process."""
         return self._child.silence if self._child else 0.0
 
     @property
     def pid(self) -> int | None:
-        """The engine's process, while there is one."""
+        """The id of the engine's process; None while there is none."""
         return self._child.pid if self._child else None
 
     @property
     def ready_in(self) -> float:
-        """Seconds until it is probably ready: as many as the last start took, from when this one began."""
+        """Seconds until it is probably ready, estimated from the duration of its last start."""
         since = time.monotonic() - self._begun if self._child else 0.0
         return max(self._start_seconds - since, 1.0)
 
     def send(self, request: Request) -> None:
-        """Gives a request to the process, if there is one."""
+        """Sends a request to the process, if there is one."""
         if self._child:
             self._child.send(wire.Submit(request))
 
     def abort(self, request_id: str) -> None:
-        """Takes a request from it."""
+        """Aborts a request."""
         if self._child:
             self._child.send(wire.Abort(request_id))
 
     def profile(self, on: bool) -> None:
-        """Begins or ends a profile, if there is a process."""
+        """Starts or stops a profile, if there is a process."""
         if self._child:
             self._child.send(wire.Profile(on))
 
     async def start(self) -> None:
-        """Begins to load; returns at once."""
+        """Starts loading; returns at once."""
         if self._task is None:
             self._state = "loading"
             self._task = start_task("engine supervisor", self._keep_up(), self._fail)
 
     async def stop(self) -> None:
-        """Ends the engine and all it started. Idempotent."""
+        """Ends the engine and the processes that it started. Idempotent."""
         self._state = "stopped"
         if self._child:
             await self._child.stop()
@@ -159,17 +159,17 @@ class EngineProcess:
             await asyncio.wait([self._task])
 
     def drain(self) -> None:
-        """Takes nothing new, until `renew`; ignored unless it is ready."""
+        """Accepts no new requests until `renew`; ignored unless it is ready."""
         if self._state == "ready":
             self._state = "draining"
 
     def stay(self) -> None:
-        """Takes requests again."""
+        """Accepts requests again."""
         if self._state == "draining":
             self._state = "ready"
 
     async def renew(self) -> None:
-        """Ends the process in order and starts another one."""
+        """Stops the process cleanly and starts another one."""
         if self._child and self._state == "draining":
             self._renewed = True
             await self._child.stop()
@@ -180,16 +180,17 @@ class EngineProcess:
             self._child.kill()
 
     def reject(self, message: str, exit_code: int) -> None:
-        """Kills a process that must not serve, and gives the engine up."""
+        """Kills a process that must not serve, and gives up the engine."""
         self._rejected = GivenUp(message, exit_code)
         self._close()
         self.kill()
 
     async def _keep_up(self) -> None:
-        """Brings up one process after another until we are stopped or it is hopeless.
+        """Starts one process after another until the engine is stopped or given up.
 
-        It is hopeless if the first one says that it cannot come up. Once one has served, the same words may
-        pass (a file that is being replaced, memory that another program holds) and count as any failure.
+        It is given up if the first process reports that it cannot start. After one has served, the same error
+        may be temporary (a file that is being replaced, memory that another program holds) and counts like
+        any failure.
         """
         while True:
             how = await self._one_life()
@@ -197,7 +198,7 @@ class EngineProcess:
                 return
             if self._renewed:
                 self._renewed = False
-                log.info("%s has ended as it was asked to; the next one starts", self._name)
+                log.info("%s has stopped as requested; the next one starts", self._name)
                 continue
             hopeless = self._rejected or (self._fatal and self._info is None)
             pause = None if hopeless else self._budget.pause(worked=self._worked)
@@ -225,30 +226,28 @@ class EngineProcess:
         return how
 
     def _leave_service(self) -> None:
-        """Takes nothing more until the next process is ready."""
+        """Accepts nothing until the next process is ready."""
         self._stats = EngineStats()
         if self._state in ("loading", "ready", "draining"):
             self._state = "restarting"
 
     def _close(self) -> None:
-        """Takes nothing more, and gives up what it computes."""
+        """Accepts nothing more, and drops what it computes."""
         self._leave_service()
         self._on_news(Lost())
 
     def _give_up(self, how: str) -> None:
-        why = (
-            "it failed too often" if self._restarts else "it is one of several that only begin anew together"
-        )
+        why = "it failed too often" if self._restarts else "it can only be restarted with the other processes"
         message = f"{self._name} {how}; {why} and is given up"
         self._state = "stopped"
         self._on_news(self._rejected or self._fatal or GivenUp(message, exit_codes.ENGINE_LOST))
 
     def _fail(self, reason: str) -> None:
-        """Nobody watches over the engine any longer."""
+        """Gives up the engine because its supervisor has failed."""
         self._state = "stopped"
         self.kill()
         self._close()
-        self._on_news(GivenUp(f"{self._name} is not supervised any longer: {reason}", exit_codes.ENGINE_LOST))
+        self._on_news(GivenUp(f"{self._name} is no longer supervised: {reason}", exit_codes.ENGINE_LOST))
 
     def _receive(self, frame: wire.ToWeb) -> None:
         match frame:
@@ -263,7 +262,9 @@ class EngineProcess:
             case wire.Leaving() if self._restarts:
                 self._on_news(frame)
             case wire.Leaving():
-                log.warning("%s was asked to end, and can only end with all others: it serves on", self._name)
+                log.warning(
+                    "%s received SIGTERM, but can only stop with all others: it continues", self._name
+                )
             case wire.Ready(info):
                 self._welcome(info)
                 self._on_news(frame)

@@ -1,10 +1,10 @@
-"""What the web process tells the engine process on its command line: which model, and how to run it."""
+"""The settings that the web process passes to the engine process on its command line."""
 
 import msgspec
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The operator's wishes that concern the engine; None leaves a choice to the model and the machine.
+    """The operator's options for the engine; None derives a value from the model and the machine.
 
     Attributes:
       model: a folder, a GGUF, a store, a hub id or a bundled name; None for the bundled default.
@@ -14,12 +14,12 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
       kv_pages: pages of the KV pool. kv_tokens: the same in tokens. dtype: `float32` or `bfloat16`.
       quantize: `int8` for linear weights that are not so already. kv_cache_dtype: `int8` for keys and values.
       mesh: `model=N`, the devices that the model is divided among.
-      kernels: each `operation=way`, in place of our choice.
-      coordinator: where several processes meet, `host:port`; None for one process alone.
+      kernels: `operation=backend` items that override the default backends.
+      coordinator: `host:port` of process 0, to which the others connect; None for a single process.
       process_id: this process's number among `num_processes`.
       replica: which of `replicas` engines of this host this one is, from 0.
       prefix_cache, speculation, deterministic: see `runtime.settings.EngineSettings`.
-      profile: the folder that profiles are written to; None refuses to make any.
+      profile: the folder for profiles; None refuses to make any.
       log_level: a name of `logging`.
     """
 
@@ -48,11 +48,11 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str = "INFO"
 
     def as_replica(self, number: int) -> "WorkerSettings":
-        """The same for one of the replicas."""
+        """These settings for one of the replicas."""
         return msgspec.structs.replace(self, replica=number)
 
     def to_argument(self) -> str:
-        """One word of a command line."""
+        """A single argument of a command line."""
         return msgspec.json.encode(self).decode()
 
     @classmethod
