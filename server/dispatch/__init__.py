@@ -1,1 +1,1 @@
-"""Which engine computes which sequence, and when: the queue, its shares, admission and waits."""
+"""Which engine computes which sequence, and when: the queue, fair shares, admission and wait times."""

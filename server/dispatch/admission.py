@@ -1,10 +1,10 @@
-"""What may enter: whatever will have its first token soon enough, and fits into memory.
+"""Admission control: accepts requests that will have their first token soon enough and that fit into memory.
 
-The bound that matters is the predicted wait; a refused request is told when there will be room. It is assumed
-that refused requests return at that time as often as earlier ones did, so each of them is told a different
-time. A part of the queue is reserved for those that do return then with the same prompt, a larger one if more
-of them are expected; so the time stays true while other clients keep asking. Prompts that wait are also
-bounded by the memory they take, and an operator may bound all that is under way.
+The main bound is the predicted wait; a refusal carries the time at which there will be room. Refused requests
+count as if they returned at that time, at the rate observed so far, so that they receive different times. For
+those that do return then, with the same prompt, part of the queue is reserved; its size grows with the number
+of refused requests. So the time in a refusal holds even under constant load. The memory of waiting prompts is
+bounded as well, and an operator may bound the number of requests in progress.
 """
 
 from collections import OrderedDict
@@ -15,30 +15,30 @@ from ..engine_client import EngineClient, EngineInfo
 from .line import Line
 
 MOST_TOKENS = 4_000_000
-"""Tokens of prompts that wait, some 150 MB of memory."""
+"""The most tokens of waiting prompts, some 150 MB of memory."""
 
 _BACK, _NEW, _LEAST_NEW = 0.75, 0.65, 0.35
-"""The part of the longest wait up to which requests are taken: those that come back when they were told to;
-new ones while nobody was told so, and while many were. Predictions are wrong by some of the rest."""
+"""The fraction of the longest wait up to which requests are accepted: those that return at their retry time;
+new ones while no retry time is promised, and while many are. The rest covers errors of the prediction."""
 _LONGEST_RETRY = 60.0
 _EARLY, _LATE = 1.0, 15.0
-"""By how many seconds who comes back may miss the time."""
+"""The tolerance, in seconds, around a retry time."""
 _MOST_PROMISES = 10_000
 _NEWS, _FEWEST = 0.02, 0.05
-"""The weight of the newest promise in the part of those who come back, and the least that is counted on."""
+"""The weight of the newest promise in the fraction of requests that return, and its lower bound."""
 _REQUESTS_PER_SLOT = 8
 
 
 def most_together(wanted: int | None, engine: EngineClient) -> int:
-    """The most sequences of one call: an operator's bound on all, or 8 for each slot that may serve."""
+    """The most sequences of one call: the operator's bound on all, or 8 for each slot."""
     return wanted or _REQUESTS_PER_SLOT * sum(info.slots for info in _hoped_for(engine))
 
 
 def check_possible(requests: Sequence[Request], wanted: int | None, engine: EngineClient, param: str) -> None:
-    """Refuses the sequences of a call that could not enter together even if nobody else were there.
+    """Refuses a call whose sequences could not be accepted together even by an idle server.
 
     Args:
-      wanted: the operator's bound on what is under way. param: the parameter that asks for so many.
+      wanted: the operator's bound on requests in progress. param: the parameter that requests so many.
 
     Raises:
       InvalidRequest: they are too many, or their prompts are too long together.
@@ -60,18 +60,18 @@ def check_possible(requests: Sequence[Request], wanted: int | None, engine: Engi
 
 
 def _hoped_for(engine: EngineClient) -> list[EngineInfo]:
-    """The engines that serve, or will again."""
+    """The engines that serve, or will serve again."""
     return [each.info for each in engine.replicas if each.info and each.state != "stopped"]
 
 
 class Admission:
-    """Who may enter, and when those who may not shall come back."""
+    """Decides which requests to accept, and when refused ones should be retried."""
 
     def __init__(self, most_under_way: int | None = None, max_wait: float = 30.0) -> None:
-        """Nobody has been refused.
+        """Starts without refusals.
 
         Args:
-          most_under_way: the operator's bound on sequences that wait or run; None for no such bound.
+          most_under_way: the operator's bound on waiting and running sequences; None for no bound.
           max_wait: the longest wait for a first token, in seconds.
         """
         self._most_under_way = most_under_way
@@ -81,18 +81,18 @@ class Admission:
         self._returning = 1.0
 
     def check(self, requests: Sequence[Request], line: Line, now: float) -> None:
-        """Lets the sequences of a call enter.
+        """Accepts the sequences of a call.
 
         Args:
-          line: what the first of them has before it. now: seconds.
+          line: the queue in front of the first of them. now: seconds.
 
         Raises:
-          Overloaded: they would wait too long, are too many, or their prompts do not fit beside what waits.
+          Overloaded: they would wait too long, are too many, or their prompts do not fit into the queue.
         """
         most = self._most_under_way
         if most is not None and line.under_way + len(requests) > most:
             raise Overloaded(
-                f"{line.under_way} requests are under way; the most is {most}",
+                f"{line.under_way} requests are in progress; the most is {most}",
                 self._retry(max(line.wait, line.end), line, now),
             )
         came_back = self._came_back(requests[0], now)
@@ -104,12 +104,12 @@ class Admission:
         came, fair = _tokens(requests), MOST_TOKENS / max(line.clients, 1)
         if line.tokens + came > MOST_TOKENS and line.own_tokens + came > fair:
             raise Overloaded(
-                f"{line.tokens} prompt tokens wait and {came} more came; the most is {MOST_TOKENS}",
+                f"{line.tokens} prompt tokens wait and {came} more arrived; the most is {MOST_TOKENS}",
                 self._retry(line.wait, line, now),
             )
 
     def _came_back(self, request: Request, now: float) -> bool:
-        """Whether a request was refused before, and comes back when it was told to. Asked once."""
+        """Whether a request was refused before and returns at its retry time. True once for each refusal."""
         while self._promises and next(iter(self._promises.values())) + _LATE < now:
             self._promises.popitem(last=False)
             self._learn(returned=False)
@@ -121,11 +121,11 @@ class Admission:
         return True
 
     def _learn(self, *, returned: bool) -> None:
-        """One who was told when to come back did, or did not."""
+        """Updates the fraction of refused requests that return at their retry time."""
         self._returning = max(_FEWEST, self._returning + _NEWS * (returned - self._returning))
 
     def _longest_of_new(self, line: Line) -> float:
-        """The longest wait of those who were promised nothing: what was promised to others comes first."""
+        """The longest wait of new requests: capacity that is promised to refused ones comes first."""
         promised = len(self._promises) * line.pace * self._returning
         return max(self._max_wait * _LEAST_NEW, self._max_wait * _NEW - promised)
 
@@ -135,7 +135,7 @@ class Admission:
             self._promises.popitem(last=False)
 
     def _retry(self, soonest: float, line: Line, now: float) -> float:
-        """Seconds until there is room, behind those who were told so before."""
+        """Seconds until there is room behind earlier promises."""
         self._room_at = max(self._room_at, now + soonest)
         seconds = self._room_at - now
         if seconds < _LONGEST_RETRY:
@@ -144,7 +144,7 @@ class Admission:
 
 
 def _name(request: Request) -> tuple[str, int]:
-    """What is the same of a request that is sent again."""
+    """The part of a request that is equal when it is sent again."""
     return request.client, hash(request.prompt)
 
 

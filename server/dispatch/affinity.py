@@ -1,8 +1,8 @@
-"""`Affinity`: the engine for a sequence among those that have room, or one that is worth waiting for.
+"""`Affinity`: chooses an engine that has room for a sequence, or one that is worth waiting for.
 
-The choice among those with room is `routing.py`'s: where a prompt's beginning has been before, unless that
-one is too busy. Here is what follows for one without room: it is worth waiting for as long as what it knows
-of the prompt would take to compute elsewhere, if it will have room sooner than that.
+Among engines with room `routing.py` chooses: the one that has served the prompt's prefix before, unless it is
+too busy. This module decides about engines without room: the wait for one may last as long as computing the
+cached prefix elsewhere would take, if the engine is expected to have room sooner than that.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from .run import Run
 
 
 class Affinity:
-    """What the engines have served, and what that is worth."""
+    """Which prefixes the engines have served, and how long they are worth waiting for."""
 
     def __init__(
         self,
@@ -23,29 +23,29 @@ class Affinity:
         clock: Callable[[], float],
         wake: Callable[[float], object],
     ) -> None:
-        """Nothing was served yet; `wake` has those who wait looked at again after so many seconds."""
+        """Starts without served prompts; `wake` checks waiting sequences again after a number of seconds."""
         self._places, self._forecast, self._clock, self._wake = places, forecast, clock, wake
         self._router = Router(len(places))
 
     def digests(self, prompt: Sequence[int]) -> list[bytes]:
-        """What is remembered of a prompt; nothing where there is only one engine."""
+        """The digests to remember of a prompt; empty if there is only one engine."""
         return block_digests(prompt) if len(self._places) > 1 else []
 
     def remember(self, place: Place, run: Run) -> None:
-        """An engine computes a sequence."""
+        """Records that an engine computes a sequence."""
         self._router.remember(place.number, run.digests)
 
     def forget(self, place: Place) -> None:
-        """An engine begins anew, its cache empty."""
+        """Records that an engine has restarted with an empty cache."""
         self._router.forget(place.number)
 
     def choose(self, run: Run, rooms: Sequence[Place], shared: Sequence[Place]) -> Place | None:
-        """The engine for a sequence; None if there is none, or one without room is worth waiting for.
+        """The engine for a sequence; None if there is none, or if the sequence should wait for a busy one.
 
-        That is decided once for each turn of a sequence, which `run.held_until` and `held_for` keep.
+        This is decided once each time that a sequence is queued; `run.held_until` and `held_for` store it.
 
         Args:
-          rooms: the engines that have room for it. shared: all that take sequences.
+          rooms: the engines that have room for it. shared: all that accept sequences.
         """
         if not rooms:
             return None
@@ -56,7 +56,7 @@ class Affinity:
         return self._best(run, rooms)
 
     def holds(self, run: Run) -> bool:
-        """Whether a sequence waits for one engine, though others may have room."""
+        """Whether a sequence waits for one engine although others may have room."""
         if run.held_for is None or run.held_until is None or self._clock() >= run.held_until:
             return False
         return self._places[run.held_for].takes
@@ -65,7 +65,7 @@ class Affinity:
         return self._places[self._router.choose(run.digests, {room.number: room.load for room in rooms})]
 
     def _decide(self, run: Run, rooms: Sequence[Place], full: Sequence[Place]) -> None:
-        """Has a sequence wait for one of the full engines if it is worth that."""
+        """Makes a sequence wait for one of the full engines if that is worth it."""
         place = self._best(run, rooms)
         known = {each: self._router.known(each.number, run.digests) for each in full}
         best = max(full, key=known.__getitem__, default=place)

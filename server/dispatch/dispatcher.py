@@ -1,12 +1,13 @@
-"""`Dispatcher`: which engine computes which sequence, and when.
+"""`Dispatcher`: decides which engine computes which sequence, and when.
 
-Every admitted sequence is either in one queue before all engines or on one of them, and it can be moved:
-taken from an engine, put back into the queue with the tokens received so far, and continued by another engine
-as if nothing had been. That one move serves for all: an engine dies, it is drained, a client takes more than
-its share of the slots while another waits, a sequence is suspected of what engines died of and is run apart.
+Every accepted sequence is either in the one queue in front of all engines or on one engine, and it can be
+moved: taken from an engine, put back into the queue with the tokens received so far, and continued by another
+engine without a visible difference. The same move covers all cases: an engine dies, it is drained, a client
+uses more than its share of the slots while another waits, or a sequence that may have crashed engines is run
+in isolation.
 
-Processes, their lives and the wire are left to `supervisor.py`, whose turn it is to `fair_queue.py`, who
-makes way to `sharing.py`, what may enter to `admission.py`, times to `forecast.py`.
+`supervisor.py` handles processes and the wire, `fair_queue.py` the order of the queue, `sharing.py` shares
+and preemption, `admission.py` admission control, `forecast.py` times.
 """
 
 import logging
@@ -31,17 +32,17 @@ from .sharing import Sharing
 log = logging.getLogger(__name__)
 
 MOST_HELD = 32
-"""Of a client's sequences that wait for the engine that knows their beginning, so many are overtaken."""
+"""The most sequences of a client that are overtaken while they wait for the engine with their prefix."""
 
 Later = Callable[[float, Callable[[], None]], object]
-"""Has something done after so many seconds."""
+"""Calls a function after a number of seconds."""
 
 
 class Dispatcher:
-    """The sequences of all engines. Every method is to be called on one thread.
+    """The sequences of all engines. Call every method on one thread.
 
     Attributes:
-      moved: how often a sequence was taken from an engine, by cause.
+      moved: how often a sequence was moved off an engine, by cause.
     """
 
     def __init__(
@@ -52,11 +53,11 @@ class Dispatcher:
         later: Later,
         most_pause: float,
     ) -> None:
-        """Nothing waits and nothing runs.
+        """Starts without sequences.
 
         Args:
           clock: seconds.
-          most_pause: the longest that a sequence waits for an engine after its own was lost, in seconds.
+          most_pause: the longest time that a sequence waits for an engine after its own was lost, in seconds.
         """
         self._places = places
         self._admission = admission
@@ -80,17 +81,17 @@ class Dispatcher:
 
     @property
     def queued(self) -> tuple[int, int]:
-        """What waits: sequences, and their tokens."""
+        """The queue: the number of waiting sequences and of their tokens."""
         tokens = self._queue.tokens + sum(run.length for run in self._suspects)
         return len(self._queue) + len(self._suspects), tokens
 
     @property
     def under_way(self) -> int:
-        """Sequences that wait or run."""
+        """The number of waiting and running sequences."""
         return self.queued[0] + sum(len(place.open) for place in self._places)
 
     def submit(self, requests: Sequence[Request]) -> list[BufferedStream]:
-        """Takes the sequences of a call, all or none.
+        """Accepts the sequences of a call, all or none.
 
         Raises:
           Overloaded: see `Admission.check`.
@@ -108,7 +109,7 @@ class Dispatcher:
         return [run.stream for run in runs]
 
     def ready(self, place: Place, info: EngineInfo) -> None:
-        """An engine takes sequences, its cache empty. It continues nothing of one with other weights."""
+        """Adds an engine with an empty cache. It continues no sequences of an engine with other weights."""
         if self._fingerprint not in (None, info.fingerprint):
             for run in [run for run in self._all() if run.engine is None and run.tokens]:
                 run.stream.fail(EngineFailed("the engine was lost, and the next one answers differently"))
@@ -117,24 +118,24 @@ class Dispatcher:
         self.pump()
 
     def receive(self, place: Place, events: Sequence[TokenEvent]) -> None:
-        """What an engine says of its sequences. What it says as it dies is not theirs to hear."""
+        """Handles an engine's events. Failures that it reports while it dies are not passed on."""
         self._elapse()
         for event in events:
-            run = place.open.get(event.request_id)  # none if it was moved or aborted meanwhile
+            run = place.open.get(event.request_id)  # None if it was moved or aborted meanwhile
             if run is not None and not event.lost:
                 self._pass_on(place, run, event)
         self.pump()
 
     def lose(self, place: Place, *, killed: bool = False) -> None:
-        """An engine has died: what it computed goes on elsewhere, unless it is to blame.
+        """Handles an engine's death: its sequences continue elsewhere, except one that may be the cause.
 
         Args:
-          killed: by somebody else's signal.
+          killed: by an external signal.
         """
         for run in list(place.open.values()):
             run.died(killed=killed)
             if run.guilty:
-                log.error("request %s was running when %d engines died, and ends", run.request.id, run.deaths)
+                log.error("request %s failed: %d engines died while it ran", run.request.id, run.deaths)
                 run.stream.fail(EngineFailed("the engine was lost"))
                 continue
             self._move(run, "engine_lost", working=False)
@@ -142,11 +143,11 @@ class Dispatcher:
         self.pump()
 
     def close(self, place: Place) -> None:
-        """An engine takes nothing more: what it has not begun goes elsewhere at once."""
+        """An engine accepts nothing more: sequences that it has not started move elsewhere at once."""
         self._move_all(run for run in place.open.values() if not run.started)
 
     def vacate(self, place: Place) -> None:
-        """An engine is to end: all that it computes goes elsewhere."""
+        """An engine will stop: all its sequences move elsewhere."""
         self._move_all(place.open.values())
 
     def fail_all(self, failure: EngineFailed) -> None:
@@ -155,7 +156,7 @@ class Dispatcher:
             run.stream.fail(failure, working=True)
 
     def pump(self) -> None:
-        """Gives engines that have room what waits."""
+        """Sends waiting sequences to engines that have room."""
         self._pumping = False
         self._run_apart()
         while self._begin_next() or self._make_way():
@@ -168,7 +169,7 @@ class Dispatcher:
             yield from place.open.values()
 
     def _run(self, request: Request, digests: list[bytes]) -> Run:
-        if request.params.seed is None:  # another engine would draw another one
+        if request.params.seed is None:  # another engine would draw another seed
             request = replace(request, params=replace(request.params, seed=draw_seed()))
         self._arrivals += 1
         run = Run(
@@ -183,11 +184,11 @@ class Dispatcher:
 
     @property
     def _shared(self) -> list[Place]:
-        """The engines that take sequences, but for one that a sequence has to itself."""
+        """The engines that accept sequences, except one that is reserved for an isolated sequence."""
         return [place for place in self._places if place.takes and place is not self._apart]
 
     def _pass_on(self, place: Place, run: Run, event: TokenEvent) -> None:
-        """Gives an event to whoever reads it, as if there had been one engine all along."""
+        """Puts an event into the sequence's stream, adjusted as if there were only one engine."""
         if not run.tokens and event.waited is not None:
             event = replace(event, waited=event.waited + run.began - run.submitted)
         self._forecast.progress(0 if run.started else run.length, event.token is not None)
@@ -203,7 +204,7 @@ class Dispatcher:
         run.stream.put(event)
 
     def _release(self, run: Run, working: bool) -> None:
-        """A stream has ended, wherever its sequence is."""
+        """Removes the sequence of a stream that has ended, from its engine or the queue."""
         if run.engine is not None:
             self._leave(run, working=working)
         elif run in self._suspects:
@@ -213,13 +214,13 @@ class Dispatcher:
         self._pump_soon()
 
     def _pump_soon(self) -> None:
-        """Once for all streams that end now."""
+        """Schedules one `pump` for all streams that end in this turn of the event loop."""
         if not self._pumping:
             self._pumping = True
             self._later(0.0, self.pump)
 
     def _leave(self, run: Run, *, working: bool) -> None:
-        """A sequence is no longer its engine's."""
+        """Removes a sequence from its engine."""
         assert run.engine is not None
         self._elapse()
         place = self._places[run.engine]
@@ -229,7 +230,7 @@ class Dispatcher:
             self._apart = None
 
     def _move(self, run: Run, cause: MoveCause, *, working: bool = True) -> None:
-        """Takes a sequence from its engine and has it wait for another turn."""
+        """Moves a sequence from its engine back into the queue."""
         self._leave(run, working=working)
         self.moved[cause] += 1
         run.moves += 1
@@ -251,11 +252,11 @@ class Dispatcher:
     def _expire(self, run: Run, moves: int) -> None:
         if run.moves == moves and run.engine is None and not run.stream.ended:
             reason = f"the engine was lost, and no other had room within {self._most_pause:.0f} s"
-            log.error("request %s ends: %s", run.request.id, reason)
+            log.error("request %s failed: %s", run.request.id, reason)
             run.stream.fail(EngineFailed(reason))
 
     def _elapse(self) -> None:
-        """Has the forecast measure how quickly the engines are, before something changes."""
+        """Updates the forecast's measurement of the engines' speed, before the load changes."""
         self._forecast.elapse(self._clock(), sum(len(place.open) for place in self._places))
 
     def _begin(self, run: Run, place: Place) -> None:
@@ -265,7 +266,7 @@ class Dispatcher:
         self._affinity.remember(place, run)
 
     def _begin_next(self) -> bool:
-        """Gives the next sequence to an engine; whether there was one, and room for it."""
+        """Sends the next sequence to an engine; returns whether there was one, and room for it."""
         rooms = {place: place.spare for place in self._shared if place.has_slot}
         if not self._queue or not rooms:
             return False
@@ -280,7 +281,7 @@ class Dispatcher:
         return False
 
     def _make_way(self) -> bool:
-        """Moves a sequence of a client that has more than its share, for one of a client that has less."""
+        """Preempts a sequence of a client above its share, in favour of a client below its share."""
         if self._queue.clients < 2:
             return False
         for line in self._queue.lines():
@@ -294,7 +295,7 @@ class Dispatcher:
         return False
 
     def _run_apart(self) -> None:
-        """Has an engine to itself whoever may be what others died of, one at a time."""
+        """Runs sequences that may have crashed engines in isolation on an engine, one at a time."""
         if self._apart is not None or not self._suspects or not self._shared:
             return
         place = min(self._shared, key=lambda each: len(each.open))

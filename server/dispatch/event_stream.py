@@ -1,7 +1,7 @@
 """The events of one request, from the engine's frames to the coroutine that reads them.
 
-Knows neither processes nor HTTP. It holds what its reader has not yet taken; the reader is `generation.py`,
-which takes everything at once and bounds what waits for the client.
+Contains neither processes nor HTTP. It buffers events until they are read; the reader is `generation.py`,
+which reads them at once and bounds the events that wait for the client.
 """
 
 import asyncio
@@ -12,18 +12,18 @@ from ...runtime.request import EngineFailed, Request, TokenEvent
 
 
 class BufferedStream:
-    """An `EventStream` that is filled from the outside.
+    """An `EventStream` that is filled by the dispatcher.
 
     Attributes:
-      request: whose events these are.
-      ended: nothing more will be put in.
+      request: the request that the events belong to.
+      ended: no more events will be added.
     """
 
     def __init__(self, request: Request, release: Callable[["BufferedStream", bool], None]) -> None:
-        """Takes events for `request`.
+        """A stream for the events of `request`.
 
         Args:
-          release: is called exactly once, when the stream ends, with True if the engine still works on it.
+          release: called exactly once, when the stream ends, with True if the engine still works on it.
         """
         self.request = request
         self.ended = False
@@ -40,11 +40,11 @@ class BufferedStream:
             self._end(None, working=False)
 
     def fail(self, failure: EngineFailed, *, working: bool = False) -> None:
-        """Ends the stream with an error, after what is buffered."""
+        """Ends the stream with an error, after the buffered events."""
         self._end(failure, working=working)
 
     def abort(self) -> None:
-        """Ends the request wherever it is. Idempotent, immediate, never raises."""
+        """Aborts the request in any state. Idempotent, immediate, never raises."""
         self._end(None, working=True)
 
     async def __aiter__(self) -> AsyncIterator[TokenEvent]:

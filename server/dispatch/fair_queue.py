@@ -1,9 +1,9 @@
-"""`FairQueue`: the sequences that wait for an engine, and whose turn is next.
+"""`FairQueue`: the sequences that wait for an engine, in fair order over clients.
 
-Knows neither engines nor clocks. The idea is deficit round robin (Shreedhar and Varghese 1996) with the
-finest quantum, which for inference is known as the virtual token counter (Sheng et al. 2024,
-arXiv:2401.00588): each client has a count of what it has been given, and the client that was given least is
-next. A client that comes back after a pause has no credit for it. Within a client the order is by arrival.
+Contains neither engines nor clocks. The algorithm is deficit round robin (Shreedhar and Varghese 1996) with
+the finest quantum, known for inference as the virtual token counter (Sheng et al. 2024, arXiv:2401.00588):
+each client has a counter of the service that it has received, and the client with the lowest counter is next.
+A client that returns after a pause has no credit for it. Within a client the order is by arrival.
 """
 
 from bisect import insort
@@ -12,26 +12,26 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Waiting(Protocol):
-    """What is asked of an entry."""
+    """The interface of an entry."""
 
     @property
     def client(self) -> str:
-        """Whose it is."""
+        """The client that it belongs to."""
         ...
 
     @property
     def arrival(self) -> int:
-        """Its number in the order of arrival, different for each."""
+        """Its unique number in the order of arrival."""
         ...
 
     @property
     def cost(self) -> float:
-        """What it takes of an engine, in seconds of a slot. It must not change while it waits."""
+        """Its cost in seconds of a slot. It must not change while the entry waits."""
         ...
 
     @property
     def length(self) -> int:
-        """Its tokens; must not change while it waits."""
+        """The number of its tokens; must not change while the entry waits."""
         ...
 
 
@@ -39,7 +39,7 @@ EntryT = TypeVar("EntryT", bound=Waiting)
 
 
 class FairQueue(Generic[EntryT]):
-    """Entries by client."""
+    """A queue of entries by client."""
 
     def __init__(self) -> None:
         self._entries: dict[str, list[EntryT]] = {}
@@ -61,44 +61,44 @@ class FairQueue(Generic[EntryT]):
 
     @property
     def clients(self) -> int:
-        """How many have something that waits or runs."""
+        """The number of clients with waiting or running entries."""
         return len(self._given)
 
     def knows(self, client: str) -> bool:
-        """Whether a client has something that waits or runs."""
+        """Whether a client has waiting or running entries."""
         return client in self._given
 
     @property
     def tokens(self) -> int:
-        """Of all that waits."""
+        """The tokens of all waiting entries."""
         return sum(self._tokens.values())
 
     def tokens_of(self, client: str) -> int:
-        """Of all that waits of a client."""
+        """The tokens of a client's waiting entries."""
         return self._tokens.get(client, 0)
 
     def waiting(self, client: str) -> int:
-        """How many of a client's entries wait."""
+        """The number of a client's waiting entries."""
         return len(self._entries.get(client, ()))
 
     def running(self, client: str) -> int:
-        """How many of a client's entries were taken and not given back."""
+        """The number of a client's entries that were taken and not given back."""
         return self._running.get(client, 0)
 
     def lines(self) -> list[list[EntryT]]:
-        """Each client's entries, in the order in which they are to be served; not to be changed."""
+        """Each client's entries, in the order of service; the caller must not change them."""
         order = sorted(self._entries, key=lambda client: (self._given[client], self.running(client)))
         return [self._entries[client] for client in order]
 
     def push(self, entry: EntryT) -> None:
-        """Has an entry wait, behind those of its client that arrived before it."""
+        """Adds an entry, behind those of its client that arrived before it."""
         self._given[entry.client] = self._start(entry.client)
         insort(self._entries.setdefault(entry.client, []), entry, key=lambda each: each.arrival)
         self._cost[entry.client] = self._cost.get(entry.client, 0.0) + entry.cost
         self._tokens[entry.client] = self.tokens_of(entry.client) + entry.length
 
     def remove(self, entry: EntryT) -> None:
-        """Takes an entry out that waits; it is not served."""
+        """Removes a waiting entry that is not served."""
         entries = self._entries[entry.client]
         entries.remove(entry)
         self._cost[entry.client] -= entry.cost
@@ -108,31 +108,31 @@ class FairQueue(Generic[EntryT]):
         self._leave(entry.client)
 
     def take(self, entry: EntryT) -> None:
-        """Takes an entry out that is served now, until `give_back`."""
+        """Removes a waiting entry that is served from now until `give_back`."""
         self._given[entry.client] += entry.cost
         self._time += entry.cost / len(self._given)
         self._running[entry.client] = self.running(entry.client) + 1
         self.remove(entry)
 
     def give_back(self, client: str) -> None:
-        """One of a client's entries that were taken is served no longer."""
+        """Records that one of a client's taken entries is no longer served."""
         self._running[client] -= 1
         if not self._running[client]:
             del self._running[client]
         self._leave(client)
 
     def cost_of(self, client: str) -> float:
-        """The cost of all that waits of a client."""
+        """The cost of a client's waiting entries."""
         return self._cost.get(client, 0.0)
 
     def mean_cost(self, client: str | None = None) -> float:
-        """Of what waits, of everybody or of a client; 0 if nothing does."""
+        """The mean cost of the waiting entries, of all clients or of one; 0 if none wait."""
         if client is None:
             return sum(self._cost.values()) / max(len(self), 1)
         return self.cost_of(client) / max(self.waiting(client), 1)
 
     def cost_before(self, client: str) -> float:
-        """The cost of all that would be served before a further entry of a client."""
+        """The cost of all entries that would be served before a new entry of a client."""
         own = self.cost_of(client)
         start = self._start(client) + own
         others = (name for name in self._cost if name != client)
@@ -143,10 +143,10 @@ class FairQueue(Generic[EntryT]):
             del self._given[client]
 
     def _start(self, client: str) -> float:
-        """What a client counts as having been given, when it has one more entry.
+        """A client's counter when it adds an entry.
 
-        One of which nothing waits has no credit for that: it counts as much as the least of those who wait,
-        and no less than a client that always waited. So newcomers do not overtake the others for ever.
+        A client without waiting entries has no credit: its counter is raised to the lowest of the waiting
+        clients, and to that of a client that always waited. So new clients cannot overtake others for ever.
         """
         given = self._given.get(client, 0.0)
         if client in self._entries:

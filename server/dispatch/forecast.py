@@ -1,11 +1,11 @@
-"""`Forecast`: how long sequences take, and how long a new one would wait for its turn.
+"""`Forecast`: predicts how long sequences take, and how long a new one would wait for a slot.
 
-Knows no engine and no clock. What a sequence takes of a slot is counted from the times of the engine's steps,
-as tried when each was compiled; one factor, measured all the time, stands for all that these times leave out
-(prompts of others, a busy host). How long answers become is learned from those that end.
+Contains neither engine nor clock. The slot time of a sequence is computed from the times of the engine's
+steps, measured when each was compiled. One factor, measured continuously, covers everything that these times
+leave out (prompts of other sequences, a busy host). The length of replies is learned from finished ones.
 
-The wait is that of a queue before C servers, worked off in order, by the mean cost of what is in the queue:
-exact where all costs are equal, whenever those that run have begun.
+The wait is that of a first-come-first-served queue in front of C servers, with the mean cost of the queue's
+entries: exact if all costs are equal, whenever the running ones have started.
 """
 
 from collections.abc import Sequence
@@ -15,24 +15,24 @@ from itertools import accumulate
 from ...runtime.request import Request
 
 _UNKNOWN_LENGTH = 256
-"""Tokens of an answer that may go on to the context's end, while none has ended yet."""
+"""The assumed tokens of a reply without a limit, while no reply has finished yet."""
 _NEWS = 0.05
 """The weight of the newest sequence in an average."""
 _WINDOW_SECONDS, _NEW_WINDOW = 2.0, 0.3
-"""The factor is measured over windows; the weight of the newest one."""
+"""The weight of the newest window in the measured factor."""
 _FASTEST, _SLOWEST = 0.01, 100.0
-"""Bounds of the factor: one odd moment must not turn all predictions to nonsense."""
+"""Bounds of the factor: one outlier must not spoil all predictions."""
 _UNMEASURED = 0.25
-"""The factor before anything is measured: trials take place while other steps are compiled, the largest ones
-first, and a step is several times as quick later. Who comes first must not be refused for that."""
+"""The factor before any measurement: steps are timed while others are compiled, the largest ones first, and a
+step is several times as fast later. The first requests must not be refused because of that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """How long an engine's steps take, as tried.
+    """How long an engine's steps take, as measured.
 
     Attributes:
-      decode: seconds of one in which every slot decodes. prompt: seconds for each token of a prompt.
+      decode: seconds of a step in which every slot decodes. prompt: seconds for each token of a prompt.
     """
 
     decode: float
@@ -40,10 +40,10 @@ class Steps:
 
 
 class Forecast:
-    """What is known of sequences from those before them.
+    """Predictions for sequences, learned from earlier ones.
 
     Attributes:
-      factor: how much longer sequences take than the steps that they consist of, tried alone.
+      factor: the ratio of the time that sequences take to the measured time of their steps.
     """
 
     def __init__(self) -> None:
@@ -56,10 +56,10 @@ class Forecast:
         self._occupied = self._progress = 0.0
 
     def learn_steps(self, steps: Sequence[Steps]) -> None:
-        """What the engines that take sequences say of their steps: their mean counts.
+        """Uses the mean of the step times of all engines that accept sequences.
 
-        What was measured stands: a sequence is thought to take as long as before, though its steps count
-        differently now.
+        Measurements are kept: the predicted time of a sequence stays as before, although the times of its
+        steps have changed.
         """
         if not steps:
             return
@@ -73,10 +73,10 @@ class Forecast:
         self._occupied = self._progress = 0.0
 
     def learn(self, tokens: int, *, cut: bool = False) -> None:
-        """A sequence has ended with `tokens` generated tokens.
+        """Records a finished sequence of `tokens` generated tokens.
 
         Args:
-          cut: at its bound, which says of the length of answers only that they may be longer.
+          cut: it ended at its limit, so its full length is unknown.
         """
         self._ended += 1
         weight = max(_NEWS, 1 / (self._ended + 1))
@@ -85,7 +85,7 @@ class Forecast:
             self._length = usual + weight * (tokens - usual)
 
     def elapse(self, now: float, running: int) -> None:
-        """Time has passed, with so many sequences in slots. To be called before their number changes."""
+        """Records time that passed with `running` sequences in slots. Call it before that number changes."""
         self._occupied += running * (now - self._now)
         self._now = now
         if now - self._since < _WINDOW_SECONDS or self._progress <= 0.0:
@@ -97,26 +97,26 @@ class Forecast:
         self._since = now
 
     def progress(self, prompt: int, tokens: int) -> None:
-        """A sequence has come so much further in its slot."""
+        """Records the progress of a sequence in its slot."""
         self._progress += self._tried(prompt, tokens)
 
     def cost(self, request: Request, known: int = 0) -> float:
-        """Seconds of a slot for a sequence that has `known` tokens already."""
+        """Seconds of a slot for a sequence that already has `known` tokens."""
         prompt = len(request.prompt) + known
         return self.factor * self._tried(prompt, self._expected(request, known))
 
     def left(self, request: Request, known: int, *, started: bool) -> float:
-        """Seconds of a slot that a running sequence of `known` tokens will still take."""
+        """Remaining seconds of a slot for a running sequence of `known` tokens."""
         if not started:
             return self.cost(request, known)
         return self.factor * self._tried(0, self._expected(request, known))
 
     def prompt_seconds(self, tokens: int) -> float:
-        """Seconds that so many tokens of a prompt take."""
+        """Seconds for a number of prompt tokens."""
         return self.factor * self._prompt * tokens
 
     def _expected(self, request: Request, known: int) -> float:
-        """How many tokens will still come; at least one."""
+        """The expected number of remaining tokens; at least one."""
         params = request.params
         usual = _UNKNOWN_LENGTH if self._length is None else self._length
         most = usual if params.max_tokens is None else params.max_tokens
@@ -128,15 +128,15 @@ class Forecast:
 
 
 def wait(waiting: int, cost: float, left: Sequence[float], slots: int) -> float:
-    """Seconds until a slot is free for a sequence that waits.
+    """Seconds until a slot is free for a waiting sequence.
 
-    A slot begins one sequence when it becomes free and another after each `cost`. In units of that, of the
-    slots that are free at q1 + f1, q2 + f2, ... (integers and fractions) sum(max(0, n - qi)) sequences have
-    begun before the integer n.
+    A slot starts one sequence when it becomes free and another after each `cost`. In units of `cost`, let the
+    slots become free at q1 + f1, q2 + f2, ... (integers and fractions); then sum(max(0, n - qi)) sequences
+    have started before the integer n.
 
     Args:
-      waiting: sequences before it. cost: of each, in seconds of a slot, greater than 0.
-      left: of each one that runs, in seconds. slots: C; at least 1.
+      waiting: sequences in front of it. cost: of each, in seconds of a slot, greater than 0.
+      left: the remaining seconds of each running sequence. slots: C; at least 1.
     """
     free = sorted([*[0.0] * (slots - len(left)), *left])[-slots:]
     if not waiting:

@@ -1,4 +1,4 @@
-"""What a new sequence would have before it: the queue, seen from where it would stand in it."""
+"""The queue in front of a new sequence, at the position where it would be inserted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from .places import Place, all_left
 from .run import Run
 
 _INSTANT = 1e-6
-"""Seconds of a slot for a sequence while no engine has measured its steps."""
+"""The assumed seconds of a slot for a sequence while no engine has measured its steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The queue before all engines, for a client that has one more sequence.
+    """The queue in front of all engines, for a new sequence of a client.
 
     Attributes:
-      under_way: sequences that wait or run. tokens: of those that wait. own_tokens: of this client's.
-      clients: who have something under way, this one included.
-      wait: predicted seconds until the sequence has a slot. end: until one that runs has ended.
-      pace: seconds by which each further one of its kind makes the queue longer.
+      under_way: waiting and running sequences. tokens: of waiting ones. own_tokens: of this client's.
+      clients: the number of clients with sequences in progress, including this one.
+      wait: predicted seconds until the sequence has a slot. end: until a running one has finished.
+      pace: seconds by which each further sequence of its kind makes the queue longer.
     """
 
     under_way: int = 0
@@ -36,9 +36,9 @@ class Line:
 def line_before(
     request: Request, queue: FairQueue[Run], places: Sequence[Place], forecast: Forecast, under_way: int
 ) -> Line:
-    """The line before a new sequence; `under_way`: sequences that wait or run, also outside the queue.
+    """The line for a new sequence; `under_way`: waiting and running sequences, also outside the queue.
 
-    While no engine takes sequences, it is worked off by the one that restarts first, from when it is ready.
+    While no engine accepts sequences, the first one to finish its restart serves the line from then on.
     """
     client, soonest = request.client, min(place.takes_in for place in places)
     slots = sum(place.slots for place in places if place.takes_in <= soonest)
@@ -64,7 +64,7 @@ def _wait(
     forecast: Forecast,
     left: Sequence[float],
 ) -> float:
-    """Seconds until a new sequence of a client has a slot: in its turn, or within the client's own share."""
+    """Seconds until a client's new sequence has a slot: in queue order, or within the client's own share."""
     client, share = request.client, slots // clients
     if clients > 1 and queue.running(client) + queue.waiting(client) < share:
         return 0.0

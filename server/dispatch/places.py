@@ -1,7 +1,7 @@
-"""`Place`: one engine as the dispatcher sees it, with the sequences that it computes and the room left.
+"""`Place`: one engine as the dispatcher sees it, with its running sequences and its free slots and pages.
 
-Knows slots and pages; decides nothing. An engine is given no more sequences than it has slots, so that what
-waits can still go elsewhere, and none whose prompt does not fit beside what it has.
+Counts slots and pages; decides nothing. An engine receives no more sequences than it has slots, so that
+waiting ones can still go elsewhere, and no sequence whose prompt does not fit into its free pages.
 """
 
 import math
@@ -15,7 +15,7 @@ from .run import Run
 
 
 class Computes(Protocol):
-    """What is asked of an engine here; `supervisor.EngineProcess` has it."""
+    """The interface of an engine that the dispatcher needs; `supervisor.EngineProcess` implements it."""
 
     @property
     def state(self) -> EngineState: ...
@@ -30,11 +30,11 @@ class Computes(Protocol):
     def ready_in(self) -> float: ...
 
     def send(self, request: Request) -> None:
-        """Gives it a sequence; dropped if it is gone."""
+        """Sends it a sequence; dropped if the engine is gone."""
         ...
 
     def abort(self, request_id: str) -> None:
-        """Takes one from it; dropped if it is gone."""
+        """Aborts a sequence; dropped if the engine is gone."""
         ...
 
 
@@ -42,7 +42,7 @@ class Place:
     """One engine.
 
     Attributes:
-      number: the replica's. open: the sequences that it computes, by their ids on the wire.
+      number: the replica's number. open: the sequences that it computes, by their ids on the wire.
     """
 
     def __init__(self, number: int, engine: Computes) -> None:
@@ -52,7 +52,7 @@ class Place:
 
     @property
     def takes(self) -> bool:
-        """Whether it takes sequences."""
+        """Whether it accepts sequences."""
         return self._engine.state == "ready"
 
     @property
@@ -65,53 +65,53 @@ class Place:
 
     @property
     def slots(self) -> int:
-        """How many it computes together."""
+        """The number of sequences that it computes together."""
         return self._engine.info.slots if self._engine.info else 0
 
     @property
     def has_slot(self) -> bool:
-        """Whether it takes one more."""
+        """Whether it accepts one more."""
         return self.takes and len(self.open) < self.slots
 
     @property
     def load(self) -> float:
-        """The part of its slots that is in use."""
+        """The fraction of its slots in use."""
         return len(self.open) / max(self.slots, 1)
 
     @property
     def settled(self) -> bool:
-        """Whether a token has come of all that it computes: none of them waits for pages."""
+        """Whether all its sequences have produced a token, so that none of them waits for pages."""
         return all(run.started for run in self.open.values())
 
     @property
     def spare(self) -> float:
-        """Pages for a further sequence: those that are free, but for what was sent and has not begun, and one
-        for each sequence that grows beside it."""
+        """Pages for a further sequence: the free ones, less those of sequences that were sent and have not
+        started, and less one for each running sequence."""
         stats, info = self._engine.stats, self._engine.info
         if info is None or not info.pages or not self.open:
             return math.inf
-        free = stats.free_pages if stats.total_pages else info.pages  # nothing was heard of it yet
+        free = stats.free_pages if stats.total_pages else info.pages  # no heartbeat has arrived yet
         return free - sum(self.pages(run) for run in self.open.values() if not run.started) - len(self.open)
 
     @property
     def steps(self) -> Steps | None:
-        """How long its steps take; None where that is not known."""
+        """How long its steps take; None if that is unknown."""
         stats = self._engine.stats
         if not self.takes or not stats.decode_seconds:
             return None
         return Steps(decode=stats.decode_seconds, prompt=stats.prompt_seconds)
 
     def gain(self, run: Run) -> float:
-        """By how much `spare` grows if a sequence leaves."""
+        """The increase of `spare` if a sequence is removed."""
         return self.pages(run) + 1 if len(self.open) > 1 else math.inf
 
     def pages(self, run: Run) -> int:
-        """Pages for a sequence and its next token; 0 where pages are not counted."""
+        """Pages for a sequence and its next token; 0 if pages are not counted."""
         info = self._engine.info
         return run.length // info.page_size + 1 if info and info.pages else 0
 
     def begin(self, run: Run, now: float) -> None:
-        """Gives a sequence to the engine."""
+        """Sends a sequence to the engine."""
         run.engine, run.began, run.started = self.number, now, False
         run.held_until = run.held_for = run.stuck_since = None
         run.wire_id = f"{run.request.id}~{run.moves}" if run.moves else run.request.id
@@ -119,7 +119,7 @@ class Place:
         self._engine.send(run.continuation())
 
     def leave(self, run: Run, *, working: bool) -> None:
-        """The sequence is no longer the engine's; if that still works on it, it is told to leave off."""
+        """Removes a sequence; aborts it if the engine still works on it."""
         del self.open[run.wire_id]
         run.engine = None
         if working:
@@ -127,7 +127,7 @@ class Place:
 
 
 def all_left(places: Iterable[Place], forecast: Forecast, client: str | None = None) -> list[float]:
-    """What the sequences of several engines, or those of one client, will still take of their slots."""
+    """The remaining slot seconds of the sequences of several engines, of all clients or of one."""
     runs = (run for place in places if place.takes for run in place.open.values())
     return [
         forecast.left(run.request, len(run.tokens), started=run.started)

@@ -1,9 +1,9 @@
-"""Which replica a prompt goes to: where its beginning has been before, unless that one is too busy.
+"""Chooses a replica for a prompt: one that has served its prefix before, unless that one is too busy.
 
-The idea is cache-aware routing as known from SGLang's router: an engine that has served a prompt's beginning
-may still have it in its cache, so equal beginnings belong together, but not at the price of requests that
-wait for one engine while another idles. Here a beginning is a chain of digests over blocks of tokens, and
-"too busy" is a lead in load over the idlest. Knows neither engines nor clocks: equal calls, equal answers.
+This is cache-aware routing as in SGLang's router: an engine that has served a prompt's prefix may still have
+it in its cache, so equal prefixes go to the same engine, but requests must not wait for one engine while
+another is idle. Here a prefix is a chain of digests over blocks of tokens, and "too busy" means a lead in
+load over the least loaded replica. Contains neither engines nor clocks: equal calls return equal results.
 """
 
 import hashlib
@@ -12,17 +12,17 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 BLOCK = 64
-"""Tokens in a block; what of a prompt fills no block is not looked at."""
+"""Tokens in a block; an incomplete block at the end of a prompt is ignored."""
 LEAD = 0.25
-"""The load that a replica may have above the idlest and still be preferred for what it knows."""
+"""How far above the lowest load a replica may be and still be preferred for its cache."""
 MOST_BLOCKS = 65_536
-"""The blocks remembered for each replica, some four million tokens; the stalest are forgotten."""
+"""The most blocks remembered for each replica, some four million tokens; the least recently used go first."""
 
 _DIGEST_BYTES = 16
 
 
 def block_digests(prompt: Sequence[int]) -> list[bytes]:
-    """For each full block of token ids a digest of everything up to its end."""
+    """For each full block of token ids, a digest of all tokens up to its end."""
     chain = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     digests = []
     for end in range(BLOCK, len(prompt) + 1, BLOCK):
@@ -32,7 +32,7 @@ def block_digests(prompt: Sequence[int]) -> list[bytes]:
 
 
 class Router:
-    """What each replica has served, and whose turn it is."""
+    """Which prefixes each replica has served, and which replica is next in turn."""
 
     def __init__(self, replicas: int) -> None:
         self._served: list[OrderedDict[bytes, None]] = [OrderedDict() for _ in range(replicas)]
@@ -41,12 +41,12 @@ class Router:
     def choose(self, digests: Sequence[bytes], loads: Mapping[int, float]) -> int:
         """The replica for a prompt.
 
-        Of those within LEAD of the idlest it is the one that knows most of the prompt's beginning, of these
-        the least loaded, of these the next in turn.
+        Of those within LEAD of the lowest load it is the one that has served the longest prefix of the
+        prompt; among equals the least loaded, then the next in turn.
 
         Args:
           digests: the prompt's `block_digests`.
-          loads: of the replicas that may be chosen, at least one; 1.0 is all slots in use.
+          loads: the load of each replica that may be chosen, at least one; 1.0 is all slots in use.
         """
         most = min(loads.values()) + LEAD
         return max(
@@ -55,17 +55,17 @@ class Router:
         )
 
     def remember(self, replica: int, digests: Sequence[bytes]) -> None:
-        """The replica serves this prompt; it is the next one's turn."""
+        """Records that the replica serves this prompt; the next replica is in turn."""
         self._turn = replica + 1
         served = self._served[replica]
-        for digest in reversed(digests):  # a beginning outlives what follows it
+        for digest in reversed(digests):  # a prefix stays longer than what follows it
             served[digest] = None
             served.move_to_end(digest)
         while len(served) > MOST_BLOCKS:
             served.popitem(last=False)
 
     def forget(self, replica: int) -> None:
-        """The replica begins anew, its cache empty."""
+        """Records that the replica has restarted with an empty cache."""
         self._served[replica].clear()
 
     def known(self, replica: int, digests: Sequence[bytes]) -> int:
@@ -74,5 +74,5 @@ class Router:
         return next((count for count, digest in enumerate(digests) if digest not in served), len(digests))
 
     def _wait(self, replica: int) -> int:
-        """How many others have their turn before it."""
+        """The number of replicas in turn before it."""
         return (replica - self._turn) % len(self._served)

@@ -1,7 +1,7 @@
-"""`Run`: one admitted sequence on its way to its end, on whichever engines it is computed.
+"""`Run`: one accepted sequence from admission to its end, on any number of engines.
 
-A plain record: what was asked, what has come of it so far, where it is now. Who moves it is `dispatcher.py`.
-The one idea: prompt and received tokens are all that another engine needs to go on.
+A plain record: the request, the tokens received so far, and where the sequence is. `dispatcher.py` moves it.
+Another engine needs only the prompt and the received tokens to continue it.
 """
 
 from dataclasses import dataclass, field, replace
@@ -10,15 +10,15 @@ from ...runtime.request import Request
 from .event_stream import BufferedStream
 
 MOST_DEATHS = 2
-"""A sequence that was running when so many engines died, one after the other, is run apart from others."""
+"""A sequence that was running when this many engines died is run in isolation."""
 MOST_DEATHS_IN_ALL = 16
-"""So many engines may die under one sequence, however far it gets in between."""
+"""The most engines that may die while they run one sequence, however far it gets in between."""
 PROGRESS_CRASHED = 16
-"""Tokens that a sequence must come beyond the place of an engine's crash to be no longer suspected of it:
-more than are under way in an engine when it crashes."""
+"""A sequence is cleared of suspicion this many tokens after the position of an engine's crash: more than an
+engine has in flight when it crashes."""
 PROGRESS_KILLED = 2
-"""The same where somebody else killed the engine, so that hardly a sequence is to blame: as many tokens as
-are under way where nothing is drafted."""
+"""The same if an external signal killed the engine, so that a sequence is hardly the cause: the number of
+tokens in flight without drafts."""
 
 
 @dataclass(eq=False, slots=True)
@@ -26,19 +26,19 @@ class Run:
     """One sequence.
 
     Attributes:
-      request: what was asked, its seed drawn. stream: who reads the events.
-      arrival: its number in the order of arrival. submitted: when it came.
-      cost: what it takes of an engine, in seconds of a slot; changes only while it does not wait.
-      digests: of the beginnings of its prompt, for the router.
-      tokens: those received so far.
+      request: the request, with its seed drawn. stream: the stream of its events.
+      arrival: its number in the order of arrival. submitted: the time of arrival.
+      cost: its cost in seconds of a slot; changes only while it does not wait.
+      digests: of its prompt's prefixes, for the router.
+      tokens: the tokens received so far.
       engine: the number of the engine that computes it; None while it waits.
-      wire_id: its id there: another one each time that it moves.
-      began: when that engine was given it. started: whether a token of it has come from there.
-      moves: how often it has been taken from an engine.
-      deaths: engines that died while they computed it, at about the same place. all_deaths: wherever.
-      held_until: until when it waits for the engine that knows its beginning; None if that is undecided.
+      wire_id: its id on the wire: a new one each time that it moves.
+      began: when it was sent to that engine. started: whether the engine has returned a token of it.
+      moves: how often it has been moved off an engine.
+      deaths: engines that died while they computed it, at about the same position. all_deaths: anywhere.
+      held_until: until when it waits for the engine with its prefix; None if that is undecided.
       held_for: that engine's number; None if it waits for none.
-      stuck_since: since when no engine that has a slot has the pages for it; None if that was not seen.
+      stuck_since: since when no engine with a free slot has the pages for it; None if not observed.
     """
 
     request: Request
@@ -66,21 +66,21 @@ class Run:
 
     @property
     def length(self) -> int:
-        """Tokens of the prompt and received ones."""
+        """The number of prompt tokens and received tokens."""
         return len(self.request.prompt) + len(self.tokens)
 
     @property
     def suspected(self) -> bool:
-        """Whether it may be what the engines died of."""
+        """Whether it may have crashed engines."""
         return self.deaths >= MOST_DEATHS
 
     @property
     def guilty(self) -> bool:
-        """Whether another engine must not be risked for it: one has died while it ran alone."""
+        """Whether it must not run again: an engine has died while it ran in isolation."""
         return self.deaths > MOST_DEATHS or self.all_deaths > MOST_DEATHS_IN_ALL
 
     def died(self, *, killed: bool) -> None:
-        """The engine that computed it has died; `killed`: by somebody else's signal."""
+        """Records the death of the engine that computed it; `killed`: by an external signal."""
         self.all_deaths += 1
         self.clear_if_past()
         if not self.deaths:
@@ -88,12 +88,12 @@ class Run:
         self.deaths += 1
 
     def clear_if_past(self) -> bool:
-        """Ends the suspicion if it has come beyond the place where engines died; whether it has."""
+        """Clears the suspicion if it has passed the position where engines died; returns whether it has."""
         if len(self.tokens) <= self._cleared_at:
             return False
         self.deaths = 0
         return True
 
     def continuation(self) -> Request:
-        """What the next engine is asked, under `wire_id`."""
+        """The request for the next engine, under `wire_id`."""
         return replace(self.request, id=self.wire_id, generated=tuple(self.tokens))

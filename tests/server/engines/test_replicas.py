@@ -232,7 +232,7 @@ async def test_an_operators_bound_counts_running_streams_of_all_too(start: Start
     group = await (await start("ready", "ready", most_under_way=3)).all_ready()
     streams = [group.submit(request(str(i))) for i in range(3)]
     await until(lambda: group.engines.stats.running == 3)
-    with pytest.raises(Overloaded, match="3 requests are under way; the most is 3"):
+    with pytest.raises(Overloaded, match="3 requests are in progress; the most is 3"):
         group.submit(request("one too many"))
     streams[0].abort()
     last = group.submit(request("last", max_tokens=1))
