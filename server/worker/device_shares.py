@@ -1,12 +1,11 @@
-"""Which devices an engine process owns when several share a host: replica i of R takes the i-th share.
+"""The devices of an engine process when several share a host: replica i of R owns the i-th share.
 
-GPUs and TPU chips are shared out by environment variables that their runtimes read once, cores by affinity:
-all of it before jax is imported. A lone engine is left as the operator started it. Whether the devices exist
-is for jax to find out.
+GPUs and TPU chips are assigned by environment variables that their runtimes read once, cores by affinity, all
+before jax is imported. For a single engine nothing changes. jax itself checks that the devices exist.
 
 Sources: the CUDA programming guide for `CUDA_VISIBLE_DEVICES`. For TPUs libtpu's variables as JAX issue 14977
-and Ray's TPU accelerator manager use them: processes that do not talk to one another have process bounds of
-1,1,1 and the box of chips that each one sees; libtpu's lock, which admits one process a host, is lifted.
+and Ray's TPU accelerator manager use them: processes that do not communicate have process bounds of 1,1,1 and
+the box of chips that each one sees; libtpu's lock, which allows one process per host, is disabled.
 """
 
 import os
@@ -17,32 +16,32 @@ from pathlib import Path
 from ...model.errors import ConfigError
 
 _BOXES = {4: "2,2,1", 8: "2,4,1"}
-"""How this many neighbouring chips lie on a TPU host; fewer lie in a row."""
+"""The layout of this many neighbouring chips on a TPU host; fewer form a row."""
 _CPUS = Path("/sys/devices/system/cpu")
 
 _GOOGLE = "0x1ae0"
 _LEFT_BY_JAX = {"TPU_SKIP_MDS_QUERY", "TPU_LIBRARY_PATH"}
-"""Variables that importing JAX sets for itself and its children, TPU or none."""
+"""Variables that importing JAX sets for itself and its children, with or without a TPU."""
 _NO_ACCELERATORS = ("0x01", "0x02")
-"""Classes of PCI functions that Google makes too: storage and network, on hosts without a TPU."""
+"""Other PCI device classes by Google: storage and network, also on hosts without a TPU."""
 
 
 def hide_absent_tpu() -> None:
-    """Has JAX do without libtpu where it is installed and no TPU is there; before jax is imported.
+    """Prevents JAX from loading libtpu on a host without a TPU. Call it before jax is imported.
 
-    Otherwise libtpu is loaded to find out, and fills a screen with warnings. Where the operator names
-    platforms, or anything hints at a TPU, nothing is hidden.
+    Otherwise JAX loads libtpu to look for TPUs, which prints many warnings. Nothing is hidden if the operator
+    names platforms, or if there is any sign of a TPU.
     """
     if "JAX_PLATFORMS" not in os.environ and not may_have_tpu(os.environ):
-        # As Python has it, None under a name makes importing it an ImportError.
-        sys.modules["libtpu"] = None  # type: ignore[assignment]  # the stub leaves that meaning out
+        # In Python, None in `sys.modules` makes the import raise ImportError.
+        sys.modules["libtpu"] = None  # type: ignore[assignment]  # the stub lacks this case
 
 
 def may_have_tpu(environment: Mapping[str, str], root: Path = Path("/")) -> bool:
-    """Whether there are a TPU's device files, its PCI function, or a variable for its runtime.
+    """Whether there are device files or a PCI function of a TPU, or a variable for its runtime.
 
-    The PCI identity is what JAX's own start-up looks at, the device files are those of libtpu's drivers, and
-    in a container either may be all that can be seen.
+    JAX's own start-up checks the PCI ids; the device files belong to libtpu's drivers. In a container only
+    one of the two may be visible.
     """
     names = environment.keys() - _LEFT_BY_JAX
     hinted = any(name.startswith(("TPU_", "LIBTPU_", "JAX_FORCE_TPU")) for name in names)
@@ -60,7 +59,7 @@ def _is_accelerator_of_google(function: Path) -> bool:
 
 
 def claim_devices(replica: int, replicas: int, each: int = 1) -> None:
-    """Leaves this process the devices of one replica, `each` accelerators and a share of the cores.
+    """Restricts this process to the devices of one replica: `each` accelerators and a share of the cores.
 
     Raises:
       ConfigError: the operator's list of devices is too short.
@@ -73,7 +72,7 @@ def claim_devices(replica: int, replicas: int, each: int = 1) -> None:
 
 
 def device_variables(replica: int, replicas: int, each: int, given: Mapping[str, str]) -> dict[str, str]:
-    """The variables to set for one replica, in an environment that may already name devices.
+    """The variables to set for one replica, given an environment that may already list devices.
 
     Raises:
       ConfigError: a list in `given` has fewer devices than all replicas need.
@@ -90,7 +89,7 @@ def device_variables(replica: int, replicas: int, each: int, given: Mapping[str,
 
 
 def _share(name: str, replica: int, replicas: int, each: int, given: Mapping[str, str]) -> str:
-    """The replica's part of the list; a list that hides every device (empty, or -1) stays as it is."""
+    """The replica's part of the list; a list that hides every device (empty, or -1) is unchanged."""
     needed = replicas * each
     named = given[name].split(",") if name in given else [str(number) for number in range(needed)]
     if named[0].strip() in ("", "-1"):
@@ -103,13 +102,13 @@ def _share(name: str, replica: int, replicas: int, each: int, given: Mapping[str
 
 
 def share_of_cores(replica: int, replicas: int, cores: Sequence[int]) -> set[int]:
-    """The cores of one replica: even shares, apart from one another unless there are too few."""
+    """The cores of one replica: equal shares, disjoint unless there are too few cores."""
     begin, end = (len(cores) * number // replicas for number in (replica, replica + 1))
     return set(cores[begin:end]) or {cores[replica % len(cores)]}
 
 
 def _neighbours(cores: set[int]) -> list[int]:
-    """The cores in an order in which two threads of one core, and cores of one socket, stand together."""
+    """The cores ordered so that threads of one core, and cores of one socket, are adjacent."""
     levels = ("physical_package_id", "core_id")
     return sorted(cores, key=lambda core: ([_place(core, level) for level in levels], core))
 

@@ -1,8 +1,8 @@
-"""The engine process's life, whatever engine it is: bring it up, pass frames to and fro, end in order.
+"""Runs an engine behind a connection to the web process: builds it, exchanges frames, and ends cleanly.
 
-It knows the wire and what an engine can do, but neither JAX nor checkpoints: those are in the builder that it
-is given (`main.py` has the real one, tests have theirs). The one idea: a heartbeat is sent only while the
-engine's own loop turns, so that a process which merely exists is not taken for one that works.
+It uses the wire format and an engine's interface, but neither JAX nor checkpoints: those are in the `build`
+function (`main.py` has the real one, tests have their own). A heartbeat is sent only while the engine's own
+loop makes progress, so that a hung process does not count as working.
 """
 
 import gc
@@ -28,10 +28,10 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 1.0
 PATIENCE_SECONDS = 5.0
-"""How old the loop's last turn may be, at the least, before heartbeats cease."""
+"""The least age, in seconds, of the loop's last iteration at which heartbeats stop."""
 
 _SLOW_STEPS = 10
-"""A loop may be away for this many of the slowest steps: a large model on a small machine is not hung."""
+"""An iteration may take this many times the slowest step: a large model on a small machine is not hung."""
 _WATCH_SECONDS = 0.2
 _PROGRESS_SECONDS = 0.1
 
@@ -40,7 +40,7 @@ OnEvents = Callable[[list[TokenEvent]], None]
 
 
 class ServedEngine(Protocol):
-    """What is asked of an engine here; `runtime.Engine` has it."""
+    """The interface of an engine that this module needs; `runtime.Engine` implements it."""
 
     @property
     def beat(self) -> float: ...
@@ -66,12 +66,12 @@ class ServedEngine(Protocol):
 
 
 Build = Callable[[Send, OnEvents], tuple[ServedEngine, EngineInfo]]
-"""Makes an engine that is warm but not started. It sends `Progress` and `Located` meanwhile, and gives the
-engine the second argument to report its events to."""
+"""Builds an engine that is warmed up but not started. It sends `Progress` and `Located` meanwhile, and passes
+the second argument to the engine as its event callback."""
 
 
 def throttled(send: Send) -> Progress:
-    """A `progress(phase, done, total)` that sends a phase's first, last, and ten a second."""
+    """A `progress(phase, done, total)` that sends a phase's first and last update, and ten per second."""
     phase, due = "", 0.0
 
     def progress(name: str, done: int, total: int) -> None:
@@ -87,8 +87,8 @@ def throttled(send: Send) -> Progress:
 class Pump:
     """One engine behind one connection.
 
-    Threads: the channel's reader hands over submissions and aborts, others compile the grammars of some, the
-    engine's thread reports events, another beats; the caller of `run` loads and then watches.
+    Threads: the channel's reader passes on submissions and aborts, others compile grammars, the engine's
+    thread reports events, another sends heartbeats; the caller of `run` builds the engine and then waits.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -99,7 +99,7 @@ class Pump:
         start_thread("heartbeat", self._beat)
 
     def run(self, build: Build) -> int:
-        """Builds the engine and serves until told to stop, or until its thread ends.
+        """Builds the engine and serves until a stop request, or until the engine's thread ends.
 
         Returns:
           The exit code of the process.
@@ -111,15 +111,15 @@ class Pump:
         engine.start()
         self._submissions = Submissions(engine, lambda refused: self._on_events([refused]))
         self._engine = engine
-        gc.freeze()  # what is loaded stays; the collector need not walk over it again
-        self._channel.send(wire.Heartbeat(self._stats()))  # how long steps take is to be known from the start
+        gc.freeze()  # loaded objects stay; the collector need not traverse them again
+        self._channel.send(wire.Heartbeat(self._stats()))  # the first heartbeat carries the step times
         self._channel.send(wire.Ready(info))
         while engine.alive and not self._stopping.wait(_WATCH_SECONDS):
             pass
         return self._end(engine)
 
     def leave(self) -> None:
-        """Asks the web process to let this one end; from any thread."""
+        """Asks the web process to stop this one. Safe to call from any thread."""
         self._channel.send(wire.Leaving())
 
     def _give_up(self, error: DistaffError) -> int:
@@ -151,14 +151,14 @@ class Pump:
             case wire.Stop() if self._engine:
                 self._stopping.set()
             case wire.Stop():
-                os._exit(exit_codes.OK)  # loading and compiling cannot be interrupted in any other way
+                os._exit(exit_codes.OK)  # loading and compilation cannot be interrupted in another way
 
     @staticmethod
     def _profile(engine: ServedEngine, on: bool) -> None:
         try:
             engine.profile(on)
         except Exception:
-            log.exception("the profile could not be %s", "begun" if on else "written")
+            log.exception("the profile could not be %s", "started" if on else "written")
 
     def _on_events(self, events: list[TokenEvent]) -> None:
         try:
@@ -167,7 +167,7 @@ class Pump:
             self._on_long_events(events)
 
     def _on_long_events(self, events: list[TokenEvent]) -> None:
-        """Sends each event by itself; a request whose event is too long for a frame fails alone."""
+        """Sends each event separately; only a request whose event is too long for a frame fails."""
         for event in events:
             try:
                 self._channel.send(wire.Step([event], self._stats()))
@@ -188,7 +188,7 @@ class Pump:
             time.sleep(HEARTBEAT_SECONDS)
 
     def _turns(self) -> bool:
-        """Whether the engine's loop has turned lately; true before it has begun to turn."""
+        """Whether the engine's loop has made progress recently; True before it has started."""
         engine = self._engine
         if engine is None:
             return True

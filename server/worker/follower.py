@@ -1,9 +1,9 @@
-"""A follower's process: `distaff serve` on every host but the first. No HTTP, no web process.
+"""A follower process: `distaff serve` on every host except the first. No HTTP, no web process.
 
-It loads its share of the model, compiles what the leader compiles, and launches what the leader launches
-until that one says goodbye. An orchestrator that ends a job signals all its processes at once; so the first
-signal is left to the leader, which drains and then says goodbye, and the second ends this process. Until the
-processes have met there is no leader to leave it to.
+It loads its share of the model, and compiles and launches the same steps as the leader until the leader ends
+the session. An orchestrator that stops a job signals all its processes at once. So the first signal is left
+to the leader, which drains and then ends the session; the second ends this process. Before the processes are
+connected, the first signal ends it.
 """
 
 import argparse
@@ -36,23 +36,25 @@ from .main import (
 log = logging.getLogger("distaff.server.worker.follower")  # `__name__` is `__main__` here
 
 _GOODBYE_SECONDS = ServerSettings(model="").drain_seconds + 15.0
-"""From a signal to the leader's goodbye: what its running requests may take, and a margin."""
+"""The longest time from a signal to the leader's goodbye: its time to drain, and a margin."""
 
 
 def become_follower(settings: WorkerSettings) -> NoReturn:
-    """Puts a follower in the place of this process, in the environment that an engine wants."""
+    """Replaces this process by a follower, in the environment that an engine needs."""
     command = [sys.executable, "-m", "distaff.server.worker.follower", settings.to_argument()]
     os.execve(sys.executable, command, system.engine_environment())
 
 
 def main() -> None:
-    """Entry point; leaves by `os._exit`, for XLA's threads do not end in order."""
+    """Entry point; exits by `os._exit`, because XLA's threads do not end cleanly."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("settings", type=WorkerSettings.from_argument)
     settings: WorkerSettings = parser.parse_args().settings
     configure_logging(settings.log_level, f"process {settings.process_id}")
     leave_notes_to_another()  # the leader's web process reads the same files
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own waits for JAX, and that for the others
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # Python's handler waits for JAX, which waits for the other processes
     code = exit_codes.ENGINE_LOST
     try:
         follow(settings)
@@ -61,16 +63,16 @@ def main() -> None:
         print("distaff:", " ".join(str(error).split()), file=sys.stderr)
         code = exit_codes.of(error)
     except BaseException:
-        log.exception("the follower ends")
+        log.exception("the follower failed")
     sys.stderr.flush()
     os._exit(code)
 
 
 def follow(settings: WorkerSettings) -> None:
-    """Follows the leader to its goodbye.
+    """Follows the leader until its goodbye.
 
     Raises:
-      CheckpointError, ConfigError: the model cannot be had or held.
+      CheckpointError, ConfigError: the model cannot be read or does not fit the mesh.
       SettingRefused: a setting differs from the leader's, or does not fit.
     """
     hide_absent_tpu()
@@ -103,15 +105,15 @@ def follow(settings: WorkerSettings) -> None:
         raise
     log.info("following process 0 at %s", settings.coordinator)
     follower.run(runner)
-    log.info("the leader has said goodbye")
+    log.info("the leader has ended the session")
 
 
 def _leave_signals_to_the_leader() -> None:
-    """The first SIGTERM or SIGINT is noted, the second ends the process, and so does time."""
+    """Logs the first SIGTERM or SIGINT; the second one, or a timeout, ends the process."""
 
     def first(number: int, frame: object) -> None:
-        log.info("%s: left to the leader; again to end at once", signal.Signals(number).name)
-        reason = f"the leader has not said goodbye within {_GOODBYE_SECONDS:.0f} s"
+        log.info("%s: waiting for the leader; a second signal exits at once", signal.Signals(number).name)
+        reason = f"the leader has not ended the session within {_GOODBYE_SECONDS:.0f} s"
         patience = threading.Timer(_GOODBYE_SECONDS, end_process, [reason])
         patience.daemon = True
         patience.start()

@@ -1,8 +1,8 @@
 """The engine process, `python -m distaff.server.worker.main --fd N SETTINGS`; only the web process starts it.
 
-The composition root on this side of the wire: a checkpoint, its weights, an `Engine`. Passing frames to and
-fro is `engine_server.py`'s. Nothing heavy is imported before the heartbeat runs and the environment that XLA
-reads once is set; so jax appears inside functions here, and nowhere in the web process.
+The composition root of the engine process: a checkpoint, its weights, an `Engine`. `engine_server.py`
+exchanges the frames. Heavy modules are imported after the heartbeat has started and the environment that XLA
+reads once is set; so jax is imported inside functions here, and nowhere in the web process.
 """
 
 import argparse
@@ -48,9 +48,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("distaff.server.worker.main")  # `__name__` is `__main__` here
 
 _LAST_WORD_SECONDS = 0.2
-"""For the web process to be told why this one ends."""
+"""Seconds for the web process to receive the reason why this one ends."""
 _EXHAUSTED = "RESOURCE_EXHAUSTED"
-"""In what XLA says when a device, or the host, has no memory left."""
+"""Parts of XLA's messages when a device or the host runs out of memory."""
 _LONGEST_REASON = 300
 _EQUAL = (
     "context", "slots", "prefill_tokens", "kv_pages", "kv_tokens", "kv_cache_dtype", "dtype", "mesh",
@@ -60,11 +60,11 @@ _EQUAL = (
 
 
 class SettingRefused(DistaffError):
-    """A setting of the operator's that the model or the machine cannot honour."""
+    """An operator's setting that the model or the machine does not support."""
 
 
 def main() -> None:
-    """Entry point of the process; leaves by `os._exit`, for XLA's threads do not end in order."""
+    """Entry point of the process; exits by `os._exit`, because XLA's threads do not end cleanly."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("settings", type=WorkerSettings.from_argument)
@@ -88,7 +88,7 @@ def serve(fd: int, build: Build) -> None:
         start_thread("sigterm", lambda: _pass_on_sigterm(pump))
         code = pump.run(build)
     except BaseException:
-        log.exception("the engine process ends")
+        log.exception("the engine process failed")
     sys.stderr.flush()
     os._exit(code)
 
@@ -101,10 +101,10 @@ def _pass_on_sigterm(pump: Pump) -> None:
 def build_engine(
     settings: WorkerSettings, send: Send, on_events: OnEvents
 ) -> tuple[ServedEngine, EngineInfo]:
-    """Loads what the settings name and compiles it.
+    """Loads the model that the settings name and compiles its steps.
 
     Raises:
-      CheckpointError, ConfigError: the model cannot be had or served.
+      CheckpointError, ConfigError: the model cannot be read or served.
       SettingRefused: a setting does not fit the model or the machine.
     """
     hide_absent_tpu()
@@ -158,7 +158,7 @@ def membership_of(settings: WorkerSettings) -> Membership | None:
 
 
 def facts_of(settings: WorkerSettings, checkpoint: "Checkpoint") -> dict[str, object]:
-    """What must be equal in all processes of a mesh, by names that an operator knows."""
+    """Facts that must be equal in all processes of a mesh, under names that an operator knows."""
     return {
         "the model's configuration": repr(checkpoint.config),
         "whether weights are int8": checkpoint.int8,
@@ -169,7 +169,7 @@ def facts_of(settings: WorkerSettings, checkpoint: "Checkpoint") -> dict[str, ob
 
 
 def _lead(settings: WorkerSettings, checkpoint: "Checkpoint", send: Send) -> "Leader":
-    """Agrees with the other processes, and waits until all of them follow."""
+    """Checks that the other processes have the same facts, and waits until all of them follow."""
 
     def lost(reason: str, code: int | None) -> None:
         send(wire.Fatal(reason, code or exit_codes.ENGINE_LOST))
@@ -188,7 +188,7 @@ def _lead(settings: WorkerSettings, checkpoint: "Checkpoint", send: Send) -> "Le
 
 @contextmanager
 def _told_to(leader: "Leader | None") -> Iterator[None]:
-    """An error that keeps this process from its work keeps the followers from theirs."""
+    """Sends an error in this process to the followers, which then end too."""
     try:
         yield
     except DistaffError as error:
@@ -198,14 +198,14 @@ def _told_to(leader: "Leader | None") -> Iterator[None]:
 
 
 def end_process(reason: str, code: int | None = None) -> None:
-    """The other processes are lost, and this one is of no use without them; `code` if theirs is known."""
-    log.error("%s; this process ends", reason)
+    """Ends this process because the other ones are lost; `code`: their exit code, if known."""
+    log.error("%s; this process exits", reason)
     sys.stderr.flush()
     os._exit(code or exit_codes.ENGINE_LOST)
 
 
 def claim_mesh_of(settings: WorkerSettings) -> "Mesh":
-    """The devices that the engine will own, once JAX is set up to keep what it compiles."""
+    """The mesh of the devices that the engine owns, after JAX's compilation cache is set up."""
     from ...runtime.device.compilation_cache import keep_compiled
     from ...runtime.device.devices import claim_mesh
 
@@ -221,7 +221,7 @@ def claim_mesh_of(settings: WorkerSettings) -> "Mesh":
 
 
 def dtype_of(settings: WorkerSettings, device: "Device") -> "np.dtype":
-    """What the model computes in."""
+    """The data type of the computation."""
     from ...runtime.device.settings import compute_dtype
 
     with settings_refused():
@@ -249,7 +249,7 @@ def _engine(
 
 
 def wishes_of(settings: WorkerSettings, device: "Device") -> "EngineSettings":
-    """The operator's wishes that size the engine on such a device."""
+    """The engine's settings for such a device, from the operator's options."""
     from ...runtime.device.settings import EngineSettings, pages_of
 
     tokens = settings.kv_tokens
@@ -272,7 +272,7 @@ def wishes_of(settings: WorkerSettings, device: "Device") -> "EngineSettings":
 
 @contextmanager
 def settings_refused() -> Iterator[None]:
-    """What a sound checkpoint cannot be blamed for is the fault of a setting."""
+    """Turns errors that a valid checkpoint cannot cause into errors about a setting."""
     try:
         yield
     except ConfigError as error:
@@ -281,10 +281,10 @@ def settings_refused() -> Iterator[None]:
 
 @contextmanager
 def memory_refused(settings: WorkerSettings) -> Iterator[None]:
-    """What the devices have no room for is said in a line, with what takes less.
+    """Turns an out-of-memory error into one line, with settings that need less memory.
 
     Raises:
-      Failed: with the exit code of what does not fit.
+      Failed: with the exit code for a model that does not fit.
     """
     from jax.errors import JaxRuntimeError
 
@@ -297,12 +297,12 @@ def memory_refused(settings: WorkerSettings) -> Iterator[None]:
             raise
         log.debug("out of memory", exc_info=error)
         reason = (str(error).splitlines() or ["out of memory"])[0][:_LONGEST_REASON]
-        message = f"does not fit: {reason}; what takes less: {', '.join(_takes_less(settings))}"
+        message = f"does not fit: {reason}; to use less memory: {', '.join(_takes_less(settings))}"
         raise Failed(message, exit_codes.DOES_NOT_FIT) from None
 
 
 def _takes_less(settings: WorkerSettings) -> Iterator[str]:
-    """Settings with which the same model needs less of each device."""
+    """Settings with which the same model needs less memory on each device."""
     if settings.quantize is None:
         yield "--quantize int8"
     if settings.kv_cache_dtype is None:

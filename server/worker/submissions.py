@@ -1,8 +1,8 @@
-"""Requests on their way into the engine: at once, or by way of a thread that compiles their grammar first.
+"""Submits requests to the engine: at once, or after a thread has compiled their grammar.
 
-Compiling a grammar takes as long as its author likes, up to a bound, and whoever reads the web process's
-frames must not wait for it: aborts and other requests are behind it. The one idea: a request that is being
-compiled is known by its id, and an abort takes that id away; whoever has compiled finds it gone.
+Compiling a grammar may take long, up to a bound, and the thread that reads the web process's frames must not
+wait for it, because aborts and other requests follow. The id of a request is kept while its grammar compiles,
+and an abort removes the id; the compiling thread submits the request only if the id is still there.
 """
 
 import logging
@@ -17,14 +17,14 @@ from ...runtime.request import EngineError, InvalidRequest, NotReady, Request, T
 log = logging.getLogger(__name__)
 
 _COMPILERS = 2
-"""Grammars that are compiled at the same time: one that takes long does not keep all others waiting."""
+"""Grammars that are compiled at the same time, so that a slow one does not block all others."""
 
 Refuse = Callable[[TokenEvent], None]
-"""Is called with the end of a request that cannot be taken."""
+"""Called with the final event of a request that is refused."""
 
 
 class TakesRequests(Protocol):
-    """What is asked of an engine here."""
+    """The interface of an engine that this module needs."""
 
     def submit(self, request: Request) -> None: ...
 
@@ -32,10 +32,10 @@ class TakesRequests(Protocol):
 
 
 class Submissions:
-    """The way into one engine. `submit` and `abort` come from one thread, in order, and do not block."""
+    """Submits to one engine. `submit` and `abort` are called by one thread, in order, and do not block."""
 
     def __init__(self, engine: TakesRequests, refuse: Refuse) -> None:
-        """Takes requests for `engine`; `refuse` is called on any thread."""
+        """Accepts requests for `engine`; `refuse` may be called on any thread."""
         self._engine = engine
         self._refuse = refuse
         self._pool = ThreadPoolExecutor(_COMPILERS, thread_name_prefix="grammars")
@@ -43,7 +43,7 @@ class Submissions:
         self._lock = threading.Lock()
 
     def submit(self, request: Request) -> None:
-        """Hands a request over, now or once its grammar is compiled. One that cannot be taken is refused."""
+        """Submits a request, now or after its grammar is compiled. Refuses one that the engine rejects."""
         if request.params.grammar is None:
             self._enter(request)
             return
@@ -52,7 +52,7 @@ class Submissions:
         self._pool.submit(self._compile, request)
 
     def abort(self, request_id: str) -> None:
-        """Ends a request wherever it is."""
+        """Aborts a request in any state."""
         with self._lock:
             compiling = request_id in self._compiling
             self._compiling.discard(request_id)
@@ -71,18 +71,18 @@ class Submissions:
             self._engine.abort(request.id)
 
     def _enter(self, request: Request) -> None:
-        """Submits a request. Whatever goes wrong is wrong with this one alone."""
+        """Submits a request. An error affects only this request."""
         try:
             self._engine.submit(request)
         except DistaffError as error:
             self._refuse(refusal(request, error))
-        except BaseException as error:  # a panic in a grammar library's own code is no Exception
-            log.exception("request %s could not be taken", request.id)
+        except BaseException as error:  # a panic in a grammar library is not an Exception
+            log.exception("request %s could not be submitted", request.id)
             self._refuse(refusal(request, EngineError(f"unexpected {type(error).__name__}")))
 
 
 def refusal(request: Request, error: DistaffError) -> TokenEvent:
-    """The only event of a request that cannot be taken. One that met no running engine is merely lost."""
+    """The only event of a refused request. Without a running engine it counts as lost, not as failed."""
     param = error.param if isinstance(error, InvalidRequest) else None
     lost = isinstance(error, NotReady)
     return TokenEvent(request_id=request.id, finish="error", error=str(error), param=param, lost=lost)
