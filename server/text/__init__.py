@@ -1,1 +1,1 @@
-"""Between token ids and text: tokenizer, templates, what a reply says with each token."""
+"""Conversion between token ids and text: tokenizer, chat templates, and the text deltas of a reply."""

@@ -1,8 +1,8 @@
-"""Token events of one call -> what its choices say: starts, pieces of text, calls of tools, ends.
+"""Token events of one call -> deltas of its choices: starts, pieces of text, tool calls, ends.
 
-Knows ids, text, stop strings and tool calls; not JSON, not HTTP. The one idea: `deltas` is the only path, a
-stream sends each delta as it comes and a whole reply folds the same deltas. Choices are first heard of in the
-order 0, 1, 2 …, as clients demand, whatever order the engine answers in.
+Handles ids, text, stop strings and tool calls; neither JSON nor HTTP. `deltas` is the only path: a stream
+sends each delta as it arrives, and a whole reply folds the same deltas. Choices start in the order 0, 1, 2 …,
+as clients require, in whatever order the engine answers.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -24,7 +24,7 @@ Finish = Literal["stop", "length", "tool_calls"]
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A choice is heard of for the first time; `calls`: what it says is calls of tools, not text."""
+    """The first delta of a choice; `calls`: it consists of tool calls, not text."""
 
     choice: int
     calls: bool = False
@@ -32,7 +32,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some text of a choice, never empty, and the entries of the tokens that it completes."""
+    """A piece of a choice's text, never empty, and the log-probability entries of the tokens in it."""
 
     choice: int
     text: str
@@ -41,7 +41,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A choice calls a tool: its `call`-th call begins."""
+    """The start of a choice's tool call number `call`."""
 
     choice: int
     call: int
@@ -51,7 +51,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """A piece of the JSON of a call's arguments."""
+    """A piece of the JSON arguments of a tool call."""
 
     choice: int
     call: int
@@ -60,7 +60,7 @@ class Arguments:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """A choice is complete; with the entries of tokens that no piece of text has completed."""
+    """The end of a choice, with the entries of tokens that belong to no piece of text."""
 
     choice: int
     reason: Finish
@@ -71,14 +71,13 @@ Delta = Start | Piece | Call | Arguments | End
 
 
 class ChoiceText:
-    """One choice: its tokens become text, or calls, and end at a stop string.
+    """One choice: converts its tokens to text or tool calls, and ends it at a stop string.
 
     Attributes:
-      tokens: how many were generated, whether or not they are part of the text: the end token, and those of
-        the stop string, are counted.
-      cached_tokens: of the prompt, found in the cache.
-      first: the first event; what it says of the prompt is read there.
-      finish: why it ended; None while it goes on.
+      tokens: the number of generated tokens, including the end token and those of the stop string.
+      cached_tokens: prompt tokens found in the prefix cache.
+      first: the first event, which carries the results for the prompt.
+      finish: the finish reason; None while the choice runs.
     """
 
     def __init__(
@@ -94,14 +93,14 @@ class ChoiceText:
         mute: bool = False,
         constraint: Constraint | None = None,
     ) -> None:
-        """A choice that has said nothing.
+        """A choice without tokens.
 
         Args:
-          logprobs: entries are wanted. parser: finds calls in the text; None where there are no tools.
+          logprobs: return log-probability entries. parser: finds tool calls in the text; None without tools.
           named: the request names the function to call, so that calling it is a plain stop.
-          call_id: prefix of a call's id, and how many letters or digits follow.
-          mute: nothing was asked for but what the first event says of the prompt.
-          constraint: what it is held to, for an error that names it.
+          call_id: the prefix of a call's id, and how many letters or digits follow.
+          mute: only the first event's results for the prompt are requested, no text.
+          constraint: the grammar's source, for an error that names it.
         """
         self.tokens = self.cached_tokens = 0
         self.first: TokenEvent | None = None
@@ -121,11 +120,11 @@ class ChoiceText:
 
     @property
     def stopped(self) -> bool:
-        """A stop string was found."""
+        """Whether a stop string was found."""
         return self._stops.found
 
     def push(self, choice: int, event: TokenEvent) -> list[Delta]:
-        """What is certain after `event`; sets `finish` at the end."""
+        """The deltas that are certain after `event`; sets `finish` at the end."""
         self.first = self.first or event
         self.cached_tokens += event.cached_tokens
         if self._mute:
@@ -143,14 +142,14 @@ class ChoiceText:
         return said
 
     def failure(self, event: TokenEvent) -> Exception:
-        """What the engine's failure of the choice is to those who asked."""
+        """The exception for a choice that the engine failed."""
         reason = event.error or "the engine failed the request"
         if event.param == "grammar" and self._constraint is not None:
             return self._constraint.refusal(reason)
         return InvalidRequest(reason, event.param) if event.param else RequestFailed(reason)
 
     def prompt_entries(self, prompt: Sequence[int]) -> list[Entry]:
-        """The entries of the prompt's tokens, scored by the first event unless the engine scores none."""
+        """The entries of the prompt's tokens, with the scores of the first event if there are any."""
         scores = (self.first and self.first.prompt_logprobs) or (None,) * (len(prompt) - 1)
         return [
             entry_of(self._text, token, self._text.token_bytes(token) or b"", score)
@@ -158,7 +157,7 @@ class ChoiceText:
         ]
 
     def _take(self, event: TokenEvent) -> str:
-        """The text that is certain with a token; stop strings are looked for among special tokens too."""
+        """The text that is certain after a token; stop strings are searched in special tokens too."""
         assert event.token is not None
         text = self._detokenizer.push(event.token)
         if self._aligner is not None:
@@ -178,7 +177,7 @@ class ChoiceText:
         return "tool_calls" if self._calls and not self._named else "stop"
 
     def _said(self, choice: int, text: str, *, ended: bool) -> list[Delta]:
-        """The text as deltas, with a start before the first of them."""
+        """The text as deltas; a start comes before the first one."""
         if self._parser is None:
             said = self._piece(choice, text, all=ended)
         else:
@@ -192,9 +191,9 @@ class ChoiceText:
         return [Start(choice, bool(said) and isinstance(said[0], Call)), *said]
 
     def _piece(self, choice: int, text: str, *, all: bool = False) -> list[Delta]:
-        """The text; where entries are told, no further than a token's end, unless `all` of it is to go.
+        """The text as a piece; with log-probabilities only up to the end of a token, unless `all` is set.
 
-        Else a stop string that begins within a token could leave that token's entry behind.
+        Otherwise the entry of a token in which a stop string begins could be lost.
         """
         if self._aligner is not None and not self._calls:
             text = self._held + text
@@ -214,14 +213,14 @@ class ChoiceText:
                 return [Arguments(choice, self._calls - 1, text)]
 
     def _entries(self, text: str) -> list[Entry] | None:
-        """The entries of the tokens that the text completes; none for text behind a call."""
+        """The entries of the tokens that the text completes; None for text after a call."""
         if self._aligner is None:
             return None
         entries = [] if self._calls else self._aligner.release(text)
         return entries + self._aligner.cut() if self._stops.found else entries
 
     def _last_entries(self, event: TokenEvent) -> list[Entry] | None:
-        """The entries that are still to come when the choice ends, the end token's the last of them."""
+        """The remaining entries at the end of the choice; the end token's is the last one."""
         if self._aligner is None:
             return None
         if self._calls:
@@ -235,11 +234,11 @@ class ChoiceText:
 async def deltas(
     generation: Generation, choices: Sequence[ChoiceText], silence: float
 ) -> AsyncIterator[Delta | None]:
-    """What the choices say, until the last has ended; None after each `silence` seconds of nothing.
+    """The deltas of all choices until the last one ends; None after each `silence` seconds without an event.
 
     Raises:
       EngineFailed: the engine was lost. RequestFailed: it failed one of the sequences.
-      BadRequest, InvalidRequest: it failed one for what the request says.
+      BadRequest, InvalidRequest: it failed one because the request is invalid.
     """
     waiting: list[list[TokenEvent]] = [[] for _ in choices]
     started = ended = 0
@@ -266,7 +265,7 @@ async def deltas(
 
 
 def _speak(choice: int, text: ChoiceText, events: list[TokenEvent], generation: Generation) -> list[Delta]:
-    """The deltas of one choice for the events that waited for it."""
+    """The deltas of one choice for its buffered events."""
     said: list[Delta] = []
     for event in events:
         if text.finish is not None:

@@ -1,9 +1,9 @@
-"""The sequences of one call, which enter the engine together and are heard as one.
+"""The sequences of one call, which are submitted together and read as one stream.
 
-Knows requests and events, not text. The one idea: from the moment a sequence is submitted there is an object
-that will abort it, and `abort` needs no await, so that no disconnect can slip in between and leak it.
+Handles requests and events, not text. From the moment of submission an object is responsible for aborting
+each sequence, and `abort` needs no await, so that a disconnect in between cannot leak it.
 
-What waits to be read is bounded here: a client that stops reading cannot make the server keep a reply for it.
+The number of unread events is bounded: a client that stops reading cannot make the server buffer a reply.
 """
 
 import asyncio
@@ -16,24 +16,24 @@ from ..engine_client import EngineClient, EventStream
 log = logging.getLogger(__name__)
 
 MOST_UNREAD = 4096
-"""Plain events that may wait to be read, for each sequence of a call, some 1.6 MB: a minute or more of a fast
-model's tokens. An event with log-probabilities counts as many as it is large."""
+"""The most unread events for each sequence of a call, some 1.6 MB: a minute or more of a fast model's tokens.
+An event with log-probabilities counts as several, by its size."""
 
 _ALTERNATIVES = 4
 """Log-probabilities that take as much memory as a plain event."""
 
 
 class Generation:
-    """The running sequences of one call; `requests[i]` speaks as choice i."""
+    """The running sequences of one call; `requests[i]` is choice i."""
 
     def __init__(self, engine: EngineClient, requests: Sequence[Request], cut: Callable[[], None]) -> None:
         """Submits all of them, without an await.
 
         Args:
-          cut: ends the connection of the client, who has left too many events unread.
+          cut: closes the connection of a client that has left too many events unread.
 
         Raises:
-          NotReady, Overloaded: they are refused.
+          NotReady, Overloaded: the sequences are refused.
         """
         self._cut = cut
         self._heard: asyncio.Queue[tuple[int, TokenEvent | Exception]] = asyncio.Queue()
@@ -42,7 +42,7 @@ class Generation:
         self._pumps = [asyncio.create_task(self._pump(i, s)) for i, s in enumerate(self._streams)]
 
     async def next(self, silence: float) -> tuple[int, TokenEvent] | None:
-        """The next event and whose it is; None if nothing is heard for `silence` seconds.
+        """The next event and the index of its choice; None after `silence` seconds without an event.
 
         Raises:
           EngineFailed: the engine was lost.
@@ -61,12 +61,12 @@ class Generation:
         return choice, event
 
     def end(self, choice: int) -> None:
-        """One choice has said enough. Idempotent; a no-op for a sequence that finished by itself."""
+        """Aborts one choice. Idempotent; a no-op for a sequence that has finished."""
         self._streams[choice].abort()
         self._pumps[choice].cancel()
 
     def abort(self) -> None:
-        """Ends whatever still runs. Idempotent, immediate, never raises."""
+        """Aborts all running sequences. Idempotent, immediate, never raises."""
         for stream in self._streams:
             stream.abort()
         for pump in self._pumps:
@@ -80,9 +80,9 @@ class Generation:
             self._heard.put_nowait((choice, error))
 
     def _keep(self, choice: int, event: TokenEvent) -> None:
-        """Holds an event until it is read. One too many ends the call: nobody reads it."""
+        """Buffers an event until it is read. Ends the call if too many are unread."""
         if self._unread >= MOST_UNREAD * len(self._streams):
-            log.warning("a client left %d events unread and is cut off", self._heard.qsize())
+            log.warning("a client left %d events unread and is disconnected", self._heard.qsize())
             self.abort()
             self._cut()
             return
@@ -91,5 +91,5 @@ class Generation:
 
 
 def _size(event: TokenEvent) -> int:
-    """How many plain events an event is as large as."""
+    """The size of an event, in plain events."""
     return 1 + len(event.logprobs.top) // _ALTERNATIVES if event.logprobs else 1

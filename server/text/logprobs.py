@@ -1,11 +1,10 @@
-"""Log-probabilities of tokens, lined up with the text that has been sent.
+"""Log-probabilities of tokens, aligned with the text that has been sent.
 
-Two laws: there is one entry for each generated token, and, joined, the `bytes` of a choice's entries are the
-UTF-8 of its content. So a token of which nothing is in the content (a special token, the end token, one of
-the stop string that ended the text) has an entry without bytes. Text is emitted later than tokens arrive
-(unfinished characters, possible stop strings) and may end inside a token (a stop string): each token is given
-the place in the text, counted in characters, up to which it reaches, and its entry is released when the text
-has been sent that far.
+Two invariants: there is one entry for each generated token, and the joined `bytes` of a choice's entries are
+the UTF-8 of its content. So a token that is not in the content (a special token, the end token, a token of
+the stop string) has an entry without bytes. Text is emitted later than tokens arrive (unfinished characters,
+possible stop strings) and may end inside a token (a stop string). Therefore each token stores its end
+position in the text, in characters, and its entry is released when the text has been sent up to there.
 """
 
 import codecs
@@ -19,19 +18,19 @@ from ...runtime.request import TokenLogprobs
 from .text_model import TokenTexts
 
 FLOOR = -9999.0
-"""JSON has no infinity: what is impossible is as unlikely as this."""
+"""Stands for minus infinity, which JSON lacks."""
 
 _decoder_of = codecs.getincrementaldecoder("utf-8")
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """A token as clients see it. A reply may hold 100,000s: they are in no cycle, and the garbage collector,
-    which stops every thread, does not walk over them.
+    """A token as clients see it. A reply may hold 100,000s of them; they contain no reference cycles, and
+    `gc=False` keeps the garbage collector, which stops every thread, from traversing them.
 
     Attributes:
-      token: its text, or the name of a token that has none. raw: its bytes as far as they are in the
-        content; None for a special token.
-      logprob: None where nothing came before it. top: the likeliest in its place, descending.
+      token: its text, or the name of a token without text. raw: its bytes, as far as they are in the content;
+        None for a special token.
+      logprob: None for the first token of a prompt. top: the most likely tokens at its position, descending.
     """
 
     id: int
@@ -51,9 +50,9 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(slots=True)
 class _Pending:
-    """A token whose text has not been sent, or not wholly: where it begins and up to where it reaches.
+    """A token with text that is not completely sent: its start and end position in the text.
 
-    `state` is the decoder's before the token: an unfinished character may stand there.
+    `state` is the decoder's state before the token, which may hold an unfinished character.
     """
 
     token: int
@@ -65,7 +64,7 @@ class _Pending:
 
 
 class LogprobAligner:
-    """The entries of one choice, released as its text is."""
+    """The entries of one choice, released together with its text."""
 
     def __init__(self, text: TokenTexts) -> None:
         self._text = text
@@ -75,12 +74,12 @@ class LogprobAligner:
         self._sent = 0
 
     def add(self, token: int, logprobs: TokenLogprobs, text: str) -> None:
-        """A token arrived, and with it `text` became certain."""
+        """Adds a token, with the `text` that became certain after it."""
         raw = self._text.token_bytes(token) or b""
         state = self._decoder.getstate()
         characters = self._decoder.decode(raw)
         if self._decoded == 0 and characters == f" {text}":
-            # SentencePiece writes a space before the first word of a sequence and takes it away again.
+            # SentencePiece adds a space before the first word of a sequence and removes it again.
             raw, characters = raw[1:], text
         begin, self._decoded = self._decoded, self._decoded + len(characters)
         unfinished = bool(self._decoder.getstate()[0])
@@ -88,7 +87,7 @@ class LogprobAligner:
         self._pending.append(_Pending(token, logprobs, raw, state, begin, end))
 
     def reach(self, length: int) -> int:
-        """How much of the next `length` characters ends where a token ends, and no other goes on."""
+        """How many of the next `length` characters end at the end of a token, with no other token open."""
         limit, place = self._sent + length, self._sent
         begins = [pending.begin for pending in self._pending][1:] + [limit]
         for pending, following in zip(self._pending, begins, strict=False):
@@ -97,7 +96,7 @@ class LogprobAligner:
         return place - self._sent
 
     def release(self, text: str) -> list[Entry]:
-        """`text` is being sent: the entries that it completes."""
+        """The entries that are complete when `text` is sent."""
         self._sent += len(text)
         entries = []
         while self._pending and self._pending[0].end <= self._sent:
@@ -105,7 +104,7 @@ class LogprobAligner:
         return entries
 
     def cut(self) -> list[Entry]:
-        """A stop string ended the text: the token that it cut in two, as far as it was sent."""
+        """After a stop string ended the text: the entry of the token that it cut, with the sent bytes."""
         if not self._pending or self._pending[0].begin >= self._sent:
             return []
         pending = self._pending.popleft()
@@ -119,7 +118,7 @@ class LogprobAligner:
         return [self._entry(pending)]
 
     def rest(self) -> list[Entry]:
-        """The text is complete: the entries of tokens that wrote nothing after what was sent last."""
+        """At the end of the text: the entries of tokens without text after the last sent character."""
         entries = self.release("")
         entries += [unwritten(self._text, pending.token, pending.logprobs) for pending in self._pending]
         self._pending.clear()
@@ -131,12 +130,12 @@ class LogprobAligner:
 
 
 def unwritten(text: TokenTexts, token: int, logprobs: TokenLogprobs | None) -> Entry:
-    """The entry of a token that is not part of the content, though it may have a text."""
+    """The entry of a token that is not part of the content, although it may have text."""
     return entry_of(text, token, None if text.token_bytes(token) is None else b"", logprobs)
 
 
 def entry_of(text: TokenTexts, token: int, raw: bytes | None, logprobs: TokenLogprobs | None) -> Entry:
-    """A token, its bytes and its alternatives; without log-probabilities where nothing came before it."""
+    """The entry of a token with its bytes and alternatives; no logprob for a prompt's first token."""
     if logprobs is None:
         return _describe(text, token, raw, None)
     top = tuple(_describe(text, id, text.token_bytes(id), logprob) for id, logprob in logprobs.top)

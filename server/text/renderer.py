@@ -1,9 +1,9 @@
 """The process that renders a checkpoint's chat template: `python -m distaff.server.text.renderer --fd N`.
 
-A template is a program of whoever made the checkpoint. Here it runs where the kernel bounds it: an alarm ends
-this process where loading or one rendering takes longer than it may, and its memory cannot grow by more than
-MEMORY. Who asks, and starts another process where this one ended, is `rendering.py`. Ends with the web
-process, by the end of the socket or, while it renders, by the alarm. Imports no jax.
+A template is code from the checkpoint's author. The kernel limits it here: an alarm ends this process if
+loading or one rendering takes too long, and its memory cannot grow by more than MEMORY. `rendering.py` sends
+the requests and replaces a process that ended. This process ends with the web process: when the socket closes
+or, while it renders, by the alarm. Imports no jax.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from ...checkpoints.chat_template import ChatTemplate, TemplateError
 from . import renderer_wire as wire
 
 MEMORY = 1 << 29
-"""Bytes that loading and rendering may take beside the interpreter and its libraries."""
+"""The most bytes for loading and rendering, in addition to the interpreter and its libraries."""
 
 _LONGEST_MESSAGE = 4096
 _STATUS = Path("/proc/self/status")
@@ -26,7 +26,7 @@ _OUT_OF_MEMORY = f"the chat template needs more than {MEMORY >> 20} MiB of memor
 
 
 def main() -> None:
-    """Answers until the web process closes the socket."""
+    """Renders requests until the web process closes the socket."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def serve(connection: socket.socket, template: ChatTemplate, seconds: float) -> None:
-    """Says what the template knows, then renders what is sent, until the connection or the memory ends."""
+    """Sends the template's properties, then renders until the connection closes or memory runs out."""
     answer: wire.ToWeb = examine(template, seconds)
     connection.sendall(wire.encode(answer))
     while not isinstance(answer, wire.Exhausted):
@@ -51,7 +51,7 @@ def serve(connection: socket.socket, template: ChatTemplate, seconds: float) -> 
 
 
 def examine(template: ChatTemplate, seconds: float) -> wire.Loaded | wire.Exhausted:
-    """What the template reads and knows, found by trying."""
+    """The template's options and features, found by trial renderings."""
     try:
         with alarm(seconds):
             _ = template.folds_system
@@ -61,7 +61,7 @@ def examine(template: ChatTemplate, seconds: float) -> wire.Loaded | wire.Exhaus
 
 
 def render(template: ChatTemplate, question: wire.Render, seconds: float) -> wire.ToWeb:
-    """The text of a conversation, or why there is none."""
+    """The rendered text of a conversation, or the reason for a failure."""
     try:
         with alarm(seconds):
             answer = wire.Rendered(template.render(question.messages, **question.keywords))
@@ -72,12 +72,12 @@ def render(template: ChatTemplate, question: wire.Render, seconds: float) -> wir
     except MemoryError:
         return wire.Exhausted(_OUT_OF_MEMORY)
     except wire.TooLong as error:
-        return wire.Exhausted(f"the chat template made a text of {error}")
+        return wire.Exhausted(f"the chat template produced a text of {error}")
 
 
 @contextlib.contextmanager
 def alarm(seconds: float) -> Iterator[None]:
-    """Has the kernel end this process unless the block ends within `seconds`, whatever it is doing."""
+    """The kernel ends this process, whatever it is doing, unless the block finishes within `seconds`."""
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
@@ -86,7 +86,7 @@ def alarm(seconds: float) -> Iterator[None]:
 
 
 def import_libraries() -> None:
-    """Imports whatever rendering needs, before time and memory are counted."""
+    """Imports the libraries for rendering, before time and memory are limited."""
     messages = [{"role": "user", "content": ""}]
     ChatTemplate("{{ messages }}", {}).render(
         messages, add_generation_prompt=True, continue_final_message=False
@@ -94,7 +94,7 @@ def import_libraries() -> None:
 
 
 def limit_memory() -> None:
-    """Lets the private memory of this process grow by MEMORY from here on. Linux only; elsewhere nothing."""
+    """Limits the growth of this process's private memory to MEMORY. Linux only; elsewhere a no-op."""
     with contextlib.suppress(OSError, StopIteration):
         line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmData:"))
         most = int(line.split()[1]) * 1024 + MEMORY

@@ -20,18 +20,18 @@ _RECEIVE_BYTES = 1 << 18
 
 
 class TooLong(Exception):
-    """A frame that would be longer than MAX_FRAME; the message says how long."""
+    """A frame that would be longer than MAX_FRAME; the message contains its length."""
 
 
 class _Frame(msgspec.Struct, frozen=True, tag=True):
-    """Base of all frames: immutable, told apart by the class's name."""
+    """Base of all frames: immutable, tagged with the class's name."""
 
 
 class Load(_Frame, frozen=True):
-    """Compile this template, and find out by trying what it reads and knows.
+    """Compile this template, and determine its options and features by trial renderings.
 
     Attributes:
-      special: texts of the special tokens by name. seconds: for that, and for each rendering after it.
+      special: texts of the special tokens by name. seconds: the time limit for this and for each rendering.
     """
 
     source: str
@@ -40,7 +40,7 @@ class Load(_Frame, frozen=True):
 
 
 class Loaded(_Frame, frozen=True):
-    """The answer to Load: what `ChatTemplate` says of itself."""
+    """The answer to Load: the properties of the `ChatTemplate`."""
 
     options: list[str]
     knows_tools: bool

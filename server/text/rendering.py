@@ -1,9 +1,9 @@
-"""Chat templates rendered in processes of their own, so that no template can stop or swell this one.
+"""Chat templates rendered in separate processes, so that no template can block this one or use up its memory.
 
-`RemoteTemplate` stands where `ChatTemplate` would, and asks one of a few renderer processes (`renderer.py`).
-One that takes too long, or too much memory, is ended and replaced; one that was killed from outside costs the
-conversation a second try. Blocks, so it is called from threads. The one idea: what a template may take is
-bounded by the kernel, from outside the template.
+`RemoteTemplate` replaces `ChatTemplate` and sends each conversation to one of a few renderer processes
+(`renderer.py`). A process that takes too long or too much memory is ended and replaced; if one was killed
+from outside, the conversation is tried again. Calls block, so they are made from threads. The kernel limits
+the time and memory of a template.
 """
 
 import contextlib
@@ -29,35 +29,35 @@ from . import renderer_wire as wire
 log = logging.getLogger(__name__)
 
 SECONDS = 5.0
-"""The longest that loading a template, or rendering one conversation, may take."""
+"""The longest time for loading a template or rendering one conversation."""
 PROCESSES = 2
-"""Renderers, so that a slow conversation leaves one to the others. Each has some 70 MB resident."""
+"""The number of renderers, so that a slow conversation does not block all others. Each takes some 70 MB."""
 QUEUE_SECONDS = 5.0
-"""The longest that a conversation waits for a renderer."""
+"""The longest time that a conversation waits for a renderer."""
 
 _START_SECONDS = 120.0
-"""For importing the libraries, on a very busy machine, and loading the template."""
+"""The longest time for importing the libraries, on a very busy machine, and loading the template."""
 _GRACE_SECONDS = 2.0
-"""How long after its alarm a renderer is taken for stopped."""
+"""How long after its alarm a renderer counts as hung."""
 _TRIES = 2
 
 
 class Lost(Exception):
-    """A renderer has ended, and the conversation may be tried on another one."""
+    """A renderer has ended; the conversation may be tried on another one."""
 
 
 class RemoteTemplate(ChatTemplate):
-    """A chat template that is rendered elsewhere. Safe to share between threads.
+    """A chat template that is rendered in other processes. Thread-safe.
 
     Attributes:
-      options, knows_tools: found out in the renderer.
+      options, knows_tools: determined in the renderer.
     """
 
     def __init__(self, source: str, special: Mapping[str, str], seconds: float = SECONDS) -> None:
-        """Starts the renderers, and waits for what the first of them finds out about the template.
+        """Starts the renderers, and waits until the first one has examined the template.
 
         Args:
-          seconds: the longest that loading the template, or rendering one conversation, may take.
+          seconds: the longest time for loading the template or rendering one conversation.
 
         Raises:
           CheckpointError: loading the template takes too long or too much memory.
@@ -73,7 +73,7 @@ class RemoteTemplate(ChatTemplate):
             first = self._start()
             self._renderers.extend([*(self._start() for _ in range(PROCESSES - 1)), first])
             if first is None:
-                raise Lost("no process can be started for it")
+                raise Lost("its process cannot be started")
             loaded = first.loaded()
         except (Lost, TemplateError, wire.TooLong) as error:
             self.close()
@@ -83,7 +83,7 @@ class RemoteTemplate(ChatTemplate):
 
     @property
     def pids(self) -> list[int]:
-        """The processes that wait for a conversation."""
+        """The ids of the idle processes."""
         return [each.pid for each in self._renderers if each is not None and each.usable]
 
     def render(
@@ -95,10 +95,10 @@ class RemoteTemplate(ChatTemplate):
         tools: Sequence[Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> str:
-        """The text of a conversation; see `ChatTemplate.render`.
+        """The rendered text of a conversation; see `ChatTemplate.render`.
 
         Raises:
-          TemplateError: the template refuses it, or takes too long or too much memory for it.
+          TemplateError: the template refuses it, or needs too much time or memory for it.
           RenderingOverloaded: no renderer became free, or none can be started.
         """
         keywords = {
@@ -111,10 +111,10 @@ class RemoteTemplate(ChatTemplate):
         for _ in range(_TRIES):
             with contextlib.suppress(Lost):
                 return self._ask(question)
-        raise TemplateError(f"the process that renders the chat template ended, {_TRIES} times")
+        raise TemplateError(f"the process that renders the chat template ended {_TRIES} times")
 
     def close(self) -> None:
-        """Ends the renderers; those that are rendering give up. Without it they end with this process."""
+        """Ends the renderers, including those that are rendering. Otherwise they end with this process."""
         self._closed = True
         for renderer in list(self._living):
             renderer.end()
@@ -130,7 +130,7 @@ class RemoteTemplate(ChatTemplate):
         tools: Sequence[Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> str:
-        """What `ChatTemplate` tries out, it tries out in the renderer."""
+        """Used by `ChatTemplate` for trial renderings, which run in the renderer."""
         return self.render(
             messages,
             add_generation_prompt=generate,
@@ -151,12 +151,12 @@ class RemoteTemplate(ChatTemplate):
         finally:
             if renderer is not None and renderer.usable:
                 self._renderers.append(renderer)
-            else:  # a new one is the last to be taken: it has libraries to import
+            else:  # a new one is used last, because it must import libraries
                 self._renderers.appendleft(self._start())
             self._free.release()
 
     def _start(self) -> "Renderer | None":
-        """A new renderer; None where the system has no room for one, and it is tried again when needed."""
+        """A new renderer; None if the system cannot start one, which is tried again when needed."""
         if self._closed:
             return None
         try:
@@ -172,14 +172,14 @@ class Renderer:
     """One renderer process, which renders one conversation at a time.
 
     Attributes:
-      usable: it can be asked again.
+      usable: it can render another conversation.
     """
 
     def __init__(self, load: bytes, seconds: float) -> None:
-        """Starts it with the frame `load`, which gives it `seconds` for each task; `loaded` waits for it.
+        """Starts it with the frame `load`, which allows `seconds` for each task; `loaded` waits for it.
 
         Raises:
-          OSError: no process, or no socket, can be had.
+          OSError: no process or socket can be created.
         """
         self.usable = True
         self._seconds = seconds
@@ -200,10 +200,10 @@ class Renderer:
         return self._process.pid
 
     def loaded(self) -> wire.Loaded:
-        """What it found out about the template; waits for it the first time.
+        """The template's properties; waits for them the first time.
 
         Raises:
-          TemplateError: too slow, or too large. Lost: it ended for another reason.
+          TemplateError: too slow or too large. Lost: the process ended for another reason.
         """
         if self._loaded is None:
             answer = self._answer(_START_SECONDS)
@@ -212,10 +212,10 @@ class Renderer:
         return self._loaded
 
     def render(self, question: wire.Render) -> str:
-        """The text of a conversation. Raises TemplateError, Lost."""
+        """The rendered text of a conversation. Raises TemplateError, Lost."""
         try:
             self.loaded()
-        except TemplateError as error:  # it has loaded before: the machine is to blame, not the conversation
+        except TemplateError as error:  # it could be loaded before, so the conversation is not the cause
             raise Lost(str(error)) from None
         try:
             data = wire.encode(question)
@@ -230,18 +230,18 @@ class Renderer:
         return answer.text
 
     def end(self) -> None:
-        """Ends the process at once; any thread may. Who waits for its answer is told so by the socket."""
+        """Ends the process at once; thread-safe. A thread that waits for its answer sees the socket close."""
         self.usable = False
         self._process.kill()
         self._process.wait()
 
     def kill(self) -> None:
-        """Ends it and closes the connection, on which nobody waits. Idempotent."""
+        """Ends it and closes the connection, while no thread waits on it. Idempotent."""
         self.end()
         self._connection.close()
 
     def _send(self, data: bytes) -> None:
-        with contextlib.suppress(OSError):  # the answer, which does not come, tells why
+        with contextlib.suppress(OSError):  # the read of the answer reports the cause
             self._connection.sendall(data)
 
     def _answer(self, seconds: float) -> wire.Loaded | wire.Rendered | wire.Refused:
@@ -258,7 +258,7 @@ class Renderer:
         return answer
 
     def _ended(self, code: int | None) -> Exception:
-        """What became of it: out of time, where its alarm ended it or nothing does, else lost."""
+        """The exception for its end: TemplateError if its alarm ended it or it hangs, else Lost."""
         code = self._process.wait() if code is None else code
         self.kill()
         if code == -signal.SIGALRM:

@@ -1,9 +1,9 @@
-"""Stop strings, searched in a text that arrives in pieces, some of which are searched but not emitted.
+"""Search for stop strings in a text that arrives in pieces, some of which are searched but not emitted.
 
-Knows text only; the names of special tokens, which a stop string may be or contain, are not emitted. The one
-idea: what is emitted must not depend on how the text was cut into pieces. So the longest suffix that may yet
-become a stop string is held back, and where one stop string has ended while another, which began earlier, is
-still possible, the decision waits for the earlier one.
+The names of special tokens, which a stop string may be or contain, are searched and not emitted. The output
+does not depend on how the text was split into pieces. So the longest suffix that may become a stop string is
+held back, and if one stop string is complete while another, which began earlier, is still possible, the
+decision waits for the earlier one.
 """
 
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from itertools import compress
 
 
 class StopSearch:
-    """Emits a text up to, and without, the first occurrence of any stop string.
+    """Emits a text up to the first occurrence of any stop string, and without it.
 
     Attributes:
-      found: a stop string was found; nothing is emitted any more.
+      found: a stop string was found; nothing more is emitted.
     """
 
     def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
-        """`include`: the stop string that is found is emitted too."""
+        """`include`: also emits the stop string that was found."""
         self.found = False
         self._stops = tuple(sorted(stops, key=len))
         self._include = include
@@ -27,11 +27,11 @@ class StopSearch:
         self._written: list[bool] = []
 
     def push(self, text: str, *, written: bool = True) -> str:
-        """Takes the next piece and returns what is now certain to belong to the answer.
+        """Adds the next piece and returns the text that is now certain to belong to the answer.
 
         Args:
-          written: False for a special token's name, which is never part of the answer, and part of what is
-            searched only where it is part of a stop string.
+          written: False for the name of a special token, which is never part of the answer and matters only
+            as part of a stop string.
         """
         if self.found or not (written or any(text in stop for stop in self._stops)):
             return ""
@@ -46,29 +46,29 @@ class StopSearch:
         return self._emit(open_at)
 
     def flush(self) -> str:
-        """The text is complete: returns what was held back, up to a stop string in it."""
+        """Ends the text: returns what was held back, up to a stop string in it."""
         match = self._first_match(self._held)
         self.found = self.found or match is not None
         return self._emit(len(self._held) if match is None else self._cut(match))
 
     def _emit(self, size: int) -> str:
-        """What is written of the first `size` characters held; after the stop string nothing is held."""
-        said = "".join(compress(self._held[:size], self._written))
+        """The written part of the first `size` held characters; clears the rest after a stop string."""
+        emitted = "".join(compress(self._held[:size], self._written))
         kept = len(self._held) if self.found else size
         self._held, self._written = self._held[kept:], self._written[kept:]
-        return said
+        return emitted
 
     def _cut(self, match: tuple[int, str]) -> int:
         place, stop = match
         return place + len(stop) if self._include else place
 
     def _first_match(self, text: str) -> tuple[int, str] | None:
-        """The first place where a stop string begins, and the shortest that does."""
+        """The first position where a stop string begins, and the shortest one there."""
         found = ((text.find(stop), stop) for stop in self._stops)
         return min((match for match in found if match[0] >= 0), key=lambda match: match[0], default=None)
 
     def _open_prefix(self, text: str) -> int:
-        """Where the longest suffix begins that is a proper prefix of a stop string; the end if none."""
+        """The start of the longest suffix that is a proper prefix of a stop string; the end if none."""
         for start in range(max(0, len(text) - self._longest + 1), len(text)):
             suffix = text[start:]
             if any(len(stop) > len(suffix) and stop.startswith(suffix) for stop in self._stops):

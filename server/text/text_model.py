@@ -1,7 +1,7 @@
-"""The text side as the server sees it: `TextModel`, and the `ServedModel` that holds one once it is there.
+"""The interface of tokenizer and chat template: `TextModel`, and the `ServedModel` that holds a loaded one.
 
-The tokenizer is loaded after the port listens, so routes ask `ServedModel.ready` at each request. Who loads
-it, and from where, is the composition root's business. Nothing here imports a tokenizer.
+The tokenizer is loaded after the port is open, so routes call `ServedModel.ready` at each request. The
+composition root loads it. Nothing here imports a tokenizer.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,7 +16,7 @@ class Detokenizer(Protocol):
     """Ids of one sequence -> text, whole characters only."""
 
     def push(self, token: int, /) -> str:
-        """The text that has become certain with this token: all of it but an unfinished character."""
+        """The text that is certain after this token: everything except an unfinished character."""
         ...
 
     def flush(self) -> str:
@@ -25,10 +25,10 @@ class Detokenizer(Protocol):
 
 
 class TokenTexts(Protocol):
-    """What tokens are as text: all that a reply needs."""
+    """Tokens as text: the part of `TextModel` that a reply needs."""
 
     def detokenizer(self, prompt: Sequence[int] = (), /) -> Detokenizer:
-        """A fresh decoder for a reply to `prompt`."""
+        """A new decoder for a reply to `prompt`."""
         ...
 
     def token_bytes(self, token: int, /) -> bytes | None:
@@ -41,7 +41,7 @@ class TokenTexts(Protocol):
 
 
 class TextModel(TokenTexts, Protocol):
-    """A tokenizer with its chat template."""
+    """A tokenizer with a chat template."""
 
     @property
     def has_template(self) -> bool: ...
@@ -61,22 +61,22 @@ class TextModel(TokenTexts, Protocol):
 
     @property
     def special_tokens(self) -> Mapping[str, str]:
-        """The texts of named tokens: `bos_token`, `eos_token` and the like, as far as there are any."""
+        """The texts of named tokens, such as `bos_token` and `eos_token`."""
         ...
 
     @property
     def template_options(self) -> Collection[str]:
-        """Variables that the template reads, beside those that every template is given."""
+        """Variables that the template reads, in addition to the standard ones."""
         ...
 
     @property
     def knows_tools(self) -> bool:
-        """Whether the template for requests with tools has a place for them."""
+        """Whether the template for requests with tools renders them."""
         ...
 
     @property
     def knows_calls(self) -> bool:
-        """The same of the template for requests without tools, whose conversation may yet hold calls."""
+        """Whether the template for requests without tools renders tool calls in the conversation."""
         ...
 
     def encode_chat(
@@ -89,40 +89,40 @@ class TextModel(TokenTexts, Protocol):
         continue_final_message: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> Sequence[int]:
-        """Renders and encodes a conversation; raises DistaffError where the template refuses it."""
+        """Renders and encodes a conversation; raises DistaffError if the template refuses it."""
         ...
 
     def encode(self, text: str, /, *, add_special_tokens: bool = True) -> Sequence[int]:
-        """The ids of a raw prompt, in which special tokens are recognised."""
+        """The ids of a raw prompt; special tokens in the text are recognised."""
         ...
 
     @property
     def start_id(self) -> int:
-        """What a text without a word begins with."""
+        """The first token of an empty text."""
         ...
 
     def decode(self, ids: Sequence[int], /) -> str:
-        """The text of some ids, special tokens skipped."""
+        """The text of ids, without special tokens."""
         ...
 
     def special_id(self, name: str, /) -> int | None:
-        """The id of the special token of this name, if there is one."""
+        """The id of the special token with this name; None if there is none."""
         ...
 
 
 class SpecialsShown:
-    """A text model whose replies show special tokens by their names: all of them, or some."""
+    """A text model whose replies contain the names of special tokens: of all, or of some."""
 
     def __init__(self, text: TextModel, names: Collection[str] | None = None) -> None:
         self._text = text
         self._names = names
 
     def detokenizer(self, prompt: Sequence[int] = (), /) -> Detokenizer:
-        """A decoder that writes them out."""
+        """A decoder that writes their names."""
         return _ShowingDetokenizer(self, self._text.detokenizer(prompt))
 
     def token_bytes(self, token: int, /) -> bytes | None:
-        """The bytes of its name, for a special token that is shown."""
+        """The bytes of a token, or of the name of a special token that is shown."""
         raw = self._text.token_bytes(token)
         shown = self.shown(token) if raw is None else None
         return raw if shown is None else shown.encode()
@@ -132,7 +132,7 @@ class SpecialsShown:
         return self._text.token_name(token)
 
     def shown(self, token: int) -> str | None:
-        """The name of a special token that is shown; an id without a token has none."""
+        """The name of a special token that is shown; None for other tokens and unknown ids."""
         if self._text.token_bytes(token) is not None:
             return None
         name = self._text.token_name(token)
@@ -142,7 +142,7 @@ class SpecialsShown:
 
 
 class _ShowingDetokenizer:
-    """Text as it would be, with names in it."""
+    """The plain text, with the names of special tokens inserted."""
 
     def __init__(self, text: SpecialsShown, plain: Detokenizer) -> None:
         self._text = text
@@ -159,7 +159,7 @@ class _ShowingDetokenizer:
 
 
 class SamplingDefaults(Protocol):
-    """The sampling that a checkpoint recommends for silent requests; None where it recommends nothing."""
+    """Sampling parameters that a checkpoint recommends as defaults; None for no recommendation."""
 
     @property
     def temperature(self) -> float | None: ...
@@ -179,7 +179,7 @@ class SamplingDefaults(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NoDefaults:
-    """The `SamplingDefaults` of a checkpoint that recommends nothing."""
+    """The `SamplingDefaults` of a checkpoint without recommendations."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -190,12 +190,12 @@ class NoDefaults:
 
 @dataclass(slots=True)
 class ServedModel:
-    """The text side of the model being served.
+    """Tokenizer, template and defaults of the served model.
 
     Attributes:
-      text: None until it is loaded. defaults: the sampling that the checkpoint recommends.
-      tool_format: how calls are written, in place of what the template suggests.
-      close: ends what the text side has started.
+      text: None until it is loaded. defaults: the sampling parameters that the checkpoint recommends.
+      tool_format: replaces the tool-call format derived from the template.
+      close: ends the renderer processes.
     """
 
     text: TextModel | None = None
@@ -205,7 +205,7 @@ class ServedModel:
 
     @property
     def format(self) -> ToolFormat:
-        """How this model writes calls of tools."""
+        """How this model writes tool calls."""
         return FORMATS[self.tool_format] if self.tool_format else format_of(self.ready().tool_template)
 
     def ready(self) -> TextModel:

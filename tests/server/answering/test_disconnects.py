@@ -138,7 +138,9 @@ def test_a_client_that_leaves_too_many_events_unread_is_cut_off(server, engine, 
     with slow_reader(server, stream=True) as connection:
         wait_until(lambda: engine.running == {}, 20)
         assert engine.aborted == [engine.requests[0].id]
-        assert "a client left 9 events unread and is cut off" in caplog.text  # each as large as 6 plain ones
+        assert (
+            "a client left 9 events unread and is disconnected" in caplog.text
+        )  # each as large as 6 plain ones
         assert "Traceback" not in caplog.text
         assert b"[DONE]" not in received(connection)
     wait_until(lambda: "distaff_requests_in_flight 0.0" in http.get("/metrics").text)

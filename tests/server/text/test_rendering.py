@@ -101,7 +101,7 @@ def test_a_template_is_the_same_elsewhere(make_remote: Callable[..., RemoteTempl
         ("loops", TOO_SLOW),
         ("repeated", TOO_LARGE),
         ("doubled", TOO_LARGE),
-        ("long", "made a text of 40000"),
+        ("long", "produced a text of 40000"),
         ("refuse", "not this"),
     ],
 )
@@ -128,7 +128,7 @@ def test_renderers_that_are_killed_are_replaced(make_remote: Callable[..., Remot
     for pid in (killed := template.pids):
         os.kill(pid, signal.SIGKILL)
     # Each try meets one that was killed: who comes second finds new ones.
-    with pytest.raises(TemplateError, match="ended, 2 times"):
+    with pytest.raises(TemplateError, match="ended 2 times"):
         render(template, "x")
     assert render(template, "x") == "x"
     assert len(template.pids) == PROCESSES and not {*template.pids} & {*killed}
