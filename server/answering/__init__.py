@@ -1,1 +1,1 @@
-"""From a request's body to its answer: what all routes that generate have in common."""
+"""From a request's body to its answer: the code shared by all routes that generate text."""

@@ -1,7 +1,7 @@
-"""Who asks: the key in a request's head, before a byte of its body is read.
+"""Checks the API key in a request's head, before its body is read.
 
-Which keys there are is `keys.py`'s. The one idea: everything needs a key unless it is named here, so that a
-route, or a path that is none, cannot be forgotten.
+`keys.py` holds the accepted keys. Every path needs a key unless it is listed here, so that no route, and no
+unknown path, can be forgotten.
 """
 
 from ..errors import Unauthorized
@@ -9,7 +9,7 @@ from ..keys import is_plain
 from .context import ApiRequest
 
 OPEN_PATHS = frozenset({"/health", "/ping", "/ready"})
-"""What the machines that look after a server ask, without a key."""
+"""Paths without a key, for the machines that monitor a server."""
 
 NO_KEY = (
     "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer "
@@ -21,12 +21,12 @@ _SHOWN = 4
 
 
 def authorize(request: ApiRequest) -> None:
-    """Notes whose key the request carries, where keys are in use.
+    """Checks the request's key and stores its id, if keys are in use.
 
-    Run as soon as a head is there: what is raised now is answered at once, and ends the connection.
+    Called as soon as a head has arrived: an error raised here is answered at once and closes the connection.
 
     Raises:
-      Unauthorized: no key, or one that is not accepted.
+      Unauthorized: no key, or an unknown one.
     """
     keys = request.app.ctx.settings.keys
     if keys is None or request.method == "OPTIONS" or request.path.removesuffix("/") in OPEN_PATHS:
@@ -41,7 +41,7 @@ def authorize(request: ApiRequest) -> None:
 
 
 def bearer(values: list[str]) -> str | None:
-    """The key among the Authorization headers: None unless there is exactly one, of the scheme Bearer."""
+    """The key in the Authorization headers; None unless there is exactly one, with the scheme Bearer."""
     if len(values) != 1:
         return None
     scheme, _, key = values[0].partition(" ")
@@ -49,7 +49,7 @@ def bearer(values: list[str]) -> str | None:
 
 
 def _hint(key: str) -> str:
-    """Enough of a key to tell which of one's own it was, and too little to guess it."""
+    """A part of the key: enough for its owner to recognise it, and too little to guess it."""
     if len(key) < _SHORTEST_SHOWN or not is_plain(key):
         return ""
     return f": {key[:_SHOWN]}…{key[-_SHOWN:]}"

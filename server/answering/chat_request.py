@@ -1,6 +1,6 @@
-"""A checked conversation -> the sequences that answer it, and the choices that hear them.
+"""A checked chat call -> the sequences that answer it, and the choices that read them.
 
-What `/v1/chat/completions` and `/v1/responses` have in common: all but the shapes of bodies and answers.
+Shared by `/v1/chat/completions` and `/v1/responses`: everything except the shapes of bodies and answers.
 """
 
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ from .respond import Exchange, Reply
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """An answer that can be asked for.
+    """A chat request that is ready to be submitted.
 
     Attributes:
-      prompt: the ids of the conversation. requests, choices: one each for every answer wanted.
+      prompt: the ids of the conversation. requests, choices: one of each for every choice of the answer.
     """
 
     heading: Heading
@@ -38,20 +38,20 @@ class Turn:
     choices: Sequence[ChoiceText]
 
     def admit(self, request: ApiRequest, reply: Reply) -> Exchange:
-        """Hands the sequences to the engine. Raises NotReady, Overloaded."""
+        """Submits the sequences to the engine. Raises NotReady, Overloaded."""
         return admit(
             request, self.requests, self.choices, reply, len(self.prompt), per_prompt=len(self.choices)
         )
 
 
 async def take_turn(request: ApiRequest, call: ChatCall, prefix: str, where: str = "messages") -> Turn:
-    """Renders the conversation and readies its answers.
+    """Renders the conversation and prepares its sequences and choices.
 
     Args:
       prefix: of the answer's id. where: the parameter that holds the conversation.
 
     Raises:
-      NotReady: the engine takes no requests. BadRequest: what is asked for cannot be done.
+      NotReady: the engine accepts no requests. BadRequest: the request cannot be answered.
     """
     context = request.app.ctx
     info, text = context.engine_info(), context.served.ready()
@@ -71,7 +71,7 @@ async def take_turn(request: ApiRequest, call: ChatCall, prefix: str, where: str
 
 
 def heading_of(context: AppContext, info: EngineInfo, prefix: str, asked: str) -> Heading:
-    """A fresh answer's constants; `asked`: the model's id in the request."""
+    """The constant fields of a new answer; `asked`: the model's id in the request."""
     model = context.answering_as(asked)
     return Heading(id=fresh_id(prefix), model=model, fingerprint="fp_" + info.fingerprint)
 
@@ -79,7 +79,7 @@ def heading_of(context: AppContext, info: EngineInfo, prefix: str, asked: str) -
 def _choice(
     call: ChatCall, text: TextModel, format: ToolFormat, prompt: Prompt, constraint: Constraint | None
 ) -> ChoiceText:
-    """A choice that has said nothing yet."""
+    """A choice without tokens."""
     sampling = call.sampling
     names = None if sampling.show_special else format.marks if call.tools.tools else ()
     return ChoiceText(

@@ -1,7 +1,7 @@
-"""What a reply is held to: the schema it must be valid under, the calls it must be, or either of the two.
+"""The grammar that constrains a reply: a schema, tool calls, or either of the two.
 
-Knows requests and the text of grammars; whether a grammar can be followed at all is found out here, in a
-thread, before anything is admitted.
+Handles requests and the text of grammars. A grammar is checked here, in a thread, before the request is
+submitted.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from ..tool_formats import CallsOnly, Tool, ToolCallParser, ToolFormat
 from .off_loop import ClientWork
 
 _ALWAYS = 1 << 30
-"""However short a grammar is, compiling it may take its time."""
+"""The size that counts for a grammar: even a short one may take long to compile."""
 
 
 def constraint_of(call: ChatCall, text: TextModel, format: ToolFormat) -> Constraint | None:
-    """What holds the reply; None where it may be anything.
+    """The constraint of the reply; None if it may be any text.
 
-    Calls are held to the tools' schemas where one must be made, or where a tool is strict.
+    Calls must follow the tools' schemas if a call is required, or if a tool is strict.
     """
     use = call.tools
     if not use.tools:
@@ -44,7 +44,7 @@ def constraint_of(call: ChatCall, text: TextModel, format: ToolFormat) -> Constr
 
 
 def _check_parameters(tools: Sequence[Tool]) -> None:
-    """Raises BadRequest for the first tool whose schema cannot be followed."""
+    """Raises BadRequest for the first tool with an unsupported schema."""
     for tool in tools:
         try:
             check_schema(tool.parameters or True, closed=tool.strict)
@@ -56,7 +56,7 @@ async def checked(constraint: Constraint | None, off_loop: ClientWork) -> str | 
     """The grammar, if there is one.
 
     Raises:
-      BadRequest: it cannot be followed.
+      BadRequest: it is not supported.
     """
     if constraint is None:
         return None
@@ -64,7 +64,7 @@ async def checked(constraint: Constraint | None, off_loop: ClientWork) -> str | 
 
 
 def parser_of(call: ChatCall, format: ToolFormat, *, vouched: bool) -> ToolCallParser | None:
-    """What finds calls in a reply; None where there are no tools. `vouched`: a grammar holds the reply."""
+    """The parser for tool calls; None without tools. `vouched`: a grammar constrains the reply."""
     use = call.tools
     if not use.tools:
         return None

@@ -1,4 +1,4 @@
-"""What routes share, `app.ctx`: the parts that the composition root put together, and nothing global."""
+"""The state that routes share, `app.ctx`, built by the composition root; there are no global variables."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 
 LONGEST_NAME = 256
-"""Characters of a model's id that is repeated in every chunk of an answer."""
+"""The most characters of a model's id that are repeated in every chunk of an answer."""
 
 
 class AppContext:
-    """The parts of one web process.
+    """The shared state of one web process.
 
     Attributes:
-      created: when the model began to be served, in Unix seconds.
-      draining: nothing new is admitted.
-      connections: all open ones, maintained by the HTTP protocol.
+      created: the start of the server, in Unix seconds.
+      draining: no new requests are accepted.
+      connections: all open connections, maintained by the HTTP protocol.
       seen_unknown: unknown parameters that have been logged.
     """
 
@@ -61,11 +61,11 @@ class AppContext:
             raise ModelNotFound(name)
 
     def answering_as(self, name: str) -> str:
-        """The model's id in an answer to a request for `name`: its own, or what was asked for if any is."""
+        """The model's id in an answer to a request for `name`: its own, or `name` if any name is served."""
         return name if self.settings.any_model else self.settings.model
 
     def engine_info(self) -> EngineInfo:
-        """What the engine serves; raises NotReady while it takes no requests."""
+        """The engine's properties; raises NotReady while it accepts no requests."""
         info = self.engine.info
         if self.draining or info is None or self.engine.state not in TAKING:
             raise NotReady(f"the engine is {self.engine.state}", self.engine.ready_in)
@@ -75,11 +75,11 @@ class AppContext:
 App = Sanic[Config, AppContext]
 
 _IPV6_CLIENT = 64
-"""Bits of an IPv6 address that name a network (RFC 4291, 2.5.1)."""
+"""Bits of an IPv6 address that identify a network (RFC 4291, 2.5.1)."""
 
 
 def network_of(address: str) -> str:
-    """An IPv4 address, or the network of an IPv6 one; anything else as it is."""
+    """An IPv4 address, or the network of an IPv6 address; anything else unchanged."""
     try:
         parsed = ip_address(address)
     except ValueError:
@@ -90,10 +90,10 @@ def network_of(address: str) -> str:
 
 
 class ApiRequest(Request[App, SimpleNamespace]):
-    """A request with an id of our own and the time of its arrival, whatever the client calls it.
+    """A request with a server-generated id and the time of its arrival.
 
     Attributes:
-      key_id: whose key it carries, as `Keys.identify` says; empty where none was needed.
+      key_id: the id of its API key from `Keys.identify`; empty if none was needed.
       ending: why it ended before its answer was complete; None if it did not, or not yet.
     """
 
@@ -114,30 +114,30 @@ class ApiRequest(Request[App, SimpleNamespace]):
 
     @property
     def client(self) -> str:
-        """Who asks, among whom the engines are shared out: a key's owner, or whoever is at an address.
+        """The client for fair sharing of the engines: the owner of a key, or a network address.
 
-        Of an IPv6 address the first 64 bits count: the others are the client's to choose.
+        Of an IPv6 address only the first 64 bits count, because the client chooses the others.
         """
         return self.key_id or network_of(self.ip)
 
     @property
     def off_loop(self) -> ClientWork:
-        """For work that must not hold up the event loop, in turn with other clients'."""
+        """Runs work in other threads instead of the event loop, in turn with other clients' work."""
         return self.app.ctx.off_loop.of(self.client)
 
     @property
     def connection(self) -> HardenedHttp:
-        """The connection, while the request is being answered."""
+        """The connection while the request is answered."""
         return cast(Any, self.stream).protocol
 
     def watch_for_disconnect(self) -> None:
-        """Reading is paused while a large body waits in the buffer, and a disconnect would go unseen."""
+        """Resumes reading, which stops while a large body is buffered; else a disconnect goes unnoticed."""
         cast(asyncio.Transport, self.transport).resume_reading()
 
     def end_early(self, error: BaseException) -> None:
-        """Counts and logs that the call ends with `error` before its answer is complete.
+        """Counts and logs that the call ended with `error` before its answer was complete.
 
-        The first error is the cause; those that follow from it change nothing.
+        The first error is the cause; later ones are ignored.
         """
         if self.ending is not None:
             return
@@ -150,11 +150,11 @@ class ApiRequest(Request[App, SimpleNamespace]):
         log_ending(self.reference, self.ending, error)
 
     def note_failure(self, error: BaseException) -> None:
-        """Notes an early end, unless `error` is an answer that a call has earned by what it says."""
+        """Records an early end, unless `error` is the regular answer to an invalid request."""
         if not isinstance(error, ApiError) and as_api_error(error).status >= 500:
             self.end_early(error)
 
     def close_afterwards(self) -> None:
-        """Lets the connection end with this response."""
+        """Closes the connection after this response."""
         if self.stream is not None:
             cast(Http, self.stream).keep_alive = False

@@ -1,8 +1,8 @@
-"""Which web pages may ask: cross-origin requests of browsers, answered as the Fetch standard has it.
+"""CORS: cross-origin requests of browsers, answered according to the Fetch standard.
 
-None may unless the operator names their origins. Knows headers alone. The one idea: an answer carries the
-same headers whatever it is, an error or a stream, for a page cannot read what lacks them; and it says that it
-varies by origin, so that no cache gives one page's answer to another.
+No web page may send requests unless the operator lists its origin. Handles headers only. Every answer carries
+the same headers, also an error or a stream, because a page cannot read an answer without them. It also varies
+by origin, so that no cache returns one page's answer to another.
 
 Source: https://fetch.spec.whatwg.org/#http-cors-protocol
 """
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from ...model.errors import ConfigError
 
 ANY = "*"
-"""In place of an origin: every page may ask."""
+"""In place of an origin: every page is allowed."""
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s*,]+")
 _NAMES = re.compile(r"[!#$%&'+.^_`|~0-9A-Za-z-]+(?:[ \t]*,[ \t]*[!#$%&'+.^_`|~0-9A-Za-z-]+)*")
@@ -27,19 +27,21 @@ def parse_origin(text: str) -> str:
     """An origin as browsers write it, or ANY.
 
     Raises:
-      ConfigError: neither.
+      ConfigError: it is neither.
     """
     origin = text.strip().lower()
     if origin != ANY and not _ORIGIN.fullmatch(origin):
-        raise ConfigError(f"{text!r} is no origin; expected one such as https://app.example.com, or {ANY!r}")
+        raise ConfigError(
+            f"{text!r} is not an origin; expected one such as https://app.example.com, or {ANY!r}"
+        )
     return origin
 
 
 def cors_headers(allowed: Sequence[str], request: Mapping[str, str], *, preflight: bool) -> dict[str, str]:
-    """What lets the page that asks read the answer; nothing where no origins are allowed.
+    """The headers that let a page read the answer; empty if no origins are allowed.
 
     Args:
-      preflight: the request is OPTIONS, and asks beforehand what a request may be.
+      preflight: the request is OPTIONS, to learn which requests are allowed.
     """
     if not allowed:
         return {}

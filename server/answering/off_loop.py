@@ -1,7 +1,7 @@
-"""Work whose length a client decides, done where it cannot hold up the event loop, for clients in turn.
+"""Runs work that a client can make long in threads, so that it does not block the event loop.
 
-Knows neither text nor HTTP. The one idea: a client that brings much of it waits for itself, and nobody else
-does; threads are shared out as the engines' slots are (`fair_queue.py`).
+Contains neither text nor HTTP. Threads are shared fairly between clients, like the engines' slots
+(`fair_queue.py`): a client with much work delays only itself.
 """
 
 import asyncio
@@ -17,17 +17,17 @@ from ..errors import RenderingOverloaded
 from ..text.rendering import PROCESSES
 
 _INLINE = 4096
-"""Characters that are worked on at once: handing them over would take longer."""
+"""The most characters that are processed on the event loop: a thread would take longer."""
 _THREADS = 2
 _LONGEST_TURN = 10.0
-"""Seconds that a conversation waits to be rendered."""
+"""The longest time, in seconds, that a conversation waits to be rendered."""
 
 _Result = TypeVar("_Result")
 
 
 @dataclass(eq=False, slots=True)
 class _Turn:
-    """A piece of work that waits for a thread; all cost the same."""
+    """A task that waits for a thread; all cost the same."""
 
     client: str
     arrival: int
@@ -37,7 +37,7 @@ class _Turn:
 
 
 class FairPool:
-    """Threads that clients are given in turn. To be used on one event loop."""
+    """A thread pool that serves clients in turn. Use it on one event loop."""
 
     def __init__(self, threads: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
@@ -48,10 +48,10 @@ class FairPool:
     async def run(
         self, client: str, function: Callable[[], _Result], longest: float | None = None
     ) -> _Result:
-        """`function()` in a thread, when it is the client's turn.
+        """Runs `function()` in a thread when it is the client's turn.
 
         Raises:
-          RenderingOverloaded: that does not come within `longest` seconds.
+          RenderingOverloaded: no thread became free within `longest` seconds.
         """
         loop = asyncio.get_running_loop()
         turn = _Turn(client, next(self._arrivals), loop.create_future())
@@ -71,7 +71,7 @@ class FairPool:
         return await asyncio.wrap_future(work)
 
     def close(self) -> None:
-        """Takes nothing more, and drops what has not begun."""
+        """Accepts nothing more, and drops tasks that have not started."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _begin(self) -> None:
@@ -82,7 +82,7 @@ class FairPool:
             turn.begun.set_result(None)
 
     def _leave(self, turn: _Turn) -> None:
-        """Who asked has left before the work was handed over."""
+        """Removes a task that was cancelled before it started."""
         if turn.begun.done():
             self._release(turn.client)
         else:
@@ -99,38 +99,38 @@ class FairPool:
 
 
 class OffLoop:
-    """The threads for parsing and encoding, and those for rendering, which wait for other processes."""
+    """The threads for parsing and encoding, and those for rendering, which wait for renderer processes."""
 
     def __init__(self) -> None:
         self.work = FairPool(_THREADS, "text")
         self.renders = FairPool(PROCESSES, "render")
 
     def of(self, client: str) -> "ClientWork":
-        """As one client uses them."""
+        """The threads as one client uses them."""
         return ClientWork(self, client)
 
     def close(self) -> None:
-        """Takes nothing more, and drops what has not begun."""
+        """Accepts nothing more, and drops tasks that have not started."""
         self.work.close()
         self.renders.close()
 
 
 class ClientWork:
-    """One client's way off the loop."""
+    """Runs one client's work off the event loop."""
 
     def __init__(self, off_loop: OffLoop, client: str) -> None:
         self._off_loop, self._client = off_loop, client
 
     async def run(self, size: int, function: Any, /, *arguments: Any, **options: Any) -> Any:
-        """`function(*arguments, **options)`, in another thread where `size` characters are many."""
+        """Runs `function(*arguments, **options)`, in another thread if `size`, in characters, is large."""
         if size <= _INLINE:
             return function(*arguments, **options)
         return await self._off_loop.work.run(self._client, lambda: function(*arguments, **options))
 
     async def render(self, function: Callable[..., _Result], /, *arguments: Any) -> _Result:
-        """`function(*arguments)`, which renders a conversation, in another thread whatever its size.
+        """Runs `function(*arguments)`, which renders a conversation, always in another thread.
 
         Raises:
-          RenderingOverloaded: its turn does not come soon enough.
+          RenderingOverloaded: no thread became free in time.
         """
         return await self._off_loop.renders.run(self._client, lambda: function(*arguments), _LONGEST_TURN)

@@ -1,7 +1,7 @@
-"""A checked call -> token ids that fit the context, and the sequences that the engine is asked for.
+"""A checked call -> token ids that fit the context, and the sequences for the engine.
 
-Rendering and encoding belong to the text model, sampling to the engine; here are the refusals in between,
-and what a silent request gets.
+The text model renders and encodes, the engine samples; this module holds the checks in between, and the
+defaults for parameters that a request leaves out.
 """
 
 from collections.abc import Sequence
@@ -32,10 +32,10 @@ Prompt = tuple[int, ...]
 async def encode_chat(
     text: TextModel, call: ChatCall, info: EngineInfo, off_loop: ClientWork, where: str
 ) -> Prompt:
-    """Renders and encodes the conversation, which is the parameter `where`, off the loop.
+    """Renders and encodes the conversation in the parameter `where`, off the event loop.
 
     Raises:
-      BadRequest: no chat template, a conversation that the template refuses, or more than the context holds.
+      BadRequest: no chat template, a conversation that the template refuses, or one longer than the context.
     """
     if not text.has_template:
         raise BadRequest(NO_TEMPLATE, where)
@@ -50,7 +50,7 @@ async def encode_prompts(
     """The ids of a completion's prompts; an empty one becomes the token that begins or ends a text.
 
     Raises:
-      BadRequest: an id that the model does not have, or more than the context holds.
+      BadRequest: an id outside the vocabulary, or a prompt longer than the context.
     """
     return await encode_texts(
         text,
@@ -73,10 +73,10 @@ async def encode_texts(
     room: int | None,
     special: bool = True,
 ) -> list[Prompt]:
-    """The ids of texts, each of which leaves `room` in the context; ids are taken as they are.
+    """The ids of texts, each of which leaves `room` tokens in the context; prompts of ids are unchanged.
 
     Raises:
-      BadRequest: as `encode_prompts`, naming the parameter `where`.
+      BadRequest: as in `encode_prompts`, for the parameter `where`.
     """
     prompts = []
     for raw in raws:
@@ -87,7 +87,7 @@ async def encode_texts(
 
 
 def _known_ids(text: TextModel, raw: RawPrompt, special: bool, vocabulary: int, where: str) -> Prompt:
-    """The ids of one text, all of which the model has. Raises BadRequest."""
+    """The ids of one text, all within the vocabulary. Raises BadRequest."""
     ids = text.encode(raw, add_special_tokens=special) if isinstance(raw, str) else raw
     wrong = next((token for token in ids if not 0 <= token < vocabulary), None)
     if wrong is not None:
@@ -102,11 +102,11 @@ def render(
     rendering: Rendering,
     where: str = "messages",
 ) -> Prompt:
-    """The ids of a conversation, with its tools in the template's words or in ours.
+    """The ids of a conversation, with its tools rendered by the template or as plain messages.
 
     Raises:
       BadRequest: an option that the template does not read, or messages that it refuses.
-      Overloaded: it is not rendered for too long.
+      Overloaded: rendering did not start in time.
     """
     for name in rendering.options:
         if name not in text.template_options:
@@ -130,7 +130,7 @@ def render(
 
 
 def check_length(prompt: int, most: int | None, info: EngineInfo, *, where: str) -> None:
-    """Raises BadRequest unless the prompt is short enough and fits the context with the `most` after it."""
+    """Raises BadRequest unless the prompt is short enough, and fits the context with `most` more tokens."""
     bound, limit = "model's maximum context", info.context
     if most is not None and prompt + most > limit:
         asked = (
@@ -153,7 +153,7 @@ def check_length(prompt: int, most: int | None, info: EngineInfo, *, where: str)
 def sampling_params(
     sampling: Sampling, text: TextModel, defaults: SamplingDefaults, grammar: str | None = None
 ) -> SamplingParams:
-    """What the engine is told; all choices of a call share it, and with it the seed."""
+    """The parameters for the engine; all choices of a call share them, including the seed."""
     ends = () if sampling.ignore_eos else text.eos_ids
     return SamplingParams(
         max_tokens=sampling.max_tokens or None,
@@ -175,7 +175,7 @@ def sampling_params(
 
 
 def limited(params: SamplingParams, most: int, prompt: int, info: EngineInfo) -> SamplingParams:
-    """With a limit of `most` tokens: fewer where the context has no room, more where `min_tokens` says so."""
+    """`params` with a limit of `most` tokens: fewer if the context is too short, more if `min_tokens` is."""
     room = info.context - prompt
     return replace(params, max_tokens=min(max(most, params.min_tokens), room))
 
@@ -183,8 +183,8 @@ def limited(params: SamplingParams, most: int, prompt: int, info: EngineInfo) ->
 def sequences(
     id: str, prompts: Sequence[Prompt], count: int, params: SamplingParams, cache_salt: str
 ) -> list[Request]:
-    """One engine request for each of `count` choices of each prompt: they differ by their number alone, and
-    the first of each prompt is the one that scores it, where it is to be scored."""
+    """One engine request for each of `count` choices of each prompt. They differ only by their number, and
+    the first one of each prompt returns the prompt's scores, if they are requested."""
     others = replace(params, prompt_logprobs=None)
     return [
         Request(
@@ -198,8 +198,8 @@ def sequences(
     ]
 
 
-def _first(said: _T | None, recommended: _T | None, default: _T) -> _T:
-    """What the request says, else what the model recommends, else OpenAI's default."""
-    if said is not None:
-        return said
+def _first(given: _T | None, recommended: _T | None, default: _T) -> _T:
+    """The value in the request, else the model's recommendation, else OpenAI's default."""
+    if given is not None:
+        return given
     return default if recommended is None else recommended

@@ -1,7 +1,7 @@
-"""What every route that generates does at its ends: a body becomes a checked call, sequences are admitted.
+"""Reads a request's body into a checked call, and submits the sequences of a call.
 
-Between the two each route has its own way of making a prompt. A call here is anything that names a model and
-the keys that meant nothing.
+Every route that generates text uses both; in between, each route makes its prompts in its own way. A call
+here is any object with a model's name and a list of unknown parameters.
 """
 
 import logging
@@ -42,10 +42,10 @@ Parse = Callable[[dict[str, Any], ServerSettings], _Read]
 
 
 async def read_body(request: ApiRequest, parse: Parse[_Read]) -> _Read:
-    """What a request's body says, off the event loop where it is long.
+    """The parsed body of a request; a long one is parsed off the event loop.
 
     Raises:
-      BadRequest: the first fault found. UnsupportedEncoding: it is compressed, or said to be.
+      BadRequest: the first error found. UnsupportedEncoding: it is compressed, or declared so.
     """
     request.watch_for_disconnect()
     for encoding in request.headers.getall("content-encoding", []):
@@ -64,7 +64,7 @@ async def read_call(request: ApiRequest, parse: Parse[CallT]) -> CallT:
     """The call in a request's body, for a model that is served here.
 
     Raises:
-      BadRequest: the first fault found. ModelNotFound: another model.
+      BadRequest: the first error found. ModelNotFound: another model.
     """
     context = request.app.ctx
     call = await read_body(request, parse)
@@ -82,11 +82,11 @@ def admit(
     *,
     per_prompt: int,
 ) -> Exchange:
-    """Hands all sequences of a call to the engine, or none; `per_prompt` of them have each prompt.
+    """Submits all sequences of a call to the engine, or none; each prompt has `per_prompt` of them.
 
     Raises:
-      InvalidRequest: the engine would refuse what they have in common, or they are more than the queue ever
-        holds. NotReady, Overloaded: it takes none now.
+      InvalidRequest: the engine would refuse their parameters, or they are more than the queue can hold.
+      NotReady, Overloaded: the engine accepts none now.
     """
     context = request.app.ctx
     check_params(requests[0].params, context.engine_info().vocabulary)
@@ -99,7 +99,7 @@ def admit(
 
 
 def note_unknown(context: AppContext, names: tuple[str, ...]) -> None:
-    """Counts unknown parameters, and logs each name the first time it is met."""
+    """Counts unknown parameters, and logs each name once."""
     context.metrics.unknown.inc(len(names))
     for name in names:
         short = name[:64]
@@ -109,7 +109,7 @@ def note_unknown(context: AppContext, names: tuple[str, ...]) -> None:
 
 
 def open_record(request: ApiRequest, prompt_tokens: int) -> CallRecord:
-    """The account of a call that is admitted now."""
+    """The record of a call that is submitted now."""
     context = request.app.ctx
     return CallRecord(
         context.metrics,
@@ -121,7 +121,7 @@ def open_record(request: ApiRequest, prompt_tokens: int) -> CallRecord:
 
 
 def _log_id(request: ApiRequest) -> str:
-    """Our id of the request, the id of its key, and the client's own id where it is harmless."""
+    """The server's id of the request, the id of its key, and the client's own id if it is safe to log."""
     ours = f"{request.reference} key={request.key_id}" if request.key_id else request.reference
     theirs = request.headers.getone("x-client-request-id", "")
     if 0 < len(theirs) <= 64 and theirs.isascii() and theirs.replace("-", "").replace("_", "").isalnum():

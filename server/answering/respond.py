@@ -1,7 +1,7 @@
-"""One admitted call, whatever protocol it speaks: heard, answered as a stream or in one piece, accounted for.
+"""Answers one submitted call of any protocol, as a stream or in one piece, and records its metrics.
 
-A `Reply` knows what its protocol's answers look like; this module sees to it that whatever ends a call (an
-answer, a disconnect, a timeout, a defect) also ends the sequences in the engine. The one idea: a whole reply
+A `Reply` defines the format of its protocol's answers. This module ensures that the end of a call, for any
+reason (an answer, a disconnect, a timeout, a defect), also aborts its sequences in the engine. A whole reply
 folds the same deltas that a stream sends.
 """
 
@@ -21,47 +21,47 @@ from ..text.generation import Generation
 from .context import ApiRequest
 
 KEEP_ALIVE_SECONDS = 15.0
-"""The longest silence in a stream: load balancers give up on a connection after 60 s without a byte."""
+"""The longest silence in a stream: load balancers close a connection after 60 s without a byte."""
 
 _JSON_OF_TOKEN = 16
-"""Characters of an answer for each token of it; some have many more, with log-probabilities."""
+"""The assumed characters of an answer for each token; with log-probabilities there are many more."""
 _STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 class Reply(Protocol):
-    """The shapes of one answer in one protocol."""
+    """The format of one answer in one protocol."""
 
     def opening(self) -> Iterable[bytes]:
-        """What a stream sends before the model has said anything."""
+        """The first events of a stream, before any output of the model."""
         ...
 
     def events(self, delta: Delta, usage: Callable[[], Usage]) -> Iterable[bytes]:
-        """What a stream sends for a delta; `usage` counts the tokens so far, where they are told."""
+        """The events for a delta; `usage` returns the token counts so far, for protocols that send them."""
         ...
 
     def closing(self, usage: Usage) -> Iterable[bytes]:
-        """What it sends when all choices have ended."""
+        """The events after all choices have ended."""
         ...
 
     def failure(self, error: ApiError) -> Iterable[bytes]:
-        """What it sends when it breaks off."""
+        """The events for an error that ends the stream."""
         ...
 
     def fold(self, delta: Delta) -> None:
-        """Takes a delta into the reply in one piece."""
+        """Adds a delta to the whole reply."""
         ...
 
     def whole(self, usage: Usage) -> Any:
-        """That reply, as JSON."""
+        """The whole reply, as JSON."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One admitted call: what is heard, and who shapes the answer.
+    """One submitted call: its deltas, and the format of its answer.
 
     Attributes:
-      prompt_tokens: each prompt counted once. per_prompt: how many choices each prompt has.
+      prompt_tokens: each prompt counted once. per_prompt: the number of choices for each prompt.
     """
 
     prompt_tokens: int
@@ -72,7 +72,7 @@ class Exchange:
     record: CallRecord
 
     async def deltas(self) -> AsyncIterator[Delta | None]:
-        """What the choices say, kept account of."""
+        """The deltas of all choices; records them in the metrics."""
         async for delta in deltas(self.generation, self.choices, KEEP_ALIVE_SECONDS):
             if isinstance(delta, Start):
                 self.record.heard()
@@ -81,12 +81,12 @@ class Exchange:
             yield delta
 
     def usage(self) -> Usage:
-        """The tokens so far."""
+        """The token counts so far."""
         cached = sum(choice.cached_tokens for choice in self.choices[:: self.per_prompt])
         return Usage(self.prompt_tokens, sum(self.completion_tokens()), cached)
 
     def completion_tokens(self) -> list[int]:
-        """Of each choice."""
+        """The tokens of each choice."""
         return [choice.tokens for choice in self.choices]
 
 
@@ -94,7 +94,7 @@ class Exchange:
 def accounted(
     request: ApiRequest, record: CallRecord, completion_tokens: Callable[[], list[int]]
 ) -> Iterator[None]:
-    """Closes a call's account at the end of the block, with what ended the call early if anything did."""
+    """Closes a call's record at the end of the block, with the error that ended the call early, if any."""
     try:
         yield
     except BaseException as error:
@@ -107,7 +107,7 @@ def accounted(
 async def answer(
     request: ApiRequest, exchange: Exchange, *, stream: bool, headers: Mapping[str, str] | None = None
 ) -> HTTPResponse | None:
-    """Answers, with further headers if there are any, and leaves nothing running, however it ends."""
+    """Answers the call, with additional headers, and always aborts sequences that still run."""
     with accounted(request, exchange.record, exchange.completion_tokens):
         try:
             if stream:
@@ -120,7 +120,7 @@ async def answer(
 
 
 async def _fold(request: ApiRequest, exchange: Exchange) -> bytes:
-    """The stream, folded into one object: its JSON, made off the event loop where it is long."""
+    """The JSON of the whole reply, folded from the stream; a long one is encoded off the event loop."""
     async for delta in exchange.deltas():
         if delta is not None:
             exchange.reply.fold(delta)
@@ -130,7 +130,7 @@ async def _fold(request: ApiRequest, exchange: Exchange) -> bytes:
 
 
 async def _stream(request: ApiRequest, exchange: Exchange, headers: Mapping[str, str]) -> None:
-    """Sends the stream, to its end or to the error that ends it early."""
+    """Sends the stream until its end, or until an error ends it early."""
     headers = {**_STREAM_HEADERS, **headers}
     response = HTTPResponse(headers=headers, content_type="text/event-stream; charset=utf-8")
     await request.respond(response)
@@ -144,7 +144,7 @@ async def _stream(request: ApiRequest, exchange: Exchange, headers: Mapping[str,
                 await response.send(event)
         last = list(reply.closing(exchange.usage()))
     except Exception as error:
-        # The status is long sent: all that is left is to say so in the stream, and to close.
+        # The status has been sent already: send an error event in the stream, and close the connection.
         request.end_early(error)
         request.close_afterwards()
         last = list(reply.failure(as_api_error(error)))

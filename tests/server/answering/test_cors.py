@@ -121,7 +121,7 @@ def test_origins(text):
     "text", ["", "a.example", "https://a.example/", "https://*.a.example", "null", "https://"]
 )
 def test_what_is_no_origin_is_refused(text):
-    with pytest.raises(ConfigError, match="is no origin"):
+    with pytest.raises(ConfigError, match="is not an origin"):
         parse_origin(text)
 
 
