@@ -1,6 +1,6 @@
-"""POST /v1/chat/completions: the way of a request, from its body to the last byte of its answer.
+"""POST /v1/chat/completions: calls each step of a request in order, from its body to its answer.
 
-Each station is a module of its own; this one only walks past them.
+Each step is implemented in its own module.
 """
 
 from sanic import Blueprint, HTTPResponse

@@ -1,4 +1,4 @@
-"""POST /v1/completions: texts continued as they stand, for clients of the older protocol."""
+"""POST /v1/completions: continues raw texts, for clients of the older protocol."""
 
 from dataclasses import replace
 
@@ -58,7 +58,7 @@ async def create_completion(request: ApiRequest) -> HTTPResponse | None:
 def _check_possible(call: CompletionCall, info: EngineInfo) -> None:
     check_token_ids(call.sampling, info.vocabulary)
     if call.scores_prompt and not info.scores:
-        message = "This server is deterministic and scores no prompts: 'echo' excludes 'logprobs' here."
+        message = "A deterministic server does not score prompts: 'echo' excludes 'logprobs'."
         raise BadRequest(message, "echo", "unsupported_value")
 
 
@@ -80,7 +80,7 @@ def _requests(
     info: EngineInfo,
     silent: int,
 ) -> list[Request]:
-    """The sequences; a request that names no limit gets `silent` tokens, or as many as there is room for."""
+    """The sequences; a request without a limit gets `silent` tokens, or as many as there is room for."""
     requests = sequences(id, prompts, call.best_of, params, salt)
     if params.max_tokens is not None:
         return requests

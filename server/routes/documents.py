@@ -1,4 +1,4 @@
-"""GET /openapi.json and /docs: the API described, for programs and for people. It loads nothing."""
+"""GET /openapi.json and /docs: the description of the API, for programs and for people."""
 
 import re
 from dataclasses import replace
@@ -37,7 +37,7 @@ async def openapi(request: ApiRequest) -> HTTPResponse:
 
 @blueprint.route("/docs", methods=["GET", "HEAD"])
 async def docs(request: ApiRequest) -> HTTPResponse:
-    """The same as a page, without a script."""
+    """The OpenAPI document as an HTML page without scripts."""
     found = _document(request)
     rows = [
         _operation(method, path, operation)
@@ -47,8 +47,8 @@ async def docs(request: ApiRequest) -> HTTPResponse:
     title = f"Distaff {escape(found['info']['version'])}"
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-        f'<h1>{title}</h1><p>This page as data: <a href="/openapi.json">/openapi.json</a>. What becomes of '
-        f'every parameter: <a href="/v1/capabilities">/v1/capabilities</a>.</p>{"".join(rows)}</html>'
+        f'<h1>{title}</h1><p>This page as data: <a href="/openapi.json">/openapi.json</a>. Support for '
+        f'each parameter: <a href="/v1/capabilities">/v1/capabilities</a>.</p>{"".join(rows)}</html>'
     )
     return HTTPResponse(page, headers=_POLICY, content_type="text/html; charset=utf-8")
 
@@ -59,7 +59,7 @@ def _document(request: ApiRequest) -> dict[str, Any]:
 
 
 def _limits(context: AppContext) -> Limits:
-    """This server's; those of the model, too, once it is loaded."""
+    """The limits of this server, and those of the model once it is loaded."""
     settings, info, text = context.settings, context.engine.info, context.served.text
     limits = Limits(
         most_choices=settings.most_choices,
@@ -71,7 +71,7 @@ def _limits(context: AppContext) -> Limits:
 
 
 def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
-    """One operation; its parameters, if it has any, are folded away."""
+    """One operation; its parameters, if it has any, are collapsed."""
     head = f'<span class="method">{method.upper()}</span> <code>{escape(path)}</code>'
     head += f" &ndash; {_prose(operation['summary'])}"
     body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
@@ -90,7 +90,7 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
 
 
 def _refused(schema: dict[str, Any]) -> bool:
-    """Whether it is a parameter's that is refused but for the values named."""
+    """Whether a parameter is refused, except for the listed values."""
     return "enum" in schema and "type" not in schema
 
 
@@ -100,13 +100,13 @@ def _row(name: str, schema: dict[str, Any]) -> str:
 
 
 def _types(schema: dict[str, Any]) -> list[str]:
-    """What a value may be, null aside."""
-    said = schema.get("type", [])
-    found = [said] if isinstance(said, str) else list(said)
+    """The types of a value, without null."""
+    declared = schema.get("type", [])
+    found = [declared] if isinstance(declared, str) else list(declared)
     found += [kind for each in schema.get("anyOf", []) for kind in _types(each)]
     return [kind for kind in dict.fromkeys(found) if kind != "null"]
 
 
 def _prose(text: str) -> str:
-    """Text in which backquotes mark code."""
+    """Text as HTML; backquotes mark code."""
     return re.sub("`([^`]*)`", r"<code>\1</code>", escape(text))

@@ -1,4 +1,4 @@
-"""POST /v1/embeddings: the mean of a text's final hidden states, where the server is told to give it."""
+"""POST /v1/embeddings: the mean of a text's final hidden states; enabled by --embeddings."""
 
 from sanic import Blueprint, HTTPResponse
 from sanic.exceptions import NotFound
@@ -19,7 +19,7 @@ from ..text.generation import Generation
 blueprint = Blueprint("embeddings")
 
 _TOGETHER = 16
-"""Texts of one request that are in the engine at the same time: others want to be served too."""
+"""The most texts of one request that are in the engine at the same time, to leave room for other clients."""
 _SILENCE = 3600.0
 
 Vector = tuple[float, ...]
@@ -34,7 +34,7 @@ async def create_embeddings(request: ApiRequest) -> HTTPResponse:
     call = await read_call(request, lambda body, s: parse_embedding(body, strict=s.strict))
     info, text = context.engine_info(), context.served.ready()
     if not info.scores:
-        raise BadRequest("This server is deterministic and embeds nothing.", "model", "unsupported_value")
+        raise BadRequest("A deterministic server does not support embeddings.", "model", "unsupported_value")
     prompts = await encode_texts(text, call.inputs, info, request.off_loop, where="input", room=1)
     params = SamplingParams(max_tokens=1, temperature=0.0, pool_prompt=True)
     id = fresh_id("embd-")
@@ -54,7 +54,7 @@ async def create_embeddings(request: ApiRequest) -> HTTPResponse:
 
 
 async def _all_pooled(request: ApiRequest, requests: list[Request]) -> list[Vector]:
-    """The vectors of all texts, some at a time."""
+    """The vectors of all texts, in groups."""
     pooled: list[Vector] = []
     context = request.app.ctx
     together = min(_TOGETHER, most_together(context.settings.max_concurrent, context.engine))
@@ -64,15 +64,15 @@ async def _all_pooled(request: ApiRequest, requests: list[Request]) -> list[Vect
 
 
 async def _pooled(request: ApiRequest, requests: list[Request]) -> list[Vector]:
-    """The vectors of some texts, in their order; leaves nothing running, however it ends."""
+    """The vectors of some texts, in order; always aborts sequences that still run."""
     found: dict[int, Vector] = {}
     generation = Generation(request.app.ctx.engine, requests, request.connection.cut_off)
     try:
         while len(found) < len(requests):
-            heard = await generation.next(_SILENCE)
-            if heard is None:
-                raise EngineFailed("the engine is silent")
-            index, event = heard
+            received = await generation.next(_SILENCE)
+            if received is None:
+                raise EngineFailed("the engine does not respond")
+            index, event = received
             if event.finish == "error":
                 raise RequestFailed(event.error or "the engine failed the request")
             if event.pooled is not None:

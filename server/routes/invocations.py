@@ -1,6 +1,6 @@
-"""POST /invocations: one door for three protocols, as TGI has it for Amazon SageMaker, which knows no other.
+"""POST /invocations: one route for three protocols, as in TGI, for Amazon SageMaker, which calls no other.
 
-Does nothing of its own: the keys of a body say whose route answers.
+The keys of a body decide which of the other routes answers.
 """
 
 from typing import cast
@@ -15,17 +15,17 @@ from .tgi import Handler, compat_generate, in_tgis_words
 
 blueprint = Blueprint("invocations")
 
-_ANSWERED_BY = cast(  # Sanic's decorators return the handler; their types say otherwise
+_ANSWERED_BY = cast(  # Sanic's decorators return the handler, but are not typed so
     dict[str, Handler],
     {"inputs": compat_generate, "messages": create_chat_completion, "prompt": create_completion},
 )
-"""By the key that a body has; the first that is found counts."""
+"""The handler for each key of a body; the first key that is found counts."""
 
 
 @blueprint.post("/invocations")
 @in_tgis_words
 async def invocations(request: ApiRequest) -> HTTPResponse | None:
-    """TGI's root, a chat completion or a completion. Errors are TGI's, whichever it is."""
+    """TGI's root, a chat completion or a completion. Errors always have TGI's format."""
     key = await read_body(
         request, lambda body, settings: next((k for k in _ANSWERED_BY if k in body), "inputs")
     )

@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/capabilities: what is served here, under which names, and what can be asked."""
+"""GET /v1/models and /v1/capabilities: the served model, its names, and the supported parameters."""
 
 from typing import Any
 from urllib.parse import unquote
@@ -20,7 +20,7 @@ async def list_models(request: ApiRequest) -> HTTPResponse:
 
 @blueprint.route("/v1/models/<name:path>", methods=["GET", "HEAD"])
 async def retrieve_model(request: ApiRequest, name: str) -> HTTPResponse:
-    """One model; its id may contain slashes, escaped or not. Nothing behind the slash asks for the list."""
+    """One model; its id may contain slashes, escaped or not. An empty id returns the list."""
     context = request.app.ctx
     name = unquote(name).removesuffix("/")
     if not name:
@@ -30,8 +30,8 @@ async def retrieve_model(request: ApiRequest, name: str) -> HTTPResponse:
 
 
 @blueprint.route("/v1/capabilities", methods=["GET", "HEAD"])
-async def tell_capabilities(request: ApiRequest) -> HTTPResponse:
-    """What becomes of every parameter, and what this model can do."""
+async def list_capabilities(request: ApiRequest) -> HTTPResponse:
+    """How each parameter is supported, and the features of this model."""
     context = request.app.ctx
     info = context.engine_info()
     body = {

@@ -1,4 +1,4 @@
-"""What operators and their machines ask: is it alive, does it take requests, how is it doing."""
+"""Routes for operators and their tools: health, readiness, metrics and profiles."""
 
 from sanic import Blueprint, HTTPResponse
 
@@ -8,21 +8,21 @@ from ..errors import ApiError, Unavailable
 from ..metrics import CONTENT_TYPE
 
 LONGEST_SILENCE = 10.0
-"""Seconds without a sign of life from the engine after which this server calls itself sick."""
+"""The longest time, in seconds, without a heartbeat from the engine while this server reports healthy."""
 
 blueprint = Blueprint("operations")
 
 
 @blueprint.route("/health", methods=["GET", "HEAD"])
 async def health(request: ApiRequest) -> HTTPResponse:
-    """200 from the first moment, before the model is loaded, unless the engine has fallen silent; or as
-    `/ready`, where the operator wants that."""
+    """200 from the start, before the model is loaded, unless the engine has stopped sending heartbeats; with
+    --health-when-ready the same as `/ready`."""
     return _healthy(request.app.ctx)
 
 
 @blueprint.route("/ping", methods=["GET", "HEAD"])
 async def ping(request: ApiRequest) -> HTTPResponse:
-    """As `/health`: its name in TGI and SageMaker."""
+    """The same as `/health`, under the name of TGI and SageMaker."""
     return _healthy(request.app.ctx)
 
 
@@ -30,13 +30,13 @@ def _healthy(context: AppContext) -> HTTPResponse:
     if context.settings.health_when_ready:
         return _ready(context)
     if context.engine.heartbeat_age > LONGEST_SILENCE:
-        raise Unavailable("The engine has not been heard of for some time.", retry_after=10)
+        raise Unavailable("The engine has not sent a heartbeat for some time.", retry_after=10)
     return HTTPResponse(to_json({"status": "ok"}), content_type="application/json")
 
 
 @blueprint.route("/ready", methods=["GET", "HEAD"])
 async def ready(request: ApiRequest) -> HTTPResponse:
-    """200 only while a completion would be admitted; says how many engines of how many take requests."""
+    """200 only while completions are accepted; the message contains how many of the engines are ready."""
     return _ready(request.app.ctx)
 
 
@@ -48,7 +48,7 @@ def _ready(context: AppContext) -> HTTPResponse:
     ready = sum(engine.state == "ready" for engine in replicas) if state == "ready" else 0
     if not ready:
         raise Unavailable(
-            f"Not ready: the engine is {state}; {ready} of {len(replicas)} replicas take requests.",
+            f"Not ready: the engine is {state}; {ready} of {len(replicas)} replicas accept requests.",
             retry_after=5,
         )
     body = {"status": "ready", "ready": ready, "replicas": len(replicas)}
@@ -57,20 +57,20 @@ def _ready(context: AppContext) -> HTTPResponse:
 
 @blueprint.post("/start_profile")
 async def start_profile(request: ApiRequest) -> HTTPResponse:
-    """Has the engine record what it and its device do, until it is told to stop."""
+    """Starts a profile of the engine and its device, which runs until `/stop_profile`."""
     return _profile(request, True)
 
 
 @blueprint.post("/stop_profile")
 async def stop_profile(request: ApiRequest) -> HTTPResponse:
-    """Has the engine write what it has recorded."""
+    """Stops the profile and writes it."""
     return _profile(request, False)
 
 
 def _profile(request: ApiRequest, on: bool) -> HTTPResponse:
     context = request.app.ctx
     if not context.settings.profiles:
-        raise ApiError(404, "No profiles are made here: the server was started without --profile.")
+        raise ApiError(404, "Profiling is off: the server was started without --profile.")
     context.engine_info()
     context.engine.profile(on)
     return HTTPResponse(to_json({"profiling": on}), content_type="application/json")
@@ -78,6 +78,6 @@ def _profile(request: ApiRequest, on: bool) -> HTTPResponse:
 
 @blueprint.route("/metrics", methods=["GET", "HEAD"])
 async def metrics(request: ApiRequest) -> HTTPResponse:
-    """Prometheus's text format."""
+    """The metrics in Prometheus's text format."""
     context = request.app.ctx
     return HTTPResponse(context.metrics.render(), content_type=CONTENT_TYPE)

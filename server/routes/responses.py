@@ -1,4 +1,4 @@
-"""POST /v1/responses: OpenAI's newer way to ask for an answer, stateless here."""
+"""POST /v1/responses: OpenAI's newer API for replies, without stored state."""
 
 from sanic import Blueprint, HTTPResponse
 

@@ -1,6 +1,6 @@
-"""TGI's own routes: /generate, /generate_stream, their common root, /info. Errors are TGI's, too.
+"""TGI's own routes: /generate, /generate_stream, their common root, /info. Errors have TGI's format, too.
 
-A text is continued as it stands, as `/v1/completions` does; there are no conversations here.
+Raw texts are continued, as by `/v1/completions`; there are no conversations here.
 """
 
 import time
@@ -37,7 +37,7 @@ Handler = Callable[[ApiRequest], Coroutine[Any, Any, HTTPResponse | None]]
 
 
 def in_tgis_words(handler: Handler) -> Handler:
-    """Answers errors as TGI does."""
+    """Answers errors in TGI's format."""
 
     @wraps(handler)
     async def answered(request: ApiRequest) -> HTTPResponse | None:
@@ -62,21 +62,21 @@ async def generate(request: ApiRequest) -> HTTPResponse | None:
 @blueprint.post("/generate_stream")
 @in_tgis_words
 async def generate_stream(request: ApiRequest) -> HTTPResponse | None:
-    """One answer, an event a token."""
+    """One answer, with an event for each token."""
     return await _generate(request, stream=True)
 
 
 @blueprint.post("/")
 @in_tgis_words
 async def compat_generate(request: ApiRequest) -> HTTPResponse | None:
-    """Either, by `stream`; an object comes in a list."""
+    """Either of the two, by `stream`; an object is returned in a list."""
     return await _generate(request, stream=None)
 
 
 @blueprint.route("/info", methods=["GET", "HEAD"])
 @in_tgis_words
 async def info(request: ApiRequest) -> HTTPResponse:
-    """What is served, and its limits, in TGI's keys."""
+    """The served model and its limits, under TGI's keys."""
     context = request.app.ctx
     found = context.engine_info()
     body = {
@@ -97,7 +97,7 @@ async def info(request: ApiRequest) -> HTTPResponse:
 
 
 async def _generate(request: ApiRequest, *, stream: bool | None) -> HTTPResponse | None:
-    """`stream` None leaves it to the body, as TGI's root does."""
+    """Answers a call; with `stream` None the body decides, as for TGI's root."""
     context = request.app.ctx
     call = await read_body(
         request, lambda body, s: parse_generate(body, most_choices=s.most_choices, stream=stream)
@@ -125,15 +125,15 @@ async def _generate(request: ApiRequest, *, stream: bool | None) -> HTTPResponse
 
 
 def _encoded(text: TextModel, call: GenerateCall) -> Prompt:
-    """The prompt's ids, or the last of them."""
+    """The prompt's ids, truncated from the left if requested."""
     ids = tuple(text.encode(call.inputs))
     return ids[-(call.truncate or len(ids)) :]
 
 
 def _most_tokens(call: GenerateCall, prompt: int, info: EngineInfo) -> int:
-    """How many may follow; raises BadRequest where they do not fit."""
+    """The most tokens to generate; raises BadRequest if they do not fit."""
     wanted, context = call.sampling.max_tokens, info.context
-    if prompt > info.longest_prompt:  # TGI says "less than", and takes as many
+    if prompt > info.longest_prompt:  # TGI's message says "less than", but it accepts this many
         raise BadRequest(f"`inputs` must have less than {info.longest_prompt} tokens. Given: {prompt}")
     if wanted is not None and prompt + wanted > context:
         raise BadRequest(

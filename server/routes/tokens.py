@@ -1,6 +1,6 @@
-"""Text to ids and back, for clients that count: in the shapes of vLLM, llama.cpp and TGI, told apart by key.
+"""Text to ids and back, for clients that count tokens: the formats of vLLM, llama.cpp and TGI, chosen by key.
 
-A conversation is rendered as a chat completion would render it.
+A conversation is rendered in the same way as for a chat completion.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ _KEYS = ("prompt", "messages", "content", "inputs")
 
 @blueprint.post("/tokenize")
 async def tokenize(request: ApiRequest) -> HTTPResponse:
-    """`prompt` or `messages` as vLLM has it, `content` as llama.cpp, `inputs` as TGI."""
+    """The tokens of `prompt` or `messages` (vLLM), `content` (llama.cpp) or `inputs` (TGI)."""
     context = request.app.ctx
     text, fields = context.served.ready(), await _fields(request, TOKENIZE)
     key = _text_key(fields)
@@ -48,7 +48,7 @@ async def tokenize(request: ApiRequest) -> HTTPResponse:
 
 @blueprint.post("/chat_tokenize")
 async def chat_tokenize(request: ApiRequest) -> HTTPResponse:
-    """TGI's: a conversation's tokens, and the text that the template made of it."""
+    """TGI's route: a conversation's tokens and its text as rendered by the template."""
     context = request.app.ctx
     text, fields = context.served.ready(), await _fields(request, CHAT_TOKENIZE)
     fields.require("messages")
@@ -57,7 +57,7 @@ async def chat_tokenize(request: ApiRequest) -> HTTPResponse:
 
 @blueprint.post("/detokenize")
 async def detokenize(request: ApiRequest) -> HTTPResponse:
-    """The text of `tokens`, special ones skipped; under vLLM's key and llama.cpp's."""
+    """The text of `tokens` without special ones; under vLLM's key and llama.cpp's."""
     context = request.app.ctx
     fields = await _fields(request, DETOKENIZE)
     fields.require("tokens")
@@ -71,7 +71,7 @@ async def detokenize(request: ApiRequest) -> HTTPResponse:
 
 @blueprint.route("/tokenizer_info", methods=["GET", "HEAD"])
 async def tokenizer_info(request: ApiRequest) -> HTTPResponse:
-    """vLLM's: what a client needs that renders conversations itself, and has them tokenized here."""
+    """vLLM's route: the data for clients that render conversations themselves and tokenize them here."""
     context = request.app.ctx
     text = context.served.ready()
     return _json(
@@ -89,12 +89,12 @@ async def tokenizer_info(request: ApiRequest) -> HTTPResponse:
 
 @blueprint.route("/version", methods=["GET", "HEAD"])
 async def version(request: ApiRequest) -> HTTPResponse:
-    """Of this server."""
+    """The version of this server."""
     return _json({"version": own_version()})
 
 
 async def _fields(request: ApiRequest, parameters: Parameters) -> Described:
-    """A body's fields, of which each fits its kind. Raises BadRequest, ModelNotFound."""
+    """A body's fields, each checked for its type. Raises BadRequest, ModelNotFound."""
 
     def read(body: dict[str, Any], settings: ServerSettings) -> Described:
         fields = parameters.fields(body, Limits(strict=settings.strict))
@@ -113,7 +113,7 @@ async def _fields(request: ApiRequest, parameters: Parameters) -> Described:
 
 
 def _tokenized(key: str, ids: Sequence[int], text: TextModel, most: int, fields: Described) -> HTTPResponse:
-    """The ids in the shape of the protocol that has this key."""
+    """The ids in the format of the protocol that uses this key."""
     if key == "content":
         return _json({"tokens": _pieces(ids, text) if fields.get("with_pieces") else list(ids)})
     if key == "inputs":
@@ -122,12 +122,12 @@ def _tokenized(key: str, ids: Sequence[int], text: TextModel, most: int, fields:
 
 
 def _chat_tokenized(text: TextModel, fields: Described) -> HTTPResponse:
-    told = _tgi(list(_rendered(text, fields)), SpecialsShown(text))
-    return _json({"tokenize_response": told, "templated_text": "".join(token["text"] for token in told)})
+    tokens = _tgi(list(_rendered(text, fields)), SpecialsShown(text))
+    return _json({"tokenize_response": tokens, "templated_text": "".join(token["text"] for token in tokens)})
 
 
 def _text_key(fields: Described) -> str:
-    """Which of the keys that hold a text a body has."""
+    """The key under which a body holds its text."""
     found = [key for key in _KEYS if fields.get(key) is not None]
     if not found:
         raise missing("prompt")
@@ -137,10 +137,10 @@ def _text_key(fields: Described) -> str:
 
 
 def _special(fields: Described, key: str) -> bool:
-    """Whether a text gets the model's first token: under vLLM's name, llama.cpp's, or as each is silent."""
-    said = fields.get("add_special_tokens")
-    said = fields.get("add_special") if said is None else said
-    return key != "content" if said is None else said
+    """Whether to add the model's first token: vLLM's parameter, llama.cpp's, or the default of each."""
+    add = fields.get("add_special_tokens")
+    add = fields.get("add_special") if add is None else add
+    return key != "content" if add is None else add
 
 
 def _rendered(text: TextModel, fields: Described) -> Sequence[int]:
@@ -152,18 +152,18 @@ def _rendered(text: TextModel, fields: Described) -> Sequence[int]:
 
 
 def _vllm(ids: list[int], text: TextModel, context: int, fields: Described) -> dict[str, Any]:
-    """The count, the ids, and their names where they are wanted."""
+    """The count, the ids, and the tokens' names if they are requested."""
     names = [text.token_name(token) for token in ids] if fields.get("return_token_strs") else None
     return {"count": len(ids), "max_model_len": context, "tokens": ids, "token_strs": names}
 
 
 def _pieces(ids: Sequence[int], text: TextModel) -> list[dict[str, Any]]:
-    """llama.cpp's: each token with its text, or with its bytes where they are no text."""
+    """llama.cpp's format: each token with its text, or with its bytes if they are not valid text."""
     return [{"id": token, "piece": _piece(text.token_bytes(token), text.token_name(token))} for token in ids]
 
 
 def _piece(data: bytes | None, name: str) -> str | list[int]:
-    """A special token has no bytes, but a name."""
+    """The text or bytes of a token; the name of a special token, which has no bytes."""
     if data is None:
         return name
     try:
@@ -173,13 +173,13 @@ def _piece(data: bytes | None, name: str) -> str | list[int]:
 
 
 def _tgi(ids: list[int], text: TokenTexts) -> list[dict[str, Any]]:
-    """Each token with the characters that it covers."""
-    decoder, told, place = text.detokenizer(), [], 0
+    """TGI's format: each token with the range of characters that it covers."""
+    decoder, tokens, place = text.detokenizer(), [], 0
     for token in ids:
-        said = decoder.push(token)
-        told.append({"id": token, "text": said, "start": place, "stop": place + len(said)})
-        place += len(said)
-    return told
+        piece = decoder.push(token)
+        tokens.append({"id": token, "text": piece, "start": place, "stop": place + len(piece)})
+        place += len(piece)
+    return tokens
 
 
 def _json(body: Any) -> HTTPResponse:

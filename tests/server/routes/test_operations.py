@@ -50,12 +50,12 @@ def test_one_ready_engine_of_several_is_enough(make_server, monkeypatch, path):
         assert (reply.status_code, reply.json()) == (200, {"status": "ready", "ready": ready, "replicas": 3})
     server.engine.state = "loading"
     assert (
-        "engine is loading; 0 of 3 replicas take" in httpx.get(server.url + path).json()["error"]["message"]
+        "engine is loading; 0 of 3 replicas accept" in httpx.get(server.url + path).json()["error"]["message"]
     )
     server.engine.state, server.served.text = "ready", None
     reply = httpx.get(server.url + path)
     assert (reply.status_code, RETRY.fullmatch(reply.headers["retry-after"]) is not None) == (503, True)
-    assert "engine is loading; 0 of 3 replicas take" in reply.json()["error"]["message"]
+    assert "engine is loading; 0 of 3 replicas accept" in reply.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("state", ["starting", "loading", "restarting", "draining", "stopped"])
