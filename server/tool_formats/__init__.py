@@ -1,5 +1,5 @@
-"""How models write calls of tools: texts to calls, tools to grammars, and tools told to models without a word
-for them. Knows text and JSON; neither requests nor tokens.
+"""The formats of tool calls: parsers from text to calls, grammars from tools, and tools as plain messages for
+templates without tool support. Handles text and JSON; neither requests nor tokens.
 """
 
 from .formats import FORMATS, ToolFormat, format_of

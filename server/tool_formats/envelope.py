@@ -1,7 +1,7 @@
-"""One call as JSON, `{"name": …, "arguments": {…}}`, read character by character in linear time.
+"""One call as JSON, `{"name": …, "arguments": {…}}`, parsed character by character in linear time.
 
-A call is believed when it is complete, names one of the tools and has an object for arguments. Where a
-grammar vouches for the reply that is known from the first words on, and arguments are passed on as they come.
+A call is accepted when it is complete, names one of the tools and has an object for arguments. If a grammar
+constrains the reply, a call is certain from its beginning on, and arguments are emitted as they arrive.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -14,13 +14,13 @@ import msgspec
 from .parts import CallArguments, CallStart, Part
 
 LONGEST = 1 << 20
-"""Characters of one call; what is longer is text."""
+"""The most characters of one call; longer text is not a call."""
 
 _ARGUMENTS = ("arguments", "parameters")
 
 
 class State(Enum):
-    """How far an envelope has come."""
+    """The state of an envelope."""
 
     OPEN = auto()
     DONE = auto()
@@ -28,18 +28,18 @@ class State(Enum):
 
 
 class Envelope:
-    """A call that is being read; it begins with `{`.
+    """A call that is being parsed; it begins with `{`.
 
     Attributes:
-      raw: all that was read of it. started: its call has been reported. state: how far it has come.
+      raw: its text so far. started: its start has been emitted. state: the state of the parser.
     """
 
     def __init__(self, names: Collection[str], heads: Sequence[tuple[str, str]]) -> None:
-        """Nothing was read.
+        """An empty call.
 
         Args:
-          names: of the tools. heads: `(text, name)`, the exact beginnings of calls where a grammar vouches
-            for the reply, up to the arguments; empty where none does.
+          names: of the tools. heads: `(text, name)`, the exact beginnings of calls, up to the arguments, if a
+            grammar constrains the reply; otherwise empty.
         """
         self.started = False
         self.state = State.OPEN
@@ -51,16 +51,16 @@ class Envelope:
 
     @staticmethod
     def may_begin(text: str) -> bool:
-        """Whether a call may begin like this."""
+        """Whether a call may begin with this text."""
         return text[0] == "{"
 
     @property
     def raw(self) -> str:
-        """All that was read of it."""
+        """The text of the call so far."""
         return "".join(self._raw)
 
     def push(self, character: str) -> Iterator[Part]:
-        """Takes a character; yields what is certain after it."""
+        """Adds a character; yields the parts that are certain after it."""
         self._raw.append(character)
         self._scan(character)
         if self.started:
@@ -86,7 +86,7 @@ class Envelope:
             self._depth -= 1
 
     def _begin(self) -> Iterator[Part]:
-        """A head ends in a space: with it the call is known."""
+        """Starts the call at the space that ends a head."""
         longest = max(len(head) for head, _ in self._heads)
         raw = self.raw if len(self._raw) <= longest else ""
         name = next((name for head, name in self._heads if head == raw), None)
@@ -107,7 +107,7 @@ class Envelope:
 
 
 def _read(raw: str, names: Collection[str]) -> list[Part] | None:
-    """The call that a JSON text is; None if it is none."""
+    """The parts of the call in a JSON text; None if it is not a call."""
     value = parsed(raw)
     name = value.get("name") if isinstance(value, dict) else None
     if not isinstance(value, dict) or not isinstance(name, str) or name not in names:
@@ -121,7 +121,7 @@ def _read(raw: str, names: Collection[str]) -> list[Part] | None:
 
 
 def parsed(raw: str) -> Any:
-    """The value of a JSON text; None where it is none."""
+    """The value of a JSON text; None if it is invalid."""
     try:
         return jiter.from_json(raw.encode("utf-8", "surrogatepass"), allow_inf_nan=False)
     except ValueError:

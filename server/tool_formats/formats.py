@@ -1,4 +1,4 @@
-"""The formats in use: how calls are written, what a grammar of them is, which format a model has learnt.
+"""The supported formats: how calls are written, their grammars, and the format that a model uses.
 
 Sources: Hermes' `<tool_call>` (NousResearch's function calling, also Qwen's), the model cards of Llama 3.1
 and 3.2 (an object with `parameters`, perhaps behind `<|python_tag|>`), Mistral's `[TOOL_CALLS]` and a list;
@@ -21,23 +21,23 @@ from .python_call import PythonEnvelope
 _NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 TokenId = Callable[[str], int | None]
-"""The id of a special token with this name, if there is one."""
+"""Returns the id of the special token with this name, if there is one."""
 
 _KINDS = ("{", '{"type":"function",')
-"""How an object that is a call begins before its name, in Llama 3's words."""
+"""The beginning of a call object up to its name, in Llama 3's format."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
-    """One way of writing calls.
+    """One format of tool calls.
 
     Attributes:
-      begin, end: marks around each call, or one mark before all of them where `leading`.
-      key: what the arguments are called. leading: a reply is calls from its beginning on, or none.
-      opening, separator, closing: before, between and behind the calls. `leading` calls without an opening
+      begin, end: marks around each call, or one mark before all of them if `leading`.
+      key: the key of the arguments. leading: calls begin at the start of a reply, or there are none.
+      opening, separator, closing: before, between and after the calls. `leading` calls without an opening
         need no mark.
-      divider: between a name and the arguments, where a call is not one object with both.
-      id: prefix of a call's id, and how many letters or digits follow; Mistral's templates take nine.
+      divider: between a name and the arguments, if a call is not one object with both.
+      id: prefix of a call's id, and how many letters or digits follow; Mistral's templates require nine.
     """
 
     name: str
@@ -53,11 +53,11 @@ class ToolFormat:
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """Texts that some vocabularies have as special tokens."""
+        """Texts that are special tokens in some vocabularies."""
         return tuple(mark for mark in (self.begin, self.end, self.divider) if mark)
 
     def parser(self, tools: Sequence[Tool], *, parallel: bool, vouched: bool) -> ToolCallParser:
-        """Finds calls in a reply; `vouched`: a grammar keeps the reply to the format."""
+        """A parser that finds calls in a reply; `vouched`: a grammar constrains the reply to the format."""
         names = frozenset(tool.name for tool in tools)
         heads = [(self._head(tool), tool.name) for tool in tools] if vouched else []
 
@@ -81,13 +81,13 @@ class ToolFormat:
         )
 
     def grammar(self, tools: Sequence[Tool], *, required: bool, parallel: bool, token_id: TokenId) -> str:
-        """What a reply may be, in llguidance's Lark.
+        """The grammar of a reply, in llguidance's Lark.
 
         Args:
-          required: it must be calls; else it may be any text, in which calls are well-formed.
+          required: the reply must be calls; otherwise it may be any text, in which calls are well-formed.
 
         Raises:
-          SchemaError: a tool's schema cannot be followed.
+          SchemaError: a tool's schema is not supported.
         """
         between = f"{_quoted(self.separator)} " if self.separator else ""
         more = f" ({between}call)*" if parallel else ""
@@ -95,7 +95,7 @@ class ToolFormat:
         return "\n".join([*shape(more, required, token_id), *self._objects(tools, token_id)])
 
     def _leading(self, more: str, required: bool, token_id: TokenId) -> list[str]:
-        """Calls from the beginning on, or text that does not look like it; behind that, calls with a mark."""
+        """Calls from the start on, or text that does not begin like one; after text, calls with a mark."""
         opening, mark = _quoted(" " + self.opening), _mark(self.begin, token_id)
         rules = [
             f"listed: {opening if self.opening else ''} call{more} {_quoted(self.closing)}",
@@ -113,7 +113,7 @@ class ToolFormat:
         return ["start: PLAIN | before listed", before, f"PLAIN: {plain} & ~{marked}", *rules]
 
     def _marked(self, more: str, required: bool, token_id: TokenId) -> list[str]:
-        """Calls between marks; text before the first of them where none is required."""
+        """Calls between marks; text before the first one if no call is required."""
         mark = _mark(self.begin, token_id)
         body = rf'"\n" object "\n" {_mark(self.end, token_id)}' if self.end else "object"
         rules = [f"call: {mark} body", f"body: {body}"]
@@ -142,7 +142,7 @@ class ToolFormat:
 
 
 def _mark(mark: str, token_id: TokenId) -> str:
-    """A mark in a grammar: as the special token that it is in this vocabulary, else as text."""
+    """A mark in a grammar: as a special token if the vocabulary has one, else as text."""
     token = token_id(mark)
     return _quoted(mark) if token is None else f"<[{token}]>"
 
@@ -165,7 +165,7 @@ FORMATS = {
 
 
 def format_of(chat_template: str | None) -> ToolFormat:
-    """The format that a template writes earlier calls in; Hermes' where it writes none."""
+    """The format in which a template writes earlier calls; Hermes' if it writes none."""
     source = chat_template or ""
     if "[TOOL_CALLS]" in source:
         return FORMATS["mistral-args" if "[ARGS]" in source else "mistral"]

@@ -1,7 +1,7 @@
-"""Replies taken apart where calls need no mark: they begin the reply, perhaps in a list, or end it.
+"""A parser for replies in which calls need no mark: they begin the reply, perhaps in a list, or end it.
 
-Behind text a mark makes what follows a call at once, as in `parsers`. The one idea: an object behind text
-without a mark is a call only if nothing but calls follows it, so that an example in an answer stays text.
+After text a mark starts a call at once, as in `parsers`. An object after text without a mark is a call only
+if nothing but calls follows it, so that an example in an answer remains text.
 """
 
 from collections.abc import Collection, Iterator
@@ -11,13 +11,13 @@ from .parsers import MOST_SPACE, MarkedParser, Open, space_before
 from .parts import Part, Text, joined
 
 _LONGEST_HEAD = 256
-"""Characters within which an object behind text must have named a tool."""
+"""The most characters after which an object after text must have named a tool."""
 
 
 class LeadingParser(MarkedParser):
-    """A reply that begins with calls, perhaps in a list; behind text, calls follow a mark or end the reply.
+    """A reply that begins with calls, perhaps in a list; after text, calls follow a mark or end the reply.
 
-    What ends the reply is known at its end: such calls are kept in `_last`, their text in `_lead`.
+    Calls that end the reply are certain only at its end: they are kept in `_last`, their text in `_lead`.
     """
 
     def __init__(
@@ -31,12 +31,12 @@ class LeadingParser(MarkedParser):
         behind_text: bool = True,
         parallel: bool,
     ) -> None:
-        """A reply that has not begun.
+        """An empty reply.
 
         Args:
-          opening: stands before the first call. between: any of these between calls and behind them.
-          heads: how calls behind text begin that have no mark, without white space.
-          behind_text: calls may be there at all.
+          opening: the text before the first call. between: the texts that may follow a call.
+          heads: the beginnings, without white space, of calls after text that have no mark.
+          behind_text: calls may follow text.
         """
         super().__init__(mark, "", open_envelope, parallel=parallel)
         self._mode = self._at_start
@@ -45,7 +45,7 @@ class LeadingParser(MarkedParser):
         self._last: list[Part] = []
 
     def flush(self) -> list[Part]:
-        """What is left when the reply is complete, which may be calls."""
+        """The remaining parts at the end of the reply, which may be calls."""
         if self._mode == self._behind_last:
             return joined(part for part in self._last if self._wanted(part))
         return super().flush()
@@ -97,7 +97,7 @@ class LeadingParser(MarkedParser):
         yield from ()
 
     def _at_brace(self) -> Iterator[Part]:
-        """An object behind text, which may be a call."""
+        """An object after text, which may be a call."""
         begun = "".join(self._buffer[:_LONGEST_HEAD].split())
         if any(begun.startswith(head) for head in self._heads):
             self._mode = self._in_last
@@ -122,7 +122,7 @@ class LeadingParser(MarkedParser):
             yield self._not_last("")
 
     def _not_last(self, more: str) -> Text:
-        """What seemed to end the reply with calls, given back as text."""
+        """The text of calls that did not end the reply after all."""
         self._last.clear()
         self._mode = self._in_text
         return Text(self._given_up() + more)

@@ -1,7 +1,7 @@
-"""One call whose name stands before its arguments, `name[ARGS]{…}`, as Mistral's newer models write it.
+"""One call with its name before its arguments, `name[ARGS]{…}`, as Mistral's newer models write it.
 
-What `envelope` is to calls that are one object. Between name and arguments there may be `[CALL_ID]` and an
-id, which is dropped: ids are ours.
+The counterpart of `envelope` for such calls. Between name and arguments there may be `[CALL_ID]` and an id,
+which is dropped: the server generates its own ids.
 """
 
 import re
@@ -17,10 +17,10 @@ _HEAD = re.compile(r"\s*([a-zA-Z0-9_-]+)(?:\[CALL_ID\]\w*)?(?:\[ARGS\])?\s*")
 
 
 class NamedEnvelope(Envelope):
-    """A call that is being read; it begins with a name."""
+    """A call that is being parsed; it begins with a name."""
 
     def __init__(self, names: Collection[str], *, vouched: bool) -> None:
-        """Nothing was read. `vouched`: a grammar keeps the reply to the format."""
+        """An empty call. `vouched`: a grammar constrains the reply to the format."""
         super().__init__(names, ())
         self._vouched = vouched
         self._name = ""
@@ -28,11 +28,11 @@ class NamedEnvelope(Envelope):
 
     @staticmethod
     def may_begin(text: str) -> bool:
-        """Whether a call may begin like this."""
+        """Whether a call may begin with this text."""
         return text[0].isascii() and (text[0].isalnum() or text[0] in "_-")
 
     def push(self, character: str) -> Iterator[Part]:
-        """Takes a character; yields what is certain after it."""
+        """Adds a character; yields the parts that are certain after it."""
         if not self._name:
             yield from self._read_head(character)
         if not self._name:
@@ -47,7 +47,7 @@ class NamedEnvelope(Envelope):
             self.state = State.BAD
 
     def _read_head(self, character: str) -> Iterator[Part]:
-        """All up to the brace."""
+        """Parses everything up to the brace."""
         head = _HEAD.fullmatch(self.raw) if character == "{" else None
         if head and head[1] in self._names:
             self._name, self._arguments_at = head[1], len(self._raw)

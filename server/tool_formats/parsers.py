@@ -1,8 +1,8 @@
-"""Replies taken apart: what every parser has in common, and calls between marks anywhere in the text.
+"""Parsers of replies: their common base, and one for calls between marks anywhere in the text.
 
-Parsers hold back only what may yet become a call, look at each character a bounded number of times, and give
-back as text whatever turns out to be none. Nothing is dropped but white space around calls, and calls beyond
-the first where only one is wanted. Calls that need no mark are `leading`'s.
+Parsers hold back only text that may become a call, read each character a bounded number of times, and return
+as text whatever is not a call. They drop only white space around calls, and calls after the first one if
+parallel calls are off. `leading` parses calls that need no mark.
 """
 
 from abc import ABC, abstractmethod
@@ -12,16 +12,16 @@ from .envelope import Envelope, State
 from .parts import CallStart, Part, Text, joined
 
 Open = Callable[[], Envelope]
-"""Begins to read a call."""
+"""Creates the parser of one call."""
 
 MOST_SPACE = 64
-"""Characters of white space that are held back; more of it is text."""
+"""The most characters of white space that are held back; more of it is text."""
 
 
 class _Parser(ABC):
-    """What both have in common: a buffer of what is not decided, and the call that is being read.
+    """The common base: a buffer of undecided text, and the call that is being parsed.
 
-    A mode is a method that takes something from the buffer and says whether it got anywhere.
+    A mode is a method that consumes part of the buffer; it changes nothing if it needs more text.
     """
 
     def __init__(self, open_envelope: Open, mode: Callable[[], Iterator[Part]], parallel: bool) -> None:
@@ -34,12 +34,12 @@ class _Parser(ABC):
         self._envelope = open_envelope()
 
     def push(self, text: str) -> list[Part]:
-        """What is certain after this text."""
+        """The parts that are certain after this text."""
         self._buffer += text
         return joined(part for part in self._advance() if self._wanted(part))
 
     def flush(self) -> list[Part]:
-        """What is left when the reply is complete: the beginning of a call that was reported stays one."""
+        """The remaining parts at the end of the reply; an incomplete call that has started remains a call."""
         rest = "" if self._envelope.started else self._lead + self._envelope.raw
         rest += "" if self._behind_call else self._buffer
         return [Text(rest)] if rest else []
@@ -47,7 +47,7 @@ class _Parser(ABC):
     @property
     @abstractmethod
     def _behind_call(self) -> bool:
-        """Whether what is in the buffer can only be what stands between calls."""
+        """Whether the buffer can only contain text between calls."""
 
     def _wanted(self, part: Part) -> bool:
         self._calls += isinstance(part, CallStart)
@@ -61,7 +61,7 @@ class _Parser(ABC):
                 return
 
     def _read_call(self, found: Callable[[], Iterator[Part]]) -> Iterator[Part]:
-        """Feeds the envelope; when it is complete the mode `found` follows."""
+        """Feeds the envelope; when it is complete, the next mode is `found`."""
         for place, character in enumerate(self._buffer, 1):
             yield from self._envelope.push(character)
             if self._envelope.state is not State.OPEN:
@@ -71,7 +71,7 @@ class _Parser(ABC):
         self._buffer = ""
 
     def _given_up(self) -> str:
-        """All of a call that was none."""
+        """The text of an incomplete or invalid call."""
         text, self._lead = self._lead + self._envelope.raw, ""
         self._envelope = self._open()
         return text
@@ -90,7 +90,7 @@ class MarkedParser(_Parser):
 
     @property
     def _room(self) -> int:
-        """How many more characters may stand before a call."""
+        """How many more characters may precede a call."""
         return 2 * MOST_SPACE + len(self._begin) - len(self._lead)
 
     def _in_text(self) -> Iterator[Part]:
@@ -121,7 +121,7 @@ class MarkedParser(_Parser):
             yield Text(self._given_up())
 
     def _behind(self) -> Iterator[Part]:
-        """The end mark and white space; where it is left out the text goes on."""
+        """Parses the end mark and white space; without the mark the text continues."""
         self._buffer = rest = self._buffer.lstrip()
         if rest.startswith(self._end):
             self._buffer = rest[len(self._end) :].lstrip()
@@ -132,7 +132,7 @@ class MarkedParser(_Parser):
         yield from ()
 
     def _between(self) -> Iterator[Part]:
-        """White space behind a call is dropped."""
+        """Drops white space after a call."""
         self._buffer = self._buffer.lstrip()
         if self._buffer:
             self._mode = self._in_text
@@ -140,7 +140,7 @@ class MarkedParser(_Parser):
 
 
 def _split(text: str, mark: str) -> tuple[str, str]:
-    """What is certain to come before the mark, and what may be its beginning, with the space before it."""
+    """The text that certainly precedes the mark, and the rest with the space before it, which may begin it."""
     sizes = range(min(len(mark) - 1, len(text)), 0, -1)
     held = next((size for size in sizes if mark.startswith(text[-size:])), 0)
     place = space_before(text, len(text) - held)
@@ -148,7 +148,7 @@ def _split(text: str, mark: str) -> tuple[str, str]:
 
 
 def space_before(text: str, end: int) -> int:
-    """Where the white space begins that ends at a place; no more of it than is held back."""
+    """The start of the white space that ends at `end`, at most as much as is held back."""
     start = end
     while start > max(0, end - MOST_SPACE) and text[start - 1].isspace():
         start -= 1

@@ -1,4 +1,4 @@
-"""The few words that all formats share: a tool, and what a reply with calls is made of."""
+"""The types that all formats share: a tool, and the parts of a reply with calls."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ class Tool:
     """A function that may be called.
 
     Attributes:
-      parameters: JSON schema of its arguments; None where it takes none. strict: they must be valid.
-      param: where the request has them.
+      parameters: JSON schema of its arguments; None if it has none. strict: they must be valid.
+      param: the path of the schema in the request.
     """
 
     name: str
@@ -21,7 +21,7 @@ class Tool:
     param: str = "tools"
 
     def to_dict(self) -> dict[str, Any]:
-        """As templates want it."""
+        """The form that templates expect."""
         parameters = self.parameters or {"type": "object", "properties": {}}
         function = {"name": self.name, "description": self.description or "", "parameters": parameters}
         return {"type": "function", "function": function}
@@ -36,14 +36,14 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class CallStart:
-    """A call begins; calls are numbered by their order, and end where the next begins."""
+    """The start of a call; calls are numbered in order, and end where the next one starts."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class CallArguments:
-    """A fragment of the call's arguments; joined, the fragments are one JSON object."""
+    """A fragment of the call's arguments; the joined fragments are one JSON object."""
 
     text: str
 
@@ -52,34 +52,34 @@ Part = Text | CallStart | CallArguments
 
 
 class ToolCallParser(Protocol):
-    """Takes a reply apart as it comes."""
+    """Splits a reply into parts as it arrives."""
 
     def push(self, text: str) -> list[Part]:
-        """What is certain after this text."""
+        """The parts that are certain after this text."""
         ...
 
     def flush(self) -> list[Part]:
-        """What is left when the reply is complete."""
+        """The remaining parts at the end of the reply."""
         ...
 
 
 class CallsOnly:
-    """Of a reply that a grammar holds to calls: text in it is the beginning of a call that was cut short."""
+    """For a reply that a grammar constrains to calls: drops text, which is the start of a truncated call."""
 
     def __init__(self, parser: ToolCallParser) -> None:
         self._parser = parser
 
     def push(self, text: str) -> list[Part]:
-        """What is certain after this text."""
+        """The parts that are certain after this text."""
         return [part for part in self._parser.push(text) if not isinstance(part, Text)]
 
     def flush(self) -> list[Part]:
-        """What is left when the reply is complete."""
+        """The remaining parts at the end of the reply."""
         return [part for part in self._parser.flush() if not isinstance(part, Text)]
 
 
 def joined(parts: Iterable[Part]) -> list[Part]:
-    """The same with neighbouring texts, and neighbouring fragments, made one."""
+    """The parts, with adjacent texts and adjacent fragments merged."""
     result: list[Part] = []
     for part in parts:
         last = result[-1] if result else None

@@ -1,7 +1,7 @@
-"""One call as Llama 3.1 writes those of its built-in tools, `name.call(key=value, …)`, or as one object.
+"""One call as Llama 3.1 writes calls of its built-in tools, `name.call(key=value, …)`, or as one object.
 
-What `envelope` is to calls that are objects alone. Values are JSON, or Python's `True`, `False` and `None`;
-nothing is evaluated.
+The counterpart of `envelope` for such calls. Values are JSON, or Python's `True`, `False` and `None`; nothing
+is evaluated.
 """
 
 import json
@@ -23,17 +23,17 @@ _WORDS = {"True": True, "False": False, "None": None}
 
 
 class PythonEnvelope(Envelope):
-    """A call that is being read; it begins with `{` or with a name."""
+    """A call that is being parsed; it begins with `{` or with a name."""
 
     _arguments_at = 0
 
     @staticmethod
     def may_begin(text: str) -> bool:
-        """Whether a call may begin like this."""
+        """Whether a call may begin with this text."""
         return text[0] == "{" or (text[0].isascii() and (text[0].isalnum() or text[0] in "_-"))
 
     def push(self, character: str) -> Iterator[Part]:
-        """Takes a character; yields what is certain after it."""
+        """Adds a character; yields the parts that are certain after it."""
         if (self._raw or character)[0] == "{":
             yield from super().push(character)
             return
@@ -48,7 +48,7 @@ class PythonEnvelope(Envelope):
                 self.state = State.BAD
 
     def _read_head(self, character: str) -> None:
-        """All up to the parenthesis."""
+        """Parses everything up to the parenthesis."""
         if character == "(":
             head = _HEAD.fullmatch(self.raw)
             self._arguments_at = len(self._raw) if head and head[1] in self._names else 0
@@ -79,7 +79,7 @@ _DECODER = json.JSONDecoder(parse_constant=_refused)
 
 
 def _keywords(text: str) -> str | None:
-    """The JSON object of what stands between the parentheses; None where it is something else."""
+    """The text between the parentheses as a JSON object; None if it is something else."""
     found: dict[str, Any] = {}
     place = 0 if text.strip() else len(text)
     try:

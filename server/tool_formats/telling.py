@@ -1,7 +1,7 @@
-"""Tools told in plain messages, for models whose template has no word for them, in the manner of Hermes.
+"""Tools as plain messages in Hermes' format, for models whose template does not support tools.
 
-The system message describes the tools; earlier calls and their results are written into the conversation as
-the model is asked to write its own.
+The system message describes the tools; earlier calls and their results are written into the conversation in
+the format that the model is asked to use.
 """
 
 import json
@@ -24,14 +24,14 @@ To call a function, write a JSON object with its name and arguments within <tool
 
 
 def tell(messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool]) -> list[Message]:
-    """The conversation with tools, calls and results as text. The messages given are not changed."""
-    told: list[Message] = []
+    """The conversation with tools, calls and results as text. Does not modify `messages`."""
+    plain: list[Message] = []
     for message in messages:
         if message["role"] == "tool":
-            _add_result(told, message)
+            _add_result(plain, message)
         else:
-            told.append(_with_calls(message))
-    return _with_tools(told, tools) if tools else told
+            plain.append(_with_calls(message))
+    return _with_tools(plain, tools) if tools else plain
 
 
 def _with_calls(message: Mapping[str, Any]) -> Message:
@@ -46,23 +46,23 @@ def _with_calls(message: Mapping[str, Any]) -> Message:
 def _call(call: Mapping[str, Any]) -> str:
     function = call["function"]
     arguments = function["arguments"]
-    said = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return f'<tool_call>\n{{"name": {json.dumps(function["name"])}, "arguments": {said}}}\n</tool_call>'
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return f'<tool_call>\n{{"name": {json.dumps(function["name"])}, "arguments": {text}}}\n</tool_call>'
 
 
-def _add_result(told: list[Message], message: Mapping[str, Any]) -> None:
-    """Results that follow one another are one message of the user's."""
+def _add_result(plain: list[Message], message: Mapping[str, Any]) -> None:
+    """Adds a tool's result; consecutive results are one user message."""
     text = f"<tool_response>\n{message.get('content') or ''}\n</tool_response>"
-    if told and told[-1].get("results"):
-        told[-1]["content"] += "\n" + text
+    if plain and plain[-1].get("results"):
+        plain[-1]["content"] += "\n" + text
     else:
-        told.append({"role": "user", "content": text, "results": True})
+        plain.append({"role": "user", "content": text, "results": True})
 
 
-def _with_tools(told: list[Message], tools: Iterable[Tool]) -> list[Message]:
+def _with_tools(plain: list[Message], tools: Iterable[Tool]) -> list[Message]:
     described = "\n".join(json.dumps(tool.to_dict(), ensure_ascii=False) for tool in tools)
     text = _INSTRUCTION.format(tools=described)
-    if told and told[0]["role"] == "system":
-        content = told[0]["content"]
-        return [told[0] | {"content": f"{content}\n\n{text}" if content else text}, *told[1:]]
-    return [{"role": "system", "content": text}, *told]
+    if plain and plain[0]["role"] == "system":
+        content = plain[0]["content"]
+        return [plain[0] | {"content": f"{content}\n\n{text}" if content else text}, *plain[1:]]
+    return [{"role": "system", "content": text}, *plain]
