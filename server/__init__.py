@@ -1,1 +1,1 @@
-"""HTTP and text: the only place that knows Sanic, the JSON of OpenAI and the command line."""
+"""HTTP and text: the only package that uses Sanic, OpenAI's JSON and the command line."""

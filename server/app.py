@@ -1,7 +1,7 @@
-"""`create_app`: the HTTP server, put together from its parts.
+"""`create_app`: builds the HTTP server from its parts.
 
-Builds no engine and loads no tokenizer: the composition root passes an engine client, and fills in
-`ServedModel.text` when the tokenizer is there. Starts and stops the engine with the server, so that the port
+Builds no engine and loads no tokenizer: the composition root passes an engine client, and sets
+`ServedModel.text` when the tokenizer is loaded. Starts and stops the engine with the server, so that the port
 answers before the model is loaded and until the last stream has ended.
 """
 
@@ -41,21 +41,21 @@ RUN_OPTIONS: dict[str, Any] = {
     "access_log": False,
     "backlog": 2048,
 }
-"""How the app must be run: `app.run(host, port, **RUN_OPTIONS)`."""
+"""The options for running the app: `app.run(host, port, **RUN_OPTIONS)`."""
 
 _ROUTES = (chat, responses, completions, embeddings, tgi, invocations, tokens, models, documents, operations)
 _LAST_BYTES = 2.0
-"""Seconds for handlers to write what they still have to say once the engine is drained."""
+"""Seconds for handlers to finish their answers after the engine is drained."""
 
 
 def create_app(settings: ServerSettings, engine: EngineClient, served: ServedModel | None = None) -> App:
-    """The web application. A process may have one (Sanic keeps a registry), unless in `Sanic.test_mode`.
+    """The web application. A process may have only one (Sanic keeps a registry), except in `Sanic.test_mode`.
 
     Args:
-      settings: the operator's decisions.
-      engine: who runs the model; started, drained and stopped with the server.
-      served: the text side. The caller keeps it and sets its `text` once the tokenizer is loaded; until then
-        completions are answered 503.
+      settings: the operator's settings.
+      engine: runs the model; started, drained and stopped with the server.
+      served: tokenizer and template. The caller sets its `text` when the tokenizer is loaded; until then
+        completions are answered with 503.
     """
     context = AppContext(settings, engine, served or ServedModel())
     app: App = Sanic(
@@ -84,7 +84,7 @@ async def _read_head(head: bytes) -> None:
 
 
 async def _authorize(request: ApiRequest) -> None:
-    """Sanic answers what is raised here without the request's head: the page's headers go with the error."""
+    """Checks the key. Sanic answers an error raised here without the request, so it gets the CORS headers."""
     try:
         authorize(request)
     except ApiError as error:
@@ -93,19 +93,19 @@ async def _authorize(request: ApiRequest) -> None:
 
 
 async def _note_failure(request: ApiRequest, exception: BaseException) -> None:
-    """Sanic says so before it answers the exception, also where nobody is left to be answered."""
+    """Records an early end. Sanic calls this before it answers an exception, also after a disconnect."""
     request.note_failure(exception)
 
 
 async def _screen(request: ApiRequest) -> HTTPResponse | None:
-    """We are no proxy. OPTIONS is harmless everywhere; what it grants to a foreign origin is `_stamp`'s."""
+    """Refuses proxy requests, and answers OPTIONS on every path; `_stamp` adds the CORS headers."""
     if not request.raw_url.startswith((b"/", b"*")):
         raise NotFound
     return HTTPResponse(status=204) if request.method == "OPTIONS" else None
 
 
 async def _stamp(request: ApiRequest, response: BaseHTTPResponse) -> None:
-    """Headers that every response carries."""
+    """Adds the headers that every response carries."""
     context = request.app.ctx
     response.headers["x-request-id"] = request.reference
     response.headers["openai-processing-ms"] = str(round((time.perf_counter() - request.started) * 1000))
@@ -125,7 +125,7 @@ async def _start(app: App) -> None:
 
 
 async def _drain(app: App) -> None:
-    """Sanic may run this twice when its loop was stopped: both wait for the same task."""
+    """Drains the engine. Sanic may call this twice when its loop was stopped; both wait for the same task."""
     if app.ctx.stopping is None:
         app.ctx.stopping = asyncio.get_running_loop().create_task(_finish(app.ctx))
     await asyncio.shield(app.ctx.stopping)
@@ -140,8 +140,8 @@ async def _finish(context: AppContext) -> None:
 
 
 def _close_idle(context: AppContext) -> bool:
-    """Closes connections that wait for a next request; true when none is left."""
-    # An idle connection would keep the server from closing for ever on Python 3.12 and later.
+    """Closes idle connections; True when none is left."""
+    # On Python 3.12 and later an idle connection would keep the server open for ever.
     return all([connection.close_if_idle() for connection in list(context.connections)])
 
 

@@ -1,7 +1,7 @@
 """Python values -> the bytes on the wire: JSON bodies and server-sent events.
 
-Knows nothing of what the values mean. The one idea: the three characters that some clients take for line
-ends (U+0085, U+2028, U+2029) never appear raw, so an event is one line for every reader.
+The three characters that some clients treat as line ends (U+0085, U+2028, U+2029) are always escaped, so an
+event is one line for every client.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ _encoder = msgspec.json.Encoder()
 
 
 def to_json(value: Any) -> bytes:
-    """Compact JSON in UTF-8. NaN and infinity would become null: keep them out of `value`."""
+    """Compact JSON in UTF-8. NaN and infinity would become null: `value` must not contain them."""
     data = _encoder.encode(value)
     if b"\xc2\x85" in data or b"\xe2\x80" in data:
         data = data.replace(b"\xc2\x85", b"\\u0085")
@@ -24,8 +24,8 @@ def to_json(value: Any) -> bytes:
 
 
 def to_json_by_items(value: Any) -> bytes:
-    """As `to_json`, the items of the lists in an object one by one: each is a call that holds the
-    interpreter's lock, and the choices of an answer may have ten thousands of log-probabilities each."""
+    """As `to_json`, but encodes the items of an object's lists one by one: each encoding holds the
+    interpreter's lock, and each choice of an answer may have tens of thousands of log-probabilities."""
     if not isinstance(value, dict):
         return to_json(value)
     return to_json(
@@ -38,10 +38,10 @@ def _by_items(items: list[Any]) -> list[msgspec.Raw]:
 
 
 def to_event(value: Any) -> bytes:
-    """One server-sent event. Never `id:`, `retry:` or `event:`: each breaks a client of these streams."""
+    """One server-sent event, without `id:`, `retry:` or `event:`: each of them breaks a known client."""
     return b"data: " + to_json(value) + b"\n\n"
 
 
 def to_named_event(name: str, value: Any) -> bytes:
-    """One event with a name, as the Responses API has them."""
+    """One named event, as in the Responses API."""
     return b"event: " + name.encode() + b"\n" + to_event(value)

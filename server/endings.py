@@ -1,7 +1,7 @@
-"""Why a call ended before its answer was complete, or was not taken at all.
+"""The reasons why a call ended before its answer was complete, or was refused.
 
-Knows exceptions, neither HTTP nor metrics. The one idea: each way to end early has one word of a closed set,
-so that the counters, the finish reasons of choices and a call's log line always agree.
+Handles exceptions, neither HTTP nor metrics. Each reason is one word of a closed set, so that the counters,
+the finish reasons of choices and a call's log line always agree.
 """
 
 import logging
@@ -25,16 +25,16 @@ CutShort = Literal[
     "internal_error",
     "timeout",
 ]
-"""`client_gone`: it closed the connection. `client_stalled`: we closed it, as the client read nothing for
-too long, left too much unread, or did not send a whole head in time. `engine_lost`: the engine was lost with
-the request. `shutdown`: the time to drain was up. `request_failed`: the engine failed this request alone.
-`request_invalid`: what an admitted request asks for turned out to be impossible. `internal_error`: a defect
-of the web process. `timeout`: the answer took longer than any may."""
+"""`client_gone`: it closed the connection. `client_stalled`: the server closed it, because the client read
+nothing for too long, left too much unread, or did not send a whole head in time. `engine_lost`: the engine
+was lost with the request. `shutdown`: the time for draining was up. `request_failed`: the engine failed only
+this request. `request_invalid`: an accepted request turned out to be impossible. `internal_error`: a defect
+of the web process. `timeout`: the answer took longer than the limit."""
 
 Refusal = Literal["overloaded", "rendering", "not_ready", "draining", "connections"]
 """`overloaded`: the queue is full. `rendering`: no process is free for the chat template. `not_ready`: no
-engine takes requests. `draining`: the server shuts down. `connections`: too many are open, and another one
-was closed unread."""
+engine accepts requests. `draining`: the server shuts down. `connections`: too many are open, and a further
+one was closed unread."""
 
 Ending = CutShort | Refusal
 
@@ -50,11 +50,11 @@ _LEVELS: dict[Ending, int] = {
     "timeout": logging.WARNING,
     "request_invalid": logging.INFO,
 }
-"""What is logged beside the call's own line; a refusal and a client's leaving are not."""
+"""Log levels of the reasons that have a separate log line; refusals and disconnects have none."""
 
 
 def ending_of(error: Exception, *, draining: bool) -> Ending:
-    """The word for a call that ends with `error`; `draining`: the server shuts down."""
+    """The reason for a call that ended with `error`; `draining`: the server shuts down."""
     match error:
         case RenderingOverloaded():
             return "rendering"
@@ -76,7 +76,7 @@ def ending_of(error: Exception, *, draining: bool) -> Ending:
 
 
 def log_ending(reference: str, ending: Ending, error: BaseException) -> None:
-    """Logs why the call `reference` ended early: an engine's reason, of other errors the type alone."""
+    """Logs why the call `reference` ended early: an engine's message, or the type of another error."""
     level = _LEVELS.get(ending, logging.NOTSET)
     if level:
         detail = str(error)[:_LONGEST_DETAIL] if isinstance(error, EngineFailed) else type(error).__name__

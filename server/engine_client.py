@@ -1,8 +1,8 @@
-"""The seam between the web process and whatever runs the model.
+"""The interface between the web process and the engines that run the model.
 
-`EngineClient` is what routes know: submit a request, iterate its events, abort it, ask how things stand.
-Behind it stands `EngineGroup` (supervised child processes) in production, or `FakeEngine` in protocol tests.
-Every call is made from the event loop's thread, and none of them blocks.
+Routes use `EngineClient`: submit a request, iterate over its events, abort it, read the state. `EngineGroup`
+(supervised child processes) implements it in production, `FakeEngine` in protocol tests. Every call is made
+from the event loop's thread, and none of them blocks.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -12,39 +12,40 @@ from typing import Literal, Protocol, get_args
 from ..runtime.request import EngineFailed, EngineStats, Request, TokenEvent
 
 EngineState = Literal["starting", "loading", "ready", "restarting", "draining", "stopped"]
-"""`starting`: no process yet. `loading`: it reads weights or compiles. `restarting`: it was lost and a
-successor is being brought up. `draining`: takes nothing new. `stopped`: gone for good."""
+"""`starting`: no process yet. `loading`: it reads weights or compiles. `restarting`: it was lost and a new
+process is starting. `draining`: accepts no new requests. `stopped`: will not be restarted."""
 
 TAKING: frozenset[EngineState] = frozenset({"ready", "restarting"})
 """The states in which sequences are taken: those that come while an engine restarts wait for it."""
 
 MoveCause = Literal["engine_lost", "preempted", "draining"]
-"""Why a sequence left an engine before its end. `engine_lost`: the engine was lost. `preempted`: another
-client is due its place. `draining`: the engine takes nothing new."""
+"""Why a sequence was moved off an engine. `engine_lost`: the engine was lost. `preempted`: another client is
+entitled to its slot. `draining`: the engine accepts no new requests."""
 
 MOVE_CAUSES: tuple[MoveCause, ...] = get_args(MoveCause)
 
 
 class ShutDown(EngineFailed):
-    """The server shuts down, and the time for what still ran is up."""
+    """The server shut down, and the time for running requests was up."""
 
 
 class RequestFailed(EngineFailed):
-    """The engine failed this one request, and serves on."""
+    """The engine failed this request and continues to serve others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineInfo:
-    """What the engine says of itself when it is ready.
+    """The properties that an engine reports when it is ready.
 
     Attributes:
       context: the longest sequence it serves, prompt and completion together.
-      vocabulary: V; ids beyond it are refused.
+      vocabulary: V; larger ids are refused.
       slots: sequences that decode at the same time.
-      fingerprint: ten hex digits over weights, dtype, versions and mesh: changes when outputs may.
+      fingerprint: ten hex digits of a hash of weights, dtype, versions and mesh: changes if outputs may
+        change.
       scores: prompts can be scored. platform: `cpu`, `gpu` or `tpu`.
       max_input: the operator's bound on a prompt's tokens; None leaves it to the context.
-      page_size: tokens to a page of the KV cache. pages: how many there are; 0 where that is unknown.
+      page_size: tokens per page of the KV cache. pages: the number of pages; 0 if unknown.
     """
 
     context: int
@@ -59,7 +60,7 @@ class EngineInfo:
 
     @property
     def longest_prompt(self) -> int:
-        """The most tokens that a prompt may have: at least one more must fit."""
+        """The most tokens that a prompt may have: at least one more token must fit."""
         return min(self.max_input or self.context, self.context - 1)
 
 
@@ -71,24 +72,24 @@ class EventStream(Protocol):
 
         Raises:
           EngineFailed: the engine was lost before the request had finished.
-          ShutDown: the server shut down before that.
+          ShutDown: the server shut down before the request had finished.
         """
         ...
 
     def abort(self) -> None:
-        """Ends the request wherever it is. Idempotent, immediate, never raises; a no-op once finished."""
+        """Aborts the request in any state. Idempotent, immediate, never raises; a no-op once finished."""
         ...
 
 
 class Replica(Protocol):
-    """A running, starting or failed engine, as far as it can be looked at."""
+    """The observable state of a running, starting or failed engine."""
 
     @property
     def state(self) -> EngineState: ...
 
     @property
     def info(self) -> EngineInfo | None:
-        """What it serves; None until it has been ready once."""
+        """Its properties; None until it has been ready once."""
         ...
 
     @property
@@ -98,36 +99,36 @@ class Replica(Protocol):
 
     @property
     def heartbeat_age(self) -> float:
-        """Seconds since the engine was last heard of; 0.0 while there is nothing to hear yet."""
+        """Seconds since the engine's last frame; 0.0 while it has no process."""
         ...
 
     @property
     def ready_in(self) -> float:
-        """Seconds until it is probably ready, where it is not."""
+        """Seconds until it is probably ready, if it is not."""
         ...
 
 
 class EngineClient(Replica, Protocol):
-    """One engine or several, and what can be asked of them."""
+    """One or several engines, and the operations on them."""
 
     @property
     def replicas(self) -> Sequence[Replica]:
-        """The engines that it consists of, by number; itself where it is one."""
+        """The engines that it consists of, by number; itself if it is a single one."""
         ...
 
     @property
     def queued(self) -> tuple[int, int]:
-        """What waits for room in any engine, and is in none: sequences, and their tokens."""
+        """The queue in front of all engines: the number of sequences and of their tokens."""
         ...
 
     @property
     def moved(self) -> Mapping[MoveCause, int]:
-        """How often since the start a sequence left an engine and went on in another one, or in the same one
-        later, by cause."""
+        """How often since the start a sequence was moved off an engine, to continue on another one or later
+        on the same one, by cause."""
         ...
 
     def submit(self, requests: Sequence[Request]) -> Sequence[EventStream]:
-        """Hands the sequences of a call over, all or none.
+        """Submits the sequences of a call, all or none.
 
         Raises:
           NotReady: not in one of the states `TAKING`.
@@ -136,17 +137,17 @@ class EngineClient(Replica, Protocol):
         ...
 
     def profile(self, on: bool) -> None:
-        """Begins or ends a profile of the device's and the engine's work."""
+        """Starts or stops a profile of the device and the engine."""
         ...
 
     async def start(self) -> None:
-        """Begins to load; returns at once."""
+        """Starts loading; returns at once."""
         ...
 
     async def drain(self, seconds: float) -> None:
-        """Takes nothing new, waits until running requests end or the time is up, fails the rest."""
+        """Accepts no new requests, waits for running ones until the time is up, and fails the rest."""
         ...
 
     async def stop(self) -> None:
-        """Ends the engine and all it started. Idempotent."""
+        """Ends the engine and the processes that it started. Idempotent."""
         ...

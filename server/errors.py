@@ -1,15 +1,15 @@
-"""The errors that HTTP clients see: one envelope, one tree, and the statuses of everybody else's errors.
+"""The errors that HTTP clients see: one JSON format, one exception tree, and the statuses of other errors.
 
-Every error body is `{"error": {"message", "type", "param", "code"}}` with all four keys, whoever raised it:
-the parser (`BadRequest`), the engine, Sanic or a defect of ours. A body never carries a path, a traceback or
-text from a failed component; what went wrong inside goes to the log.
+Every error body is `{"error": {"message", "type", "param", "code"}}` with all four keys, from any source: the
+parser (`BadRequest`), the engine, Sanic or a defect of the server. A body never contains a path, a traceback
+or text from a failed component; internal details go to the log.
 
     DistaffError
-    └── ApiError                a status, an envelope, perhaps headers
-        ├── BadRequest          400: the request can never succeed as it stands
-        ├── Unauthorized        401: no key, or one that is not accepted here
-        ├── ModelNotFound       404: no such model is served here
-        ├── UnsupportedEncoding 415: a body that is compressed
+    └── ApiError                a status, a body, and optional headers
+        ├── BadRequest          400: the request is invalid
+        ├── Unauthorized        401: no key, or an unknown one
+        ├── ModelNotFound       404: the model is not served here
+        ├── UnsupportedEncoding 415: a compressed body
         └── Unavailable         503: the same request may succeed later
 """
 
@@ -38,11 +38,11 @@ _RETRY_SHUT_DOWN = 5
 
 
 class RenderingOverloaded(Overloaded):
-    """No process is free, or can be had, to render a conversation."""
+    """No process is free, or can be started, to render a conversation."""
 
 
 class ApiError(DistaffError):
-    """An error with the status and the envelope that answer it."""
+    """An error with the status and the body of its HTTP answer."""
 
     def __init__(
         self,
@@ -63,26 +63,26 @@ class ApiError(DistaffError):
         self.headers = headers or {}
 
     def envelope(self) -> dict[str, Any]:
-        """The body of the answer, also the data of an error event in a stream."""
+        """The body of the answer, which is also the data of an error event in a stream."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
 class BadRequest(ApiError):
-    """400: the request can never succeed as it stands."""
+    """400: the request is invalid."""
 
     def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(400, message, param=param, code=code)
 
 
 class Unauthorized(ApiError):
-    """401: no key, or one that is not accepted here."""
+    """401: no key, or an unknown one."""
 
     def __init__(self, message: str, code: str | None = None) -> None:
         super().__init__(401, message, code=code, headers={"www-authenticate": "Bearer"})
 
 
 class ModelNotFound(ApiError):
-    """404: no such model is served here. The name is cut, so that an answer stays small."""
+    """404: the model is not served here. The name is truncated, so that the answer stays small."""
 
     def __init__(self, name: str) -> None:
         message = f"The model `{name[:64]}` does not exist or you do not have access to it."
@@ -90,7 +90,7 @@ class ModelNotFound(ApiError):
 
 
 class UnsupportedEncoding(ApiError):
-    """415: the body is, or claims to be, compressed. What is taken is said as RFC 9110 (15.5.16) has it."""
+    """415: the body is compressed, or declared so; the answer lists accepted ones (RFC 9110, 15.5.16)."""
 
     def __init__(self, encoding: str) -> None:
         message = f"Unsupported content encoding: '{encoding[:64]}'. Send the body as it is."
@@ -107,7 +107,7 @@ class Unavailable(ApiError):
 
 
 def as_api_error(error: BaseException, method: str = "", path: str = "") -> ApiError:
-    """What a client is told about `error`."""
+    """The error that a client receives for `error`."""
     match error:
         case ApiError():
             return error
@@ -152,13 +152,13 @@ def _method_not_allowed(error: MethodNotAllowed) -> ApiError:
 
 
 class ApiErrorHandler(ErrorHandler):
-    """Answers every exception with the envelope."""
+    """Answers every exception in the common format."""
 
     def default(self, request: Request, exception: BaseException) -> HTTPResponse:
         error = as_api_error(exception, request.method, _path(request))
         stream = cast(Http | None, request.stream)
         if error.status in (408, 413, 503) and stream is not None and stream.request_body:
-            # Sanic would wait without any limit for the rest of a body that never comes.
+            # Sanic would wait without a limit for the rest of a body that never arrives.
             stream.request_body = None
             stream.keep_alive = False
         return HTTPResponse(
@@ -167,7 +167,7 @@ class ApiErrorHandler(ErrorHandler):
 
     @staticmethod
     def log(request: Request, exception: BaseException) -> None:
-        """Sanic's own log line would carry the URL and a traceback."""
+        """Logs nothing: Sanic's own log line would contain the URL and a traceback."""
 
 
 def _path(request: Request) -> str:

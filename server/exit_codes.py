@@ -1,4 +1,4 @@
-"""What the `distaff` command says with its exit code: the numbers of BSD's sysexits.h where they fit."""
+"""The exit codes of the `distaff` command: the numbers of BSD's sysexits.h where they fit."""
 
 from ..checkpoints.errors import CheckpointError, SourceNotFound
 from ..model.errors import ConfigError, DistaffError
@@ -7,21 +7,21 @@ OK = 0
 USAGE = 2
 """An unknown flag or a bad value, as everywhere on a command line."""
 DOES_NOT_FIT = 3
-"""What was planned, or was to be loaded, does not fit the devices."""
+"""The model, planned or loaded, does not fit the devices."""
 BAD_CHECKPOINT = 65
-"""A checkpoint that is damaged, or a configuration that we do not compute."""
+"""A damaged checkpoint, or an unsupported configuration."""
 NO_MODEL = 66
-"""A model name that leads nowhere."""
+"""The model is not found."""
 PORT_TAKEN = 69
-"""The address cannot be listened on."""
+"""The server cannot listen on the address."""
 ENGINE_LOST = 70
-"""The engine was lost too often, or could not be brought up."""
+"""The engine was lost too often, or could not be started."""
 REFUSED_SETTING = 78
-"""A setting that the model or the machine cannot honour, or that would leave the server open."""
+"""A setting that the model or the machine does not support, or that would leave the server open."""
 
 
 class Failed(DistaffError):
-    """A command's end, with the code that says how. The message is one line for the operator."""
+    """The failure of a command, with its exit code. The message is one line for the operator."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -29,7 +29,7 @@ class Failed(DistaffError):
 
 
 def of(error: DistaffError) -> int:
-    """The code for an error that keeps a command from its work."""
+    """The exit code for an error that makes a command fail."""
     match error:
         case Failed():
             return error.code

@@ -1,8 +1,8 @@
-"""Sanic's HTTP/1.1 with the holes closed: strict heads, absolute deadlines, a cap on connections.
+"""Sanic's HTTP/1.1, hardened: strict heads, absolute deadlines, a limit on connections.
 
-Knows bytes and clocks, no routes. The one idea: Sanic's timers start anew with every byte, so a client that
-sends one byte at a time holds a connection for ever; here a head and a body have a moment by which they must
-have arrived, after which the connection is aborted.
+Handles bytes and clocks, no routes. Sanic's timers restart with every byte, so a client that sends one byte
+at a time holds a connection for ever. Here a head and a body have absolute deadlines, after which the
+connection is aborted.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from .settings import ServerSettings
 logger = logging.getLogger(__name__)
 
 MOST_CRUMBS = 65_536
-"""Pieces of a body with fewer than CRUMB_BYTES bytes; some clients send each JSON token as a chunk."""
+"""The most pieces of a body below CRUMB_BYTES bytes; some clients send each JSON token as a chunk."""
 CRUMB_BYTES = 32
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -33,17 +33,17 @@ _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([^\r]*?)[ \t]*(?=\r|\Z)", re.I
 
 
 def check_head(head: bytes) -> None:
-    """Refuses a head that another parser might read differently.
+    """Refuses a head that other parsers might read differently.
 
     Raises:
-      BadRequest: a space before a colon, a folded line, a control character, no host or two, a length that
-        is not plain digits.
+      BadRequest: a space before a colon, a folded line, a control character, no or several hosts, a length
+        that is not plain digits.
     """
     if not _HEAD.fullmatch(head):
         raise BadRequest("malformed head")
     hosts = len(_HOST.findall(head))
     if hosts > 1 or (hosts == 0 and b" HTTP/1.1" in head.split(b"\r\n", 1)[0]):
-        raise BadRequest("exactly one host is needed")
+        raise BadRequest("exactly one host is required")
     if not all(length.isdigit() for length in _LENGTH.findall(head)):
         raise BadRequest("malformed content-length")
 
@@ -52,7 +52,7 @@ class StrictHttp(Http):
     """One connection's parser, with a deadline for each head."""
 
     async def http1_request_header(self) -> None:
-        """Reads a head; cuts the client off if it takes too long from its first byte."""
+        """Reads a head; disconnects the client if it takes too long from its first byte."""
         seconds = self.protocol.app.ctx.settings.head_seconds
         late = asyncio.get_running_loop().call_later(seconds, cast(HardenedHttp, self.protocol).cut_off)
         try:
@@ -61,13 +61,13 @@ class StrictHttp(Http):
             late.cancel()
 
     async def http1_response_header(self, data: bytes, end_stream: bool) -> None:
-        """Sends a head and counts it: none is sent to a client that is gone."""
+        """Sends a head and counts it; sends none to a client that has disconnected."""
         await super().http1_response_header(data, end_stream)
         cast(HardenedHttp, self.protocol).answered = cast(Any, self.request).reference
         self.protocol.app.ctx.metrics.responses.labels(self.response.status).inc()
 
     async def __aiter__(self) -> AsyncGenerator[bytes, None]:
-        """The body's pieces; raises PayloadTooLarge where too many of them are crumbs."""
+        """The body's pieces; raises PayloadTooLarge if too many of them are tiny."""
         crumbs = 0
         async for data in super().__aiter__():
             crumbs += len(data) < CRUMB_BYTES
@@ -77,23 +77,23 @@ class StrictHttp(Http):
             yield data
 
     def create_empty_request(self) -> None:
-        """Stands in for a request that could not be read, without its URL: that may be what was wrong."""
+        """Creates a placeholder for an unreadable request, without its URL, which may be the invalid part."""
         self.url = None
         super().create_empty_request()
 
 
 class HardenedHttp(HttpProtocol):
-    """One connection, if there is room for it.
+    """One connection, if the limit allows it.
 
     Attributes:
-      answered: the request whose answer was last begun. stalled: the client was cut off.
+      answered: the last request with a started answer. stalled: the client was disconnected.
     """
 
     HTTP_CLASS = StrictHttp
     __slots__ = ("_next_look", "answered", "stalled")
 
     def connection_made(self, transport: Any) -> None:
-        """Takes the connection, or refuses it when there are too many."""
+        """Accepts the connection, or refuses it if there are too many."""
         self._next_look: asyncio.TimerHandle | None = None
         self.answered = "-"
         self.stalled = False
@@ -106,7 +106,7 @@ class HardenedHttp(HttpProtocol):
 
     @property
     def lost_by(self) -> CutShort:
-        """Why a call on this connection is cancelled."""
+        """The reason why a call on this connection is cancelled."""
         if self.stalled:
             return "client_stalled"
         if self.http is not None and self.http.exception is not None:
@@ -114,23 +114,23 @@ class HardenedHttp(HttpProtocol):
         return "shutdown" if self.transport is None else "client_gone"
 
     def cut_off(self) -> None:
-        """Ends the connection of a client that keeps others waiting, or memory in use."""
+        """Closes the connection of a client that blocks others or occupies memory."""
         self.stalled = True
         if self.transport is not None:
             self.transport.abort()
 
     def pause_writing(self) -> None:
-        """Called by the transport while much is left unread."""
+        """Called by the transport when much data is unread."""
         super().pause_writing()
         self._watch_reader()
 
     def resume_writing(self) -> None:
-        """Called by the transport once most of it is read."""
+        """Called by the transport when most of the data has been read."""
         self._stop_watching()
         super().resume_writing()
 
     def _watch_reader(self, unread: float = math.inf) -> None:
-        """Cuts the client off if no byte has been read since the last look, at which `unread` were left."""
+        """Disconnects the client if it has read no byte since the last check, which found `unread` bytes."""
         transport = self.transport
         assert transport is not None
         left = transport.get_write_buffer_size()
@@ -145,23 +145,23 @@ class HardenedHttp(HttpProtocol):
             self._next_look.cancel()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Lets go of the connection, unless it was refused."""
+        """Releases the connection, unless it was refused."""
         self._stop_watching()
         if self.conn_info is not None:
             self._note_unread()
             super().connection_lost(exc)
 
     def _note_unread(self) -> None:
-        """Counts an answer that was written whole, and of which much was never read."""
+        """Counts an answer that was written completely but not read completely."""
         if self._can_write.is_set() or self.http:
-            return  # where a call is being answered, its handler is cancelled and counts it
+            return  # during an answer its handler is cancelled and counts it
         reason = "client_gone" if self.transport is not None and not self.stalled else "client_stalled"
         self.app.ctx.metrics.count_ending(reason)
-        logger.info("%s was not read to its end, %s", self.answered, reason)
+        logger.info("%s was not read completely, %s", self.answered, reason)
 
 
 def sanic_config(settings: ServerSettings) -> Config:
-    """Sanic's settings. Deadlines of requests are ours; RESPONSE_TIMEOUT only ends what hangs for an hour."""
+    """Sanic's settings. Request deadlines are our own; RESPONSE_TIMEOUT ends calls that hang for an hour."""
     config = Config(env_prefix=None)
     config.update(
         AUTO_EXTEND=False,

@@ -1,8 +1,7 @@
-"""`Keys`: who may ask. Read from a file, which may change while the server runs, and from the environment.
+"""`Keys`: the accepted API keys, from a file, which may change while the server runs, and the environment.
 
-Knows nothing of HTTP: a key that came is looked up here, the header is `authorization.py`'s. The one idea: a
-key is forgotten as soon as it is read. Only SHA-256 digests are kept, so that no log, error or dump can hold
-a key, and comparing two of them takes as long whatever they have in common.
+Contains no HTTP: `authorization.py` reads the header and looks up the key here. Only SHA-256 digests of keys
+are stored, so that no log, error or dump can contain a key, and comparisons take constant time.
 """
 
 import hashlib
@@ -19,25 +18,25 @@ from ..model.errors import DistaffError
 logger = logging.getLogger(__name__)
 
 VARIABLE = "DISTAFF_API_KEYS"
-"""The environment variable that holds a server's keys, with commas between them."""
+"""The environment variable that holds a server's keys, separated by commas."""
 
 SHORTEST_KEY = 8
 MOST_FILE_BYTES = 256 * 1024
-"""Of a file of keys: each request is compared with every one."""
+"""The largest size of a key file: each request is compared with every key."""
 
 CHECK_SECONDS = 1.0
-"""How long a change of the file may go unnoticed, and how long the file must then have been left alone:
-whoever writes it may have written half a key."""
+"""The interval of checks for a change of the file, and the time for which it must then be unchanged, because
+its writer may have written half a key."""
 
 _ID_DIGITS = 8
 
 
 class KeysRefused(DistaffError):
-    """A key, or a file of keys, that cannot be used. The message names the place, never the key."""
+    """An invalid key or key file. The message contains the location, never the key."""
 
 
 class Keys:
-    """The keys that are accepted, as digests; at least one."""
+    """The accepted keys, as digests; at least one."""
 
     def __init__(
         self,
@@ -51,11 +50,11 @@ class Keys:
 
         Args:
           keys: accepted as long as the server runs.
-          file: further ones, a line each; read again once it has changed.
-          clock: seconds. wall: seconds as the file's times count them.
+          file: further keys, one per line; read again when it changes.
+          clock: seconds. wall: seconds on the clock of the file's times.
 
         Raises:
-          KeysRefused: no key at all, one that is unfit, or a file that cannot be read.
+          KeysRefused: no key at all, an invalid key, or a file that cannot be read.
         """
         self._fixed = _digests(keys, "key", VARIABLE)
         self._file = file
@@ -73,7 +72,7 @@ class Keys:
     def identify(self, key: str) -> str | None:
         """The id of a key, eight hexadecimal digits; None if it is not accepted.
 
-        Looks at the file first, once a second at most. Takes as long whichever key it is, if any.
+        Checks the file first, at most once a second. Takes constant time for every key.
         """
         self._look_again()
         came = _digest(key)
@@ -84,7 +83,7 @@ class Keys:
         return None if found is None else found.hex()[:_ID_DIGITS]
 
     def _look_again(self) -> None:
-        """Reads a changed file. One that cannot be used changes nothing, and is tried again at each check."""
+        """Reads a changed file. An invalid file changes nothing, and is tried again at each check."""
         now = self._clock()
         if self._file is None or now < self._next_check:
             return
@@ -98,11 +97,11 @@ class Keys:
             self._complain(_reason(self._file, error))
 
     def _is_new(self, status: os.stat_result) -> bool:
-        """Whether the file has changed and was then left alone for a while.
+        """Whether the file has changed, and has then been unchanged for a while.
 
-        It was if its times say so (the kernel sets `ctime` at every write), so that a key that went an hour
-        ago is refused at the first request since; or, should its clock be ahead of ours, if nothing has
-        changed since the last look.
+        Its times show that (the kernel sets `ctime` at every write), so that a key removed an hour ago is
+        refused at the next request. If the file's clock is ahead of ours, the file must be unchanged since
+        the last check.
         """
         stamp, seen = _stamp(status), self._seen
         self._seen = stamp
@@ -114,17 +113,17 @@ class Keys:
         self._stamp = stamp
 
     def _complain(self, complaint: str) -> None:
-        """Logs what keeps the file from being used, once for as long as it stays the same."""
+        """Logs why the file cannot be used, once until the reason changes."""
         if complaint != self._complaint:
             self._complaint = complaint
-            logger.error("%s; the keys read before stay in force", complaint)
+            logger.error("%s; the keys read before remain valid", complaint)
 
 
 def configured_keys(file: Path | None, environment: Mapping[str, str]) -> Keys | None:
-    """The keys that an operator set; None where neither a file nor the variable is given.
+    """The keys that an operator set; None if neither a file nor the variable is given.
 
     Raises:
-      KeysRefused: what is given holds no key, or an unfit one.
+      KeysRefused: the file or the variable holds no key, or an invalid one.
     """
     if file is None and VARIABLE not in environment:
         return None
@@ -132,25 +131,25 @@ def configured_keys(file: Path | None, environment: Mapping[str, str]) -> Keys |
 
 
 def is_plain(key: str) -> bool:
-    """Whether a key consists of what a header can carry: visible ASCII."""
+    """Whether a key consists of visible ASCII, which a header can carry."""
     return key.isascii() and key.isprintable() and " " not in key
 
 
 def _read(file: Path) -> tuple[frozenset[bytes], tuple[int, ...]]:
-    """A file's keys, and the stamp, of before it was read, by which to tell that it has changed since."""
+    """A file's keys, and its stamp from before the read, to detect later changes."""
     try:
-        # A pipe without a writer would hold up the event loop for ever.
+        # Opening a pipe without a writer would block the event loop for ever.
         with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as opened:
             status = os.fstat(opened.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise KeysRefused(f"{file} is not a regular file")
             content = opened.read(MOST_FILE_BYTES + 1)
             if _stamp(os.fstat(opened.fileno())) != _stamp(status):
-                raise KeysRefused(f"{file} changed while it was read; expected one that is left alone")
+                raise KeysRefused(f"{file} changed while it was read; expected an unchanged file")
     except OSError as error:
         raise KeysRefused(_reason(file, error)) from None
     if len(content) > MOST_FILE_BYTES:
-        raise KeysRefused(f"{file} is larger than the {MOST_FILE_BYTES} bytes that keys may take")
+        raise KeysRefused(f"{file} is larger than the limit of {MOST_FILE_BYTES} bytes")
     lines = (line.decode("ascii", "replace") for line in content.splitlines())
     digests = _digests(("" if _says_nothing(line) else line for line in lines), "line", str(file))
     if not digests:
@@ -163,7 +162,7 @@ def _says_nothing(line: str) -> bool:
 
 
 def _digests(keys: Iterable[str], unit: str, place: str) -> frozenset[bytes]:
-    """The digests of keys, the empty ones left out. A key stands in the unit of its number, in a place."""
+    """The digests of keys, without empty ones; errors name a key as `unit` number n of `place`."""
     digests = set()
     for number, key in enumerate(keys, start=1):
         if not key:
@@ -181,7 +180,7 @@ def _digest(key: str) -> bytes:
 
 
 def _stamp(status: os.stat_result) -> tuple[int, ...]:
-    """What differs once a file was written, replaced or put in another's place."""
+    """Properties that change when a file is written or replaced."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 

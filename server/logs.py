@@ -1,4 +1,4 @@
-"""Logging, set up once for each process: single lines on stderr with a time and a level."""
+"""Logging, configured once in each process: single lines on stderr with a time and a level."""
 
 import contextlib
 import logging
@@ -8,9 +8,9 @@ _FORMAT = "%(asctime)s %(levelname)s {speaker}%(name)s: %(message)s"
 
 
 class _Stderr(logging.Handler):
-    """Writes to whatever `sys.stderr` is at the moment, so that a progress bar can keep below the lines.
+    """Writes to the current `sys.stderr`, so that a progress bar can stay below the lines.
 
-    A full disk or a closed stderr loses lines, never a request.
+    A full disk or a closed stderr loses log lines but fails no request.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -20,10 +20,10 @@ class _Stderr(logging.Handler):
 
 
 def configure_logging(level: str, speaker: str = "") -> None:
-    """Sends everything from `level` on to stderr; other libraries' chatter only from WARNING on.
+    """Logs from `level` on to stderr; other libraries' records only from WARNING on.
 
     Args:
-      speaker: who speaks, where several processes of a kind do.
+      speaker: the name of this process in the lines, if there are several of a kind.
     """
     handler = _Stderr()
     handler.setFormatter(logging.Formatter(_FORMAT.format(speaker=f"[{speaker}] " if speaker else "")))
@@ -31,4 +31,4 @@ def configure_logging(level: str, speaker: str = "") -> None:
         level=max(logging.WARNING, logging.getLevelName(level)), handlers=[handler], force=True
     )
     logging.getLogger("distaff").setLevel(level)
-    logging.getLogger("sanic.error").setLevel(logging.ERROR)  # it warns of its own production mode
+    logging.getLogger("sanic.error").setLevel(logging.ERROR)  # it warns about its own production mode

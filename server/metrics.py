@@ -1,8 +1,8 @@
-"""What Prometheus reads, and the one log line that each finished call leaves.
+"""The metrics for Prometheus, and one log line for each finished call.
 
-Labels are statuses, finish reasons, words for early ends (`endings.py`) and replicas' numbers, never text
-from a client; lines carry counts and times, never a prompt, an answer or a key. Each engine's figures are
-read from its newest snapshot when somebody asks.
+Labels are statuses, finish reasons, reasons for early ends (`endings.py`) and replica numbers, never text
+from a client. Log lines contain counts and times, never a prompt, an answer or a key. Each engine's values
+are read from its newest snapshot at the time of a scrape.
 """
 
 import logging
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 Figure = Callable[[Replica], float]
-"""What a metric tells of one engine."""
+"""The value of a metric for one engine."""
 
 _LABELS = ("replica",)
 _GAUGES = ("waiting", "running", "free_pages", "total_pages", "compilations", "buckets_ready", "buckets")
@@ -41,7 +41,7 @@ _DURATION = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 
 
 class Metrics:
-    """The figures of one web process, on a registry of its own."""
+    """The metrics of one web process, on its own registry."""
 
     def __init__(self, engine: EngineClient) -> None:
         self.registry = registry = CollectorRegistry()
@@ -50,14 +50,14 @@ class Metrics:
         self._cut_short = _by_reason(
             "calls_cut_short", "Calls that ended before their answer was complete.", CUT_SHORT, registry
         )
-        self._refusals = _by_reason("refusals", "Calls that were not taken.", REFUSALS, registry)
+        self._refusals = _by_reason("refusals", "Calls that were refused.", REFUSALS, registry)
         self.finished = Counter("distaff_choices", "Choices ended.", ["finish_reason"], registry=registry)
         self.in_flight = Gauge("distaff_requests_in_flight", "Calls being answered.", registry=registry)
         self.unknown = Counter(
             "distaff_unknown_parameters", "Unknown request parameters ignored.", registry=registry
         )
         self.prompt_tokens = Counter("distaff_prompt_tokens", "Tokens in prompts.", registry=registry)
-        self.completion_tokens = Counter("distaff_completion_tokens", "Tokens answered.", registry=registry)
+        self.completion_tokens = Counter("distaff_completion_tokens", "Tokens generated.", registry=registry)
         self.first_token = _histogram(
             "time_to_first_token", "From arrival to first token.", _FIRST_TOKEN, registry
         )
@@ -72,20 +72,24 @@ class Metrics:
         counter.labels(reason).inc()
 
     def render(self) -> bytes:
-        """The exposition text."""
+        """The metrics in Prometheus's text format."""
         return generate_latest(self.registry)
 
 
 class EngineCollector(Collector):
-    """Each replica's gauges and counters, from its newest snapshot, and those of the queue before them."""
+    """Each replica's gauges and counters, from its newest snapshot, and those of the common queue."""
 
     def __init__(self, engine: EngineClient) -> None:
         self._engine = engine
 
     def collect(self) -> Iterable[Metric]:
-        yield self._gauge("ready", "1 while it takes requests.", lambda engine: engine.state == "ready")
-        yield self._gauge("given_up", "1 once nobody restarts it.", lambda engine: engine.state == "stopped")
-        yield self._gauge("heartbeat_age_seconds", "Since it was last heard of.", attrgetter("heartbeat_age"))
+        yield self._gauge("ready", "1 while it accepts requests.", lambda engine: engine.state == "ready")
+        yield self._gauge(
+            "given_up", "1 once it is no longer restarted.", lambda engine: engine.state == "stopped"
+        )
+        yield self._gauge(
+            "heartbeat_age_seconds", "Seconds since its last frame.", attrgetter("heartbeat_age")
+        )
         for name in _GAUGES:
             yield self._gauge(name, f"EngineStats.{name}.", attrgetter(f"stats.{name}"))
         for name in _COUNTERS:
@@ -93,19 +97,21 @@ class EngineCollector(Collector):
             yield self._filled(family, attrgetter(f"stats.{name}"))
         yield self._phases()
         requests, tokens = self._engine.queued
-        yield GaugeMetricFamily("distaff_queue_requests", "Sequences that no engine has.", value=requests)
+        yield GaugeMetricFamily(
+            "distaff_queue_requests", "Sequences that wait for an engine.", value=requests
+        )
         yield GaugeMetricFamily("distaff_queue_prompt_tokens", "Tokens of their prompts.", value=tokens)
         yield self._moves()
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: the registry need not ask the engine before it is started."""
+        """Yields nothing, so that the registry does not query the engine before it is started."""
         return iter(())
 
     def _gauge(self, name: str, text: str, figure: Figure) -> Metric:
         return self._filled(GaugeMetricFamily(f"distaff_engine_{name}", text, labels=_LABELS), figure)
 
     def _moves(self) -> CounterMetricFamily:
-        text = "Sequences that left an engine and went on in another one, or later."
+        text = "Sequences moved off an engine, to continue on another one or later."
         family = CounterMetricFamily("distaff_sequences_moved", text, labels=("cause",))
         moved = self._engine.moved
         for cause in MOVE_CAUSES:
@@ -113,7 +119,7 @@ class EngineCollector(Collector):
         return family
 
     def _phases(self) -> CounterMetricFamily:
-        text = "Of the engine's thread, by phase; idle: the device, while somebody waits."
+        text = "Seconds of the engine's thread, by phase; idle: of the device, while requests wait."
         family = CounterMetricFamily("distaff_engine_phase_seconds", text, labels=(*_LABELS, "phase"))
         for number, engine in enumerate(self._engine.replicas):
             for phase, seconds in engine.stats.seconds.items():
@@ -131,7 +137,7 @@ def _histogram(name: str, text: str, buckets: tuple[float, ...], registry: Colle
 
 
 def _by_reason(name: str, text: str, reasons: Iterable[str], registry: CollectorRegistry) -> Counter:
-    """A counter that has every reason from the start: else the first event of one is no increase."""
+    """A counter with every reason from the start; otherwise the first event of one would be no increase."""
     counter = Counter(f"distaff_{name}", text, ["reason"], registry=registry)
     for reason in reasons:
         counter.labels(reason)
@@ -139,7 +145,7 @@ def _by_reason(name: str, text: str, reasons: Iterable[str], registry: Collector
 
 
 class CallRecord:
-    """The account of one call, opened when it is admitted and closed exactly once."""
+    """The record of one call, opened when it is submitted and closed exactly once."""
 
     def __init__(self, metrics: Metrics, *, id: str, model: str, started: float, prompt_tokens: int) -> None:
         self._metrics = metrics
@@ -153,24 +159,24 @@ class CallRecord:
         metrics.prompt_tokens.inc(prompt_tokens)
 
     def heard(self) -> None:
-        """A choice said something."""
+        """Records output of a choice."""
         if self._first is None:
             self._first = time.perf_counter()
             self._metrics.first_token.observe(self._first - self._started)
 
     def ended(self, reason: str) -> None:
-        """A choice ended."""
+        """Records the end of a choice."""
         self._reasons.append(reason)
         self._metrics.finished.labels(reason).inc()
 
     def close(self, completion_tokens: list[int], ending: Ending | None) -> None:
-        """The call is over; `ending`: why it ended before its answer was complete, if it did."""
+        """Records the end of the call; `ending`: why it ended before its answer was complete, if it did."""
         now = time.perf_counter()
         if ending is not None:
             for _ in range(len(completion_tokens) - len(self._reasons)):
                 self.ended(ending)
             if ending not in self._reasons:
-                self._reasons.append(ending)  # all choices had ended, and yet the answer is not complete
+                self._reasons.append(ending)  # all choices ended, but the answer is incomplete
         self._metrics.in_flight.dec()
         self._metrics.completion_tokens.inc(sum(completion_tokens))
         self._metrics.duration.observe(now - self._started)

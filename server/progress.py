@@ -1,7 +1,4 @@
-"""Shows how a long task goes: bars on a terminal, a line every few seconds elsewhere.
-
-Knows phases and counts, not who does the work.
-"""
+"""Shows the progress of a long task: bars on a terminal, otherwise a line every few seconds."""
 
 import logging
 import sys
@@ -16,25 +13,25 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 log = logging.getLogger(__name__)
 
 _IN_STEPS = ("compile",)
-"""Phases counted in steps; all others count bytes."""
+"""Phases counted in steps; all others are counted in bytes."""
 LINE_SECONDS = 5.0
-"""Between two lines of a phase, where there is no terminal."""
+"""Seconds between two lines of a phase, without a terminal."""
 
 
 class ProgressDisplay(Protocol):
-    """What is told of progress."""
+    """The interface of a progress display."""
 
     def show(self, phase: str, done: int, total: int) -> None:
-        """`done` of `total` are behind us; total 0 is unknown."""
+        """Shows that `done` of `total` are done; a total of 0 is unknown."""
         ...
 
     def close(self) -> None:
-        """Nothing more comes, or nothing for now. Idempotent."""
+        """Ends the display, for good or for now. Idempotent."""
         ...
 
 
 def progress_display() -> ProgressDisplay:
-    """What suits this process's stderr."""
+    """The display for this process's stderr."""
     return Bars(Console(stderr=True)) if sys.stderr.isatty() else Lines()
 
 
@@ -45,7 +42,7 @@ def amount(phase: str, done: int, total: int) -> str:
 
 
 class Bars:
-    """One bar for each phase. While they are shown, log lines scroll above them."""
+    """One bar for each phase. Log lines scroll above the bars."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -53,7 +50,7 @@ class Bars:
         self._bars: dict[str, TaskID] = {}
 
     def show(self, phase: str, done: int, total: int) -> None:
-        """Moves the phase's bar."""
+        """Updates the phase's bar."""
         live = self._live or self._open()
         if phase not in self._bars:
             self._bars[phase] = live.add_task(phase, total=None, amount="")
@@ -61,7 +58,7 @@ class Bars:
         live.update(self._bars[phase], completed=done, total=total or None, amount=text)
 
     def close(self) -> None:
-        """Leaves the bars as they are and gives the terminal back."""
+        """Stops updating the bars and releases the terminal."""
         if self._live:
             self._live.stop()
         self._live, self._bars = None, {}
@@ -74,7 +71,7 @@ class Bars:
 
 
 class Lines:
-    """A log line at the first news of a phase, and then at most one every LINE_SECONDS."""
+    """A log line at the first update of a phase, and then at most one every LINE_SECONDS."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock`: seconds."""
@@ -83,12 +80,12 @@ class Lines:
         self._due = 0.0
 
     def show(self, phase: str, done: int, total: int) -> None:
-        """Logs a line if it is time for one."""
+        """Logs a line if one is due."""
         now = self._clock()
         if phase != self._phase or now >= self._due:
             self._phase, self._due = phase, now + LINE_SECONDS
             log.info("%s: %s", phase, amount(phase, done, total))
 
     def close(self) -> None:
-        """The next phase begins anew."""
+        """Resets the display for the next phase."""
         self._phase = ""

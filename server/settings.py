@@ -1,4 +1,4 @@
-"""What an operator decides about the HTTP side. Says nothing of the model or the engine."""
+"""The operator's settings of the HTTP server, without those of the model and the engine."""
 
 from dataclasses import dataclass
 
@@ -11,24 +11,25 @@ class ServerSettings:
 
     Attributes:
       model: the id under which the model is served.
-      aliases: further ids that mean the same model; `tgi` always does.
-      any_model: every other id means the model, too, and is repeated in the answer.
-      keys: who may ask; None lets anybody.
-      allow_origins: origins of web pages that may ask; `*` for every one.
-      strict: refuse unknown parameters, as OpenAI does, rather than ignore and count them.
-      embeddings: POST /v1/embeddings is answered.
-      profiles: POST /start_profile and /stop_profile are answered.
-      max_concurrent: the most sequences under way, waiting or running; None for no such bound.
-      max_wait: the longest predicted wait for a first token, in seconds; who would wait longer is refused.
-      max_pause: for how long a sequence whose engine was lost waits for another one, in seconds.
-      health_when_ready: /health answers 200 only while requests are taken, as TGI's does.
-      default_max_tokens: the most tokens of an answer whose request names no limit; None is the route's own.
+      aliases: further ids of the same model; `tgi` always is one.
+      any_model: the model is served under every other id too, which is repeated in the answer.
+      keys: the accepted API keys; None accepts requests without a key.
+      allow_origins: origins of web pages that may send requests; `*` for every one.
+      strict: refuse unknown parameters, as OpenAI does, instead of ignoring and counting them.
+      embeddings: enable POST /v1/embeddings.
+      profiles: enable POST /start_profile and /stop_profile.
+      max_concurrent: the most sequences, waiting or running; None for no bound.
+      max_wait: the longest predicted wait for a first token, in seconds; beyond it requests are refused.
+      max_pause: how long a sequence waits for another engine after its own was lost, in seconds.
+      health_when_ready: /health answers 200 only while requests are accepted, as TGI's does.
+      default_max_tokens: the most tokens of an answer if a request sets no limit; None is the route's
+        default.
       most_choices: the largest `n` of a request.
-      drain_seconds: how long running requests may go on after SIGTERM.
-      most_connections: beyond these, new connections are refused.
-      head_seconds, body_seconds: within which a request's head, and its body, must have arrived.
-      read_seconds: for which a client may read nothing of an answer; then it is cut off.
-      most_body_bytes: larger bodies are answered 413.
+      drain_seconds: how long running requests may continue after SIGTERM.
+      most_connections: beyond this number, new connections are refused.
+      head_seconds, body_seconds: the time limits for the arrival of a request's head and of its body.
+      read_seconds: how long a client may read nothing of an answer before it is disconnected.
+      most_body_bytes: larger bodies are answered with 413.
     """
 
     model: str
@@ -54,5 +55,5 @@ class ServerSettings:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every id that is answered, the model's own first."""
+        """All ids of the model, its own first."""
         return tuple(dict.fromkeys((self.model, *self.aliases, "tgi")))

@@ -1,7 +1,7 @@
-"""What the engine process asks of the operating system: to die with its parent, its share of the processors,
-and a place behind the web process.
+"""The engine process's use of the operating system: death with its parent, its share of the processors,
+and a lower priority than the web process.
 
-Knows nothing of engines or frames. Linux is served fully; elsewhere each function does what it can.
+Linux is fully supported; on other systems each function does what is possible.
 """
 
 import contextlib
@@ -22,35 +22,36 @@ _VMSTAT = Path("/proc/vmstat")
 _TASKS = Path("/proc/self/task")
 
 _NICENESS = 10
-"""How much nicer the threads become: each gets a tenth of the time of one that wants the same core too."""
+"""Added to each thread's niceness: it then gets a tenth of the time of a thread that wants the same core."""
 
 
 def engine_environment() -> dict[str, str]:
-    """The environment to start the engine process in.
+    """The environment for the engine process.
 
-    Has the C library ask for huge pages (glibc from 2.35 on; others ignore it): the first touch of a cache of
-    3 GB takes 0.4 s with them and 4.6 s without. An operator's own tunables stand. API keys stay here.
+    Makes the C library request huge pages (glibc from 2.35 on; others ignore it): the first touch of a cache
+    of 3 GB takes 0.4 s with them and 4.6 s without. An operator's own tunables are kept. API keys are
+    removed.
     """
     return {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} | environment_without_keys()
 
 
 def environment_without_keys() -> dict[str, str]:
-    """Our own environment but for the API keys: no process that we start needs them."""
+    """This process's environment without the API keys, which no child process needs."""
     return {name: value for name, value in os.environ.items() if name != VARIABLE}
 
 
 def die_with_parent() -> None:
-    """Has the kernel kill this process when the thread that spawned it ends. Linux only.
+    """Makes the kernel kill this process when the thread that spawned it ends. Linux only.
 
-    Elsewhere, and where the kernel refuses, the end of the socketpair tells the same a little later.
+    On other systems, or if the kernel refuses, the closed socketpair has the same effect a little later.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def oom_kills() -> int | None:
-    """How many processes of this machine the kernel has killed for want of memory since it was booted, also
-    for that of a control group (`oom_kill` of /proc/vmstat, Linux 4.13); None where that is not known."""
+    """The number of processes that the kernel's out-of-memory killer has ended since boot, also in control
+    groups (`oom_kill` of /proc/vmstat, Linux 4.13); None if unknown."""
     try:
         lines = _VMSTAT.read_text().splitlines()
     except OSError:
@@ -59,10 +60,10 @@ def oom_kills() -> int | None:
 
 
 def usable_cores(cgroup: Path | None = None, sharing: int = 1) -> int:
-    """Processors that this process may keep busy: those it may run on, or its part of its group's quota.
+    """The number of processors that this process may use: by its affinity, or its part of the group's quota.
 
     Args:
-      cgroup: instead of our own group's folder. sharing: processes like this one that live on the quota.
+      cgroup: the folder of a control group; by default our own. sharing: processes that share the quota.
     """
     affinity = psutil.Process().cpu_affinity() if sys.platform == "linux" else None
     cores = len(affinity) if affinity else os.cpu_count() or 1
@@ -71,7 +72,7 @@ def usable_cores(cgroup: Path | None = None, sharing: int = 1) -> int:
 
 
 def _own_cgroup() -> Path:
-    """The folder of our control group; in a container, and with version 1, the root."""
+    """The folder of our control group; the root in a container and with version 1."""
     try:
         line = _MEMBERSHIP.read_text().splitlines()[-1]
     except (OSError, IndexError):
@@ -93,10 +94,10 @@ def _quota(cgroup: Path) -> float | None:
 
 
 def limit_threads(sharing: int = 1) -> None:
-    """Sizes XLA's thread pool by `usable_cores`; to be called before jax is imported.
+    """Sizes XLA's thread pool by `usable_cores`. Call it before jax is imported.
 
-    XLA counts the machine's processors and does not know quotas; more threads than the quota carries are
-    all throttled together. `NPROC` is the variable its thread pool reads; an operator's own value stands.
+    XLA counts the machine's processors and ignores quotas; more threads than the quota allows are all
+    throttled together. `NPROC` is the variable that its thread pool reads; an operator's own value is kept.
     """
     cores = usable_cores(sharing=sharing)
     if cores < (os.cpu_count() or 1):
@@ -104,10 +105,10 @@ def limit_threads(sharing: int = 1) -> None:
 
 
 def lower_priority() -> None:
-    """Has every thread of this process, and all that they start, leave the processors to others. Linux only.
+    """Lowers the priority of every thread of this process, and of all that they start. Linux only.
 
-    For an engine that computes on the processors: its many threads would otherwise have the web process wait
-    for its turn many times for each request, for a few microseconds of work each time. See sched(7).
+    For an engine that computes on the processors: otherwise the web process would wait for its many threads
+    several times per request, each time for a few microseconds of its own work. See sched(7).
     """
     if sys.platform == "linux":
         for thread in _TASKS.iterdir():

@@ -1,7 +1,7 @@
-"""Fakes whose answers are computed by hand: an engine that says what it is told, and text that is bytes.
+"""Fakes with hand-computed answers: an engine that returns a given reply, and a tokenizer whose ids are
+bytes.
 
-For protocol tests, ours and others'. They keep the contracts of `EngineClient` and `TextModel`; neither
-knows a model.
+For protocol tests, ours and others'. They implement `EngineClient` and `TextModel` without a model.
 """
 
 import asyncio
@@ -30,13 +30,13 @@ Script = Callable[[Request], Sequence[int]]
 
 
 class FakeText:
-    """Bytes are tokens: id = byte, and three special ids.
+    """A tokenizer whose tokens are bytes: id = byte, and three special ids.
 
     A conversation is BOS, then for each message its role, a colon, its content and TURN. A conversation
     with a message of the content `refuse me` is refused, as templates do.
 
     Attributes:
-      rendered: what was last asked to be rendered, and how.
+      rendered: the last conversation to render, with its options.
     """
 
     rendered: dict[str, Any]
@@ -99,7 +99,7 @@ class FakeText:
 
 
 class FakeDetokenizer:
-    """Bytes -> characters, as soon as one is whole; special ids say nothing."""
+    """Bytes -> characters, as soon as one is complete; special ids have no text."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -112,18 +112,18 @@ class FakeDetokenizer:
 
 
 class FakeEngine:
-    """Says what `reply` holds, token by token, and keeps a record of what it was asked.
+    """Returns the tokens of `reply` one by one, and records its requests.
 
     Attributes:
-      reply: the ids to say, or a function of the request; then the end token.
-      delay: seconds before each token. gate: cleared, it holds every token back.
-      capacity: the most sequences at once; one more is Overloaded, for `retry_after` seconds.
-      fail_after: lose the engine, for everybody, before this many tokens of a sequence.
-      error_after: fail just the sequence, likewise. error_param: and blame this parameter for it.
-      requests, aborted: all that were submitted; the ids of those aborted before their end.
-      cached: how many tokens of each prompt it claims to have found. waited: and how long each waited.
-      profiled: what was asked of the profiler.
-      queued, moved: what it says of sequences that wait before it, and that have been moved.
+      reply: the ids to return, or a function of the request; the end token follows.
+      delay: seconds before each token. gate: while cleared, it holds back every token.
+      capacity: the most sequences at once; a further one raises Overloaded with `retry_after` seconds.
+      fail_after: the engine is lost, for all requests, before this many tokens of a sequence.
+      error_after: only the sequence fails, likewise. error_param: the parameter that the error names.
+      requests, aborted: all submitted requests; the ids of those aborted before their end.
+      cached: the reported number of cached tokens of each prompt. waited: the reported wait of each.
+      profiled: the calls of `profile`.
+      queued, moved: the reported queue and numbers of moved sequences.
     """
 
     def __init__(self, reply: str | Sequence[int] | Script = "Hello, world!", *, context: int = 4096) -> None:
@@ -188,13 +188,13 @@ class FakeEngine:
         self.state = "stopped"
 
     def lose(self, failure: EngineFailed | None = None) -> None:
-        """Fails every running sequence: the engine is lost, or what `failure` says."""
+        """Fails every running sequence with `failure`; by default the engine is lost."""
         for stream in self.running.values():
             stream.failure = failure or stream.failure
             stream.lost.set()
 
     def tokens(self, request: Request) -> Sequence[int]:
-        """What is said to a request."""
+        """The reply to a request."""
         reply = self.reply(request) if callable(self.reply) else self.reply
         return list(reply.encode()) if isinstance(reply, str) else reply
 
@@ -232,7 +232,7 @@ class FakeStream:
         return self._engine.running.pop(self._request.id, None) is not None
 
     async def _wait(self) -> None:
-        """Until the next token may be said, or the engine is lost."""
+        """Waits until the next token is due, or the engine is lost."""
         await asyncio.sleep(self.delay)
         gate = asyncio.ensure_future(self._engine.gate.wait())
         lost = asyncio.ensure_future(self.lost.wait())
@@ -243,27 +243,27 @@ class FakeStream:
             lost.cancel()
 
     def _events(self) -> Iterator[TokenEvent]:
-        """The events of the sequence, each made when it is said."""
-        for position, event in enumerate(self._said()):
+        """The events of the sequence, each created when it is sent."""
+        for position, event in enumerate(self._reply()):
             yield event if position else self._with_prompt(event)
 
-    def _said(self) -> Iterator[TokenEvent]:
-        """From what the engine says, and where it must end."""
+    def _reply(self) -> Iterator[TokenEvent]:
+        """The events of the engine's reply, up to the limits of the request."""
         params, info = self._request.params, self._engine.info
         room = (info.context if info else 0) - len(self._request.prompt)
         limit = min(room, params.max_tokens or room)
-        said = list(self._engine.tokens(self._request))
-        place = next((place for place, token in enumerate(said) if token in params.stop_ids), len(said))
-        end, said = next(iter(said[place:]), EOS), said[:place]
+        reply = list(self._engine.tokens(self._request))
+        place = next((place for place, token in enumerate(reply) if token in params.stop_ids), len(reply))
+        end, reply = next(iter(reply[place:]), EOS), reply[:place]
         endless = EOS not in params.stop_ids and end == EOS
         position = 0
-        for position, token in enumerate(islice(cycle(said) if endless else said, limit), 1):
+        for position, token in enumerate(islice(cycle(reply) if endless else reply, limit), 1):
             yield self._event(token, finish="length" if position == limit else None)
         if position < limit:
             yield replace(self._event(end, finish="stop"), token=None, end=end)
 
     def _with_prompt(self, event: TokenEvent) -> TokenEvent:
-        """The first event, which also says what was asked of the prompt."""
+        """The first event, with the requested results for the prompt."""
         prompt = self._request.prompt
         return replace(
             event,
@@ -274,7 +274,7 @@ class FakeStream:
         )
 
     def _scores(self) -> tuple[TokenLogprobs, ...] | None:
-        """What was asked of the prompt, by the same rule as of the reply."""
+        """The requested scores of the prompt, by the same rule as for the reply."""
         wanted = self._request.params.prompt_logprobs
         if wanted is None:
             return None
@@ -291,6 +291,6 @@ class FakeStream:
 
     @staticmethod
     def _scored(token: int, wanted: int) -> TokenLogprobs:
-        """The token itself at -0.25, its successors in the vocabulary each 1 less."""
+        """The token itself at -0.25, each of its successors in the vocabulary 1 lower."""
         top = tuple(((token + i) % VOCABULARY, -0.25 - i) for i in range(wanted))
         return TokenLogprobs(chosen=-0.25, top=top)

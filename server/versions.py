@@ -1,4 +1,4 @@
-"""What runs here, for `distaff version` and bug reports. Reads packages' metadata; imports none of them."""
+"""Installed versions, for `distaff version` and bug reports. Reads package metadata; imports no package."""
 
 import platform
 from importlib.metadata import version
@@ -12,6 +12,6 @@ def own_version() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Names and versions: our own first, then the machine's."""
+    """Names and versions: Distaff's own first, then the machine's."""
     found = {name: version(name) for name in _PACKAGES}
     return found | {"python": platform.python_version(), "platform": platform.platform()}

@@ -1,8 +1,8 @@
-"""Threads and tasks that their process cannot do without: none of them ends unseen.
+"""Essential threads and tasks: if one fails, the process notices.
 
-A thread or task whose exception nobody reads leaves a process that looks alive and does nothing. The one
-idea: a thread that fails unexpectedly ends its process, with a traceback in the log and the exit code that
-has it restarted; a task of the web process says so to whoever decides that process's end.
+A thread or task with an unread exception leaves a process that looks alive and does nothing. So a thread that
+fails unexpectedly ends its process, with a traceback in the log and the exit code that leads to a restart. A
+task of the web process reports its failure to the code that ends that process.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ def start_thread(name: str, work: Callable[[], None]) -> threading.Thread:
 def start_task(
     name: str, work: Coroutine[Any, Any, None], failed: Callable[[str], None]
 ) -> asyncio.Task[None]:
-    """Starts a task; an exception in it is logged, and `failed` is called with a line that says so."""
+    """Starts a task; an exception in it is logged, and `failed` is called with a message about it."""
 
     def ended(task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()

@@ -140,7 +140,7 @@ class MarkedParser(_Parser):
 
 
 def _split(text: str, mark: str) -> tuple[str, str]:
-    """The text that certainly precedes the mark, and the rest with the space before it, which may begin it."""
+    """The text that certainly precedes the mark, and the rest, with the space before it."""
     sizes = range(min(len(mark) - 1, len(text)), 0, -1)
     held = next((size for size in sizes if mark.startswith(text[-size:])), 0)
     place = space_before(text, len(text) - held)

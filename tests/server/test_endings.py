@@ -245,7 +245,7 @@ class TestAClientIsCutOff:
         assert counts.responses == {"200": 1}
         wait_until(finishes)
         assert finishes() == ["client_stalled" if stream else "stop"]
-        unread = [line for line in caplog.messages if "was not read to its end, client_stalled" in line]
+        unread = [line for line in caplog.messages if "was not read completely, client_stalled" in line]
         assert len(unread) == (not stream)
         assert all(re.match(r"req_\w{32} ", line) for line in unread)
 

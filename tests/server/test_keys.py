@@ -232,11 +232,11 @@ class TestChanging:
             return [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
 
         away = file.rename(tmp_path / "away")
-        missing = f"cannot read {file}: No such file or directory; the keys read before stay in force"
+        missing = f"cannot read {file}: No such file or directory; the keys read before remain valid"
         assert complaints() == [missing]
         away.rename(file)
         assert complaints() == []
         file.rename(away)
         assert complaints() == [missing]
         file.write_text("")
-        assert complaints() == [f"{file} holds no key; the keys read before stay in force"]
+        assert complaints() == [f"{file} holds no key; the keys read before remain valid"]

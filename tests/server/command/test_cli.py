@@ -47,7 +47,7 @@ def distaff(*words: str, stdin: str = "", seconds: float = SECONDS) -> tuple[int
         (["convert", "one"], 2, "DST"),
         (["serve", "--host", "192.0.2.1", "--auth", "none"], 69, "192.0.2.1"),
         (["serve", "--host", "192.0.2.1"], 78, "give --api-keys FILE or set DISTAFF_API_KEYS"),
-        (["serve", "--host", "0.0.0.0"], 78, "or say --auth none"),
+        (["serve", "--host", "0.0.0.0"], 78, "or give --auth none"),
         (["serve", "--host", "nowhere.invalid"], 69, "nowhere.invalid"),
         (["serve", "--auth", "maybe"], 2, "'maybe' is not one of 'keys', 'none'"),
         (["serve", "--api-keys", "/no/such/file"], 78, "cannot read /no/such/file: No such file"),
