@@ -7,8 +7,8 @@ cached prefix elsewhere would take, if the engine is expected to have room soone
 
 from collections.abc import Callable, Sequence
 
+from .engine_handle import EngineHandle, all_left
 from .forecast import Forecast
-from .places import Place, all_left
 from .routing import BLOCK, Router, block_digests
 from .run import Run
 
@@ -18,28 +18,30 @@ class Affinity:
 
     def __init__(
         self,
-        places: Sequence[Place],
+        handles: Sequence[EngineHandle],
         forecast: Forecast,
         clock: Callable[[], float],
         wake: Callable[[float], object],
     ) -> None:
         """Starts without served prompts; `wake` checks waiting sequences again after a number of seconds."""
-        self._places, self._forecast, self._clock, self._wake = places, forecast, clock, wake
-        self._router = Router(len(places))
+        self._handles, self._forecast, self._clock, self._wake = handles, forecast, clock, wake
+        self._router = Router(len(handles))
 
     def digests(self, prompt: Sequence[int]) -> list[bytes]:
         """The digests to remember of a prompt; empty if there is only one engine."""
-        return block_digests(prompt) if len(self._places) > 1 else []
+        return block_digests(prompt) if len(self._handles) > 1 else []
 
-    def remember(self, place: Place, run: Run) -> None:
+    def remember(self, handle: EngineHandle, run: Run) -> None:
         """Records that an engine computes a sequence."""
-        self._router.remember(place.number, run.digests)
+        self._router.remember(handle.number, run.digests)
 
-    def forget(self, place: Place) -> None:
+    def forget(self, handle: EngineHandle) -> None:
         """Records that an engine has restarted with an empty cache."""
-        self._router.forget(place.number)
+        self._router.forget(handle.number)
 
-    def choose(self, run: Run, rooms: Sequence[Place], shared: Sequence[Place]) -> Place | None:
+    def choose(
+        self, run: Run, rooms: Sequence[EngineHandle], shared: Sequence[EngineHandle]
+    ) -> EngineHandle | None:
         """The engine for a sequence; None if there is none, or if the sequence should wait for a busy one.
 
         This is decided once each time that a sequence is queued; `run.held_until` and `held_for` store it.
@@ -59,17 +61,17 @@ class Affinity:
         """Whether a sequence waits for one engine although others may have room."""
         if run.held_for is None or run.held_until is None or self._clock() >= run.held_until:
             return False
-        return self._places[run.held_for].takes
+        return self._handles[run.held_for].takes
 
-    def _best(self, run: Run, rooms: Sequence[Place]) -> Place:
-        return self._places[self._router.choose(run.digests, {room.number: room.load for room in rooms})]
+    def _best(self, run: Run, rooms: Sequence[EngineHandle]) -> EngineHandle:
+        return self._handles[self._router.choose(run.digests, {room.number: room.load for room in rooms})]
 
-    def _decide(self, run: Run, rooms: Sequence[Place], full: Sequence[Place]) -> None:
+    def _decide(self, run: Run, rooms: Sequence[EngineHandle], full: Sequence[EngineHandle]) -> None:
         """Makes a sequence wait for one of the full engines if that is worth it."""
-        place = self._best(run, rooms)
+        handle = self._best(run, rooms)
         known = {each: self._router.known(each.number, run.digests) for each in full}
-        best = max(full, key=known.__getitem__, default=place)
-        more = known.get(best, 0) - self._router.known(place.number, run.digests)
+        best = max(full, key=known.__getitem__, default=handle)
+        more = known.get(best, 0) - self._router.known(handle.number, run.digests)
         saved = self._forecast.prompt_seconds(more * BLOCK) if more > 0 else 0.0
         run.held_until = self._clock() + saved
         if saved and min(all_left([best], self._forecast), default=saved) < saved:

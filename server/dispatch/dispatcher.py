@@ -21,11 +21,11 @@ from ...runtime.request import EngineFailed, Request, TokenEvent, draw_seed
 from ..engine_client import MOVE_CAUSES, EngineInfo, MoveCause
 from .admission import Admission
 from .affinity import Affinity
+from .engine_handle import EngineHandle
 from .event_stream import BufferedStream
 from .fair_queue import FairQueue
 from .forecast import Forecast
 from .line import line_before
-from .places import Place
 from .run import Run
 from .sharing import Sharing
 
@@ -47,7 +47,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        places: Sequence[Place],
+        handles: Sequence[EngineHandle],
         admission: Admission,
         clock: Callable[[], float],
         later: Later,
@@ -59,16 +59,16 @@ class Dispatcher:
           clock: seconds.
           most_pause: the longest time that a sequence waits for an engine after its own was lost, in seconds.
         """
-        self._places = places
+        self._handles = handles
         self._admission = admission
         self._clock, self._later = clock, later
         self._most_pause = most_pause
         self._forecast = Forecast()
-        self._affinity = Affinity(places, self._forecast, clock, lambda seconds: later(seconds, self.pump))
+        self._affinity = Affinity(handles, self._forecast, clock, lambda seconds: later(seconds, self.pump))
         self._queue: FairQueue[Run] = FairQueue()
         self._sharing = Sharing(self._queue, clock)
         self._suspects: deque[Run] = deque()
-        self._apart: Place | None = None
+        self._apart: EngineHandle | None = None
         self._arrivals = 0
         self._pumping = False
         self._fingerprint: str | None = None
@@ -77,7 +77,7 @@ class Dispatcher:
     @property
     def takes(self) -> bool:
         """Whether `submit` may be called: an engine takes sequences, or restarts and will."""
-        return any(place.takes_in < math.inf for place in self._places)
+        return any(handle.takes_in < math.inf for handle in self._handles)
 
     @property
     def queued(self) -> tuple[int, int]:
@@ -88,7 +88,7 @@ class Dispatcher:
     @property
     def under_way(self) -> int:
         """The number of waiting and running sequences."""
-        return self.queued[0] + sum(len(place.open) for place in self._places)
+        return self.queued[0] + sum(len(handle.open) for handle in self._handles)
 
     def submit(self, requests: Sequence[Request]) -> list[BufferedStream]:
         """Accepts the sequences of a call, all or none.
@@ -96,43 +96,43 @@ class Dispatcher:
         Raises:
           Overloaded: see `Admission.check`.
         """
-        self._forecast.learn_steps([steps for place in self._places if (steps := place.steps)])
-        line = line_before(requests[0], self._queue, self._places, self._forecast, self.under_way)
+        self._forecast.learn_steps([steps for handle in self._handles if (steps := handle.steps)])
+        line = line_before(requests[0], self._queue, self._handles, self._forecast, self.under_way)
         self._admission.check(requests, line, self._clock())
         digests = {prompt: self._affinity.digests(prompt) for prompt in {each.prompt for each in requests}}
         runs = [self._run(request, digests[request.prompt]) for request in requests]
         for run in runs:
             self._queue.push(run)
-            if not any(place.takes for place in self._places):
+            if not any(handle.takes for handle in self._handles):
                 self._expire_later(run)
         self.pump()
         return [run.stream for run in runs]
 
-    def ready(self, place: Place, info: EngineInfo) -> None:
+    def ready(self, handle: EngineHandle, info: EngineInfo) -> None:
         """Adds an engine with an empty cache. It continues no sequences of an engine with other weights."""
         if self._fingerprint not in (None, info.fingerprint):
             for run in [run for run in self._all() if run.engine is None and run.tokens]:
                 run.stream.fail(EngineFailed("the engine was lost, and the next one answers differently"))
         self._fingerprint = info.fingerprint
-        self._affinity.forget(place)
+        self._affinity.forget(handle)
         self.pump()
 
-    def receive(self, place: Place, events: Sequence[TokenEvent]) -> None:
+    def receive(self, handle: EngineHandle, events: Sequence[TokenEvent]) -> None:
         """Handles an engine's events. Failures that it reports while it dies are not passed on."""
         self._elapse()
         for event in events:
-            run = place.open.get(event.request_id)  # None if it was moved or aborted meanwhile
+            run = handle.open.get(event.request_id)  # None if it was moved or aborted meanwhile
             if run is not None and not event.lost:
-                self._pass_on(place, run, event)
+                self._pass_on(handle, run, event)
         self.pump()
 
-    def lose(self, place: Place, *, killed: bool = False) -> None:
+    def lose(self, handle: EngineHandle, *, killed: bool = False) -> None:
         """Handles an engine's death: its sequences continue elsewhere, except one that may be the cause.
 
         Args:
           killed: by an external signal.
         """
-        for run in list(place.open.values()):
+        for run in list(handle.open.values()):
             run.died(killed=killed)
             if run.guilty:
                 log.error("request %s failed: %d engines died while it ran", run.request.id, run.deaths)
@@ -142,13 +142,13 @@ class Dispatcher:
             self._expire_later(run)
         self.pump()
 
-    def close(self, place: Place) -> None:
+    def close(self, handle: EngineHandle) -> None:
         """An engine accepts nothing more: sequences that it has not started move elsewhere at once."""
-        self._move_all(run for run in place.open.values() if not run.started)
+        self._move_all(run for run in handle.open.values() if not run.started)
 
-    def vacate(self, place: Place) -> None:
+    def vacate(self, handle: EngineHandle) -> None:
         """An engine will stop: all its sequences move elsewhere."""
-        self._move_all(place.open.values())
+        self._move_all(handle.open.values())
 
     def fail_all(self, failure: EngineFailed) -> None:
         """Ends every sequence with an error."""
@@ -165,8 +165,8 @@ class Dispatcher:
     def _all(self) -> Iterator[Run]:
         yield from self._queue
         yield from self._suspects
-        for place in self._places:
-            yield from place.open.values()
+        for handle in self._handles:
+            yield from handle.open.values()
 
     def _run(self, request: Request, digests: list[bytes]) -> Run:
         if request.params.seed is None:  # another engine would draw another seed
@@ -183,11 +183,11 @@ class Dispatcher:
         return run
 
     @property
-    def _shared(self) -> list[Place]:
+    def _shared(self) -> list[EngineHandle]:
         """The engines that accept sequences, except one that is reserved for an isolated sequence."""
-        return [place for place in self._places if place.takes and place is not self._apart]
+        return [handle for handle in self._handles if handle.takes and handle is not self._apart]
 
-    def _pass_on(self, place: Place, run: Run, event: TokenEvent) -> None:
+    def _pass_on(self, handle: EngineHandle, run: Run, event: TokenEvent) -> None:
         """Puts an event into the sequence's stream, adjusted as if there were only one engine."""
         if not run.tokens and event.waited is not None:
             event = replace(event, waited=event.waited + run.began - run.submitted)
@@ -197,7 +197,7 @@ class Dispatcher:
             run.tokens.append(event.token)
         if event.finish in ("stop", "length"):
             self._forecast.learn(len(run.tokens), cut=event.finish == "length")
-        if self._apart is place and run.clear_if_past():
+        if self._apart is handle and run.clear_if_past():
             self._apart = None
         if event.request_id != run.request.id:
             event = replace(event, request_id=run.request.id)
@@ -223,10 +223,10 @@ class Dispatcher:
         """Removes a sequence from its engine."""
         assert run.engine is not None
         self._elapse()
-        place = self._places[run.engine]
-        place.leave(run, working=working)
+        handle = self._handles[run.engine]
+        handle.leave(run, working=working)
         self._queue.give_back(run.client)
-        if self._apart is place:
+        if self._apart is handle:
             self._apart = None
 
     def _move(self, run: Run, cause: MoveCause, *, working: bool = True) -> None:
@@ -257,24 +257,24 @@ class Dispatcher:
 
     def _elapse(self) -> None:
         """Updates the forecast's measurement of the engines' speed, before the load changes."""
-        self._forecast.elapse(self._clock(), sum(len(place.open) for place in self._places))
+        self._forecast.elapse(self._clock(), sum(len(handle.open) for handle in self._handles))
 
-    def _begin(self, run: Run, place: Place) -> None:
+    def _begin(self, run: Run, handle: EngineHandle) -> None:
         self._elapse()
         self._queue.take(run)
-        place.begin(run, self._clock())
-        self._affinity.remember(place, run)
+        handle.begin(run, self._clock())
+        self._affinity.remember(handle, run)
 
     def _begin_next(self) -> bool:
         """Sends the next sequence to an engine; returns whether there was one, and room for it."""
-        rooms = {place: place.spare for place in self._shared if place.has_slot}
+        rooms = {handle: handle.spare for handle in self._shared if handle.has_slot}
         if not self._queue or not rooms:
             return False
         for line in self._queue.lines():
             for run in islice(line, MOST_HELD):
-                place = self._affinity.choose(run, self._sharing.with_pages(run, rooms), self._shared)
-                if place is not None:
-                    self._begin(run, place)
+                handle = self._affinity.choose(run, self._sharing.with_pages(run, rooms), self._shared)
+                if handle is not None:
+                    self._begin(run, handle)
                     return True
                 if not self._affinity.holds(run):
                     break
@@ -288,9 +288,9 @@ class Dispatcher:
             run = line[0]
             victim = None if self._affinity.holds(run) else self._sharing.victim(run, self._shared)
             if victim is not None and victim.engine is not None:
-                place = self._places[victim.engine]
+                handle = self._handles[victim.engine]
                 self._move(victim, "preempted")
-                self._begin(run, place)
+                self._begin(run, handle)
                 return True
         return False
 
@@ -298,10 +298,10 @@ class Dispatcher:
         """Runs sequences that may have crashed engines in isolation on an engine, one at a time."""
         if self._apart is not None or not self._suspects or not self._shared:
             return
-        place = min(self._shared, key=lambda each: len(each.open))
+        handle = min(self._shared, key=lambda each: len(each.open))
         run = self._suspects.popleft()
-        for other in list(place.open.values()):
+        for other in list(handle.open.values()):
             self._move(other, "preempted")
-        self._apart = place
+        self._apart = handle
         self._queue.push(run)
-        self._begin(run, place)
+        self._begin(run, handle)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...runtime.request import Request
+from .engine_handle import EngineHandle, all_left
 from .fair_queue import FairQueue
 from .forecast import Forecast, wait
-from .places import Place, all_left
 from .run import Run
 
 _INSTANT = 1e-6
@@ -34,22 +34,26 @@ class Line:
 
 
 def line_before(
-    request: Request, queue: FairQueue[Run], places: Sequence[Place], forecast: Forecast, under_way: int
+    request: Request,
+    queue: FairQueue[Run],
+    handles: Sequence[EngineHandle],
+    forecast: Forecast,
+    under_way: int,
 ) -> Line:
     """The line for a new sequence; `under_way`: waiting and running sequences, also outside the queue.
 
     While no engine accepts sequences, the first one to finish its restart serves the line from then on.
     """
-    client, soonest = request.client, min(place.takes_in for place in places)
-    slots = sum(place.slots for place in places if place.takes_in <= soonest)
+    client, soonest = request.client, min(handle.takes_in for handle in handles)
+    slots = sum(handle.slots for handle in handles if handle.takes_in <= soonest)
     clients = queue.clients + (not queue.knows(client))
-    left = all_left(places, forecast)
+    left = all_left(handles, forecast)
     return Line(
         under_way=under_way,
         tokens=queue.tokens,
         own_tokens=queue.tokens_of(client),
         clients=clients,
-        wait=soonest + _wait(request, clients, slots, queue, places, forecast, left),
+        wait=soonest + _wait(request, clients, slots, queue, handles, forecast, left),
         end=min(left, default=soonest),
         pace=forecast.cost(request) / max(slots, 1),
     )
@@ -60,7 +64,7 @@ def _wait(
     clients: int,
     slots: int,
     queue: FairQueue[Run],
-    places: Sequence[Place],
+    handles: Sequence[EngineHandle],
     forecast: Forecast,
     left: Sequence[float],
 ) -> float:
@@ -74,4 +78,4 @@ def _wait(
     if clients == 1 or not share:
         return in_turn
     cost = queue.mean_cost(client) or cost
-    return min(in_turn, wait(queue.waiting(client), cost, all_left(places, forecast, client), share))
+    return min(in_turn, wait(queue.waiting(client), cost, all_left(handles, forecast, client), share))

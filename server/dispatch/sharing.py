@@ -7,8 +7,8 @@ but only for a limited time. Decides only; `dispatcher.py` starts and moves sequ
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from .engine_handle import EngineHandle
 from .fair_queue import FairQueue
-from .places import Place
 from .run import Run
 
 PATIENCE = 1.0
@@ -22,42 +22,42 @@ class Sharing:
     def __init__(self, queue: FairQueue[Run], clock: Callable[[], float]) -> None:
         self._queue, self._clock = queue, clock
 
-    def with_pages(self, run: Run, rooms: Mapping[Place, float]) -> list[Place]:
+    def with_pages(self, run: Run, rooms: Mapping[EngineHandle, float]) -> list[EngineHandle]:
         """The engines that have the pages for a sequence, or that it is sent to without pages.
 
         Args:
           rooms: engines with a free slot, and their spare pages.
         """
-        found = [place for place, spare in rooms.items() if place.pages(run) <= spare]
+        found = [handle for handle, spare in rooms.items() if handle.pages(run) <= spare]
         return found or self._insists(run, rooms)
 
-    def victim(self, run: Run, places: Sequence[Place]) -> Run | None:
+    def victim(self, run: Run, handles: Sequence[EngineHandle]) -> Run | None:
         """The sequence to preempt for another: the youngest of the client with the most slots, if that client
         is above its share and the other sequence's client below; None if there is none."""
         running = self._queue.running
-        share = sum(place.slots for place in places) // max(self._queue.clients, 1)
+        share = sum(handle.slots for handle in handles) // max(self._queue.clients, 1)
         mine = running(run.client)
         if mine >= share:
             return None
         most = max(share, mine + 1)
-        lacking = {place: place.pages(run) - place.spare for place in places}
+        lacking = {handle: handle.pages(run) - handle.spare for handle in handles}
         victims = self._dispensable(most, lacking)
         victims = victims or self._dispensable(most, dict.fromkeys(self._insists(run, lacking), 0.0))
         return max(victims, key=lambda other: (running(other.client), other.arrival), default=None)
 
-    def _insists(self, run: Run, places: Iterable[Place]) -> list[Place]:
+    def _insists(self, run: Run, handles: Iterable[EngineHandle]) -> list[EngineHandle]:
         """The engines that a sequence is sent to without pages, because it has waited too long for them."""
         if run.stuck_since is None:
             run.stuck_since = self._clock()
         long = self._clock() - run.stuck_since >= PATIENCE
-        return [place for place in places if place.settled] if long else []
+        return [handle for handle in handles if handle.all_started] if long else []
 
-    def _dispensable(self, most: int, lacking: Mapping[Place, float]) -> list[Run]:
+    def _dispensable(self, most: int, lacking: Mapping[EngineHandle, float]) -> list[Run]:
         """The sequences of clients that run more than `most`, each with enough pages to cover what its engine
         lacks."""
         return [
             run
-            for place, pages in lacking.items()
-            for run in place.open.values()
-            if self._queue.running(run.client) > most and place.gain(run) >= pages
+            for handle, pages in lacking.items()
+            for run in handle.open.values()
+            if self._queue.running(run.client) > most and handle.gain(run) >= pages
         ]

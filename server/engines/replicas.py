@@ -17,8 +17,8 @@ from ...runtime.request import EngineFailed, EngineStats, NotReady, Request, Tok
 from .. import exit_codes
 from ..dispatch.admission import Admission
 from ..dispatch.dispatcher import Dispatcher
+from ..dispatch.engine_handle import EngineHandle
 from ..dispatch.event_stream import BufferedStream
-from ..dispatch.places import Place
 from ..engine_client import EngineInfo, EngineState, MoveCause, ShutDown
 from ..vital import start_task
 from . import wire
@@ -74,9 +74,9 @@ class EngineGroup:
             )
             for number, command in enumerate(commands)
         ]
-        self._places = [Place(number, engine) for number, engine in enumerate(self.replicas)]
+        self._handles = [EngineHandle(number, engine) for number, engine in enumerate(self.replicas)]
         self._dispatcher = Dispatcher(
-            self._places, admission or Admission(), time.monotonic, _call_later, most_pause
+            self._handles, admission or Admission(), time.monotonic, _call_later, most_pause
         )
 
     @property
@@ -182,21 +182,21 @@ class EngineGroup:
             case wire.Leaving() if self.replicas[number].state == "ready" and not self._closing:
                 start_task(f"replacement of replica {number}", self._renew(number), self._fail)
             case Lost(killed):
-                self._dispatcher.lose(self._places[number], killed=killed)
+                self._dispatcher.lose(self._handles[number], killed=killed)
             case GivenUp():
                 self._lose(number, news)
 
     def _receive(self, number: int, events: Sequence[TokenEvent]) -> None:
-        self._dispatcher.receive(self._places[number], events)
+        self._dispatcher.receive(self._handles[number], events)
 
     async def _renew(self, number: int) -> None:
         """Drains a replica, and replaces its process."""
-        engine, place = self.replicas[number], self._places[number]
+        engine, handle = self.replicas[number], self._handles[number]
         log.info("replica %d received SIGTERM: it finishes its running requests and is replaced", number)
         engine.drain()
-        self._dispatcher.close(place)
-        await _until(lambda: not place.open, _LEAVE_SECONDS)
-        self._dispatcher.vacate(place)
+        self._dispatcher.close(handle)
+        await _until(lambda: not handle.open, _LEAVE_SECONDS)
+        self._dispatcher.vacate(handle)
         await engine.renew()
 
     def _show(self, number: int, progress: wire.Progress) -> None:
@@ -231,7 +231,7 @@ class EngineGroup:
                 return
         again = number in self._proven
         self._proven.add(number)
-        self._dispatcher.ready(self._places[number], info)
+        self._dispatcher.ready(self._handles[number], info)
         if len(self.replicas) > 1:
             log.info("replica %d is ready: %d of %d serve", number, len(ready), len(self.replicas))
         elif again:

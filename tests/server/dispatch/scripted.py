@@ -8,9 +8,9 @@ from collections.abc import Callable
 from distaff.runtime.request import EngineFailed, EngineStats, Request, SamplingParams, TokenEvent
 from distaff.server.dispatch.admission import Admission
 from distaff.server.dispatch.dispatcher import Dispatcher
+from distaff.server.dispatch.engine_handle import EngineHandle
 from distaff.server.dispatch.event_stream import BufferedStream
 from distaff.server.dispatch.forecast import Steps
-from distaff.server.dispatch.places import Place
 from distaff.server.engine_client import EngineInfo, EngineState
 
 SLOTS = 3
@@ -80,9 +80,9 @@ class World:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self.engines = [ScriptedEngine() for _ in range(engines)]
-        self.places = [Place(number, engine) for number, engine in enumerate(self.engines)]
+        self.handles = [EngineHandle(number, engine) for number, engine in enumerate(self.engines)]
         self.dispatcher = Dispatcher(
-            self.places, admission or Admission(max_wait=1e9), lambda: self.now, self._later, most_pause
+            self.handles, admission or Admission(max_wait=1e9), lambda: self.now, self._later, most_pause
         )
         self.dispatcher._forecast.factor = 1.0  # a step takes what STEPS says
         self.streams: dict[str, BufferedStream] = {}
@@ -101,17 +101,17 @@ class World:
     def begin(self, number: int) -> None:
         """An engine is ready."""
         self.engines[number].state = "ready"
-        self.dispatcher.ready(self.places[number], INFO)
+        self.dispatcher.ready(self.handles[number], INFO)
 
     def kill(self, number: int, *, by_others: bool = False) -> None:
         """An engine dies, by somebody else's signal or of what it computes."""
         engine = self.engines[number]
         engine.state, engine.rows = "restarting", {}
-        self.dispatcher.lose(self.places[number], killed=by_others)
+        self.dispatcher.lose(self.handles[number], killed=by_others)
 
     def drain(self, number: int) -> None:
         self.engines[number].state = "draining"
-        self.dispatcher.close(self.places[number])
+        self.dispatcher.close(self.handles[number])
 
     def step(self, number: int) -> None:
         """A step of one engine, which may be its last."""
@@ -119,7 +119,7 @@ class World:
         if events is None:
             self.kill(number)
         else:
-            self.dispatcher.receive(self.places[number], events)
+            self.dispatcher.receive(self.handles[number], events)
         self.wait(1.0)
 
     def submit(self, *requests: Request) -> list[BufferedStream]:

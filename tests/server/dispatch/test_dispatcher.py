@@ -93,8 +93,8 @@ class AnyFate(RuleBasedStateMachine):
     def nothing_is_lost(self) -> None:
         running = sum(not stream.ended for stream in self.world.streams.values())
         assert self.world.dispatcher.under_way == running
-        for engine, place in zip(self.world.engines, self.world.places, strict=True):
-            assert set(engine.rows) == set(place.open)
+        for engine, handle in zip(self.world.engines, self.world.handles, strict=True):
+            assert set(engine.rows) == set(handle.open)
 
     @invariant()
     def nobody_waits_while_an_engine_has_room(self) -> None:
@@ -104,7 +104,7 @@ class AnyFate(RuleBasedStateMachine):
         if dispatcher._apart is None and not any(
             dispatcher._affinity.holds(run) for run in dispatcher._queue
         ):
-            assert not dispatcher.queued[0] or not any(place.has_slot for place in self.world.places)
+            assert not dispatcher.queued[0] or not any(handle.has_slot for handle in self.world.handles)
 
     def teardown(self) -> None:
         if not hasattr(self, "world"):
@@ -173,7 +173,7 @@ def test_an_engine_of_other_weights_continues_nothing_that_has_begun():
     world.step(0)
     world.kill(0)
     world.engines[0].state = "ready"
-    world.dispatcher.ready(world.places[0], replace(INFO, fingerprint="1" * 10))
+    world.dispatcher.ready(world.handles[0], replace(INFO, fingerprint="1" * 10))
     tokens, end = heard(begun_before)
     assert len(tokens) == 1 and isinstance(end, EngineFailed) and "answers differently" in str(end)
     world.run()
@@ -545,5 +545,5 @@ def test_suspects_that_wait_count_towards_an_operators_bound():
         world.kill(0)
         world.begin(0)
     assert world.dispatcher.queued[0] == 2  # one of the suspects has the engine to itself
-    with pytest.raises(Overloaded, match="3 requests are under way"):
+    with pytest.raises(Overloaded, match="3 requests are in progress"):
         world.submit(request("one too many", 60))

@@ -288,7 +288,7 @@ def test_a_newcomer_has_its_slot_when_the_line_says(others: int, steps: int) -> 
         world.step(0)
     newcomer = request("new", 10, "a")
     dispatcher = world.dispatcher
-    line = line_before(newcomer, dispatcher._queue, world.places, dispatcher._forecast, dispatcher.under_way)
+    line = line_before(newcomer, dispatcher._queue, world.handles, dispatcher._forecast, dispatcher.under_way)
     world.submit(newcomer)
     world.wait(0.0)
     waited = 0
@@ -306,7 +306,7 @@ def test_a_client_that_has_less_than_its_share_waits_for_nobody() -> None:
     dispatcher = world.dispatcher
     lines = {
         client: line_before(
-            request("x", 100, client), dispatcher._queue, world.places, dispatcher._forecast, 40
+            request("x", 100, client), dispatcher._queue, world.handles, dispatcher._forecast, 40
         )
         for client in "ab"
     }

@@ -37,7 +37,7 @@ class Group:
 
     @property
     def loads(self) -> list[int]:
-        return [len(place.open) for place in self.engines._places]
+        return [len(handle.open) for handle in self.engines._handles]
 
     def submit(self, each: Request) -> BufferedStream:
         return self.engines.submit([each])[0]
@@ -240,7 +240,7 @@ async def test_an_operators_bound_counts_running_streams_of_all_too(start: Start
     group.kill(group.loads.index(max(group.loads)))
     await until(lambda: "restarting" in group.states)
     group.submit(request("a third"))  # those of the engine that was lost are still under way
-    with pytest.raises(Overloaded, match="3 requests are under way"):
+    with pytest.raises(Overloaded, match="3 requests are in progress"):
         group.submit(request("one too many again"))
 
 

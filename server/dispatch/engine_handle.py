@@ -1,4 +1,4 @@
-"""`Place`: one engine as the dispatcher sees it, with its running sequences and its free slots and pages.
+"""`EngineHandle`: one engine as the dispatcher sees it, its running sequences, free slots and pages.
 
 Counts slots and pages; decides nothing. An engine receives no more sequences than it has slots, so that
 waiting ones can still go elsewhere, and no sequence whose prompt does not fit into its free pages.
@@ -14,7 +14,7 @@ from .forecast import Forecast, Steps
 from .run import Run
 
 
-class Computes(Protocol):
+class EngineConnection(Protocol):
     """The interface of an engine that the dispatcher needs; `supervisor.EngineProcess` implements it."""
 
     @property
@@ -38,14 +38,14 @@ class Computes(Protocol):
         ...
 
 
-class Place:
+class EngineHandle:
     """One engine.
 
     Attributes:
       number: the replica's number. open: the sequences that it computes, by their ids on the wire.
     """
 
-    def __init__(self, number: int, engine: Computes) -> None:
+    def __init__(self, number: int, engine: EngineConnection) -> None:
         self.number = number
         self.open: dict[str, Run] = {}
         self._engine = engine
@@ -79,7 +79,7 @@ class Place:
         return len(self.open) / max(self.slots, 1)
 
     @property
-    def settled(self) -> bool:
+    def all_started(self) -> bool:
         """Whether all its sequences have produced a token, so that none of them waits for pages."""
         return all(run.started for run in self.open.values())
 
@@ -126,9 +126,9 @@ class Place:
             self._engine.abort(run.wire_id)
 
 
-def all_left(places: Iterable[Place], forecast: Forecast, client: str | None = None) -> list[float]:
+def all_left(handles: Iterable[EngineHandle], forecast: Forecast, client: str | None = None) -> list[float]:
     """The remaining slot seconds of the sequences of several engines, of all clients or of one."""
-    runs = (run for place in places if place.takes for run in place.open.values())
+    runs = (run for handle in handles if handle.takes for run in handle.open.values())
     return [
         forecast.left(run.request, len(run.tokens), started=run.started)
         for run in runs
