@@ -15,7 +15,7 @@ from .run import Run
 
 
 class EngineConnection(Protocol):
-    """The interface of an engine that the dispatcher needs; `supervisor.EngineProcess` implements it."""
+    """The interface of an engine that the dispatcher needs; `supervisor.EngineSupervisor` implements it."""
 
     @property
     def state(self) -> EngineState: ...

@@ -1,7 +1,7 @@
 """`EngineGroup`: several engine processes, each with its own devices, that act as one engine for the routes.
 
-It decides what the loss of one replica means for the group: its own `EngineProcess` restarts it or gives it
-up, while the others continue to serve. `dispatcher.py` decides which replica computes which sequence. A
+It decides what the loss of one replica means for the group: its own `EngineSupervisor` restarts it or gives
+it up, while the others continue to serve. `dispatcher.py` decides which replica computes which sequence. A
 server without replicas is a group of one.
 """
 
@@ -22,7 +22,7 @@ from ..dispatch.event_stream import BufferedStream
 from ..engine_client import EngineInfo, EngineState, MoveCause, ShutDown
 from ..vital import start_task
 from . import wire
-from .supervisor import EngineProcess, GivenUp, Lost, News
+from .supervisor import EngineSupervisor, GivenUp, Lost, News
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class EngineGroup:
         """Starts no process yet.
 
         Args:
-          commands: the command line of each replica's process; see `EngineProcess`.
+          commands: the command line of each replica's process; see `EngineSupervisor`.
           on_news: called with the progress of starting; must not block. `GivenUp`: all are given up.
           restarts: whether a lost engine is restarted.
           admission: the admission control; None for the default bounds.
@@ -65,7 +65,7 @@ class EngineGroup:
         self._closing = False
         self._others: asyncio.Task[None] | None = None
         self.replicas = [
-            EngineProcess(
+            EngineSupervisor(
                 command,
                 functools.partial(self._hear, number),
                 functools.partial(self._receive, number),
@@ -167,7 +167,7 @@ class EngineGroup:
         for engine in self.replicas:
             engine.kill()
 
-    def _ready(self) -> dict[int, EngineProcess]:
+    def _ready(self) -> dict[int, EngineSupervisor]:
         return {number: engine for number, engine in enumerate(self.replicas) if engine.state == "ready"}
 
     def _hear(self, number: int, news: News) -> None:

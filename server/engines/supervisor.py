@@ -1,9 +1,9 @@
-"""`EngineProcess`: starts an engine process, sends it requests, monitors it and restarts it.
+"""`EngineSupervisor`: starts an engine process, sends it requests, monitors it and restarts it.
 
-It runs one process after another, and records whether the last one finished any request. `process.py` spawns
-a process and detects its death, `dispatcher.py` decides what it computes and moves its sequences when it
-dies, `replicas.py` joins several engines into one. Users are notified at once of every change of the process,
-and HTTP stays up.
+It runs one process after another, and records whether the last one finished any request. `engine_process.py`
+spawns a process and detects its death, `dispatcher.py` decides what it computes and moves its sequences when
+it dies, `replicas.py` joins several engines into one. Users are notified at once of every change of the
+process, and HTTP stays up.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from .. import exit_codes
 from ..engine_client import EngineInfo, EngineState
 from ..vital import start_task
 from . import wire
-from .process import Child
+from .engine_process import EngineProcess
 from .restart_budget import RestartBudget
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ News = wire.Progress | wire.Located | wire.Ready | wire.Leaving | Lost | GivenUp
 """Changes of an engine's state."""
 
 
-class EngineProcess:
+class EngineSupervisor:
     """A supervised child process.
 
     Call every method on the thread of one event loop.
@@ -86,7 +86,7 @@ class EngineProcess:
         self._state: EngineState = "starting"
         self._info: EngineInfo | None = None
         self._stats = EngineStats()
-        self._child: Child | None = None
+        self._child: EngineProcess | None = None
         self._begun = 0.0
         self._start_seconds = _UNKNOWN_SECONDS
         self._worked = False
@@ -215,7 +215,7 @@ class EngineProcess:
         self._worked = False
         self._begun = time.monotonic()
         try:
-            child = self._child = await Child.spawn(self._command, self._receive)
+            child = self._child = await EngineProcess.spawn(self._command, self._receive)
         except OSError as error:
             return f"cannot be started: {error}"
         await child.lost()

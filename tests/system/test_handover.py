@@ -11,7 +11,7 @@ from distaff.checkpoints.grammar import json_schema_grammar
 from distaff.runtime.request import EngineStats, Request, SamplingParams, TokenEvent
 from distaff.server.engine_client import EngineInfo
 from distaff.server.engines import wire
-from distaff.server.engines.process import Child
+from distaff.server.engines.engine_process import EngineProcess
 from distaff.server.engines.worker_settings import WorkerSettings
 
 from ..checkpoints.making import make_model, save_folder
@@ -37,7 +37,7 @@ class Worker:
 
     async def start(self, settings: WorkerSettings) -> None:
         command = [sys.executable, "-m", "distaff.server.worker.main", settings.to_argument()]
-        self.child = await Child.spawn(command, self._receive)
+        self.child = await EngineProcess.spawn(command, self._receive)
 
     def _receive(self, frame: wire.ToWeb) -> None:
         match frame:

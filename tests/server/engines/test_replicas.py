@@ -14,8 +14,7 @@ from distaff.server import exit_codes
 from distaff.server.dispatch.admission import Admission
 from distaff.server.dispatch.event_stream import BufferedStream
 from distaff.server.dispatch.routing import BLOCK
-from distaff.server.engines import process as child
-from distaff.server.engines import wire
+from distaff.server.engines import engine_process, wire
 from distaff.server.engines.replicas import EngineGroup
 from distaff.server.engines.supervisor import GivenUp, News
 
@@ -258,7 +257,7 @@ async def test_figures_are_sums_and_a_dead_replica_runs_nothing(start: Start):
 
 
 async def test_it_is_heard_of_as_long_as_one_replica_is(start: Start, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(child, "SILENCE_SECONDS", 60.0)
+    monkeypatch.setattr(engine_process, "SILENCE_SECONDS", 60.0)
     group = await (await start("ready", "ready")).all_ready()
     pids = [engine.pid or 0 for engine in group.engines.replicas]
     os.kill(pids[0], signal.SIGSTOP)

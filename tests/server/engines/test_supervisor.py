@@ -16,11 +16,10 @@ from distaff.runtime.request import EngineFailed, NotReady, Request
 from distaff.server import exit_codes
 from distaff.server.dispatch.event_stream import BufferedStream
 from distaff.server.engine_client import EngineState
-from distaff.server.engines import process as child
-from distaff.server.engines import wire
+from distaff.server.engines import engine_process, wire
 from distaff.server.engines.replicas import EngineGroup
 from distaff.server.engines.restart_budget import RestartBudget
-from distaff.server.engines.supervisor import EngineProcess, GivenUp, Lost, News
+from distaff.server.engines.supervisor import EngineSupervisor, GivenUp, Lost, News
 
 from ...patience import patient
 from .engine_processes import collect, command, request, until
@@ -32,7 +31,7 @@ class Supervised:
     def __init__(self, words: list[str]) -> None:
         self.news: list[News] = []
         self.group = EngineGroup([words], self.news.append)
-        self.engine: EngineProcess = self.group.replicas[0]
+        self.engine: EngineSupervisor = self.group.replicas[0]
 
     @property
     def state(self) -> EngineState:
@@ -127,7 +126,7 @@ async def test_after_sigkill_the_engine_comes_back_and_streams_go_on(start: Star
 async def lost_by(sent: signal.Signals) -> Lost:
     """What is known of an engine's death by a signal."""
     news: list[News] = []
-    engine = EngineProcess(command("ready"), news.append, lambda events: None)
+    engine = EngineSupervisor(command("ready"), news.append, lambda events: None)
     await engine.start()
     try:
         await until(lambda: engine.state == "ready")
@@ -145,13 +144,13 @@ async def test_what_ended_a_process_is_known(
     monkeypatch: pytest.MonkeyPatch, sent: signal.Signals, killed: bool
 ):
     """Somebody else's SIGKILL blames nobody; a crash, and a hang that we ended, may be a sequence's fault."""
-    monkeypatch.setattr(child, "SILENCE_SECONDS", 2.0)
+    monkeypatch.setattr(engine_process, "SILENCE_SECONDS", 2.0)
     assert await lost_by(sent) == Lost(killed)
 
 
 async def test_a_kill_for_want_of_memory_is_nobody_elses(monkeypatch: pytest.MonkeyPatch):
     kills = itertools.count()
-    monkeypatch.setattr(child, "oom_kills", lambda: next(kills))
+    monkeypatch.setattr(engine_process, "oom_kills", lambda: next(kills))
     assert await lost_by(signal.SIGKILL) == Lost(killed=False)
 
 
@@ -169,7 +168,7 @@ async def test_a_stopped_process_is_noticed_within_ten_seconds(start: Start):
 
 async def test_a_loop_that_no_longer_turns_is_noticed(start: Start, monkeypatch: pytest.MonkeyPatch):
     """The process lives and its threads run; only the engine's own loop hangs."""
-    monkeypatch.setattr(child, "SILENCE_SECONDS", 2.0)
+    monkeypatch.setattr(engine_process, "SILENCE_SECONDS", 2.0)
     engine = await ready(await start("hang"))
     with pytest.raises(EngineFailed):  # of which three engines have died, one after the other
         await asyncio.wait_for(collect(engine.submit(request("a"))), 30)
@@ -198,7 +197,7 @@ async def test_a_deaf_process_ends_and_is_replaced(start: Start, capfd: pytest.C
 async def test_a_process_whose_heartbeat_fails_ends_at_once(
     start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr(child, "SILENCE_SECONDS", 60.0)
+    monkeypatch.setattr(engine_process, "SILENCE_SECONDS", 60.0)
     engine = await start("mute")
     await until(lambda: "the engine process ended with exit code 70" in caplog.text)
     await engine.group.stop()
@@ -270,7 +269,7 @@ async def test_supervision_that_fails_is_the_end_and_says_so(
 async def test_a_pause_of_our_own_is_not_held_against_the_engine(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(child, "SILENCE_SECONDS", 2.0)
+    monkeypatch.setattr(engine_process, "SILENCE_SECONDS", 2.0)
     engine = await ready(await start("ready"))
     first = engine.pid
     time.sleep(3.0)
@@ -315,7 +314,7 @@ async def test_an_engine_that_has_served_is_tried_again_whatever_it_says(
 
 async def test_a_program_that_cannot_be_started_is_given_up():
     news: list[News] = []
-    engine = EngineProcess(["/nonexistent/python"], news.append, lambda events: None)
+    engine = EngineSupervisor(["/nonexistent/python"], news.append, lambda events: None)
     await engine.start()
     await until(lambda: engine.state == "stopped", 6)
     assert isinstance(news[-1], GivenUp) and "cannot be started" in news[-1].message
@@ -396,7 +395,7 @@ async def test_sigterm_to_an_engine_while_all_are_drained_changes_nothing(start:
 
 
 async def test_a_child_that_will_not_stop_is_killed(start: Start, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(child, "_STOP_SECONDS", 0.3)
+    monkeypatch.setattr(engine_process, "_STOP_SECONDS", 0.3)
     engine = await ready(await start("stubborn"))
     pid = engine.pid
     await engine.group.stop()

@@ -34,7 +34,7 @@ the web process must drain first. They are blocked before the child exists, beca
 install their own handlers (libtpu's writes a stack trace)."""
 
 
-class Child(asyncio.Protocol):
+class EngineProcess(asyncio.Protocol):
     """A spawned engine process. Use `await Child.spawn(…)`."""
 
     def __init__(self, process: subprocess.Popen[bytes], receive: Callable[[wire.ToWeb], None]) -> None:
@@ -49,7 +49,7 @@ class Child(asyncio.Protocol):
         self._oom_kills = oom_kills()
 
     @classmethod
-    async def spawn(cls, command: Sequence[str], receive: Callable[[wire.ToWeb], None]) -> "Child":
+    async def spawn(cls, command: Sequence[str], receive: Callable[[wire.ToWeb], None]) -> "EngineProcess":
         """Starts `command --fd N` in its own session; `receive` is called with each frame that it sends.
 
         Raises:
