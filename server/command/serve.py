@@ -95,7 +95,7 @@ class WebProcess:
         self._settings = settings
         self._served = ServedModel()
         admission = Admission(settings.max_concurrent, settings.max_wait)
-        self._engine = EngineGroup(engine_commands, self._hear, restarts, admission, settings.max_pause)
+        self._engine = EngineGroup(engine_commands, self._on_news, restarts, admission, settings.max_pause)
         self._app: App = create_app(settings, self._engine, self._served)
         self._app.register_listener(self._begin, "after_server_start")
         self._app.register_listener(self._prepare_to_end, "before_server_stop")
@@ -114,7 +114,7 @@ class WebProcess:
         if self._failed:
             raise self._failed
 
-    def _hear(self, news: News) -> None:
+    def _on_news(self, news: News) -> None:
         match news:
             case wire.Progress(phase, done, total):
                 self._display.show(phase, done, total)

@@ -64,11 +64,13 @@ class Dispatcher:
         self._clock, self._later = clock, later
         self._most_pause = most_pause
         self._forecast = Forecast()
-        self._affinity = Affinity(handles, self._forecast, clock, lambda seconds: later(seconds, self.pump))
+        self._affinity = Affinity(
+            handles, self._forecast, clock, lambda seconds: later(seconds, self.dispatch)
+        )
         self._queue: FairQueue[Run] = FairQueue()
         self._sharing = Sharing(self._queue, clock)
         self._suspects: deque[Run] = deque()
-        self._apart: EngineHandle | None = None
+        self._isolated: EngineHandle | None = None
         self._arrivals = 0
         self._pumping = False
         self._fingerprint: str | None = None
@@ -105,7 +107,7 @@ class Dispatcher:
             self._queue.push(run)
             if not any(handle.takes for handle in self._handles):
                 self._expire_later(run)
-        self.pump()
+        self.dispatch()
         return [run.stream for run in runs]
 
     def ready(self, handle: EngineHandle, info: EngineInfo) -> None:
@@ -115,7 +117,7 @@ class Dispatcher:
                 run.stream.fail(EngineFailed("the engine was lost, and the next one answers differently"))
         self._fingerprint = info.fingerprint
         self._affinity.forget(handle)
-        self.pump()
+        self.dispatch()
 
     def receive(self, handle: EngineHandle, events: Sequence[TokenEvent]) -> None:
         """Handles an engine's events. Failures that it reports while it dies are not passed on."""
@@ -124,7 +126,7 @@ class Dispatcher:
             run = handle.open.get(event.request_id)  # None if it was moved or aborted meanwhile
             if run is not None and not event.lost:
                 self._pass_on(handle, run, event)
-        self.pump()
+        self.dispatch()
 
     def lose(self, handle: EngineHandle, *, killed: bool = False) -> None:
         """Handles an engine's death: its sequences continue elsewhere, except one that may be the cause.
@@ -140,7 +142,7 @@ class Dispatcher:
                 continue
             self._move(run, "engine_lost", working=False)
             self._expire_later(run)
-        self.pump()
+        self.dispatch()
 
     def close(self, handle: EngineHandle) -> None:
         """An engine accepts nothing more: sequences that it has not started move elsewhere at once."""
@@ -155,10 +157,10 @@ class Dispatcher:
         for run in list(self._all()):
             run.stream.fail(failure, working=True)
 
-    def pump(self) -> None:
+    def dispatch(self) -> None:
         """Sends waiting sequences to engines that have room."""
         self._pumping = False
-        self._run_apart()
+        self._run_isolated()
         while self._begin_next() or self._make_way():
             pass
 
@@ -185,7 +187,7 @@ class Dispatcher:
     @property
     def _shared(self) -> list[EngineHandle]:
         """The engines that accept sequences, except one that is reserved for an isolated sequence."""
-        return [handle for handle in self._handles if handle.takes and handle is not self._apart]
+        return [handle for handle in self._handles if handle.takes and handle is not self._isolated]
 
     def _pass_on(self, handle: EngineHandle, run: Run, event: TokenEvent) -> None:
         """Puts an event into the sequence's stream, adjusted as if there were only one engine."""
@@ -197,8 +199,8 @@ class Dispatcher:
             run.tokens.append(event.token)
         if event.finish in ("stop", "length"):
             self._forecast.learn(len(run.tokens), cut=event.finish == "length")
-        if self._apart is handle and run.clear_if_past():
-            self._apart = None
+        if self._isolated is handle and run.clear_if_past():
+            self._isolated = None
         if event.request_id != run.request.id:
             event = replace(event, request_id=run.request.id)
         run.stream.put(event)
@@ -211,13 +213,13 @@ class Dispatcher:
             self._suspects.remove(run)
         else:
             self._queue.remove(run)
-        self._pump_soon()
+        self._dispatch_soon()
 
-    def _pump_soon(self) -> None:
-        """Schedules one `pump` for all streams that end in this turn of the event loop."""
+    def _dispatch_soon(self) -> None:
+        """Schedules one `dispatch` for all streams that end in this turn of the event loop."""
         if not self._pumping:
             self._pumping = True
-            self._later(0.0, self.pump)
+            self._later(0.0, self.dispatch)
 
     def _leave(self, run: Run, *, working: bool) -> None:
         """Removes a sequence from its engine."""
@@ -226,8 +228,8 @@ class Dispatcher:
         handle = self._handles[run.engine]
         handle.leave(run, working=working)
         self._queue.give_back(run.client)
-        if self._apart is handle:
-            self._apart = None
+        if self._isolated is handle:
+            self._isolated = None
 
     def _move(self, run: Run, cause: MoveCause, *, working: bool = True) -> None:
         """Moves a sequence from its engine back into the queue."""
@@ -243,7 +245,7 @@ class Dispatcher:
     def _move_all(self, runs: Iterable[Run]) -> None:
         for run in list(runs):
             self._move(run, "draining")
-        self.pump()
+        self.dispatch()
 
     def _expire_later(self, run: Run) -> None:
         """Has a sequence end with an error if it still waits for an engine after the longest pause."""
@@ -294,14 +296,14 @@ class Dispatcher:
                 return True
         return False
 
-    def _run_apart(self) -> None:
+    def _run_isolated(self) -> None:
         """Runs sequences that may have crashed engines in isolation on an engine, one at a time."""
-        if self._apart is not None or not self._suspects or not self._shared:
+        if self._isolated is not None or not self._suspects or not self._shared:
             return
         handle = min(self._shared, key=lambda each: len(each.open))
         run = self._suspects.popleft()
         for other in list(handle.open.values()):
             self._move(other, "preempted")
-        self._apart = handle
+        self._isolated = handle
         self._queue.push(run)
         self._begin(run, handle)

@@ -67,7 +67,7 @@ class EngineGroup:
         self.replicas = [
             EngineSupervisor(
                 command,
-                functools.partial(self._hear, number),
+                functools.partial(self._on_replica_news, number),
                 functools.partial(self._receive, number),
                 f"the engine process of replica {number}" if len(commands) > 1 else "the engine process",
                 restarts,
@@ -170,7 +170,7 @@ class EngineGroup:
     def _ready(self) -> dict[int, EngineSupervisor]:
         return {number: engine for number, engine in enumerate(self.replicas) if engine.state == "ready"}
 
-    def _hear(self, number: int, news: News) -> None:
+    def _on_replica_news(self, number: int, news: News) -> None:
         match news:
             case wire.Progress():
                 self._show(number, news)

@@ -84,7 +84,7 @@ def throttled(send: Send) -> Progress:
     return progress
 
 
-class Pump:
+class EngineServer:
     """One engine behind one connection.
 
     Threads: the channel's reader passes on submissions and aborts, others compile grammars, the engine's

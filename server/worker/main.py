@@ -30,7 +30,7 @@ from ..exit_codes import Failed
 from ..logs import configure_logging
 from ..vital import start_thread
 from .device_shares import claim_devices, hide_absent_tpu
-from .engine_server import Build, OnEvents, Pump, Send, ServedEngine, throttled
+from .engine_server import Build, OnEvents, EngineServer, Send, ServedEngine, throttled
 
 if TYPE_CHECKING:
     import jax
@@ -84,18 +84,18 @@ def serve(fd: int, build: Build) -> None:
     connection.set_inheritable(False)
     code = exit_codes.ENGINE_LOST
     try:
-        pump = Pump(connection)
-        start_thread("sigterm", lambda: _pass_on_sigterm(pump))
-        code = pump.run(build)
+        server = EngineServer(connection)
+        start_thread("sigterm", lambda: _pass_on_sigterm(server))
+        code = server.run(build)
     except BaseException:
         log.exception("the engine process failed")
     sys.stderr.flush()
     os._exit(code)
 
 
-def _pass_on_sigterm(pump: Pump) -> None:
+def _pass_on_sigterm(server: EngineServer) -> None:
     while signal.sigwait((signal.SIGTERM,)):
-        pump.leave()
+        server.leave()
 
 
 def build_engine(

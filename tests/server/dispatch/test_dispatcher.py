@@ -443,7 +443,7 @@ def test_a_sequence_that_lacks_pages_is_not_overtaken_for_ever():
     waiting = begun(world, 0)
     engine.free_pages = 40  # as long as it has not begun, nothing else is sent that would take its pages
     world.submit(request("late", 5, "z", (1,) * 100))
-    world.dispatcher.pump()
+    world.dispatcher.dispatch()
     assert begun(world, 0) == waiting
 
 

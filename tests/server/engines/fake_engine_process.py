@@ -1,4 +1,4 @@
-"""An engine process without JAX: the real pump and wire around an engine whose output is computed by hand.
+"""An engine process without JAX: the real server and wire around an engine whose output is computed by hand.
 
 A script, started as the web process starts the real worker: `python fake_engine_process.py MODE --fd N`. The
 engine says the request's prompt back, token by token, over and over, one token every 20 ms, until max_tokens
@@ -90,7 +90,7 @@ class FakeEngine:
         while not self._stopping:
             self.beat = time.monotonic()
             time.sleep(STEP_SECONDS)
-            self._hear()
+            self._read_inbox()
             if self._rows and self._mode == "die":
                 return
             if self._rows and self._mode == "hang":
@@ -99,7 +99,7 @@ class FakeEngine:
                 self._steps += 1
                 self._on_events([self._say(name) for name in list(self._rows)])
 
-    def _hear(self) -> None:
+    def _read_inbox(self) -> None:
         while not self._inbox.empty():
             name, request = self._inbox.get()
             self._rows.pop(name, None)

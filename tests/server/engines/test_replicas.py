@@ -1,4 +1,4 @@
-"""Several engine processes that are one: the real group, pump and wire, real children, no JAX."""
+"""Several engine processes that are one: the real group, server and wire, real children, no JAX."""
 
 import asyncio
 import os
@@ -303,7 +303,7 @@ async def test_nothing_is_started_by_a_late_word_after_the_end(start: Start):
     """Where the checkpoint is may still be on its way when the server is told to end."""
     group = await start("load", "ready")
     await group.engines.stop()
-    group.engines._hear(0, wire.Located("/late"))
+    group.engines._on_replica_news(0, wire.Located("/late"))
     await asyncio.sleep(0.2)
     assert (group.engines.state, [engine.pid for engine in group.engines.replicas]) == (
         "stopped",

@@ -1,4 +1,4 @@
-"""A supervised engine process: the real pump and wire in a real child, around an engine without JAX."""
+"""A supervised engine process: the real server and wire in a real child, around an engine without JAX."""
 
 import asyncio
 import itertools
