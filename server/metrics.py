@@ -158,7 +158,7 @@ class CallRecord:
         metrics.in_flight.inc()
         metrics.prompt_tokens.inc(prompt_tokens)
 
-    def heard(self) -> None:
+    def record_output(self) -> None:
         """Records output of a choice."""
         if self._first is None:
             self._first = time.perf_counter()

@@ -19,12 +19,12 @@ from ..tool_formats import ToolFormat
 from .constraint import checked, constraint_of, parser_of
 from .context import ApiRequest, AppContext
 from .prompt import Prompt, encode_chat, limited, sampling_params, sequences
-from .read_request import admit
-from .respond import Exchange, Reply
+from .read_request import submit_call
+from .respond import Reply, SubmittedCall
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class PreparedChat:
     """A chat request that is ready to be submitted.
 
     Attributes:
@@ -37,14 +37,16 @@ class Turn:
     requests: Sequence[Request]
     choices: Sequence[ChoiceText]
 
-    def admit(self, request: ApiRequest, reply: Reply) -> Exchange:
+    def submit(self, request: ApiRequest, reply: Reply) -> SubmittedCall:
         """Submits the sequences to the engine. Raises NotReady, Overloaded."""
-        return admit(
+        return submit_call(
             request, self.requests, self.choices, reply, len(self.prompt), per_prompt=len(self.choices)
         )
 
 
-async def take_turn(request: ApiRequest, call: ChatCall, prefix: str, where: str = "messages") -> Turn:
+async def prepare_chat(
+    request: ApiRequest, call: ChatCall, prefix: str, where: str = "messages"
+) -> PreparedChat:
     """Renders the conversation and prepares its sequences and choices.
 
     Args:
@@ -67,7 +69,7 @@ async def take_turn(request: ApiRequest, call: ChatCall, prefix: str, where: str
     salt = request.key_id + call.sampling.cache_salt
     requests = sequences(heading.id, [prompt], call.sampling.n, params, salt)
     choices = [_choice(call, text, format, prompt, constraint) for _ in requests]
-    return Turn(heading, prompt, params, requests, choices)
+    return PreparedChat(heading, prompt, params, requests, choices)
 
 
 def heading_of(context: AppContext, info: EngineInfo, prefix: str, asked: str) -> Heading:

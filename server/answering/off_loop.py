@@ -26,7 +26,7 @@ _Result = TypeVar("_Result")
 
 
 @dataclass(eq=False, slots=True)
-class _Turn:
+class _Task:
     """A task that waits for a thread; all cost the same."""
 
     client: str
@@ -42,7 +42,7 @@ class FairPool:
     def __init__(self, threads: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._free = threads
-        self._queue: FairQueue[_Turn] = FairQueue()
+        self._queue: FairQueue[_Task] = FairQueue()
         self._arrivals = itertools.count()
 
     async def run(
@@ -54,17 +54,17 @@ class FairPool:
           RenderingOverloaded: no thread became free within `longest` seconds.
         """
         loop = asyncio.get_running_loop()
-        turn = _Turn(client, next(self._arrivals), loop.create_future())
-        self._queue.push(turn)
+        task = _Task(client, next(self._arrivals), loop.create_future())
+        self._queue.push(task)
         self._begin()
         try:
             async with asyncio.timeout(longest):
-                await asyncio.shield(turn.begun)
+                await asyncio.shield(task.begun)
         except TimeoutError:
-            self._leave(turn)
+            self._leave(task)
             raise RenderingOverloaded(f"no thread became free within {longest} s") from None
         except BaseException:
-            self._leave(turn)
+            self._leave(task)
             raise
         work = self._pool.submit(function)
         work.add_done_callback(lambda _: self._release_soon(loop, client))
@@ -76,17 +76,17 @@ class FairPool:
 
     def _begin(self) -> None:
         while self._free and self._queue:
-            turn = self._queue.lines()[0][0]
-            self._queue.take(turn)
+            task = self._queue.lines()[0][0]
+            self._queue.take(task)
             self._free -= 1
-            turn.begun.set_result(None)
+            task.begun.set_result(None)
 
-    def _leave(self, turn: _Turn) -> None:
+    def _leave(self, task: _Task) -> None:
         """Removes a task that was cancelled before it started."""
-        if turn.begun.done():
-            self._release(turn.client)
+        if task.begun.done():
+            self._release(task.client)
         else:
-            self._queue.remove(turn)
+            self._queue.remove(task)
 
     def _release_soon(self, loop: asyncio.AbstractEventLoop, client: str) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed

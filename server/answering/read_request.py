@@ -19,7 +19,7 @@ from ..settings import ServerSettings
 from ..text.deltas import ChoiceText
 from ..text.generation import Generation
 from .context import ApiRequest, AppContext
-from .respond import Exchange, Reply
+from .respond import Reply, SubmittedCall
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ async def read_call(request: ApiRequest, parse: Parse[CallT]) -> CallT:
     return call
 
 
-def admit(
+def submit_call(
     request: ApiRequest,
     requests: Sequence[Request],
     choices: Sequence[ChoiceText],
@@ -81,7 +81,7 @@ def admit(
     prompt_tokens: int,
     *,
     per_prompt: int,
-) -> Exchange:
+) -> SubmittedCall:
     """Submits all sequences of a call to the engine, or none; each prompt has `per_prompt` of them.
 
     Raises:
@@ -95,7 +95,7 @@ def admit(
     requests = [replace(each, client=request.client) for each in requests]
     generation = Generation(context.engine, requests, request.connection.cut_off)
     record = open_record(request, prompt_tokens)
-    return Exchange(prompt_tokens, per_prompt, generation, choices, reply, record)
+    return SubmittedCall(prompt_tokens, per_prompt, generation, choices, reply, record)
 
 
 def note_unknown(context: AppContext, names: tuple[str, ...]) -> None:

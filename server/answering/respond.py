@@ -57,7 +57,7 @@ class Reply(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
+class SubmittedCall:
     """One submitted call: its deltas, and the format of its answer.
 
     Attributes:
@@ -75,7 +75,7 @@ class Exchange:
         """The deltas of all choices; records them in the metrics."""
         async for delta in deltas(self.generation, self.choices, KEEP_ALIVE_SECONDS):
             if isinstance(delta, Start):
-                self.record.heard()
+                self.record.record_output()
             elif isinstance(delta, End):
                 self.record.ended(delta.reason)
             yield delta
@@ -105,44 +105,44 @@ def accounted(
 
 
 async def answer(
-    request: ApiRequest, exchange: Exchange, *, stream: bool, headers: Mapping[str, str] | None = None
+    request: ApiRequest, submitted: SubmittedCall, *, stream: bool, headers: Mapping[str, str] | None = None
 ) -> HTTPResponse | None:
     """Answers the call, with additional headers, and always aborts sequences that still run."""
-    with accounted(request, exchange.record, exchange.completion_tokens):
+    with accounted(request, submitted.record, submitted.completion_tokens):
         try:
             if stream:
-                await _stream(request, exchange, headers or {})
+                await _stream(request, submitted, headers or {})
                 return None
-            body = await _fold(request, exchange)
+            body = await _fold(request, submitted)
             return HTTPResponse(body, headers=dict(headers or {}), content_type="application/json")
         finally:
-            exchange.generation.abort()
+            submitted.generation.abort()
 
 
-async def _fold(request: ApiRequest, exchange: Exchange) -> bytes:
+async def _fold(request: ApiRequest, submitted: SubmittedCall) -> bytes:
     """The JSON of the whole reply, folded from the stream; a long one is encoded off the event loop."""
-    async for delta in exchange.deltas():
+    async for delta in submitted.deltas():
         if delta is not None:
-            exchange.reply.fold(delta)
-    usage = exchange.usage()
+            submitted.reply.fold(delta)
+    usage = submitted.usage()
     size = _JSON_OF_TOKEN * usage.completion
-    return await request.off_loop.run(size, lambda: to_json_by_items(exchange.reply.whole(usage)))
+    return await request.off_loop.run(size, lambda: to_json_by_items(submitted.reply.whole(usage)))
 
 
-async def _stream(request: ApiRequest, exchange: Exchange, headers: Mapping[str, str]) -> None:
+async def _stream(request: ApiRequest, submitted: SubmittedCall, headers: Mapping[str, str]) -> None:
     """Sends the stream until its end, or until an error ends it early."""
     headers = {**_STREAM_HEADERS, **headers}
     response = HTTPResponse(headers=headers, content_type="text/event-stream; charset=utf-8")
     await request.respond(response)
     await response.send(b"")
-    reply = exchange.reply
+    reply = submitted.reply
     try:
         for event in reply.opening():
             await response.send(event)
-        async for delta in exchange.deltas():
-            for event in [KEEP_ALIVE] if delta is None else reply.events(delta, exchange.usage):
+        async for delta in submitted.deltas():
+            for event in [KEEP_ALIVE] if delta is None else reply.events(delta, submitted.usage):
                 await response.send(event)
-        last = list(reply.closing(exchange.usage()))
+        last = list(reply.closing(submitted.usage()))
     except Exception as error:
         # The status has been sent already: send an error event in the stream, and close the connection.
         request.end_early(error)

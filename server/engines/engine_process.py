@@ -43,7 +43,7 @@ class EngineProcess(asyncio.Protocol):
         self._reader = wire.web_reader()
         self._transport: asyncio.WriteTransport | None = None
         self._closed = asyncio.Event()
-        self._heard = time.monotonic()
+        self._last_received = time.monotonic()
         self._silent: float | None = None
         self._killed_by_us = False
         self._oom_kills = oom_kills()
@@ -88,7 +88,7 @@ class EngineProcess(asyncio.Protocol):
     @property
     def silence(self) -> float:
         """Seconds since its last frame."""
-        return time.monotonic() - self._heard
+        return time.monotonic() - self._last_received
 
     def send(self, frame: wire.ToEngine) -> None:
         """Queues a frame for it; drops the frame if the child is gone."""
@@ -140,14 +140,14 @@ class EngineProcess(asyncio.Protocol):
         Only time in which this process runs counts: while it, or both, are paused (a stopped terminal job, a
         frozen container), it cannot receive anything, and the child is not at fault.
         """
-        silent, heard = 0.0, self._heard
+        silent, last = 0.0, self._last_received
         while silent < SILENCE_SECONDS:
             asleep = time.monotonic()
             if await self._gone_within(_TICK_SECONDS):
                 return None
             silent += min(time.monotonic() - asleep, 2 * _TICK_SECONDS)
-            if self._heard != heard:
-                silent, heard = 0.0, self._heard
+            if self._last_received != last:
+                silent, last = 0.0, self._last_received
         return silent
 
     async def _gone_within(self, seconds: float) -> bool:
@@ -162,7 +162,7 @@ class EngineProcess(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Called by asyncio. Invalid frames, or frames whose handling fails, end the child."""
-        self._heard = time.monotonic()
+        self._last_received = time.monotonic()
         try:
             for frame in self._reader.feed(data):
                 self._receive(frame)

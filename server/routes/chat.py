@@ -5,7 +5,7 @@ Each step is implemented in its own module.
 
 from sanic import Blueprint, HTTPResponse
 
-from ..answering.chat_request import take_turn
+from ..answering.chat_request import prepare_chat
 from ..answering.context import ApiRequest
 from ..answering.read_request import read_call
 from ..answering.respond import answer
@@ -21,12 +21,12 @@ async def create_chat_completion(request: ApiRequest) -> HTTPResponse | None:
     call = await read_call(
         request, lambda body, s: parse_chat(body, most_choices=s.most_choices, strict=s.strict)
     )
-    turn = await take_turn(request, call, "chatcmpl-")
+    prepared = await prepare_chat(request, call, "chatcmpl-")
     reply = ChatReply(
-        turn.heading,
+        prepared.heading,
         call.delivery,
         choices=call.sampling.n,
         logprobs=call.sampling.logprobs is not None,
         single=call.tools.single,
     )
-    return await answer(request, turn.admit(request, reply), stream=call.delivery.stream)
+    return await answer(request, prepared.submit(request, reply), stream=call.delivery.stream)

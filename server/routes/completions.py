@@ -9,7 +9,7 @@ from ..answering.chat_request import heading_of
 from ..answering.constraint import checked
 from ..answering.context import ApiRequest
 from ..answering.prompt import Prompt, encode_prompts, limited, sampling_params, sequences
-from ..answering.read_request import admit, read_call
+from ..answering.read_request import read_call, submit_call
 from ..answering.respond import answer
 from ..engine_client import EngineInfo
 from ..errors import BadRequest
@@ -51,8 +51,10 @@ async def create_completion(request: ApiRequest) -> HTTPResponse | None:
         else [],
         logprobs=call.sampling.logprobs,
     )
-    exchange = admit(request, requests, choices, reply, sum(map(len, prompts)), per_prompt=call.best_of)
-    return await answer(request, exchange, stream=call.delivery.stream)
+    submitted = submit_call(
+        request, requests, choices, reply, sum(map(len, prompts)), per_prompt=call.best_of
+    )
+    return await answer(request, submitted, stream=call.delivery.stream)
 
 
 def _check_possible(call: CompletionCall, info: EngineInfo) -> None:

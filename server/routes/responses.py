@@ -2,7 +2,7 @@
 
 from sanic import Blueprint, HTTPResponse
 
-from ..answering.chat_request import take_turn
+from ..answering.chat_request import prepare_chat
 from ..answering.context import ApiRequest
 from ..answering.read_request import read_call
 from ..answering.respond import answer
@@ -16,8 +16,8 @@ blueprint = Blueprint("responses")
 async def create_response(request: ApiRequest) -> HTTPResponse | None:
     """Answers in one piece or as a stream of named events."""
     call = await read_call(request, lambda body, s: parse_response(body, strict=s.strict))
-    turn = await take_turn(request, call.chat, "resp_", "input")
+    prepared = await prepare_chat(request, call.chat, "resp_", "input")
     reply = ResponseReply(
-        turn.heading, call.echo, temperature=turn.params.temperature, top_p=turn.params.top_p
+        prepared.heading, call.echo, temperature=prepared.params.temperature, top_p=prepared.params.top_p
     )
-    return await answer(request, turn.admit(request, reply), stream=call.chat.delivery.stream)
+    return await answer(request, prepared.submit(request, reply), stream=call.chat.delivery.stream)

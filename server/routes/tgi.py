@@ -15,7 +15,7 @@ from ...model.errors import DistaffError
 from ..answering.constraint import checked
 from ..answering.context import ApiRequest
 from ..answering.prompt import Prompt, sampling_params, sequences
-from ..answering.read_request import admit, note_unknown, read_body
+from ..answering.read_request import note_unknown, read_body, submit_call
 from ..answering.respond import answer
 from ..dispatch.admission import most_together
 from ..encode import to_json
@@ -115,10 +115,10 @@ async def _generate(request: ApiRequest, *, stream: bool | None) -> HTTPResponse
     choices = [_choice(call, text, prompt) for _ in requests]
     seed = params.seed if params.temperature else None
     reply = GenerateReply(call, choices, prompt, seed, listed=stream is None)
-    exchange = admit(request, requests, choices, reply, len(prompt), per_prompt=call.best_of)
+    submitted = submit_call(request, requests, choices, reply, len(prompt), per_prompt=call.best_of)
     admitted = time.perf_counter()
     early = early_headers(found.platform, call.inputs)
-    response = await answer(request, exchange, stream=call.stream, headers=early)
+    response = await answer(request, submitted, stream=call.stream, headers=early)
     if response is not None:
         response.headers.update(reply.late_headers(request.started, admitted, time.perf_counter()))
     return response

@@ -135,11 +135,11 @@ class ChoiceText:
         if event.finish is not None and not self._stops.found:
             text += self._flush()
         ended = self._stops.found or event.finish is not None
-        said = self._said(choice, text, ended=ended)
+        found = self._deltas(choice, text, ended=ended)
         if ended:
             self.finish = self._reason(event)
-            said.append(End(choice, self.finish, self._last_entries(event)))
-        return said
+            found.append(End(choice, self.finish, self._last_entries(event)))
+        return found
 
     def failure(self, event: TokenEvent) -> Exception:
         """The exception for a choice that the engine failed."""
@@ -176,19 +176,19 @@ class ChoiceText:
             return "length"
         return "tool_calls" if self._calls and not self._named else "stop"
 
-    def _said(self, choice: int, text: str, *, ended: bool) -> list[Delta]:
+    def _deltas(self, choice: int, text: str, *, ended: bool) -> list[Delta]:
         """The text as deltas; a start comes before the first one."""
         if self._parser is None:
-            said = self._piece(choice, text, all=ended)
+            found = self._piece(choice, text, all=ended)
         else:
             parts = self._parser.push(text) if text else []
             parts = [*parts, *self._parser.flush()] if ended else parts
-            said = [delta for part in parts for delta in self._part(choice, part)]
-            said += self._piece(choice, "", all=True) if ended else []
-        if self._started or (self._parser is not None and not said and not ended):
-            return said
+            found = [delta for part in parts for delta in self._part(choice, part)]
+            found += self._piece(choice, "", all=True) if ended else []
+        if self._started or (self._parser is not None and not found and not ended):
+            return found
         self._started = True
-        return [Start(choice, bool(said) and isinstance(said[0], Call)), *said]
+        return [Start(choice, bool(found) and isinstance(found[0], Call)), *found]
 
     def _piece(self, choice: int, text: str, *, all: bool = False) -> list[Delta]:
         """The text as a piece; with log-probabilities only up to the end of a token, unless `all` is set.
@@ -243,11 +243,11 @@ async def deltas(
     waiting: list[list[TokenEvent]] = [[] for _ in choices]
     started = ended = 0
     while ended < len(choices):
-        heard = await generation.next(silence)
-        if heard is None:
+        received = await generation.next(silence)
+        if received is None:
             yield None
             continue
-        index, event = heard
+        index, event = received
         if event.finish == "error":
             raise choices[index].failure(event)
         waiting[index].append(event)
@@ -266,12 +266,12 @@ async def deltas(
 
 def _speak(choice: int, text: ChoiceText, events: list[TokenEvent], generation: Generation) -> list[Delta]:
     """The deltas of one choice for its buffered events."""
-    said: list[Delta] = []
+    found: list[Delta] = []
     for event in events:
         if text.finish is not None:
             break
-        said += text.push(choice, event)
+        found += text.push(choice, event)
         if text.finish is not None:
             generation.end(choice)
     events.clear()
-    return said
+    return found

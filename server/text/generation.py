@@ -36,7 +36,7 @@ class Generation:
           NotReady, Overloaded: the sequences are refused.
         """
         self._cut = cut
-        self._heard: asyncio.Queue[tuple[int, TokenEvent | Exception]] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[int, TokenEvent | Exception]] = asyncio.Queue()
         self._unread = 0
         self._streams: Sequence[EventStream] = engine.submit(requests)
         self._pumps = [asyncio.create_task(self._pump(i, s)) for i, s in enumerate(self._streams)]
@@ -47,14 +47,14 @@ class Generation:
         Raises:
           EngineFailed: the engine was lost.
         """
-        if self._heard.empty():
+        if self._events.empty():
             try:
                 async with asyncio.timeout(silence):
-                    choice, event = await self._heard.get()
+                    choice, event = await self._events.get()
             except TimeoutError:
                 return None
         else:
-            choice, event = self._heard.get_nowait()
+            choice, event = self._events.get_nowait()
         if isinstance(event, Exception):
             raise event
         self._unread -= _size(event)
@@ -77,17 +77,17 @@ class Generation:
             async for event in stream:
                 self._keep(choice, event)
         except Exception as error:
-            self._heard.put_nowait((choice, error))
+            self._events.put_nowait((choice, error))
 
     def _keep(self, choice: int, event: TokenEvent) -> None:
         """Buffers an event until it is read. Ends the call if too many are unread."""
         if self._unread >= MOST_UNREAD * len(self._streams):
-            log.warning("a client left %d events unread and is disconnected", self._heard.qsize())
+            log.warning("a client left %d events unread and is disconnected", self._events.qsize())
             self.abort()
             self._cut()
             return
         self._unread += _size(event)
-        self._heard.put_nowait((choice, event))
+        self._events.put_nowait((choice, event))
 
 
 def _size(event: TokenEvent) -> int:

@@ -30,7 +30,7 @@ from ..exit_codes import Failed
 from ..logs import configure_logging
 from ..vital import start_thread
 from .device_shares import claim_devices, hide_absent_tpu
-from .engine_server import Build, OnEvents, EngineServer, Send, ServedEngine, throttled
+from .engine_server import Build, EngineServer, OnEvents, Send, ServedEngine, throttled
 
 if TYPE_CHECKING:
     import jax

@@ -101,7 +101,7 @@ class AnyFate(RuleBasedStateMachine):
         """But for who runs apart, and who waits for an engine that knows its beginning."""
         dispatcher = self.world.dispatcher
         self.world.wait()
-        if dispatcher._apart is None and not any(
+        if dispatcher._isolated is None and not any(
             dispatcher._affinity.holds(run) for run in dispatcher._queue
         ):
             assert not dispatcher.queued[0] or not any(handle.has_slot for handle in self.world.handles)

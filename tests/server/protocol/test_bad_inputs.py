@@ -11,7 +11,7 @@ import jiter
 import pytest
 
 from distaff.server.answering import read_request as intake
-from distaff.server.answering import respond as exchange
+from distaff.server.answering import respond
 from distaff.server.protocol.body import MOST_KEYS, MOST_PARTS
 from distaff.server.testing import FakeText
 
@@ -204,7 +204,7 @@ def test_what_a_client_makes_long_runs_off_the_event_loop(server, ask, monkeypat
         monkeypatch.setattr(module, name, note)
 
     noted(intake, "parse_object")
-    noted(exchange, "to_json_by_items")
+    noted(respond, "to_json_by_items")
     noted(FakeText, "encode_chat")
     noted(FakeText, "encode")
     monkeypatch.setattr(server.engine, "reply", "x" * 1000)

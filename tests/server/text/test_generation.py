@@ -29,7 +29,7 @@ async def test_the_bound_bites(engine: FakeEngine, monkeypatch: pytest.MonkeyPat
     await until(lambda: not engine.running)
     assert sorted(engine.aborted) == [each.id for each in requests]
     await asyncio.sleep(0.01)
-    assert (len(cuts), call._heard.qsize()) == (1, 20 * count)
+    assert (len(cuts), call._events.qsize()) == (1, 20 * count)
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -60,4 +60,4 @@ async def test_events_with_log_probabilities_count_by_their_size(
     assert heard and heard[1].logprobs and len(heard[1].logprobs.top) == 20
     await until(lambda: not engine.running)
     await asyncio.sleep(0.01)
-    assert (len(cuts), call._heard.qsize()) == (1, 10)
+    assert (len(cuts), call._events.qsize()) == (1, 10)
