@@ -13,7 +13,7 @@ from ..runtime.request import EngineFailed, InvalidRequest, NotReady, Overloaded
 from .engine_client import RequestFailed, ShutDown
 from .errors import ApiError, RenderingOverloaded
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 CutShort = Literal[
     "client_gone",
@@ -80,6 +80,6 @@ def log_ending(reference: str, ending: Ending, error: BaseException) -> None:
     level = _LEVELS.get(ending, logging.NOTSET)
     if level:
         detail = str(error)[:_LONGEST_DETAIL] if isinstance(error, EngineFailed) else type(error).__name__
-        logger.log(level, "%s ended early, %s: %s", reference, ending, detail)
+        log.log(level, "%s ended early, %s: %s", reference, ending, detail)
     if ending == "internal_error":
-        logger.debug("%s failed", reference, exc_info=error)
+        log.debug("%s failed", reference, exc_info=error)

@@ -20,7 +20,7 @@ from sanic.server.protocols.http_protocol import HttpProtocol
 from .endings import CutShort
 from .settings import ServerSettings
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 MOST_CRUMBS = 65_536
 """The most pieces of a body below CRUMB_BYTES bytes; some clients send each JSON token as a chunk."""
@@ -157,7 +157,7 @@ class HardenedHttp(HttpProtocol):
             return  # during an answer its handler is cancelled and counts it
         reason = "client_gone" if self.transport is not None and not self.stalled else "client_stalled"
         self.app.ctx.metrics.count_ending(reason)
-        logger.info("%s was not read completely, %s", self.answered, reason)
+        log.info("%s was not read completely, %s", self.answered, reason)
 
 
 def sanic_config(settings: ServerSettings) -> Config:

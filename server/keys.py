@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..model.errors import DistaffError
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 VARIABLE = "DISTAFF_API_KEYS"
 """The environment variable that holds a server's keys, separated by commas."""
@@ -91,7 +91,7 @@ class Keys:
         try:
             if self._is_new(os.stat(self._file)):
                 self._take(*_read(self._file))
-                logger.info("read %s again; %d keys are accepted", self._file, len(self._accepted))
+                log.info("read %s again; %d keys are accepted", self._file, len(self._accepted))
             self._complaint = ""
         except (OSError, KeysRefused) as error:
             self._complain(_reason(self._file, error))
@@ -116,7 +116,7 @@ class Keys:
         """Logs why the file cannot be used, once until the reason changes."""
         if complaint != self._complaint:
             self._complaint = complaint
-            logger.error("%s; the keys read before remain valid", complaint)
+            log.error("%s; the keys read before remain valid", complaint)
 
 
 def configured_keys(file: Path | None, environment: Mapping[str, str]) -> Keys | None:

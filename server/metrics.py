@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from .endings import CUT_SHORT, REFUSALS, Ending
 from .engine_client import MOVE_CAUSES, EngineClient, Replica
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -187,7 +187,7 @@ class CallRecord:
 
     def _log(self, now: float, completion_tokens: int) -> None:
         first = "-" if self._first is None else f"{self._first - self._started:.3f}s"
-        logger.info(
+        log.info(
             "%s model=%s prompt=%d completion=%d first=%s total=%.3fs finish=%s",
             self._id,
             self._model,

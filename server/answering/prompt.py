@@ -19,7 +19,7 @@ from ..protocol.openai.completions import CompletionCall, RawPrompt
 from ..protocol.sampling import Sampling, no_such_token
 from ..protocol.tools import ToolUse
 from ..text.text_model import SamplingDefaults, TextModel
-from ..tool_formats import tell
+from ..tool_formats import tools_as_messages
 from .off_loop import ClientWork
 
 _T = TypeVar("_T")
@@ -113,7 +113,7 @@ def render(
             raise BadRequest(*unknown(f"chat_template_kwargs.{name}"))
     tools: list[dict[str, Any]] | None = [tool.to_dict() for tool in use.tools] or None
     if not (text.knows_tools if tools else text.knows_calls):
-        messages, tools = tell(messages, use.tools), None
+        messages, tools = tools_as_messages(messages, use.tools), None
     try:
         ids = text.encode_chat(
             messages,

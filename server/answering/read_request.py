@@ -21,7 +21,7 @@ from ..text.generation import Generation
 from .context import ApiRequest, AppContext
 from .respond import Reply, SubmittedCall
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _MOST_NAMES_LOGGED = 256
 
@@ -105,7 +105,7 @@ def note_unknown(context: AppContext, names: tuple[str, ...]) -> None:
         short = name[:64]
         if short not in context.seen_unknown and len(context.seen_unknown) < _MOST_NAMES_LOGGED:
             context.seen_unknown.add(short)
-            logger.warning("ignoring the unknown request parameter %r", short)
+            log.warning("ignoring the unknown request parameter %r", short)
 
 
 def open_record(request: ApiRequest, prompt_tokens: int) -> CallRecord:

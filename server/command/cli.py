@@ -382,17 +382,17 @@ def chat(
     from ...checkpoints.sources import check
     from .chat_client import ChatClient
     from .own_server import own_server
-    from .terminal_chat import converse
+    from .terminal_chat import chat_in_terminal
 
     if url and model:
         raise Failed("MODEL and --url exclude each other", exit_codes.USAGE)
     configure_logging("WARNING")
     if url:
-        converse(ChatClient(url, os.environ.get("DISTAFF_API_KEY")))
+        chat_in_terminal(ChatClient(url, os.environ.get("DISTAFF_API_KEY")))
         return
     check(model)
     with own_server(model) as (address, key):
-        converse(ChatClient(address, key))
+        chat_in_terminal(ChatClient(address, key))
 
 
 @app.command()

@@ -15,7 +15,7 @@ from ..answering import cors
 from ..exit_codes import Failed
 from ..keys import VARIABLE, Keys
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 Auth = Literal["keys", "none"]
 """Who may send requests: clients with a key, if there are keys or others can reach the host; or anybody."""
@@ -55,7 +55,7 @@ def check_origins(origins: Sequence[str], keys: Keys | None, beside_keys: bool) 
 def warn_of_exposure(address: str, auth: Auth) -> None:
     """Logs a warning about what `--auth none` means for a server at `address`."""
     if auth == "none":
-        logger.warning("--auth none: anybody who can reach %s may send requests without a key", address)
+        log.warning("--auth none: anybody who can reach %s may send requests without a key", address)
 
 
 def is_loopback(host: str) -> bool:

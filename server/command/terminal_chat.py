@@ -13,7 +13,7 @@ from .chat_client import ChatClient, Message
 _PROMPT = "> "
 
 
-def converse(client: ChatClient) -> None:
+def chat_in_terminal(client: ChatClient) -> None:
     """Chats until the input ends. Ctrl-C ends a reply; at the input prompt it ends the chat.
 
     Raises:

@@ -4,9 +4,9 @@ templates without tool support. Handles text and JSON; neither requests nor toke
 
 from .formats import FORMATS, ToolFormat, format_of
 from .parts import CallArguments, CallsOnly, CallStart, Part, Text, Tool, ToolCallParser
-from .telling import tell
+from .plain_messages import tools_as_messages
 
 __all__ = [
     "FORMATS", "CallArguments", "CallStart", "CallsOnly", "Part", "Text", "Tool", "ToolCallParser",
-    "ToolFormat", "format_of", "tell",
+    "ToolFormat", "format_of", "tools_as_messages",
 ]  # fmt: skip

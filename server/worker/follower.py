@@ -26,11 +26,11 @@ from .main import (
     claim_mesh_of,
     dtype_of,
     end_process,
+    engine_settings_of,
     facts_of,
     membership_of,
     memory_refused,
     settings_refused,
-    wishes_of,
 )
 
 log = logging.getLogger("distaff.server.worker.follower")  # `__name__` is `__main__` here
@@ -98,7 +98,7 @@ def follow(settings: WorkerSettings) -> None:
         with memory_refused(settings):
             parameters = load_parameters(checkpoint, dtype_of(settings, device), show, mesh)
             with settings_refused():
-                runner = assemble(checkpoint.config, parameters, wishes_of(settings, device), mesh)
+                runner = assemble(checkpoint.config, parameters, engine_settings_of(settings, device), mesh)
             runner.warm_up(lambda done, total: show("compile", done, total))
     except DistaffError as error:
         follower.fail(str(error), exit_codes.of(error))

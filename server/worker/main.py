@@ -121,7 +121,7 @@ def build_engine(
     device = mesh.local_devices[0]
     dtype = dtype_of(settings, device)
     leader = _lead(settings, checkpoint, send) if settings.coordinator else None
-    with _told_to(leader):
+    with _report_errors_to(leader):
         grammars = GrammarCompiler(lambda: load_tokenizer(path), checkpoint.config.vocabulary)
         with memory_refused(settings):
             parameters = load_parameters(checkpoint, dtype, progress, mesh)
@@ -187,7 +187,7 @@ def _lead(settings: WorkerSettings, checkpoint: "Checkpoint", send: Send) -> "Le
 
 
 @contextmanager
-def _told_to(leader: "Leader | None") -> Iterator[None]:
+def _report_errors_to(leader: "Leader | None") -> Iterator[None]:
     """Sends an error in this process to the followers, which then end too."""
     try:
         yield
@@ -240,15 +240,15 @@ def _engine(
     from ...runtime.engine import Engine
 
     with settings_refused():
-        wishes = wishes_of(settings, mesh.local_devices[0])
-        engine = Engine(config, parameters, wishes, on_events, mesh, leader, grammars)
+        engine_settings = engine_settings_of(settings, mesh.local_devices[0])
+        engine = Engine(config, parameters, engine_settings, on_events, mesh, leader, grammars)
         longest, context = settings.max_input, engine.context
         if longest is not None and longest >= context:
             raise ConfigError(f"max_input is {longest}; expected less than the context of {context} tokens")
         return engine
 
 
-def wishes_of(settings: WorkerSettings, device: "Device") -> "EngineSettings":
+def engine_settings_of(settings: WorkerSettings, device: "Device") -> "EngineSettings":
     """The engine's settings for such a device, from the operator's options."""
     from ...runtime.device.settings import EngineSettings, pages_of
 

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
 from distaff.checkpoints.grammar import check_grammar
-from distaff.server.tool_formats import FORMATS, CallArguments, CallStart, Text, Tool, format_of, tell
+from distaff.server.tool_formats import (
+    FORMATS,
+    CallArguments,
+    CallStart,
+    Text,
+    Tool,
+    format_of,
+    tools_as_messages,
+)
 from distaff.server.tool_formats.envelope import Envelope
 from distaff.server.tool_formats.parts import joined
 
@@ -347,11 +355,13 @@ def test_tools_are_told_in_plain_messages():
         {"role": "tool", "content": "still noon", "tool_call_id": "d"},
     ]
     before = json.dumps(given_)
-    system, user, assistant, results = tell(given_, TOOLS)
+    system, user, assistant, results = tools_as_messages(given_, TOOLS)
     assert json.dumps(given_) == before
     assert system["role"] == "system" and '"get_weather"' in system["content"]
     assert user == given_[0]
     assert assistant["content"] == '<tool_call>\n{"name": "now", "arguments": {"zone": "ü"}}\n</tool_call>'
     assert results["role"] == "user" and results["content"].count("<tool_response>") == 2
-    assert tell([{"role": "system", "content": "Be kind."}], TOOLS)[0]["content"].startswith("Be kind.\n\n")
-    assert tell([given_[0]], ()) == [given_[0]]
+    assert tools_as_messages([{"role": "system", "content": "Be kind."}], TOOLS)[0]["content"].startswith(
+        "Be kind.\n\n"
+    )
+    assert tools_as_messages([given_[0]], ()) == [given_[0]]

@@ -23,7 +23,7 @@ To call a function, write a JSON object with its name and arguments within <tool
 </tool_call>"""
 
 
-def tell(messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool]) -> list[Message]:
+def tools_as_messages(messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool]) -> list[Message]:
     """The conversation with tools, calls and results as text. Does not modify `messages`."""
     plain: list[Message] = []
     for message in messages:
