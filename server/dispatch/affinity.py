@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from .engine_handle import EngineHandle, all_left
 from .forecast import Forecast
 from .routing import BLOCK, Router, block_digests
-from .run import Run
+from .tracked_sequence import TrackedSequence
 
 
 class Affinity:
@@ -31,49 +31,54 @@ class Affinity:
         """The digests to remember of a prompt; empty if there is only one engine."""
         return block_digests(prompt) if len(self._handles) > 1 else []
 
-    def remember(self, handle: EngineHandle, run: Run) -> None:
+    def remember(self, handle: EngineHandle, sequence: TrackedSequence) -> None:
         """Records that an engine computes a sequence."""
-        self._router.remember(handle.number, run.digests)
+        self._router.remember(handle.number, sequence.digests)
 
     def forget(self, handle: EngineHandle) -> None:
         """Records that an engine has restarted with an empty cache."""
         self._router.forget(handle.number)
 
     def choose(
-        self, run: Run, rooms: Sequence[EngineHandle], shared: Sequence[EngineHandle]
+        self, sequence: TrackedSequence, rooms: Sequence[EngineHandle], shared: Sequence[EngineHandle]
     ) -> EngineHandle | None:
         """The engine for a sequence; None if there is none, or if the sequence should wait for a busy one.
 
-        This is decided once each time that a sequence is queued; `run.held_until` and `held_for` store it.
+        This is decided once each time that a sequence is queued; `sequence.held_until` and `held_for` store
+        it.
 
         Args:
           rooms: the engines that have room for it. shared: all that accept sequences.
         """
         if not rooms:
             return None
-        if run.held_until is None:
-            self._decide(run, rooms, [each for each in shared if not each.has_slot])
-        if self.holds(run):
-            return next((room for room in rooms if room.number == run.held_for), None)
-        return self._best(run, rooms)
+        if sequence.held_until is None:
+            self._decide(sequence, rooms, [each for each in shared if not each.has_slot])
+        if self.holds(sequence):
+            return next((room for room in rooms if room.number == sequence.held_for), None)
+        return self._best(sequence, rooms)
 
-    def holds(self, run: Run) -> bool:
+    def holds(self, sequence: TrackedSequence) -> bool:
         """Whether a sequence waits for one engine although others may have room."""
-        if run.held_for is None or run.held_until is None or self._clock() >= run.held_until:
+        if sequence.held_for is None or sequence.held_until is None or self._clock() >= sequence.held_until:
             return False
-        return self._handles[run.held_for].takes
+        return self._handles[sequence.held_for].takes
 
-    def _best(self, run: Run, rooms: Sequence[EngineHandle]) -> EngineHandle:
-        return self._handles[self._router.choose(run.digests, {room.number: room.load for room in rooms})]
+    def _best(self, sequence: TrackedSequence, rooms: Sequence[EngineHandle]) -> EngineHandle:
+        return self._handles[
+            self._router.choose(sequence.digests, {room.number: room.load for room in rooms})
+        ]
 
-    def _decide(self, run: Run, rooms: Sequence[EngineHandle], full: Sequence[EngineHandle]) -> None:
+    def _decide(
+        self, sequence: TrackedSequence, rooms: Sequence[EngineHandle], full: Sequence[EngineHandle]
+    ) -> None:
         """Makes a sequence wait for one of the full engines if that is worth it."""
-        handle = self._best(run, rooms)
-        known = {each: self._router.known(each.number, run.digests) for each in full}
+        handle = self._best(sequence, rooms)
+        known = {each: self._router.known(each.number, sequence.digests) for each in full}
         best = max(full, key=known.__getitem__, default=handle)
-        more = known.get(best, 0) - self._router.known(handle.number, run.digests)
+        more = known.get(best, 0) - self._router.known(handle.number, sequence.digests)
         saved = self._forecast.prompt_seconds(more * BLOCK) if more > 0 else 0.0
-        run.held_until = self._clock() + saved
+        sequence.held_until = self._clock() + saved
         if saved and min(all_left([best], self._forecast), default=saved) < saved:
-            run.held_for = best.number
+            sequence.held_for = best.number
             self._wake(saved)

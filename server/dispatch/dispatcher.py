@@ -2,9 +2,8 @@
 
 Every accepted sequence is either in the one queue in front of all engines or on one engine, and it can be
 moved: taken from an engine, put back into the queue with the tokens received so far, and continued by another
-engine without a visible difference. The same move covers all cases: an engine dies, it is drained, a client
-uses more than its share of the slots while another waits, or a sequence that may have crashed engines is run
-in isolation.
+engine without a visible difference. A sequence is moved if its engine dies or is drained, if its client has
+more than its share of the slots while another waits, or to run a suspect of engine crashes in isolation.
 
 `supervisor.py` handles processes and the wire, `fair_queue.py` the order of the queue, `sharing.py` shares
 and preemption, `admission.py` admission control, `forecast.py` times.
@@ -15,6 +14,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 from ...runtime.request import EngineFailed, Request, TokenEvent, draw_seed
@@ -26,8 +26,8 @@ from .event_stream import BufferedStream
 from .fair_queue import FairQueue
 from .forecast import Forecast
 from .line import line_before
-from .run import Run
 from .sharing import Sharing
+from .tracked_sequence import TrackedSequence
 
 log = logging.getLogger(__name__)
 
@@ -67,9 +67,9 @@ class Dispatcher:
         self._affinity = Affinity(
             handles, self._forecast, clock, lambda seconds: later(seconds, self.dispatch)
         )
-        self._queue: FairQueue[Run] = FairQueue()
+        self._queue: FairQueue[TrackedSequence] = FairQueue()
         self._sharing = Sharing(self._queue, clock)
-        self._suspects: deque[Run] = deque()
+        self._suspects: deque[TrackedSequence] = deque()
         self._isolated: EngineHandle | None = None
         self._arrivals = 0
         self._pumping = False
@@ -84,7 +84,7 @@ class Dispatcher:
     @property
     def queued(self) -> tuple[int, int]:
         """The queue: the number of waiting sequences and of their tokens."""
-        tokens = self._queue.tokens + sum(run.length for run in self._suspects)
+        tokens = self._queue.tokens + sum(sequence.length for sequence in self._suspects)
         return len(self._queue) + len(self._suspects), tokens
 
     @property
@@ -102,19 +102,20 @@ class Dispatcher:
         line = line_before(requests[0], self._queue, self._handles, self._forecast, self.under_way)
         self._admission.check(requests, line, self._clock())
         digests = {prompt: self._affinity.digests(prompt) for prompt in {each.prompt for each in requests}}
-        runs = [self._run(request, digests[request.prompt]) for request in requests]
-        for run in runs:
-            self._queue.push(run)
+        sequences = [self._track(request, digests[request.prompt]) for request in requests]
+        for sequence in sequences:
+            self._queue.push(sequence)
             if not any(handle.takes for handle in self._handles):
-                self._expire_later(run)
+                self._expire_later(sequence)
         self.dispatch()
-        return [run.stream for run in runs]
+        return [sequence.stream for sequence in sequences]
 
     def ready(self, handle: EngineHandle, info: EngineInfo) -> None:
         """Adds an engine with an empty cache. It continues no sequences of an engine with other weights."""
         if self._fingerprint not in (None, info.fingerprint):
-            for run in [run for run in self._all() if run.engine is None and run.tokens]:
-                run.stream.fail(EngineFailed("the engine was lost, and the next one answers differently"))
+            failure = EngineFailed("the engine was lost, and the next one answers differently")
+            for sequence in [each for each in self._all() if each.engine is None and each.tokens]:
+                sequence.stream.fail(failure)
         self._fingerprint = info.fingerprint
         self._affinity.forget(handle)
         self.dispatch()
@@ -123,9 +124,9 @@ class Dispatcher:
         """Handles an engine's events. Failures that it reports while it dies are not passed on."""
         self._elapse()
         for event in events:
-            run = handle.open.get(event.request_id)  # None if it was moved or aborted meanwhile
-            if run is not None and not event.lost:
-                self._pass_on(handle, run, event)
+            sequence = handle.open.get(event.request_id)  # None if it was moved or aborted meanwhile
+            if sequence is not None and not event.lost:
+                self._pass_on(handle, sequence, event)
         self.dispatch()
 
     def lose(self, handle: EngineHandle, *, killed: bool = False) -> None:
@@ -134,19 +135,20 @@ class Dispatcher:
         Args:
           killed: by an external signal.
         """
-        for run in list(handle.open.values()):
-            run.died(killed=killed)
-            if run.guilty:
-                log.error("request %s failed: %d engines died while it ran", run.request.id, run.deaths)
-                run.stream.fail(EngineFailed("the engine was lost"))
+        for sequence in list(handle.open.values()):
+            sequence.died(killed=killed)
+            if sequence.guilty:
+                name, deaths = sequence.request.id, sequence.deaths
+                log.error("request %s failed: %d engines died while it ran", name, deaths)
+                sequence.stream.fail(EngineFailed("the engine was lost"))
                 continue
-            self._move(run, "engine_lost", working=False)
-            self._expire_later(run)
+            self._move(sequence, "engine_lost", working=False)
+            self._expire_later(sequence)
         self.dispatch()
 
     def close(self, handle: EngineHandle) -> None:
         """An engine accepts nothing more: sequences that it has not started move elsewhere at once."""
-        self._move_all(run for run in handle.open.values() if not run.started)
+        self._move_all(sequence for sequence in handle.open.values() if not sequence.started)
 
     def vacate(self, handle: EngineHandle) -> None:
         """An engine will stop: all its sequences move elsewhere."""
@@ -154,8 +156,8 @@ class Dispatcher:
 
     def fail_all(self, failure: EngineFailed) -> None:
         """Ends every sequence with an error."""
-        for run in list(self._all()):
-            run.stream.fail(failure, working=True)
+        for sequence in list(self._all()):
+            sequence.stream.fail(failure, working=True)
 
     def dispatch(self) -> None:
         """Sends waiting sequences to engines that have room."""
@@ -164,55 +166,55 @@ class Dispatcher:
         while self._begin_next() or self._make_way():
             pass
 
-    def _all(self) -> Iterator[Run]:
+    def _all(self) -> Iterator[TrackedSequence]:
         yield from self._queue
         yield from self._suspects
         for handle in self._handles:
             yield from handle.open.values()
 
-    def _run(self, request: Request, digests: list[bytes]) -> Run:
+    def _track(self, request: Request, digests: list[bytes]) -> TrackedSequence:
         if request.params.seed is None:  # another engine would draw another seed
             request = replace(request, params=replace(request.params, seed=draw_seed()))
         self._arrivals += 1
-        run = Run(
+        sequence = TrackedSequence(
             request=request,
-            stream=BufferedStream(request, lambda _, working: self._release(run, working)),
+            stream=BufferedStream(request, lambda _, working: self._release(sequence, working)),
             arrival=self._arrivals,
             submitted=self._clock(),
             cost=self._forecast.cost(request),
             digests=digests,
         )
-        return run
+        return sequence
 
     @property
     def _shared(self) -> list[EngineHandle]:
         """The engines that accept sequences, except one that is reserved for an isolated sequence."""
         return [handle for handle in self._handles if handle.takes and handle is not self._isolated]
 
-    def _pass_on(self, handle: EngineHandle, run: Run, event: TokenEvent) -> None:
+    def _pass_on(self, handle: EngineHandle, sequence: TrackedSequence, event: TokenEvent) -> None:
         """Puts an event into the sequence's stream, adjusted as if there were only one engine."""
-        if not run.tokens and event.waited is not None:
-            event = replace(event, waited=event.waited + run.began - run.submitted)
-        self._forecast.progress(0 if run.started else run.length, event.token is not None)
-        run.started = True
+        if not sequence.tokens and event.waited is not None:
+            event = replace(event, waited=event.waited + sequence.began - sequence.submitted)
+        self._forecast.progress(0 if sequence.started else sequence.length, event.token is not None)
+        sequence.started = True
         if event.token is not None:
-            run.tokens.append(event.token)
+            sequence.tokens.append(event.token)
         if event.finish in ("stop", "length"):
-            self._forecast.learn(len(run.tokens), cut=event.finish == "length")
-        if self._isolated is handle and run.clear_if_past():
+            self._forecast.learn(len(sequence.tokens), cut=event.finish == "length")
+        if self._isolated is handle and sequence.clear_if_past():
             self._isolated = None
-        if event.request_id != run.request.id:
-            event = replace(event, request_id=run.request.id)
-        run.stream.put(event)
+        if event.request_id != sequence.request.id:
+            event = replace(event, request_id=sequence.request.id)
+        sequence.stream.put(event)
 
-    def _release(self, run: Run, working: bool) -> None:
+    def _release(self, sequence: TrackedSequence, working: bool) -> None:
         """Removes the sequence of a stream that has ended, from its engine or the queue."""
-        if run.engine is not None:
-            self._leave(run, working=working)
-        elif run in self._suspects:
-            self._suspects.remove(run)
+        if sequence.engine is not None:
+            self._leave(sequence, working=working)
+        elif sequence in self._suspects:
+            self._suspects.remove(sequence)
         else:
-            self._queue.remove(run)
+            self._queue.remove(sequence)
         self._dispatch_soon()
 
     def _dispatch_soon(self) -> None:
@@ -221,51 +223,51 @@ class Dispatcher:
             self._pumping = True
             self._later(0.0, self.dispatch)
 
-    def _leave(self, run: Run, *, working: bool) -> None:
+    def _leave(self, sequence: TrackedSequence, *, working: bool) -> None:
         """Removes a sequence from its engine."""
-        assert run.engine is not None
+        assert sequence.engine is not None
         self._elapse()
-        handle = self._handles[run.engine]
-        handle.leave(run, working=working)
-        self._queue.give_back(run.client)
+        handle = self._handles[sequence.engine]
+        handle.leave(sequence, working=working)
+        self._queue.give_back(sequence.client)
         if self._isolated is handle:
             self._isolated = None
 
-    def _move(self, run: Run, cause: MoveCause, *, working: bool = True) -> None:
+    def _move(self, sequence: TrackedSequence, cause: MoveCause, *, working: bool = True) -> None:
         """Moves a sequence from its engine back into the queue."""
-        self._leave(run, working=working)
+        self._leave(sequence, working=working)
         self.moved[cause] += 1
-        run.moves += 1
-        run.cost = self._forecast.cost(run.request, len(run.tokens))
-        if run.suspected:
-            self._suspects.append(run)
+        sequence.moves += 1
+        sequence.cost = self._forecast.cost(sequence.request, len(sequence.tokens))
+        if sequence.suspected:
+            self._suspects.append(sequence)
         else:
-            self._queue.push(run)
+            self._queue.push(sequence)
 
-    def _move_all(self, runs: Iterable[Run]) -> None:
-        for run in list(runs):
-            self._move(run, "draining")
+    def _move_all(self, sequences: Iterable[TrackedSequence]) -> None:
+        for sequence in list(sequences):
+            self._move(sequence, "draining")
         self.dispatch()
 
-    def _expire_later(self, run: Run) -> None:
-        """Has a sequence end with an error if it still waits for an engine after the longest pause."""
-        self._later(self._most_pause, lambda moves=run.moves: self._expire(run, moves))
+    def _expire_later(self, sequence: TrackedSequence) -> None:
+        """Ends a sequence with an error if it still waits for an engine after the longest pause."""
+        self._later(self._most_pause, partial(self._expire, sequence, sequence.moves))
 
-    def _expire(self, run: Run, moves: int) -> None:
-        if run.moves == moves and run.engine is None and not run.stream.ended:
+    def _expire(self, sequence: TrackedSequence, moves: int) -> None:
+        if sequence.moves == moves and sequence.engine is None and not sequence.stream.ended:
             reason = f"the engine was lost, and no other had room within {self._most_pause:.0f} s"
-            log.error("request %s failed: %s", run.request.id, reason)
-            run.stream.fail(EngineFailed(reason))
+            log.error("request %s failed: %s", sequence.request.id, reason)
+            sequence.stream.fail(EngineFailed(reason))
 
     def _elapse(self) -> None:
         """Updates the forecast's measurement of the engines' speed, before the load changes."""
         self._forecast.elapse(self._clock(), sum(len(handle.open) for handle in self._handles))
 
-    def _begin(self, run: Run, handle: EngineHandle) -> None:
+    def _begin(self, sequence: TrackedSequence, handle: EngineHandle) -> None:
         self._elapse()
-        self._queue.take(run)
-        handle.begin(run, self._clock())
-        self._affinity.remember(handle, run)
+        self._queue.take(sequence)
+        handle.begin(sequence, self._clock())
+        self._affinity.remember(handle, sequence)
 
     def _begin_next(self) -> bool:
         """Sends the next sequence to an engine; returns whether there was one, and room for it."""
@@ -273,12 +275,13 @@ class Dispatcher:
         if not self._queue or not rooms:
             return False
         for line in self._queue.lines():
-            for run in islice(line, MOST_HELD):
-                handle = self._affinity.choose(run, self._sharing.with_pages(run, rooms), self._shared)
+            for sequence in islice(line, MOST_HELD):
+                fitting = self._sharing.with_pages(sequence, rooms)
+                handle = self._affinity.choose(sequence, fitting, self._shared)
                 if handle is not None:
-                    self._begin(run, handle)
+                    self._begin(sequence, handle)
                     return True
-                if not self._affinity.holds(run):
+                if not self._affinity.holds(sequence):
                     break
         return False
 
@@ -287,12 +290,12 @@ class Dispatcher:
         if self._queue.clients < 2:
             return False
         for line in self._queue.lines():
-            run = line[0]
-            victim = None if self._affinity.holds(run) else self._sharing.victim(run, self._shared)
+            sequence = line[0]
+            victim = None if self._affinity.holds(sequence) else self._sharing.victim(sequence, self._shared)
             if victim is not None and victim.engine is not None:
                 handle = self._handles[victim.engine]
                 self._move(victim, "preempted")
-                self._begin(run, handle)
+                self._begin(sequence, handle)
                 return True
         return False
 
@@ -301,9 +304,9 @@ class Dispatcher:
         if self._isolated is not None or not self._suspects or not self._shared:
             return
         handle = min(self._shared, key=lambda each: len(each.open))
-        run = self._suspects.popleft()
+        sequence = self._suspects.popleft()
         for other in list(handle.open.values()):
             self._move(other, "preempted")
         self._isolated = handle
-        self._queue.push(run)
-        self._begin(run, handle)
+        self._queue.push(sequence)
+        self._begin(sequence, handle)

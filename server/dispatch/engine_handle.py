@@ -11,7 +11,7 @@ from typing import Protocol
 from ...runtime.request import EngineStats, Request
 from ..engine_client import EngineInfo, EngineState
 from .forecast import Forecast, Steps
-from .run import Run
+from .tracked_sequence import TrackedSequence
 
 
 class EngineConnection(Protocol):
@@ -47,7 +47,7 @@ class EngineHandle:
 
     def __init__(self, number: int, engine: EngineConnection) -> None:
         self.number = number
-        self.open: dict[str, Run] = {}
+        self.open: dict[str, TrackedSequence] = {}
         self._engine = engine
 
     @property
@@ -81,7 +81,7 @@ class EngineHandle:
     @property
     def all_started(self) -> bool:
         """Whether all its sequences have produced a token, so that none of them waits for pages."""
-        return all(run.started for run in self.open.values())
+        return all(sequence.started for sequence in self.open.values())
 
     @property
     def spare(self) -> float:
@@ -91,7 +91,11 @@ class EngineHandle:
         if info is None or not info.pages or not self.open:
             return math.inf
         free = stats.free_pages if stats.total_pages else info.pages  # no heartbeat has arrived yet
-        return free - sum(self.pages(run) for run in self.open.values() if not run.started) - len(self.open)
+        return (
+            free
+            - sum(self.pages(sequence) for sequence in self.open.values() if not sequence.started)
+            - len(self.open)
+        )
 
     @property
     def steps(self) -> Steps | None:
@@ -101,36 +105,38 @@ class EngineHandle:
             return None
         return Steps(decode=stats.decode_seconds, prompt=stats.prompt_seconds)
 
-    def gain(self, run: Run) -> float:
+    def gain(self, sequence: TrackedSequence) -> float:
         """The increase of `spare` if a sequence is removed."""
-        return self.pages(run) + 1 if len(self.open) > 1 else math.inf
+        return self.pages(sequence) + 1 if len(self.open) > 1 else math.inf
 
-    def pages(self, run: Run) -> int:
+    def pages(self, sequence: TrackedSequence) -> int:
         """Pages for a sequence and its next token; 0 if pages are not counted."""
         info = self._engine.info
-        return run.length // info.page_size + 1 if info and info.pages else 0
+        return sequence.length // info.page_size + 1 if info and info.pages else 0
 
-    def begin(self, run: Run, now: float) -> None:
+    def begin(self, sequence: TrackedSequence, now: float) -> None:
         """Sends a sequence to the engine."""
-        run.engine, run.began, run.started = self.number, now, False
-        run.held_until = run.held_for = run.stuck_since = None
-        run.wire_id = f"{run.request.id}~{run.moves}" if run.moves else run.request.id
-        self.open[run.wire_id] = run
-        self._engine.send(run.continuation())
+        sequence.engine, sequence.began, sequence.started = self.number, now, False
+        sequence.held_until = sequence.held_for = sequence.stuck_since = None
+        sequence.wire_id = (
+            f"{sequence.request.id}~{sequence.moves}" if sequence.moves else sequence.request.id
+        )
+        self.open[sequence.wire_id] = sequence
+        self._engine.send(sequence.continuation())
 
-    def leave(self, run: Run, *, working: bool) -> None:
+    def leave(self, sequence: TrackedSequence, *, working: bool) -> None:
         """Removes a sequence; aborts it if the engine still works on it."""
-        del self.open[run.wire_id]
-        run.engine = None
+        del self.open[sequence.wire_id]
+        sequence.engine = None
         if working:
-            self._engine.abort(run.wire_id)
+            self._engine.abort(sequence.wire_id)
 
 
 def all_left(handles: Iterable[EngineHandle], forecast: Forecast, client: str | None = None) -> list[float]:
     """The remaining slot seconds of the sequences of several engines, of all clients or of one."""
-    runs = (run for handle in handles if handle.takes for run in handle.open.values())
+    sequences = (sequence for handle in handles if handle.takes for sequence in handle.open.values())
     return [
-        forecast.left(run.request, len(run.tokens), started=run.started)
-        for run in runs
-        if client is None or run.client == client
+        forecast.left(sequence.request, len(sequence.tokens), started=sequence.started)
+        for sequence in sequences
+        if client is None or sequence.client == client
     ]

@@ -7,7 +7,7 @@ from ...runtime.request import Request
 from .engine_handle import EngineHandle, all_left
 from .fair_queue import FairQueue
 from .forecast import Forecast, wait
-from .run import Run
+from .tracked_sequence import TrackedSequence
 
 _INSTANT = 1e-6
 """The assumed seconds of a slot for a sequence while no engine has measured its steps."""
@@ -35,7 +35,7 @@ class Line:
 
 def line_before(
     request: Request,
-    queue: FairQueue[Run],
+    queue: FairQueue[TrackedSequence],
     handles: Sequence[EngineHandle],
     forecast: Forecast,
     under_way: int,
@@ -63,7 +63,7 @@ def _wait(
     request: Request,
     clients: int,
     slots: int,
-    queue: FairQueue[Run],
+    queue: FairQueue[TrackedSequence],
     handles: Sequence[EngineHandle],
     forecast: Forecast,
     left: Sequence[float],

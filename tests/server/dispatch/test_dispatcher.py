@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from distaff.runtime.request import EngineFailed, Overloaded
 from distaff.server.dispatch.admission import Admission
-from distaff.server.dispatch.run import MOST_DEATHS_IN_ALL, PROGRESS_CRASHED, PROGRESS_KILLED
+from distaff.server.dispatch.tracked_sequence import MOST_DEATHS_IN_ALL, PROGRESS_CRASHED, PROGRESS_KILLED
 
 from .scripted import INFO, POISON, SLOTS, World, heard, request, token_at
 

@@ -1,4 +1,4 @@
-"""`Run`: one accepted sequence from admission to its end, on any number of engines.
+"""`TrackedSequence`: one accepted sequence from admission to its end, on any number of engines.
 
 A plain record: the request, the tokens received so far, and where the sequence is. `dispatcher.py` moves it.
 Another engine needs only the prompt and the received tokens to continue it.
@@ -22,7 +22,7 @@ tokens in flight without drafts."""
 
 
 @dataclass(eq=False, slots=True)
-class Run:
+class TrackedSequence:
     """One sequence.
 
     Attributes:
