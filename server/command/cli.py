@@ -435,9 +435,9 @@ def run(command: Callable[[], object]) -> int:
         return result if isinstance(result, int) else exit_codes.OK
     except typer.TyperException as error:
         message = error.format_message().replace("Value error, ", "").rstrip(".")
-        return _say(f"{message}; see distaff --help", exit_codes.USAGE)
+        return _report(f"{message}; see distaff --help", exit_codes.USAGE)
     except DistaffError as error:
-        return _say(str(error), exit_codes.of(error))
+        return _report(str(error), exit_codes.of(error))
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except BrokenPipeError:
@@ -445,7 +445,7 @@ def run(command: Callable[[], object]) -> int:
         return exit_codes.OK
 
 
-def _say(message: str, code: int) -> int:
+def _report(message: str, code: int) -> int:
     print("distaff:", " ".join(message.split()), file=sys.stderr)
     return code
 

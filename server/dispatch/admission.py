@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from ...runtime.request import InvalidRequest, Overloaded, Request
 from ..engine_client import EngineClient, EngineInfo
-from .line import Line
+from .queue_ahead import QueueAhead
 
 MOST_TOKENS = 4_000_000
 """The most tokens of waiting prompts, some 150 MB of memory."""
@@ -31,7 +31,7 @@ _REQUESTS_PER_SLOT = 8
 
 def most_together(wanted: int | None, engine: EngineClient) -> int:
     """The most sequences of one call: the operator's bound on all, or 8 for each slot."""
-    return wanted or _REQUESTS_PER_SLOT * sum(info.slots for info in _hoped_for(engine))
+    return wanted or _REQUESTS_PER_SLOT * sum(info.slots for info in _serving_or_restarting(engine))
 
 
 def check_possible(requests: Sequence[Request], wanted: int | None, engine: EngineClient, param: str) -> None:
@@ -59,7 +59,7 @@ def check_possible(requests: Sequence[Request], wanted: int | None, engine: Engi
         )
 
 
-def _hoped_for(engine: EngineClient) -> list[EngineInfo]:
+def _serving_or_restarting(engine: EngineClient) -> list[EngineInfo]:
     """The engines that serve, or will serve again."""
     return [each.info for each in engine.replicas if each.info and each.state != "stopped"]
 
@@ -80,32 +80,32 @@ class Admission:
         self._promises: OrderedDict[tuple[str, int], float] = OrderedDict()
         self._returning = 1.0
 
-    def check(self, requests: Sequence[Request], line: Line, now: float) -> None:
+    def check(self, requests: Sequence[Request], ahead: QueueAhead, now: float) -> None:
         """Accepts the sequences of a call.
 
         Args:
-          line: the queue in front of the first of them. now: seconds.
+          ahead: the queue in front of the first of them. now: seconds.
 
         Raises:
           Overloaded: they would wait too long, are too many, or their prompts do not fit into the queue.
         """
         most = self._most_under_way
-        if most is not None and line.under_way + len(requests) > most:
+        if most is not None and ahead.under_way + len(requests) > most:
             raise Overloaded(
-                f"{line.under_way} requests are in progress; the most is {most}",
-                self._retry(max(line.wait, line.end), line, now),
+                f"{ahead.under_way} requests are in progress; the most is {most}",
+                self._retry(max(ahead.wait, ahead.end), ahead, now),
             )
         came_back = self._came_back(requests[0], now)
-        longest = self._max_wait * _BACK if came_back else self._longest_of_new(line)
-        if line.wait > longest:
-            seconds = self._retry(line.wait - self._max_wait * _NEW, line, now)
+        longest = self._max_wait * _BACK if came_back else self._longest_of_new(ahead)
+        if ahead.wait > longest:
+            seconds = self._retry(ahead.wait - self._max_wait * _NEW, ahead, now)
             self._promise(requests[0], now + seconds)
-            raise Overloaded(f"the wait would be {line.wait:.1f} s; the longest is {longest:.1f} s", seconds)
-        came, fair = _tokens(requests), MOST_TOKENS / max(line.clients, 1)
-        if line.tokens + came > MOST_TOKENS and line.own_tokens + came > fair:
+            raise Overloaded(f"the wait would be {ahead.wait:.1f} s; the longest is {longest:.1f} s", seconds)
+        came, fair = _tokens(requests), MOST_TOKENS / max(ahead.clients, 1)
+        if ahead.tokens + came > MOST_TOKENS and ahead.own_tokens + came > fair:
             raise Overloaded(
-                f"{line.tokens} prompt tokens wait and {came} more arrived; the most is {MOST_TOKENS}",
-                self._retry(line.wait, line, now),
+                f"{ahead.tokens} prompt tokens wait and {came} more arrived; the most is {MOST_TOKENS}",
+                self._retry(ahead.wait, ahead, now),
             )
 
     def _came_back(self, request: Request, now: float) -> bool:
@@ -124,9 +124,9 @@ class Admission:
         """Updates the fraction of refused requests that return at their retry time."""
         self._returning = max(_FEWEST, self._returning + _NEWS * (returned - self._returning))
 
-    def _longest_of_new(self, line: Line) -> float:
+    def _longest_of_new(self, ahead: QueueAhead) -> float:
         """The longest wait of new requests: capacity that is promised to refused ones comes first."""
-        promised = len(self._promises) * line.pace * self._returning
+        promised = len(self._promises) * ahead.pace * self._returning
         return max(self._max_wait * _LEAST_NEW, self._max_wait * _NEW - promised)
 
     def _promise(self, request: Request, due: float) -> None:
@@ -134,12 +134,12 @@ class Admission:
         if len(self._promises) > _MOST_PROMISES:
             self._promises.popitem(last=False)
 
-    def _retry(self, soonest: float, line: Line, now: float) -> float:
+    def _retry(self, soonest: float, ahead: QueueAhead, now: float) -> float:
         """Seconds until there is room behind earlier promises."""
         self._room_at = max(self._room_at, now + soonest)
         seconds = self._room_at - now
         if seconds < _LONGEST_RETRY:
-            self._room_at += line.pace * self._returning
+            self._room_at += ahead.pace * self._returning
         return min(seconds, _LONGEST_RETRY)
 
 

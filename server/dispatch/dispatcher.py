@@ -25,7 +25,7 @@ from .engine_handle import EngineHandle
 from .event_stream import BufferedStream
 from .fair_queue import FairQueue
 from .forecast import Forecast
-from .line import line_before
+from .queue_ahead import queue_ahead
 from .sharing import Sharing
 from .tracked_sequence import TrackedSequence
 
@@ -99,8 +99,8 @@ class Dispatcher:
           Overloaded: see `Admission.check`.
         """
         self._forecast.learn_steps([steps for handle in self._handles if (steps := handle.steps)])
-        line = line_before(requests[0], self._queue, self._handles, self._forecast, self.under_way)
-        self._admission.check(requests, line, self._clock())
+        ahead = queue_ahead(requests[0], self._queue, self._handles, self._forecast, self.under_way)
+        self._admission.check(requests, ahead, self._clock())
         digests = {prompt: self._affinity.digests(prompt) for prompt in {each.prompt for each in requests}}
         sequences = [self._track(request, digests[request.prompt]) for request in requests]
         for sequence in sequences:
@@ -150,7 +150,7 @@ class Dispatcher:
         """An engine accepts nothing more: sequences that it has not started move elsewhere at once."""
         self._move_all(sequence for sequence in handle.open.values() if not sequence.started)
 
-    def vacate(self, handle: EngineHandle) -> None:
+    def move_all_off(self, handle: EngineHandle) -> None:
         """An engine will stop: all its sequences move elsewhere."""
         self._move_all(handle.open.values())
 

@@ -31,7 +31,7 @@ class Sharing:
           rooms: engines with a free slot, and their spare pages.
         """
         found = [handle for handle, spare in rooms.items() if handle.pages(sequence) <= spare]
-        return found or self._insists(sequence, rooms)
+        return found or self._without_pages(sequence, rooms)
 
     def victim(self, sequence: TrackedSequence, handles: Sequence[EngineHandle]) -> TrackedSequence | None:
         """The sequence to preempt for another: the youngest of the client with the most slots, if that client
@@ -43,18 +43,22 @@ class Sharing:
             return None
         most = max(share, mine + 1)
         lacking = {handle: handle.pages(sequence) - handle.spare for handle in handles}
-        victims = self._dispensable(most, lacking)
-        victims = victims or self._dispensable(most, dict.fromkeys(self._insists(sequence, lacking), 0.0))
+        victims = self._preemptible(most, lacking)
+        victims = victims or self._preemptible(
+            most, dict.fromkeys(self._without_pages(sequence, lacking), 0.0)
+        )
         return max(victims, key=lambda other: (running(other.client), other.arrival), default=None)
 
-    def _insists(self, sequence: TrackedSequence, handles: Iterable[EngineHandle]) -> list[EngineHandle]:
+    def _without_pages(
+        self, sequence: TrackedSequence, handles: Iterable[EngineHandle]
+    ) -> list[EngineHandle]:
         """The engines that a sequence is sent to without pages, because it has waited too long for them."""
         if sequence.stuck_since is None:
             sequence.stuck_since = self._clock()
         long = self._clock() - sequence.stuck_since >= PATIENCE
         return [handle for handle in handles if handle.all_started] if long else []
 
-    def _dispensable(self, most: int, lacking: Mapping[EngineHandle, float]) -> list[TrackedSequence]:
+    def _preemptible(self, most: int, lacking: Mapping[EngineHandle, float]) -> list[TrackedSequence]:
         """The sequences of clients that run more than `most`, each with enough pages to cover what its engine
         lacks."""
         return [

@@ -97,7 +97,7 @@ class EngineProcess(asyncio.Protocol):
 
     async def lost(self) -> None:
         """Waits until it is dead or counts as dead."""
-        self._silent = await self._last_word()
+        self._silent = await self._closed_or_silent()
 
     async def killed_by_others(self) -> bool:
         """Whether a SIGKILL ended it that came neither from us nor from the kernel's out-of-memory killer.
@@ -122,7 +122,7 @@ class EngineProcess(asyncio.Protocol):
     async def stop(self) -> None:
         """Requests its exit, and kills it after a timeout. `lost` returns as a result."""
         self.send(wire.Stop())
-        await self._gone_within(_STOP_SECONDS)
+        await self._closed_within(_STOP_SECONDS)
         self.kill()
 
     def kill(self) -> None:
@@ -134,7 +134,7 @@ class EngineProcess(asyncio.Protocol):
         if self._transport:
             self._transport.abort()
 
-    async def _last_word(self) -> float | None:
+    async def _closed_or_silent(self) -> float | None:
         """Waits for the end of the stream (returns None), or for a silence that is too long (its seconds).
 
         Only time in which this process runs counts: while it, or both, are paused (a stopped terminal job, a
@@ -143,14 +143,14 @@ class EngineProcess(asyncio.Protocol):
         silent, last = 0.0, self._last_received
         while silent < SILENCE_SECONDS:
             asleep = time.monotonic()
-            if await self._gone_within(_TICK_SECONDS):
+            if await self._closed_within(_TICK_SECONDS):
                 return None
             silent += min(time.monotonic() - asleep, 2 * _TICK_SECONDS)
             if self._last_received != last:
                 silent, last = 0.0, self._last_received
         return silent
 
-    async def _gone_within(self, seconds: float) -> bool:
+    async def _closed_within(self, seconds: float) -> bool:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._closed.wait()

@@ -152,7 +152,7 @@ class EngineGroup:
         """Accepts no new requests, waits for running ones until the time is up, and fails the rest."""
         self._closing = True
         for engine in self.replicas:
-            engine.stay()
+            engine.resume()
         await _until(lambda: not self._dispatcher.under_way, seconds)
         self._dispatcher.fail_all(ShutDown("the server is shutting down"))
 
@@ -180,7 +180,7 @@ class EngineGroup:
             case wire.Ready(info):
                 self._welcome(number, info)
             case wire.Leaving() if self.replicas[number].state == "ready" and not self._closing:
-                start_task(f"replacement of replica {number}", self._renew(number), self._fail)
+                start_task(f"replacement of replica {number}", self._replace(number), self._fail)
             case Lost(killed):
                 self._dispatcher.lose(self._handles[number], killed=killed)
             case GivenUp():
@@ -189,15 +189,15 @@ class EngineGroup:
     def _receive(self, number: int, events: Sequence[TokenEvent]) -> None:
         self._dispatcher.receive(self._handles[number], events)
 
-    async def _renew(self, number: int) -> None:
+    async def _replace(self, number: int) -> None:
         """Drains a replica, and replaces its process."""
         engine, handle = self.replicas[number], self._handles[number]
         log.info("replica %d received SIGTERM: it finishes its running requests and is replaced", number)
         engine.drain()
         self._dispatcher.close(handle)
         await _until(lambda: not handle.open, _LEAVE_SECONDS)
-        self._dispatcher.vacate(handle)
-        await engine.renew()
+        self._dispatcher.move_all_off(handle)
+        await engine.restart()
 
     def _show(self, number: int, progress: wire.Progress) -> None:
         """Reports one replica's progress for all, and only while none serves."""
@@ -243,7 +243,7 @@ class EngineGroup:
         left = sum(engine.state != "stopped" for engine in self.replicas)
         if left == 0:
             self._dispatcher.fail_all(EngineFailed("the engine was lost"))
-        if left == 0 or (given_up.own_words and number not in self._proven):
+        if left == 0 or (given_up.reported and number not in self._proven):
             self._on_news(given_up)
             return
         log.error("%s; %d of %d replicas are left", given_up.message, left, len(self.replicas))

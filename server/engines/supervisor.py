@@ -38,7 +38,7 @@ class GivenUp:
     exit_code: int
 
     @property
-    def own_words(self) -> bool:
+    def reported(self) -> bool:
         """Whether the engine itself reported the error; else it was lost too often."""
         return self.exit_code != exit_codes.ENGINE_LOST
 
@@ -146,7 +146,7 @@ class EngineSupervisor:
         """Starts loading; returns at once."""
         if self._task is None:
             self._state = "loading"
-            self._task = start_task("engine supervisor", self._keep_up(), self._fail)
+            self._task = start_task("engine supervisor", self._supervise(), self._fail)
 
     async def stop(self) -> None:
         """Ends the engine and the processes that it started. Idempotent."""
@@ -159,16 +159,16 @@ class EngineSupervisor:
             await asyncio.wait([self._task])
 
     def drain(self) -> None:
-        """Accepts no new requests until `renew`; ignored unless it is ready."""
+        """Accepts no new requests until `restart`; ignored unless it is ready."""
         if self._state == "ready":
             self._state = "draining"
 
-    def stay(self) -> None:
+    def resume(self) -> None:
         """Accepts requests again."""
         if self._state == "draining":
             self._state = "ready"
 
-    async def renew(self) -> None:
+    async def restart(self) -> None:
         """Stops the process cleanly and starts another one."""
         if self._child and self._state == "draining":
             self._renewed = True
@@ -185,7 +185,7 @@ class EngineSupervisor:
         self._close()
         self.kill()
 
-    async def _keep_up(self) -> None:
+    async def _supervise(self) -> None:
         """Starts one process after another until the engine is stopped or given up.
 
         It is given up if the first process reports that it cannot start. After one has served, the same error
@@ -193,7 +193,7 @@ class EngineSupervisor:
         any failure.
         """
         while True:
-            how = await self._one_life()
+            how = await self._run_process()
             if self._state == "stopped":
                 return
             if self._renewed:
@@ -209,7 +209,7 @@ class EngineSupervisor:
             log.error("%s %s; the next one starts in %.0f s", self._name, how, pause)
             await asyncio.sleep(pause)
 
-    async def _one_life(self) -> str:
+    async def _run_process(self) -> str:
         """Runs one process to its end. Reports the loss before it reaps what is left of the process."""
         self._fatal = None
         self._worked = False
@@ -219,13 +219,13 @@ class EngineSupervisor:
         except OSError as error:
             return f"cannot be started: {error}"
         await child.lost()
-        self._leave_service()
+        self._stop_accepting()
         self._on_news(Lost(await child.killed_by_others()))
         how = await child.reap()
         self._child = None
         return how
 
-    def _leave_service(self) -> None:
+    def _stop_accepting(self) -> None:
         """Accepts nothing until the next process is ready."""
         self._stats = EngineStats()
         if self._state in ("loading", "ready", "draining"):
@@ -233,7 +233,7 @@ class EngineSupervisor:
 
     def _close(self) -> None:
         """Accepts nothing more, and drops what it computes."""
-        self._leave_service()
+        self._stop_accepting()
         self._on_news(Lost())
 
     def _give_up(self, how: str) -> None:

@@ -256,7 +256,7 @@ async def deltas(
         for choice in range(index, len(choices) if index == started else index + 1):
             if not waiting[choice]:
                 break
-            for delta in _speak(choice, choices[choice], waiting[choice], generation):
+            for delta in _deltas_of(choice, choices[choice], waiting[choice], generation):
                 started += isinstance(delta, Start)
                 ended += isinstance(delta, End)
                 yield delta
@@ -264,7 +264,9 @@ async def deltas(
                 break
 
 
-def _speak(choice: int, text: ChoiceText, events: list[TokenEvent], generation: Generation) -> list[Delta]:
+def _deltas_of(
+    choice: int, text: ChoiceText, events: list[TokenEvent], generation: Generation
+) -> list[Delta]:
     """The deltas of one choice for its buffered events."""
     found: list[Delta] = []
     for event in events:

@@ -183,11 +183,11 @@ class EngineServer:
 
     def _beat(self) -> None:
         while True:
-            if self._turns():
+            if self._makes_progress():
                 self._channel.offer(wire.Heartbeat(self._stats()))
             time.sleep(HEARTBEAT_SECONDS)
 
-    def _turns(self) -> bool:
+    def _makes_progress(self) -> bool:
         """Whether the engine's loop has made progress recently; True before it has started."""
         engine = self._engine
         if engine is None:

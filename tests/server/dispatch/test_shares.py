@@ -12,7 +12,7 @@ from distaff.runtime.request import Overloaded, Request, SamplingParams
 from distaff.server.dispatch.admission import MOST_TOKENS, Admission
 from distaff.server.dispatch.fair_queue import FairQueue
 from distaff.server.dispatch.forecast import Forecast, Steps, wait
-from distaff.server.dispatch.line import Line, line_before
+from distaff.server.dispatch.queue_ahead import QueueAhead, queue_ahead
 
 from .scripted import SLOTS, World, request
 
@@ -288,7 +288,7 @@ def test_a_newcomer_has_its_slot_when_the_line_says(others: int, steps: int) -> 
         world.step(0)
     newcomer = request("new", 10, "a")
     dispatcher = world.dispatcher
-    line = line_before(newcomer, dispatcher._queue, world.handles, dispatcher._forecast, dispatcher.under_way)
+    line = queue_ahead(newcomer, dispatcher._queue, world.handles, dispatcher._forecast, dispatcher.under_way)
     world.submit(newcomer)
     world.wait(0.0)
     waited = 0
@@ -305,7 +305,7 @@ def test_a_client_that_has_less_than_its_share_waits_for_nobody() -> None:
         world.submit(request(f"{number}", 100, "a"))
     dispatcher = world.dispatcher
     lines = {
-        client: line_before(
+        client: queue_ahead(
             request("x", 100, client), dispatcher._queue, world.handles, dispatcher._forecast, 40
         )
         for client in "ab"
@@ -315,7 +315,7 @@ def test_a_client_that_has_less_than_its_share_waits_for_nobody() -> None:
 
 
 def test_who_is_refused_waits_behind_as_many_others_as_usually_come_back() -> None:
-    admission, line = Admission(max_wait=40.0), Line(wait=30.0, pace=2.0)
+    admission, line = Admission(max_wait=40.0), QueueAhead(wait=30.0, pace=2.0)
 
     def told(prompt: int, now: float) -> float:
         with pytest.raises(Overloaded) as refused:
@@ -326,7 +326,7 @@ def test_who_is_refused_waits_behind_as_many_others_as_usually_come_back() -> No
     assert first[1] - first[0] == pytest.approx(2.0)
     later = [told(prompt, 1000.0) for prompt in (101, 102)]
     assert later[1] - later[0] == pytest.approx(2.0 * 0.98**20)
-    easy = Line(wait=10.0, pace=2.0)
+    easy = QueueAhead(wait=10.0, pace=2.0)
     for turn in range(2000):  # and now everybody
         due = 2000.0 + turn * 100.0
         seconds = told(1000 + turn, due)
@@ -337,7 +337,7 @@ def test_who_is_refused_waits_behind_as_many_others_as_usually_come_back() -> No
 
 @given(wanted=st.floats(0.0, 100.0))
 def test_who_would_wait_too_long_is_told_when_there_is_room(wanted: float) -> None:
-    admission, line = Admission(max_wait=40.0), Line(wait=wanted, pace=2.0)
+    admission, line = Admission(max_wait=40.0), QueueAhead(wait=wanted, pace=2.0)
     if wanted <= 26.0:
         admission.check([asked(1)], line, 0.0)
         return
@@ -350,7 +350,7 @@ def test_who_would_wait_too_long_is_told_when_there_is_room(wanted: float) -> No
 
 
 def test_waiting_prompts_are_bounded_but_for_a_client_within_its_share_of_them() -> None:
-    most = Line(tokens=MOST_TOKENS, own_tokens=MOST_TOKENS // 2, clients=2)
+    most = QueueAhead(tokens=MOST_TOKENS, own_tokens=MOST_TOKENS // 2, clients=2)
     with pytest.raises(Overloaded, match="prompt tokens wait"):
         Admission().check([asked(1)], most, 0.0)
-    Admission().check([asked(1)], Line(tokens=MOST_TOKENS, own_tokens=0, clients=2), 0.0)
+    Admission().check([asked(1)], QueueAhead(tokens=MOST_TOKENS, own_tokens=0, clients=2), 0.0)

@@ -14,7 +14,7 @@ _INSTANT = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class QueueAhead:
     """The queue in front of all engines, for a new sequence of a client.
 
     Attributes:
@@ -33,22 +33,22 @@ class Line:
     pace: float = 0.0
 
 
-def line_before(
+def queue_ahead(
     request: Request,
     queue: FairQueue[TrackedSequence],
     handles: Sequence[EngineHandle],
     forecast: Forecast,
     under_way: int,
-) -> Line:
-    """The line for a new sequence; `under_way`: waiting and running sequences, also outside the queue.
+) -> QueueAhead:
+    """The queue ahead of a new sequence; `under_way`: sequences that wait or run, in the queue or not.
 
-    While no engine accepts sequences, the first one to finish its restart serves the line from then on.
+    While no engine accepts sequences, it counts as served by the engine that restarts first, from then on.
     """
     client, soonest = request.client, min(handle.takes_in for handle in handles)
     slots = sum(handle.slots for handle in handles if handle.takes_in <= soonest)
     clients = queue.clients + (not queue.knows(client))
     left = all_left(handles, forecast)
-    return Line(
+    return QueueAhead(
         under_way=under_way,
         tokens=queue.tokens,
         own_tokens=queue.tokens_of(client),
