@@ -9,7 +9,8 @@ import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 from ..model.errors import DistaffError
 
@@ -60,16 +61,46 @@ class EngineFailed(EngineError):
     """The engine was lost, or failed this request, after it had been accepted."""
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The values that a numeric parameter can have.
+
+    Attributes:
+      low, high: the smallest and the largest value; `high` can name a parameter that holds it.
+      kind: int or float. An int is also a valid float.
+      packed: every row of a step's input has a place for it, under its own name, as i32 or f32.
+    """
+
+    low: float
+    high: float | str
+    kind: type
+    packed: bool = False
+
+    def check(self, params: "SamplingParams", name: str) -> None:
+        """Raises InvalidRequest unless the parameter of this name is None or within the bounds."""
+        value = getattr(params, name)
+        if self.kind is int and value is not None and not isinstance(value, int):
+            raise InvalidRequest(f"{name} is {value!r}; expected an integer", name)
+        high = getattr(params, self.high) or math.inf if isinstance(self.high, str) else self.high
+        _check_range(name, value, self.low, high)
+
+
+def _number(default: float | None, low: float, high: float | str, kind: type, *, packed: bool = False) -> Any:
+    return field(default=default, metadata={"bounds": Bounds(low, high, kind, packed)})
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
     """How one sequence is continued.
+
+    Each numeric parameter is declared once, here: checks, layout and packing of a step's input follow from
+    the declaration. What the sampler reads also has a field in `device.sampling.RowParams`.
 
     Attributes:
       max_tokens: the most tokens to generate, at least 1; None goes on to the context's end.
       temperature: 0 takes the most likely token.
       top_p: nucleus, 0 < top_p <= 1 (0 means the most likely token). top_k: 0 for no limit.
       min_p: drops tokens less likely than min_p times the most likely one.
-      seed: any integer of 64 bits; None draws one on admission.
       frequency_penalty, presence_penalty: `logit -= count * frequency + (count > 0) * presence`, counted
         over generated tokens.
       repetition_penalty: logits of tokens in the prompt or generated are divided by it where positive, else
@@ -78,6 +109,7 @@ class SamplingParams:
       allowed_ids: no other id is generated; None for no such limit.
       min_tokens: none of stop_ids is generated before so many tokens, at most max_tokens; unless the grammar
         allows nothing else.
+      seed: any integer of 64 bits; None draws one on admission.
       grammar: what may be generated, in the words of the engine's grammar compiler (see `constraints.py`).
       logprobs: None for none, else how many alternatives to report beside the chosen token. They are of the
         model's own distribution, before temperature and penalties.
@@ -87,38 +119,28 @@ class SamplingParams:
       ignore_eos: generate on past stop_ids.
     """
 
-    max_tokens: int | None = None
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int | None = None
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    repetition_penalty: float = 1.0
+    max_tokens: int | None = _number(None, 1, math.inf, int)
+    temperature: float = _number(1.0, 0.0, MAX_TEMPERATURE, float, packed=True)
+    top_p: float = _number(1.0, 0.0, 1.0, float, packed=True)
+    top_k: int = _number(0, 0, 2**31 - 1, int, packed=True)
+    min_p: float = _number(0.0, 0.0, 1.0, float, packed=True)
+    frequency_penalty: float = _number(0.0, -2.0, 2.0, float, packed=True)
+    presence_penalty: float = _number(0.0, -2.0, 2.0, float, packed=True)
+    repetition_penalty: float = _number(1.0, 0.01, 100.0, float, packed=True)
     logit_bias: tuple[tuple[int, float], ...] = ()
     allowed_ids: tuple[int, ...] | None = None
-    min_tokens: int = 0
+    min_tokens: int = _number(0, 0, "max_tokens", int)
+    seed: int | None = _number(None, -(2**63), 2**64 - 1, int)
     grammar: str | None = None
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
+    logprobs: int | None = _number(None, 0, MAX_TOP_LOGPROBS, int)
+    prompt_logprobs: int | None = _number(None, 0, MAX_TOP_LOGPROBS, int)
     pool_prompt: bool = False
     stop_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        _check_integer("max_tokens", self.max_tokens, 1, math.inf)
-        _check_range("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
-        _check_range("top_p", self.top_p, 0.0, 1.0)
-        _check_integer("top_k", self.top_k, 0, 2**31 - 1)
-        _check_range("min_p", self.min_p, 0.0, 1.0)
-        _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _check_range("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
-        _check_integer("min_tokens", self.min_tokens, 0, self.max_tokens or math.inf)
-        _check_integer("seed", self.seed, -(2**63), 2**64 - 1)
-        _check_integer("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
-        _check_integer("prompt_logprobs", self.prompt_logprobs, 0, MAX_TOP_LOGPROBS)
+        for name, limits in bounds(type(self)).items():
+            limits.check(self, name)
         for _, value in self.logit_bias:
             _check_range("logit_bias", value, -MAX_BIAS, MAX_BIAS)
 
@@ -145,11 +167,15 @@ def _check_range(name: str, value: float | None, low: float, high: float) -> Non
         raise InvalidRequest(f"{name} is {value!r}; expected {low} to {high}", name)
 
 
-def _check_integer(name: str, value: int | None, low: float, high: float) -> None:
-    """The same of an integer."""
-    if value is not None and not isinstance(value, int):
-        raise InvalidRequest(f"{name} is {value!r}; expected an integer", name)
-    _check_range(name, value, low, high)
+@cache
+def bounds(params: type[SamplingParams] = SamplingParams) -> dict[str, Bounds]:
+    """The numeric parameters and their bounds, in the order in which they are checked."""
+    return {each.name: each.metadata["bounds"] for each in fields(params) if "bounds" in each.metadata}
+
+
+def packed_parameters(params: type[SamplingParams] = SamplingParams) -> dict[str, type]:
+    """The parameters that have a place in the rows of a step's input, each with int or float."""
+    return {name: limits.kind for name, limits in bounds(params).items() if limits.packed}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,6 +23,8 @@ import jax
 import numpy as np
 from jax import lax
 
+from ..request import packed_parameters
+
 SMALLEST_MIXED = 16
 """Tokens in the smallest mixed bucket; below it a step costs what it costs."""
 
@@ -102,16 +104,10 @@ _ROW_FIELDS = {
     "slot": np.int32,
     "choice": np.int32,
     "sample_position": np.int32,
-    "top_k": np.int32,
     "wants_logprobs": np.int32,
     "adjusts": np.int32,
     "end_position": np.int32,
-    "temperature": np.float32,
-    "top_p": np.float32,
-    "min_p": np.float32,
-    "frequency": np.float32,
-    "presence": np.float32,
-    "repetition": np.float32,
+    **{name: np.int32 if kind is int else np.float32 for name, kind in packed_parameters().items()},
 }
 _STEP_FIELDS = ("first", "held")
 _TOKEN_FIELDS = ("token", "position", "length", "counted")
@@ -122,10 +118,11 @@ class Layout:
     """Where each input of a bucket lies in its buffer.
 
     Fields per token: `token` (-1: the row's last sample), `position` (-1: padding), `length` (see
-    `model.rotary`), `counted` (1 where penalties shall count it). Per row: the sampling settings, `slot` (the
-    number of slots for padding), `first` (1 where the sequence was just seated), `held` (1 where the logits
-    wait for a mask), `seed` and the page `table`; `sample_position` is 0 where a row does not sample, before
-    `end_position` the sequence must not end; `rows` says how many are in use. In tiled
+    `model.rotary`), `counted` (1 where penalties shall count it). Per row: the parameters of
+    `request.packed_parameters` and the other sampling settings, `slot` (the number of slots for padding),
+    `first` (1 where the sequence was just seated), `held` (1 where the logits wait for a mask), `seed` and
+    the page `table`; `sample_position` is 0 where a row does not sample, before `end_position` the sequence
+    must not end; `rows` says how many are in use. In tiled
     buckets also `row` per token; per row `end`, behind its tokens in T, and `single` and `last` (indices into
     T, T for none: a row without a single token, a row that does not sample); the tiles; and, where prompts
     can be scored, per token `target`, the id that follows it, -1 for a token of which nothing is asked. A

@@ -7,12 +7,14 @@ decode bucket every token is a line.
 import numpy as np
 
 from ..policy.sequence import Plan, Row, Sequence, SequenceFault
-from ..request import Request
+from ..request import Request, packed_parameters
 from .buckets import Bucket, Layout, Shapes
 from .sampling import ENDING, PROMPTED
 
 _COLDEST = 1e-5
 """Temperatures below this one are greedy: dividing by them overflows."""
+
+_PACKED = tuple(packed_parameters())
 
 Views = dict[str, np.ndarray]
 
@@ -129,14 +131,11 @@ def _pack_settings(views: Views, lines: slice, row: Row) -> None:
     views["seed"][lines] = sequence.seed & 0xFFFFFFFF, sequence.seed >> 32 & 0xFFFFFFFF
     views["choice"][lines] = sequence.request.choice
     views["sample_position"][lines] = np.arange(end - len(row.drafts), end + 1)
-    views["top_k"][lines] = params.top_k
     views["wants_logprobs"][lines] = params.logprobs is not None
-    views["temperature"][lines] = params.temperature if params.temperature >= _COLDEST else 0.0
-    views["top_p"][lines] = params.top_p
-    views["min_p"][lines] = params.min_p
-    views["frequency"][lines] = params.frequency_penalty
-    views["presence"][lines] = params.presence_penalty
-    views["repetition"][lines] = params.repetition_penalty
+    for name in _PACKED:
+        views[name][lines] = getattr(params, name)
+    if params.temperature < _COLDEST:
+        views["temperature"][lines] = 0.0
     views["adjusts"][lines] = params.adjusts
     views["end_position"][lines] = len(sequence.request.prompt) + params.min_tokens
 

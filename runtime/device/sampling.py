@@ -33,7 +33,7 @@ class RowParams(NamedTuple):
       seed_B2: u32 `[B, 2]`, low and high word of the seed. choice_B: i32. position_B: i32, of the token
         drawn.
       temperature_B: f32, 0 for the most likely token. top_p_B, min_p_B: f32. top_k_B: i32, 0 for no limit.
-      frequency_B, presence_B, repetition_B: f32 penalties.
+      frequency_penalty_B, presence_penalty_B, repetition_penalty_B: f32 penalties.
       adjusts_B: bool, whether anything of `Adjustments` is meant for the row.
       end_position_B: i32, before which the row must not end.
       wants_logprobs_B: bool.
@@ -46,9 +46,9 @@ class RowParams(NamedTuple):
     top_p_B: jax.Array
     min_p_B: jax.Array
     top_k_B: jax.Array
-    frequency_B: jax.Array
-    presence_B: jax.Array
-    repetition_B: jax.Array
+    frequency_penalty_B: jax.Array
+    presence_penalty_B: jax.Array
+    repetition_penalty_B: jax.Array
     adjusts_B: jax.Array
     end_position_B: jax.Array
     wants_logprobs_B: jax.Array
@@ -136,10 +136,12 @@ def _adjust(
     count_BV = known.counts_BV.astype(jnp.float32)
     seen_BV = (known.counts_BV > 0).astype(jnp.float32)
     repeated_BV = (known.counts_BV > 0) | (known.marks_BV & PROMPTED > 0)
-    factor_B1 = params.repetition_B[:, None]
+    factor_B1 = params.repetition_penalty_B[:, None]
     divided_BV = jnp.where(logits_BV > 0, logits_BV / factor_B1, logits_BV * factor_B1)
     adjusted_BV = jnp.where(repeated_BV, divided_BV, logits_BV)
-    adjusted_BV -= count_BV * params.frequency_B[:, None] + seen_BV * params.presence_B[:, None]
+    adjusted_BV -= (
+        count_BV * params.frequency_penalty_B[:, None] + seen_BV * params.presence_penalty_B[:, None]
+    )
     adjusted_BV = _masked(adjusted_BV + known.bias_BV, allowed_BV)
     early_B1 = (params.position_B < params.end_position_B)[:, None]
     ends_BV = early_B1 & (known.marks_BV & ENDING > 0)

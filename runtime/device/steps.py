@@ -16,7 +16,7 @@ from jax import lax
 from ...model.cache import Batch, Cache, Tiles, create_cache
 from ...model.sharding import CACHE, REPLICATED, pad_config
 from ...model.transformer import Skeleton, Transformer
-from ..request import MAX_TOP_LOGPROBS
+from ..request import MAX_TOP_LOGPROBS, packed_parameters
 from .buckets import Bucket, Layout, Shapes
 from .sampling import Adjustments, RowParams, Samples, allowed_of, logprobs, sample
 
@@ -288,16 +288,10 @@ def _row_params(fields: Mapping[str, jax.Array]) -> RowParams:
         seed_B2=fields["seed"],
         choice_B=fields["choice"],
         position_B=fields["sample_position"],
-        temperature_B=fields["temperature"],
-        top_p_B=fields["top_p"],
-        min_p_B=fields["min_p"],
-        top_k_B=fields["top_k"],
-        frequency_B=fields["frequency"],
-        presence_B=fields["presence"],
-        repetition_B=fields["repetition"],
         adjusts_B=fields["adjusts"] > 0,
         end_position_B=fields["end_position"],
         wants_logprobs_B=fields["wants_logprobs"] > 0,
+        **{f"{name}_B": fields[name] for name in packed_parameters()},
     )
 
 

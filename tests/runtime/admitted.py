@@ -44,7 +44,14 @@ def assert_packs(request: Request, vocabulary: int, context: int) -> None:
         assert fields["end_position"][0] == len(prompt) + params.min_tokens
         assert (fields["top_k"][0], fields["choice"][0]) == (params.top_k, request.choice)
         assert int(fields["seed"][0, 0]) + (int(fields["seed"][0, 1]) << 32) == seed
-        floats = ("temperature", "top_p", "min_p", "frequency", "presence", "repetition")
+        floats = (
+            "temperature",
+            "top_p",
+            "min_p",
+            "frequency_penalty",
+            "presence_penalty",
+            "repetition_penalty",
+        )
         assert all(np.isfinite(fields[name][0]) for name in floats)
 
 

@@ -69,7 +69,7 @@ def test_settings_travel_with_the_rows_that_sample():
     params |= dict(frequency_penalty=-1.0, presence_penalty=2.0)
     row = make_row(3, seen=2, start=9, samples=True, choice=6, **params)
     expected = dict(slot=3, choice=6, sample_position=10, top_k=5, wants_logprobs=1)
-    expected |= dict(temperature=0.7, top_p=0.9, min_p=0.1, frequency=-1.0, presence=2.0)
+    expected |= dict(temperature=0.7, top_p=0.9, min_p=0.1, frequency_penalty=-1.0, presence_penalty=2.0)
     for bucket in (DECODE, MIXED):
         fields = fields_of([make_row(1, seen=1, start=8), row], bucket)
         assert {name: fields[name][1] for name in expected} == pytest.approx(expected)

@@ -27,8 +27,13 @@ def run(logits, params, counts, broken=None):
 def make_params(rows: int, **given) -> RowParams:
     """Plain sampling at positions 0, 1, 2 … but for what is given, one value or one per row."""
     neutral = {"choice": 0, "temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "top_k": 0}
-    neutral |= {"frequency": 0.0, "presence": 0.0, "repetition": 1.0, "wants_logprobs": False}
-    neutral |= {"adjusts": "frequency" in given or "presence" in given, "end_position": 0}
+    neutral |= {
+        "frequency_penalty": 0.0,
+        "presence_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "wants_logprobs": False,
+    }
+    neutral |= {"adjusts": "frequency_penalty" in given or "presence_penalty" in given, "end_position": 0}
     values = {**neutral, "position": np.arange(rows), **given}
     seed = np.broadcast_to(np.asarray(values.pop("seed", (7, 9)), np.uint32), (rows, 2))
     kinds = {"choice": np.int32, "position": np.int32, "top_k": np.int32, "wants_logprobs": bool}
@@ -207,9 +212,9 @@ def test_penalties_are_openais():
     """`logit - count * frequency - (count > 0) * presence`, for the greedy choice and for the draw."""
     logits = make_logits(64, SMALL)
     counts = np.random.default_rng(2).integers(0, 4, logits.shape).astype(np.int32)
-    settings = {"frequency": np.linspace(-2, 2, 64), "presence": np.linspace(2, -1, 64)}
-    adjusted = logits - counts * np.float32(settings["frequency"])[:, None]
-    adjusted -= (counts > 0) * np.float32(settings["presence"])[:, None]
+    settings = {"frequency_penalty": np.linspace(-2, 2, 64), "presence_penalty": np.linspace(2, -1, 64)}
+    adjusted = logits - counts * np.float32(settings["frequency_penalty"])[:, None]
+    adjusted -= (counts > 0) * np.float32(settings["presence_penalty"])[:, None]
     greedy = draw(logits, counts, temperature=0.0, **settings)
     np.testing.assert_array_equal(greedy, adjusted.argmax(-1))
     np.testing.assert_array_equal(draw(logits, counts, **settings), draw(adjusted))
@@ -219,7 +224,7 @@ def test_counts_without_penalties_do_nothing():
     """A neighbour's penalties do not reach a row that has none."""
     logits = make_logits(8, SMALL)
     counts = np.full(logits.shape, 3, np.int32) * (np.arange(SMALL) % 2).astype(np.int32)
-    mixed = draw(logits, counts, frequency=np.array([2.0, 0.0] * 4))
+    mixed = draw(logits, counts, frequency_penalty=np.array([2.0, 0.0] * 4))
     np.testing.assert_array_equal(mixed[1::2], draw(logits)[1::2])
 
 
@@ -266,7 +271,7 @@ def test_logprobs_are_of_the_raw_logits(size):
     logits = make_logits(5, size)
     counts = np.ones(logits.shape, np.int32)
     wants = np.array([True, False, True, True, False])
-    params = make_params(5, temperature=2.0, top_k=7, frequency=1.0, wants_logprobs=wants)
+    params = make_params(5, temperature=2.0, top_k=7, frequency_penalty=1.0, wants_logprobs=wants)
     token, logprob, top = map(np.asarray, run(logits, params, counts))
     expected = np.log(softmax(logits.astype(np.float64)))
     np.testing.assert_allclose(logprob[:, 0], expected[np.arange(5), token], atol=1e-5)
