@@ -6,7 +6,7 @@ defaults for parameters that a request leaves out.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from ...model.errors import DistaffError
 from ...runtime.request import EngineError, Request, SamplingParams, draw_seed
@@ -16,13 +16,12 @@ from ..protocol.fields import unknown
 from ..protocol.messages import Message
 from ..protocol.openai.chat import ChatCall, Rendering
 from ..protocol.openai.completions import CompletionCall, RawPrompt
-from ..protocol.sampling import Sampling, no_such_token
+from ..protocol.sampling import ENGINE_PARAMETERS, Sampling
+from ..protocol.token_ids import no_such_token
 from ..protocol.tools import ToolUse
 from ..text.text_model import SamplingDefaults, TextModel
 from ..tool_formats import tools_as_messages
 from .off_loop import ClientWork
-
-_T = TypeVar("_T")
 
 NO_TEMPLATE = "This model has no chat template and cannot answer chat completions."
 
@@ -157,20 +156,12 @@ def sampling_params(
     ends = () if sampling.ignore_eos else text.eos_ids
     return SamplingParams(
         max_tokens=sampling.max_tokens or None,
-        temperature=_first(sampling.temperature, defaults.temperature, 1.0),
-        top_p=_first(sampling.top_p, defaults.top_p, 1.0),
-        top_k=_first(sampling.top_k, defaults.top_k, 0),
-        min_p=_first(sampling.min_p, defaults.min_p, 0.0),
         seed=draw_seed() if sampling.seed is None else sampling.seed,
-        frequency_penalty=sampling.frequency_penalty,
-        presence_penalty=sampling.presence_penalty,
-        repetition_penalty=_first(sampling.repetition_penalty, defaults.repetition_penalty, 1.0),
-        logit_bias=sampling.logit_bias,
         allowed_ids=sampling.allowed_token_ids,
-        min_tokens=sampling.min_tokens,
         grammar=grammar,
         logprobs=sampling.logprobs,
         stop_ids=tuple(sorted({*ends, *sampling.stop_token_ids})),
+        **_unchanged(sampling, defaults),
     )
 
 
@@ -198,8 +189,9 @@ def sequences(
     ]
 
 
-def _first(given: _T | None, recommended: _T | None, default: _T) -> _T:
-    """The value in the request, else the model's recommendation, else OpenAI's default."""
-    if given is not None:
-        return given
-    return default if recommended is None else recommended
+def _unchanged(sampling: Sampling, defaults: SamplingDefaults) -> dict[str, Any]:
+    """The request's values, else the model's recommendations; the engine has defaults for the rest."""
+    given = {name: getattr(sampling, name) for name in ENGINE_PARAMETERS}
+    recommended = {name: getattr(defaults, name, None) for name in ENGINE_PARAMETERS}
+    values = {name: recommended[name] if value is None else value for name, value in given.items()}
+    return {name: value for name, value in values.items() if value is not None}

@@ -7,7 +7,7 @@ from typing import Any
 
 from .fields import check_array, integers, whole, wrong_type
 from .kinds import TEXT, Limits, Schema, Shape, array
-from .sampling import MOST_IDS, ids_schema
+from .token_ids import MOST_IDS, ids_schema
 
 RawPrompt = str | tuple[int, ...]
 

@@ -18,8 +18,8 @@ from ..protocol.kinds import Described, Limits
 from ..protocol.messages import check_contents, read_messages
 from ..protocol.openai.chat import read_model, read_rendering
 from ..protocol.openai.parameters import CHAT_TOKENIZE, DETOKENIZE, TOKENIZE
-from ..protocol.sampling import no_such_token, read_ids
 from ..protocol.table import Parameters
+from ..protocol.token_ids import no_such_token, read_ids
 from ..protocol.tools import read_tools
 from ..settings import ServerSettings
 from ..text.text_model import SpecialsShown, TextModel, TokenTexts

@@ -15,6 +15,7 @@ from ..kinds import MOST_TOKENS, Boolean, Integer, Kind, Limits, Object, Refused
 from ..messages import MESSAGES
 from ..prompts import prompts_kind
 from ..table import Parameters
+from ..token_ids import ids_schema
 from ..tools import choice_kind, tools_kind
 from .response_input import INCLUDE, INPUT
 
@@ -281,7 +282,7 @@ CHAT_TOKENIZE = Parameters(
 )
 
 DETOKENIZE = Parameters(
-    {"model": MODEL, "tokens": Shape(sampling.ids_schema)},
+    {"model": MODEL, "tokens": Shape(ids_schema)},
     {},
     _refusals({"skip_special_tokens": (True,)}),
     ("tokens",),

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from .. import sampling
 from ..openai.parameters import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, Parameters
 
 ROUTES: dict[str, Parameters] = {
@@ -13,6 +14,7 @@ ROUTES: dict[str, Parameters] = {
 }
 
 MEANINGS = {
+    **sampling.MEANINGS,
     "model": "the served id or an alias; another is answered 404, or served with `--any-model`",
     "messages": "roles system, developer, user, assistant, tool, function; strings or text parts",
     "prompt": "a string, token ids, or a list of either; silence is an empty text",
@@ -21,29 +23,11 @@ MEANINGS = {
     "max_tokens": "most tokens to generate; prompt and completion together must fit the context",
     "max_completion_tokens": "the same; wins over `max_tokens`",
     "max_new_tokens": "the same, in TGI's word",
-    "temperature": "0 to 2; 0 takes the likeliest token; silent: what the model recommends, else 1",
-    "top_p": "0 to 1; 0 takes the likeliest token",
-    "top_k": "so many of the likeliest tokens; 0 and -1 for no limit",
-    "min_p": "drops tokens less likely than this part of the likeliest one's probability",
-    "seed": "the same seed, request and fingerprint give the same text",
-    "frequency_penalty": "-2 to 2, times how often a token was generated",
-    "presence_penalty": "-2 to 2, once for a token that was generated",
-    "repetition_penalty": "0.01 to 100; divides logits of tokens seen; silent: as recommended, else 1",
-    "logit_bias": "token id to -100 … 100, added to the logit",
-    "allowed_token_ids": "no other token is generated",
-    "stop": "up to 64 strings that end the answer, without them; up to 4 with `--strict`",
-    "stop_token_ids": "token ids that end the answer, beside the model's own",
-    "include_stop_str_in_output": "the stop string stays in the answer",
-    "min_tokens": "no end token before so many tokens, at most `max_tokens`; a grammar's end comes first",
-    "ignore_eos": "the model's end tokens do not end the answer",
-    "n": "choices; the prompt is computed once",
     "best_of": "generates so many and answers the `n` likeliest; not streamed",
     "echo": "the prompt begins the text; with `logprobs` its tokens are scored",
     "logprobs": "of the model's own distribution, before temperature and penalties",
     "top_logprobs": "0 to 20 alternatives for each token; needs `logprobs`",
-    "skip_special_tokens": "false writes special tokens out",
     "add_special_tokens": "false takes a string prompt without the beginning token",
-    "cache_salt": "only requests with the same salt share cached prompts",
     "stream": "server-sent events instead of one object",
     "stream_options": "`include_usage`, `continuous_usage_stats`; `include_obfuscation` changes nothing",
     "response_format": "`text`, `json_object` (with or without a `schema`), `json_schema`: held to it",

@@ -25,7 +25,7 @@ from ..kinds import (
     constant,
     record,
 )
-from ..sampling import MOST_STOPS, Sampling
+from ..sampling import MOST_STOPS, Sampling, neutral
 from ..structured import Constraint, regex_constraint, schema_constraint
 from ..table import Parameters
 
@@ -195,30 +195,16 @@ def parse_generate(body: dict[str, Any], *, most_choices: int, stream: bool | No
 
 def _sampling(given: Described) -> Sampling:
     samples = given.take("do_sample") or any(given.get(name) is not None for name in _SAMPLES)
-    temperature, top_p = given.take("temperature"), given.take("top_p")
-    repetition, frequency = given.take("repetition_penalty"), given.take("frequency_penalty")
-    return Sampling(
-        max_tokens=given.take("max_new_tokens"),
-        n=1,
-        temperature=(temperature or 1.0) if samples else 0.0,
-        top_p=1.0 if top_p is None else top_p,
-        top_k=given.take("top_k") or 0,
-        min_p=0.0,
-        frequency_penalty=frequency or 0.0,
-        presence_penalty=0.0,
-        repetition_penalty=1.0 if repetition is None else repetition,
-        logit_bias=(),
-        allowed_token_ids=None,
-        seed=given.take("seed"),
-        stop=_stop(given),
-        stop_token_ids=(),
-        include_stop=True,
-        min_tokens=0,
-        ignore_eos=False,
-        show_special=False,
-        logprobs=given.take("top_n_tokens") or 0,
-        cache_salt="",
-    )
+    values = neutral() | {"include_stop": True} | ({} if samples else {"temperature": 0.0})
+    values |= _taken(given, "temperature", "top_p", "repetition_penalty", "frequency_penalty")
+    values["max_tokens"] = given.take("max_new_tokens")
+    values |= _taken(given, "top_k", "seed")
+    return Sampling(**values, stop=_stop(given), logprobs=given.take("top_n_tokens") or 0)
+
+
+def _taken(given: Described, *names: str) -> dict[str, Any]:
+    """The parameters that the request has, of those with these names."""
+    return {name: value for name in names if (value := given.take(name)) is not None}
 
 
 def _stop(given: Described) -> tuple[str, ...]:
