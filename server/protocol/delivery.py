@@ -1,4 +1,4 @@
-"""How an answer is delivered: in one piece or as a stream, and what is told of its usage."""
+"""How an answer is delivered: in one piece or as a stream, and how its usage is reported."""
 
 from dataclasses import dataclass
 

@@ -1,8 +1,8 @@
-"""What a value may be, said once: a parser reads by it, and the OpenAPI document shows it.
+"""The kinds of values, each defined once for the parsers and for the OpenAPI document.
 
-Says nothing of what a parameter does. The one idea: a kind has two faces, `read`, which refuses what does not
-fit, and `schema`, which states the same in JSON Schema. A value whose shape needs a parser of its own has
-its schema beside that parser (`Shape`). Null is absence everywhere, so every optional value may be null.
+What a parameter does is defined elsewhere. The one idea: a kind has two methods, `read`, which refuses other
+values, and `schema`, which describes the same values in JSON Schema. A value that needs a parser of its own
+has its schema next to that parser (`Shape`). Null always means absent, so every optional value can be null.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,9 +22,9 @@ class Limits:
     """What differs between servers.
 
     Attributes:
-      most_choices: the largest `n`. strict: no more is taken than OpenAI takes.
+      most_choices: the largest `n`. strict: only what OpenAI accepts is accepted.
       names: the models that are served; None for any. context, vocabulary: the model's, once they are known.
-      template_options: the variables that its chat template reads, likewise.
+      template_options: the variables that its chat template reads, once they are known.
     """
 
     most_choices: int = 16
@@ -39,19 +39,19 @@ Bound = int | Callable[[Limits], int]
 
 
 class Kind(Protocol):
-    """What a value may be."""
+    """A kind of value."""
 
     def read(self, fields: "Described", name: str) -> Any:
-        """The value of a field, None where it is absent. Raises BadRequest for one that does not fit."""
+        """The value of a field, None if it is absent. Raises BadRequest for a value of another kind."""
         ...
 
     def schema(self, limits: Limits) -> Schema:
-        """The same as JSON Schema, null aside."""
+        """The JSON Schema of these values, without null."""
         ...
 
 
 class Described(Fields):
-    """An object whose fields' kinds are known."""
+    """An object with the kinds of its fields."""
 
     def __init__(self, values: dict[str, Any], kinds: Mapping[str, Kind], limits: Limits, path: str = ""):
         super().__init__(values, path)
@@ -59,18 +59,18 @@ class Described(Fields):
         self.limits = limits
 
     def take(self, name: str) -> Any:
-        """A field's value, read as its kind says. Raises BadRequest."""
+        """A field's value, read by its kind. Raises BadRequest."""
         return self.kinds[name].read(self, name)
 
     def take_all(self) -> None:
-        """Reads every field for its errors alone. Raises BadRequest."""
+        """Checks every field. Raises BadRequest."""
         for name in self.kinds:
             self.take(name)
 
 
 @dataclass(frozen=True, slots=True)
 class Integer:
-    """An integer within bounds; `known`: an upper bound that only the model knows, and others check."""
+    """An integer within bounds; `known`: a bound that depends on the model, checked elsewhere."""
 
     low: int
     high: Bound
@@ -141,11 +141,11 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """An object of described fields; `closed`: it has no others; `said`: a schema that says more."""
+    """An object of described fields; `closed`: it has no others; `described`: a more precise schema."""
 
     fields: Mapping[str, Kind] = field(default_factory=dict)
     closed: bool = False
-    said: Callable[[Limits], Schema] | None = None
+    described: Callable[[Limits], Schema] | None = None
 
     def read(self, fields: Described, name: str) -> Described | None:
         found = fields.object(name)
@@ -156,27 +156,27 @@ class Object:
         return Described(found.values, self.fields, fields.limits, found.path)
 
     def schema(self, limits: Limits) -> Schema:
-        if self.said is not None:
-            return self.said(limits)
+        if self.described is not None:
+            return self.described(limits)
         return properties(self.fields, limits) | ({"additionalProperties": False} if self.closed else {})
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A value that a parser of its own reads, which stands beside its schema."""
+    """A value with a parser of its own, which is defined next to its schema."""
 
-    said: Schema | Callable[[Limits], Schema]
+    described: Schema | Callable[[Limits], Schema]
 
     def read(self, fields: Described, name: str) -> Any:
         return fields.get(name)
 
     def schema(self, limits: Limits) -> Schema:
-        return self.said(limits) if callable(self.said) else self.said
+        return self.described(limits) if callable(self.described) else self.described
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A parameter that is refused but for values that change nothing; it reads as absent."""
+    """A parameter that is refused, except for values that change nothing; it reads as absent."""
 
     neutral: tuple[Any, ...] = ()
 
@@ -194,7 +194,7 @@ class Refused:
 
 
 def properties(kinds: Mapping[str, Kind], limits: Limits, required: tuple[str, ...] = ()) -> Schema:
-    """The schema of an object: its required fields, and others that may be null."""
+    """The schema of an object: its required fields, and others that can be null."""
     described = {
         name: kind.schema(limits) if name in required else nullable(kind.schema(limits))
         for name, kind in kinds.items()
@@ -203,23 +203,23 @@ def properties(kinds: Mapping[str, Kind], limits: Limits, required: tuple[str, .
 
 
 def constant(word: str) -> Schema:
-    """Of one word."""
+    """The schema of one word."""
     return {"type": "string", "enum": [word]}
 
 
 def record(required: Schema, optional: Schema | None = None) -> Schema:
-    """Of an object with fields that must be there and others that may be, or may be null."""
+    """The schema of an object with required fields and optional ones, which can be null."""
     described = {name: nullable(each) for name, each in (optional or {}).items()} | required
     return {"type": "object", "properties": described, "required": list(required)}
 
 
 def array(items: Schema, most: int, least: int = 1) -> Schema:
-    """Of a list."""
+    """The schema of a list."""
     return {"type": "array", "items": items, "minItems": least, "maxItems": most}
 
 
 def nullable(schema: Schema) -> Schema:
-    """The schema of the same, or null."""
+    """The schema of the same values and null."""
     if "anyOf" in schema:
         return schema | {"anyOf": [*schema["anyOf"], {"type": "null"}]}
     changed = dict(schema)

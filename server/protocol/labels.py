@@ -1,4 +1,4 @@
-"""Labels and settings of OpenAI's that change nothing here, but whose types are checked as OpenAI does."""
+"""OpenAI's labels and settings that change nothing here; their types are checked as OpenAI checks them."""
 
 from ..errors import BadRequest
 from .fields import check_length, wrong_type

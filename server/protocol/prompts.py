@@ -1,6 +1,6 @@
 """Texts as `prompt` and `input` hold them: a string, token ids, or a list of either.
 
-Whether an id is one of the model's, and a text short enough, is found out by those who know the model.
+Whether an id is in the vocabulary and a text fits the context is checked later, where the model is known.
 """
 
 from typing import Any

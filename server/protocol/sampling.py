@@ -84,7 +84,7 @@ Stage = Literal["early", "extra", "late"]
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """What the server knows of a sampling parameter, beside its name, type and default in `Sampling`.
+    """What the server knows of a sampling parameter, in addition to its name, type and default in `Sampling`.
 
     Attributes:
       kind: the values that it accepts. meaning: its line in the API's documentation.
@@ -224,7 +224,7 @@ class Sampling:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        """Raises BadRequest where more tokens must come than may."""
+        """Raises BadRequest if the least number of tokens is above the most."""
         if self.max_tokens is not None:
             Fields({"min_tokens": self.min_tokens}).integer("min_tokens", 0, self.max_tokens)
 

@@ -1,4 +1,4 @@
-"""What a call has used, counted in tokens, and how OpenAI's chat and completions say so."""
+"""The tokens that a call has used, and how OpenAI's chat and completions report them."""
 
 from dataclasses import dataclass
 from typing import Any

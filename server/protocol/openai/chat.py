@@ -2,7 +2,7 @@
 
 The checks run in OpenAI's order, so that of two faults the same one is reported: model, messages, unknown
 keys, each field in turn, what this server cannot do, missing contents. Which models exist, how long a prompt
-may be and what silence means for sampling are decided later, by those who know.
+may be and the defaults for sampling are decided later, where they are known.
 """
 
 from dataclasses import dataclass

@@ -18,7 +18,7 @@ from .chat import read_model
 from .parameters import MOST_PROMPTS
 
 DEFAULT_TOKENS = 16
-"""What a silent request gets."""
+"""For a request without a limit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,8 +1,8 @@
-"""What the routes of OpenAI's protocol know of every parameter, OpenAI's own and those of other servers.
+"""Every parameter of the routes of OpenAI's protocol, both OpenAI's own and those of other servers.
 
-The tables are what the parsers read by, what `/v1/capabilities` tells and what `/openapi.json` is made of.
-The other servers are vLLM, SGLang, llama.cpp and text-generation-inference: what changes an answer there is
-honoured here or refused by name, never dropped.
+The parsers, `/v1/capabilities` and `/openapi.json` use these tables. The other servers are vLLM, SGLang,
+llama.cpp and text-generation-inference: a parameter that changes an answer there is honoured here or refused
+by name, never ignored.
 """
 
 from collections.abc import Iterable, Mapping
@@ -37,7 +37,7 @@ def _options_schema(limits: Limits) -> Schema:
 
 
 MODEL = Shape(_model_schema)
-TEMPLATE_OPTIONS = Object(said=_options_schema)
+TEMPLATE_OPTIONS = Object(described=_options_schema)
 _TOP_LOGPROBS = Integer(0, MAX_TOP_LOGPROBS)
 
 _SAMPLING: dict[str, Kind] = {
@@ -104,7 +104,7 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "stop_regex": (),
     "extra_key": (),
     "return_hidden_states": (False,),
-    # llama.cpp, whose samplers change nothing at these values
+    # llama.cpp: its samplers change nothing at these values
     "grammar": (),
     "grammar_lazy": (False,),
     "lora": ([],),
@@ -135,7 +135,7 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "watermark": (False,),
     "adapter_id": (),
 }
-"""Refused everywhere, each with the values that change nothing and so pass. Null always passes."""
+"""Refused on every route, each with the accepted values, which change nothing. Null is always accepted."""
 
 _PEERS: dict[str, Kind] = {
     "request_id": String(),
@@ -149,7 +149,7 @@ _PEERS: dict[str, Kind] = {
     "reasoning_format": String(),
     "parse_tool_calls": Boolean(),
 }
-"""What changes no answer here: labels, where a prompt is cached, how reasoning is told apart."""
+"""Parameters that change no answer here: labels, where a prompt is cached, how reasoning is separated."""
 
 
 def _route(
@@ -202,17 +202,17 @@ MOVED = {
     "reasoning_effort": "reasoning.effort",
     "verbosity": "text.verbosity",
 }
-"""What the Responses API has elsewhere."""
+"""Parameters that have another place in the Responses API."""
 
 
 def _responses(
     honoured: Mapping[str, Kind], checked: Mapping[str, Kind], refused: dict[str, tuple[Any, ...]]
 ) -> Parameters:
-    """What the others have too, but for what is elsewhere here, means less or is refused."""
+    """The shared parameters, without those that have another place here, no effect, or are refused."""
     refused = {**_REFUSED, **dict.fromkeys(MOVED, ()), **refused}
     less = _without({**labels.KINDS, **_PEERS, **checked}, refused)
-    heeded = _without({**_SAMPLING, **honoured}, [*refused, *less])
-    return Parameters(heeded, less, _refusals(refused), ("model", "input"))
+    served = _without({**_SAMPLING, **honoured}, [*refused, *less])
+    return Parameters(served, less, _refusals(refused), ("model", "input"))
 
 
 def _without(kinds: Mapping[str, Kind], names: Iterable[str]) -> dict[str, Kind]:

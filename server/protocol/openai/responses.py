@@ -1,4 +1,4 @@
-"""The body of `/v1/responses` -> the chat call that it comes to, and what the answer repeats of it.
+"""The body of `/v1/responses` -> the equivalent chat call, and the parameters that the answer repeats.
 
 The same conversation, tools and formats under other names and in flatter shapes. Stateless: nothing is
 stored, so nothing earlier can be referred to.
@@ -25,7 +25,7 @@ class ResponseCall:
     """One checked request.
 
     Attributes:
-      chat: what it comes to. echo: the parameters that the answer repeats.
+      chat: the equivalent chat call. echo: the parameters that the answer repeats.
     """
 
     chat: ChatCall
@@ -106,7 +106,7 @@ def _check_heard(fields: Described) -> None:
 
 
 def _echo(fields: Fields) -> dict[str, Any]:
-    """What an answer repeats, as it was said or as silence is understood."""
+    """The parameters that an answer repeats: their values in the request, or their defaults."""
     text, reasoning = fields.get("text") or {}, fields.get("reasoning") or {}
     choice, parallel = fields.get("tool_choice"), fields.get("parallel_tool_calls")
     return {

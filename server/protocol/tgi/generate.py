@@ -1,7 +1,7 @@
-"""The body of TGI's /generate -> a typed `GenerateCall`, or a refusal in TGI's words.
+"""The body of TGI's /generate -> a typed `GenerateCall`, or an error in TGI's words.
 
-Source: text-generation-inference's router (v3.3), whose rules differ from OpenAI's: a temperature of 0 is an
-error, and silence is greedy.
+Source: text-generation-inference's router (v3.3). Its rules differ from OpenAI's: a temperature of 0 is an
+error, and without sampling parameters decoding is greedy.
 """
 
 import math
@@ -33,13 +33,13 @@ MOST_TOP_TOKENS = 5
 DEFAULT_TOKENS = 100
 
 _LARGEST = 3e38
-"""What a float32 holds."""
+"""The largest value, within float32's range."""
 _SAMPLES = ("temperature", "top_k", "top_p", "typical_p")
 
 
 @dataclass(frozen=True, slots=True)
 class _Integer:
-    """An integer within bounds, refused in TGI's words; `known`: a bound that only the model knows."""
+    """An integer within bounds, refused in TGI's words; `known`: a bound that depends on the model."""
 
     low: int
     high: int | Callable[[Limits], int] | None = None
@@ -66,7 +66,7 @@ class _Integer:
 class _Number:
     """A decimal within bounds, or strictly within, refused in TGI's words."""
 
-    said: str
+    expected: str
     above: float | None = None
     below: float | None = None
     low: float = -_LARGEST
@@ -76,8 +76,8 @@ class _Number:
         value = fields.number(name, -_LARGEST, _LARGEST)
         if value is None or self._holds(value):
             return value
-        said = "must be strictly positive" if value <= 0 < self.low else self.said
-        raise BadRequest(f"`{name}` {said}", name)
+        expected = "must be strictly positive" if value <= 0 < self.low else self.expected
+        raise BadRequest(f"`{name}` {expected}", name)
 
     def _holds(self, value: float) -> bool:
         inside = (self.above is None or value > self.above) and (self.below is None or value < self.below)
@@ -142,9 +142,9 @@ class GenerateCall:
     """One checked request.
 
     Attributes:
-      unknown: keys that mean nothing here.
-      truncate: the most tokens of the prompt that are kept, from its end.
-      full_text: the answer begins with the prompt. details, prefill: its tokens are told, and the prompt's.
+      unknown: keys that are not parameters of this route.
+      truncate: how many tokens at most are kept, from the end of the prompt.
+      full_text: the answer begins with the prompt. details, prefill: report its tokens, and the prompt's.
     """
 
     inputs: str
@@ -160,7 +160,7 @@ class GenerateCall:
 
 
 def parse_generate(body: dict[str, Any], *, most_choices: int, stream: bool | None = None) -> GenerateCall:
-    """Checks a request and types it. `stream`: what the route says of it, in place of the body.
+    """Checks a request and types it. `stream`: the route's own value, used instead of the body's.
 
     Raises:
       BadRequest: the first fault found, in TGI's words.
