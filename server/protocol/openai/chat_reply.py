@@ -1,6 +1,6 @@
 """What a chat completion answers: chunks of a stream, or the one object that folds them.
 
-Builds dicts whose keys stand in OpenAI's order. The one idea: everything that is equal in all chunks of an
+Builds dicts with the keys in OpenAI's order. The one idea: everything that is equal in all chunks of an
 answer (id, time, model, fingerprint) is fixed once, in `Heading`.
 """
 
@@ -21,7 +21,7 @@ from .openai_reply import OpenAiReply
 
 @dataclass(slots=True)
 class FoldedChoice:
-    """What one choice has said so far, for a reply in one piece.
+    """The output of one choice so far, for a reply in one piece.
 
     Attributes:
       logprobs: the JSON of each entry, made as it comes: one object in place of many.
@@ -46,7 +46,7 @@ class FoldedChoice:
         }
 
     def add_entries(self, entries: list[Entry] | None) -> None:
-        """Those of the text's next tokens, where they are asked for."""
+        """Adds the entries of the text's next tokens, if the request wants them."""
         if self.logprobs is not None:
             self.logprobs.extend(msgspec.Raw(to_json(entry.to_dict())) for entry in entries or ())
 

@@ -1,6 +1,6 @@
 """What a (legacy) completion answers: chunks of a stream, or the one object that folds them.
 
-Log-probabilities are told as lists side by side, with the place in the text where each token begins.
+Log-probabilities are parallel lists, with the offset in the text at which each token begins.
 """
 
 import codecs
@@ -19,10 +19,10 @@ from .openai_reply import OpenAiReply
 
 @dataclass(slots=True)
 class FoldedText:
-    """What one choice has said so far.
+    """The output of one choice so far.
 
     Attributes:
-      offset: characters of the text so far; entries: of its tokens; finish: why it ended.
+      offset: characters in the text; entries: of its tokens; finish: why it ended.
     """
 
     offset: int = 0
@@ -32,14 +32,14 @@ class FoldedText:
 
     @property
     def likelihood(self) -> float:
-        """The mean log-probability of what was generated; of nothing, the least there is."""
+        """The mean log-probability of the generated tokens; minus infinity if there are none."""
         values = [entry.logprob for entry in self.entries if entry.logprob is not None]
         return sum(values) / len(values) if values else float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
 class EchoedPrompt:
-    """A prompt that is answered with its completion: its text, and its tokens' entries if they are wanted."""
+    """A prompt that the answer repeats before its completion."""
 
     text: str
     ids: tuple[int, ...]
@@ -62,9 +62,9 @@ class CompletionReply(OpenAiReply):
         """An answer to one or more prompts.
 
         Args:
-          choices: those that speak, `per_prompt` for each prompt, of which the `answered` best are told.
-          echoed: the prompts that begin the texts; none where they are not echoed.
-          logprobs: how many alternatives are told; None tells none.
+          choices: those that generate, `per_prompt` for each prompt; the `answered` best of them are sent.
+          echoed: the prompts that begin the texts; empty if they are not echoed.
+          logprobs: how many alternatives to report; None reports no log-probabilities.
         """
         super().__init__(heading, delivery)
         self._choices = choices
@@ -107,7 +107,7 @@ class CompletionReply(OpenAiReply):
         return body | {"usage": usage.to_dict()}
 
     def _best(self) -> Iterator[int]:
-        """Of each prompt's choices the likeliest, in their order where all are told."""
+        """The likeliest choices of each prompt; in their own order if all are returned."""
         for first in range(0, len(self._folded), self._per_prompt):
             numbers = list(range(first, first + self._per_prompt))
             if self._answered < self._per_prompt:
@@ -117,12 +117,12 @@ class CompletionReply(OpenAiReply):
     def _whole(self, number: int, index: int) -> dict[str, Any]:
         folded = self._folded[index]
         text, entries = self._prompt(index)
-        said = self._listed([*entries, *folded.entries], 0)
+        logprobs = self._listed([*entries, *folded.entries], 0)
         text += "".join(folded.text)
-        return {"text": text, "index": number, "logprobs": said, "finish_reason": folded.finish}
+        return {"text": text, "index": number, "logprobs": logprobs, "finish_reason": folded.finish}
 
     def _prompt(self, index: int) -> tuple[str, list[Entry]]:
-        """What a choice's text begins with; the first choice of the prompt has scored it."""
+        """The beginning of a choice's text; the first choice of the prompt has its scores."""
         if not self._echoed:
             return "", []
         number = index // self._per_prompt
@@ -132,8 +132,8 @@ class CompletionReply(OpenAiReply):
     def _chunk(
         self, index: int, text: str, entries: list[Entry], finish: str | None, usage: dict[str, Any] | None
     ) -> bytes:
-        said = self._listed(entries, self._folded[index].offset) if text or entries else None
-        choice = {"text": text, "index": index, "logprobs": said, "finish_reason": finish}
+        logprobs = self._listed(entries, self._folded[index].offset) if text or entries else None
+        choice = {"text": text, "index": index, "logprobs": logprobs, "finish_reason": finish}
         return to_event(self._framed([choice], usage))
 
     def _listed(self, entries: Sequence[Entry], offset: int) -> dict[str, Any] | None:
@@ -164,11 +164,11 @@ class CompletionReply(OpenAiReply):
 
 
 def _alternatives(entry: Entry) -> dict[str, float] | None:
-    """The likeliest tokens by their texts, the chosen one always among them; of equal texts the likelier."""
+    """The likeliest tokens and the chosen one, by their texts; of equal texts the likelier."""
     if entry.logprob is None:
         return None
-    told: dict[str, float] = {}
+    found: dict[str, float] = {}
     for each in [*entry.top, entry]:
         name, value = each.token, each.logprob or 0.0
-        told[name] = max(value, told[name]) if name in told else value
-    return told
+        found[name] = max(value, found[name]) if name in found else value
+    return found

@@ -1,8 +1,8 @@
 """The `input` of the Responses API -> the messages of a conversation, as `messages` makes them.
 
-A list of items, each a message, a call of a function, or what a call returned; neighbouring calls, and the
-text around them, are one assistant's message, as templates want it. Items of tools that OpenAI runs itself
-are refused, and so are references to what was stored: nothing is. Reasoning of other models is left out.
+A list of items, each a message, a function call, or the result of a call. Neighbouring calls and the text
+around them become one message of the assistant, as templates expect. Items of tools that OpenAI runs itself
+are refused, and so are references to stored items: nothing is stored. Other models' reasoning is left out.
 """
 
 from typing import Any
@@ -25,14 +25,14 @@ _INCLUDABLE = (
 )
 _KINDS = ("message", "function_call", "function_call_output", "reasoning")
 _ROLES = ("assistant", "system", "developer", "user")
-_SAID, _ASKED = ("output_text", "refusal"), ("input_text",)
+_OUTPUT, _INPUT = ("output_text", "refusal"), ("input_text",)
 
 
 def read_input(value: Any, instructions: str | None) -> list[Message]:
-    """The conversation, begun by the instructions.
+    """The conversation; it begins with the instructions.
 
     Raises:
-      BadRequest: an item is malformed or cannot be served; the error names its place.
+      BadRequest: an item is malformed or not supported; the error names its place.
     """
     messages: list[Message] = [_message("system", instructions)] if instructions else []
     if isinstance(value, str):
@@ -46,7 +46,7 @@ def read_input(value: Any, instructions: str | None) -> list[Message]:
 
 
 def read_included(value: Any) -> list[str]:
-    """What `include` asks for beside the answer. Raises BadRequest."""
+    """The additional fields that `include` requests. Raises BadRequest."""
     if value is None:
         return []
     if not isinstance(value, list):
@@ -65,7 +65,7 @@ def _add(item: Fields, messages: list[Message], calls: set[str]) -> None:
             _add_message(item, messages)
         case "function_call":
             calls.add(_required(item, "call_id"))
-            _spoken(messages).setdefault("tool_calls", []).append(_call(item))
+            _assistant_message(messages).setdefault("tool_calls", []).append(_call(item))
         case "function_call_output":
             messages.append(_output(item, calls))
 
@@ -84,15 +84,15 @@ def _kind(item: Fields) -> str:
 def _add_message(item: Fields, messages: list[Message]) -> None:
     item.require("role")
     role = item.one_of("role", _ROLES) or "user"
-    text = _text(item, "content", _SAID if role == "assistant" else _ASKED)
+    text = _text(item, "content", _OUTPUT if role == "assistant" else _INPUT)
     if role == "assistant" and messages and messages[-1].get("tool_calls"):
         messages[-1]["content"] += text
     else:
         messages.append(_message("system" if role == "developer" else role, text))
 
 
-def _spoken(messages: list[Message]) -> Message:
-    """The assistant's message that is being told, or a new one."""
+def _assistant_message(messages: list[Message]) -> Message:
+    """The last message if it is the assistant's, else a new one."""
     if not messages or messages[-1]["role"] != "assistant":
         messages.append(_message("assistant", ""))
     return messages[-1]
@@ -109,7 +109,7 @@ def _output(item: Fields, calls: set[str]) -> Message:
     if call not in calls:
         message = f"No tool call found for function call output with call_id {call[:64]}."
         raise BadRequest(message, "input")
-    return {**_message("tool", _text(item, "output", _ASKED)), "tool_call_id": call}
+    return {**_message("tool", _text(item, "output", _INPUT)), "tool_call_id": call}
 
 
 def _text(item: Fields, name: str, kinds: tuple[str, ...]) -> str:
@@ -152,12 +152,12 @@ def _text_schema(kinds: tuple[str, ...]) -> Schema:
 
 def _schema() -> Schema:
     others = {"type": "string", "enum": [role for role in _ROLES if role != "assistant"]}
-    kind, asked, said = {"type": constant("message")}, _text_schema(_ASKED), _text_schema(_SAID)
-    output = record({"type": constant("function_call_output"), "call_id": TEXT, "output": asked})
+    kind, sent, answered = {"type": constant("message")}, _text_schema(_INPUT), _text_schema(_OUTPUT)
+    output = record({"type": constant("function_call_output"), "call_id": TEXT, "output": sent})
     call = {"type": constant("function_call"), "call_id": TEXT, "name": TEXT, "arguments": TEXT}
     items = [
-        record({"role": others, "content": asked}, kind),
-        record({"role": constant("assistant"), "content": said}, kind),
+        record({"role": others, "content": sent}, kind),
+        record({"role": constant("assistant"), "content": answered}, kind),
         record(call),
         output,
         record({"type": constant("reasoning")}),

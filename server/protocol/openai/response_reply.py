@@ -1,4 +1,4 @@
-"""What the Responses API answers: named, numbered events, or the object that the last of them carries.
+"""What the Responses API answers: named, numbered events, or the object that the last one carries.
 
 The answer is a list of items: messages, whose text comes in one part, and calls of functions. The one idea:
 an answer in one piece is the last event of a stream that nobody reads.
@@ -25,7 +25,7 @@ class ResponseReply:
     """One answer in the shapes of the Responses API."""
 
     def __init__(self, heading: Heading, echo: dict[str, Any], *, temperature: float, top_p: float) -> None:
-        """An answer that has said nothing; `echo`: what it repeats of the request."""
+        """An empty answer; `echo`: the parameters of the request that it repeats."""
         self._heading = heading
         self._echo = echo | {"temperature": temperature, "top_p": top_p}
         self._items: list[dict[str, Any]] = []
@@ -34,12 +34,12 @@ class ResponseReply:
         self._sent = 0
 
     def opening(self) -> Iterator[bytes]:
-        """That the answer is being worked on."""
+        """The events before the first delta."""
         for name in ("response.created", "response.in_progress"):
             yield self._event((name, {"response": self._response(None)}))
 
     def events(self, delta: Delta, usage: Callable[[], Usage]) -> Iterator[bytes]:
-        """What begins, goes on and ends with a delta."""
+        """The events of a delta."""
         yield from map(self._event, self._advance(delta))
 
     def closing(self, usage: Usage) -> Iterator[bytes]:
@@ -47,16 +47,16 @@ class ResponseReply:
         yield self._event((f"response.{self._status}", {"response": self._response(usage)}))
 
     def failure(self, error: ApiError) -> Iterator[bytes]:
-        """The error, in its own keys and in that which clients raise, and what there is of the answer."""
-        said = error.envelope()["error"]
-        brief = {name: said[name] for name in ("code", "message", "param")}
-        yield self._event(("error", brief | {"error": said}))
+        """The error, in its own keys and in the form that clients raise, and the answer so far."""
+        full = error.envelope()["error"]
+        brief = {name: full[name] for name in ("code", "message", "param")}
+        yield self._event(("error", brief | {"error": full}))
         self._status = "failed"
-        told = {"code": "server_error", "message": error.message}
-        yield self._event(("response.failed", {"response": self._response(None) | {"error": told}}))
+        failed = {"code": "server_error", "message": error.message}
+        yield self._event(("response.failed", {"response": self._response(None) | {"error": failed}}))
 
     def fold(self, delta: Delta) -> None:
-        """The same as `events`, unheard."""
+        """The same as `events`, without sending them."""
         for _ in self._advance(delta):
             pass
 
@@ -70,7 +70,7 @@ class ResponseReply:
                 if not calls:
                     yield from self._begin_message()
             case Piece(_, text, entries):
-                if not self._telling("message"):
+                if not self._in_item("message"):
                     yield from self._begin_message()
                 yield self._add_text(text, entries or [])
             case Call(_, _, id, name):
@@ -79,21 +79,21 @@ class ResponseReply:
                 self._items[-1]["arguments"] += text
                 yield self._here("response.function_call_arguments.delta", {"delta": text})
             case End(_, reason, entries):
-                if entries and self._telling("message"):
+                if entries and self._in_item("message"):
                     yield self._add_text("", entries)
                 self._status = _ENDED.get(reason, "completed")
                 yield from self._end_item(self._status)
 
-    def _telling(self, kind: str) -> bool:
+    def _in_item(self, kind: str) -> bool:
         return self._open and self._items[-1]["type"] == kind
 
     def _begin(self, item: dict[str, Any]) -> Iterator[Event]:
-        """A new item, after what was told before."""
+        """Ends the item before, and begins a new one."""
         yield from self._end_item("completed")
         self._items.append(item)
         self._open = True
-        told = item | {"content": []} if item["type"] == "message" else item
-        yield "response.output_item.added", {"output_index": len(self._items) - 1, "item": told}
+        empty = item | {"content": []} if item["type"] == "message" else item
+        yield "response.output_item.added", {"output_index": len(self._items) - 1, "item": empty}
 
     def _begin_message(self) -> Iterator[Event]:
         part = {"type": "output_text", "annotations": [], "logprobs": [], "text": ""}
@@ -115,7 +115,7 @@ class ResponseReply:
         )
 
     def _end_item(self, status: str) -> Iterator[Event]:
-        """What is said when an item is told."""
+        """The events at the end of an item."""
         if not self._open:
             return
         self._open = False
@@ -127,8 +127,8 @@ class ResponseReply:
             yield self._here("response.output_text.done", {"content_index": 0, **text})
             yield self._here("response.content_part.done", {"content_index": 0, "part": part})
         else:
-            said = {"name": item["name"], "arguments": item["arguments"]}
-            yield self._here("response.function_call_arguments.done", said)
+            call = {"name": item["name"], "arguments": item["arguments"]}
+            yield self._here("response.function_call_arguments.done", call)
         yield "response.output_item.done", {"output_index": len(self._items) - 1, "item": item}
 
     def _here(self, name: str, fields: dict[str, Any]) -> Event:
@@ -141,7 +141,7 @@ class ResponseReply:
         return to_named_event(name, {"type": name, "sequence_number": number, **fields})
 
     def _response(self, usage: Usage | None) -> dict[str, Any]:
-        """The answer as far as it has come, in OpenAI's keys."""
+        """The answer so far, in OpenAI's keys."""
         cut = self._status == "incomplete"
         answer = {
             "id": self._heading.id,
@@ -174,8 +174,8 @@ def _usage(usage: Usage) -> dict[str, Any]:
 
 
 def _logprob(entry: Entry) -> dict[str, Any]:
-    """As in a chat completion, but that special tokens have no bytes instead of null."""
-    told = entry.to_dict()
-    for each in (told, *told["top_logprobs"]):
+    """As in a chat completion, except that the bytes of a special token are empty instead of null."""
+    found = entry.to_dict()
+    for each in (found, *found["top_logprobs"]):
         each["bytes"] = each["bytes"] or []
-    return told
+    return found

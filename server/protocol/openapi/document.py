@@ -1,8 +1,8 @@
-"""The API as an OpenAPI 3.1 document, made of the tables that the parsers themselves go by.
+"""The API as an OpenAPI 3.1 document, built from the tables that the parsers use.
 
-Says of each operation what its body may be, what it answers, and which errors it has in which shape. What
-JSON Schema cannot state (that prompt and completion fit the context together, that a tool's answer follows
-its call) is said in words, and answered 400.
+For each operation: the schemas of its body and its answers, and its errors. What JSON Schema cannot express
+(prompt and completion must fit the context together, a tool's answer follows its call) is described in words
+and answered with 400.
 """
 
 from collections.abc import Callable, Mapping
@@ -66,9 +66,9 @@ class Operation:
     """One operation.
 
     Attributes:
-      answer: the schema of a JSON answer. types: what else it may answer with.
-      body: the schema of its body. example: a body, the served model's name aside.
-      errors: the statuses of its errors. tgi: those of them that are told in TGI's shape.
+      answer: the schema of a JSON answer. types: the other content types of its answers.
+      body: the schema of its body. example: a body, without the name of the model.
+      errors: the statuses of its errors. tgi: those that have TGI's shape.
       open: needs no key. named: the path's variable.
     """
 
@@ -92,7 +92,7 @@ def _posting(
     route: str = "",
     streams: bool = False,
 ) -> Operation:
-    """An operation whose body a table of parameters describes."""
+    """An operation with a table of parameters for its body."""
     return Operation(
         summary=summary,
         answer=answer,
@@ -104,7 +104,7 @@ def _posting(
 
 
 def _generating(summary: str, answer: Schema | None, *, streams: bool = False) -> Operation:
-    """One of TGI's."""
+    """An operation of TGI's."""
     return Operation(
         summary=summary,
         answer=answer,
@@ -117,7 +117,7 @@ def _generating(summary: str, answer: Schema | None, *, streams: bool = False) -
 
 
 def _asking(summary: str, answer: Schema, *errors: int, named: str | None = None) -> Operation:
-    """A question without a body."""
+    """An operation without a body."""
     return Operation(summary=summary, answer=answer, errors=errors, named=named)
 
 
@@ -143,7 +143,7 @@ def _only(key: str, keys: tuple[str, ...], described: Schema) -> Schema:
 
 
 def _of_three_kinds(limits: Limits) -> Schema:
-    """The body of /invocations, told apart by a key."""
+    """The body of /invocations; a key tells the three kinds apart."""
     chat, completion = CHAT.schema(limits), COMPLETIONS.schema(limits)
     chat["properties"]["inputs"] = completion["properties"]["inputs"] = _ABSENT
     completion["properties"]["messages"] = _ABSENT
@@ -237,10 +237,10 @@ _OPERATIONS: dict[tuple[str, str], Operation] = {
 
 
 def document(version: str, limits: Limits, *, keys: bool) -> dict[str, Any]:
-    """The document of a server within `limits`; `keys`: it asks for an API key."""
+    """The document of a server within `limits`; `keys`: it requires an API key."""
     paths: dict[str, Any] = {}
     for (method, path), operation in _OPERATIONS.items():
-        paths.setdefault(path, {})[method] = _told(operation, limits, keys=keys)
+        paths.setdefault(path, {})[method] = _operation(operation, limits, keys=keys)
     found: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
@@ -270,12 +270,14 @@ def _described(parameters: Parameters, route: str, limits: Limits) -> Schema:
     return schema
 
 
-def _told(operation: Operation, limits: Limits, *, keys: bool) -> dict[str, Any]:
+def _operation(operation: Operation, limits: Limits, *, keys: bool) -> dict[str, Any]:
     """An operation in OpenAPI's keys."""
-    told: dict[str, Any] = {"summary": operation.summary}
+    described: dict[str, Any] = {"summary": operation.summary}
     if operation.named:
         schema = MODEL.schema(limits)
-        told["parameters"] = [{"name": operation.named, "in": "path", "required": True, "schema": schema}]
+        described["parameters"] = [
+            {"name": operation.named, "in": "path", "required": True, "schema": schema}
+        ]
     if operation.body is not None:
         schema = operation.body(limits)
         media: dict[str, Any] = {"schema": schema}
@@ -284,11 +286,11 @@ def _told(operation: Operation, limits: Limits, *, keys: bool) -> dict[str, Any]
                 {"model": (limits.names or ("tgi",))[0]} if "model" in schema.get("properties", {}) else {}
             )
             media["example"] = model | dict(operation.example)
-        told["requestBody"] = {"required": True, "content": {_JSON: media}}
+        described["requestBody"] = {"required": True, "content": {_JSON: media}}
     if keys and operation.open:
-        told["security"] = []
-    told["responses"] = _responses(operation, keys=keys and not operation.open)
-    return told
+        described["security"] = []
+    described["responses"] = _responses(operation, keys=keys and not operation.open)
+    return described
 
 
 def _responses(operation: Operation, *, keys: bool) -> dict[str, Any]:
@@ -297,8 +299,8 @@ def _responses(operation: Operation, *, keys: bool) -> dict[str, Any]:
     errors = {status: _error(status, status in operation.tgi) for status in operation.errors}
     if keys:
         errors[401] = _error(401, False)
-    told = {str(status): errors[status] for status in sorted(errors)}
-    return {"200": {"description": "The answer.", "content": content}, **told}
+    failures = {str(status): errors[status] for status in sorted(errors)}
+    return {"200": {"description": "The answer.", "content": content}, **failures}
 
 
 def _error(status: int, tgi: bool) -> dict[str, Any]:

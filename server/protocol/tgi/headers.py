@@ -1,14 +1,14 @@
 """TGI's headers of an answer: what computed it, how much, and where the time went.
 
-Only what was measured is told: where nobody knows how long a request waited, the times that hang on that are
-left out. As TGI has it, `x-compute-time` is in seconds and all other times are whole milliseconds.
+Only measured values are reported: if the time that a request waited is unknown, the times that depend on it
+are left out. As in TGI, `x-compute-time` is in seconds and all other times are whole milliseconds.
 """
 
 Headers = dict[str, str]
 
 
 def early_headers(platform: str, inputs: str) -> Headers:
-    """What is known before the first token, and all that a stream is headed with."""
+    """The headers that are known before the first token; a stream has no others."""
     return {"x-compute-type": platform, "x-compute-characters": str(len(inputs))}
 
 

@@ -28,10 +28,10 @@ class GenerateReply:
         *,
         listed: bool,
     ) -> None:
-        """An answer that has said nothing.
+        """An empty answer.
 
         Args:
-          seed: what was drawn with; None for a greedy answer. listed: the object comes in a list.
+          seed: the seed of the draws; None for a greedy answer. listed: the object comes in a list.
         """
         self._listed = listed
         self._call = call
@@ -47,7 +47,7 @@ class GenerateReply:
         return ()
 
     def events(self, delta: Delta, usage: Callable[[], Usage]) -> Iterator[bytes]:
-        """All tokens but the newest, which waits to be the last."""
+        """All tokens except the newest, which is held back because it can be the last."""
         self.fold(delta)
         tokens = self._tokens[0]
         while self._sent < len(tokens) - 1:
