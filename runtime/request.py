@@ -1,8 +1,8 @@
-"""What is asked of the engine and what it answers, in token ids. No text, no HTTP, no JAX.
+"""The engine's requests and events, in token ids. No text, no HTTP, no JAX.
 
-These few frozen types cross every boundary: research scripts build them, the server sends them over the
-wire, the engine consumes them. One `Request` is one sequence; a caller who wants several choices of one
-prompt submits several requests with the same seed and the choices 0, 1, 2 …
+Research scripts build these frozen types, the server sends them over the wire, the engine consumes them. One
+`Request` is one sequence. Several choices of one prompt are several requests with the same seed and the
+choices 0, 1, 2 …
 """
 
 import math
@@ -15,22 +15,22 @@ from typing import Any, Literal
 from ..model.errors import DistaffError
 
 MAX_TOP_LOGPROBS = 20
-"""The most alternatives per token that a step reports (OpenAI's limit)."""
+"""The maximum number of alternatives per token that a step reports (OpenAI's limit)."""
 
 MAX_BIAS = 100
 """The largest bias of a logit, up or down (OpenAI's limit)."""
 
 MAX_TEMPERATURE = 1e6
-"""The highest temperature; at a tenth of it every token is as likely as any other already."""
+"""The highest temperature; at a tenth of it all tokens are already equally likely."""
 
 NOT_FINITE, IMPOSSIBLE = -1, -2
-"""What a step samples in place of a token: the logits are no numbers; no token may be drawn."""
+"""Sampled in place of a token: the logits are not finite; no token is allowed."""
 
 FinishReason = Literal["stop", "length", "error"]
 
 
 class InvalidRequest(DistaffError):
-    """A request that can never be served. `param` names the field at fault."""
+    """A request that can never be served. `param` names the invalid field."""
 
     def __init__(self, message: str, param: str) -> None:
         super().__init__(message)
@@ -42,7 +42,7 @@ class EngineError(DistaffError):
 
 
 class Overloaded(EngineError):
-    """There is no room; the same request may succeed later, at the soonest in `retry_after` seconds."""
+    """There is no capacity; the same request can succeed later, after at least `retry_after` seconds."""
 
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message)
@@ -50,7 +50,7 @@ class Overloaded(EngineError):
 
 
 class NotReady(EngineError):
-    """The engine is loading, restarting or draining, and probably takes requests in `retry_after` seconds."""
+    """The engine is loading, restarting or draining. Requests may succeed in `retry_after` seconds."""
 
     def __init__(self, message: str, retry_after: float = 5.0) -> None:
         super().__init__(message)
@@ -58,7 +58,7 @@ class NotReady(EngineError):
 
 
 class EngineFailed(EngineError):
-    """The engine was lost, or failed this request, after it had been accepted."""
+    """The engine ended, or failed this request, after accepting it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,7 @@ class Bounds:
 
     Attributes:
       low, high: the smallest and the largest value; `high` can name a parameter that holds it.
-      kind: int or float. An int is also a valid float.
-      packed: every row of a step's input has a place for it, under its own name, as i32 or f32.
+      kind: int or float. packed: every row of a step's input has a place of that name for it, i32 or f32.
     """
 
     low: float
@@ -97,7 +96,7 @@ class SamplingParams:
     the declaration. What the sampler reads also has a field in `device.sampling.RowParams`.
 
     Attributes:
-      max_tokens: the most tokens to generate, at least 1; None goes on to the context's end.
+      max_tokens: the most tokens to generate, at least 1; None continues to the end of the context.
       temperature: 0 takes the most likely token.
       top_p: nucleus, 0 < top_p <= 1 (0 means the most likely token). top_k: 0 for no limit.
       min_p: drops tokens less likely than min_p times the most likely one.
@@ -107,16 +106,16 @@ class SamplingParams:
         multiplied (Keskar et al. 2019, arXiv:1909.05858); before the other two.
       logit_bias: `(id, value)` pairs; the value is added to the logit.
       allowed_ids: no other id is generated; None for no such limit.
-      min_tokens: none of stop_ids is generated before so many tokens, at most max_tokens; unless the grammar
-        allows nothing else.
-      seed: any integer of 64 bits; None draws one on admission.
-      grammar: what may be generated, in the words of the engine's grammar compiler (see `constraints.py`).
-      logprobs: None for none, else how many alternatives to report beside the chosen token. They are of the
+      min_tokens: at most max_tokens; before that many tokens none of stop_ids is generated, unless the
+        grammar allows nothing else.
+      seed: any integer of 64 bits; None draws one when the request is accepted.
+      grammar: the allowed text, in the format of the engine's grammar compiler (see `constraints.py`).
+      logprobs: None for none, else how many alternatives to report with the chosen token. They are of the
         model's own distribution, before temperature and penalties.
       prompt_logprobs: the same for the prompt's tokens; they come with the first event.
       pool_prompt: the mean of the prompt's final hidden states comes with the first event.
       stop_ids: ids that end the sequence (the model's end tokens); the ending id is not one of its tokens.
-      ignore_eos: generate on past stop_ids.
+      ignore_eos: continue after stop_ids.
     """
 
     max_tokens: int | None = _number(None, 1, math.inf, int)
@@ -146,18 +145,18 @@ class SamplingParams:
 
     @property
     def penalises(self) -> bool:
-        """Whether what is generated must be counted."""
+        """Whether the generated tokens must be counted."""
         return bool(self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1.0)
 
     @property
     def adjusts(self) -> bool:
-        """Whether logits are changed before the draw, a grammar apart."""
+        """Whether logits are changed before the draw, other than by a grammar."""
         biased = bool(self.logit_bias) or self.allowed_ids is not None
         return self.penalises or biased or bool(self.min_tokens and self.stop_ids)
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether something is asked of every token of the prompt."""
+        """Whether the request needs a result for every token of the prompt."""
         return self.prompt_logprobs is not None or self.pool_prompt
 
 
@@ -189,10 +188,10 @@ class Request:
       choice: which of several continuations of one prompt this is (0 for the only one); with the seed and
         the position it keys every random draw.
       cache_salt: only requests with the same salt find each other's prompts in the cache.
-      generated: what has been generated after the prompt before, by this engine or another: the sequence
-        continues behind it as if it had never been interrupted. `params` are those of the whole sequence,
-        and should name the seed. What the first event says of the prompt is not said again.
-      client: whose request it is; where pages are short, those of the client that holds most are taken.
+      generated: the tokens after the prompt that this engine or another has already generated. The sequence
+        continues after them as if it had never been interrupted. `params` are those of the whole sequence,
+        and should include the seed. What the first event reports of the prompt is not reported again.
+      client: the owner of the request; when pages run out, the client that holds the most loses pages first.
     """
 
     id: str
@@ -209,8 +208,8 @@ class TokenLogprobs:
     """Natural logarithms of probabilities under the model's own distribution.
 
     Attributes:
-      chosen: of the token that was taken.
-      top: the most likely `(token id, logprob)` pairs, descending, as many as were asked for.
+      chosen: of the chosen token.
+      top: the most likely `(token id, logprob)` pairs, descending, as many as requested.
     """
 
     chosen: float
@@ -219,17 +218,20 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenEvent:
-    """What a request hears after a step: a token, an end, or both.
+    """What a request receives after a step: a token, an end, or both.
 
-    The last event of a request, and only that one, has `finish`. A sequence that ran into one of its
-    stop_ids ends with `finish="stop"`, no token, and that id in `end`, whose the log-probabilities are; one
-    whose grammar allows nothing more ends with the last token and `finish="stop"`; one that reached its
-    length ends with the last token and `finish="length"`; one that failed ends with `finish="error"` and the
-    reason in `error`, in `param` the parameter at fault if the request itself is, and `lost` if the engine as
-    a whole failed, or never took it: another engine can continue it. An aborted request hears nothing more.
-    The first event says how many tokens of the prompt were found in the cache, how many seconds the request
-    waited for its first step, and what was asked of the prompt: the log-probability of each token but the
-    first, the mean of all hidden states. No event of a request with `generated` tokens says any of this.
+    Only the last event of a request has `finish`. How a sequence ends:
+
+    - It generated one of its stop_ids: `finish="stop"`, no token, the id in `end`; `logprobs` are of that id.
+    - Its grammar is complete: the last token and `finish="stop"`.
+    - It reached its length: the last token and `finish="length"`.
+    - It failed: `finish="error"` and the reason in `error`. `param` is the invalid parameter, if any.
+      `lost` means that the whole engine failed or never accepted it: another engine can continue it.
+
+    An aborted request receives no more events. The first event also reports how many tokens of the prompt
+    were in the cache, how long the request waited for its first step in seconds, and the requested results
+    for the prompt: log-probabilities of all but its first token, the mean of all hidden states. A request
+    with `generated` tokens receives none of these.
     """
 
     request_id: str
@@ -253,15 +255,15 @@ class EngineStats:
     Attributes:
       waiting: requests without a slot. running: requests with one.
       free_pages, total_pages: of the KV pool, the trash page not counted.
-      steps: device steps since the start. preemptions: rows thrown back for want of pages.
+      steps: device steps since the start. preemptions: rows that lost their pages and were queued again.
       prompt_tokens, generated_tokens: processed since the start (recomputed prompts count again).
-      cached_tokens: of prompts, found in the cache and not processed.
-      drafted_tokens, accepted_tokens: guessed, and guessed right.
-      compilations: executables that the engine's thread has built; anything but 0 is a defect.
-      buckets_ready, buckets: shapes of a step that are compiled, and those that will be.
-      decode_seconds: of a step in which every slot decodes, as a trial took it. prompt_seconds: of a full
-        step, per token of the prompts in it. 0.0 where they are not known.
-      seconds: of the engine's thread, by phase (see `phases.py`).
+      cached_tokens: tokens of prompts that were in the cache and not processed.
+      drafted_tokens, accepted_tokens: draft tokens, and those that were right.
+      compilations: executables that the engine's thread has built; more than 0 is a defect.
+      buckets_ready, buckets: compiled shapes of a step, and all shapes.
+      decode_seconds: the time of a step in which every slot decodes, from a trial. prompt_seconds: that of a
+        full step, per token of its prompts. 0.0 if unknown.
+      seconds: the time of the engine's thread, by phase (see `phases.py`).
     """
 
     waiting: int = 0
@@ -284,7 +286,7 @@ class EngineStats:
 
     @classmethod
     def total(cls, snapshots: Sequence["EngineStats"]) -> "EngineStats":
-        """The sum of several engines' snapshots; it says nothing of steps, which differ."""
+        """The sum of several engines' snapshots, without the times of steps, which differ."""
         names = [each.name for each in fields(cls) if not each.name.endswith("seconds")]
         phases = {phase for stats in snapshots for phase in stats.seconds}
         return cls(
@@ -294,5 +296,5 @@ class EngineStats:
 
 
 def draw_seed() -> int:
-    """A fresh unsigned 64-bit seed, for a request that names none."""
+    """A fresh unsigned 64-bit seed, for a request without one."""
     return secrets.randbits(64)

@@ -1,4 +1,4 @@
-"""What an engine refuses at once: requests that it could never serve. No JAX."""
+"""Checks for requests that an engine can never serve. No JAX."""
 
 import math
 from collections.abc import Collection
@@ -7,16 +7,16 @@ from .request import InvalidRequest, Request, SamplingParams
 
 
 def check(request: Request, vocabulary: int, context: int) -> int:
-    """The most tokens that the request may come to, prompt included.
+    """The maximum length of the request's sequence, prompt included.
 
-    What passes here can be packed: every number has its place in a step's input buffer.
+    A request that passes can be packed: every number fits its place in a step's input buffer.
 
     Args:
       vocabulary: V; ids are below it. context: the longest sequence, in tokens.
 
     Raises:
-      InvalidRequest: an empty prompt, an id or a choice out of range, more tokens than there is room for,
-        nothing that may be generated, or a sequence that has ended with what was generated before.
+      InvalidRequest: an empty prompt, an id or a choice out of range, more tokens than fit, no id that is
+        allowed, or a sequence that its `generated` tokens have already ended.
     """
     params, prompt = request.params, request.prompt
     if not prompt:
@@ -41,7 +41,7 @@ def check(request: Request, vocabulary: int, context: int) -> int:
 
 
 def _check_generated(request: Request, vocabulary: int, room: int) -> None:
-    """Raises InvalidRequest unless the sequence can go on behind what was generated before."""
+    """Raises InvalidRequest unless the sequence can continue after its `generated` tokens."""
     generated, params = request.generated, request.params
     _check_ids("generated", generated, "generated", vocabulary)
     if len(generated) >= room:
@@ -59,7 +59,7 @@ def check_params(params: SamplingParams, vocabulary: int) -> None:
     """The part of `check` that is the same for every prompt.
 
     Raises:
-      InvalidRequest: an id out of range, or nothing that may be generated.
+      InvalidRequest: an id out of range, or no id that is allowed.
     """
     _check_ids("logit_bias", [token for token, _ in params.logit_bias], "logit_bias", vocabulary)
     _check_ids("allowed_ids", params.allowed_ids or (), "allowed_ids", vocabulary)
@@ -78,7 +78,7 @@ def check_params(params: SamplingParams, vocabulary: int) -> None:
 
 
 def _check_ids(name: str, ids: Collection[int], param: str, vocabulary: int | None) -> None:
-    """Ids are integers below `vocabulary`; a model's own end ids may lie beyond it (None)."""
+    """Ids are integers below `vocabulary`; a model's own end ids can be above it (None)."""
     top = math.inf if vocabulary is None else vocabulary
     if set(map(type, ids)) <= {int} and 0 <= min(ids, default=0) <= max(ids, default=0) < top:
         return

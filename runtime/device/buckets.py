@@ -1,17 +1,17 @@
-"""The few static shapes that steps come in, and how the host's inputs travel to each.
+"""The few static shapes of steps, and the layout of each one's input.
 
 A step is compiled for a *bucket*: `decode` for B rows of one token, `mixed` for T tokens of prompts and
 running rows together (with as many rows as there are slots). Buckets are powers of two, so a request is
-padded at most twofold and the executables number log2(slots) + log2(budget). Where prompts can be scored, a
-mixed step also says what those of its tokens were worth for whom it is asked. Beside them, where wanted:
-`sample` draws for B rows whose logits a step has left behind, among what grammars allow.
+padded at most twofold and there are log2(slots) + log2(budget) executables. If prompts can be scored, a mixed
+step also returns the scores of the tokens that have a target. With grammars there is one more kind: `sample`
+draws for B rows from the logits that an earlier step has stored, among the ids that the grammars allow.
 
-In a decode step every token is a row of its own, with its own place in a sequence: so tokens of one sequence
-may lie side by side there, each seeing those before it. Drafts do; and where the engine is to be
-deterministic there is one decode bucket and nothing else, for prompts too.
+In a decode step every token is a row of its own, with its own position in a sequence. So tokens of one
+sequence can be neighbours there, each attending to those before it, as drafts do. A deterministic engine has
+one decode bucket and no others, for prompts too.
 
-All inputs of a step travel in one i32 buffer: one transfer, no per-array overhead. `Layout` says where each
-field lies; the host fills numpy views of the buffer, the device slices it.
+All inputs of a step are in one i32 buffer: one transfer, no overhead per array. `Layout` has the place of
+each field; the host fills numpy views of the buffer, the device slices it.
 """
 
 import math
@@ -26,7 +26,7 @@ from jax import lax
 from ..request import packed_parameters
 
 SMALLEST_MIXED = 16
-"""Tokens in the smallest mixed bucket; below it a step costs what it costs."""
+"""Tokens in the smallest mixed bucket; a smaller one is not faster."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +42,7 @@ class Bucket:
 
     @property
     def tiled(self) -> bool:
-        """Whether its rows may hold runs of tokens."""
+        """Whether a row can have several tokens."""
         return self.kind == "mixed"
 
 
@@ -51,11 +51,11 @@ class Shapes:
     """The sizes that all buckets of an engine share.
 
     Attributes:
-      slots: sequences decoding at the same time. budget: the most tokens of a step.
-      page_size: tokens to a page. table: M, pages in the longest sequence.
+      slots: sequences that decode at the same time. budget: the maximum number of tokens in a step.
+      page_size: tokens per page. table: M, pages in the longest sequence.
       tile: queries per tile in a mixed step.
-      single: every step has the one shape `decode(budget)`.
-      mask: words of a grammar's mask; 0 where there are no grammars. scores: prompts can be scored.
+      single: every step has the same shape, `decode(budget)`.
+      mask: words of a grammar's mask; 0 without grammars. scores: prompts can be scored.
     """
 
     slots: int
@@ -78,7 +78,7 @@ class Shapes:
         return usual + self._samplers()[::-1]
 
     def essential(self) -> list[Bucket]:
-        """Those that suffice for any request."""
+        """The buckets that are enough for any request."""
         buckets = self.buckets()
         return buckets[:1] + [bucket for bucket in buckets if bucket.kind == "sample"][:1]
 
@@ -92,7 +92,7 @@ class Shapes:
 
 
 def _powers(lowest: int, highest: int) -> list[int]:
-    """`lowest`, doubled until `highest`, which is always the last."""
+    """`lowest`, doubled up to `highest`, which is always the last."""
     sizes = []
     while lowest < highest:
         sizes.append(lowest)
@@ -115,18 +115,18 @@ _TILE_FIELDS = ("tile_start", "tile_length", "tile_row")
 
 
 class Layout:
-    """Where each input of a bucket lies in its buffer.
+    """The place of each input of a bucket in its buffer.
 
     Fields per token: `token` (-1: the row's last sample), `position` (-1: padding), `length` (see
-    `model.rotary`), `counted` (1 where penalties shall count it). Per row: the parameters of
+    `model.rotary`), `counted` (1 if penalties count it). Per row: the parameters of
     `request.packed_parameters` and the other sampling settings, `slot` (the number of slots for padding),
-    `first` (1 where the sequence was just seated), `held` (1 where the logits wait for a mask), `seed` and
-    the page `table`; `sample_position` is 0 where a row does not sample, before `end_position` the sequence
-    must not end; `rows` says how many are in use. In tiled
+    `first` (1 if the sequence has just taken the slot), `held` (1 if the logits wait for a mask), `seed` and
+    the page `table`; `sample_position` is 0 if a row does not sample, before `end_position` the sequence must
+    not end; `rows` is the number in use. In tiled
     buckets also `row` per token; per row `end`, behind its tokens in T, and `single` and `last` (indices into
-    T, T for none: a row without a single token, a row that does not sample); the tiles; and, where prompts
-    can be scored, per token `target`, the id that follows it, -1 for a token of which nothing is asked. A
-    sample bucket has of all this the settings, and `mask`.
+    T, T for none: a row without a single token, a row that does not sample); the tiles; and, if prompts
+    can be scored, per token `target`, the id that follows it, -1 for a token without a score. A sample bucket
+    has only the settings and `mask`.
     """
 
     def __init__(self, bucket: Bucket, shapes: Shapes) -> None:
@@ -172,7 +172,7 @@ class Layout:
 
 
 def choose(buckets: Iterable[Bucket], kind: str, tokens: int) -> Bucket:
-    """The smallest of these buckets that is of a kind and holds this many tokens; a mixed one where there is
-    none yet of those that are wanted."""
+    """The smallest of these buckets of a kind that holds this many tokens; a mixed one if no other is
+    compiled yet."""
     fitting = [b for b in buckets if b.kind in (kind, "mixed") and b.tokens >= tokens]
     return min(fitting, key=lambda bucket: (bucket.kind != kind, bucket.tokens))

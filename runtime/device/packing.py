@@ -1,7 +1,7 @@
 """Writes a plan into a bucket's input buffer: the last thing the host does before a step. No JAX.
 
-The tokens of the plan's rows lie one behind the other. In a mixed bucket line i is the plan's i-th row; in a
-decode bucket every token is a line.
+The tokens of the plan's rows follow each other. In a mixed bucket line i is the plan's i-th row; in a decode
+bucket every token is a line.
 """
 
 import numpy as np
@@ -50,10 +50,10 @@ def pack(rows: list[Row], bucket: Bucket, layout: Layout, shapes: Shapes) -> np.
 
 
 def pack_masked(rows: list[Row], layout: Layout, shapes: Shapes) -> tuple[np.ndarray, dict[Row, Exception]]:
-    """The sampler's input buffer for rows whose logits were left behind, under what their grammars allow.
+    """The sampler's input buffer for rows with stored logits, with the masks of their grammars.
 
-    Their step is under way, so a row that fails here does not hold up the others: its line is padding, and
-    why is in the second result.
+    Their step is already running, so a row that fails here does not stop the others: its line is padding, and
+    its error is in the second result.
     """
     buffer, views = layout.allocate()
     views["slot"][:] = shapes.slots
@@ -70,10 +70,10 @@ def pack_masked(rows: list[Row], layout: Layout, shapes: Shapes) -> tuple[np.nda
 
 
 def adjustments_of(sequence: Sequence, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
-    """What a slot has to know of each id: bias f32 `[V]`, marks u8 `[V]`; see `sampling.Adjustments`.
+    """A slot's values for each id: bias f32 `[V]`, marks u8 `[V]`; see `sampling.Adjustments`.
 
     Raises:
-      SequenceFault: they cannot be made.
+      SequenceFault: they cannot be computed.
     """
     try:
         return _adjustments_of(sequence.request, vocabulary)
@@ -95,7 +95,7 @@ def _adjustments_of(request: Request, vocabulary: int) -> tuple[np.ndarray, np.n
 
 
 def sampling_lines(plan: Plan, bucket: Bucket) -> list[range]:
-    """Of each row, the lines that its samples are in: one, or one more than it has drafts."""
+    """The lines of each row's samples: one more than it has drafts, none if it does not sample."""
     lines, at = [], 0
     for row in plan.rows:
         at += 1 if bucket.tiled else row.count
@@ -125,7 +125,7 @@ def _pack_row(views: Views, lines: slice, row: Row) -> None:
 
 
 def _pack_settings(views: Views, lines: slice, row: Row) -> None:
-    """How the row's samples are drawn."""
+    """The settings of the row's samples."""
     sequence, params = row.sequence, row.sequence.request.params
     end = row.start + row.count
     views["seed"][lines] = sequence.seed & 0xFFFFFFFF, sequence.seed >> 32 & 0xFFFFFFFF
@@ -141,14 +141,14 @@ def _pack_settings(views: Views, lines: slice, row: Row) -> None:
 
 
 def _pack_targets(views: Views, span: slice, row: Row) -> None:
-    """The ids that follow the row's tokens in the prompt; behind its last one some id, -1 after that."""
+    """The ids that follow the row's tokens in the prompt; any id after the last one, then -1."""
     prompt = row.sequence.request.prompt
     known = [*prompt[row.start + 1 : row.start + row.count + 1], 0][: row.count]
     views["target"][span.start : span.start + len(known)] = known
 
 
 def _pack_place(views: Views, line: int, row: Row, at: int, tile: int) -> None:
-    """Where the row's tokens are in T, for attention and for the head."""
+    """The place of the row's tokens in T, for attention and for the head."""
     views["row"][at : at + row.count] = line
     views["end"][line:] = at + row.count
     if row.samples:

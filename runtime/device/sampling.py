@@ -1,14 +1,14 @@
 """From logits to tokens, on the device, for a batch in which every row has its own settings.
 
-Nothing here is static: one compiled sampler serves every mixture of requests, and work that no row asks for
-is skipped by `lax.cond`. A draw is keyed by (seed, choice, position) alone, so it does not depend on
+Nothing here is static: one compiled sampler serves every mixture of requests, and `lax.cond` skips work that
+no row needs. A draw is keyed by (seed, choice, position) alone, so it does not depend on
 neighbours, slots, chunking or preemption.
 
-The idea: top-k, top-p and min-p are all thresholds on the logit. Once the row's threshold is known, all kept
-tokens race: each has an exponentially distributed time, divided by its weight, and the first one wins. That
-is exact over the whole vocabulary, costs a few passes over the logits, and sorts nothing. And it is steady:
-logits that differ in their last bits, as those of differently padded batches do, change the winner only where
-two tokens arrive together, whereas walking along the cumulated probabilities would change it at any edge.
+The idea: top-k, top-p and min-p are all thresholds on the logit. With the row's threshold known, all kept
+tokens race: each has an exponentially distributed time, divided by its weight, and the first one wins. This
+is exact over the whole vocabulary, needs a few passes over the logits, and no sort. It is also stable: logits
+that differ in their last bits, as in differently padded batches, change the winner only if two tokens arrive
+at the same time. A search in the cumulative probabilities would change it at every boundary.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from jax import lax
 from ..request import IMPOSSIBLE, MAX_TOP_LOGPROBS, NOT_FINITE
 
 WINDOW = 128
-"""Thresholds are first looked for among this many best tokens; bisection over all ids finds the rest."""
+"""Thresholds are first searched among this many best tokens; bisection over all ids finds the others."""
 
 _BISECTIONS = 40
 
@@ -34,7 +34,7 @@ class RowParams(NamedTuple):
         drawn.
       temperature_B: f32, 0 for the most likely token. top_p_B, min_p_B: f32. top_k_B: i32, 0 for no limit.
       frequency_penalty_B, presence_penalty_B, repetition_penalty_B: f32 penalties.
-      adjusts_B: bool, whether anything of `Adjustments` is meant for the row.
+      adjusts_B: bool, whether `Adjustments` apply to the row.
       end_position_B: i32, before which the row must not end.
       wants_logprobs_B: bool.
     """
@@ -55,14 +55,14 @@ class RowParams(NamedTuple):
 
 
 PROMPTED, ENDING = 1, 2
-"""Marks of an id: it stands in the prompt; it would end the sequence."""
+"""Marks of an id: it is in the prompt; it ends the sequence."""
 
 
 class Adjustments(NamedTuple):
-    """What is known of each id in each row, for rows that adjust logits.
+    """The values of each id in each row, for rows that adjust logits.
 
     Attributes:
-      counts_BV: i32, how often the row has generated it. bias_BV: f32, what is added to its logit.
+      counts_BV: i32, how often the row has generated it. bias_BV: f32, added to its logit.
       marks_BV: u8, PROMPTED and ENDING.
     """
 
@@ -72,13 +72,13 @@ class Adjustments(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """What a step brings to the host.
+    """The results of a step for the host.
 
     Attributes:
-      token_B: i32, the sampled id; NOT_FINITE where the row is broken or its logits are not finite,
-        IMPOSSIBLE where nothing may be drawn.
+      token_B: i32, the sampled id; NOT_FINITE if the row is broken or its logits are not finite,
+        IMPOSSIBLE if no id is allowed.
       logprob_BX: f32 `[B, 1 + MAX_TOP_LOGPROBS]`, of the sampled token and of `top_BX`, from the raw logits;
-        zeros when no row wants them.
+        zeros if no row needs them.
       top_BX: i32 `[B, MAX_TOP_LOGPROBS]`, the most likely ids, descending.
     """
 
@@ -94,13 +94,13 @@ def sample(
     broken_B: jax.Array,
     allowed_BV: jax.Array | None = None,
 ) -> Samples:
-    """Draws one token a row.
+    """Draws one token per row.
 
     Args:
       logits_BV: f32, the model's raw scores.
-      adjustments: asked only where a row adjusts logits.
-      broken_B: bool, rows that must not go on.
-      allowed_BV: bool, the ids that may be drawn; None for all.
+      adjustments: called only if a row adjusts logits.
+      broken_B: bool, rows that must not continue.
+      allowed_BV: bool, the allowed ids; None for all.
     """
     with jax.named_scope("sample"):
         adjusted_BV = lax.cond(
@@ -132,7 +132,7 @@ def _adjust(
 ) -> jax.Array:
     """The logits of the rows that adjust them: repetition divides, OpenAI's penalties are subtracted
     (`count * frequency + (count > 0) * presence`), the bias is added, the mask applied, and an early end is
-    ruled out unless nothing but an end is left: a text that a grammar has completed ends."""
+    excluded unless only an end is left: a text with a complete grammar ends."""
     count_BV = known.counts_BV.astype(jnp.float32)
     seen_BV = (known.counts_BV > 0).astype(jnp.float32)
     repeated_BV = (known.counts_BV > 0) | (known.marks_BV & PROMPTED > 0)
@@ -164,8 +164,8 @@ def _draw(logits_BV: jax.Array, params: RowParams, draws_B: jax.Array) -> jax.Ar
 def _times(size: int, params: RowParams) -> jax.Array:
     """Exponentially distributed times, f32 `[B, size]`, keyed by each row's seed, choice and position.
 
-    Threefry makes two words of a row's key; an integer hash (Wellons' `lowbias32`) spreads them over the ids,
-    since threefry for every id would cost as much as a decode step.
+    Threefry turns a row's key into two words; an integer hash (Wellons' `lowbias32`) spreads them over the
+    ids, because threefry for every id would cost as much as a decode step.
     """
 
     def key(seed: jax.Array, choice: jax.Array, position: jax.Array) -> jax.Array:
@@ -182,9 +182,9 @@ def _times(size: int, params: RowParams) -> jax.Array:
 
 
 def _thresholds(weights_BV: jax.Array, params: RowParams, draws_B: jax.Array) -> jax.Array:
-    """The smallest weight each row keeps (its largest weight being 1): f32 `[B]`.
+    """The smallest weight that each row keeps (its largest weight is 1): f32 `[B]`.
 
-    Top-k is applied first, top-p to what top-k left, min-p relative to the most likely token.
+    Top-k is applied first, top-p to the rest, min-p relative to the most likely token.
     """
     truncates_B = draws_B & ((params.top_k_B > 0) | (params.top_p_B < 1))
     floor_B = lax.cond(
@@ -207,8 +207,8 @@ def _rank_thresholds(weights_BV: jax.Array, params: RowParams, truncates_B: jax.
     before_BW = jnp.cumsum(best_BW, axis=-1) - best_BW
     kept_BW = within_BW & (before_BW < (params.top_p_B * total_B)[:, None])
     floor_B = jnp.min(jnp.where(kept_BW, best_BW, jnp.inf), axis=-1)
-    # A row is settled when its threshold lies inside the window; with a top-k beyond the window the mass that
-    # top-p is a share of is unknown here, so such a row always goes on to bisection.
+    # A row is settled if its threshold is inside the window. With a top-k beyond the window the total mass
+    # for top-p is unknown here, so such a row always needs bisection.
     unlimited_B = k_B == size
     reached_B = inside_B >= params.top_p_B * total_B
     settled_B = (k_B <= window) | (unlimited_B & reached_B)
@@ -218,7 +218,7 @@ def _rank_thresholds(weights_BV: jax.Array, params: RowParams, truncates_B: jax.
 
 
 def _search(weights_BV: jax.Array, k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
-    """Thresholds by bisection over the whole vocabulary, for rows whose window was too small."""
+    """Thresholds by bisection over the whole vocabulary, for rows with a threshold outside the window."""
 
     def bisect(enough) -> jax.Array:
         def halve(_, bounds):
@@ -246,15 +246,15 @@ def allowed_of(mask_BW: jax.Array, size: int) -> jax.Array:
 
 
 def logprobs(logits_BV: jax.Array, token_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Log-softmax of the raw logits, for one token a row and the most likely ones, as `Samples` says."""
+    """Log-softmax of the raw logits, for one token per row and the most likely ones, as in `Samples`."""
     norm_B1 = jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True)
     width = min(MAX_TOP_LOGPROBS, logits_BV.shape[1])
     best_BX, top_BX = lax.top_k(logits_BV, width)
     chosen_B1 = jnp.take_along_axis(logits_BV, jnp.maximum(token_B, 0)[:, None], axis=1)
     short = ((0, 0), (0, MAX_TOP_LOGPROBS - width))
     logprob_BX = jnp.concatenate([chosen_B1, jnp.pad(best_BX, short)], axis=1) - norm_B1
-    # Without the barrier XLA may join what follows to its TopK, and on a CPU sort the vocabulary instead;
-    # directly around the two results of TopK it would end XLA's compiler.
+    # Without the barrier XLA can fuse later operations with its TopK, and then sort the vocabulary on a CPU.
+    # A barrier directly around the two results of TopK crashes XLA's compiler.
     return lax.optimization_barrier((logprob_BX, jnp.pad(top_BX, short)))
 
 
