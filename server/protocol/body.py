@@ -69,7 +69,7 @@ def parse_inner(text: str) -> Any:
 def has_too_many_parts(body: bytes, most: int = MOST_PARTS) -> bool:
     """Whether there are more than `most` beginnings of objects, arrays and members, without reading the JSON.
 
-    Of what is no JSON, all is counted that stands before the first fault, which is as far as it is read.
+    In invalid JSON, only the part before the first error counts; no more is read.
     """
     if body.count(b":") + body.count(b"[") + body.count(b"{") <= most:
         return False

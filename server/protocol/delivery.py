@@ -13,7 +13,7 @@ STREAM_OPTIONS = Object(
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What `stream` and `stream_options` ask for.
+    """The values of `stream` and `stream_options`.
 
     Attributes:
       include_usage: one more chunk with the usage. continuous_usage: every chunk carries the usage so far.

@@ -1,7 +1,7 @@
-"""Typed readers of a JSON object's fields, which answer a wrong value in OpenAI's exact words.
+"""Typed readers of a JSON object's fields; a wrong value raises an error in OpenAI's exact words.
 
 Knows the grammar of the errors, not the parameters. The one idea: a `Fields` remembers the path of its
-object, so that an error names `messages[3].role` however deep it was found. Null is absence everywhere.
+object, so that an error names `messages[3].role` at any depth. Null always means absent.
 
 Source of the texts: OpenAI's answers, as recorded in the protocol's error table.
 """
@@ -39,7 +39,7 @@ class Fields:
         return value
 
     def integer(self, name: str, low: int, high: int) -> int | None:
-        """An integer within [low, high]; 2.0 is one, as in JSON Schema, and a boolean is none."""
+        """An integer within [low, high]; 2.0 counts as one, as in JSON Schema, a boolean does not."""
         value = whole(self.values.get(name))
         if value is None:
             return None
@@ -105,7 +105,7 @@ def objects(path: str, value: Any, longest: int) -> list[Fields]:
     """A list of objects, at least one and at most `longest`.
 
     Raises:
-      BadRequest: not a list, empty, too long, or an item that is no object.
+      BadRequest: not a list, empty, too long, or an item that is not an object.
     """
     if not isinstance(value, list):
         raise wrong_type(path, "an array of objects", value)
@@ -117,12 +117,12 @@ def objects(path: str, value: Any, longest: int) -> list[Fields]:
 
 
 def whole(value: Any) -> Any:
-    """A decimal number without a fraction as the integer that it is; anything else as it came."""
+    """A decimal number without a fraction as an integer; anything else unchanged."""
     return int(value) if type(value) is float and value.is_integer() else value
 
 
 def integers(path: str, values: Iterable[Any]) -> tuple[int, ...]:
-    """The items of a list as integers. Raises BadRequest for the first that is none."""
+    """The items of a list as integers. Raises BadRequest for the first that is not an integer."""
     found = tuple(map(whole, values))
     for index, item in enumerate(found):
         if type(item) is not int:
@@ -186,7 +186,7 @@ def unknown(path: str, nearest: str | None = None) -> tuple[str, str, str]:
 
 
 def shown(value: Any) -> str:
-    """A client's value as it may appear in a message: never long."""
+    """A client's value, short enough for a message."""
     if type(value) is int and value.bit_length() > 200:
         return f"an integer of {value.bit_length()} bits"
     text = str(value)

@@ -9,7 +9,7 @@ _ALPHABET = string.ascii_letters + string.digits
 
 
 def fresh_id(prefix: str, length: int = 29) -> str:
-    """The prefix and so many letters or digits."""
+    """The prefix and this many letters or digits."""
     return prefix + "".join(secrets.choice(_ALPHABET) for _ in range(length))
 
 

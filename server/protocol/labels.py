@@ -34,7 +34,7 @@ KINDS: dict[str, Kind] = _IDENTITY | {
 
 
 def check_identity(fields: Described) -> None:
-    """`user` and its kin. Raises BadRequest."""
+    """`user` and similar labels. Raises BadRequest."""
     for name in _IDENTITY:
         fields.take(name)
 

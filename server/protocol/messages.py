@@ -1,7 +1,7 @@
-"""The conversation of a request: checked, and brought into the one form that templates read.
+"""The conversation of a request: checked, and converted to the form that templates read.
 
 Two passes, in OpenAI's order: `read_messages` checks types and builds fresh dicts (the caller's own are
-never changed), `check_contents` asks at the very end for contents that are missing. Templates, token ids
+never changed), `check_contents` looks for missing contents at the very end. Templates, token ids
 and the rule that roles alternate belong to the tokenizer.
 """
 
@@ -13,7 +13,7 @@ from .fields import Fields, check_array, missing, objects, wrong_type, wrong_val
 from .kinds import TEXT, Schema, Shape, array, constant, record
 
 MOST_MESSAGES = 32_768
-"""The context is the true limit; this one only bounds the work of finding out."""
+"""The context is the real limit; this one only bounds the work of counting."""
 
 ROLES = ("system", "assistant", "user", "function", "tool", "developer")
 
@@ -31,7 +31,7 @@ def read_messages(value: Any) -> list[Message]:
     """Checks `messages` and rewrites them for the template.
 
     Content parts are joined, `developer` becomes `system`, `function` becomes `tool`, the arguments of a
-    tool call become an object where they parse as one.
+    tool call become an object if they parse as one.
 
     Raises:
       BadRequest: a message is malformed; the error names its place.
@@ -121,7 +121,7 @@ def _tool_call(fields: Fields) -> dict[str, Any]:
 
 
 def parsed_arguments(text: str) -> Any:
-    """Most templates want the object that the string holds; a string that holds none stays as it is."""
+    """Most templates expect the object that the string holds; a string without one is unchanged."""
     try:
         value = parse_inner(text)
     except ValueError:
@@ -144,20 +144,20 @@ def _content_schema(kinds: tuple[str, ...]) -> Schema:
 
 
 def _assistant_schema() -> Schema:
-    """Something must stand in the place of content, if there is none."""
+    """The schema of the assistant's messages: without content, another field must replace it."""
     content = _content_schema(("text", "refusal"))
     function = record({"name": TEXT, "arguments": TEXT})
     calls = array(record({"id": TEXT, "type": constant("function"), "function": function}), MOST_MESSAGES, 0)
-    said = {"role": constant("assistant")}
+    role = {"role": constant("assistant")}
     others = {"name": TEXT, "content": content, "refusal": TEXT, "tool_calls": calls}
-    may_stand = {
+    alternatives = {
         "content": content,
         "refusal": TEXT,
         "tool_calls": calls,
         "function_call": {"type": "object"},
         "audio": {"type": "object"},
     }
-    return {"anyOf": [record(said | {name: each}, others) for name, each in may_stand.items()]}
+    return {"anyOf": [record(role | {name: each}, others) for name, each in alternatives.items()]}
 
 
 def _schema() -> Schema:

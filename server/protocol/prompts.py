@@ -13,7 +13,7 @@ RawPrompt = str | tuple[int, ...]
 
 
 def read_prompts(path: str, value: Any, most: int) -> tuple[RawPrompt, ...]:
-    """A string, a list of strings, a list of ids, or a list of such lists. Nothing is the empty string.
+    """A string, a list of strings, a list of ids, or a list of such lists. Absent means the empty string.
 
     Raises:
       BadRequest: anything else, or more than `most` of them.
@@ -42,7 +42,7 @@ def _one(value: Any, path: str, strings: bool) -> RawPrompt:
 
 
 def prompts_kind(most: int, *, empty: bool) -> Shape:
-    """What `read_prompts` takes; `empty`: a text may be."""
+    """The values that `read_prompts` accepts; `empty`: a text can be empty."""
 
     def schema(limits: Limits) -> Schema:
         ids = ids_schema(limits, 1)

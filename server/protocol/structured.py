@@ -1,7 +1,7 @@
-"""Structured output: `response_format`, and what peers call the same, -> a grammar.
+"""Structured output: `response_format`, and its names in other servers, -> a grammar.
 
-What is asked for is read here; making its grammar and finding out whether it can be followed takes a bounded
-time but may take a while, so that is done when `Constraint.grammar` is called.
+Only the request is read here. To build its grammar, and to check that it can be followed, takes a bounded but
+possibly long time, so `Constraint.grammar` does that when it is called.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ EXTRAS = (
 )
 _NAMES = ("json", "regex", "choice", "grammar", "json_object")
 _SWITCHES = ("disable_any_whitespace", "disable_fallback", "disable_additional_properties")
-"""vLLM's. Two change nothing: JSON is spaced in one way here, and there is nothing to fall back to."""
+"""vLLM's. Two change nothing: JSON has one kind of spacing here, and there is no other backend."""
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 _MOST_CHOICES = 10_000
 LONGEST_NAME = 64
@@ -44,11 +44,11 @@ LONGEST_NAME = 64
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """What a reply must be.
+    """The constraint on a reply.
 
     Attributes:
-      make: makes the grammar (see `checkpoints.grammar`), or raises GrammarError or BadRequest.
-      param: the parameter that asks for it. name: of the schema, if any.
+      make: builds the grammar (see `checkpoints.grammar`), or raises GrammarError or BadRequest.
+      param: the parameter that requests it. name: of the schema, if any.
       source: the schema or the regular expression that was given, if one was.
     """
 
@@ -83,10 +83,10 @@ class Constraint:
 
 
 def read_constraint(fields: Fields, *, flat: bool = False) -> Constraint | None:
-    """`response_format`, or one of what peers have in its place.
+    """`response_format`, or an equivalent parameter of another server.
 
     Args:
-      flat: it is `text.format`, and a schema's name stands beside its type, as in the Responses API.
+      flat: it is `text.format`, and a schema's name is next to its type, as in the Responses API.
 
     Raises:
       BadRequest: the first fault found.
@@ -142,7 +142,7 @@ def _from_object(found: Fields) -> Constraint:
 
 
 def _only(found: Fields, names: tuple[str, ...]) -> None:
-    """Raises BadRequest for another key: what it asks for would be dropped."""
+    """Raises BadRequest for another key, which would otherwise be ignored."""
     given = {name: value for name, value in found.values.items() if value is not None}
     Fields(given, found.path).only(names)
 
@@ -186,7 +186,7 @@ def _json(fields: Fields, name: str, path: str, closed: bool) -> Constraint:
 
 
 def _parsed(text: str) -> Any:
-    """The JSON in a string; the string itself where there is none."""
+    """The JSON in a string; the string itself if it is not JSON."""
     try:
         return parse_inner(text)
     except ValueError:

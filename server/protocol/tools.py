@@ -43,11 +43,11 @@ class ToolUse:
 def read_tools(fields: Described, *, flat: bool = False) -> ToolUse:
     """`tools`, `tool_choice` and `parallel_tool_calls`.
 
-    An empty list means no tools, and the choices that then change nothing pass with it; a strict server
-    refuses it, as OpenAI does, but for the Responses API.
+    An empty list means no tools, and choices that then change nothing are accepted with it. A strict server
+    refuses it, as OpenAI does, except in the Responses API.
 
     Args:
-      flat: a function's name stands beside its type, as in the Responses API, not in an object of its own.
+      flat: a function's name is next to its type, as in the Responses API, not in an object of its own.
 
     Raises:
       BadRequest: the first fault found.
@@ -101,12 +101,12 @@ def _tool(fields: Fields, flat: bool) -> Tool:
 
 
 def invalid_parameters(param: str, name: str, reason: str) -> BadRequest:
-    """The error for a tool whose arguments' schema is not served."""
+    """The error for a tool with an unsupported schema of arguments."""
     return BadRequest(f"Invalid schema for function '{name}': {reason}", param, "invalid_function_parameters")
 
 
 def _inner(fields: Fields, name: str, flat: bool) -> Fields:
-    """The object that says more; flat, there is none and all is said here."""
+    """The object with the details; if flat, they are in the tool itself."""
     inner = fields if flat else fields.object(name)
     if inner is None:
         raise missing(fields.where(name))

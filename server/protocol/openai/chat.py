@@ -1,7 +1,7 @@
 """The body of a chat completion -> a typed `ChatCall`, or OpenAI's 400.
 
 The checks run in OpenAI's order, so that of two faults the same one is reported: model, messages, unknown
-keys, each field in turn, what this server cannot do, missing contents. Which models exist, how long a prompt
+keys, each field in turn, unsupported parameters, missing contents. Which models exist, how long a prompt
 may be and the defaults for sampling are decided later, where they are known.
 """
 
@@ -22,10 +22,10 @@ from . import parameters
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rendering:
-    """How the template is asked to render the conversation.
+    """How the template renders the conversation.
 
     Attributes:
-      add_generation_prompt: end with the opening of an answer. continue_final_message: leave the last open.
+      add_generation_prompt: end with the beginning of an answer. continue_final_message: leave the last open.
       options: further variables of the template.
     """
 
@@ -39,8 +39,8 @@ class ChatCall:
     """One checked request.
 
     Attributes:
-      constraint: what the answer must be, if anything.
-      unknown: keys that mean nothing here.
+      constraint: the constraint on the answer, if any.
+      unknown: keys that are not parameters of this route.
     """
 
     model: str
@@ -90,7 +90,7 @@ def parse_chat(body: dict[str, Any], *, most_choices: int, strict: bool) -> Chat
 
 
 def read_model(fields: Fields) -> str:
-    """The model's id; whether there is such a one is not known here. Raises BadRequest."""
+    """The model's id; whether it exists is checked later. Raises BadRequest."""
     model = fields.get("model")
     if model is None or model == "":
         raise BadRequest("you must provide a model parameter")
@@ -109,7 +109,7 @@ def _logprobs(fields: Described) -> int | None:
 
 
 def read_rendering(fields: Described) -> Rendering:
-    """What is asked of the template. Raises BadRequest."""
+    """The options for the template. Raises BadRequest."""
     continues = fields.take("continue_final_message") or False
     generates = fields.take("add_generation_prompt")
     if continues and generates:

@@ -57,7 +57,7 @@ class ChatReply(OpenAiReply):
     def __init__(
         self, heading: Heading, delivery: Delivery, *, choices: int, logprobs: bool, single: bool = False
     ) -> None:
-        """An answer of so many choices.
+        """An answer of this many choices.
 
         Args:
           logprobs: they were asked for. single: each choice is one call of a tool, so that its first chunk

@@ -1,6 +1,6 @@
 """The body of a (legacy) completion -> a typed `CompletionCall`, or OpenAI's 400.
 
-Source: OpenAI's OpenAPI description of `/v1/completions`; the wider bounds of `logprobs` are our engine's.
+Source: OpenAI's OpenAPI description of `/v1/completions`; the wider bounds of `logprobs` are the engine's.
 """
 
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ class CompletionCall:
     """One checked request.
 
     Attributes:
-      best_of: choices that are generated for each prompt, of which the best `sampling.n` are answered.
-      special: a string prompt begins as the model wants a whole text to.
+      best_of: choices to generate for each prompt; the best `sampling.n` are returned.
+      special: a string prompt begins with the model's beginning token.
     """
 
     model: str

@@ -1,7 +1,7 @@
 """The body of `/v1/responses` -> the equivalent chat call, and the parameters that the answer repeats.
 
 The same conversation, tools and formats under other names and in flatter shapes. Stateless: nothing is
-stored, so nothing earlier can be referred to.
+stored, so a request cannot refer to an earlier one.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class ResponseCall:
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """Keys that mean nothing here."""
+        """Keys that are not parameters of this route."""
         return self.chat.unknown
 
 
@@ -60,7 +60,7 @@ def parse_response(body: dict[str, Any], *, strict: bool) -> ResponseCall:
     values |= read_late(fields, values)
     values["max_tokens"] = fields.take("max_output_tokens")
     constraint = read_constraint(fields, flat=True)
-    _check_heard(fields)
+    _check_unused(fields)
     options = fields.take("chat_template_kwargs")
     chat = ChatCall(
         model=model,
@@ -76,7 +76,7 @@ def parse_response(body: dict[str, Any], *, strict: bool) -> ResponseCall:
 
 
 def _check_served(fields: Described) -> None:
-    """Raises BadRequest for what lives elsewhere in this API, what was stored, and what is not served."""
+    """Raises BadRequest for parameters that have another place in this API or are not supported."""
     for name, place in parameters.MOVED.items():
         if fields.get(name) is not None:
             moved = f"In the Responses API, this parameter has moved to '{place}'."
@@ -88,14 +88,14 @@ def _check_served(fields: Described) -> None:
 
 
 def _logprobs(fields: Described) -> int | None:
-    """How many alternatives; None where no log-probabilities are to be included."""
+    """How many alternatives; None without log-probabilities."""
     include = read_included(fields.get("include"))
     top = fields.take("top_logprobs")
     return (top or 0) if LOGPROBS in include or top else None
 
 
-def _check_heard(fields: Described) -> None:
-    """What is checked and has no effect. Raises BadRequest."""
+def _check_unused(fields: Described) -> None:
+    """Checks the parameters without effect. Raises BadRequest."""
     labels.check_storage(fields)
     parameters.RESPONSES.check(fields)
     if (text := fields.take("text")) is not None:

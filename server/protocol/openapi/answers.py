@@ -1,6 +1,6 @@
 """What the routes answer, as JSON Schema: the keys that clients rely on, and their types.
 
-OpenAI's own document has its answers in full; nothing is parsed by what stands here.
+OpenAI's own document describes its answers in full; nothing is parsed with these schemas.
 """
 
 from ..kinds import TEXT, Schema, constant, nullable, record
@@ -120,5 +120,5 @@ DOCUMENT = record({"openapi": TEXT, "info": _OBJECT, "paths": _OBJECT})
 ERROR = record(
     {"error": record({"message": TEXT, "type": TEXT, "param": nullable(TEXT), "code": nullable(TEXT)})}
 )
-"""Everybody's, but for TGI's routes."""
+"""Of all routes except TGI's."""
 TGI_ERROR = record({"error": TEXT, "error_type": _word("validation", "overloaded", "generation")})

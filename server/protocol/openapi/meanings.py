@@ -1,4 +1,4 @@
-"""What each parameter means here, in a few words: for `/v1/capabilities` and the tables of docs/api.md."""
+"""The meaning of each parameter in a few words: for `/v1/capabilities` and the tables of docs/api.md."""
 
 import json
 from typing import Any
@@ -54,7 +54,7 @@ MEANINGS = {
     "parse_tool_calls": "calls are always separated",
     "service_tier": "every tier is `default`", "reasoning_effort": "none … max",
 }  # fmt: skip
-"""Of the parameters that are honoured or checked."""
+"""Of the parameters that are honoured or checked. Those of sampling are declared with `Sampling`."""
 
 OWN_MEANINGS = {
     "/v1/responses": {
@@ -71,11 +71,11 @@ OWN_MEANINGS = {
         "stream_options": "`include_obfuscation`",
     }
 }
-"""Where a route has a parameter of its own, or means another thing by it."""
+"""For parameters of one route only, or with another meaning there."""
 
 
 def describe(route: str) -> list[dict[str, Any]]:
-    """Every parameter of a route, by name: what becomes of it, and which values of a refused one pass."""
+    """Every parameter of a route, by name: its status, and the accepted values of a refused one."""
     parameters, meanings = ROUTES[route], MEANINGS | OWN_MEANINGS.get(route, {})
     entries = []
     for name in sorted(parameters.kinds):
@@ -89,7 +89,7 @@ def describe(route: str) -> list[dict[str, Any]]:
 
 
 def table(route: str) -> str:
-    """The same as Markdown: a table, and below it the names of what is refused."""
+    """The same as Markdown: a table, and below it the refused parameters."""
     rows, refused = ["| parameter | here | |", "|---|---|---|"], []
     for entry in describe(route):
         if entry["status"] == "refused":
@@ -100,6 +100,6 @@ def table(route: str) -> str:
 
 
 def accepted(values: list[Any]) -> str:
-    """The values of a refused parameter that pass, null aside, in parentheses; empty where there is none."""
+    """The accepted values of a refused parameter except null, in parentheses; empty if there are none."""
     shown = " or ".join(f"`{json.dumps(value)}`" for value in values)
     return f" (but for {shown})" if shown else ""
