@@ -17,6 +17,7 @@ from ..prompts import prompts_kind
 from ..table import Parameters
 from ..token_ids import ids_schema
 from ..tools import choice_kind, tools_kind
+from .refused import REFUSED
 from .response_input import INCLUDE, INPUT
 
 MOST_PROMPTS = 128
@@ -58,85 +59,6 @@ _TOOLS: dict[str, Kind] = {
     "parallel_tool_calls": Boolean(),
 }
 
-_REFUSED: dict[str, tuple[Any, ...]] = {
-    # OpenAI
-    "functions": (),
-    "function_call": ("none",),
-    "prediction": (),
-    "moderation": (),
-    "web_search_options": (),
-    "modalities": (["text"],),
-    "audio": (),
-    "suffix": (),
-    # vLLM
-    "length_penalty": (1,),
-    "use_beam_search": (False,),
-    "bad_words": ([],),
-    "spaces_between_special_tokens": (True,),
-    "truncate_prompt_tokens": (),
-    "prompt_logprobs": (),
-    "return_token_ids": (False,),
-    "return_tokens_as_token_ids": (False,),
-    "chat_template": (),
-    "documents": ([],),
-    "prompt_embeds": (),
-    "mm_processor_kwargs": (),
-    "media_io_kwargs": (),
-    "logits_processors": ([],),
-    "guided_json_object": (False,),
-    "regex": (),
-    "ebnf": (),
-    "regex_pattern": (),
-    "grammar_string": (),
-    "priority": (0,),
-    "guided_whitespace_pattern": (),
-    "structural_tag": (),
-    "thinking_token_budget": (),
-    "repetition_detection": (),
-    "kv_transfer_params": (),
-    "vllm_xargs": (),
-    # SGLang
-    "lora_path": (),
-    "session_params": (),
-    "custom_logit_processor": (),
-    "custom_params": (),
-    "no_stop_trim": (False,),
-    "stop_regex": (),
-    "extra_key": (),
-    "return_hidden_states": (False,),
-    # llama.cpp: its samplers change nothing at these values
-    "grammar": (),
-    "grammar_lazy": (False,),
-    "lora": ([],),
-    "n_predict": (-1,),
-    "n_probs": (0,),
-    "n_keep": (0,),
-    "n_indent": (0,),
-    "t_max_predict_ms": (0, -1),
-    "repeat_penalty": (1,),
-    "typical_p": (1,),
-    "top_n_sigma": (-1,),
-    "dynatemp_range": (0,),
-    "xtc_probability": (0,),
-    "dry_multiplier": (0,),
-    "mirostat": (0,),
-    "adaptive_target": (-1,),
-    "min_keep": (0,),
-    "samplers": (),
-    "post_sampling_probs": (False,),
-    "return_tokens": (False,),
-    "return_progress": (False,),
-    "timings_per_token": (False,),
-    "response_fields": ([],),
-    "thinking_forced_open": (False,),
-    # text-generation-inference
-    "tool_prompt": (),
-    "guideline": (),
-    "watermark": (False,),
-    "adapter_id": (),
-}
-"""Refused on every route, each with the accepted values, which change nothing. Null is always accepted."""
-
 _PEERS: dict[str, Kind] = {
     "request_id": String(),
     "rid": String(),
@@ -155,7 +77,7 @@ _PEERS: dict[str, Kind] = {
 def _route(
     honoured: Mapping[str, Kind], refused: Mapping[str, tuple[Any, ...]], required: tuple[str, ...]
 ) -> Parameters:
-    refused = {**_REFUSED, **refused}
+    refused = {**REFUSED, **refused}
     return Parameters({**_SAMPLING, **honoured}, labels.KINDS | _PEERS, _refusals(refused), required)
 
 
@@ -209,7 +131,7 @@ def _responses(
     honoured: Mapping[str, Kind], checked: Mapping[str, Kind], refused: dict[str, tuple[Any, ...]]
 ) -> Parameters:
     """The shared parameters, without those that have another place here, no effect, or are refused."""
-    refused = {**_REFUSED, **dict.fromkeys(MOVED, ()), **refused}
+    refused = {**REFUSED, **dict.fromkeys(MOVED, ()), **refused}
     less = _without({**labels.KINDS, **_PEERS, **checked}, refused)
     served = _without({**_SAMPLING, **honoured}, [*refused, *less])
     return Parameters(served, less, _refusals(refused), ("model", "input"))

@@ -5,29 +5,14 @@ For each operation: the schemas of its body and its answers, and its errors. Wha
 and answered with 400.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
-from ...metrics import CONTENT_TYPE as METRICS_TYPE
-from ..kinds import TEXT, Limits, Schema
-from ..openai.parameters import (
-    CHAT,
-    CHAT_TOKENIZE,
-    COMPLETIONS,
-    DETOKENIZE,
-    EMBEDDINGS,
-    MODEL,
-    RESPONSES,
-    TOKENIZE,
-)
-from ..table import Parameters
-from ..tgi.generate import GENERATE
+from ..kinds import TEXT, Limits
+from ..openai.parameters import MODEL
 from . import answers
-from .meanings import MEANINGS, OWN_MEANINGS
+from .operations import EVENTS, OPERATIONS, Operation
 
 _JSON = "application/json"
-_EVENTS = "text/event-stream"
 
 _PHRASES = {
     400: "The request can never succeed as it stands.",
@@ -42,204 +27,18 @@ _PHRASES = {
     500: "A defect of the server.",
     503: "Overloaded, not ready or draining: `Retry-After` says when to ask again.",
 }
-_BODY_ERRORS = (400, 404, 408, 413, 415, 500, 503)
-_TGI_ERRORS = (422, 424, 429)
 _DESCRIPTION = (
     "What no schema states is refused with 400 (422 on TGI's routes), by name: prompt and completion that "
     "exceed the context together; parameters that exclude or need each other; grammars and schemas that "
     "cannot be followed; a conversation that the model's template refuses. Another method than those of a "
     "path is answered 405 with `Allow`."
 )
-_SPOKEN = [{"role": "user", "content": "Hello!"}]
-
-_FUNCTION = {
-    "name": "get_weather",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-}
-_ABSENT: Schema = {"not": {}}
-
-BodySchema = Callable[[Limits], Schema]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Operation:
-    """One operation.
-
-    Attributes:
-      answer: the schema of a JSON answer. types: the other content types of its answers.
-      body: the schema of its body. example: a body, without the name of the model.
-      errors: the statuses of its errors. tgi: those that have TGI's shape.
-      open: needs no key. named: the path's variable.
-    """
-
-    summary: str
-    answer: Schema | None
-    types: tuple[str, ...] = ()
-    body: BodySchema | None = None
-    example: Mapping[str, Any] | None = None
-    errors: tuple[int, ...] = ()
-    tgi: tuple[int, ...] = ()
-    open: bool = False
-    named: str | None = None
-
-
-def _posting(
-    summary: str,
-    parameters: Parameters,
-    answer: Schema,
-    example: Mapping[str, Any],
-    *,
-    route: str = "",
-    streams: bool = False,
-) -> Operation:
-    """An operation with a table of parameters for its body."""
-    return Operation(
-        summary=summary,
-        answer=answer,
-        types=(_EVENTS,) if streams else (),
-        body=lambda limits: _described(parameters, route, limits),
-        example=example,
-        errors=_BODY_ERRORS,
-    )
-
-
-def _generating(summary: str, answer: Schema | None, *, streams: bool = False) -> Operation:
-    """An operation of TGI's."""
-    return Operation(
-        summary=summary,
-        answer=answer,
-        types=(_EVENTS,) if streams else (),
-        body=_generate_schema,
-        example={"inputs": "Once upon a time"},
-        errors=(*_TGI_ERRORS, 408, 413, 415),
-        tgi=_TGI_ERRORS,
-    )
-
-
-def _asking(summary: str, answer: Schema, *errors: int, named: str | None = None) -> Operation:
-    """An operation without a body."""
-    return Operation(summary=summary, answer=answer, errors=errors, named=named)
-
-
-def _generate_schema(limits: Limits) -> Schema:
-    """TGI's routes ignore unknown keys on every server, as TGI does."""
-    return GENERATE.schema(replace(limits, strict=False))
-
-
-def _of_some_kind(limits: Limits) -> Schema:
-    """The body of /tokenize: one of four keys holds the text."""
-    keys = ("prompt", "messages", "content", "inputs")
-    described = _described(TOKENIZE, "", limits)
-    return described | {"anyOf": [_only(key, keys, described) for key in keys]}
-
-
-def _only(key: str, keys: tuple[str, ...], described: Schema) -> Schema:
-    """One of the keys, not null, and none of the others."""
-    given = {"not": {"type": "null"}}
-    return {
-        "required": [key],
-        "properties": {each: given if each == key else {"type": "null"} for each in keys},
-    }
-
-
-def _of_three_kinds(limits: Limits) -> Schema:
-    """The body of /invocations; a key tells the three kinds apart."""
-    chat, completion = CHAT.schema(limits), COMPLETIONS.schema(limits)
-    chat["properties"]["inputs"] = completion["properties"]["inputs"] = _ABSENT
-    completion["properties"]["messages"] = _ABSENT
-    completion["required"] = [*completion["required"], "prompt"]
-    return {"anyOf": [_generate_schema(limits), chat, completion]}
-
-
-_OPERATIONS: dict[tuple[str, str], Operation] = {
-    ("post", "/v1/chat/completions"): _posting(
-        "Answer a conversation, whole or as a stream.",
-        CHAT,
-        answers.CHAT,
-        {"messages": _SPOKEN, "tools": [{"type": "function", "function": _FUNCTION}]},
-        streams=True,
-    ),
-    ("post", "/v1/responses"): _posting(
-        "Answer a conversation in OpenAI's newer protocol; nothing is stored.",
-        RESPONSES,
-        answers.RESPONSE,
-        {"input": "Hello!", "tools": [{"type": "function", **_FUNCTION}]},
-        route="/v1/responses",
-        streams=True,
-    ),
-    ("post", "/v1/completions"): _posting(
-        "Continue a text, whole or as a stream.",
-        COMPLETIONS,
-        answers.COMPLETION,
-        {"prompt": "Once upon a time"},
-        streams=True,
-    ),
-    ("post", "/v1/embeddings"): _posting(
-        "A vector for each text, with `--embeddings`.",
-        EMBEDDINGS,
-        answers.EMBEDDINGS,
-        {"input": "A text"},
-    ),
-    ("post", "/generate"): _generating("Continue a text, as TGI does.", answers.GENERATED),
-    ("post", "/generate_stream"): _generating("The same as a stream.", None, streams=True),
-    ("post", "/"): _generating("Either, by `stream`.", answers.GENERATED_LIST, streams=True),
-    ("get", "/info"): Operation(
-        summary="What is served, in TGI's keys.", answer=answers.INFO, errors=(429,), tgi=(429,)
-    ),
-    ("post", "/invocations"): Operation(
-        summary="As the root, a chat or a completion, by its keys.",
-        answer={"anyOf": [answers.GENERATED_LIST, answers.CHAT, answers.COMPLETION]},
-        types=(_EVENTS,),
-        body=_of_three_kinds,
-        example={"inputs": "Once upon a time"},
-        errors=(404, *_TGI_ERRORS, 408, 413, 415),
-        tgi=(404, *_TGI_ERRORS),
-    ),
-    ("post", "/tokenize"): Operation(
-        summary="Text or a conversation to ids.",
-        answer=answers.TOKENIZED,
-        body=_of_some_kind,
-        example={"prompt": "A text"},
-        errors=_BODY_ERRORS,
-    ),
-    ("post", "/chat_tokenize"): _posting(
-        "A conversation to ids, as TGI does.", CHAT_TOKENIZE, answers.CHAT_TOKENIZED, {"messages": _SPOKEN}
-    ),
-    ("post", "/detokenize"): _posting("Ids to text.", DETOKENIZE, answers.DETOKENIZED, {"tokens": [1, 2]}),
-    ("get", "/tokenizer_info"): _asking(
-        "Named tokens and the chat template, as vLLM does.", answers.TOKENIZER, 503
-    ),
-    ("get", "/v1/models"): _asking("The models served.", answers.MODELS),
-    ("get", "/v1/models/{name}"): _asking("One of them.", answers.MODEL, 404, named="name"),
-    ("get", "/v1/capabilities"): _asking("What becomes of every parameter.", answers.CAPABILITIES, 503),
-    ("get", "/version"): _asking("Of the server.", answers.VERSION),
-    ("get", "/openapi.json"): _asking("This document.", answers.DOCUMENT),
-    ("get", "/docs"): Operation(summary="This document as a page.", answer=None, types=("text/html",)),
-    ("get", "/health"): Operation(
-        summary="Whether the engine is alive; needs no key.", answer=answers.STATUS, errors=(503,), open=True
-    ),
-    ("get", "/ping"): Operation(
-        summary="The same, for TGI's and SageMaker's clients.",
-        answer=answers.STATUS,
-        errors=(503,),
-        open=True,
-    ),
-    ("get", "/ready"): Operation(
-        summary="Whether requests are taken, and by how many engines of how many; needs no key.",
-        answer=answers.READY,
-        errors=(503,),
-        open=True,
-    ),
-    ("get", "/metrics"): Operation(summary="Figures for Prometheus.", answer=None, types=(METRICS_TYPE,)),
-    ("post", "/start_profile"): _asking("Begin a profile, with `--profile`.", answers.PROFILING, 404, 503),
-    ("post", "/stop_profile"): _asking("Write it.", answers.PROFILING, 404, 503),
-}
 
 
 def document(version: str, limits: Limits, *, keys: bool) -> dict[str, Any]:
     """The document of a server within `limits`; `keys`: it requires an API key."""
     paths: dict[str, Any] = {}
-    for (method, path), operation in _OPERATIONS.items():
+    for (method, path), operation in OPERATIONS.items():
         paths.setdefault(path, {})[method] = _operation(operation, limits, keys=keys)
     found: dict[str, Any] = {
         "openapi": "3.1.0",
@@ -256,18 +55,6 @@ def document(version: str, limits: Limits, *, keys: bool) -> dict[str, Any]:
         found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         found["security"] = [{"key": []}]
     return found
-
-
-def _described(parameters: Parameters, route: str, limits: Limits) -> Schema:
-    """A body's schema, each parameter with its meaning."""
-    meanings = MEANINGS | OWN_MEANINGS.get(route, {})
-    schema = parameters.schema(limits)
-    for name, each in schema["properties"].items():
-        refused = name in parameters.refused
-        meaning = "refused but for what changes nothing" if refused else meanings.get(name)
-        if meaning is not None:
-            schema["properties"][name] = each | {"description": meaning}
-    return schema
 
 
 def _operation(operation: Operation, limits: Limits, *, keys: bool) -> dict[str, Any]:
@@ -295,7 +82,7 @@ def _operation(operation: Operation, limits: Limits, *, keys: bool) -> dict[str,
 
 def _responses(operation: Operation, *, keys: bool) -> dict[str, Any]:
     content: dict[str, Any] = {} if operation.answer is None else {_JSON: {"schema": operation.answer}}
-    content |= {each: {} if each == _EVENTS else {"schema": TEXT} for each in operation.types}
+    content |= {each: {} if each == EVENTS else {"schema": TEXT} for each in operation.types}
     errors = {status: _error(status, status in operation.tgi) for status in operation.errors}
     if keys:
         errors[401] = _error(401, False)
