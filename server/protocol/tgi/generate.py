@@ -195,7 +195,7 @@ def parse_generate(body: dict[str, Any], *, most_choices: int, stream: bool | No
 
 def _sampling(given: Described) -> Sampling:
     samples = given.take("do_sample") or any(given.get(name) is not None for name in _SAMPLES)
-    values = neutral() | {"include_stop": True} | ({} if samples else {"temperature": 0.0})
+    values: dict[str, Any] = neutral() | {"include_stop": True} | ({} if samples else {"temperature": 0.0})
     values |= _taken(given, "temperature", "top_p", "repetition_penalty", "frequency_penalty")
     values["max_tokens"] = given.take("max_new_tokens")
     values |= _taken(given, "top_k", "seed")
