@@ -7,18 +7,18 @@ frame, or when it has been silent for too long. No JAX.
 
 import hmac
 import logging
-import queue
 import secrets
 import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from ...model.errors import DistaffError
+from ..framing import FramedPeer, FrameReader, with_length
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ GREETING_SECONDS = 10.0
 
 _NONCE = 32
 _LONGEST = 64 << 20
-_LENGTH = struct.Struct(">I")
+_NUMBER = struct.Struct(">I")
 
 
 class Frame(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -105,11 +105,11 @@ def greet(connection: socket.socket, secret: bytes, own: bytes, theirs: bytes, p
     """
     deadline = time.monotonic() + GREETING_SECONDS
     try:
-        nonce, number = secrets.token_bytes(_NONCE), _LENGTH.pack(process)
+        nonce, number = secrets.token_bytes(_NONCE), _NUMBER.pack(process)
         connection.settimeout(GREETING_SECONDS)
         connection.sendall(nonce + number)
         their_nonce = _exactly(connection, _NONCE, deadline)
-        their_number = _exactly(connection, _LENGTH.size, deadline)
+        their_number = _exactly(connection, _NUMBER.size, deadline)
         connection.sendall(_proof(secret, own + number, their_nonce))
         proof = _exactly(connection, _NONCE, deadline)
         if not hmac.compare_digest(proof, _proof(secret, theirs + their_number, nonce)):
@@ -118,18 +118,17 @@ def greet(connection: socket.socket, secret: bytes, own: bytes, theirs: bytes, p
         raise Stranger(f"a peer on the control connection fell silent ({error})") from None
     connection.settimeout(None)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return _LENGTH.unpack(their_number)[0]
+    return _NUMBER.unpack(their_number)[0]
 
 
 def _proof(secret: bytes, role: bytes, nonce: bytes) -> bytes:
     return hmac.digest(secret, role + nonce, "sha256")
 
 
-def _exactly(connection: socket.socket, count: int, deadline: float | None = None) -> bytes:
+def _exactly(connection: socket.socket, count: int, deadline: float) -> bytes:
     parts = bytearray()
     while len(parts) < count:
-        if deadline is not None:
-            connection.settimeout(max(0.001, deadline - time.monotonic()))
+        connection.settimeout(max(0.001, deadline - time.monotonic()))
         part = connection.recv(count - len(parts))
         if not part:
             raise ConnectionError("the connection was closed")
@@ -137,54 +136,45 @@ def _exactly(connection: socket.socket, count: int, deadline: float | None = Non
     return bytes(parts)
 
 
-class Peer:
+class Peer(FramedPeer[Any]):
     """One end of a greeted connection. Any thread may `send`.
 
     Attributes:
       name: what errors call the other end.
-      written: set when all that was sent before `close` is on its way, or cannot be.
     """
 
     def __init__(
-        self,
-        connection: socket.socket,
-        name: str,
-        receive: Callable[[Any], None],
-        lost: Lost,
+        self, connection: socket.socket, name: str, receive: Callable[[Any], None], lost: Lost
     ) -> None:
-        """Starts to read, to write and to beat.
+        """Starts to read, to write and to send heartbeats.
 
         Args:
-          receive: hears every frame but beats and failures, on the reading thread.
-          lost: is told why the peer is gone, unless one of both has said goodbye.
+          receive: called with every frame except heartbeats and failures, on the reading thread.
+          lost: called with the reason when the peer is gone, unless one of both has sent a Goodbye.
         """
         self.name = name
-        self._connection, self._receive, self._lost = connection, receive, lost
-        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._heard = 0
-        self._closing, self._all_read = threading.Event(), threading.Event()
-        self.written = threading.Event()
-        self._parting = False
-        for work in (self._read, self._write, self._watch):
-            threading.Thread(
-                target=self._run, args=(work,), name=f"control{work.__name__}", daemon=True
-            ).start()
+        self._lost, self._closing = lost, threading.Event()
+        self._heard, self._parting = 0, False
+        super().__init__(connection, FrameReader(_DECODER.decode, _LONGEST), receive)
+        self._start("watch", self._watch)
 
     def send(self, frame: Frame) -> None:
         """Queues a frame; never waits."""
-        body = _ENCODER.encode(frame)
-        self._outbox.put(_LENGTH.pack(len(body)) + body)
+        self._send(with_length(_ENCODER.encode(frame), _LONGEST))
 
     def close(self) -> None:
         """Sends what is queued, then ends the connection; from here on the peer may go."""
         self._closing.set()
-        self._outbox.put(None)
+        super().close()
 
     def end(self, reason: str, code: int | None = None) -> None:
         """The peer is gone, or must be."""
         if not self._closing.is_set():
             self._closing.set()
             self._lost(reason, code)
+
+    def _start(self, name: str, work: Callable[[], None]) -> None:
+        threading.Thread(target=self._run, args=(work,), name=f"control_{name}", daemon=True).start()
 
     def _run(self, work: Callable[[], None]) -> None:
         """One of the threads' work. A peer of which one of them has failed is as good as gone."""
@@ -194,29 +184,13 @@ class Peer:
             log.exception("a thread of the connection to %s failed", self.name)
             self.end(f"{self.name} is lost: unexpected {type(error).__name__} on our side")
 
-    def _write(self) -> None:
-        try:
-            while (data := self._outbox.get()) is not None:
-                self._connection.sendall(data)
-            self._connection.shutdown(socket.SHUT_WR)
-        except OSError as error:
-            self.end(f"{self.name} is lost: {error}")
-        self.written.set()
-        self._all_read.wait()
-        self._connection.close()
-
-    def _read(self) -> None:
-        try:
-            for frame in self._frames():
-                self._hear(frame)
-            self.end(f"{self.name} is lost: it closed the connection")
-        except (OSError, msgspec.DecodeError, ValueError) as error:
-            self.end(f"{self.name} is lost: {error}")
-        self._all_read.set()
+    def _ended(self, error: Exception | None) -> None:
+        self.end(f"{self.name} is lost: {error or 'it closed the connection'}")
         if not self._parting:  # after a goodbye our own is still to be written, and `close` ends the writing
-            self._outbox.put(None)
+            super().close()
 
-    def _hear(self, frame: Any) -> None:
+    def _handle(self, frame: Any) -> None:
+        self._heard += 1
         match frame:
             case Beat():
                 return
@@ -227,18 +201,6 @@ class Peer:
                 self._parting = True
                 self._closing.set()  # from here on the peer may go
         self._receive(frame)
-
-    def _frames(self) -> Iterator[Any]:
-        while True:
-            try:
-                (length,) = _LENGTH.unpack(_exactly(self._connection, _LENGTH.size))
-            except ConnectionError:
-                return
-            if length > _LONGEST:
-                raise ValueError(f"a frame of {length} bytes; expected at most {_LONGEST}")
-            frame = _DECODER.decode(_exactly(self._connection, length))
-            self._heard += 1
-            yield frame
 
     def _watch(self) -> None:
         """Beats, and counts silence in our own waking time: for our own stops the peer is not to blame."""

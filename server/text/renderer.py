@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...checkpoints.chat_template import ChatTemplate, TemplateError
+from ...runtime.framing import TooLong, received
 from . import renderer_wire as wire
 
 MEMORY = 1 << 29
@@ -31,22 +32,27 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    with socket.socket(fileno=parser.parse_args().fd) as connection, contextlib.suppress(EOFError, OSError):
-        load = wire.receive(connection, wire.renderer_decoder)
+    with (
+        socket.socket(fileno=parser.parse_args().fd) as connection,
+        contextlib.suppress(StopIteration, OSError),
+    ):
+        questions = received(connection, wire.renderer_reader())
+        load = next(questions)
         assert isinstance(load, wire.Load)
         import_libraries()
         limit_memory()
-        serve(connection, ChatTemplate(load.source, load.special), load.seconds)
+        serve(connection, questions, load)
 
 
-def serve(connection: socket.socket, template: ChatTemplate, seconds: float) -> None:
+def serve(connection: socket.socket, questions: Iterator[wire.ToRenderer], load: wire.Load) -> None:
     """Sends the template's properties, then renders until the connection closes or memory runs out."""
-    answer: wire.ToWeb = examine(template, seconds)
+    template = ChatTemplate(load.source, load.special)
+    answer: wire.ToWeb = examine(template, load.seconds)
     connection.sendall(wire.encode(answer))
     while not isinstance(answer, wire.Exhausted):
-        question = wire.receive(connection, wire.renderer_decoder)
+        question = next(questions)
         assert isinstance(question, wire.Render)
-        answer = render(template, question, seconds)
+        answer = render(template, question, load.seconds)
         connection.sendall(wire.encode(answer))
 
 
@@ -71,7 +77,7 @@ def render(template: ChatTemplate, question: wire.Render, seconds: float) -> wir
         return wire.Refused(str(error)[:_LONGEST_MESSAGE])
     except MemoryError:
         return wire.Exhausted(_OUT_OF_MEMORY)
-    except wire.TooLong as error:
+    except TooLong as error:
         return wire.Exhausted(f"the chat template produced a text of {error}")
 
 

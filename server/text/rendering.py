@@ -18,10 +18,9 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
-
 from ...checkpoints.chat_template import ChatTemplate, Message, TemplateError
 from ...checkpoints.errors import CheckpointError
+from ...runtime.framing import TooLong, WireError, received
 from ..errors import RenderingOverloaded
 from ..system import environment_without_keys
 from . import renderer_wire as wire
@@ -75,7 +74,7 @@ class RemoteTemplate(ChatTemplate):
             if first is None:
                 raise Lost("its process cannot be started")
             loaded = first.loaded()
-        except (Lost, TemplateError, wire.TooLong) as error:
+        except (Lost, TemplateError, TooLong) as error:
             self.close()
             raise CheckpointError(f"the chat template cannot be used: {error}") from None
         self.options = frozenset(loaded.options)
@@ -185,6 +184,7 @@ class Renderer:
         self._seconds = seconds
         self._loaded: wire.Loaded | None = None
         self._connection, theirs = socket.socketpair()
+        self._answers = received(self._connection, wire.web_reader())
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "distaff.server.text.renderer", "--fd", str(theirs.fileno())],
@@ -219,7 +219,7 @@ class Renderer:
             raise Lost(str(error)) from None
         try:
             data = wire.encode(question)
-        except wire.TooLong as error:
+        except TooLong as error:
             raise TemplateError(f"the conversation is too long to be rendered: {error}") from None
         self._connection.settimeout(self._seconds + _GRACE_SECONDS)
         self._send(data)
@@ -247,10 +247,10 @@ class Renderer:
     def _answer(self, seconds: float) -> wire.Loaded | wire.Rendered | wire.Refused:
         self._connection.settimeout(seconds)
         try:
-            answer = wire.receive(self._connection, wire.web_decoder)
+            answer = next(self._answers)
         except TimeoutError:
             raise self._ended(-signal.SIGALRM) from None
-        except (EOFError, OSError, msgspec.DecodeError):
+        except (StopIteration, OSError, WireError):
             raise self._ended(None) from None
         if isinstance(answer, wire.Exhausted):
             self.kill()

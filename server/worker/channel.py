@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from ...runtime.framing import FramedPeer, WireError
 from .. import exit_codes
 from ..engines import wire
 from ..vital import start_thread
@@ -24,12 +25,11 @@ log = logging.getLogger(__name__)
 MAX_BEHIND = 4096
 """Frames the web may lag behind, a minute or more of steps, before it is given up."""
 
-_RECEIVE_BYTES = 1 << 16
 _WEB_IS_GONE = 0
 """The exit code when nobody is left to read it."""
 
 
-class Channel:
+class Channel(FramedPeer[wire.ToEngine]):
     """Frames to and from the web process.
 
     Threads: any may `send`; `receive` is called from the channel's own reading thread.
@@ -39,13 +39,9 @@ class Channel:
         """Starts to read and write at once.
 
         Args:
-          receive: hears every frame from the web; must not block.
+          receive: called with every frame from the web process; must not block.
         """
-        self._connection = connection
-        self._receive = receive
-        self._outbox: queue.Queue[bytes] = queue.Queue(MAX_BEHIND)
-        for work in (self._read, self._write):
-            start_thread(f"channel{work.__name__}", work)
+        super().__init__(connection, wire.engine_reader(), receive, MAX_BEHIND)
 
     def send(self, frame: wire.ToWeb) -> None:
         """Queues a frame; never blocks. If the web lags MAX_BEHIND frames behind, ends the process.
@@ -55,7 +51,7 @@ class Channel:
         """
         data = wire.encode(frame)
         try:
-            self._outbox.put_nowait(data)
+            self._send(data)
         except queue.Full:
             _end(f"the web process has not read for {MAX_BEHIND} frames; the engine ends")
 
@@ -64,28 +60,14 @@ class Channel:
         if self._outbox.empty():
             self.send(frame)
 
-    def flush(self) -> None:
-        """Waits until all that was sent is in the socket."""
-        self._outbox.join()
+    def _start(self, name: str, work: Callable[[], None]) -> None:
+        start_thread(f"channel_{name}", work)
 
-    def _write(self) -> None:
-        try:
-            while True:
-                self._connection.sendall(self._outbox.get())
-                self._outbox.task_done()
-        except OSError:
-            pass  # the reading thread finds the connection closed too, and ends the process
-
-    def _read(self) -> None:
-        reader = wire.engine_reader()
-        try:
-            while data := self._connection.recv(_RECEIVE_BYTES):
-                for frame in reader.feed(data):
-                    self._receive(frame)
-        except ConnectionError:
-            pass
-        except wire.WireError as error:
+    def _ended(self, error: Exception | None) -> NoReturn:
+        if isinstance(error, WireError):
             _end(f"the engine cannot understand the web process and ends: {error}")
+        if error and not isinstance(error, ConnectionError):
+            raise error
         os._exit(_WEB_IS_GONE)
 
 
