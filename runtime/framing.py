@@ -32,17 +32,13 @@ class WireError(Exception):
 
 
 class TooLong(WireError):
-    """A frame that is too long to be sent. Attribute `size`: its length in bytes."""
-
-    def __init__(self, size: int, longest: int) -> None:
-        super().__init__(f"{size} bytes, more than the {longest} allowed")
-        self.size = size
+    """A frame that is too long to be sent; the message is its length and the longest allowed."""
 
 
 def with_length(body: bytes, longest: int) -> bytes:
     """An encoded frame with its length in front. Raises TooLong: it has more than `longest` bytes."""
     if len(body) > longest:
-        raise TooLong(len(body), longest)
+        raise TooLong(f"{len(body)} bytes; the most is {longest}")
     return len(body).to_bytes(_LENGTH_BYTES, "big") + body
 
 
@@ -54,12 +50,8 @@ class FrameReader(Generic[FrameT]):
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[FrameT]:
-        """Yields the frames that `data` completes.
-
-        Raises:
-          WireError: a length beyond the limit, or a body that cannot be decoded. What follows on the same
-            connection cannot be trusted either.
-        """
+        """Yields the frames that `data` completes. Raises WireError: a length beyond the limit, or an invalid
+        body; what follows cannot be trusted either."""
         self._buffer += data
         while len(self._buffer) >= _LENGTH_BYTES:
             length = int.from_bytes(self._buffer[:_LENGTH_BYTES], "big")
@@ -82,9 +74,7 @@ class FrameReader(Generic[FrameT]):
 def received(connection: socket.socket, reader: FrameReader[FrameT]) -> Iterator[FrameT]:
     """Yields the frames that arrive on a blocking socket until the other side closes; drops a partial one.
 
-    Raises:
-      TimeoutError: the socket's timeout has passed without a byte. OSError: the connection is broken.
-      WireError: as `FrameReader.feed`.
+    Raises WireError as `FrameReader.feed`, OSError: the connection is broken, TimeoutError: the socket's.
     """
     with contextlib.suppress(ConnectionError):
         while data := connection.recv(_RECEIVE_BYTES):

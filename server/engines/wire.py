@@ -103,16 +103,11 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def encode(frame: ToEngine | ToWeb) -> bytes:
-    """The frame as bytes, its length in front.
-
-    Raises:
-      WireError: the frame is longer than MAX_FRAME.
-    """
+    """The frame as bytes, its length in front. Raises WireError: it is longer than MAX_FRAME."""
     try:
         return with_length(_encoder.encode(frame), MAX_FRAME)
     except TooLong as error:
-        name = type(frame).__name__
-        raise WireError(f"a {name} frame of {error.size} bytes; the most is {MAX_FRAME}") from None
+        raise WireError(f"a {type(frame).__name__} frame of {error}") from None
 
 
 engine_reader = partial(FrameReader, msgspec.msgpack.Decoder(ToEngine).decode, MAX_FRAME)

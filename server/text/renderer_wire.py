@@ -72,9 +72,5 @@ web_reader = partial(FrameReader, msgspec.json.Decoder(ToWeb).decode, MAX_FRAME)
 
 
 def encode(frame: ToRenderer | ToWeb) -> bytes:
-    """The frame as bytes, its length in front.
-
-    Raises:
-      TooLong: it is longer than MAX_FRAME.
-    """
+    """The frame as bytes, its length in front. Raises TooLong: it is longer than MAX_FRAME."""
     return with_length(_encoder.encode(frame), MAX_FRAME)

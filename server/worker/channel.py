@@ -1,10 +1,8 @@
-"""The engine process's end of the socketpair: frames in, frames out, and its own death when the web is gone.
+"""The engine process's end of the socketpair: it sends and receives frames, and ends with the web process.
 
-Neither side of it ever makes the engine's loop wait. What the engine says goes into a bounded queue that one
-thread writes out; what the web says is read by another thread and handed to a function. The end of the
-stream means that the web process is gone, and then this process has no reason to live, whatever it is doing:
-loading weights, compiling or waiting for the device. Nor has it one if either thread fails: nobody could
-reach it any more.
+Neither direction blocks the engine's loop: each has a thread, and the queue of what is sent is bounded. The
+end of the stream means that the web process is gone. Then this process ends, whatever it is doing, and so it
+does if either thread fails: nothing could reach it any more.
 """
 
 import logging
@@ -36,11 +34,7 @@ class Channel(FramedPeer[wire.ToEngine]):
     """
 
     def __init__(self, connection: socket.socket, receive: Callable[[wire.ToEngine], None]) -> None:
-        """Starts to read and write at once.
-
-        Args:
-          receive: called with every frame from the web process; must not block.
-        """
+        """Starts to read and write at once; `receive` is called with every frame, and must not block."""
         super().__init__(connection, wire.engine_reader(), receive, MAX_BEHIND)
 
     def send(self, frame: wire.ToWeb) -> None:
