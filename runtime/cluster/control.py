@@ -1,8 +1,7 @@
 """The connection between the leader of several processes and a follower: typed frames, a secret, heartbeats.
 
-Knows nothing of steps or devices. Each end has a thread that writes what is queued and one that reads; nobody
-who sends ever waits, least of all for a device. A peer is lost when its end closes, when it sends what is no
-frame, or when it has been silent for too long. No JAX.
+Knows nothing of steps or devices. No call that sends ever waits, least of all for a device. A peer is lost
+when its end closes, when it sends an invalid frame, or when it has been silent for too long. No JAX.
 """
 
 import hmac
@@ -24,7 +23,7 @@ log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 7.0
-"""A peer that has said nothing for so long is lost: within ten seconds everybody has heard of it."""
+"""A peer that has sent nothing for so long is lost: within ten seconds all processes know."""
 GREETING_SECONDS = 10.0
 """Within which a peer must have proved itself, however it deals out its bytes."""
 
@@ -34,7 +33,7 @@ _NUMBER = struct.Struct(">I")
 
 
 class Frame(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Base of all frames; told apart by the class's name."""
+    """Base of all frames, tagged with the class's name."""
 
 
 class Launch(Frame, frozen=True):
@@ -80,7 +79,7 @@ class Failed(Frame, frozen=True):
 
 
 Lost = Callable[[str, int | None], None]
-"""Told once why this process cannot go on, and with which exit code if the reason has one; must end it."""
+"""Called once with the reason why this process cannot go on, and its exit code if it has one; must end it."""
 
 
 _DECODER = msgspec.msgpack.Decoder(Launch | Prepare | Digest | Beat | Goodbye | Failed)
@@ -154,7 +153,7 @@ class Peer(FramedPeer[Any]):
         """
         self.name = name
         self._lost, self._closing = lost, threading.Event()
-        self._heard, self._parting = 0, False
+        self._frames_read, self._parting = 0, False
         super().__init__(connection, FrameReader(_DECODER.decode, _LONGEST), receive)
         self._start("watch", self._watch)
 
@@ -177,7 +176,7 @@ class Peer(FramedPeer[Any]):
         threading.Thread(target=self._run, args=(work,), name=f"control_{name}", daemon=True).start()
 
     def _run(self, work: Callable[[], None]) -> None:
-        """One of the threads' work. A peer of which one of them has failed is as good as gone."""
+        """One thread's work. If it fails, the peer counts as lost."""
         try:
             work()
         except Exception as error:
@@ -190,7 +189,7 @@ class Peer(FramedPeer[Any]):
             super().close()
 
     def _handle(self, frame: Any) -> None:
-        self._heard += 1
+        self._frames_read += 1
         match frame:
             case Beat():
                 return
@@ -203,14 +202,14 @@ class Peer(FramedPeer[Any]):
         self._receive(frame)
 
     def _watch(self) -> None:
-        """Beats, and counts silence in our own waking time: for our own stops the peer is not to blame."""
-        silence, heard, before = 0.0, self._heard, time.monotonic()
+        """Sends heartbeats, and counts the peer's silence, only while this process runs."""
+        silence, read, before = 0.0, self._frames_read, time.monotonic()
         while not self._closing.wait(BEAT_SECONDS):
             self.send(Beat())
             now = time.monotonic()
             silence += min(now - before, 2 * BEAT_SECONDS)
             before = now
-            if self._heard != heard:
-                silence, heard = 0.0, self._heard
+            if self._frames_read != read:
+                silence, read = 0.0, self._frames_read
             if silence >= SILENCE_SECONDS:
                 self.end(f"{self.name} is lost: silent for {silence:.0f} s")

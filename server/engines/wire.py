@@ -69,20 +69,20 @@ class Ready(Frame, frozen=True):
 
 
 class Step(Frame, frozen=True):
-    """What one device step said to all requests, and the load after it."""
+    """The events of one device step for all requests, and the load after it."""
 
     events: list[TokenEvent]
     stats: EngineStats
 
 
 class Heartbeat(Frame, frozen=True):
-    """The engine's loop turns, though it may have nothing to say."""
+    """The engine's loop makes progress, even without events to report."""
 
     stats: EngineStats
 
 
 class Leaving(Frame, frozen=True):
-    """The process was asked to end (SIGTERM), and waits to be told when nobody needs it any more."""
+    """The process received SIGTERM, and waits for a Stop, which comes when nothing needs it any more."""
 
 
 class Fatal(Frame, frozen=True):

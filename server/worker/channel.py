@@ -21,10 +21,10 @@ from ..vital import start_thread
 log = logging.getLogger(__name__)
 
 MAX_BEHIND = 4096
-"""Frames the web may lag behind, a minute or more of steps, before it is given up."""
+"""Frames that the web process may lag behind, a minute or more of steps, before this process ends."""
 
 _WEB_IS_GONE = 0
-"""The exit code when nobody is left to read it."""
+"""The exit code when no process is left to read it."""
 
 
 class Channel(FramedPeer[wire.ToEngine]):
@@ -66,7 +66,7 @@ class Channel(FramedPeer[wire.ToEngine]):
 
 
 def _end(reason: str) -> NoReturn:
-    """The web process is there and cannot be talked to: what it starts next may do better."""
+    """Ends the process, as its web process cannot use it; a new one may work."""
     log.error("%s", reason)
     sys.stderr.flush()
     os._exit(exit_codes.ENGINE_LOST)
