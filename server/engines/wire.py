@@ -110,7 +110,7 @@ def encode(frame: ToEngine | ToWeb) -> bytes:
         raise WireError(f"a {type(frame).__name__} frame of {error}") from None
 
 
-engine_reader = partial(FrameReader, msgspec.msgpack.Decoder(ToEngine).decode, MAX_FRAME)
+engine_reader = partial(FrameReader[ToEngine], msgspec.msgpack.Decoder(ToEngine).decode, MAX_FRAME)
 """Makes a reader, in the engine process, of the web process's frames."""
-web_reader = partial(FrameReader, msgspec.msgpack.Decoder(ToWeb).decode, MAX_FRAME)
+web_reader = partial(FrameReader[ToWeb], msgspec.msgpack.Decoder(ToWeb).decode, MAX_FRAME)
 """Makes a reader, in the web process, of the engine process's frames."""

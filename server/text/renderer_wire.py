@@ -66,8 +66,8 @@ ToRenderer = Load | Render
 ToWeb = Loaded | Rendered | Refused | Exhausted
 
 _encoder = msgspec.json.Encoder()
-renderer_reader = partial(FrameReader, msgspec.json.Decoder(ToRenderer).decode, MAX_FRAME)
-web_reader = partial(FrameReader, msgspec.json.Decoder(ToWeb).decode, MAX_FRAME)
+renderer_reader = partial(FrameReader[ToRenderer], msgspec.json.Decoder(ToRenderer).decode, MAX_FRAME)
+web_reader = partial(FrameReader[ToWeb], msgspec.json.Decoder(ToWeb).decode, MAX_FRAME)
 """Each makes a reader of the frames that the side of this name receives."""
 
 
