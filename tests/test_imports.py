@@ -50,14 +50,7 @@ ARROWS = {
     "runtime/capacity": {"model", "model/kernels", "runtime/device"},
     "server/tool_formats": {"checkpoints"},
     "server/dispatch": SHARED,
-    "server/engines": {
-        *SHARED,
-        "model",
-        "runtime/framing",
-        "server/dispatch",
-        "server/system",
-        "server/vital",
-    },
+    "server/engines": {*SHARED, "runtime/framing", "server/dispatch", "server/system", "server/vital"},
     "server/worker": {
         *{*SHARED, "model", "checkpoints", "server/engines", "server/logs", "server/progress"},
         *{"server/settings", "server/system", "server/vital"},
