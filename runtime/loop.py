@@ -198,7 +198,7 @@ class Loop:
         self._free_since = time.monotonic()
 
     def _note_trial(self, bucket: Bucket, seconds: float) -> None:
-        self.scheduler.pace.tried(bucket.kind, bucket.tokens, seconds)
+        self.scheduler.step_times.record_trial(bucket.kind, bucket.tokens, seconds)
 
     def _launch(self, plan: Plan, flight: Flight | None) -> Flight:
         """Dispatches a step behind the one that is under way; if the device is done with that, it idles."""
@@ -223,7 +223,7 @@ class Loop:
         with self.phases.phase("wait"):
             sampled = self.runner.read(flight)
         now = time.monotonic()
-        self.scheduler.pace.note(
+        self.scheduler.step_times.record(
             flight.bucket.kind, flight.bucket.tokens, now - max(flight.launched, self._free_since)
         )
         self._free_since = now

@@ -77,12 +77,12 @@ def allot(
     fitting = [(size, took) for size in sizes if size >= rows and (took := seconds(size)) is not None]
     if not fitting:
         return [0] * rows
-    pace, count = max(
+    rate, count = max(
         ((rows + total[count]) / took, count)
         for size, took in fitting
         if (count := min(size - rows, len(gains))) or size == fitting[0][0]
     )
-    if pace * fitting[0][1] <= rows * _WORTHWHILE:
+    if rate * fitting[0][1] <= rows * _WORTHWHILE:
         return [0] * rows
     chosen = [row for _, row in gains[:count]]
     return [chosen.count(row) for row in range(rows)]

@@ -31,7 +31,7 @@ from .drafts import allot
 from .pages import PagePool
 from .prefix import PrefixCache
 from .sequence import Plan, Row, Sequence, SequenceFault
-from .step_times import Pace
+from .step_times import StepTimes
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Scheduler:
         self.pages = pages
         self.page_size = page_size
         self.budget = budget
-        self.pace = Pace()
+        self.step_times = StepTimes()
         self._prefix = PrefixCache(pages, page_size, enabled=share)
         self._speculate = speculate
         self.waiting: deque[Sequence] = deque()
@@ -104,7 +104,7 @@ class Scheduler:
         try:
             self._add_decode_rows(rows)
             lacking, decoding = self._lacking(), len(rows)
-            most = self.pace.most_tokens(decoding, len(lacking)) or self.budget
+            most = self.step_times.most_tokens(decoding, len(lacking)) or self.budget
             self._add_chunks(rows, lacking, min(self.budget, most) - decoding)
             tiled = len(rows) > decoding or any(row.scored for row in rows)
             drafted = rows if tiled else self._with_drafts(rows)
@@ -150,7 +150,9 @@ class Scheduler:
     def _worthwhile(self, sequences: list[Sequence], drafts: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """As many of each one's drafts as a step of all of them shall hold."""
         wishes = [(s.drafter.chance, len(guesses)) for s, guesses in zip(sequences, drafts, strict=True)]
-        counts = allot(wishes, self.pace.sizes("decode"), lambda size: self.pace.seconds("decode", size))
+        counts = allot(
+            wishes, self.step_times.sizes("decode"), lambda size: self.step_times.seconds("decode", size)
+        )
         return [guesses[:count] for guesses, count in zip(drafts, counts, strict=True)]
 
     def _drafted(self, row: Row, drafts: tuple[int, ...]) -> Row:

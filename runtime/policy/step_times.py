@@ -22,18 +22,18 @@ _FADING = 0.01
 """How far what is known of a size moves back to its trial's time with each step of another size."""
 
 
-class Pace:
+class StepTimes:
     """Average seconds of the steps of each kind and size."""
 
     def __init__(self) -> None:
         self._seconds: defaultdict[str, dict[int, float]] = defaultdict(dict)
         self._trials: defaultdict[str, dict[int, float]] = defaultdict(dict)
 
-    def tried(self, kind: str, size: int, seconds: float) -> None:
+    def record_trial(self, kind: str, size: int, seconds: float) -> None:
         """A trial took so long: what is known of the size begins with it."""
         self._trials[kind][size] = self._seconds[kind][size] = seconds
 
-    def note(self, kind: str, size: int, seconds: float) -> None:
+    def record(self, kind: str, size: int, seconds: float) -> None:
         """A step has run, of a size that was tried."""
         known = self._seconds[kind]
         for other, trial in self._trials[kind].items():

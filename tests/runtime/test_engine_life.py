@@ -69,8 +69,10 @@ class Prompter(Ear):
 def prompter(make_engine):
     ear = Prompter()
     ear.engine = make_engine(ear.hear)
-    pace = ear.engine._loop.scheduler.pace
-    pace.most_tokens = lambda decoding, waiting: None  # a step holds all that it can, whatever it costs here
+    step_times = ear.engine._loop.scheduler.step_times
+    step_times.most_tokens = lambda decoding, waiting: (
+        None
+    )  # a step holds all that it can, whatever it costs here
     ear.engine.start()
     return ear
 

@@ -251,7 +251,7 @@ def test_faults_at_any_moment_leave_everybody_else_right(
         saboteur.around(owner, name)
     for name in ("revive", "publish"):
         saboteur.around(scheduler._prefix, name)
-    scheduler.pace.tried("decode", 8, 1.0)
+    scheduler.step_times.record_trial("decode", 8, 1.0)
     loop = Loop(cast(Runner, FaultyRunner(saboteur, page_size)), scheduler, told.extend)
     context = pages * page_size
     said = [(prompts[which % len(prompts)], most) for which, most in asked]

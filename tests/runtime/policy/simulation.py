@@ -92,7 +92,7 @@ class Loop:
             slots=slots, pages=self.pool, page_size=page_size, budget=budget, share=share
         )
         if drafts:
-            self.scheduler.pace.tried("decode", budget, 1.0)
+            self.scheduler.step_times.record_trial("decode", budget, 1.0)
         self.device = Device(page_size)
         self.ledger = Ledger(self.drop)
         self.flight: Plan | None = None

@@ -97,8 +97,8 @@ def guessing_engine(make_engine, monkeypatch) -> Callable[[], Bench]:
     def make() -> Bench:
         ear = Ear()
         engine = make_engine(ear.hear, speculation=True)
-        pace = engine._loop.scheduler.pace
-        monkeypatch.setattr(pace, "seconds", lambda kind, tokens: 1.0)
+        step_times = engine._loop.scheduler.step_times
+        monkeypatch.setattr(step_times, "seconds", lambda kind, tokens: 1.0)
         engine.start()
         return Bench(engine, ear)
 

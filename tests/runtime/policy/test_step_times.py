@@ -4,19 +4,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distaff.runtime.policy.step_times import PATIENCE, Pace
+from distaff.runtime.policy.step_times import PATIENCE, StepTimes
 
 from .simulation import Loop
 
 
-def known(decode: dict[int, float], mixed: dict[int, float]) -> Pace:
-    """A pace that has tried steps of these sizes and seconds."""
-    pace = Pace()
+def known(decode: dict[int, float], mixed: dict[int, float]) -> StepTimes:
+    """Step times from trials of these sizes and seconds."""
+    step_times = StepTimes()
     for size, seconds in decode.items():
-        pace.tried("decode", size, seconds)
+        step_times.record_trial("decode", size, seconds)
     for size, seconds in mixed.items():
-        pace.tried("mixed", size, seconds)
-    return pace
+        step_times.record_trial("mixed", size, seconds)
+    return step_times
 
 
 SECONDS = st.floats(0.001, 10)
@@ -33,10 +33,10 @@ def test_a_step_lasts_as_long_as_a_stream_has_patience(alone, mixed, decoding, w
     assert all(seconds > limit for size, seconds in sizes.items() if size > chosen)
 
 
-@pytest.mark.parametrize("pace", [Pace(), known({8: 1.0}, {}), known({}, {32: 1.0})])
-def test_without_experience_steps_are_filled(pace):
+@pytest.mark.parametrize("step_times", [StepTimes(), known({8: 1.0}, {}), known({}, {32: 1.0})])
+def test_without_experience_steps_are_filled(step_times):
     """Nothing speaks against the largest step where nobody knows how long it takes."""
-    assert pace.most_tokens(4, 1) is None
+    assert step_times.most_tokens(4, 1) is None
 
 
 def test_where_nobody_decodes_nobody_is_kept_waiting():
@@ -46,36 +46,39 @@ def test_where_nobody_decodes_nobody_is_kept_waiting():
 
 def test_the_average_follows_the_news():
     """Times change with the length of what is decoded."""
-    pace = known({8: 1.0}, {})
+    step_times = known({8: 1.0}, {})
     for _ in range(40):
-        pace.note("decode", 8, 3.0)
-    assert pace.seconds("decode", 5) == pytest.approx(3.0, abs=0.01) and pace.seconds("decode", 9) is None
+        step_times.record("decode", 8, 3.0)
+    assert (
+        step_times.seconds("decode", 5) == pytest.approx(3.0, abs=0.01)
+        and step_times.seconds("decode", 9) is None
+    )
 
 
 def test_no_step_is_believed_to_be_faster_than_a_smaller_one():
     """What was known of the larger one is old where the smaller one has become slow."""
-    pace = known({4: 1.0}, {8: 2.0, 16: 2.2, 32: 9.0})
-    assert pace.most_tokens(2, 1) == 16
+    step_times = known({4: 1.0}, {8: 2.0, 16: 2.2, 32: 9.0})
+    assert step_times.most_tokens(2, 1) == 16
     for _ in range(20):
-        pace.note("mixed", 8, 6.0)
-    assert pace.most_tokens(2, 1) == 8
+        step_times.record("mixed", 8, 6.0)
+    assert step_times.most_tokens(2, 1) == 8
 
 
 def test_a_size_that_was_dear_is_given_another_chance():
     """What was noted of it while the machine was busy fades as the others run; what it is now, it stays."""
-    pace = known({1: 1.0, 4: 1.1}, {})
+    step_times = known({1: 1.0, 4: 1.1}, {})
     for _ in range(40):
-        pace.note("decode", 4, 9.0)
-    assert pace.seconds("decode", 4) > 8.9 and pace.seconds("decode", 1) == 1.0
+        step_times.record("decode", 4, 9.0)
+    assert step_times.seconds("decode", 4) > 8.9 and step_times.seconds("decode", 1) == 1.0
     for _ in range(500):
-        pace.note("decode", 1, 1.0)
-    assert pace.seconds("decode", 4) == pytest.approx(1.1, abs=0.1)
+        step_times.record("decode", 1, 1.0)
+    assert step_times.seconds("decode", 4) == pytest.approx(1.1, abs=0.1)
 
 
 def test_a_long_prompt_comes_in_pieces_beside_those_who_decode():
-    """While others decode each step holds what the pace allows, and they all have a row in it."""
+    """While others decode each step holds what the step times allow, and they all have a row in it."""
     loop = Loop(slots=4, pages=80, page_size=4, budget=64)
-    loop.scheduler.pace = known({4: 1.0}, {8: 2.0, 16: 2.4, 64: 9.0})
+    loop.scheduler.step_times = known({4: 1.0}, {8: 2.0, 16: 2.4, 64: 9.0})
     loop.submit([1], 40)
     loop.turn()
     loop.submit([7] * 60, 4)
