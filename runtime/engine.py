@@ -166,7 +166,7 @@ class Engine:
             decode_seconds=self.decode_seconds,
             prompt_seconds=self.prompt_seconds,
             seconds=dict(loop.phases.seconds),
-            **asdict(loop.ledger.counts),
+            **asdict(loop.outputs.counts),
         )
 
     def profile(self, on: bool) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from .device.buckets import Bucket
 from .device.runner import Flight, Runner
 from .phases import Phases
-from .policy.output_processor import Ledger
+from .policy.output_processor import OutputProcessor
 from .policy.scheduler import Scheduler
 from .policy.sequence import Plan, Sequence, SequenceFault, reason_of
 from .request import InvalidRequest, NotReady, TokenEvent
@@ -35,7 +35,7 @@ class Loop:
     """One turn after the other, until it is stopped or the device fails.
 
     Attributes:
-      runner, scheduler, ledger, phases: what it drives and what it keeps account in.
+      runner, scheduler, outputs, phases: what it drives and what it keeps account in.
       thread: the engine's.
       beat: `time.monotonic()` of the last turn; it turns at least every half second unless a step takes
         longer.
@@ -45,7 +45,7 @@ class Loop:
         """Starts nothing yet; `tell` hears every step's events."""
         self.runner = runner
         self.scheduler = scheduler
-        self.ledger = Ledger(self._drop)
+        self.outputs = OutputProcessor(self._drop)
         self.phases = Phases()
         self.thread = AwaitedThread("engine", self._run, self._end)
         self.beat = time.monotonic()
@@ -228,8 +228,8 @@ class Loop:
         )
         self._free_since = now
         with self.phases.phase("settle"):
-            self.ledger.note(flight.plan.rows)
-            self._report(self.ledger.settle(sampled))
+            self.outputs.count_step(flight.plan.rows)
+            self._report(self.outputs.process(sampled))
 
     def _fail_all(self, reason: str) -> None:
         """Tells every request, also those still in the inbox, that it has failed; no more come in."""

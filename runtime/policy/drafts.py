@@ -58,17 +58,17 @@ class Drafter:
 
 
 def allot(
-    wishes: Sequence[tuple[float, int]], sizes: Sequence[int], seconds: Callable[[int], float | None]
+    offers: Sequence[tuple[float, int]], sizes: Sequence[int], seconds: Callable[[int], float | None]
 ) -> list[int]:
     """How many drafts each row shall have, so that tokens come fastest; all zero where none pays.
 
     Args:
-      wishes: of each row, the chance of a draft and how many it has.
+      offers: of each row, the chance of a draft and how many it has.
       sizes: rows of the steps there are, ascending. seconds: what a step of a size takes; None if unknown.
     """
-    rows = len(wishes)
+    rows = len(offers)
     gains = sorted(
-        ((chance**n, row) for row, (chance, most) in enumerate(wishes) for n in range(1, most + 1)),
+        ((chance**n, row) for row, (chance, most) in enumerate(offers) for n in range(1, most + 1)),
         key=lambda gain: -gain[0],
     )
     if not gains:

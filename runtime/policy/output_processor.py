@@ -30,7 +30,7 @@ class Counts:
     accepted_tokens: int = 0
 
 
-class Ledger:
+class OutputProcessor:
     """Keeps the sequences' books, one step after the other."""
 
     def __init__(self, drop: Callable[[str], None]) -> None:
@@ -38,7 +38,7 @@ class Ledger:
         self.counts = Counts()
         self._drop = drop
 
-    def settle(self, rows: Iterable[tuple[Row, Sampled | Exception]]) -> list[TokenEvent]:
+    def process(self, rows: Iterable[tuple[Row, Sampled | Exception]]) -> list[TokenEvent]:
         """Gives each sequence its samples; one that ended meanwhile gets none.
 
         A sequence whose samples could not be read, or at which something else goes wrong here, ends.
@@ -51,16 +51,16 @@ class Ledger:
             try:
                 events += self._advance(row, sampled)
             except Exception as error:
-                events.append(self._give_up(row, error))
+                events.append(self._fail_row(row, error))
         return events
 
-    def _give_up(self, row: Row, error: Exception) -> TokenEvent:
+    def _fail_row(self, row: Row, error: Exception) -> TokenEvent:
         name = row.sequence.request.id
         log.error("request %r cannot be settled", name, exc_info=error)
         row.sequence.computed = row.start  # what the step has computed may be of drafts that were wrong
         return self._fail(name, reason_of(error))
 
-    def note(self, rows: Iterable[Row]) -> None:
+    def count_step(self, rows: Iterable[Row]) -> None:
         """A step with these rows has run."""
         self.counts.steps += 1
         self.counts.prompt_tokens += sum(map(_prompt_tokens, rows))
@@ -71,21 +71,21 @@ class Ledger:
             raise sampled
         events: list[TokenEvent] = []
         for (token, report), draft in zip(sampled, (*row.drafts, None), strict=True):
-            events.append(self._hear(row.sequence, token, report))
+            events.append(self._add_token(row.sequence, token, report))
             if row.sequence.finished or token != draft:
                 break
         if row.drafts:
-            self._learn(row, len(events) - 1)
+            self._count_drafts(row, len(events) - 1)
         return events
 
-    def _learn(self, row: Row, accepted: int) -> None:
+    def _count_drafts(self, row: Row, accepted: int) -> None:
         """So many drafts were right: what was computed after them is void."""
         row.sequence.computed = row.start + 1 + accepted
         row.sequence.drafter.learn(len(row.drafts), accepted)
         self.counts.drafted_tokens += len(row.drafts)
         self.counts.accepted_tokens += accepted
 
-    def _hear(self, sequence: Sequence, token: int, report: TokenLogprobs | None) -> TokenEvent:
+    def _add_token(self, sequence: Sequence, token: int, report: TokenLogprobs | None) -> TokenEvent:
         """Gives a sequence its next token, or ends it."""
         name = sequence.request.id
         if sequence.matcher is not None and sequence.matcher.error:
@@ -94,7 +94,7 @@ class Ledger:
             return self._refuse_grammar(name, "no token may come next under the grammar and the allowed ids")
         if token < 0:
             return self._fail(name, "the model's output is not finite")
-        first = self._about_prompt(sequence)
+        first = self._prompt_report(sequence)
         if token in sequence.ends:
             self._drop(name)
             return TokenEvent(request_id=name, finish="stop", end=token, logprobs=report, **first)
@@ -118,7 +118,7 @@ class Ledger:
         self._drop(name)
         return TokenEvent(request_id=name, finish="error", error=reason, param="grammar")
 
-    def _about_prompt(self, sequence: Sequence) -> dict[str, Any]:
+    def _prompt_report(self, sequence: Sequence) -> dict[str, Any]:
         """What the first event says of the prompt, and no other."""
         if len(sequence.tokens) > len(sequence.request.prompt):
             return {}

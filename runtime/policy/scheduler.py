@@ -149,9 +149,9 @@ class Scheduler:
 
     def _worthwhile(self, sequences: list[Sequence], drafts: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """As many of each one's drafts as a step of all of them shall hold."""
-        wishes = [(s.drafter.chance, len(guesses)) for s, guesses in zip(sequences, drafts, strict=True)]
+        offers = [(s.drafter.chance, len(guesses)) for s, guesses in zip(sequences, drafts, strict=True)]
         counts = allot(
-            wishes, self.step_times.sizes("decode"), lambda size: self.step_times.seconds("decode", size)
+            offers, self.step_times.sizes("decode"), lambda size: self.step_times.seconds("decode", size)
         )
         return [guesses[:count] for guesses, count in zip(drafts, counts, strict=True)]
 

@@ -70,9 +70,8 @@ def prompter(make_engine):
     ear = Prompter()
     ear.engine = make_engine(ear.hear)
     step_times = ear.engine._loop.scheduler.step_times
-    step_times.most_tokens = lambda decoding, waiting: (
-        None
-    )  # a step holds all that it can, whatever it costs here
+    # A step holds all that it can, whatever it costs here.
+    step_times.most_tokens = lambda decoding, waiting: None
     ear.engine.start()
     return ear
 

@@ -12,7 +12,7 @@ from distaff.runtime.device import packing, readout
 from distaff.runtime.device.runner import Flight, Runner
 from distaff.runtime.loop import Loop
 from distaff.runtime.policy.drafts import Drafter
-from distaff.runtime.policy.output_processor import Ledger
+from distaff.runtime.policy.output_processor import OutputProcessor
 from distaff.runtime.policy.pages import PagePool
 from distaff.runtime.policy.prefix import PrefixCache
 from distaff.runtime.policy.scheduler import Scheduler
@@ -60,7 +60,12 @@ BAD = {
         {"prompt_logprobs": 2},
     ),
     "consume": (Turns, "consume", lambda self, token: self._grammar == "3,9", {"grammar": "3,9"}),
-    "settle": (Ledger, "_hear", lambda self, sequence, *rest: sequence.request.id == "bad", {}),
+    "process": (
+        OutputProcessor,
+        "_add_token",
+        lambda self, sequence, *rest: sequence.request.id == "bad",
+        {},
+    ),
 }
 
 
@@ -120,17 +125,17 @@ def test_no_end_is_lost_where_the_engine_ends(make_engine, monkeypatch):
     """What ends in the step at which the engine dies, and what goes on after it, all hear of an end."""
     engine = make_engine()
     engine.start()
-    settle = Ledger.settle
+    process = OutputProcessor.process
 
     def half(self, rows):
-        settle(self, rows)
-        raise RuntimeError("the ledger is lost")
+        process(self, rows)
+        raise RuntimeError("the output processor is lost")
 
     requests = [ask(f"r{n}", 4, max_tokens=2) for n in range(3)]
-    monkeypatch.setattr(Ledger, "settle", half)
+    monkeypatch.setattr(OutputProcessor, "process", half)
     with engine._submitted(requests):
         for request in requests:
-            with pytest.raises(EngineFailed, match="RuntimeError: the ledger is lost"):
+            with pytest.raises(EngineFailed, match="RuntimeError: the output processor is lost"):
                 list(engine._mailboxes.read(request.id))
 
 
@@ -256,7 +261,7 @@ def test_faults_at_any_moment_leave_everybody_else_right(
     context = pages * page_size
     said = [(prompts[which % len(prompts)], most) for which, most in asked]
     said = [(prompt, min(most, context - len(prompt))) for prompt, most in said]
-    saboteur.around(loop.ledger, "_hear")
+    saboteur.around(loop.outputs, "_add_token")
     for number, (prompt, most) in enumerate(said):
         sequence = make_sequence(number, prompt, most)
         sequence.drafter = FaultyDrafter(saboteur, sequence)
@@ -304,15 +309,15 @@ def test_wrong_drafts_of_a_failed_sequence_are_not_found(monkeypatch):
     """What stands in a page is what was guessed, not what was said instead."""
     scheduler = Scheduler(slots=2, pages=PagePool(20), page_size=1, budget=8)
     sequence = make_sequence(0, [1, 2, 3], 9)
-    ledger = Ledger(lambda name: scheduler.finish(sequence))
+    processor = OutputProcessor(lambda name: scheduler.finish(sequence))
     scheduler.add(sequence)
     for drafts, sampled in [((), [5]), ((7, 8), [7, 9, 4])]:
         plan = scheduler.plan()
         assert plan is not None
         row = scheduler._drafted(plan.rows[0], drafts)
         if drafts:
-            monkeypatch.setattr(Ledger, "_learn", lambda *_: 1 / 0)
-        events = ledger.settle([(row, [(token, None) for token in sampled])])
+            monkeypatch.setattr(OutputProcessor, "_count_drafts", lambda *_: 1 / 0)
+        events = processor.process([(row, [(token, None) for token in sampled])])
     assert events[-1].error == "ZeroDivisionError: division by zero" and sequence.finished
     scheduler.add(make_sequence(1, [1, 2, 3, 5, 7, 9, 6], 3))
     plan = scheduler.plan()

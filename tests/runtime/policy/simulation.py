@@ -8,7 +8,7 @@ twice over the wrong tokens, or a row fed with somebody else's sample all end in
 import hashlib
 from collections.abc import Sequence as List
 
-from distaff.runtime.policy.output_processor import Ledger, Sampled
+from distaff.runtime.policy.output_processor import OutputProcessor, Sampled
 from distaff.runtime.policy.pages import PagePool
 from distaff.runtime.policy.scheduler import Scheduler
 from distaff.runtime.policy.sequence import Plan, Row, Sequence
@@ -94,7 +94,7 @@ class Loop:
         if drafts:
             self.scheduler.step_times.record_trial("decode", budget, 1.0)
         self.device = Device(page_size)
-        self.ledger = Ledger(self.drop)
+        self.outputs = OutputProcessor(self.drop)
         self.flight: Plan | None = None
         self.sampled: list[tuple[Row, Sampled]] = []
         self.sequences: list[Sequence] = []
@@ -127,7 +127,7 @@ class Loop:
 
     def settle(self) -> None:
         if self.flight:
-            self.ledger.settle(self.sampled)
+            self.outputs.process(self.sampled)
         self.flight, self.sampled = None, []
 
     @property

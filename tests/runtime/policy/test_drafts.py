@@ -50,19 +50,19 @@ WISHES = st.lists(st.tuples(st.floats(0.01, 1), st.integers(0, 6)), min_size=1, 
 
 
 @given(WISHES, COSTS)
-def test_the_fastest_step_is_chosen(wishes, costs):
+def test_the_fastest_step_is_chosen(offers, costs):
     """No other number of drafts gives more tokens a second; nobody gets more than there are."""
     sizes = [2**n for n in range(len(costs))]
     seconds = dict(zip(sizes, costs, strict=True))
-    counts = allot(wishes, sizes, seconds.get)
-    assert all(0 <= count <= most for count, (_, most) in zip(counts, wishes, strict=True))
+    counts = allot(offers, sizes, seconds.get)
+    assert all(0 <= count <= most for count, (_, most) in zip(counts, offers, strict=True))
 
     def pace(gains: list[float]) -> float:
-        size = next((size for size in sizes if size >= len(wishes) + len(gains)), None)
-        return 0.0 if size is None else (len(wishes) + sum(gains)) / seconds[size]
+        size = next((size for size in sizes if size >= len(offers) + len(gains)), None)
+        return 0.0 if size is None else (len(offers) + sum(gains)) / seconds[size]
 
-    chosen = [c**n for count, (c, _) in zip(counts, wishes, strict=True) for n in range(1, count + 1)]
-    best = sorted((c**n for c, most in wishes for n in range(1, most + 1)), reverse=True)
+    chosen = [c**n for count, (c, _) in zip(counts, offers, strict=True) for n in range(1, count + 1)]
+    best = sorted((c**n for c, most in offers for n in range(1, most + 1)), reverse=True)
     fastest = max((pace(best[:n]) for n in range(len(best) + 1)), default=0.0)
     if any(counts):
         assert pace(chosen) > pace([]) and pace(chosen) >= fastest * (1 - 1e-9)
@@ -86,8 +86,8 @@ def test_right_drafts_save_steps():
             loop.turn()
             turns[drafts] += 1
         assert loop.sequences[0].tokens == alone(prompt, 66)
-        assert bool(loop.ledger.counts.drafted_tokens) == drafts
-    assert turns[True] + loop.ledger.counts.accepted_tokens >= turns[False] > turns[True]
+        assert bool(loop.outputs.counts.drafted_tokens) == drafts
+    assert turns[True] + loop.outputs.counts.accepted_tokens >= turns[False] > turns[True]
 
 
 @pytest.fixture
