@@ -1,9 +1,10 @@
-"""The README is held to its word: flags, commands, routes, files and exit codes exist, none is missing."""
+"""The documents are true: flags, commands, routes, files and exit codes exist, and none is missing."""
 
 import ast
 import re
 from pathlib import Path
 
+import pytest
 import typer
 from sanic import Sanic
 
@@ -15,6 +16,17 @@ from distaff.server.testing import FakeEngine
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+SERVING = (ROOT / "docs" / "serving.md").read_text()
+API = (ROOT / "docs" / "api.md").read_text()
+CLIENTS = (ROOT / "docs" / "clients.md").read_text()
+WALK = (ROOT / "docs" / "architecture.md").read_text()
+FOLDERS = ("model", "checkpoints", "runtime", "server")
+PAGES = [
+    path
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+    if path.name != "decisions.md"
+]
+"""Every document about the present; decisions are about the past, too."""
 
 
 def _options(command: str) -> set[str]:
@@ -22,27 +34,37 @@ def _options(command: str) -> set[str]:
     return {name for parameter in parameters for name in parameter.opts if name.startswith("--")} - {"--help"}
 
 
-def test_every_flag_of_serve_is_in_the_readme_and_no_other() -> None:
+def test_readme_is_short_and_has_two_commands() -> None:
+    """A first visitor reads it in minutes, and needs two commands."""
+    assert len(README.splitlines()) <= 120
+    commands = re.findall(r"^make .*?(?= *#|$)", README, re.MULTILINE)
+    assert commands == ["make serve", "make test"]
+
+
+def test_every_flag_of_serve_is_documented_and_no_other() -> None:
     """The table of flags is the command line's own."""
-    table = re.findall(r"^\| `(--[a-z-]+)` \|", README, re.MULTILINE)
+    table = re.findall(r"^\| `(--[a-z-]+)` \|", SERVING, re.MULTILINE)
     assert set(table) == _options("serve")
     assert len(table) == len(set(table))
 
 
-def test_every_command_is_in_the_readme() -> None:
-    """Nothing on the command line goes unmentioned."""
+def test_every_command_is_documented() -> None:
+    """Nothing on the command line is missing."""
     for command in typer.main.get_command(command_line).commands:
-        assert f"distaff {command}" in README
+        assert f"distaff {command}" in SERVING
 
 
-def test_every_route_is_in_the_readme_and_no_other() -> None:
+def test_every_route_is_documented_and_no_other() -> None:
     """The table of routes is the app's own."""
     Sanic.test_mode = True
     app = create_app(ServerSettings(model="m"), FakeEngine())
     served = {_plain(f"/{route.path}") for route in app.router.routes}
     Sanic._app_registry.clear()
-    listed = {_plain(path) for path in re.findall(r"`(?:GET|POST) (/[^` ]*)`", README)}
-    assert listed == served
+    rows = re.findall(r"^\| (`(?:GET|POST) /.*?) \|", API, re.MULTILINE)
+    listed = [_plain(path) for row in rows for path in re.findall(r"`(?:GET|POST) (/[^` ]*)`", row)]
+    assert set(listed) == served
+    assert len(listed) == len(set(listed))
+    assert {_plain(path) for path in re.findall(r"`(?:GET|POST) (/[^` ]*)`", API)} == served
 
 
 def _plain(path: str) -> str:
@@ -50,46 +72,68 @@ def _plain(path: str) -> str:
     return re.sub(r"[<{][^>}]*[>}]", "*", path)
 
 
-def test_every_exit_code_is_in_the_readme() -> None:
+def test_every_exit_code_is_documented() -> None:
     """An operator can look up how the process ended."""
     codes = {value for value in vars(exit_codes).values() if isinstance(value, int)}
-    for code in codes - {0}:
-        assert re.search(rf"\b{code}\b", README), code
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", SERVING, re.MULTILINE)}
+    assert listed == codes | {0, 2}
 
 
-def test_every_make_target_in_the_docs_exists() -> None:
-    """`make something` in a document is a target of the Makefile."""
-    makefile = (ROOT / "Makefile").read_text()
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
-        for target in re.findall(r"`make ([a-z ]+)", page.read_text()):
-            for word in target.split():
-                assert re.search(rf"^{word}:", makefile, re.MULTILINE), (page.name, word)
-
-
-def test_every_file_in_the_readme_exists() -> None:
-    """The map shows what is there."""
-    for path in re.findall(r"`((?:model|checkpoints|runtime|server|examples|docs)/[\w./-]*)`", README):
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_what_a_page_names_exists(page: Path) -> None:
+    """Targets of the Makefile, files of ours, other pages and their sections."""
+    text, makefile = page.read_text(), (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`make ([a-z ]+)", text):
+        for word in target.split():
+            assert re.search(rf"^{word}:", makefile, re.MULTILINE), word
+    for path in re.findall(r"`((?:model|checkpoints|runtime|server|tests|examples|docs)/[\w./-]*)`", text):
         assert (ROOT / path).exists(), path
+    for link, section in re.findall(r"\]\(([\w./-]*)(?:#([\w-]+))?\)", text):
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        headings = re.findall(r"^#+ (.*)", target.read_text(), re.MULTILINE) if section else []
+        assert not section or section in {heading.lower().replace(" ", "-") for heading in headings}, section
 
 
-def test_every_example_is_in_the_readme() -> None:
-    """An example that nobody is told of is not found."""
+def test_every_page_can_be_found() -> None:
+    """The README leads to every document."""
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{page.name})" in README, page.name
+
+
+def test_every_example_is_documented() -> None:
+    """An example that no document names is not found."""
     for path in (ROOT / "examples").glob("*.py"):
-        assert f"`examples/{path.name}`" in README, path.name
+        assert f"`examples/{path.name}`" in CLIENTS, path.name
 
 
-def test_the_map_lists_modules_that_exist() -> None:
-    """Each name in the table of folders is a module of its folder."""
-    for folder, row in re.findall(
-        r"^\| `(model|checkpoints|runtime|server)/` \| (.*) \|$", README, re.MULTILINE
-    ):
-        for name in re.findall(r"`([a-z_]+)/?`", row):
-            assert (ROOT / folder / f"{name}.py").exists() or (ROOT / folder / name).is_dir(), (folder, name)
+def test_the_map_has_every_folder_and_modules_that_exist() -> None:
+    """Each name in the table of folders is a module of its folder, and no folder is missing."""
+    rows = re.findall(r"^\| (`[a-z_`/, ]+`) \| (.*) \|$", README, re.MULTILINE)
+    assert rows
+    listed = set()
+    for cell, row in rows:
+        folders = re.findall(r"`([a-z_/]+)/`", cell)
+        listed |= set(folders)
+        if folders[0].split("/")[0] in FOLDERS:
+            for name in re.findall(r"`([a-z_]+)`", row):
+                assert any((ROOT / folder / f"{name}.py").exists() for folder in folders), (folders, name)
+    packages = {path.parent for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
+    assert {package.relative_to(ROOT).as_posix() for package in packages} <= listed
+    assert all((ROOT / folder).is_dir() for folder in listed)
 
 
-def test_python_in_the_readme_is_python() -> None:
+def test_a_request_passes_at_most_thirty_files() -> None:
+    """The walk is numbered without a gap, and passes no file twice."""
+    rows = re.findall(r"^\| (\d+) \| `([\w/]+\.py)` \|", WALK, re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
+    assert len({path for _, path in rows}) == len(rows) <= 30
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_python_in_the_documents_is_python(page: Path) -> None:
     """The examples can at least be read by the machine; tests/system runs what they show."""
-    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         ast.parse(block)
 
 

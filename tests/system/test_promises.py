@@ -1,4 +1,4 @@
-"""What the README promises of a running server, on the real model."""
+"""What docs/serving.md promises of a running server, on the real model."""
 
 import asyncio
 import json

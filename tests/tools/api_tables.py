@@ -1,4 +1,4 @@
-"""Writes the tables of parameters in docs/api.md anew: `python -m tests.tools.api_tables`."""
+"""Writes the tables of parameters in docs/api.md: `python -m tests.tools.api_tables`."""
 
 import re
 from pathlib import Path
