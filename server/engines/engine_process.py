@@ -35,7 +35,7 @@ install their own handlers (libtpu's writes a stack trace)."""
 
 
 class EngineProcess(asyncio.Protocol):
-    """A spawned engine process. Use `await Child.spawn(…)`."""
+    """A spawned engine process. Use `await EngineProcess.spawn(…)`."""
 
     def __init__(self, process: subprocess.Popen[bytes], receive: Callable[[wire.ToWeb], None]) -> None:
         self._process = process
