@@ -56,6 +56,6 @@ def test_tgi_counts_unknown_keys(http):
         return next(float(line.split()[1]) for line in lines if line.startswith(name))
 
     before = unknown()
-    body = {"inputs": "hi", "another": 1, "parameters": {"some_future_key": 1}}
+    body = {"inputs": "hi", "another": 1, "parameters": {"a_key_of_tomorrow": 1}}
     assert http.post("/generate", json=body).status_code == 200
     assert unknown() == before + 2
