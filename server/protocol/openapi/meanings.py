@@ -102,4 +102,4 @@ def table(route: str) -> str:
 def accepted(values: list[Any]) -> str:
     """The accepted values of a refused parameter except null, in parentheses; empty if there are none."""
     shown = " or ".join(f"`{json.dumps(value)}`" for value in values)
-    return f" (but for {shown})" if shown else ""
+    return f" (except {shown})" if shown else ""

@@ -63,7 +63,7 @@ def _described(parameters: Parameters, route: str, limits: Limits) -> Schema:
     schema = parameters.schema(limits)
     for name, each in schema["properties"].items():
         refused = name in parameters.refused
-        meaning = "refused but for what changes nothing" if refused else meanings.get(name)
+        meaning = "refused unless it changes nothing" if refused else meanings.get(name)
         if meaning is not None:
             schema["properties"][name] = each | {"description": meaning}
     return schema

@@ -51,8 +51,8 @@ def test_the_page_tells_what_is_refused_after_all_else(http):
     chat = page[page.index("/v1/chat/completions</code>") :].split("</details>")[0]
     table, below = chat.split("</table>")
     assert "<code>messages</code>" in table and "<code>use_beam_search</code>" not in table
-    assert "<code>use_beam_search</code> (but for <code>false</code>)" in below
-    assert "<code>length_penalty</code> (but for <code>1</code>)" in below
+    assert "<code>use_beam_search</code> (except <code>false</code>)" in below
+    assert "<code>length_penalty</code> (except <code>1</code>)" in below
 
 
 def test_limits_are_those_of_the_server(make_server):
