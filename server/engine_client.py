@@ -16,7 +16,7 @@ EngineState = Literal["starting", "loading", "ready", "restarting", "draining", 
 process is starting. `draining`: accepts no new requests. `stopped`: will not be restarted."""
 
 TAKING: frozenset[EngineState] = frozenset({"ready", "restarting"})
-"""The states in which sequences are taken: those that come while an engine restarts wait for it."""
+"""The states in which sequences are accepted; those that arrive during a restart wait for its end."""
 
 MoveCause = Literal["engine_lost", "preempted", "draining"]
 """Why a sequence was moved off an engine. `engine_lost`: the engine was lost. `preempted`: another client is

@@ -145,7 +145,7 @@ class WebProcess:
         """Prints once how to use the server, as soon as it is ready."""
         if not self._welcomed and self._served.text and self._engine.state == "ready":
             self._welcomed = True
-            gc.freeze()  # what is loaded stays; walking over it would hold up all streams for 0.1 s
+            gc.freeze()  # loaded objects stay; a collection that visits them pauses all streams for 0.1 s
             print(welcome(self._address, self._settings.model, self._settings.keys is not None), flush=True)
 
     def _fail(self, message: str, code: int) -> None:

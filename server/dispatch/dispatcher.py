@@ -78,7 +78,7 @@ class Dispatcher:
 
     @property
     def takes(self) -> bool:
-        """Whether `submit` may be called: an engine takes sequences, or restarts and will."""
+        """Whether `submit` may be called: an engine accepts sequences, or did and is restarting."""
         return any(handle.takes_in < math.inf for handle in self._handles)
 
     @property

@@ -57,7 +57,7 @@ class EngineHandle:
 
     @property
     def takes_in(self) -> float:
-        """Seconds until it takes sequences; infinite unless it did once, and does or restarts."""
+        """Seconds until it accepts sequences: 0 if it does, infinite unless it did and is restarting."""
         if self.takes:
             return 0.0
         restarts = self._engine.state == "restarting" and self._engine.info
