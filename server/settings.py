@@ -1,7 +1,8 @@
-"""The operator's settings of the HTTP server, without those of the model and the engine."""
+"""The settings of the web process: the operator's flags, what is derived from them at start, fixed limits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from .flags import ServeFlags
 from .keys import Keys
 
 
@@ -11,19 +12,9 @@ class ServerSettings:
 
     Attributes:
       model: the id under which the model is served.
-      aliases: further ids of the same model; `tgi` always is one.
-      any_model: the model is served under every other id too, which is repeated in the answer.
       keys: the accepted API keys; None accepts requests without a key.
       allow_origins: origins of web pages that may send requests; `*` for every one.
-      strict: refuse unknown parameters, as OpenAI does, instead of ignoring and counting them.
-      embeddings: enable POST /v1/embeddings.
-      profiles: enable POST /start_profile and /stop_profile.
-      max_concurrent: the most sequences, waiting or running; None for no bound.
-      max_wait: the longest predicted wait for a first token, in seconds; beyond it requests are refused.
-      max_pause: how long a sequence waits for another engine after its own was lost, in seconds.
-      health_when_ready: /health answers 200 only while requests are accepted, as TGI's does.
-      default_max_tokens: the most tokens of an answer if a request sets no limit; None is the route's
-        default.
+      flags: those of `distaff serve`.
       most_choices: the largest `n` of a request.
       drain_seconds: how long running requests may continue after SIGTERM.
       most_connections: beyond this number, new connections are refused.
@@ -33,18 +24,9 @@ class ServerSettings:
     """
 
     model: str
-    aliases: tuple[str, ...] = ()
-    any_model: bool = False
     keys: Keys | None = None
     allow_origins: tuple[str, ...] = ()
-    strict: bool = False
-    embeddings: bool = False
-    profiles: bool = False
-    max_concurrent: int | None = None
-    max_wait: float = 30.0
-    max_pause: float = 300.0
-    health_when_ready: bool = False
-    default_max_tokens: int | None = None
+    flags: ServeFlags = field(default_factory=ServeFlags)
     most_choices: int = 16
     drain_seconds: float = 60.0
     most_connections: int = 10_000
@@ -56,4 +38,4 @@ class ServerSettings:
     @property
     def names(self) -> tuple[str, ...]:
         """All ids of the model, its own first."""
-        return tuple(dict.fromkeys((self.model, *self.aliases, "tgi")))
+        return tuple(dict.fromkeys((self.model, *(self.flags.alias or ()), "tgi")))

@@ -28,6 +28,8 @@ ROOTS = {
     "distaff.server.command.cli",
     "distaff.server.worker.main",
     "distaff.server.worker.follower",
+    "distaff.server.worker.from_flags",
+    "distaff.server.worker.refusals",
     "distaff.server.command.serve",
     "distaff.runtime.llm",
 }
@@ -52,8 +54,8 @@ ARROWS = {
     "server/dispatch": SHARED,
     "server/engines": {*SHARED, "runtime/framing", "server/dispatch", "server/system", "server/vital"},
     "server/worker": {
-        *{*SHARED, "model", "checkpoints", "server/engines", "server/logs", "server/progress"},
-        *{"server/settings", "server/system", "server/vital"},
+        *{*SHARED, "model", "checkpoints", "server/engines", "server/flags", "server/logs"},
+        *{"server/progress", "server/settings", "server/system", "server/vital"},
         *{"runtime/cluster", "runtime/device", "runtime/engine", "runtime/framing", "runtime/options"},
         "runtime/policy",
     },
@@ -78,8 +80,9 @@ ARROWS = {
         *{"server/text", "server/versions"},
     },
     "server/command": {
-        *{*SHARED, "model", "checkpoints", "runtime/capacity", "runtime/options", "server/answering"},
-        *{"server/app", "server/dispatch", "server/engines", "server/keys", "server/logs", "server/progress"},
+        *{*SHARED, "model", "checkpoints", "runtime/capacity", "server/answering", "server/app"},
+        *{"server/dispatch", "server/engines", "server/flags", "server/keys", "server/logs"},
+        "server/progress",
         *{"server/settings", "server/system", "server/text", "server/versions", "server/vital"},
         "server/worker",
     },

@@ -63,8 +63,8 @@ async def prepare_chat(
     grammar = await checked(constraint, request.off_loop)
     prompt = await encode_chat(text, call, info, request.off_loop, where)
     params = sampling_params(call.sampling, text, context.served.defaults, grammar)
-    if params.max_tokens is None and context.settings.default_max_tokens is not None:
-        params = limited(params, context.settings.default_max_tokens, len(prompt), info)
+    if params.max_tokens is None and context.settings.flags.default_max_tokens is not None:
+        params = limited(params, context.settings.flags.default_max_tokens, len(prompt), info)
     heading = heading_of(context, info, prefix, call.model)
     salt = request.key_id + call.sampling.cache_salt
     requests = sequences(heading.id, [prompt], call.sampling.n, params, salt)

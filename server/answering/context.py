@@ -55,14 +55,14 @@ class AppContext:
 
     def check_model(self, name: str) -> None:
         """Raises ModelNotFound unless `name` is served here."""
-        if self.settings.any_model and len(name) <= LONGEST_NAME:
+        if self.settings.flags.any_model and len(name) <= LONGEST_NAME:
             return
         if name not in self.settings.names:
             raise ModelNotFound(name)
 
     def answering_as(self, name: str) -> str:
         """The model's id in an answer to a request for `name`: its own, or `name` if any name is served."""
-        return name if self.settings.any_model else self.settings.model
+        return name if self.settings.flags.any_model else self.settings.model
 
     def engine_info(self) -> EngineInfo:
         """The engine's properties; raises NotReady while it accepts no requests."""

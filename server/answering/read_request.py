@@ -91,7 +91,7 @@ def submit_call(
     context = request.app.ctx
     check_params(requests[0].params, context.engine_info().vocabulary)
     param = "prompt" if len(requests) > per_prompt else "n"
-    check_possible(requests, context.settings.max_concurrent, context.engine, param)
+    check_possible(requests, context.settings.flags.max_concurrent, context.engine, param)
     requests = [replace(each, client=request.client) for each in requests]
     generation = Generation(context.engine, requests, request.connection.cut_off)
     record = open_record(request, prompt_tokens)

@@ -5,26 +5,23 @@ Each command imports the heavy modules that it needs, so that help and usage err
 configured here and nowhere else in this process.
 """
 
+import inspect
 import logging
 import os
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
 from ...model.errors import ConfigError, DistaffError
 from ...runtime.capacity.chips import parse_topology
-from ...runtime.options import Membership, parse_kernels, parse_mesh
 from .. import exit_codes
-from ..answering.cors import parse_origin
 from ..exit_codes import Failed
+from ..flags import Context, KvCacheDtype, ModelName, Quantize, Revision, ServeFlags, Slots, written_as
 from ..logs import configure_logging
-
-if TYPE_CHECKING:
-    from ..engines.worker_settings import WorkerSettings
 
 log = logging.getLogger("distaff.server.command.cli")  # `__name__` may be `__main__`
 
@@ -43,231 +40,51 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-
-def _written_as(parse: Callable[[Any], object]) -> Callable[[Any], Any]:
-    """A callback that checks an option's syntax: what `parse` refuses is wrong usage."""
-
-    def check(value: Any) -> Any:
-        try:
-            parse(value)
-        except ConfigError as error:
-            raise typer.BadParameter(str(error)) from None
-        return value
-
-    return check
+Flags = TypeVar("Flags")
 
 
-ModelName = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="MODEL",
-        help="A folder, a GGUF, a store, ORG/NAME on the hub or a bundled name; by default a bundled model.",
-    ),
-]
-Quantize = Annotated[Literal["int8"] | None, typer.Option(help="Quantize the linear weights.")]
-KvCacheDtype = Annotated[Literal["int8"] | None, typer.Option(help="Quantize keys and values.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
+def taking(kind: type[Flags]) -> Callable[[Callable[[Flags], None]], Callable[..., None]]:
+    """Turns a function of a struct into a command: typer sees one parameter for each field of `kind`."""
+
+    def decorate(work: Callable[[Flags], None]) -> Callable[..., None]:
+        def command(**values: Any) -> None:
+            work(kind(**values))
+
+        command.__name__, command.__doc__ = work.__name__, work.__doc__
+        command.__annotations__ = get_type_hints(kind, include_extras=True)
+        command.__signature__ = inspect.signature(kind)  # type: ignore[attr-defined]  # typer reads it
+        return command
+
+    return decorate
 
 
 @app.command()
-def serve(
-    model: ModelName = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
-    alias: Annotated[list[str] | None, typer.Option(help="Another name for the model; repeatable.")] = None,
-    any_model: Annotated[
-        bool, typer.Option("--any-model", help="Serve the model under any name in a request.")
-    ] = False,
-    context: Annotated[int | None, typer.Option(min=1, help="The longest sequence, in tokens.")] = None,
-    max_input: Annotated[int | None, typer.Option(min=1, help="The longest prompt, in tokens.")] = None,
-    default_max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most generated tokens if a request sets no limit.")
-    ] = None,
-    slots: Annotated[int | None, typer.Option(min=1, help="Sequences decoded at the same time.")] = None,
-    max_concurrent: Annotated[
-        int | None, typer.Option(min=1, help="Most requests, waiting or running; further ones are refused.")
-    ] = None,
-    max_wait: Annotated[
-        float, typer.Option(min=0, help="Longest wait for a first token, in seconds; else a refusal.")
-    ] = 30.0,
-    max_pause: Annotated[
-        float, typer.Option(min=0, help="Longest wait of a stream whose engine is lost, in seconds.")
-    ] = 300.0,
-    prefill_tokens: Annotated[int | None, typer.Option(min=1, help="Most prompt tokens in one step.")] = None,
-    dtype: Annotated[
-        Literal["float32", "bfloat16"] | None, typer.Option(help="Data type of the computation.")
-    ] = None,
-    quantize: Quantize = None,
-    kv_cache_dtype: KvCacheDtype = None,
-    kv_pages: Annotated[int | None, typer.Option(min=1, help="Size of the KV pool in pages.")] = None,
-    kv_tokens: Annotated[int | None, typer.Option(min=1, help="Size of the KV pool in tokens.")] = None,
-    mesh: Annotated[
-        str | None,
-        typer.Option(
-            metavar="model=N", help="Shard the model over N devices.", callback=_written_as(parse_mesh)
-        ),
-    ] = None,
-    kernel: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="OPERATION=BACKEND",
-            help="Choose a kernel's backend; repeatable.",
-            callback=_written_as(lambda choices: parse_kernels(choices or ())),
-        ),
-    ] = None,
-    coordinator: Annotated[
-        str | None,
-        typer.Option(metavar="HOST:PORT", help="Address of process 0, to which the other processes connect."),
-    ] = None,
-    process_id: Annotated[int, typer.Option(min=0, help="Number of this process; 0 is the leader.")] = 0,
-    num_processes: Annotated[int, typer.Option(min=1, help="Processes that share one model.")] = 1,
-    replicas: Annotated[int, typer.Option(min=1, help="Engines, each with its own devices.")] = 1,
-    no_prefix_cache: Annotated[
-        bool, typer.Option("--no-prefix-cache", help="Compute every prompt in full.")
-    ] = False,
-    no_speculation: Annotated[
-        bool, typer.Option("--no-speculation", help="Turn off speculative decoding.")
-    ] = False,
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="Give equal requests equal results under any load.")
-    ] = False,
-    profile: Annotated[
-        Path | None,
-        typer.Option(
-            file_okay=False, help="Folder for the profiles of POST /start_profile and /stop_profile."
-        ),
-    ] = None,
-    revision: Revision = None,
-    chat_template: Annotated[
-        Path | None,
-        typer.Option(exists=True, dir_okay=False, help="A Jinja file that replaces the model's template."),
-    ] = None,
-    tool_format: Annotated[
-        Literal["hermes", "llama3", "mistral", "mistral-args"] | None,
-        typer.Option(help="How the model writes tool calls; by default its template decides."),
-    ] = None,
-    embeddings: Annotated[
-        bool, typer.Option("--embeddings", help="Answer POST /v1/embeddings with mean hidden states.")
-    ] = False,
-    api_keys: Annotated[
-        Path | None, typer.Option(help="A file of API keys, one per line; read again when it changes.")
-    ] = None,
-    auth: Annotated[
-        Literal["keys", "none"], typer.Option(help="`none` accepts requests without a key.")
-    ] = "keys",
-    allow_origin: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ORIGIN",
-            help="Accept requests from web pages of https://app.example.com, say; repeatable.",
-            callback=_written_as(lambda origins: [parse_origin(each) for each in origins or ()]),
-        ),
-    ] = None,
-    any_origin_with_keys: Annotated[
-        bool,
-        typer.Option("--any-origin-with-keys", help="Allow `--allow-origin '*'` together with API keys."),
-    ] = False,
-    health_when_ready: Annotated[
-        bool, typer.Option("--health-when-ready", help="GET /health answers like GET /ready.")
-    ] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse unknown parameters, as OpenAI does.")
-    ] = False,
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option()] = "info",
-) -> None:
+@taking(ServeFlags)
+def serve(flags: ServeFlags) -> None:
     """Serve a model over HTTP."""
     from ...checkpoints.sources import check
-    from ..engines.worker_settings import WorkerSettings
     from ..keys import configured_keys
-    from .exposure import check_exposure, check_origins, warn_of_exposure
+    from .exposure import check_exposure, check_origins, parse_origins, warn_of_exposure
     from .listener import address_of, listen
 
-    configure_logging(log_level.upper())
-    worker = WorkerSettings(
-        model=model,
-        revision=revision,
-        context=context,
-        max_input=max_input,
-        slots=slots,
-        prefill_tokens=prefill_tokens,
-        kv_pages=kv_pages,
-        kv_tokens=kv_tokens,
-        dtype=dtype,
-        quantize=quantize,
-        kv_cache_dtype=kv_cache_dtype,
-        mesh=mesh,
-        kernels=tuple(kernel or ()),
-        coordinator=coordinator,
-        process_id=process_id,
-        num_processes=num_processes,
-        replicas=replicas,
-        prefix_cache=not no_prefix_cache,
-        speculation=not no_speculation,
-        deterministic=deterministic,
-        profile=str(profile.resolve()) if profile else None,
-        log_level=log_level.upper(),
-    )
-    _check_together(worker)
-    check(model)
-    if process_id > 0:
+    configure_logging(flags.log_level.upper())
+    flags.check_together()
+    origins = parse_origins(flags.allow_origin or ())
+    check(flags.model)
+    if flags.process_id > 0:
         from ..worker.follower import become_follower
 
-        become_follower(worker)
-    keys = configured_keys(api_keys, os.environ)
-    check_exposure(host, keys, auth)
-    origins = tuple(parse_origin(each) for each in allow_origin or ())
-    check_origins(origins, keys, any_origin_with_keys)
-    with listen(host, port) as listener:
-        warn_of_exposure(address_of(listener), auth)
-        from ..progress import progress_display
+        become_follower(flags)
+    keys = configured_keys(flags.api_keys, os.environ)
+    check_exposure(flags.host, keys, flags.auth)
+    check_origins(origins, keys, flags.any_origin_with_keys)
+    with listen(flags.host, flags.port) as listener:
+        warn_of_exposure(address_of(listener), flags.auth)
         from ..settings import ServerSettings
-        from .serve import WebProcess, text_loader
+        from .serve import run_web_process
 
-        WebProcess(
-            ServerSettings(
-                model=served_name(model),
-                aliases=tuple(alias or ()),
-                any_model=any_model,
-                keys=keys,
-                allow_origins=origins,
-                default_max_tokens=default_max_tokens,
-                strict=strict,
-                embeddings=embeddings,
-                profiles=profile is not None,
-                max_concurrent=max_concurrent,
-                max_wait=max_wait,
-                max_pause=max_pause,
-                health_when_ready=health_when_ready,
-            ),
-            [
-                [sys.executable, "-m", "distaff.server.worker.main", worker.as_replica(number).to_argument()]
-                for number in range(replicas)
-            ],
-            listener,
-            text_loader(chat_template, tool_format),
-            progress_display(),
-            restarts=coordinator is None,
-        ).run()
-
-
-def _check_together(settings: "WorkerSettings") -> None:
-    """Refuses flags that exclude each other."""
-    if settings.kv_pages is not None and settings.kv_tokens is not None:
-        raise typer.BadParameter("--kv-pages and --kv-tokens exclude each other")
-    if settings.coordinator is None:
-        if settings.num_processes > 1 or settings.process_id > 0:
-            raise typer.BadParameter("--num-processes and --process-id need --coordinator HOST:PORT")
-        return
-    if settings.replicas > 1:
-        raise typer.BadParameter("--replicas and --coordinator exclude each other")
-    try:
-        Membership(
-            coordinator=settings.coordinator,
-            process=settings.process_id,
-            processes=settings.num_processes,
-        )
-    except ConfigError as error:
-        raise typer.BadParameter(str(error)) from None
+        name = served_name(flags.model)
+        run_web_process(ServerSettings(model=name, keys=keys, allow_origins=origins, flags=flags), listener)
 
 
 @app.command()
@@ -295,13 +112,13 @@ def plan(
     topology: Annotated[
         str,
         typer.Option(
-            metavar="CHIP:SHAPE", help="Such as v5e:2x4, h100:8, cpu:4.", callback=_written_as(parse_topology)
+            metavar="CHIP:SHAPE", help="Such as v5e:2x4, h100:8, cpu:4.", callback=written_as(parse_topology)
         ),
     ],
     quantize: Quantize = None,
     kv_cache_dtype: KvCacheDtype = None,
-    context: Annotated[int | None, typer.Option(min=1, help="The longest sequence, in tokens.")] = None,
-    slots: Annotated[int | None, typer.Option(min=1, help="Sequences decoded at the same time.")] = None,
+    context: Context = None,
+    slots: Slots = None,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of a typical prompt.")] = 1024,
     completion: Annotated[int, typer.Option(min=1, help="Tokens of a typical reply.")] = 256,
     memory: Annotated[float | None, typer.Option(min=0.001, help="Memory of a device in GB.")] = None,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .. import exit_codes, keys
 from ..exit_codes import Failed
+from ..flags import Tgi, flag, marked
 
 REPOSITORY = Path("/repository")
 """Where an endpoint mounts its model."""
@@ -21,20 +22,9 @@ _LONGEST = 16
 
 Environment = Mapping[str, str]
 
-_COUNTS = {
-    "MAX_TOTAL_TOKENS": "--context",
-    "MAX_INPUT_LENGTH": "--max-input",
-    "MAX_BATCH_SIZE": "--slots",
-    "MAX_BATCH_PREFILL_TOKENS": "--prefill-tokens",
-    "MAX_BATCH_TOTAL_TOKENS": "--kv-tokens",
-    "MAX_CONCURRENT_REQUESTS": "--max-concurrent",
-}
-_CHOICES = {
-    "DTYPE": ("--dtype", ("bfloat16", "float32")),
-    "QUANTIZE": ("--quantize", ("int8",)),
-    "KV_CACHE_DTYPE": ("--kv-cache-dtype", ("int8",)),
-}
-_UNHEEDED = (
+_COUNTS = {mark.variable: flag(name) for name, mark in marked(Tgi) if not mark.values}
+_CHOICES = {mark.variable: (flag(name), mark.values) for name, mark in marked(Tgi) if mark.values}
+_IGNORED = (
     "ATTENTION CUDA_GRAPHS CUDA_MEMORY_FRACTION DISABLE_CUSTOM_KERNELS "
     "DISABLE_GRAMMAR_SUPPORT ENABLE_PREFILL_LOGPROBS GRACEFUL_TERMINATION_TIMEOUT JSON_OUTPUT LOG_LEVEL "
     "LORA_ADAPTERS MAX_ACTIVE_ADAPTERS MAX_BEST_OF MAX_CLIENT_BATCH_SIZE MAX_STOP_SEQUENCES "
@@ -65,7 +55,7 @@ def serve_arguments(environment: Environment, repository: Path = REPOSITORY) -> 
 
 def ignored(environment: Environment) -> list[str]:
     """The variables that text-generation-inference reads and that have no effect here."""
-    return [name for name in _UNHEEDED if environment.get(name)]
+    return [name for name in _IGNORED if environment.get(name)]
 
 
 def _model(environment: Environment, repository: Path) -> list[str]:
@@ -122,11 +112,11 @@ def _check_bound(found: Mapping[str, int | None], name: str, bound: str, room: i
 
 def _choices(environment: Environment) -> list[str]:
     words = []
-    for name, (flag, known) in _CHOICES.items():
+    for name, (word, known) in _CHOICES.items():
         value = environment.get(name)
         if value and value not in known:
-            raise _refused(f"{name} is {value!r}; expected {' or '.join(known)}")
-        words += [flag, value] if value else []
+            raise _refused(f"{name} is {value!r}; expected {' or '.join(sorted(known))}")
+        words += [word, value] if value else []
     return words
 
 

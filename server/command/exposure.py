@@ -8,17 +8,17 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Sequence
-from typing import Literal
 
+import typer
+
+from ...model.errors import ConfigError
 from .. import exit_codes
 from ..answering import cors
 from ..exit_codes import Failed
+from ..flags import Auth
 from ..keys import VARIABLE, Keys
 
 log = logging.getLogger(__name__)
-
-Auth = Literal["keys", "none"]
-"""Who may send requests: clients with a key, if there are keys or others can reach the host; or anybody."""
 
 
 def check_exposure(host: str, keys: Keys | None, auth: Auth) -> None:
@@ -36,6 +36,18 @@ def check_exposure(host: str, keys: Keys | None, auth: Auth) -> None:
             "or give --auth none to accept requests without a key",
             exit_codes.REFUSED_SETTING,
         )
+
+
+def parse_origins(texts: Sequence[str]) -> tuple[str, ...]:
+    """The values of `--allow-origin`.
+
+    Raises:
+      typer.BadParameter: one of them is not an origin.
+    """
+    try:
+        return tuple(map(cors.parse_origin, texts))
+    except ConfigError as error:
+        raise typer.BadParameter(str(error), param_hint="'--allow-origin'") from None
 
 
 def check_origins(origins: Sequence[str], keys: Keys | None, beside_keys: bool) -> None:

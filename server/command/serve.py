@@ -24,7 +24,8 @@ from ..engines import wire
 from ..engines.replicas import EngineGroup
 from ..engines.supervisor import GivenUp, News
 from ..exit_codes import Failed
-from ..progress import ProgressDisplay
+from ..flags import ServeFlags
+from ..progress import ProgressDisplay, progress_display
 from ..settings import ServerSettings
 from ..text.rendering import RemoteTemplate
 from ..text.text_model import ServedModel
@@ -69,6 +70,29 @@ def text_loader(chat_template: Path | None, tool_format: str | None = None) -> L
     return load
 
 
+def run_web_process(settings: ServerSettings, listener: socket.socket) -> None:
+    """Serves with one engine process for each replica until a signal.
+
+    Raises:
+      Failed: an engine or the tokenizer cannot be started.
+    """
+    flags = settings.flags
+    WebProcess(
+        settings,
+        [_engine_command(flags, replica) for replica in range(flags.replicas)],
+        listener,
+        text_loader(flags.chat_template, flags.tool_format),
+        progress_display(),
+        restarts=flags.coordinator is None,
+    ).run()
+
+
+def _engine_command(flags: ServeFlags, replica: int) -> list[str]:
+    """The command line of an engine process."""
+    module = "distaff.server.worker.main"
+    return [sys.executable, "-m", module, "--replica", str(replica), flags.to_argument()]
+
+
 class WebProcess:
     """One server over one or more engine processes. Call `run` once."""
 
@@ -94,8 +118,9 @@ class WebProcess:
         self._display = display
         self._settings = settings
         self._served = ServedModel()
-        admission = Admission(settings.max_concurrent, settings.max_wait)
-        self._engine = EngineGroup(engine_commands, self._on_news, restarts, admission, settings.max_pause)
+        flags = settings.flags
+        admission = Admission(flags.max_concurrent, flags.max_wait)
+        self._engine = EngineGroup(engine_commands, self._on_news, restarts, admission, flags.max_pause)
         self._app: App = create_app(settings, self._engine, self._served)
         self._app.register_listener(self._begin, "after_server_start")
         self._app.register_listener(self._prepare_to_end, "before_server_stop")

@@ -37,7 +37,7 @@ async def create_completion(request: ApiRequest) -> HTTPResponse | None:
     heading = heading_of(context, info, "cmpl-", call.model)
     salt = request.key_id + call.sampling.cache_salt
     params = _params(call, context.served, grammar)
-    silent = context.settings.default_max_tokens or DEFAULT_TOKENS
+    silent = context.settings.flags.default_max_tokens or DEFAULT_TOKENS
     requests = _requests(call, heading.id, prompts, params, salt, info, silent)
     choices = [_choice(call, text, each.prompt) for each in requests]
     reply = CompletionReply(

@@ -63,8 +63,8 @@ def _limits(context: AppContext) -> Limits:
     settings, info, text = context.settings, context.engine.info, context.served.text
     limits = Limits(
         most_choices=settings.most_choices,
-        strict=settings.strict,
-        names=None if settings.any_model else settings.names,
+        strict=settings.flags.strict,
+        names=None if settings.flags.any_model else settings.names,
         template_options=frozenset(text.template_options) if text else None,
     )
     return replace(limits, context=info.context, vocabulary=info.vocabulary) if info else limits

@@ -29,7 +29,7 @@ Vector = tuple[float, ...]
 async def create_embeddings(request: ApiRequest) -> HTTPResponse:
     """A vector for each input."""
     context = request.app.ctx
-    if not context.settings.embeddings:
+    if not context.settings.flags.embeddings:
         raise NotFound
     call = await read_call(request, lambda body, s: parse_embedding(body, strict=s.strict))
     info, text = context.engine_info(), context.served.ready()
@@ -57,7 +57,7 @@ async def _all_pooled(request: ApiRequest, requests: list[Request]) -> list[Vect
     """The vectors of all texts, in groups."""
     pooled: list[Vector] = []
     context = request.app.ctx
-    together = min(_TOGETHER, most_together(context.settings.max_concurrent, context.engine))
+    together = min(_TOGETHER, most_together(context.settings.flags.max_concurrent, context.engine))
     for first in range(0, len(requests), together):
         pooled += await _pooled(request, requests[first : first + together])
     return pooled

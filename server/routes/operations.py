@@ -27,7 +27,7 @@ async def ping(request: ApiRequest) -> HTTPResponse:
 
 
 def _healthy(context: AppContext) -> HTTPResponse:
-    if context.settings.health_when_ready:
+    if context.settings.flags.health_when_ready:
         return _ready(context)
     if context.engine.heartbeat_age > LONGEST_SILENCE:
         raise Unavailable("The engine has not sent a heartbeat for some time.", retry_after=10)
@@ -69,7 +69,7 @@ async def stop_profile(request: ApiRequest) -> HTTPResponse:
 
 def _profile(request: ApiRequest, on: bool) -> HTTPResponse:
     context = request.app.ctx
-    if not context.settings.profiles:
+    if context.settings.flags.profile is None:
         raise ApiError(404, "Profiling is off: the server was started without --profile.")
     context.engine_info()
     context.engine.profile(on)

@@ -83,7 +83,7 @@ async def info(request: ApiRequest) -> HTTPResponse:
         "model_id": context.settings.model,
         "model_sha": None,
         "model_pipeline_tag": "text-generation",
-        "max_concurrent_requests": most_together(context.settings.max_concurrent, context.engine),
+        "max_concurrent_requests": most_together(context.settings.flags.max_concurrent, context.engine),
         "max_best_of": context.settings.most_choices,
         "max_stop_sequences": MOST_STOPS,
         "max_input_tokens": found.longest_prompt,

@@ -97,7 +97,7 @@ async def _fields(request: ApiRequest, parameters: Parameters) -> Described:
     """A body's fields, each checked for its type. Raises BadRequest, ModelNotFound."""
 
     def read(body: dict[str, Any], settings: ServerSettings) -> Described:
-        fields = parameters.fields(body, Limits(strict=settings.strict))
+        fields = parameters.fields(body, Limits(strict=settings.flags.strict))
         note_unknown(request.app.ctx, parameters.unknown_keys(fields))
         parameters.refuse_unsupported(fields)
         fields.take_all()

@@ -17,21 +17,14 @@ from typing import NoReturn
 from ...checkpoints.notes import leave_notes_to_another
 from ...model.errors import DistaffError
 from .. import exit_codes, system
-from ..engines.worker_settings import WorkerSettings
+from ..flags import ServeFlags
 from ..logs import configure_logging
 from ..progress import Lines
 from ..settings import ServerSettings
 from .device_shares import hide_absent_tpu
-from .main import (
-    claim_mesh_of,
-    dtype_of,
-    end_process,
-    engine_settings_of,
-    facts_of,
-    membership_of,
-    memory_refused,
-    settings_refused,
-)
+from .from_flags import claim_mesh_of, dtype_of, engine_settings_of, facts_of
+from .main import end_process
+from .refusals import memory_refused, settings_refused
 
 log = logging.getLogger("distaff.server.worker.follower")  # `__name__` is `__main__` here
 
@@ -39,25 +32,25 @@ _GOODBYE_SECONDS = ServerSettings(model="").drain_seconds + 15.0
 """The longest time from a signal to the leader's goodbye: its time to drain, and a margin."""
 
 
-def become_follower(settings: WorkerSettings) -> NoReturn:
+def become_follower(flags: ServeFlags) -> NoReturn:
     """Replaces this process by a follower, in the environment that an engine needs."""
-    command = [sys.executable, "-m", "distaff.server.worker.follower", settings.to_argument()]
+    command = [sys.executable, "-m", "distaff.server.worker.follower", flags.to_argument()]
     os.execve(sys.executable, command, system.engine_environment())
 
 
 def main() -> None:
     """Entry point; exits by `os._exit`, because XLA's threads do not end cleanly."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("settings", type=WorkerSettings.from_argument)
-    settings: WorkerSettings = parser.parse_args().settings
-    configure_logging(settings.log_level, f"process {settings.process_id}")
+    parser.add_argument("flags", type=ServeFlags.from_argument)
+    flags: ServeFlags = parser.parse_args().flags
+    configure_logging(flags.log_level.upper(), f"process {flags.process_id}")
     leave_notes_to_another()  # the leader's web process reads the same files
     signal.signal(
         signal.SIGINT, signal.SIG_DFL
     )  # Python's handler waits for JAX, which waits for the other processes
     code = exit_codes.ENGINE_LOST
     try:
-        follow(settings)
+        follow(flags)
         code = exit_codes.OK
     except DistaffError as error:
         print("distaff:", " ".join(str(error).split()), file=sys.stderr)
@@ -68,7 +61,7 @@ def main() -> None:
     os._exit(code)
 
 
-def follow(settings: WorkerSettings) -> None:
+def follow(flags: ServeFlags) -> None:
     """Follows the leader until its goodbye.
 
     Raises:
@@ -79,31 +72,31 @@ def follow(settings: WorkerSettings) -> None:
     system.limit_threads()
     from ...checkpoints import load_parameters, open_checkpoint, resolve
 
-    path = resolve(settings.model, revision=settings.revision)
-    checkpoint = open_checkpoint(path, int8=settings.quantize == "int8")
-    mesh = claim_mesh_of(settings)
+    path = resolve(flags.model, revision=flags.revision)
+    checkpoint = open_checkpoint(path, int8=flags.quantize == "int8")
+    mesh = claim_mesh_of(flags)
     _leave_signals_to_the_leader()
     from ...runtime.cluster.lockstep import Follower
     from ...runtime.device.assembly import assemble
     from ...runtime.device.processes import agree
 
-    membership = membership_of(settings)
+    membership = flags.membership
     assert membership is not None
     with settings_refused():
-        agree(facts_of(settings, checkpoint))
+        agree(facts_of(flags, checkpoint))
         follower = Follower(membership, end_process)
     try:
         device = mesh.local_devices[0]
         show = Lines().show
-        with memory_refused(settings):
-            parameters = load_parameters(checkpoint, dtype_of(settings, device), show, mesh)
+        with memory_refused(flags):
+            parameters = load_parameters(checkpoint, dtype_of(flags, device), show, mesh)
             with settings_refused():
-                runner = assemble(checkpoint.config, parameters, engine_settings_of(settings, device), mesh)
+                runner = assemble(checkpoint.config, parameters, engine_settings_of(flags, device), mesh)
             runner.warm_up(lambda done, total: show("compile", done, total))
     except DistaffError as error:
         follower.fail(str(error), exit_codes.of(error))
         raise
-    log.info("following process 0 at %s", settings.coordinator)
+    log.info("following process 0 at %s", flags.coordinator)
     follower.run(runner)
     log.info("the leader has ended the session")
 

@@ -17,6 +17,7 @@ import uvloop
 from sanic import Sanic
 
 from distaff.server.app import create_app
+from distaff.server.flags import ServeFlags
 from distaff.server.http import HardenedHttp
 from distaff.server.settings import ServerSettings
 from distaff.server.testing import FakeEngine, FakeText
@@ -26,12 +27,14 @@ MODEL = "org/fake-model"
 
 
 class Server:
-    """The app, listening on a free port until `close`."""
+    """The app, listening on a free port until `close`; settings are also fields of `ServeFlags`."""
 
     def __init__(self, **settings: Any) -> None:
         self.engine = FakeEngine()
         self.served = ServedModel(text=FakeText())
-        self.settings = ServerSettings(**({"model": MODEL, "drain_seconds": 0.2} | settings))
+        names = set(ServeFlags.__struct_fields__) & set(settings)
+        flags = ServeFlags(**{name: settings.pop(name) for name in names})
+        self.settings = ServerSettings(**({"model": MODEL, "drain_seconds": 0.2} | settings), flags=flags)
         self.loop = uvloop.new_event_loop()
         self.port = 0
         self._started: Future[None] = Future()

@@ -6,13 +6,13 @@ from jax.errors import JaxRuntimeError
 
 from distaff.runtime.device.memory import OutOfMemory
 from distaff.server import exit_codes
-from distaff.server.engines.worker_settings import WorkerSettings
 from distaff.server.exit_codes import Failed
-from distaff.server.worker.main import memory_refused
+from distaff.server.flags import ServeFlags
+from distaff.server.worker.refusals import memory_refused
 
 
 def test_what_jax_cannot_allocate_does_not_fit():
-    with pytest.raises(Failed) as failed, memory_refused(WorkerSettings(kv_pages=9, kv_cache_dtype="int8")):
+    with pytest.raises(Failed) as failed, memory_refused(ServeFlags(kv_pages=9, kv_cache_dtype="int8")):
         jnp.zeros(1 << 50, jnp.uint8).block_until_ready()
     assert failed.value.code == exit_codes.of(failed.value) == exit_codes.DOES_NOT_FIT
     message = str(failed.value)
@@ -26,10 +26,10 @@ def test_so_is_what_we_or_the_host_find_out(error: Exception):
     with pytest.raises(
         Failed, match=r"^does not fit: .*--quantize int8, --kv-cache-dtype int8, fewer --slots"
     ):
-        with memory_refused(WorkerSettings()):
+        with memory_refused(ServeFlags()):
             raise error
 
 
 def test_another_error_of_the_device_is_none_of_memory():
-    with pytest.raises(JaxRuntimeError), memory_refused(WorkerSettings()):
+    with pytest.raises(JaxRuntimeError), memory_refused(ServeFlags()):
         raise JaxRuntimeError("INTERNAL: a bad cable")

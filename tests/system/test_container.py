@@ -146,7 +146,8 @@ def test_the_entry_point_keeps_the_contract(installed: Path, tmp_path: Path):
         process.terminate()
         log, _ = process.communicate(timeout=90)
     assert process.returncode == 0, log
-    assert "--context 128 --max-input 24 --slots 4 --prefill-tokens 16 --kv-tokens 1000" in log
+    limits = "--slots 4 --max-concurrent 7 --prefill-tokens 16 --kv-tokens 1000"
+    assert f"--context 128 --max-input 24 {limits}" in log
     assert "--auth none: anybody who can reach" in log and "ignored environment variables: JSON_OUTPUT" in log
     assert "hf_secret" not in log
 

@@ -12,7 +12,7 @@ from distaff.runtime.request import EngineStats, Request, SamplingParams, TokenE
 from distaff.server.engine_client import EngineInfo
 from distaff.server.engines import wire
 from distaff.server.engines.engine_process import EngineProcess
-from distaff.server.engines.worker_settings import WorkerSettings
+from distaff.server.flags import ServeFlags
 
 from ..checkpoints.making import make_model, save_folder
 
@@ -35,8 +35,8 @@ class Worker:
         self.events: defaultdict[str, list[TokenEvent]] = defaultdict(list)
         self._news = asyncio.Event()
 
-    async def start(self, settings: WorkerSettings) -> None:
-        command = [sys.executable, "-m", "distaff.server.worker.main", settings.to_argument()]
+    async def start(self, flags: ServeFlags) -> None:
+        command = [sys.executable, "-m", "distaff.server.worker.main", flags.to_argument()]
         self.child = await EngineProcess.spawn(command, self._receive)
 
     def _receive(self, frame: wire.ToWeb) -> None:
@@ -76,10 +76,10 @@ async def test_what_a_killed_process_had_begun_another_continues(tmp_path: Path)
     """Greedy and drawn, with penalties and under a grammar: to the bit, as the engines are deterministic.
     They say how many pages they have and how long their steps take."""
     folder = save_folder(tmp_path, make_model())
-    settings = WorkerSettings(model=str(folder), slots=4, context=128, kv_tokens=2048, deterministic=True)
+    flags = ServeFlags(model=str(folder), slots=4, context=128, kv_tokens=2048, deterministic=True)
     first, second = Worker(), Worker()
     try:
-        await asyncio.gather(first.start(settings), second.start(settings))
+        await asyncio.gather(first.start(flags), second.start(flags))
         await asyncio.gather(*(worker.until(lambda w=worker: w.info) for worker in (first, second)))
         info = second.info
         assert info and info.page_size * info.pages >= 2048

@@ -192,7 +192,8 @@ def test_it_serves_what_it_understood(monkeypatch, caplog):
         monkeypatch.setenv(name, value)
     assert run(lambda: app(["endpoint"], standalone_mode=False)) == 0
     ((settings, worker),) = made
-    assert (settings.model, settings.max_concurrent, settings.health_when_ready) == ("smollm2", 3, True)
+    chosen = settings.flags
+    assert (settings.model, chosen.max_concurrent, chosen.health_when_ready) == ("smollm2", 3, True)
     assert '"max_input":16' in worker and '"context":64' in worker
     lines = [record.getMessage() for record in caplog.records]
     assert sum(f"distaff serve smollm2 --host 0.0.0.0 --port {port} " in line for line in lines) == 1

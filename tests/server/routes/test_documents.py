@@ -57,7 +57,7 @@ def test_the_page_tells_what_is_refused_after_all_else(http):
 
 def test_limits_are_those_of_the_server(make_server):
     """Names, choices and stop strings are the operator's, context and vocabulary the model's."""
-    server = make_server(strict=True, most_choices=3, aliases=("other",))
+    server = make_server(strict=True, most_choices=3, alias=["other"])
     paths = httpx.get(f"{server.url}/openapi.json").json()["paths"]
     schema = paths["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     told = schema["properties"]

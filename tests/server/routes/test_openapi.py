@@ -31,7 +31,7 @@ often have every parameter, with those that exclude each other."""
 @pytest.fixture(scope="module", params=[False, True], ids=["lenient", "strict"])
 def whole_api(request):
     """A server with everything that an operator can open."""
-    server = Server(embeddings=True, profiles=True, keys=Keys([KEY]), strict=request.param)
+    server = Server(embeddings=True, profile=Path("unused"), keys=Keys([KEY]), strict=request.param)
     server.reset()
     assert server.engine.info is not None
     server.engine.info = replace(server.engine.info, context=CONTEXT)
@@ -62,7 +62,7 @@ def explored(server: Server, folder: Path, phases: str) -> dict[str, Any]:
 
 def test_every_answer_is_as_described(whole_api, tmp_path):
     """Bad requests are refused and good ones accepted, with the statuses, types and shapes that it names."""
-    phases = "fuzzing" if whole_api.settings.strict else "coverage,fuzzing"
+    phases = "fuzzing" if whole_api.settings.flags.strict else "coverage,fuzzing"
     found = explored(whole_api, tmp_path, phases)
     assert found["complete"] and found["operations"]["tested"] == found["operations"]["total"] == 24
     for operation, rates in found["valid_rates"].items():

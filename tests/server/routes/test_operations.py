@@ -3,11 +3,13 @@
 import re
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
 
 from distaff.server.dispatch import admission
+from distaff.server.flags import ServeFlags
 from distaff.server.testing import FakeEngine
 
 from ...patience import patient
@@ -244,7 +246,8 @@ def test_a_salt_reaches_the_engine(ask, engine):
 def test_profiles_are_made_where_they_are_wanted(http, server, engine, monkeypatch):
     """Without `--profile` the routes say how to get them; with it the engine hears of both."""
     assert "--profile" in http.post("/start_profile").json()["error"]["message"]
-    monkeypatch.setattr(server.app.ctx, "settings", replace(server.app.ctx.settings, profiles=True))
+    flags = ServeFlags(profile=Path("unused"))
+    monkeypatch.setattr(server.app.ctx, "settings", replace(server.app.ctx.settings, flags=flags))
     assert http.post("/start_profile").json() == {"profiling": True}
     assert http.post("/stop_profile").json() == {"profiling": False}
     assert engine.profiled == [True, False]
