@@ -1,7 +1,7 @@
-"""The research facade: a model by name, texts in, texts out. No server, no event loop.
+"""The interface for scripts: a model by name, texts in, texts out. No server, no event loop.
 
-`LLM` puts together what the server's worker puts together: a checkpoint, its tokenizer, an `Engine`. It is
-the one file of the runtime that knows checkpoints and text.
+`LLM` combines the same parts as the server's engine process: a checkpoint, its tokenizer, an `Engine`. It is
+the only file of the runtime that imports checkpoints and handles text.
 """
 
 import itertools
@@ -13,9 +13,17 @@ from types import TracebackType
 from typing import cast
 
 import numpy as np
+from jax.sharding import Mesh
 from rich.progress import track
 
-from ..checkpoints import GrammarCompiler, load_parameters, load_tokenizer, open_checkpoint, resolve
+from ..checkpoints import (
+    Checkpoint,
+    GrammarCompiler,
+    load_parameters,
+    load_tokenizer,
+    open_checkpoint,
+    resolve,
+)
 from ..checkpoints.sources import cache_folder
 from ..model.errors import ConfigError
 from .device.compilation_cache import keep_compiled
@@ -29,18 +37,18 @@ from .request import FinishReason, Request, SamplingParams, TokenEvent, TokenLog
 Message = Mapping[str, object]
 """A chat message: `{"role": ..., "content": ...}`."""
 Prompt = str | Sequence[int]
-"""A text, encoded with the tokenizer's special tokens, or token ids, taken as they are."""
+"""A text, which is encoded with the tokenizer's special tokens, or token ids, which are used unchanged."""
 Conversation = Sequence[Message]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
-    """What a model made of a prompt.
+    """The continuation of a prompt.
 
     Attributes:
-      text: the continuation. tokens: its ids, the end token not among them.
-      logprobs: one entry a token if `SamplingParams.logprobs` asked for them, else empty.
-      finish: why it ended. prompt_tokens: how many ids the prompt had.
+      text: the continuation. tokens: its ids, without the end token.
+      logprobs: one entry per token if `SamplingParams.logprobs` requests them, else empty.
+      finish: why it ended. prompt_tokens: the number of the prompt's ids.
     """
 
     text: str
@@ -56,7 +64,7 @@ class LLM:
     Usable as a context manager; `close` frees its memory. Thread-safe.
 
     Attributes:
-      config: the model's sizes. tokenizer: its tokenizer and chat template. engine: the engine beneath.
+      config: the model's sizes. tokenizer: its tokenizer and chat template. engine: the engine that runs it.
     """
 
     def __init__(
@@ -80,28 +88,16 @@ class LLM:
 
         Args:
           model: a folder, a GGUF, a store, a hub id or a bundled name; None for the bundled default.
-          revision: of a hub id. dtype: `float32` or `bfloat16`; None for what suits the machine.
+          revision: of a hub id. dtype: `float32` or `bfloat16`; None for the machine's default.
           quantize: `int8` for linear weights, with int8 arithmetic.
-          kv_cache_dtype, slots, context, kv_pages: see `EngineSettings`.
-          mesh: `model=N` divides the model among N devices. kernels: each `operation=way`, in place of our
-            choice.
+          kv_cache_dtype, slots, context, kv_pages, deterministic, speculation: see `EngineSettings`.
+          mesh: `model=N` shards the model over N devices.
+          kernels: `operation=backend` items that replace our choice.
           chat_template: a file that replaces the model's own.
-          deterministic, speculation: see `EngineSettings`.
 
         Raises:
-          CheckpointError, ConfigError, OutOfMemory: the model cannot be had, read or held.
+          CheckpointError, ConfigError, OutOfMemory: the model cannot be found, read or loaded.
         """
-        path = resolve(model, revision=revision)
-        if quantize not in (None, "int8"):
-            raise ConfigError(f"quantize is {quantize!r}; expected 'int8' or None")
-        checkpoint = open_checkpoint(path, int8=quantize == "int8")
-        self.config = checkpoint.config
-        self.tokenizer = load_tokenizer(path, chat_template)
-        self._defaults = checkpoint.generation
-        devices = claim_mesh(mesh)
-        device = devices.local_devices[0]
-        keep_compiled(cache_folder(), device.device_kind)
-        self._parameters = load_parameters(checkpoint, compute_dtype(dtype, device), mesh=devices)
         settings = EngineSettings(
             slots=slots,
             context=context,
@@ -112,12 +108,25 @@ class LLM:
             speculation=speculation,
             grammars=True,
         )
+        if quantize not in (None, "int8"):
+            raise ConfigError(f"quantize is {quantize!r}; expected 'int8' or None")
+        path = resolve(model, revision=revision)
+        checkpoint = open_checkpoint(path, int8=quantize == "int8")
+        self.config, self._defaults = checkpoint.config, checkpoint.generation
+        self.tokenizer = load_tokenizer(path, chat_template)
+        self._ids = itertools.count()
+        self._start(checkpoint, settings, claim_mesh(mesh), dtype)
+
+    def _start(self, checkpoint: Checkpoint, settings: EngineSettings, mesh: Mesh, dtype: str | None) -> None:
+        """Loads the weights onto a mesh and starts an engine."""
+        device = mesh.local_devices[0]
+        keep_compiled(cache_folder(), device.device_kind)
+        parameters = load_parameters(checkpoint, compute_dtype(dtype, device), mesh=mesh)
         grammars = GrammarCompiler(lambda: self.tokenizer, self.config.vocabulary)
-        self.engine = Engine(self.config, self._parameters, settings, mesh=devices, grammars=grammars)
+        self.engine = Engine(self.config, parameters, settings, mesh=mesh, grammars=grammars)
         self.engine.warm_up()
         self.engine.start()
-        self._scorer = Scorer(self.config, self._parameters, devices, kv_cache_dtype)
-        self._ids = itertools.count()
+        self._scorer = Scorer(self.config, parameters, mesh, settings.kv_cache_dtype)
 
     def generate(
         self,
@@ -126,15 +135,15 @@ class LLM:
         *,
         progress: bool = True,
     ) -> list[Completion]:
-        """Continues prompts, all of them together in one batch.
+        """Continues prompts, together in one batch.
 
         Args:
           prompts: one prompt or several.
-          params: for all of them; None takes the model's own defaults.
+          params: for all of them; None for the model's own defaults.
           progress: show a progress bar.
 
         Raises:
-          InvalidRequest: a prompt is empty or too long. EngineFailed: the engine failed it.
+          InvalidRequest: a prompt is empty or too long. EngineFailed: the engine failed while it ran.
         """
         single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
         several = cast(Sequence[Prompt], [prompts] if single else prompts)
@@ -148,14 +157,14 @@ class LLM:
         *,
         progress: bool = True,
     ) -> list[Completion]:
-        """Answers one conversation, or several together. Raises as `generate`, or TemplateError."""
+        """Answers one conversation, or several together. Raises like `generate`, or TemplateError."""
         single = isinstance(conversations[0], Mapping)
         several = cast(Sequence[Conversation], [conversations] if single else conversations)
         ids = [self._encode(conversation) for conversation in several]
         return self._run(ids, params, progress)
 
     def stream(self, prompt: Prompt | Conversation, params: SamplingParams | None = None) -> Iterator[str]:
-        """Yields the continuation of a prompt, or the answer to a conversation, piece by piece."""
+        """Yields the continuation of a prompt, or the answer to a conversation, in pieces of text."""
         detokenizer = self.tokenizer.detokenizer()
         for event in self.engine.stream(self._request(self._encode(prompt), params)):
             if event.token is not None and (text := detokenizer.push(event.token)):
@@ -164,15 +173,15 @@ class LLM:
             yield rest
 
     def forward(self, tokens: Sequence[int]) -> np.ndarray:
-        """The model's scores after each token: f32 `[T, V]`; row t holds the scores of token t + 1."""
+        """The logits after each token: f32 `[T, V]`; row t has the logits of token t + 1."""
         return self._scorer.logits(tokens)
 
     def logprobs(self, prompt: Prompt) -> np.ndarray:
-        """Natural log-probability of each token but the first, given those before it: f32 `[T - 1]`."""
+        """Natural log-probability of each token except the first, given those before it: f32 `[T - 1]`."""
         return self._scorer.logprobs(self._encode(prompt))
 
     def close(self) -> None:
-        """Ends the engine; requests in flight fail. Idempotent."""
+        """Ends the engine; running requests fail. Idempotent."""
         self.engine.stop()
 
     def __enter__(self) -> "LLM":
@@ -196,9 +205,9 @@ class LLM:
         return Request(id=str(next(self._ids)), prompt=tuple(ids), params=params)
 
     def _default_params(self) -> SamplingParams:
-        stated = asdict(self._defaults)
-        del stated["eos_ids"]
-        return SamplingParams(**{name: value for name, value in stated.items() if value is not None})
+        recommended = asdict(self._defaults)
+        del recommended["eos_ids"]
+        return SamplingParams(**{name: value for name, value in recommended.items() if value is not None})
 
     def _run(
         self, prompts: list[list[int]], params: SamplingParams | None, progress: bool
@@ -213,13 +222,13 @@ class LLM:
         tokens = tuple(event.token for event in events if event.token is not None)
         detokenizer = self.tokenizer.detokenizer()
         text = "".join(map(detokenizer.push, tokens)) + detokenizer.flush()
-        reports = (event.logprobs for event in events if event.end is None)
+        entries = (event.logprobs for event in events if event.end is None)
         finish = events[-1].finish
         assert finish is not None
         return Completion(
             text=text,
             tokens=tokens,
-            logprobs=tuple(report for report in reports if report is not None),
+            logprobs=tuple(entry for entry in entries if entry is not None),
             finish=finish,
             prompt_tokens=len(request.prompt),
         )

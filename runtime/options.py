@@ -1,4 +1,4 @@
-"""What an operator writes about devices, processes and kernels, such as `model=4`, taken apart. No JAX."""
+"""Parsers of an operator's options for devices, processes and kernels, such as `model=4`. No JAX."""
 
 import re
 from collections.abc import Sequence
@@ -7,31 +7,31 @@ from dataclasses import dataclass
 from ..model.errors import ConfigError
 
 
-def parse_mesh(wish: str | None) -> int:
-    """The number of devices that a model is divided among; None means one.
+def parse_mesh(option: str | None) -> int:
+    """The number of devices that a model is sharded over; None means one.
 
     Raises:
       ConfigError: not of the form `model=N` with N at least 1.
     """
-    if wish is None:
+    if option is None:
         return 1
-    found = re.fullmatch(r"model=([1-9]\d{0,4})", wish)
+    found = re.fullmatch(r"model=([1-9]\d{0,4})", option)
     if not found:
-        raise ConfigError(f"mesh is {wish!r}; expected model=N, e.g. model=4")
+        raise ConfigError(f"mesh is {option!r}; expected model=N, e.g. model=4")
     return int(found[1])
 
 
-def parse_kernels(wishes: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """`(operation, way)` of each wish; whether there are such is for `model/kernels/registry.py` to say.
+def parse_kernels(options: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """`(operation, backend)` of each option; `model/kernels/registry.py` checks that they exist.
 
     Raises:
-      ConfigError: not of the form `operation=way`.
+      ConfigError: not of the form `operation=backend`.
     """
-    pairs = [tuple(wish.split("=")) for wish in wishes]
-    for wish, pair in zip(wishes, pairs, strict=True):
+    pairs = [tuple(option.split("=")) for option in options]
+    for option, pair in zip(options, pairs, strict=True):
         if len(pair) != 2 or not all(pair):
-            raise ConfigError(f"kernel is {wish!r}; expected operation=way, e.g. attention=blocks")
-    return tuple((operation, way) for operation, way in pairs)
+            raise ConfigError(f"kernel is {option!r}; expected operation=backend, e.g. attention=blocks")
+    return tuple((operation, backend) for operation, backend in pairs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,8 +39,11 @@ class Membership:
     """A process's place among several.
 
     Attributes:
-      coordinator: `host:port` of process 0, where JAX's runtimes meet. process: its number, from 0.
-      processes: how many there are.
+      coordinator: `host:port` of process 0, to which JAX's runtimes connect. process: its number, from 0.
+      processes: their number.
+
+    Raises:
+      ConfigError: the coordinator's address or one of the numbers is invalid.
     """
 
     coordinator: str
@@ -58,10 +61,10 @@ class Membership:
 
     @property
     def host(self) -> str:
-        """The coordinator's, without the port."""
+        """The coordinator's host, without the port."""
         return self.coordinator.rpartition(":")[0]
 
     @property
     def leads(self) -> bool:
-        """Whether it is process 0."""
+        """Whether this is process 0."""
         return self.process == 0

@@ -1,4 +1,4 @@
-"""The engine's few settings, and what they become on a given model and machine."""
+"""The engine's settings, and the shapes and types that they mean for a given model and machine."""
 
 from dataclasses import dataclass
 
@@ -11,29 +11,29 @@ from .buckets import Shapes
 from .memory import Device
 
 DTYPES = ("float32", "bfloat16")
-"""Compute types the model runs in."""
+"""Data types of the computation."""
 CACHE_DTYPES = ("int8",)
-"""Types that keys and values are kept in other than that one."""
+"""Data types of cached keys and values, besides that of the computation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineSettings:
-    """What an operator may decide; None leaves it to the model and the machine.
+    """The settings of one engine; None derives a value from the model and the machine.
 
     Attributes:
       slots: sequences that decode at the same time.
       context: the longest sequence, in tokens; at most the model's own.
-      prefill_tokens: the most tokens of a step, so the most of prompts; a longer prompt takes several steps.
+      prefill_tokens: the most tokens of a step; a longer prompt takes several steps.
       kv_pages: pages of the KV pool.
-      kv_cache_dtype: `int8` rounds keys and values; None keeps them as they are computed.
+      kv_cache_dtype: `int8` quantizes keys and values; None stores them in the type of the computation.
       replicas: engines on this host that share its memory.
-      kernels: `(operation, way)`, in place of our choice (see `model/kernels/registry.py`).
-      prefix_cache: sequences share the pages of what they begin with.
-      speculation: tokens are guessed ahead where that is worth it.
-      profile: the folder for profiles; None makes none.
-      deterministic: every step has one shape, so that equal requests have equal bits in any company.
-      grammars: requests may carry grammars. scores: they may ask what their prompts' tokens are worth; not
-        where the engine is deterministic, for they are scored by steps of another shape.
+      kernels: `(operation, backend)` pairs that replace our choice (see `model/kernels/registry.py`).
+      prefix_cache: sequences share the pages of equal beginnings.
+      speculation: draft tokens where that makes decoding faster.
+      profile: the folder for profiles; None refuses to make any.
+      deterministic: all steps have one shape, so that equal requests get equal bits under any load.
+      grammars: requests may have grammars. scores: requests may ask for log-probabilities of their prompts;
+        never if the engine is deterministic, because steps of another shape compute them.
     """
 
     slots: int | None = None
@@ -53,7 +53,7 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What suits a kind of device: slots, tokens of one step, tokens to a page, compute type."""
+    """Defaults for a kind of device: slots, tokens of one step, tokens in a page, type of the computation."""
 
     slots: int
     budget: int
@@ -66,20 +66,20 @@ PLATFORMS = {
     "gpu": Platform(slots=128, budget=2048, page_size=16, dtype="bfloat16"),
     "tpu": Platform(slots=128, budget=2048, page_size=64, dtype="bfloat16"),
 }
-"""A step is arithmetic-bound from about a hundred tokens on a CPU, from many hundreds on accelerators; a CPU
+"""A step is compute-bound from about a hundred tokens on a CPU, from many hundreds on accelerators; a CPU
 with AVX2 computes bfloat16 ten times slower than float32."""
 
 
 def platform_of(device: Device) -> Platform:
-    """The figures for a device's kind; a kind we do not know is treated like a GPU."""
+    """The defaults for a device's kind; an unknown kind is treated like a GPU."""
     return PLATFORMS.get(device.platform, PLATFORMS["gpu"])
 
 
 def pages_of(tokens: int, device: Device) -> int:
-    """The whole pages that so many tokens of keys and values fill.
+    """The number of whole pages that keys and values of `tokens` tokens fill.
 
     Raises:
-      ConfigError: not even one.
+      ConfigError: less than one page.
     """
     size = platform_of(device).page_size
     if tokens < size:
@@ -88,7 +88,7 @@ def pages_of(tokens: int, device: Device) -> int:
 
 
 def compute_dtype(name: str | None, device: Device) -> jnp.dtype:
-    """The type of weights, activations and cache.
+    """The data type of weights, activations and cache; None for the device's default.
 
     Raises:
       ConfigError: not one of DTYPES.
@@ -100,7 +100,7 @@ def compute_dtype(name: str | None, device: Device) -> jnp.dtype:
 
 
 def cache_dtype(name: str | None, computed: jnp.dtype) -> jnp.dtype:
-    """The type of cached keys and values.
+    """The data type of cached keys and values; None for that of the computation.
 
     Raises:
       ConfigError: not one of CACHE_DTYPES.
@@ -116,7 +116,7 @@ def derive_shapes(config: ModelConfig, settings: EngineSettings, device: Device)
     """The sizes that the engine is compiled for.
 
     Raises:
-      ConfigError: a setting is not positive, the context is longer than the model's, or a step would hold
+      ConfigError: a setting is not positive, the context is longer than the model's, or a step would have
         fewer tokens than there are slots.
     """
     platform = platform_of(device)

@@ -82,7 +82,7 @@ def test_a_wrong_mesh_is_refused(wish):
 
 @pytest.mark.parametrize("wish", ["attention", "=blocks", "attention=", "a=b=c", ""])
 def test_a_wrong_kernel_is_refused(wish):
-    with pytest.raises(ConfigError, match="expected operation=way"):
+    with pytest.raises(ConfigError, match="expected operation=backend"):
         parse_kernels(["linear=plain", wish])
 
 
