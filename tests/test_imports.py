@@ -52,16 +52,17 @@ ARROWS = {
     "runtime/capacity": {"model", "model/kernels", "runtime/device"},
     "server/tool_formats": {"checkpoints"},
     "server/dispatch": SHARED,
-    "server/engines": {*SHARED, "runtime/framing", "server/dispatch", "server/system", "server/vital"},
+    "server/process": {"server/exit_codes", "server/keys"},
+    "server/engines": {*SHARED, "runtime/framing", "server/dispatch", "server/process"},
     "server/worker": {
         *{*SHARED, "model", "checkpoints", "server/engines", "server/flags", "server/logs"},
-        *{"server/progress", "server/settings", "server/system", "server/vital"},
+        *{"server/process", "server/settings"},
         *{"runtime/cluster", "runtime/device", "runtime/engine", "runtime/framing", "runtime/options"},
         "runtime/policy",
     },
     "server/protocol": {*SHARED, "checkpoints", "server/tool_formats"},
     "server/text": {
-        *{*SHARED, "checkpoints", "runtime/framing", "server/protocol", "server/system"},
+        *{*SHARED, "checkpoints", "runtime/framing", "server/process", "server/protocol"},
         "server/tool_formats",
     },
     "server/protocol/openai": {*SHARED, "server/protocol", "server/text"},
@@ -82,9 +83,7 @@ ARROWS = {
     "server/command": {
         *{*SHARED, "model", "checkpoints", "runtime/capacity", "server/answering", "server/app"},
         *{"server/dispatch", "server/engines", "server/flags", "server/keys", "server/logs"},
-        "server/progress",
-        *{"server/settings", "server/system", "server/text", "server/versions", "server/vital"},
-        "server/worker",
+        *{"server/process", "server/settings", "server/text", "server/versions", "server/worker"},
     },
 }
 """Which folders a folder may import, the loose files of `LOOSE` by their own names; `model` stands for all

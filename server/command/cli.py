@@ -174,7 +174,7 @@ def convert(
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from ...checkpoints import convert as write_store
     from ...checkpoints import resolve
-    from ..progress import progress_display
+    from ..process.progress import progress_display
 
     display = progress_display()
     try:

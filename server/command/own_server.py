@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 
-from .. import exit_codes, system
+from .. import exit_codes
 from ..exit_codes import Failed
 from ..keys import VARIABLE
+from ..process import system
 from .listener import listen
 
 _HOST = "127.0.0.1"

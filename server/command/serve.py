@@ -25,11 +25,11 @@ from ..engines.replicas import EngineGroup
 from ..engines.supervisor import GivenUp, News
 from ..exit_codes import Failed
 from ..flags import ServeFlags
-from ..progress import ProgressDisplay, progress_display
+from ..process.progress import ProgressDisplay, progress_display
+from ..process.vital import start_task
 from ..settings import ServerSettings
 from ..text.rendering import RemoteTemplate
 from ..text.text_model import ServedModel
-from ..vital import start_task
 from .listener import address_of
 from .welcome import welcome
 

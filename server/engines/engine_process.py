@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from ..system import engine_environment, oom_kills
+from ..process.system import engine_environment, oom_kills
 from . import wire
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from ..dispatch.dispatcher import Dispatcher
 from ..dispatch.engine_handle import EngineHandle
 from ..dispatch.event_stream import BufferedStream
 from ..engine_client import EngineInfo, EngineState, MoveCause, ShutDown
-from ..vital import start_task
+from ..process.vital import start_task
 from . import wire
 from .supervisor import EngineSupervisor, GivenUp, Lost, News
 

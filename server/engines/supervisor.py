@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ...runtime.request import EngineStats, Request, TokenEvent
 from .. import exit_codes
 from ..engine_client import EngineInfo, EngineState
-from ..vital import start_task
+from ..process.vital import start_task
 from . import wire
 from .engine_process import EngineProcess
 from .restart_budget import RestartBudget

@@ -22,7 +22,7 @@ from ...checkpoints.chat_template import ChatTemplate, Message, TemplateError
 from ...checkpoints.errors import CheckpointError
 from ...runtime.framing import TooLong, WireError, received
 from ..errors import RenderingOverloaded
-from ..system import environment_without_keys
+from ..process.system import environment_without_keys
 from . import renderer_wire as wire
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from typing import NoReturn
 from ...runtime.framing import FramedPeer, WireError
 from .. import exit_codes
 from ..engines import wire
-from ..vital import start_thread
+from ..process.vital import start_thread
 
 log = logging.getLogger(__name__)
 

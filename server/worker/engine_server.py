@@ -20,7 +20,7 @@ from ...runtime.request import EngineStats, NotReady, Request, TokenEvent
 from .. import exit_codes
 from ..engine_client import EngineInfo
 from ..engines import wire
-from ..vital import start_thread
+from ..process.vital import start_thread
 from .channel import Channel
 from .submissions import Submissions, refusal
 

@@ -16,10 +16,11 @@ from typing import NoReturn
 
 from ...checkpoints.notes import leave_notes_to_another
 from ...model.errors import DistaffError
-from .. import exit_codes, system
+from .. import exit_codes
 from ..flags import ServeFlags
 from ..logs import configure_logging
-from ..progress import Lines
+from ..process import system
+from ..process.progress import Lines
 from ..settings import ServerSettings
 from .device_shares import hide_absent_tpu
 from .from_flags import claim_mesh_of, dtype_of, engine_settings_of, facts_of

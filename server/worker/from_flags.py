@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from ...checkpoints.sources import cache_folder
 from ...runtime.options import parse_kernels
-from .. import system
 from ..flags import Compiled, ServeFlags, flag, marked
+from ..process import system
 from .refusals import settings_refused
 
 if TYPE_CHECKING:

@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING
 from ...checkpoints.notes import leave_notes_to_another
 from ...model.errors import ConfigError, DistaffError
 from ...runtime.options import parse_mesh
-from .. import exit_codes, system
+from .. import exit_codes
 from ..engine_client import EngineInfo
 from ..engines import wire
 from ..flags import ServeFlags
 from ..logs import configure_logging
-from ..vital import start_thread
+from ..process import system
+from ..process.vital import start_thread
 from .device_shares import claim_devices, hide_absent_tpu
 from .engine_server import Build, EngineServer, OnEvents, Send, ServedEngine, throttled
 from .from_flags import claim_mesh_of, dtype_of, engine_settings_of, facts_of

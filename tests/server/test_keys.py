@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distaff.server.keys import CHECK_SECONDS, VARIABLE, Keys, KeysRefused, configured_keys
+from distaff.server.process.system import engine_environment
 from distaff.server.settings import ServerSettings
-from distaff.server.system import engine_environment
 
 VISIBLE = string.ascii_letters + string.digits + string.punctuation
 FIRST, SECOND = "sk-first-0123456789", "sk-second-0123456789"

@@ -12,7 +12,7 @@ from distaff.server.command.cli import run
 from distaff.server.command.listener import listen
 from distaff.server.command.serve import WebProcess
 from distaff.server.logs import configure_logging
-from distaff.server.progress import progress_display
+from distaff.server.process.progress import progress_display
 from distaff.server.settings import ServerSettings
 from distaff.server.testing import FakeText
 from distaff.server.text.text_model import ServedModel

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from . import exit_codes
+from .. import exit_codes
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from .keys import VARIABLE
+from ..keys import VARIABLE
 
 _PR_SET_PDEATHSIG = 1
 _CGROUP = Path("/sys/fs/cgroup")

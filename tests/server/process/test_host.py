@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distaff.server.system import usable_cores
+from distaff.server.process.system import usable_cores
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_all_threads_leave_the_processors_to_others(before: int):
     """Those that run already and those that they start, also where the operator made the server nice."""
     code = f"""
 import os, threading
-from distaff.server.system import lower_priority
+from distaff.server.process.system import lower_priority
 os.nice({before})
 done, nices = threading.Event(), []
 def look():

@@ -2,14 +2,14 @@
 
 import pytest
 
-from distaff.server.progress import LINE_SECONDS, Lines
+from distaff.server.process.progress import LINE_SECONDS, Lines
 
 
 def test_a_line_every_few_seconds(caplog: pytest.LogCaptureFixture):
     """A minute of news, ten a second, with a second phase half-way."""
     now = 0.0
     lines = Lines(clock=lambda: now)
-    with caplog.at_level("INFO", "distaff.server.progress"):
+    with caplog.at_level("INFO", "distaff.server.process.progress"):
         for tenth in range(600):
             now = tenth / 10
             lines.show("verify" if tenth < 300 else "load", tenth, 600)
@@ -20,7 +20,7 @@ def test_a_line_every_few_seconds(caplog: pytest.LogCaptureFixture):
 
 def test_quick_phases_are_a_line_each(caplog: pytest.LogCaptureFixture):
     lines = Lines(clock=lambda: 0.0)
-    with caplog.at_level("INFO", "distaff.server.progress"):
+    with caplog.at_level("INFO", "distaff.server.process.progress"):
         for phase in ("verify", "load", "compile"):
             for done in range(1, 100):
                 lines.show(phase, done, 99)

@@ -1,0 +1,1 @@
+"""What every process of the server uses: the operating system, threads and tasks, a progress display."""
