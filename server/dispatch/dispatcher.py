@@ -192,19 +192,13 @@ class Dispatcher:
         return [handle for handle in self._handles if handle.takes and handle is not self._isolated]
 
     def _pass_on(self, handle: EngineHandle, sequence: TrackedSequence, event: TokenEvent) -> None:
-        """Puts an event into the sequence's stream, adjusted as if there were only one engine."""
-        if not sequence.tokens and event.waited is not None:
-            event = replace(event, waited=event.waited + sequence.began - sequence.submitted)
+        """Puts an event into the sequence's stream."""
         self._forecast.progress(0 if sequence.started else sequence.length, event.token is not None)
-        sequence.started = True
-        if event.token is not None:
-            sequence.tokens.append(event.token)
+        event = sequence.record(event)
         if event.finish in ("stop", "length"):
             self._forecast.learn(len(sequence.tokens), cut=event.finish == "length")
         if self._isolated is handle and sequence.clear_if_past():
             self._isolated = None
-        if event.request_id != sequence.request.id:
-            event = replace(event, request_id=sequence.request.id)
         sequence.stream.put(event)
 
     def _release(self, sequence: TrackedSequence, working: bool) -> None:
@@ -251,13 +245,7 @@ class Dispatcher:
 
     def _expire_later(self, sequence: TrackedSequence) -> None:
         """Ends a sequence with an error if it still waits for an engine after the longest pause."""
-        self._later(self._most_pause, partial(self._expire, sequence, sequence.moves))
-
-    def _expire(self, sequence: TrackedSequence, moves: int) -> None:
-        if sequence.moves == moves and sequence.engine is None and not sequence.stream.ended:
-            reason = f"the engine was lost, and no other had room within {self._most_pause:.0f} s"
-            log.error("request %s failed: %s", sequence.request.id, reason)
-            sequence.stream.fail(EngineFailed(reason))
+        self._later(self._most_pause, partial(sequence.expire, sequence.moves, self._most_pause))
 
     def _elapse(self) -> None:
         """Updates the forecast's measurement of the engines' speed, before the load changes."""

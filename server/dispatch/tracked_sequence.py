@@ -1,13 +1,16 @@
 """`TrackedSequence`: one accepted sequence from admission to its end, on any number of engines.
 
-A plain record: the request, the tokens received so far, and where the sequence is. `dispatcher.py` moves it.
+A record of the request, the tokens received so far, and where the sequence is. `dispatcher.py` moves it.
 Another engine needs only the prompt and the received tokens to continue it.
 """
 
+import logging
 from dataclasses import dataclass, field, replace
 
-from ...runtime.request import Request
+from ...runtime.request import EngineFailed, Request, TokenEvent
 from .event_stream import BufferedStream
+
+log = logging.getLogger(__name__)
 
 MOST_DEATHS = 2
 """A sequence that was running when this many engines died is run in isolation."""
@@ -93,6 +96,22 @@ class TrackedSequence:
             return False
         self.deaths = 0
         return True
+
+    def record(self, event: TokenEvent) -> TokenEvent:
+        """Records an event of its engine, and returns it adjusted as if there were only one engine."""
+        if not self.tokens and event.waited is not None:
+            event = replace(event, waited=event.waited + self.began - self.submitted)
+        self.started = True
+        if event.token is not None:
+            self.tokens.append(event.token)
+        return event if event.request_id == self.request.id else replace(event, request_id=self.request.id)
+
+    def expire(self, moves: int, seconds: float) -> None:
+        """Ends it with an error if it has waited for an engine since it was moved for the `moves`th time."""
+        if self.moves == moves and self.engine is None and not self.stream.ended:
+            reason = f"the engine was lost, and no other had room within {seconds:.0f} s"
+            log.error("request %s failed: %s", self.request.id, reason)
+            self.stream.fail(EngineFailed(reason))
 
     def continuation(self) -> Request:
         """The request for the next engine, under `wire_id`."""
