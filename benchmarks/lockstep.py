@@ -79,7 +79,7 @@ def run(process: int, coordinator: str | None, way: str) -> None:
     from distaff.runtime.cluster.lockstep import Follower, Leader
     from distaff.runtime.device.assembly import assemble
     from distaff.runtime.device.devices import claim_mesh
-    from distaff.runtime.device.processes import part
+    from distaff.runtime.device.processes import leave
     from distaff.runtime.device.settings import EngineSettings
     from distaff.runtime.engine import Engine
     from distaff.runtime.options import Membership
@@ -112,7 +112,7 @@ def run(process: int, coordinator: str | None, way: str) -> None:
     print(json.dumps(decode(engine, leader)))
     engine.stop()
     if member and not led:
-        part()
+        leave()
 
 
 def decode(engine: Any, leader: Any) -> dict[str, float]:

@@ -23,10 +23,10 @@ from .device.executables import CompilationCounter, Progress
 from .device.runner import Followers
 from .device.settings import EngineSettings
 from .device.trials import decode_seconds, prompt_seconds
-from .event_queues import Mailboxes
+from .event_queues import EventQueues
 from .loop import Events, Loop
 from .phases import Profiler
-from .policy.constraints import Grammars, matcher_of, no_grammars
+from .policy.constraints import Grammars, create_matcher, no_grammars
 from .policy.pages import PagePool
 from .policy.scheduler import Scheduler
 from .policy.scores import PromptScores
@@ -94,8 +94,8 @@ class Engine:
             speculate=settings.speculation,
         )
         self._compilations = CompilationCounter()
-        self._mailboxes = Mailboxes()
-        self._loop = Loop(runner, scheduler, on_events or self._mailboxes.deliver)
+        self._event_queues = EventQueues()
+        self._loop = Loop(runner, scheduler, on_events or self._event_queues.deliver)
         self._arrivals = itertools.count()
         self._compiler_stop = threading.Event()
         self._compiler = AwaitedThread("compilation", self._compile_rest, self._compiler_stop.set)
@@ -180,7 +180,7 @@ class Engine:
           InvalidRequest: it can never be served by this engine.
           NotReady: the engine does not run.
         """
-        self._loop.submit(self._admit(request))
+        self._loop.submit(self._create_sequence(request))
 
     def abort(self, request_id: str) -> None:
         """Ends a request wherever it is; no more of its events come. Unknown ids are ignored."""
@@ -196,7 +196,7 @@ class Engine:
           EngineFailed: the request failed.
         """
         with self._submitted([request]):
-            yield from self._mailboxes.read(request.id)
+            yield from self._event_queues.read(request.id)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[list[TokenEvent]]:
         """Submits all requests at once and yields each one's events, in the requests' order.
@@ -206,23 +206,23 @@ class Engine:
         requests = list(requests)
         with self._submitted(requests):
             for request in requests:
-                yield list(self._mailboxes.read(request.id))
+                yield list(self._event_queues.read(request.id))
 
     @contextlib.contextmanager
     def _submitted(self, requests: list[Request]) -> Iterator[None]:
         opened: list[str] = []
         try:
             for request in requests:
-                self._mailboxes.open(request.id)
+                self._event_queues.open(request.id)
                 opened.append(request.id)
                 self.submit(request)
             yield
         finally:
             for request_id in opened:
                 self.abort(request_id)
-                self._mailboxes.close(request_id)
+                self._event_queues.close(request_id)
 
-    def _admit(self, request: Request) -> Sequence:
+    def _create_sequence(self, request: Request) -> Sequence:
         limit, params = check(request, self.vocabulary, self.context), request.params
         if params.scores_prompt and not self._loop.runner.shapes.scores:
             raise InvalidRequest(
@@ -236,7 +236,7 @@ class Engine:
             arrival=next(self._arrivals),
             tokens=[*request.prompt, *request.generated],
             submitted=time.monotonic(),
-            matcher=matcher_of(request, self._grammars),
+            matcher=create_matcher(request, self._grammars),
             scores=PromptScores(len(request.prompt)) if scored else None,
         )
 

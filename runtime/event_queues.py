@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from .request import EngineFailed, InvalidRequest, TokenEvent
 
 
-class Mailboxes:
+class EventQueues:
     """A queue per request; filled by the engine thread, emptied by whoever asked."""
 
     def __init__(self) -> None:

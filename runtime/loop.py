@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 from .device.buckets import Bucket
-from .device.runner import Flight, Runner
+from .device.runner import InFlightStep, Runner
 from .phases import Phases
 from .policy.output_processor import OutputProcessor
 from .policy.scheduler import Scheduler
@@ -41,7 +41,7 @@ class Loop:
         longer.
     """
 
-    def __init__(self, runner: Runner, scheduler: Scheduler, tell: Events) -> None:
+    def __init__(self, runner: Runner, scheduler: Scheduler, on_events: Events) -> None:
         """Starts nothing yet; `tell` hears every step's events."""
         self.runner = runner
         self.scheduler = scheduler
@@ -49,10 +49,10 @@ class Loop:
         self.phases = Phases()
         self.thread = AwaitedThread("engine", self._run, self._end)
         self.beat = time.monotonic()
-        self._tell = tell
+        self._on_events = on_events
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._door = threading.Lock()
-        self._open: set[str] = set()
+        self._lock = threading.Lock()
+        self._active_ids: set[str] = set()
         self._sequences: dict[str, Sequence] = {}
         self._stopping = False
         self._idle = False
@@ -61,7 +61,7 @@ class Loop:
     def start(self) -> None:
         """Starts the thread."""
         for bucket, seconds in self.runner.ready.items():
-            self._note_trial(bucket, seconds)
+            self._record_trial(bucket, seconds)
         self.thread.start()
 
     def stop(self) -> None:
@@ -73,16 +73,16 @@ class Loop:
     def _end(self) -> None:
         """Has the thread end with the step that is under way."""
         self._stopping = True
-        self.ask(lambda: None)
+        self.enqueue(lambda: None)
 
     @property
     def alive(self) -> bool:
         """Whether the thread runs."""
         return self.thread.is_alive()
 
-    def ask(self, wish: Callable[[], None]) -> None:
+    def enqueue(self, action: Callable[[], None]) -> None:
         """Has something done on the thread, between two steps."""
-        self._inbox.put(wish)
+        self._inbox.put(action)
 
     def submit(self, sequence: Sequence) -> None:
         """Hands a sequence over.
@@ -91,25 +91,25 @@ class Loop:
           NotReady: the thread does not run. InvalidRequest: its id is in flight.
         """
         id = sequence.request.id
-        with self._door:
+        with self._lock:
             if not self.alive or self._stopping:
                 raise NotReady("the engine does not run")
-            if id in self._open:
+            if id in self._active_ids:
                 raise InvalidRequest(f"request {id!r} is in flight; expected a new id", "id")
-            self._open.add(id)
-            self.ask(lambda: self._take_in(sequence))
+            self._active_ids.add(id)
+            self.enqueue(lambda: self._add(sequence))
 
     def abort(self, request_id: str) -> None:
         """Ends a sequence wherever it is; no more of its events come. Unknown ids are ignored."""
-        self.ask(lambda: self._abort(request_id))
+        self.enqueue(lambda: self._abort(request_id))
 
-    def _take_in(self, sequence: Sequence) -> None:
+    def _add(self, sequence: Sequence) -> None:
         self._sequences[sequence.request.id] = sequence
         self.scheduler.add(sequence)
 
     def _abort(self, request_id: str) -> None:
         if request_id in self._sequences:
-            self._open.discard(request_id)
+            self._active_ids.discard(request_id)
             self._drop(request_id)
 
     def _drop(self, request_id: str) -> None:
@@ -119,21 +119,21 @@ class Loop:
 
     def _report(self, events: list[TokenEvent]) -> None:
         """Tells of events; an id is free again when its end is told, and not before."""
-        self._open.difference_update(event.request_id for event in events if event.finish)
-        self._tell(events)
+        self._active_ids.difference_update(event.request_id for event in events if event.finish)
+        self._on_events(events)
 
     def _run(self) -> None:
         reason = "the engine was stopped"
         try:
-            flight: Flight | None = None
+            in_flight: InFlightStep | None = None
             while not self._stopping:
-                flight = self._turn(flight)
+                in_flight = self._run_once(in_flight)
         except Exception as error:
             log.exception("the engine thread ends")
             reason = reason_of(error)
         self._fail_all(reason)
 
-    def _turn(self, flight: Flight | None) -> Flight | None:
+    def _run_once(self, in_flight: InFlightStep | None) -> InFlightStep | None:
         """One turn, with the step that is under way; returns the one that is so then.
 
         After a turn that did nothing the next one waits to be asked for something, whoever is in the engine:
@@ -141,29 +141,29 @@ class Loop:
         """
         self.beat = time.monotonic()
         with self.phases.phase("hear"):
-            self._hear(idle=self._idle)
+            self._process_inbox(idle=self._idle)
         if self._idle:
             self._free_since = time.monotonic()
-        under_way = flight is not None
-        if flight and (flight.plan.drafted or self.runner.has_news or self._should_see()):
-            self._settle(flight)
-            flight = None
-        if self.runner.has_news:
-            self._adopt()
-        following = self._plan_and_launch(flight)
+        under_way = in_flight is not None
+        if in_flight and (in_flight.plan.drafted or self.runner.has_compiled or self._should_read_first()):
+            self._finish_step(in_flight)
+            in_flight = None
+        if self.runner.has_compiled:
+            self._add_compiled()
+        following = self._plan_and_launch(in_flight)
         self._idle = not (following or under_way)
-        if flight:
-            self._settle(flight)
+        if in_flight:
+            self._finish_step(in_flight)
         return self._sample_masked(following) if following else None
 
-    def _should_see(self) -> bool:
+    def _should_read_first(self) -> bool:
         try:
-            return self.scheduler.should_see
+            return self.scheduler.should_read_first
         except SequenceFault as fault:
             self._fail(fault)
             return True
 
-    def _plan_and_launch(self, flight: Flight | None) -> Flight | None:
+    def _plan_and_launch(self, in_flight: InFlightStep | None) -> InFlightStep | None:
         """A step behind the one that is under way; None where there is nothing to compute.
 
         A sequence that cannot be planned or packed fails, and the others are planned again without it.
@@ -173,7 +173,7 @@ class Loop:
             try:
                 with self.phases.phase("plan"):
                     plan = self.scheduler.plan()
-                return self._launch(plan, flight) if plan else None
+                return self._launch(plan, in_flight) if plan else None
             except SequenceFault as fault:
                 self.scheduler.revoke(plan.rows if plan else [])
                 self._fail(fault)
@@ -186,30 +186,30 @@ class Loop:
         self._drop(name)
         self._report([TokenEvent(request_id=name, finish="error", error=reason_of(cause))])
 
-    def _sample_masked(self, flight: Flight) -> Flight:
+    def _sample_masked(self, in_flight: InFlightStep) -> InFlightStep:
         """What came before is known now, so grammars can say what may be drawn in the step under way."""
-        if not any(row.held for row in flight.plan.rows):
-            return flight
+        if not any(row.held for row in in_flight.plan.rows):
+            return in_flight
         with self.phases.phase("mask"):
-            return self.runner.sample_masked(flight)
+            return self.runner.sample_masked(in_flight)
 
-    def _adopt(self) -> None:
-        self._note_trial(*self.runner.adopt())
+    def _add_compiled(self) -> None:
+        self._record_trial(*self.runner.add_compiled())
         self._free_since = time.monotonic()
 
-    def _note_trial(self, bucket: Bucket, seconds: float) -> None:
+    def _record_trial(self, bucket: Bucket, seconds: float) -> None:
         self.scheduler.step_times.record_trial(bucket.kind, bucket.tokens, seconds)
 
-    def _launch(self, plan: Plan, flight: Flight | None) -> Flight:
+    def _launch(self, plan: Plan, in_flight: InFlightStep | None) -> InFlightStep:
         """Dispatches a step behind the one that is under way; if the device is done with that, it idles."""
         with self.phases.phase("launch"):
             following = self.runner.launch(plan)
-        _note_begun(following)
-        if flight is None or flight.done:
+        _record_waits(following)
+        if in_flight is None or in_flight.done:
             self.phases.seconds["idle"] += following.launched - self._free_since
         return following
 
-    def _hear(self, *, idle: bool) -> None:
+    def _process_inbox(self, *, idle: bool) -> None:
         """Carries out what other threads asked for; when idle, waits a moment for it."""
         try:
             self._inbox.get(timeout=_IDLE_SECONDS if idle else 0.0)()
@@ -218,35 +218,37 @@ class Loop:
         except queue.Empty:
             pass
 
-    def _settle(self, flight: Flight) -> None:
+    def _finish_step(self, in_flight: InFlightStep) -> None:
         """Reads a step's samples, and tells those who wait for them."""
         with self.phases.phase("wait"):
-            sampled = self.runner.read(flight)
+            sampled = self.runner.read(in_flight)
         now = time.monotonic()
         self.scheduler.step_times.record(
-            flight.bucket.kind, flight.bucket.tokens, now - max(flight.launched, self._free_since)
+            in_flight.bucket.kind, in_flight.bucket.tokens, now - max(in_flight.launched, self._free_since)
         )
         self._free_since = now
         with self.phases.phase("settle"):
-            self.outputs.count_step(flight.plan.rows)
+            self.outputs.count_step(in_flight.plan.rows)
             self._report(self.outputs.process(sampled))
 
     def _fail_all(self, reason: str) -> None:
         """Tells every request, also those still in the inbox, that it has failed; no more come in."""
-        with self._door:
+        with self._lock:
             self._stopping = True
         try:
-            self._hear(idle=False)
+            self._process_inbox(idle=False)
             for request_id in list(self._sequences):
                 self._drop(request_id)
         except Exception:
             log.exception("the sequences in flight cannot be taken out")
-        self._report([TokenEvent(request_id=i, finish="error", error=reason, lost=True) for i in self._open])
+        self._report(
+            [TokenEvent(request_id=i, finish="error", error=reason, lost=True) for i in self._active_ids]
+        )
 
 
-def _note_begun(flight: Flight) -> None:
+def _record_waits(in_flight: InFlightStep) -> None:
     """The sequences whose first step this is have waited until now."""
-    for row in flight.plan.rows:
+    for row in in_flight.plan.rows:
         sequence = row.sequence
         if row.first and sequence.waited is None:
-            sequence.waited = flight.launched - sequence.submitted
+            sequence.waited = in_flight.launched - sequence.submitted

@@ -11,7 +11,7 @@ from .chips import Chip
 
 _BYTES = 1 << 28
 _WIDTH = 1536
-_TURNS = 3
+_REPEATS = 3
 
 
 def measure_host(devices: int) -> Chip:
@@ -22,8 +22,8 @@ def measure_host(devices: int) -> Chip:
     """
     numbers = np.ones(_BYTES // 4, np.float32)
     matrix = np.ones((_WIDTH, _WIDTH), np.float32)
-    bandwidth = _BYTES / quickest(lambda: numbers.sum(), _TURNS)
-    rate = 2 * _WIDTH**3 / quickest(lambda: matrix @ matrix, _TURNS)
+    bandwidth = _BYTES / fastest(lambda: numbers.sum(), _REPEATS)
+    rate = 2 * _WIDTH**3 / fastest(lambda: matrix @ matrix, _REPEATS)
     return Chip(
         name="cpu",
         platform="cpu",
@@ -35,11 +35,11 @@ def measure_host(devices: int) -> Chip:
     )
 
 
-def quickest(work: Callable[[], object], turns: int) -> float:
+def fastest(work: Callable[[], object], turns: int) -> float:
     """Seconds of the fastest of a few turns."""
     seconds = []
     for _ in range(turns):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         work()
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - started)
     return min(seconds)

@@ -1,4 +1,4 @@
-"""A plan: a model, devices and wishes in; what fits, how fast at best, and what JAX and XLA say out.
+"""A plan: a model, devices and options in; what fits, how fast at best, and what JAX and XLA say out.
 
 Figures of time come from the analytic model at the roofline, figures of memory from the compiled program
 where there is a compiler.
@@ -11,9 +11,9 @@ import jax
 
 from ...model.config import ModelConfig
 from ..device.buckets import Bucket
-from .program import Blueprint, Workshop, can_compile
+from .program import ProgramBuilder, ProgramSpec, can_compile
 from .report import Memory, Plan, Program
-from .sizing import Sizing, Wishes, find_chip
+from .sizing import PlanOptions, Sizing, find_chip
 from .timing import Timing
 from .walk import pages_fetched
 from .work import Span
@@ -22,20 +22,20 @@ RAGGED = "ragged_paged_attention_kernel"
 """The TPU's attention kernel, as it is named in a trace."""
 
 
-def make_plan(model: str, config: ModelConfig, wishes: Wishes) -> Plan:
+def make_plan(model: str, config: ModelConfig, options: PlanOptions) -> Plan:
     """Plans a model under a name.
 
     Raises:
       ConfigError: a wish that the model or the engine cannot honour.
     """
-    sizing = Sizing(config, wishes, find_chip(wishes))
+    sizing = Sizing(config, options, find_chip(options))
     memory, programs, short = sizing.memory, (), sizing.shortage()
     kernels: tuple[tuple[str, str], ...] = ()
     if short is None:
-        workshop = Workshop(blueprint_of(sizing), compiles=wishes.compile and can_compile(sizing.chip))
-        kernels = workshop.kernels
+        builder = ProgramBuilder(program_spec(sizing), compiles=options.compile and can_compile(sizing.chip))
+        kernels = builder.kernels
         try:
-            programs = tuple(_build(workshop, sizing, bucket) for bucket in sizing.largest)
+            programs = tuple(_build(builder, sizing, bucket) for bucket in sizing.largest)
             memory = _measured(sizing, programs)
             short = sizing.shortage(memory)
         except jax.errors.JaxRuntimeError as error:
@@ -43,29 +43,29 @@ def make_plan(model: str, config: ModelConfig, wishes: Wishes) -> Plan:
     return _answer(model, sizing, memory, programs, kernels, short)
 
 
-def blueprint_of(sizing: Sizing) -> Blueprint:
+def program_spec(sizing: Sizing) -> ProgramSpec:
     """What an engine of these sizes would compile."""
-    return Blueprint(
+    return ProgramSpec(
         config=sizing.config,
         chip=sizing.chip,
-        topology=sizing.wishes.topology,
+        topology=sizing.options.topology,
         dtype=sizing.dtype,
-        int8=sizing.wishes.int8,
-        int8_cache=sizing.wishes.int8_cache,
+        int8=sizing.options.int8,
+        int8_cache=sizing.options.int8_cache,
         shapes=sizing.shapes,
         pages=sizing.memory.pages,
     )
 
 
-def _build(workshop: Workshop, sizing: Sizing, bucket: Bucket) -> Program:
+def _build(builder: ProgramBuilder, sizing: Sizing, bucket: Bucket) -> Program:
     """A step's program, and the bytes of what it is planned for: every slot half way, or one chunk."""
-    program = workshop.build(bucket)
-    wishes, shapes = sizing.wishes, sizing.shapes
-    chunk = min(wishes.prompt, bucket.tokens)
+    program = builder.build(bucket)
+    options, shapes = sizing.options, sizing.shapes
+    chunk = min(options.prompt, bucket.tokens)
     spans: list[Span] = [(chunk, chunk)]
     if bucket.kind == "decode":
-        spans = [(1, wishes.prompt + wishes.completion // 2)] * bucket.rows
-    needed = sizing.counted.step(spans, tokens=bucket.tokens, sampled=bucket.rows).bytes
+        spans = [(1, options.prompt + options.completion // 2)] * bucket.rows
+    needed = sizing.costs.step(spans, tokens=bucket.tokens, sampled=bucket.rows).bytes
     program = replace(program, ideal=needed["weights"] + needed["cache read"])
     if RAGGED not in program.kernels:
         return program
@@ -100,25 +100,25 @@ def _answer(
     kernels: tuple[tuple[str, str], ...],
     short: str | None,
 ) -> Plan:
-    wishes = sizing.wishes
+    options = sizing.options
     found = Plan(
         model=model,
-        topology=str(wishes.topology),
-        chips=wishes.topology.size,
-        quantize="int8" if wishes.int8 else None,
-        kv_cache_dtype="int8" if wishes.int8_cache else None,
+        topology=str(options.topology),
+        chips=options.topology.size,
+        quantize="int8" if options.int8 else None,
+        kv_cache_dtype="int8" if options.int8_cache else None,
         dtype=sizing.dtype,
         method=programs[0].how if programs else "counted from shapes alone",
         context=sizing.context,
         slots=sizing.shapes.slots,
-        prompt=wishes.prompt,
-        completion=wishes.completion,
+        prompt=options.prompt,
+        completion=options.completion,
         fits=short is None,
         short=short,
         remedies=() if short is None else tuple(sizing.remedies()),
         memory=memory,
         full=sizing.sequences(sizing.context),
-        typical=sizing.sequences(wishes.prompt + wishes.completion),
+        typical=sizing.sequences(options.prompt + options.completion),
         kernels=kernels,
         programs=programs,
     )

@@ -49,7 +49,7 @@ _QUIET = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Blueprint:
+class ProgramSpec:
     """What to build: a model for a mesh, with the sizes that an engine there would have.
 
     Attributes:
@@ -114,25 +114,25 @@ def abstract_leaves(skeleton: Skeleton, dtype: jnp.dtype) -> tuple[jax.ShapeDtyp
     return tuple(jax.ShapeDtypeStruct(table[name].shape, width(name)) for name in skeleton.names)
 
 
-class Workshop:
-    """Builds the steps of a blueprint."""
+class ProgramBuilder:
+    """Builds the steps of a spec."""
 
-    def __init__(self, blueprint: Blueprint, *, compiles: bool) -> None:
+    def __init__(self, spec: ProgramSpec, *, compiles: bool) -> None:
         """`compiles` needs libtpu (see `can_compile`)."""
-        chip, topology = blueprint.chip, blueprint.topology
-        self._blueprint = blueprint
+        chip, topology = spec.chip, spec.topology
+        self._spec = spec
         self._compiles = compiles
         self.mesh = topology_mesh(topology) if compiles else _abstract_mesh(chip, topology)
-        target = Target(kernels=choose(chip.platform), shards=topology.size, int8=blueprint.int8)
+        target = Target(kernels=choose(chip.platform), shards=topology.size, int8=spec.int8)
         self.kernels = target.kernels.names
-        self._skeleton = Skeleton.of(blueprint.config, target)
-        self._executables = Executables(self._skeleton, blueprint.shapes, self.mesh)
+        self._skeleton = Skeleton.of(spec.config, target)
+        self._executables = Executables(self._skeleton, spec.shapes, self.mesh)
 
     def trace(self, bucket: Bucket) -> jax.stages.Traced:
         """A bucket's step, from abstract shapes."""
-        dtype = jnp.dtype(self._blueprint.dtype)
-        shapes, pages = self._blueprint.shapes, self._blueprint.pages + 1
-        cached = jnp.dtype("int8") if self._blueprint.int8_cache else dtype
+        dtype = jnp.dtype(self._spec.dtype)
+        shapes, pages = self._spec.shapes, self._spec.pages + 1
+        cached = jnp.dtype("int8") if self._spec.int8_cache else dtype
         state = jax.eval_shape(lambda: create_state(self._skeleton, shapes, pages, cached))
         with self._known_mesh():
             return self._executables.trace(bucket, abstract_leaves(self._skeleton, dtype), state)
@@ -143,7 +143,7 @@ class Workshop:
             with self._known_mesh():
                 return traced.lower()
         with self._known_mesh():
-            return traced.lower(lowering_platforms=(_lowered_for(self._blueprint.chip),))
+            return traced.lower(lowering_platforms=(_lowered_for(self._spec.chip),))
 
     def _known_mesh(self) -> AbstractContextManager[Any]:
         """Pallas asks the mesh which device it writes for."""
@@ -157,7 +157,7 @@ class Workshop:
         Raises:
           jax.errors.JaxRuntimeError: it was compiled, and does not fit into the devices' memory.
         """
-        begun = time.monotonic()
+        started = time.monotonic()
         traced = self.trace(bucket)
         kernels, loops = _unseen(traced)
         lowered = self.lower(traced)
@@ -165,8 +165,8 @@ class Workshop:
             costs = lowered.cost_analysis() or {}
             return Program(
                 step=str(bucket),
-                how=f"lowered for {_lowered_for(self._blueprint.chip)}, not compiled",
-                seconds=time.monotonic() - begun,
+                how=f"lowered for {_lowered_for(self._spec.chip)}, not compiled",
+                seconds=time.monotonic() - started,
                 operations=costs.get("flops"),
                 accessed=costs.get("bytes accessed"),
                 collectives=_traced_collectives(traced),
@@ -180,7 +180,7 @@ class Workshop:
         return Program(
             step=str(bucket),
             how=f"compiled by libtpu {version('libtpu')}",
-            seconds=time.monotonic() - begun,
+            seconds=time.monotonic() - started,
             arguments=memory.argument_size_in_bytes,
             temporaries=memory.temp_size_in_bytes,
             aliased=memory.alias_size_in_bytes,

@@ -12,11 +12,11 @@ from ..device.settings import EngineSettings, derive_shapes, platform_of
 from .chips import CHIPS, Chip, Topology, larger
 from .host import measure_host
 from .report import Memory
-from .work import SIZES, Counted
+from .work import SIZES, CostModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wishes:
+class PlanOptions:
     """What is asked of a plan.
 
     Attributes:
@@ -40,14 +40,14 @@ class Wishes:
     compile: bool = True
 
 
-def find_chip(wishes: Wishes) -> Chip:
+def find_chip(options: PlanOptions) -> Chip:
     """The topology's chip, with the figures that were given in place of its own."""
-    chip = CHIPS.get(wishes.topology.chip) or measure_host(wishes.topology.size)
+    chip = CHIPS.get(options.topology.chip) or measure_host(options.topology.size)
     return replace(
         chip,
-        memory=wishes.memory or chip.memory,
-        bandwidth=wishes.bandwidth or chip.bandwidth,
-        rate=chip.rate if wishes.rate is None else {dtype: wishes.rate for dtype in chip.rate},
+        memory=options.memory or chip.memory,
+        bandwidth=options.bandwidth or chip.bandwidth,
+        rate=chip.rate if options.rate is None else {dtype: options.rate for dtype in chip.rate},
     )
 
 
@@ -65,32 +65,32 @@ class Sizing:
     """The sizes that an engine would have.
 
     Attributes:
-      config, wishes, chip: what was asked. shapes: of all steps. context: the longest sequence.
+      config, options, chip: what was asked. shapes: of all steps. context: the longest sequence.
       dtype: what is computed in. counted: the model as it is divided.
 
     Raises:
       ConfigError: a wish that the model or the engine cannot honour.
     """
 
-    def __init__(self, config: ModelConfig, wishes: Wishes, chip: Chip) -> None:
-        self.config, self.wishes, self.chip = config, wishes, chip
+    def __init__(self, config: ModelConfig, options: PlanOptions, chip: Chip) -> None:
+        self.config, self.options, self.chip = config, options, chip
         kind = _Kind(chip.platform)
-        settings = EngineSettings(slots=wishes.slots, context=wishes.context, grammars=True, scores=True)
+        settings = EngineSettings(slots=options.slots, context=options.context, grammars=True, scores=True)
         self.shapes: Shapes = derive_shapes(config, settings, kind)
-        self.context = wishes.context or config.context
-        if wishes.prompt + wishes.completion > self.context:
+        self.context = options.context or config.context
+        if options.prompt + options.completion > self.context:
             raise ConfigError(
-                f"prompt {wishes.prompt} and completion {wishes.completion}; "
+                f"prompt {options.prompt} and completion {options.completion}; "
                 f"expected at most the context, {self.context}, together"
             )
         self.dtype = platform_of(kind).dtype
-        self.counted = Counted(
+        self.costs = CostModel(
             config=config,
-            shards=wishes.topology.size,
+            shards=options.topology.size,
             dtype=self.dtype,
-            int8=wishes.int8,
+            int8=options.int8,
             page_size=self.shapes.page_size,
-            int8_cache=wishes.int8_cache,
+            int8_cache=options.int8_cache,
         )
 
     @property
@@ -102,13 +102,13 @@ class Sizing:
     @cached_property
     def memory(self) -> Memory:
         """Where the bytes go, as far as shapes say."""
-        weights, page = self.counted.weight_bytes(), self.counted.token_bytes() * self.shapes.page_size
+        weights, page = self.costs.weight_bytes(), self.costs.token_bytes() * self.shapes.page_size
         free = max(0, int(self.chip.memory) - weights)
         useful = self.shapes.slots * self.shapes.table
         return Memory(
             limit=int(self.chip.memory),
             weights=weights,
-            state=self.counted.state_bytes(self.shapes.slots),
+            state=self.costs.state_bytes(self.shapes.slots),
             page=page,
             pages=min(useful, fitting_pages(free, page, self.chip.platform)),
             temporaries=max(map(self._temporaries, self.largest)),
@@ -121,7 +121,7 @@ class Sizing:
         config, size = self.config, SIZES[self.dtype]
         chosen = config.moe.experts_per_token if config.moe else 1
         heads = (config.heads + 2 * config.kv_heads) * config.head_size
-        wide = max(heads, 2 * config.feed_forward * chosen) // self.wishes.topology.size
+        wide = max(heads, 2 * config.feed_forward * chosen) // self.options.topology.size
         logits = 4 * bucket.rows * config.vocabulary * SIZES["float32"]
         return bucket.tokens * (4 * config.width + wide) * size + logits
 
@@ -145,17 +145,17 @@ class Sizing:
 
     def remedies(self) -> Iterator[str]:
         """What would fit, by the sizes alone: more devices, narrower weights, shorter or fewer sequences."""
-        wishes = self.wishes
-        for topology in larger(wishes.topology):
+        options = self.options
+        for topology in larger(options.topology):
             if self._fits(topology=topology):
                 yield f"--topology {topology}"
                 break
-        if not wishes.int8 and self._fits(int8=True):
+        if not options.int8 and self._fits(int8=True):
             yield "--quantize int8"
-        if not wishes.int8_cache and self._fits(int8_cache=True):
+        if not options.int8_cache and self._fits(int8_cache=True):
             yield "--kv-cache-dtype int8"
         context = self.context // 2
-        while context >= wishes.prompt + wishes.completion:
+        while context >= options.prompt + options.completion:
             if self._fits(context=context):
                 yield f"--context {context}"
                 break
@@ -164,8 +164,8 @@ class Sizing:
             yield f"--slots {self.shapes.slots // 2}"
 
     def _fits(self, **changes: object) -> bool:
-        wishes = replace(self.wishes, **changes)  # type: ignore[arg-type]
-        return Sizing(self.config, wishes, self.chip).shortage() is None
+        options = replace(self.options, **changes)  # type: ignore[arg-type]
+        return Sizing(self.config, options, self.chip).shortage() is None
 
 
 def gib(size: float) -> str:

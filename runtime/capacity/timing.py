@@ -14,7 +14,7 @@ class Timing:
 
     def __init__(self, sizing: Sizing) -> None:
         self._sizing = sizing
-        self._wishes = sizing.wishes
+        self._options = sizing.options
         self._chunk_list = list(self._chunks())
 
     @property
@@ -35,41 +35,41 @@ class Timing:
         """Numbers of streams as steps are compiled for, as far as the pool holds their requests."""
         buckets = self._sizing.shapes.buckets()
         sizes = sorted(bucket.rows for bucket in buckets if bucket.kind == "decode")
-        held = self._sizing.sequences(self._wishes.prompt + self._wishes.completion)
+        held = self._sizing.sequences(self._options.prompt + self._options.completion)
         return [size for size in sizes if size <= held] or sizes[:1]
 
     @property
     def length(self) -> int:
         """Tokens of a sequence half way through its completion."""
-        return self._wishes.prompt + self._wishes.completion // 2
+        return self._options.prompt + self._options.completion // 2
 
     def _decoding(self, streams: int) -> tuple[str, Work]:
-        work = self._sizing.counted.decode([self.length] * streams)
+        work = self._sizing.costs.decode([self.length] * streams)
         return f"decode, {streams} at {self.length} tokens", work
 
     def _chunks(self) -> Iterator[tuple[str, Work]]:
         """The steps that take in one prompt, each padded to its bucket."""
-        shapes, prompt = self._sizing.shapes, self._wishes.prompt
+        shapes, prompt = self._sizing.shapes, self._options.prompt
         for start in range(0, prompt, shapes.budget):
             end = min(start + shapes.budget, prompt)
             bucket = choose(shapes.buckets(), "mixed", end - start)
             spans: list[Span] = [(end - start, end)]
-            work = self._sizing.counted.step(spans, tokens=bucket.tokens, sampled=bucket.rows)
+            work = self._sizing.costs.step(spans, tokens=bucket.tokens, sampled=bucket.rows)
             yield f"prompt, tokens {start} to {end}", work
 
     def _time(self, work: Work) -> StepTime:
-        return step_time(work, self._sizing.chip, self._wishes.topology.size)
+        return step_time(work, self._sizing.chip, self._options.topology.size)
 
     def _rate(self, streams: int) -> Rate:
         """Each stream's prompt costs its own steps, in which nobody decodes; then all decode together."""
-        token, completion = self._time(self._decoding(streams)[1]).total, self._wishes.completion
+        token, completion = self._time(self._decoding(streams)[1]).total, self._options.completion
         sustained = streams * completion / (completion * token + streams * self.first_token)
         return Rate(
             streams=streams,
             token=token,
             speed=streams / token,
             sustained=sustained,
-            chip=sustained / self._wishes.topology.size,
+            chip=sustained / self._options.topology.size,
         )
 
 

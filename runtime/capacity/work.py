@@ -49,7 +49,7 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Counted:
+class CostModel:
     """A model as it is divided: what `work` counts for.
 
     Attributes:

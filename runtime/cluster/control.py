@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 7.0
 """A peer that has sent nothing for so long is lost: within ten seconds all processes know."""
-GREETING_SECONDS = 10.0
+HANDSHAKE_SECONDS = 10.0
 """Within which a peer must have proved itself, however it deals out its bytes."""
 
 _NONCE = 32
@@ -86,11 +86,11 @@ _DECODER = msgspec.msgpack.Decoder(Launch | Prepare | Digest | Beat | Goodbye | 
 _ENCODER = msgspec.msgpack.Encoder()
 
 
-class Stranger(DistaffError):
+class HandshakeFailed(DistaffError):
     """Who connected does not know the secret."""
 
 
-def greet(connection: socket.socket, secret: bytes, own: bytes, theirs: bytes, process: int = 0) -> int:
+def handshake(connection: socket.socket, secret: bytes, own: bytes, theirs: bytes, process: int = 0) -> int:
     """Both ends prove that they know the secret; `own` and `theirs` name the two roles.
 
     Args:
@@ -100,21 +100,21 @@ def greet(connection: socket.socket, secret: bytes, own: bytes, theirs: bytes, p
       The peer's process number, which its proof vouches for.
 
     Raises:
-      Stranger: the peer does not prove it, within the time for it.
+      HandshakeFailed: the peer does not prove it, within the time for it.
     """
-    deadline = time.monotonic() + GREETING_SECONDS
+    deadline = time.monotonic() + HANDSHAKE_SECONDS
     try:
         nonce, number = secrets.token_bytes(_NONCE), _NUMBER.pack(process)
-        connection.settimeout(GREETING_SECONDS)
+        connection.settimeout(HANDSHAKE_SECONDS)
         connection.sendall(nonce + number)
         their_nonce = _exactly(connection, _NONCE, deadline)
         their_number = _exactly(connection, _NUMBER.size, deadline)
         connection.sendall(_proof(secret, own + number, their_nonce))
         proof = _exactly(connection, _NONCE, deadline)
         if not hmac.compare_digest(proof, _proof(secret, theirs + their_number, nonce)):
-            raise Stranger("a peer on the control connection does not know the secret")
+            raise HandshakeFailed("a peer on the control connection does not know the secret")
     except OSError as error:
-        raise Stranger(f"a peer on the control connection fell silent ({error})") from None
+        raise HandshakeFailed(f"a peer on the control connection fell silent ({error})") from None
     connection.settimeout(None)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return _NUMBER.unpack(their_number)[0]

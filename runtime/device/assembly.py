@@ -16,7 +16,7 @@ from ...model.sharding import pad_config
 from ...model.target import Target
 from ...model.transformer import Skeleton
 from .memory import size_pool
-from .processes import agree, least
+from .processes import agree, minimum
 from .runner import Followers, Runner
 from .settings import EngineSettings, cache_dtype, derive_shapes
 
@@ -38,13 +38,13 @@ def assemble(
     shapes = derive_shapes(config, settings, devices[0])
     padded = pad_config(config, mesh.size)
     if mesh.is_multi_process:
-        agree({"the digest of the weights": digest_of_whole(parameters)})
-    pages = least(size_pool(padded, shapes, dtype, devices, settings.kv_pages, settings.replicas))
+        agree({"the digest of the weights": digest_of_replicated(parameters)})
+    pages = minimum(size_pool(padded, shapes, dtype, devices, settings.kv_pages, settings.replicas))
     target = Target.of(mesh, dict(settings.kernels), int8=is_int8(parameters))
     return Runner(Skeleton.of(config, target), mesh, parameters, shapes, pages, dtype, followers)
 
 
-def digest_of_whole(parameters: Mapping[str, jax.Array]) -> str:
+def digest_of_replicated(parameters: Mapping[str, jax.Array]) -> str:
     """Hexadecimal digits over the parameters that every device holds whole: norms, and experts' routers.
 
     Enough to tell two checkpoints of one configuration apart, and a moment's work.

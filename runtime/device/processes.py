@@ -72,7 +72,7 @@ def join(membership: Membership, devices: int | None) -> None:
         patience.cancel()
     for number, count in sorted(counts.items()):
         if count != counts[0]:
-            part()  # the others, which ask process 0 for these counts, must have heard them before it ends
+            leave()  # the others, which ask process 0 for these counts, must have heard them before it ends
             raise ConfigError(
                 f"process {number} has {count} devices; expected {counts[0]} as process 0 has: "
                 "--mesh must be the same everywhere"
@@ -111,7 +111,7 @@ def _give_up(membership: Membership) -> None:
     os._exit(_NOT_TOGETHER)
 
 
-def part() -> None:
+def leave() -> None:
     """Leaves the others in good order; every process should call it, at about the same time."""
     with contextlib.suppress(RuntimeError):  # one that is gone already does not keep us
         jax.distributed.shutdown()
@@ -133,12 +133,12 @@ def agree(facts: Mapping[str, object]) -> None:
                 )
 
 
-def least(number: int) -> int:
+def minimum(number: int) -> int:
     """The smallest of all processes' numbers; every process must call it. A lone one gets its own."""
     return min(int(text) for text in _exchange(str(number).encode()))
 
 
-def meet() -> None:
+def barrier() -> None:
     """Waits for all processes; every process must call it."""
     _exchange(b"here")
 

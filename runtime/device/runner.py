@@ -2,7 +2,7 @@
 
 Launching returns before the step has run; reading waits for it. Not thread-safe: after `warm_up` all calls
 come from the engine's thread, but for `compile_rest`, which may work beside it: what it has compiled lies
-ready for `adopt`.
+ready for `add_compiled`.
 """
 
 import queue
@@ -24,7 +24,7 @@ from ..threads import AwaitedThread
 from .buckets import Bucket, Shapes, choose
 from .executables import Executables, Progress
 from .packing import adjustments_of, pack, pack_masked, sampling_lines
-from .processes import meet
+from .processes import barrier
 from .readout import read_chunks, read_samples
 from .sampling import Samples
 from .steps import STATE, DeviceState, Outcome, Scores, create_state
@@ -32,7 +32,7 @@ from .trials import trial_rows
 
 
 @dataclass(frozen=True, slots=True)
-class Flight:
+class InFlightStep:
     """A step on its way.
 
     Attributes:
@@ -65,9 +65,9 @@ class Followers(Protocol):
 
     def prepare(self, slot: int, bias_V: np.ndarray, marks_V: np.ndarray) -> None: ...
 
-    def settle(self, token_B: np.ndarray) -> None: ...
+    def record_samples(self, token_B: np.ndarray) -> None: ...
 
-    def farewell(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class Runner:
@@ -98,7 +98,7 @@ class Runner:
           followers: other processes that run the same steps on their shares.
         """
         self._followers = followers
-        self._together = mesh.is_multi_process
+        self._multi_process = mesh.is_multi_process
         self._leaves = skeleton.flatten(parameters)
         self._vocabulary = skeleton.config.vocabulary
         self.shapes = shapes
@@ -119,20 +119,20 @@ class Runner:
 
         Several processes compile all of them, for they must launch the same ones.
         """
-        buckets = self._buckets if self._together else self.shapes.essential()
+        buckets = self._buckets if self._multi_process else self.shapes.essential()
         allocation = _Background(self._create_state)
         self._abstract_state = jax.eval_shape(self._create_state)
         self._executables.compile(buckets, self._leaves, self._abstract_state, progress)
         self._state: DeviceState = allocation.result()
-        meet()  # so that a step's time is not that of another process's compilation
+        barrier()  # so that a step's time is not that of another process's compilation
         for bucket in buckets:
-            self._try(bucket)
+            self._run_trial(bucket)
         if self.shapes.scores:
             self._time(buckets[0], scored=True)  # the slowest that there is, but not what one takes usually
         self.prepare(0, np.zeros(self._vocabulary, np.float32), np.zeros(self._vocabulary, np.uint8))
 
     def compile_rest(self, stop: threading.Event) -> None:
-        """Compiles what `warm_up` has left out, for `adopt`, until it is told to stop.
+        """Compiles what `warm_up` has left out, for `add_compiled`, until it is told to stop.
 
         In the end all steps are to be tried again: a trial takes longer while another step is compiled.
         """
@@ -146,16 +146,16 @@ class Runner:
             self._compiled.put(bucket)
 
     @property
-    def has_news(self) -> bool:
-        """Whether there is something to `adopt`."""
+    def has_compiled(self) -> bool:
+        """Whether there is something to `add_compiled`."""
         return not self._compiled.empty()
 
-    def adopt(self) -> tuple[Bucket, float]:
+    def add_compiled(self) -> tuple[Bucket, float]:
         """Makes a compiled step ready, having tried it; returns its seconds."""
         bucket = self._compiled.get()
-        return bucket, self._try(bucket)
+        return bucket, self._run_trial(bucket)
 
-    def _try(self, bucket: Bucket) -> float:
+    def _run_trial(self, bucket: Bucket) -> float:
         """Seconds of a step of full rows, and the bucket is ready."""
         seconds = self._time(bucket)
         self.ready = {**self.ready, bucket: seconds}  # a new mapping: other threads iterate over the old one
@@ -165,15 +165,15 @@ class Runner:
         """Seconds of a step of full rows. Where it is the only trial, the second run counts: the first one
         takes longer."""
         buffer, _ = self._pack(bucket, trial_rows(bucket, self.shapes, self._vocabulary, scored=scored))
-        if self._together:
+        if self._multi_process:
             self._dispatch(bucket, buffer)[0].token_B.block_until_ready()
-        begun = time.monotonic()
+        started = time.monotonic()
         self._dispatch(bucket, buffer)[0].token_B.block_until_ready()
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - started
         self.slowest_step = max(self.slowest_step, seconds)
         return seconds
 
-    def launch(self, plan: Plan) -> Flight:
+    def launch(self, plan: Plan) -> InFlightStep:
         """Dispatches a step; the device runs it after those launched before.
 
         Raises:
@@ -184,18 +184,18 @@ class Runner:
                 self._prepare(row)
         bucket = choose(self.ready, self._kind(plan), plan.tokens)
         buffer, _ = self._pack(bucket, plan.rows)
-        self._tell(bucket, buffer)
-        return Flight(plan, bucket, time.monotonic(), *self._dispatch(bucket, buffer))
+        self._notify_followers(bucket, buffer)
+        return InFlightStep(plan, bucket, time.monotonic(), *self._dispatch(bucket, buffer))
 
-    def sample_masked(self, flight: Flight) -> Flight:
+    def sample_masked(self, in_flight: InFlightStep) -> InFlightStep:
         """Draws for the rows of a step whose logits wait for masks: what came before must have been read."""
-        rows = [row for row in flight.plan.rows if row.held and not row.sequence.finished]
+        rows = [row for row in in_flight.plan.rows if row.held and not row.sequence.finished]
         if not rows:
-            return flight
+            return in_flight
         bucket = choose(self.ready, "sample", len(rows))
         buffer, faults = self._pack(bucket, rows)
-        self._tell(bucket, buffer)
-        return replace(flight, masked=(rows, self._dispatch(bucket, buffer)[0]), faults=faults)
+        self._notify_followers(bucket, buffer)
+        return replace(in_flight, masked=(rows, self._dispatch(bucket, buffer)[0]), faults=faults)
 
     def replay(self, bucket: int, buffer: np.ndarray) -> Samples:
         """Dispatches what another process has launched: the bucket's number and its packed inputs."""
@@ -208,7 +208,7 @@ class Runner:
     def close(self) -> None:
         """Lets the followers go; nothing is launched after this. Idempotent."""
         if self._followers:
-            self._followers.farewell()
+            self._followers.close()
 
     def _kind(self, plan: Plan) -> str:
         return "decode" if self.shapes.single or (plan.is_decode and not plan.scored) else "mixed"
@@ -225,7 +225,7 @@ class Runner:
             self._followers.prepare(row.slot, *tables)
         self.prepare(row.slot, *tables)
 
-    def _tell(self, bucket: Bucket, buffer: np.ndarray) -> None:
+    def _notify_followers(self, bucket: Bucket, buffer: np.ndarray) -> None:
         """Followers hear of what is about to be dispatched here."""
         if self._followers:
             self._followers.launch(self._buckets.index(bucket), buffer)
@@ -235,29 +235,31 @@ class Runner:
         outcome[0].token_B.copy_to_host_async()
         return outcome
 
-    def read(self, flight: Flight) -> list[tuple[Row, Sampled | Exception]]:
+    def read(self, in_flight: InFlightStep) -> list[tuple[Row, Sampled | Exception]]:
         """Waits for a step; each row that samples, with its samples, and each that failed, with why.
 
         What was asked of prompts' tokens goes to their sequences.
         """
-        rows, lines = flight.plan.rows, sampling_lines(flight.plan, flight.bucket)
+        rows, lines = in_flight.plan.rows, sampling_lines(in_flight.plan, in_flight.bucket)
         free = [(row, at) for row, at in zip(rows, lines, strict=True) if row.samples and not row.held]
-        heard = self._settle(free, flight.samples)
-        faults = dict(flight.faults)
-        if flight.scores and flight.plan.scored:
-            faults |= read_chunks(rows, flight.scores)
-        masked, samples = flight.masked or ([], None)
+        results = self._read_samples(free, in_flight.samples)
+        faults = dict(in_flight.faults)
+        if in_flight.scores and in_flight.plan.scored:
+            faults |= read_chunks(rows, in_flight.scores)
+        masked, samples = in_flight.masked or ([], None)
         drawn: dict[Row, Sampled | Exception] = {}
         if samples:
-            drawn = dict(self._settle([(row, range(n, n + 1)) for n, row in enumerate(masked)], samples))
-        heard += [(row, drawn.get(row, [])) for row in rows if row.held]
-        return [(row, faults.pop(row, sampled)) for row, sampled in heard] + list(faults.items())
+            drawn = dict(
+                self._read_samples([(row, range(n, n + 1)) for n, row in enumerate(masked)], samples)
+            )
+        results += [(row, drawn.get(row, [])) for row in rows if row.held]
+        return [(row, faults.pop(row, sampled)) for row, sampled in results] + list(faults.items())
 
-    def _settle(
+    def _read_samples(
         self, rows: list[tuple[Row, range]], samples: Samples
     ) -> list[tuple[Row, Sampled | Exception]]:
         if self._followers:
-            self._followers.settle(np.asarray(samples.token_B))
+            self._followers.record_samples(np.asarray(samples.token_B))
         return read_samples(rows, samples)
 
 

@@ -47,7 +47,7 @@ def no_grammars(grammar: str) -> Matcher:
     raise InvalidRequest("this engine follows no grammars; expected none", "grammar")
 
 
-def matcher_of(request: Request, grammars: Grammars) -> Matcher | None:
+def create_matcher(request: Request, grammars: Grammars) -> Matcher | None:
     """Where a sequence stands in its grammar: behind what was generated before. None without a grammar.
 
     Takes as long as compiling the grammar does, and some microseconds for each generated token.

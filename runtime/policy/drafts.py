@@ -6,7 +6,7 @@ step as the token before them and samples at each as if there were none (specula
 match: Leviathan et al. 2023, arXiv:2211.17192, for a draft that is certain), so what is said does not change.
 
 The one idea: whether drafts pay is arithmetic. A step of more rows takes so much longer, as measured; a draft
-is right with a chance that the sequence itself has shown. `allot` maximises tokens per second.
+is right with a chance that the sequence itself has shown. `allocate_drafts` maximises tokens per second.
 """
 
 from collections.abc import Callable, Sequence
@@ -57,7 +57,7 @@ class Drafter:
         self._tried = _MEMORY * self._tried + accepted + (accepted < drafted)
 
 
-def allot(
+def allocate_drafts(
     offers: Sequence[tuple[float, int]], sizes: Sequence[int], seconds: Callable[[int], float | None]
 ) -> list[int]:
     """How many drafts each row shall have, so that tokens come fastest; all zero where none pays.

@@ -63,9 +63,9 @@ class PagePool:
             self._counts[page] -= 1
             if self._counts[page] == 0:
                 del self._counts[page]
-                self._let_go(page)
+                self._make_available(page)
 
-    def _let_go(self, page: int) -> None:
+    def _make_available(self, page: int) -> None:
         if page in self._contents:
             self._cached[page] = None
         else:

@@ -21,7 +21,7 @@ class PrefixCache:
         self._page_size = page_size
         self._enabled = enabled
 
-    def revive(self, sequence: Sequence) -> None:
+    def reuse_pages(self, sequence: Sequence) -> None:
         """Gives a sequence without pages those that hold its beginning, but never its last token's.
 
         That token is computed again, since nobody keeps what the model said after it. What a sequence with

@@ -27,7 +27,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import replace
 
-from .drafts import allot
+from .drafts import allocate_drafts
 from .pages import PagePool
 from .prefix import PrefixCache
 from .sequence import Plan, Row, Sequence, SequenceFault
@@ -79,9 +79,9 @@ class Scheduler:
         sequence.finished = True
         if sequence.slot is None:
             self.waiting.remove(sequence)
-            self._forget(sequence)
+            self._release_pages(sequence)
         else:
-            self._give_back(sequence)
+            self._release_slot(sequence)
 
     def discard(self, sequence: Sequence) -> None:
         """Takes a sequence out at which something went wrong: nobody finds what is in its pages."""
@@ -103,9 +103,9 @@ class Scheduler:
         rows: list[Row] = []
         try:
             self._add_decode_rows(rows)
-            lacking, decoding = self._lacking(), len(rows)
-            most = self.step_times.most_tokens(decoding, len(lacking)) or self.budget
-            self._add_chunks(rows, lacking, min(self.budget, most) - decoding)
+            prefilling, decoding = self._prefilling(), len(rows)
+            most = self.step_times.most_tokens(decoding, len(prefilling)) or self.budget
+            self._add_chunks(rows, prefilling, min(self.budget, most) - decoding)
             tiled = len(rows) > decoding or any(row.scored for row in rows)
             drafted = rows if tiled else self._with_drafts(rows)
         except SequenceFault:
@@ -125,37 +125,39 @@ class Scheduler:
                 self.pages.retract(page)
             sequence.pending -= row.samples
         for row in rows:
-            self._send_back(row.sequence)
+            self._requeue(row.sequence)
 
     @property
-    def should_see(self) -> bool:
+    def should_read_first(self) -> bool:
         """Whether the samples under way had better be seen before the next step is planned: drafts pay.
 
         Raises:
           SequenceFault: guesses at what a sequence says next fail.
         """
-        if not self._speculate or self._lacking():
+        if not self._speculate or self._prefilling():
             return False
         running = [s for s in self.running if s.missing == 1]
-        return any(self._worthwhile(running, [_draft(s) for s in running]))
+        return any(self._choose_drafts(running, [_draft(s) for s in running]))
 
     def _with_drafts(self, rows: list[Row]) -> list[Row]:
         """The rows, with drafts behind those whose tokens are all known but for the sample of this row."""
         if not self._speculate:
             return rows
         sequences = [row.sequence for row in rows]
-        drafts = self._worthwhile(sequences, [_draft(s) if s.pending == 1 else () for s in sequences])
-        return [self._drafted(row, guesses) for row, guesses in zip(rows, drafts, strict=True)]
+        drafts = self._choose_drafts(sequences, [_draft(s) if s.pending == 1 else () for s in sequences])
+        return [self._add_drafts(row, guesses) for row, guesses in zip(rows, drafts, strict=True)]
 
-    def _worthwhile(self, sequences: list[Sequence], drafts: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    def _choose_drafts(
+        self, sequences: list[Sequence], drafts: list[tuple[int, ...]]
+    ) -> list[tuple[int, ...]]:
         """As many of each one's drafts as a step of all of them shall hold."""
         offers = [(s.drafter.chance, len(guesses)) for s, guesses in zip(sequences, drafts, strict=True)]
-        counts = allot(
+        counts = allocate_drafts(
             offers, self.step_times.sizes("decode"), lambda size: self.step_times.seconds("decode", size)
         )
         return [guesses[:count] for guesses, count in zip(drafts, counts, strict=True)]
 
-    def _drafted(self, row: Row, drafts: tuple[int, ...]) -> Row:
+    def _add_drafts(self, row: Row, drafts: tuple[int, ...]) -> Row:
         """The row with these drafts, if there are any, and pages for them."""
         try:
             if not drafts or not self._reserve(row.sequence, len(drafts)):
@@ -172,7 +174,7 @@ class Scheduler:
         """
         for sequence in self._with_pages():
             try:
-                rows.append(self._take(sequence, 1))
+                rows.append(self._make_row(sequence, 1))
             except Exception as error:
                 raise SequenceFault(sequence) from error
 
@@ -188,8 +190,8 @@ class Scheduler:
                 raise SequenceFault(sequence) from error
         return [s for s in ready if s.slot is not None]
 
-    def _add_chunks(self, rows: list[Row], lacking: list[Sequence], budget: int) -> None:
-        for sequence in lacking:
+    def _add_chunks(self, rows: list[Row], prefilling: list[Sequence], budget: int) -> None:
+        for sequence in prefilling:
             if budget <= 0:
                 break
             try:
@@ -204,17 +206,17 @@ class Scheduler:
     def _chunk(self, sequence: Sequence, budget: int) -> Row | None:
         """The sequence's next tokens, at most so many; None where there are no pages for them."""
         if sequence.slot is None:
-            self._prefix.revive(sequence)
+            self._prefix.reuse_pages(sequence)
         count = min(sequence.missing, budget)
         if not self._reserve(sequence, count):
             if sequence.slot is None:
-                self._forget(sequence)
+                self._release_pages(sequence)
             return None
         if sequence.slot is None:
-            self._seat(sequence)
-        return self._take(sequence, count)
+            self._assign_slot(sequence)
+        return self._make_row(sequence, count)
 
-    def _lacking(self) -> list[Sequence]:
+    def _prefilling(self) -> list[Sequence]:
         """Those that need more than a decode row, as far as there are slots: seated ones first, then those of
         clients that hold few pages, then the oldest."""
         seated = [s for s in self.running if s.missing > 1]
@@ -254,22 +256,22 @@ class Scheduler:
         """Sends back the youngest sequence of the client that holds most pages, but never the oldest one."""
         held = self._pages_held()
         _, *others = sorted(self.running, key=lambda s: s.arrival)
-        self._send_back(max(others, key=lambda s: (held[s.request.client], s.arrival)))
+        self._requeue(max(others, key=lambda s: (held[s.request.client], s.arrival)))
         self.preemptions += 1
 
-    def _send_back(self, sequence: Sequence) -> None:
+    def _requeue(self, sequence: Sequence) -> None:
         """Has a running sequence wait again, in the order of arrival."""
-        self._give_back(sequence)
+        self._release_slot(sequence)
         self.waiting.insert(sum(s.arrival < sequence.arrival for s in self.waiting), sequence)
 
-    def _seat(self, sequence: Sequence) -> None:
+    def _assign_slot(self, sequence: Sequence) -> None:
         self.waiting.remove(sequence)
         sequence.slot = self._free_slots.pop()
-        sequence.seated = True
+        sequence.new_slot = True
         sequence.cached = sequence.computed if sequence.cached is None else sequence.cached
         self.running.append(sequence)
 
-    def _give_back(self, sequence: Sequence) -> None:
+    def _release_slot(self, sequence: Sequence) -> None:
         assert sequence.slot is not None
         self.running.remove(sequence)
         self._free_slots.append(sequence.slot)
@@ -278,16 +280,16 @@ class Scheduler:
             self._prefix.publish(sequence)
         except Exception:  # it may be somebody else's turn that this sequence is sent back for
             log.exception("what request %r has computed will not be found again", sequence.request.id)
-        self._forget(sequence)
+        self._release_pages(sequence)
 
-    def _forget(self, sequence: Sequence) -> None:
+    def _release_pages(self, sequence: Sequence) -> None:
         self.pages.release(sequence.pages)
         sequence.pages, sequence.computed, sequence.published = [], 0, 0
 
-    def _take(self, sequence: Sequence, count: int) -> Row:
+    def _make_row(self, sequence: Sequence, count: int) -> Row:
         assert sequence.slot is not None
         start, samples = sequence.computed, count == sequence.missing
-        first, sequence.seated = sequence.seated, False
+        first, sequence.new_slot = sequence.new_slot, False
         sequence.computed += count
         sequence.pending += samples
         self._prefix.publish(sequence)
@@ -297,7 +299,7 @@ class Scheduler:
 def _draft(sequence: Sequence) -> tuple[int, ...]:
     """Guesses at what follows the known tokens, where there may be any."""
     try:
-        most = sequence.limit - len(sequence.tokens) - 1 if sequence.guessable else 0
+        most = sequence.limit - len(sequence.tokens) - 1 if sequence.draftable else 0
         return sequence.drafter.propose(sequence.tokens, most)
     except Exception as error:
         raise SequenceFault(sequence) from error

@@ -43,7 +43,7 @@ class Sequence:
     pending: int = 0
     pages: list[int] = field(default_factory=list)
     slot: int | None = None
-    seated: bool = False
+    new_slot: bool = False
     contents: list[Content] = field(default_factory=list)
     published: int = 0
     cached: int | None = None
@@ -70,7 +70,7 @@ class Sequence:
         return self.length - self.computed
 
     @property
-    def guessable(self) -> bool:
+    def draftable(self) -> bool:
         """Whether drafts can stand for its next tokens: not where a choice depends on those before."""
         return self.matcher is None and not self.request.params.penalises
 

@@ -138,11 +138,11 @@ def plan(
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from ...checkpoints.outline import read_outline
     from ...runtime.capacity.planning import make_plan
-    from ...runtime.capacity.sizing import Wishes
+    from ...runtime.capacity.sizing import PlanOptions
     from .plan import show
 
     config = read_outline(model, revision=revision)
-    wishes = Wishes(
+    options = PlanOptions(
         topology=parse_topology(topology),
         int8=quantize == "int8",
         int8_cache=kv_cache_dtype == "int8",
@@ -156,7 +156,7 @@ def plan(
         compile=compile,
     )
     try:
-        found = make_plan(served_name(model), config, wishes)
+        found = make_plan(served_name(model), config, options)
     except ConfigError as error:
         raise Failed(str(error), exit_codes.REFUSED_SETTING) from None
     return show(found, as_json=as_json, plot=plot)

@@ -64,8 +64,8 @@ def warm_runner(parameters) -> Runner:
 def complete(runner: Runner) -> None:
     """Compiles what else a runner has, and makes it ready."""
     runner.compile_rest(threading.Event())
-    while runner.has_news:
-        runner.adopt()
+    while runner.has_compiled:
+        runner.add_compiled()
 
 
 @pytest.fixture

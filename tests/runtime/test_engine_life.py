@@ -241,14 +241,14 @@ def test_a_single_step_serves_any_request(parameters, monkeypatch):
 def test_what_cannot_be_planned_is_not_tried_again_and_again(bench, monkeypatch):
     """The thread waits to be asked for something; then it plans anew."""
     loop, plans, waits = bench.engine._loop, [], threading.Event()
-    plan, hear = loop.scheduler.plan, loop._hear
+    plan, hear = loop.scheduler.plan, loop._process_inbox
 
     def listening(*, idle):
         if idle and loop._sequences:
             waits.set()
         hear(idle=idle)
 
-    monkeypatch.setattr(loop, "_hear", listening)
+    monkeypatch.setattr(loop, "_process_inbox", listening)
     monkeypatch.setattr(loop.scheduler, "plan", lambda: plans.append(bool(loop._sequences)))
     request = ask("stuck", 5, max_tokens=5)
     bench.engine.submit(request)
@@ -262,14 +262,14 @@ def test_what_cannot_be_planned_is_not_tried_again_and_again(bench, monkeypatch)
 def test_nobody_who_can_be_planned_waits_for_a_wish(bench, monkeypatch):
     """Also where all slots are taken, and come free without anybody asking for anything."""
     loop, pauses = bench.engine._loop, []
-    hear = loop._hear
+    hear = loop._process_inbox
 
     def listening(*, idle):
         if idle and loop._sequences:
             pauses.append(loop.scheduler.running)
         hear(idle=idle)
 
-    monkeypatch.setattr(loop, "_hear", listening)
+    monkeypatch.setattr(loop, "_process_inbox", listening)
     together = threading.Event()
     loop.ask(lambda: together.wait(30))
     requests = [ask(f"crowd{n}", 4, prompt_seed=n, max_tokens=1) for n in range(30)]

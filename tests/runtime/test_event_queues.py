@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from distaff.runtime.event_queues import Mailboxes
+from distaff.runtime.event_queues import EventQueues
 from distaff.runtime.request import EngineFailed, InvalidRequest, TokenEvent
 
 
@@ -14,7 +14,7 @@ def event(name: str, token: int | None = None, **rest) -> TokenEvent:
 
 def test_everybody_hears_their_own_events_in_order():
     """Up to and including the one with `finish`."""
-    boxes = Mailboxes()
+    boxes = EventQueues()
     boxes.open("a")
     boxes.open("b")
     boxes.deliver([event("a", 1), event("b", 2), event("a", 3, finish="length")])
@@ -25,7 +25,7 @@ def test_everybody_hears_their_own_events_in_order():
 
 def test_reading_waits_for_events():
     """Whoever reads early gets what comes later."""
-    boxes = Mailboxes()
+    boxes = EventQueues()
     boxes.open("a")
     threading.Timer(0.05, boxes.deliver, [[event("a", 1, finish="length")]]).start()
     assert [e.token for e in boxes.read("a")] == [1]
@@ -33,7 +33,7 @@ def test_reading_waits_for_events():
 
 def test_an_error_is_raised():
     """After the events before it."""
-    boxes = Mailboxes()
+    boxes = EventQueues()
     boxes.open("a")
     boxes.deliver([event("a", 1), event("a", finish="error", error="lost")])
     events = boxes.read("a")
@@ -44,7 +44,7 @@ def test_an_error_is_raised():
 
 def test_an_error_of_the_requests_own_names_the_parameter():
     """As where it is refused at once."""
-    boxes = Mailboxes()
+    boxes = EventQueues()
     boxes.open("a")
     boxes.deliver([event("a", finish="error", error="no end", param="grammar")])
     with pytest.raises(InvalidRequest, match="request a: no end") as refusal:
@@ -54,7 +54,7 @@ def test_an_error_of_the_requests_own_names_the_parameter():
 
 def test_a_closed_box_keeps_nothing():
     """What comes after closing is dropped; closing twice is fine, and the id can be opened anew."""
-    boxes = Mailboxes()
+    boxes = EventQueues()
     boxes.open("a")
     boxes.close("a")
     boxes.close("a")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distaff.runtime.device import packing, readout
-from distaff.runtime.device.runner import Flight, Runner
+from distaff.runtime.device.runner import InFlightStep, Runner
 from distaff.runtime.loop import Loop
 from distaff.runtime.policy.drafts import Drafter
 from distaff.runtime.policy.output_processor import OutputProcessor
@@ -102,7 +102,7 @@ def test_followers_hear_of_nothing_that_is_not_launched(bench, monkeypatch):
         launch=lambda bucket, buffer: told.append((bucket, buffer.tobytes())),
         prepare=lambda *tables: None,
         settle=lambda token_B: None,
-        farewell=lambda: None,
+        close=lambda: None,
     )
     dispatch = runner._dispatch
 
@@ -151,7 +151,7 @@ def test_only_who_is_lost_with_the_engine_is_lost(make_engine, monkeypatch):
         assert (ear.wait("bad")[-1].finish, ear.wait("bad")[-1].lost) == ("error", False)
     engine.submit(ask("good", 9, max_tokens=9))
     assert not ear.wait("good")[-1].lost
-    monkeypatch.setattr(Runner, "read", lambda self, flight: 1 / 0)
+    monkeypatch.setattr(Runner, "read", lambda self, in_flight: 1 / 0)
     engine.submit(ask("lost", 9, max_tokens=9))
     last = ear.wait("lost")[-1]
     assert (last.finish, last.param, last.lost) == ("error", None, True)
@@ -199,24 +199,24 @@ class FaultyDrafter(Drafter):
 class FaultyRunner:
     """A simulated device behind a runner that cannot pack or read every row."""
 
-    has_news = False
+    has_compiled = False
 
     def __init__(self, saboteur: Saboteur, page_size: int) -> None:
         self.device, self._saboteur = Device(page_size), saboteur
 
-    def launch(self, plan: Plan) -> Flight:
+    def launch(self, plan: Plan) -> InFlightStep:
         for row in plan.rows:
             try:
                 self._saboteur.strike(row.sequence)
             except ValueError as error:
                 raise SequenceFault(row.sequence) from error
         bucket = SimpleNamespace(kind="decode", tokens=plan.tokens)
-        flight = SimpleNamespace(plan=plan, bucket=bucket, launched=0.0, done=False)
-        flight.sampled = self.device.step(plan)
-        return cast(Flight, flight)
+        in_flight = SimpleNamespace(plan=plan, bucket=bucket, launched=0.0, done=False)
+        in_flight.sampled = self.device.step(plan)
+        return cast(InFlightStep, in_flight)
 
-    def read(self, flight: Any) -> list[Any]:
-        return [(row, self._one(row, sampled)) for row, sampled in flight.sampled]
+    def read(self, in_flight: Any) -> list[Any]:
+        return [(row, self._one(row, sampled)) for row, sampled in in_flight.sampled]
 
     def _one(self, row: Any, sampled: Any) -> Any:
         try:
@@ -225,8 +225,8 @@ class FaultyRunner:
             return error
         return sampled
 
-    def sample_masked(self, flight: Flight) -> Flight:
-        return flight
+    def sample_masked(self, in_flight: InFlightStep) -> InFlightStep:
+        return in_flight
 
 
 PROMPTS = st.lists(st.integers(1, 2), min_size=1, max_size=9)
@@ -252,9 +252,9 @@ def test_faults_at_any_moment_leave_everybody_else_right(
     scheduler = Scheduler(
         slots=3, pages=pool, page_size=page_size, budget=8, share=share, speculate=speculate
     )
-    for owner, name in [(scheduler, "_take"), (scheduler, "_reserve"), (scheduler, "_seat")]:
+    for owner, name in [(scheduler, "_make_row"), (scheduler, "_reserve"), (scheduler, "_assign_slot")]:
         saboteur.around(owner, name)
-    for name in ("revive", "publish"):
+    for name in ("reuse_pages", "publish"):
         saboteur.around(scheduler._prefix, name)
     scheduler.step_times.record_trial("decode", 8, 1.0)
     loop = Loop(cast(Runner, FaultyRunner(saboteur, page_size)), scheduler, told.extend)
@@ -265,11 +265,11 @@ def test_faults_at_any_moment_leave_everybody_else_right(
     for number, (prompt, most) in enumerate(said):
         sequence = make_sequence(number, prompt, most)
         sequence.drafter = FaultyDrafter(saboteur, sequence)
-        loop._open.add(sequence.request.id)
-        loop._take_in(sequence)
-    flight, turns = None, 0
-    while loop._sequences or flight:
-        flight, turns = loop._turn(flight), turns + 1
+        loop._active_ids.add(sequence.request.id)
+        loop._add(sequence)
+    in_flight, turns = None, 0
+    while loop._sequences or in_flight:
+        in_flight, turns = loop._run_once(in_flight), turns + 1
         pool.check()
         assert turns < 2000
     for number, (prompt, most) in enumerate(said):
@@ -282,7 +282,7 @@ def test_faults_at_any_moment_leave_everybody_else_right(
         else:
             assert tokens == expected
     assert pool.available == pool.total and sorted(scheduler._free_slots) == [0, 1, 2]
-    assert not scheduler.waiting and not scheduler.running and not loop._open
+    assert not scheduler.waiting and not scheduler.running and not loop._active_ids
 
 
 def test_what_a_failed_sequence_has_not_computed_is_not_found():
@@ -314,7 +314,7 @@ def test_wrong_drafts_of_a_failed_sequence_are_not_found(monkeypatch):
     for drafts, sampled in [((), [5]), ((7, 8), [7, 9, 4])]:
         plan = scheduler.plan()
         assert plan is not None
-        row = scheduler._drafted(plan.rows[0], drafts)
+        row = scheduler._add_drafts(plan.rows[0], drafts)
         if drafts:
             monkeypatch.setattr(OutputProcessor, "_count_drafts", lambda *_: 1 / 0)
         events = processor.process([(row, [(token, None) for token in sampled])])

@@ -15,10 +15,10 @@ import pytest
 from distaff.checkpoints.outline import read_outline
 from distaff.model.config import ModelConfig
 from distaff.runtime.capacity.chips import parse_topology
-from distaff.runtime.capacity.planning import blueprint_of, make_plan
-from distaff.runtime.capacity.program import Workshop
+from distaff.runtime.capacity.planning import make_plan, program_spec
+from distaff.runtime.capacity.program import ProgramBuilder
 from distaff.runtime.capacity.report import Program
-from distaff.runtime.capacity.sizing import Sizing, Wishes, find_chip
+from distaff.runtime.capacity.sizing import PlanOptions, Sizing, find_chip
 from distaff.runtime.capacity.walk import pages_fetched
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -48,9 +48,9 @@ class Case:
         return f"{self.model}-{self.topology}{'-int8' if self.int8 else ''}"
 
     def sizing(self) -> Sizing:
-        wishes = Wishes(topology=parse_topology(self.topology), int8=self.int8, context=8192, slots=64)
+        options = PlanOptions(topology=parse_topology(self.topology), int8=self.int8, context=8192, slots=64)
         config = read_outline(str(CONFIGS / f"{self.model}.json"))
-        return Sizing(config, wishes, find_chip(wishes))
+        return Sizing(config, options, find_chip(options))
 
 
 CASES = [
@@ -67,11 +67,11 @@ def compiled(case: Case, kind: str) -> tuple[Program, int]:
     """A case's largest step of a kind, and of how many layers it is."""
     sizing = case.sizing()
     decode, mixed = sizing.largest
-    blueprint = blueprint_of(sizing)
+    spec = program_spec(sizing)
     if kind == "mixed" and not case.whole_prompts:
-        blueprint = replace(blueprint, config=replace(sizing.config, layers=2))
-    program = Workshop(blueprint, compiles=True).build(decode if kind == "decode" else mixed)
-    return program, blueprint.config.layers
+        spec = replace(spec, config=replace(sizing.config, layers=2))
+    program = ProgramBuilder(spec, compiles=True).build(decode if kind == "decode" else mixed)
+    return program, spec.config.layers
 
 
 @pytest.mark.parametrize("kind", ["decode", "mixed"])
@@ -81,7 +81,7 @@ def test_the_real_step_compiles_for_the_chip(case: Case, kind: str) -> None:
     program, layers = compiled(case, kind)
     sizing = case.sizing()
     memory, config = sizing.memory, sizing.config
-    held = replace(sizing.counted, config=replace(config, layers=layers))
+    held = replace(sizing.costs, config=replace(config, layers=layers))
     cache, state = held.token_bytes() * sizing.shapes.page_size * (memory.pages + 1), memory.state
     assert program.aliased is not None and program.temporaries is not None and program.code is not None
     flags = memory.pages + 1  # a byte for each page; and small vectors of the state are padded to tiles
@@ -107,7 +107,7 @@ def test_decoding_moves_little_more_than_it_must() -> None:
     program, _ = compiled(CASES[0], "decode")
     sizing, spans = CASES[0].sizing(), [(1, 1152)] * 64
     fetched = pages_fetched(spans, tokens=64, page_size=sizing.shapes.page_size, table=sizing.shapes.table)
-    needed = sizing.counted.decode([1152] * 64).bytes
+    needed = sizing.costs.decode([1152] * 64).bytes
     ideal = needed["weights"] + needed["cache read"]
     assert program.traffic is not None and program.accessed is not None
     outside = sum(program.traffic.values())
@@ -123,7 +123,7 @@ def test_a_second_compilation_finds_nothing_stale() -> None:
     config = ModelConfig(
         vocabulary=256, layers=1, width=128, feed_forward=256, heads=2, kv_heads=2, head_size=128, context=512
     )
-    wishes = Wishes(topology=parse_topology("v5e:1x1"), slots=8, prompt=64, completion=64)
-    programs = [make_plan("tiny", config, wishes).programs for _ in range(2)]
+    options = PlanOptions(topology=parse_topology("v5e:1x1"), slots=8, prompt=64, completion=64)
+    programs = [make_plan("tiny", config, options).programs for _ in range(2)]
     assert [each.how for made in programs for each in made] == [programs[0][0].how] * 4
     assert "compiled by libtpu" in programs[0][0].how

@@ -18,7 +18,7 @@ from distaff.model.sharding import pad_config
 from distaff.runtime.capacity import planning, program
 from distaff.runtime.capacity.chips import CHIPS, parse_topology
 from distaff.runtime.capacity.planning import make_plan
-from distaff.runtime.capacity.sizing import Sizing, Wishes, find_chip
+from distaff.runtime.capacity.sizing import PlanOptions, Sizing, find_chip
 from distaff.runtime.device.memory import OutOfMemory, size_pool
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -28,11 +28,11 @@ TINY = ModelConfig(
 )
 
 
-def wishes(topology: str, **others) -> Wishes:
-    return Wishes(topology=parse_topology(topology), **others)
+def options(topology: str, **others) -> PlanOptions:
+    return PlanOptions(topology=parse_topology(topology), **others)
 
 
-def sized(config: ModelConfig, asked: Wishes) -> Sizing:
+def sized(config: ModelConfig, asked: PlanOptions) -> Sizing:
     return Sizing(config, asked, find_chip(asked))
 
 
@@ -52,8 +52,8 @@ class Free:
 @pytest.mark.parametrize("slots", [1, 64, 256])
 def test_the_pool_is_the_engines_own(topology: str, slots: int) -> None:
     """As many pages as the engine hands out on devices of this memory, with the weights loaded."""
-    sizing = sized(LLAMA_8B, wishes(topology, slots=slots, context=8192))
-    memory, shards = sizing.memory, sizing.wishes.topology.size
+    sizing = sized(LLAMA_8B, options(topology, slots=slots, context=8192))
+    memory, shards = sizing.memory, sizing.options.topology.size
     devices = [Free(memory.limit, memory.weights)] * shards
     padded = pad_config(LLAMA_8B, shards)
     try:
@@ -66,7 +66,7 @@ def test_the_pool_is_the_engines_own(topology: str, slots: int) -> None:
 @given(st.sampled_from([0.5, 2, 8, 15, 16, 20, 40]), st.sampled_from([1, 32, 512]), st.booleans())
 def test_remedies_help(gigabytes: float, slots: int, int8: bool) -> None:
     """Whatever does not fit: each remedy, followed, does."""
-    asked = wishes("v5e:1x1", memory=gigabytes * 1e9, slots=slots, context=8192, int8=int8)
+    asked = options("v5e:1x1", memory=gigabytes * 1e9, slots=slots, context=8192, int8=int8)
     sizing = sized(LLAMA_8B, asked)
     if sizing.shortage() is None:
         assert sizing.memory.used <= sizing.memory.limit and sizing.sequences(8192) >= 1
@@ -86,7 +86,7 @@ def test_remedies_help(gigabytes: float, slots: int, int8: bool) -> None:
 def test_what_does_not_fit_is_an_answer() -> None:
     """Llama 3.1 70B on eight v5e: said with figures, nothing compiled, two ways out."""
     config = read_outline(str(CONFIGS / "llama-3.1-70b.json"))
-    found = make_plan("70b", config, wishes("v5e:2x4", context=8192))
+    found = make_plan("70b", config, options("v5e:2x4", context=8192))
     assert not found.fits and found.programs == () and found.rates == ()
     assert found.short == "the weights take 16.43 GiB of 15.75 GiB on each device"
     assert found.remedies == ("--topology v5e:4x4", "--quantize int8")
@@ -95,11 +95,11 @@ def test_what_does_not_fit_is_an_answer() -> None:
 def test_settings_that_cannot_be_honoured_are_refused() -> None:
     """A context beyond the model's, and requests beyond the context."""
     with pytest.raises(ConfigError, match="context is 4096; the model was made for 2048"):
-        make_plan("tiny", TINY, wishes("h100:1", context=4096))
+        make_plan("tiny", TINY, options("h100:1", context=4096))
     with pytest.raises(
         ConfigError, match="prompt 1024 and completion 256; expected at most the context, 512"
     ):
-        make_plan("tiny", TINY, wishes("h100:1", context=512))
+        make_plan("tiny", TINY, options("h100:1", context=512))
 
 
 @pytest.mark.parametrize("topology", ["h100:2", "v5e:2x2", "cpu:2"])
@@ -107,14 +107,14 @@ def test_settings_that_cannot_be_honoured_are_refused() -> None:
 def test_steps_are_lowered_where_there_is_no_compiler(topology: str, experts: MoEConfig | None) -> None:
     """With the platform's own kernels and the collectives that the analytic model counts."""
     config = replace(TINY, moe=experts)
-    found = make_plan("tiny", config, wishes(topology, compile=False, slots=8))
+    found = make_plan("tiny", config, options(topology, compile=False, slots=8))
     assert found.fits and not found.memory.measured and "not compiled" in found.method
     platform = {"v5e": "tpu", "h100": "cuda", "cpu": "cpu"}[topology.partition(":")[0]]
     assert found.method.startswith(f"lowered for {platform}")
-    asked = wishes(topology, compile=False, slots=8)
+    asked = options(topology, compile=False, slots=8)
     sizing = sized(config, asked)
     for made, bucket in zip(found.programs, sizing.largest, strict=True):
-        expected = sizing.counted.step([(1, 1)], tokens=bucket.tokens, sampled=8).collectives
+        expected = sizing.costs.step([(1, 1)], tokens=bucket.tokens, sampled=8).collectives
         assert made.step == str(bucket)
         assert set(made.collectives) == {(each.kind, each.count, each.bytes) for each in expected}
         assert bool(made.kernels) == (platform != "cpu") and made.temporaries is None
@@ -125,14 +125,14 @@ def test_a_missing_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without libtpu a plan for a TPU is made all the same, and says what it lacks."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert not program.can_compile(CHIPS["v5e"])
-    found = make_plan("tiny", TINY, wishes("v5e:2x2", slots=8))
+    found = make_plan("tiny", TINY, options("v5e:2x2", slots=8))
     assert found.notes[0].startswith("libtpu is not installed (extra tpu-aot)")
 
 
 def test_a_kernel_that_does_not_fit_is_said() -> None:
     """Heads of 64 go to the portable loop on a TPU, and the plan says so."""
     config = replace(TINY, head_size=64)
-    found = make_plan("tiny", config, wishes("v5e:2x2", compile=False, slots=8))
+    found = make_plan("tiny", config, options("v5e:2x2", compile=False, slots=8))
     assert any("attention runs in the portable loop" in note for note in found.notes)
     assert all(made.loops >= config.layers for made in found.programs)
 
@@ -144,19 +144,19 @@ def test_overflow_in_the_compiler_is_an_answer(monkeypatch: pytest.MonkeyPatch) 
         def build(*_: object) -> None:
             raise planning.jax.errors.JaxRuntimeError(message)
 
-        monkeypatch.setattr(program.Workshop, "build", build)
+        monkeypatch.setattr(program.ProgramBuilder, "build", build)
 
     refuse("RESOURCE_EXHAUSTED: Ran out of memory on HBM\nmore")
-    found = make_plan("tiny", TINY, wishes("v5e:2x2", compile=False))
+    found = make_plan("tiny", TINY, options("v5e:2x2", compile=False))
     assert (found.fits, found.short) == (False, "Ran out of memory on HBM")
     refuse("INTERNAL: something else")
     with pytest.raises(planning.jax.errors.JaxRuntimeError, match="something else"):
-        make_plan("tiny", TINY, wishes("v5e:2x2", compile=False))
+        make_plan("tiny", TINY, options("v5e:2x2", compile=False))
 
 
 def test_more_streams_are_faster_together_and_slower_each() -> None:
     """Over the sweep; prompts between can only cost; all of it survives JSON."""
-    found = make_plan("8b", LLAMA_8B, wishes("v6e:2x4", context=8192, compile=False))
+    found = make_plan("8b", LLAMA_8B, options("v6e:2x4", context=8192, compile=False))
     assert [rate.streams for rate in found.rates] == [1, 2, 4, 8, 16, 32, 64, 128]
     for few, many in zip(found.rates, found.rates[1:], strict=False):
         assert many.speed > few.speed and many.token >= few.token
@@ -170,7 +170,7 @@ def test_more_streams_are_faster_together_and_slower_each() -> None:
 def test_given_figures_stand_in_for_a_chips_own() -> None:
     """A device twice as fast in everything but its links takes half as long."""
     chip = CHIPS["h100"]
-    doubled = wishes(
+    doubled = options(
         "h100:1", bandwidth=2 * chip.bandwidth, rate=2 * chip.rate["bfloat16"], compile=False, context=8192
     )
     plain = make_plan("8b", LLAMA_8B, replace(doubled, bandwidth=None, rate=None))

@@ -19,7 +19,7 @@ from distaff.model.sharding import create_mesh, pad_config, place_all
 from distaff.model.target import Target
 from distaff.model.transformer import Skeleton, random_parameters
 from distaff.runtime.capacity.hlo import collectives_of
-from distaff.runtime.capacity.work import Counted
+from distaff.runtime.capacity.work import CostModel
 from distaff.runtime.device.buckets import Bucket, Shapes
 from distaff.runtime.device.executables import Executables
 from distaff.runtime.device.steps import create_state
@@ -41,8 +41,10 @@ SHAPES = Shapes(slots=8, budget=64, page_size=16, table=32, tile=16)
 DECODE = Bucket(kind="decode", tokens=8, rows=8)
 
 
-def counted(config: ModelConfig, shards: int = 1, **wishes: bool) -> Counted:
-    return Counted(config=config, shards=shards, dtype="float32", page_size=16, **{"int8": False, **wishes})
+def counted(config: ModelConfig, shards: int = 1, **options: bool) -> CostModel:
+    return CostModel(
+        config=config, shards=shards, dtype="float32", page_size=16, **{"int8": False, **options}
+    )
 
 
 @pytest.mark.parametrize("int8", [False, True])

@@ -19,11 +19,11 @@ from distaff.runtime.cluster.control import (
     Failed,
     Frame,
     Goodbye,
+    HandshakeFailed,
     Launch,
     Peer,
     Prepare,
-    Stranger,
-    greet,
+    handshake,
 )
 from distaff.runtime.options import Membership
 
@@ -64,8 +64,8 @@ def both_greet(first: bytes, second: bytes) -> list[Exception | None]:
 
     def run(place: int, connection: socket.socket, secret: bytes, roles: tuple[bytes, bytes]) -> None:
         try:
-            greet(connection, secret, *roles)
-        except Stranger as error:
+            handshake(connection, secret, *roles)
+        except HandshakeFailed as error:
             outcome[place] = error
             connection.close()
 
@@ -96,7 +96,7 @@ def test_who_knows_the_secret_is_let_in() -> None:
 
 def test_who_does_not_is_not() -> None:
     """Neither side accepts the other."""
-    assert all(isinstance(error, Stranger) for error in both_greet(SECRET, b"x" * 32))
+    assert all(isinstance(error, HandshakeFailed) for error in both_greet(SECRET, b"x" * 32))
 
 
 def test_an_echo_is_no_proof() -> None:
@@ -109,18 +109,18 @@ def test_an_echo_is_no_proof() -> None:
 
     thread = threading.Thread(target=echo)
     thread.start()
-    with pytest.raises(Stranger, match="does not know the secret"):
-        greet(ours, SECRET, b"leader", b"follower")
+    with pytest.raises(HandshakeFailed, match="does not know the secret"):
+        handshake(ours, SECRET, b"leader", b"follower")
     ours.close()
     thread.join()
     theirs.close()
 
 
 def test_a_silent_stranger_is_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "GREETING_SECONDS", 0.1)
+    monkeypatch.setattr(control, "HANDSHAKE_SECONDS", 0.1)
     ours, theirs = connected()
-    with pytest.raises(Stranger, match="silent"):
-        greet(ours, SECRET, b"leader", b"follower")
+    with pytest.raises(HandshakeFailed, match="silent"):
+        handshake(ours, SECRET, b"leader", b"follower")
     ours.close()
     theirs.close()
 

@@ -13,7 +13,7 @@ import pytest
 
 from distaff.model.errors import ConfigError
 from distaff.runtime.cluster import control, lockstep
-from distaff.runtime.cluster.control import Stranger
+from distaff.runtime.cluster.control import HandshakeFailed
 from distaff.runtime.cluster.lockstep import Follower, Leader
 from distaff.runtime.device import processes as cluster
 from distaff.runtime.device.runner import Runner
@@ -96,7 +96,7 @@ class Party:
             return
         for device in self._devices:
             device.finish.set()
-        self.leader.farewell()
+        self.leader.close()
         for thread in self._threads:
             thread.join(5)
             assert not thread.is_alive()
@@ -120,7 +120,7 @@ def gather(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Party]]:
     monkeypatch.setattr(lockstep, "part", lambda: None)
     yield make
     for party in parties:
-        party.part()
+        party.leave()
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -160,7 +160,7 @@ def test_nobody_waits_for_a_device(gather: Callable[..., Party]) -> None:
     until(lambda: len(device.heard) == 100)
     device.finish.set()
     for n in range(100):
-        party.leader.settle(buffer(n))
+        party.leader.record_samples(buffer(n))
     time.sleep(0.1)
     assert party.losses.empty()
 
@@ -176,7 +176,7 @@ def test_another_sample_ends_all(gather: Callable[..., Party], leader_reads_firs
         device.finish.set()
         until(lambda: len(party.leader._early) == 4)
     for n in range(4):
-        party.leader.settle(buffer(n))
+        party.leader.record_samples(buffer(n))
     device.finish.set()
     reason = "process 1 at 127.0.0.1 sampled other tokens in step 2; the processes have drifted apart"
     assert {party.losses.get(timeout=5) for _ in range(2)} == {reason, f"the leader gave up: {reason}"}
@@ -217,9 +217,9 @@ def test_hashes_are_not_kept(gather: Callable[..., Party]) -> None:
     party = gather(device)
     for n in range(3000):
         party.leader.launch(0, buffer(n))
-        party.leader.settle(buffer(n))
+        party.leader.record_samples(buffer(n))
     until(lambda: len(device.heard) == 3000)
-    assert len(party.leader._open) <= 1100 and len(party.leader._early) <= 3000
+    assert len(party.leader._unmatched) <= 1100 and len(party.leader._early) <= 3000
     until(lambda: not party.leader._early)
     assert party.losses.empty()
 
@@ -229,7 +229,7 @@ def test_strangers_disturb_nobody(
 ) -> None:
     """One who says nothing, one who dribbles, one with another secret: turned away, while the follower gets
     in at once; and then the door is shut."""
-    monkeypatch.setattr(control, "GREETING_SECONDS", 1.0)
+    monkeypatch.setattr(control, "HANDSHAKE_SECONDS", 1.0)
     strangers: list[socket.socket] = []
     ports: list[int] = []
 
@@ -242,8 +242,8 @@ def test_strangers_disturb_nobody(
             time.sleep(0.05)
 
     def liar(connection: socket.socket) -> None:
-        with pytest.raises(Stranger):
-            control.greet(connection, b"x" * 32, b"follower", b"leader", 1)
+        with pytest.raises(HandshakeFailed):
+            control.handshake(connection, b"x" * 32, b"follower", b"leader", 1)
 
     def come(port: int) -> None:
         ports.append(port)
@@ -269,7 +269,7 @@ def test_strangers_disturb_nobody(
 def test_who_does_not_come_is_missed(gather: Callable[..., Party], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lockstep, "_ALL_HERE_SECONDS", 0.2)
     monkeypatch.setattr(lockstep, "share_address", lambda port: (port, SECRET))
-    with pytest.raises(Stranger, match="2 followers have not come"):
+    with pytest.raises(HandshakeFailed, match="2 followers have not come"):
         Leader(Membership(coordinator="127.0.0.1:1", process=0, processes=3), lambda reason, code: None)
 
 
@@ -287,7 +287,7 @@ def test_parting_takes_no_time(gather: Callable[..., Party]) -> None:
     for _ in range(20):
         party = gather(Device(), Device())
         begun = time.monotonic()
-        party.part()
+        party.leave()
         assert time.monotonic() - begun < 2.5, "it waited out the 3 s for an answer that does not come"
         assert party.losses.empty()
 
@@ -317,11 +317,11 @@ def test_the_engine_launches_before_it_reads(make_engine: Callable[..., Any]) ->
 
         def prepare(self, slot: int, bias_V: np.ndarray, marks_V: np.ndarray) -> None: ...
 
-        def settle(self, token_B: np.ndarray) -> None:
+        def record_samples(self, token_B: np.ndarray) -> None:
             order.append(("read", self.settled))
             self.settled += 1
 
-        def farewell(self) -> None: ...
+        def close(self) -> None: ...
 
     engine = make_engine()
     runner = engine._loop.runner
@@ -345,8 +345,8 @@ def test_the_engine_launches_before_it_reads(make_engine: Callable[..., Any]) ->
 
 def test_alone_there_is_nobody_to_differ_from() -> None:
     cluster.agree({"--slots": 3})
-    cluster.meet()
-    assert cluster.least(7) == 7
+    cluster.barrier()
+    assert cluster.minimum(7) == 7
     port, secret = cluster.share_address(99)
     assert port == 99 and len(secret) == 32
 

@@ -65,7 +65,7 @@ def test_experts_run_in_a_trial():
     decode = next(bucket for bucket in runner.shapes.buckets() if bucket.kind == "decode")
     runner._executables.compile([decode], runner._leaves, runner._abstract_state, lambda *_: None)
     runner._compiled.put(decode)
-    runner.adopt()
+    runner.add_compiled()
     (mixed_B, unscored_T), (again_B, scored_T), (decode_B, _) = sampled
     assert mixed_B[0] == again_B[0] == NOT_FINITE
     assert np.all(unscored_T == 0) and np.isnan(scored_T).all() and len(scored_T) == 16
@@ -92,7 +92,7 @@ def test_a_trial_leaves_no_trace(warm_runner):
     """Every kind of step: all that a sequence could read is as it was, down to the bit."""
     before = jax.tree.map(np.array, warm_runner._state)
     for bucket in warm_runner.shapes.buckets():
-        warm_runner._try(bucket)
+        warm_runner._run_trial(bucket)
     after = jax.tree.map(np.array, warm_runner._state)
     for old, new in zip(before.cache, after.cache, strict=True):
         np.testing.assert_array_equal(old[1:], new[1:])

@@ -95,7 +95,7 @@ class Loop:
             self.scheduler.step_times.record_trial("decode", budget, 1.0)
         self.device = Device(page_size)
         self.outputs = OutputProcessor(self.drop)
-        self.flight: Plan | None = None
+        self.in_flight: Plan | None = None
         self.sampled: list[tuple[Row, Sampled]] = []
         self.sequences: list[Sequence] = []
         self.aborted: set[Sequence] = set()
@@ -116,19 +116,19 @@ class Loop:
         self.scheduler.finish(self.sequences[int(name)])
 
     def turn(self) -> Plan | None:
-        if self.flight and (self.flight.drafted or self.scheduler.should_see):
+        if self.in_flight and (self.in_flight.drafted or self.scheduler.should_read_first):
             self.settle()
         self.awaited = {row.sequence for row, _ in self.sampled}
         plan = self.scheduler.plan()
         following = self.device.step(plan) if plan else []
         self.settle()
-        self.flight, self.sampled = plan, following
+        self.in_flight, self.sampled = plan, following
         return plan
 
     def settle(self) -> None:
-        if self.flight:
+        if self.in_flight:
             self.outputs.process(self.sampled)
-        self.flight, self.sampled = None, []
+        self.in_flight, self.sampled = None, []
 
     @property
     def unfinished(self) -> list[Sequence]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distaff.runtime.policy.drafts import MOST, NGRAM, Drafter, allot
+from distaff.runtime.policy.drafts import MOST, NGRAM, Drafter, allocate_drafts
 from distaff.runtime.request import Request
 
 from ..conftest import Bench
@@ -54,7 +54,7 @@ def test_the_fastest_step_is_chosen(offers, costs):
     """No other number of drafts gives more tokens a second; nobody gets more than there are."""
     sizes = [2**n for n in range(len(costs))]
     seconds = dict(zip(sizes, costs, strict=True))
-    counts = allot(offers, sizes, seconds.get)
+    counts = allocate_drafts(offers, sizes, seconds.get)
     assert all(0 <= count <= most for count, (_, most) in zip(counts, offers, strict=True))
 
     def pace(gains: list[float]) -> float:
@@ -72,7 +72,7 @@ def test_the_fastest_step_is_chosen(offers, costs):
 
 def test_nothing_is_guessed_where_no_time_is_known():
     """Before a step has run nobody knows what drafts cost."""
-    assert allot([(0.9, 5)], [], lambda size: None) == [0]
+    assert allocate_drafts([(0.9, 5)], [], lambda size: None) == [0]
 
 
 def test_right_drafts_save_steps():
