@@ -7,7 +7,7 @@ For scripts and notebooks:
     llm = LLM("smollm2")
     print(llm.generate("The capital of France is", SamplingParams(max_tokens=8, temperature=0))[0].text)
 
-Names are imported when they are first used, so that the parts without JAX can be had without it.
+Names are imported on first use, so that the parts without JAX work without it.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
-"""The engine, as the rest of the process sees it: thread-safe calls in, `TokenEvent`s out.
+"""The engine's interface to the rest of the process: thread-safe calls in, `TokenEvent`s out.
 
-It is given a model and token ids and knows no text, no files and no HTTP. Behind it one thread owns the
-device (`loop.py`) and, for a while, another compiles the steps that the first requests can do without.
+It works with a model and token ids, without text, files or HTTP. One thread owns the device (`loop.py`).
+After the start, another thread compiles the steps that the first requests do not need.
 """
 
 import contextlib
@@ -41,12 +41,12 @@ log = logging.getLogger(__name__)
 class Engine:
     """Continuous batching of requests over one model on one mesh of devices.
 
-    Life: construct, `warm_up`, `start`, any number of `submit` and `abort` from any thread, `stop`.
+    Life cycle: construct, `warm_up`, `start`, any number of `submit` and `abort` from any thread, `stop`.
 
     Attributes:
       context: the longest sequence it serves, in tokens. slots: sequences that decode together.
-      page_size: tokens to a page. pages: those that all sequences share.
-      vocabulary: V. kernels: `(operation, way)` of those that compute.
+      page_size: tokens per page. pages: of the KV pool, without the trash page.
+      vocabulary: V. kernels: the `(operation, backend)` pairs in use.
     """
 
     def __init__(
@@ -62,15 +62,15 @@ class Engine:
         """Sizes the KV pool; compiles nothing yet.
 
         Args:
-          parameters: by the names of `model.parameters.parameter_shapes`, all of one dtype, on the mesh as
-            `model.sharding.placements` says.
-          on_events: hears every step's events; None keeps them for `stream`.
-          mesh: the devices; None for the one that the parameters are on.
+          parameters: by the names of `model.parameters.parameter_shapes`, all of one dtype, on the mesh as in
+            `model.sharding.placements`.
+          on_events: receives every step's events; None keeps them for `stream`.
+          mesh: the devices; None for the one that holds the parameters.
           followers: other processes that hold a part of the mesh (see `lockstep.py`).
-          grammars: compiles the grammars of requests, where the settings allow any.
+          grammars: compiles the grammars of requests, if the settings allow grammars.
 
         Raises:
-          ConfigError: settings that the model or machine cannot honour.
+          ConfigError: settings that the model or machine does not support.
           OutOfMemory: no room for the KV pool.
         """
         settings = settings or EngineSettings()
@@ -102,7 +102,11 @@ class Engine:
         self._profiler = Profiler(settings.profile)
 
     def warm_up(self, progress: Progress | None = None) -> None:
-        """Allocates the KV pool and compiles what any request needs; `progress(done, total)`."""
+        """Allocates the KV pool and compiles the steps that are enough for any request.
+
+        Args:
+          progress: called with `(done, total)` after each.
+        """
         self._loop.runner.warm_up(progress or (lambda done, total: None))
 
     @property
@@ -112,19 +116,19 @@ class Engine:
 
     @property
     def decode_seconds(self) -> float:
-        """Seconds of a step in which every slot decodes, as a trial took it; 0.0 before `warm_up`.
+        """Seconds of a step in which every slot decodes, from a trial; 0.0 before `warm_up`.
 
-        Until a decode step for all slots is compiled a larger one does its work, and that one's time counts.
+        Until a decode step for all slots is compiled, this is the time of the larger step that replaces it.
         """
         return decode_seconds(self._loop.runner.ready, self.slots)
 
     @property
     def prompt_seconds(self) -> float:
-        """Seconds per token of a prompt in a full step, as a trial took it; 0.0 before `warm_up`."""
+        """Seconds per token of a prompt in a full step, from a trial; 0.0 before `warm_up`."""
         return prompt_seconds(self._loop.runner.ready)
 
     def start(self) -> None:
-        """Starts the engine's thread, which compiles nothing, and another, which compiles what is left."""
+        """Starts the engine's thread, which compiles nothing, and one that compiles the remaining steps."""
         self._compilations.start(self._loop.thread)
         self._loop.start()
         self._compiler.start()
@@ -132,7 +136,7 @@ class Engine:
     def stop(self) -> None:
         """Ends the engine's thread; requests in flight end with an error event. Idempotent.
 
-        A step that is being compiled cannot be interrupted: that thread ends with it, and until then the
+        The compilation of a step cannot be interrupted: that thread ends after it, and until then the
         parameters stay in memory.
         """
         self._compiler_stop.set()
@@ -170,38 +174,38 @@ class Engine:
         )
 
     def profile(self, on: bool) -> None:
-        """Begins or ends a profile in the folder of the settings; from any thread, and may take seconds."""
+        """Starts or ends a profile in the folder of the settings; from any thread; can take seconds."""
         self._profiler.switch(on)
 
     def submit(self, request: Request) -> None:
-        """Hands a request over; returns at once.
+        """Queues a request; returns at once.
 
         Raises:
-          InvalidRequest: it can never be served by this engine.
+          InvalidRequest: this engine can never serve it.
           NotReady: the engine does not run.
         """
         self._loop.submit(self._create_sequence(request))
 
     def abort(self, request_id: str) -> None:
-        """Ends a request wherever it is; no more of its events come. Unknown ids are ignored."""
+        """Ends a request, running or not; it receives no more events. Unknown ids are ignored."""
         self._loop.abort(request_id)
 
     def stream(self, request: Request) -> Iterator[TokenEvent]:
-        """Submits a request and yields its events; for engines without an `on_events` of their own.
+        """Submits a request and yields its events; for engines without `on_events`.
 
         Leaving the iteration early aborts the request.
 
         Raises:
-          InvalidRequest, NotReady: as `submit`; the former also where a fault of the request shows later.
+          InvalidRequest, NotReady: as in `submit`; the former also if an invalid parameter shows later.
           EngineFailed: the request failed.
         """
         with self._submitted([request]):
             yield from self._event_queues.read(request.id)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[list[TokenEvent]]:
-        """Submits all requests at once and yields each one's events, in the requests' order.
+        """Submits all requests at once and yields the events of each, in the order of the requests.
 
-        Raises as `stream` does; whatever still runs when the iteration is left is aborted.
+        Raises as `stream` does. Requests that still run when the iteration is left are aborted.
         """
         requests = list(requests)
         with self._submitted(requests):
@@ -226,9 +230,9 @@ class Engine:
         limit, params = check(request, self.vocabulary, self.context), request.params
         if params.scores_prompt and not self._loop.runner.shapes.scores:
             raise InvalidRequest(
-                "this engine scores no prompts; expected none to be scored", "prompt_logprobs"
+                "this engine does not score prompts; expected no prompt_logprobs", "prompt_logprobs"
             )
-        scored = params.scores_prompt and not request.generated  # else the first event has said it before
+        scored = params.scores_prompt and not request.generated  # else an earlier first event has reported it
         return Sequence(
             request=request,
             seed=draw_seed() if params.seed is None else params.seed % 2**64,
@@ -244,4 +248,4 @@ class Engine:
         try:
             self._loop.runner.compile_rest(self._compiler_stop)
         except Exception:
-            log.exception("no more steps are compiled; those that there are serve on")
+            log.exception("compilation failed; the engine continues with the steps compiled so far")

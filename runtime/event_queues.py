@@ -1,4 +1,4 @@
-"""Events sorted by request, for callers who wait for them in plain threads."""
+"""One queue of events per request, for callers that wait in plain threads."""
 
 import queue
 import threading
@@ -8,46 +8,46 @@ from .request import EngineFailed, InvalidRequest, TokenEvent
 
 
 class EventQueues:
-    """A queue per request; filled by the engine thread, emptied by whoever asked."""
+    """A queue per request; the engine's thread fills it, the caller reads it."""
 
     def __init__(self) -> None:
-        self._boxes: dict[str, queue.SimpleQueue[TokenEvent]] = {}
+        self._queues: dict[str, queue.SimpleQueue[TokenEvent]] = {}
         self._lock = threading.Lock()
 
     def open(self, request_id: str) -> None:
-        """Begins to keep a request's events; must come before it is submitted.
+        """Creates a request's queue; call this before the request is submitted.
 
         Raises:
-          InvalidRequest: they are being kept already.
+          InvalidRequest: there is a queue for this id already.
         """
         with self._lock:
-            if request_id in self._boxes:
+            if request_id in self._queues:
                 raise InvalidRequest(f"request {request_id!r} is in flight; expected a new id", "id")
-            self._boxes[request_id] = queue.SimpleQueue()
+            self._queues[request_id] = queue.SimpleQueue()
 
     def close(self, request_id: str) -> None:
-        """Drops what is left and all that still comes."""
+        """Drops the queue, the events in it and all later ones."""
         with self._lock:
-            self._boxes.pop(request_id, None)
+            self._queues.pop(request_id, None)
 
     def deliver(self, events: Sequence[TokenEvent]) -> None:
-        """Puts each event into its request's box; events nobody keeps are dropped."""
+        """Puts each event into its request's queue; events without a queue are dropped."""
         for event in events:
             with self._lock:
-                box = self._boxes.get(event.request_id)
-            if box is not None:
-                box.put(event)
+                pending = self._queues.get(event.request_id)
+            if pending is not None:
+                pending.put(event)
 
     def read(self, request_id: str) -> Iterator[TokenEvent]:
-        """Yields a request's events up to its last, waiting for each.
+        """Yields a request's events up to the last one, and waits for each.
 
         Raises:
-          InvalidRequest: the request ended with an error that is its own.
-          EngineFailed: it ended with any other.
+          InvalidRequest: the request ended with an error in one of its own parameters.
+          EngineFailed: it ended with any other error.
         """
-        box = self._boxes[request_id]
+        pending = self._queues[request_id]
         while True:
-            event = box.get()
+            event = pending.get()
             if event.finish == "error":
                 reason = f"request {request_id}: {event.error}"
                 raise InvalidRequest(reason, event.param) if event.param else EngineFailed(reason)

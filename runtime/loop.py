@@ -1,11 +1,11 @@
-"""The engine's thread: takes in requests, plans step n+1, dispatches it, and only then reads step n.
+"""The engine's thread: receives requests, plans step n+1, dispatches it, and only then reads step n.
 
-So host work and device work overlap; only where drafts are worth more than that is step n read first. It owns
-the device and every sequence. Whatever other threads want of it is put into one inbox and carried out between
-two steps, so nothing else here needs a lock but the door, by which requests come in and are refused.
+So host work and device work overlap. Step n is read first only if drafts gain more than the overlap. The
+thread owns the device and every sequence. Other threads put actions into one inbox, and the loop runs them
+between two steps. So only the acceptance of requests needs a lock.
 
-What goes wrong on the host with one sequence, while it is planned, packed or settled, ends that sequence
-alone. What the device reports ends the engine: nobody knows what its memory holds then.
+An error on the host that concerns one sequence (in planning, packing or reading samples) ends only that
+sequence. An error on the device ends the engine, because the contents of its memory are unknown.
 """
 
 import logging
@@ -26,23 +26,23 @@ from .threads import AwaitedThread
 log = logging.getLogger(__name__)
 
 Events = Callable[[list[TokenEvent]], None]
-"""Hears all events of a step at once, on the engine's thread; must not block."""
+"""Receives all events of a step at once, on the engine's thread; must not block."""
 
 _IDLE_SECONDS = 0.5
 
 
 class Loop:
-    """One turn after the other, until it is stopped or the device fails.
+    """Runs step after step until it is stopped or the device fails.
 
     Attributes:
-      runner, scheduler, outputs, phases: what it drives and what it keeps account in.
-      thread: the engine's.
-      beat: `time.monotonic()` of the last turn; it turns at least every half second unless a step takes
-        longer.
+      runner, scheduler, outputs, phases: the parts that it uses.
+      thread: the engine's thread.
+      beat: `time.monotonic()` of the last iteration; there is one at least every half second, unless a step
+        takes longer.
     """
 
     def __init__(self, runner: Runner, scheduler: Scheduler, on_events: Events) -> None:
-        """Starts nothing yet; `tell` hears every step's events."""
+        """Starts nothing yet; `on_events` receives every step's events."""
         self.runner = runner
         self.scheduler = scheduler
         self.outputs = OutputProcessor(self._drop)
@@ -71,7 +71,7 @@ class Loop:
             self.thread.join()
 
     def _end(self) -> None:
-        """Has the thread end with the step that is under way."""
+        """Makes the thread end after the step in flight."""
         self._stopping = True
         self.enqueue(lambda: None)
 
@@ -81,14 +81,14 @@ class Loop:
         return self.thread.is_alive()
 
     def enqueue(self, action: Callable[[], None]) -> None:
-        """Has something done on the thread, between two steps."""
+        """Queues an action, which the thread runs between two steps."""
         self._inbox.put(action)
 
     def submit(self, sequence: Sequence) -> None:
-        """Hands a sequence over.
+        """Queues a sequence for the scheduler.
 
         Raises:
-          NotReady: the thread does not run. InvalidRequest: its id is in flight.
+          NotReady: the thread does not run. InvalidRequest: a request with its id is in flight.
         """
         id = sequence.request.id
         with self._lock:
@@ -100,7 +100,7 @@ class Loop:
             self.enqueue(lambda: self._add(sequence))
 
     def abort(self, request_id: str) -> None:
-        """Ends a sequence wherever it is; no more of its events come. Unknown ids are ignored."""
+        """Ends a sequence, running or not; it receives no more events. Unknown ids are ignored."""
         self.enqueue(lambda: self._abort(request_id))
 
     def _add(self, sequence: Sequence) -> None:
@@ -118,7 +118,7 @@ class Loop:
             self.scheduler.finish(sequence)
 
     def _report(self, events: list[TokenEvent]) -> None:
-        """Tells of events; an id is free again when its end is told, and not before."""
+        """Sends events out; an id can be used again once its last event is sent, not earlier."""
         self._active_ids.difference_update(event.request_id for event in events if event.finish)
         self._on_events(events)
 
@@ -129,29 +129,29 @@ class Loop:
             while not self._stopping:
                 in_flight = self._run_once(in_flight)
         except Exception as error:
-            log.exception("the engine thread ends")
+            log.exception("the engine thread failed")
             reason = reason_of(error)
         self._fail_all(reason)
 
     def _run_once(self, in_flight: InFlightStep | None) -> InFlightStep | None:
-        """One turn, with the step that is under way; returns the one that is so then.
+        """One iteration: takes the step in flight and returns the next one.
 
-        After a turn that did nothing the next one waits to be asked for something, whoever is in the engine:
-        what could not be planned cannot be planned until then.
+        After an iteration without work the next one waits for an action in the inbox, even if there are
+        sequences: a plan that was not possible stays impossible until then.
         """
         self.beat = time.monotonic()
-        with self.phases.phase("hear"):
+        with self.phases.phase("receive"):
             self._process_inbox(idle=self._idle)
         if self._idle:
             self._free_since = time.monotonic()
-        under_way = in_flight is not None
+        was_busy = in_flight is not None
         if in_flight and (in_flight.plan.drafted or self.runner.has_compiled or self._should_read_first()):
             self._finish_step(in_flight)
             in_flight = None
         if self.runner.has_compiled:
             self._add_compiled()
         following = self._plan_and_launch(in_flight)
-        self._idle = not (following or under_way)
+        self._idle = not (following or was_busy)
         if in_flight:
             self._finish_step(in_flight)
         return self._sample_masked(following) if following else None
@@ -164,7 +164,7 @@ class Loop:
             return True
 
     def _plan_and_launch(self, in_flight: InFlightStep | None) -> InFlightStep | None:
-        """A step behind the one that is under way; None where there is nothing to compute.
+        """Launches a step after the one in flight; None if there is nothing to compute.
 
         A sequence that cannot be planned or packed fails, and the others are planned again without it.
         """
@@ -179,7 +179,7 @@ class Loop:
                 self._fail(fault)
 
     def _fail(self, fault: SequenceFault) -> None:
-        """Ends a sequence that the host cannot go on with, and tells whoever waits for it."""
+        """Ends a sequence after an error on the host, and reports the error to its client."""
         log.error("%s", fault, exc_info=fault)
         name, cause = fault.sequence.request.id, fault.__cause__ or fault
         self.scheduler.discard(fault.sequence)
@@ -187,7 +187,7 @@ class Loop:
         self._report([TokenEvent(request_id=name, finish="error", error=reason_of(cause))])
 
     def _sample_masked(self, in_flight: InFlightStep) -> InFlightStep:
-        """What came before is known now, so grammars can say what may be drawn in the step under way."""
+        """Samples the rows that need a grammar's mask; the tokens before them are known by now."""
         if not any(row.held for row in in_flight.plan.rows):
             return in_flight
         with self.phases.phase("mask"):
@@ -201,7 +201,7 @@ class Loop:
         self.scheduler.step_times.record_trial(bucket.kind, bucket.tokens, seconds)
 
     def _launch(self, plan: Plan, in_flight: InFlightStep | None) -> InFlightStep:
-        """Dispatches a step behind the one that is under way; if the device is done with that, it idles."""
+        """Dispatches a step after the one in flight; if that one is done, the device was idle until now."""
         with self.phases.phase("launch"):
             following = self.runner.launch(plan)
         _record_waits(following)
@@ -210,7 +210,7 @@ class Loop:
         return following
 
     def _process_inbox(self, *, idle: bool) -> None:
-        """Carries out what other threads asked for; when idle, waits a moment for it."""
+        """Runs the actions that other threads have queued; when idle, waits for one for a short time."""
         try:
             self._inbox.get(timeout=_IDLE_SECONDS if idle else 0.0)()
             while True:
@@ -219,7 +219,7 @@ class Loop:
             pass
 
     def _finish_step(self, in_flight: InFlightStep) -> None:
-        """Reads a step's samples, and tells those who wait for them."""
+        """Reads a step's samples and sends their events out."""
         with self.phases.phase("wait"):
             sampled = self.runner.read(in_flight)
         now = time.monotonic()
@@ -227,12 +227,12 @@ class Loop:
             in_flight.bucket.kind, in_flight.bucket.tokens, now - max(in_flight.launched, self._free_since)
         )
         self._free_since = now
-        with self.phases.phase("settle"):
+        with self.phases.phase("output"):
             self.outputs.count_step(in_flight.plan.rows)
             self._report(self.outputs.process(sampled))
 
     def _fail_all(self, reason: str) -> None:
-        """Tells every request, also those still in the inbox, that it has failed; no more come in."""
+        """Fails every request, including those still in the inbox, and accepts no more."""
         with self._lock:
             self._stopping = True
         try:
@@ -240,14 +240,14 @@ class Loop:
             for request_id in list(self._sequences):
                 self._drop(request_id)
         except Exception:
-            log.exception("the sequences in flight cannot be taken out")
+            log.exception("the sequences in flight cannot be removed")
         self._report(
             [TokenEvent(request_id=i, finish="error", error=reason, lost=True) for i in self._active_ids]
         )
 
 
 def _record_waits(in_flight: InFlightStep) -> None:
-    """The sequences whose first step this is have waited until now."""
+    """Records how long the sequences that have their first step here waited for it."""
     for row in in_flight.plan.rows:
         sequence = row.sequence
         if row.first and sequence.waited is None:

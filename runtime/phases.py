@@ -1,7 +1,7 @@
-"""Where the engine's thread spends its time, by phase: seconds for `/metrics`, names in JAX's profiles.
+"""How the engine's thread spends its time, by phase: seconds for `/metrics`, names in JAX's profiles.
 
-The phases of a turn are `hear` (requests and aborts), `plan`, `launch`, `wait` (for the device), `settle`
-(samples become events) and `mask` (grammars say what may follow). What is not in them is the loop itself.
+The phases of an iteration are `receive` (requests and aborts), `plan`, `launch`, `wait` (for the device),
+`output` (samples become events) and `mask` (grammars compute the allowed ids). The rest is the loop itself.
 """
 
 import logging
@@ -14,15 +14,15 @@ import jax
 
 log = logging.getLogger(__name__)
 
-PHASES = ("hear", "plan", "launch", "wait", "settle", "mask")
+PHASES = ("receive", "plan", "launch", "wait", "output", "mask")
 
 
 class Phases:
     """Seconds by phase since the start.
 
     Attributes:
-      seconds: by name, and under `idle` those in which the device had nothing to do though somebody waited:
-        where that is not certain, it is counted.
+      seconds: by phase; `idle` counts the seconds in which the device had no work while requests waited
+        (uncertain cases are counted too).
     """
 
     def __init__(self) -> None:
@@ -30,24 +30,24 @@ class Phases:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Whatever happens inside belongs to the phase."""
-        begun = time.monotonic()
+        """Counts the time inside the block for this phase."""
+        started = time.monotonic()
         with jax.profiler.TraceAnnotation(name):
             yield
-        self.seconds[name] += time.monotonic() - begun
+        self.seconds[name] += time.monotonic() - started
 
 
 class Profiler:
-    """JAX's profiler: one profile at a time, in one folder, of everything in the process."""
+    """JAX's profiler: one profile at a time, in one folder, of the whole process."""
 
     def __init__(self, folder: str | None) -> None:
-        """`folder` None: no profiles are made."""
+        """If `folder` is None, no profiles are made."""
         self._folder = folder
         self._running = False
         self._lock = threading.Lock()
 
     def switch(self, on: bool) -> None:
-        """Begins a profile, or writes the one that was begun; anything else is no news."""
+        """Starts a profile, or ends and writes the running one; otherwise does nothing."""
         with self._lock:
             if self._folder is None or on == self._running:
                 return
@@ -56,4 +56,4 @@ class Profiler:
                 jax.profiler.start_trace(self._folder)
             else:
                 jax.profiler.stop_trace()
-        log.info("profile %s in %s", "begun" if on else "written", self._folder)
+        log.info("profile %s in %s", "started" if on else "written", self._folder)

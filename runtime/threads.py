@@ -1,14 +1,14 @@
-"""Threads that may be inside XLA, and how the interpreter ends with them.
+"""Threads that may be inside XLA, and how the interpreter shuts down with them.
 
-XLA is C++: a thread that is inside it when the interpreter is taken apart ends the process with SIGABRT
+XLA is C++: a thread that is inside it while the interpreter shuts down ends the process with SIGABRT
 ("FATAL: exception not rethrown"), and a compilation cannot be interrupted. So every such thread is started
-here, and when the interpreter ends each is asked to end and then awaited, however long it takes, whether or
-not anybody has called `close`. A process that leaves by `os._exit` awaits nothing.
+here. When the interpreter ends, each one is asked to end and then joined, however long that takes, even if
+nobody has called `close`. A process that exits by `os._exit` waits for nothing.
 
-The one idea: this happens in `atexit`, for that runs in the main thread, before anything is taken apart and
-while Ctrl-C is still heard: it ends the process at once. (The interpreter's own wait for threads that are not
-daemons, which comes before, would go on without them.) JAX has an `atexit` function of its own; what was
-registered last runs first, so ours is registered again with every thread.
+The one idea: this happens in `atexit`, because `atexit` runs in the main thread before anything is shut down,
+and Ctrl-C still works there: it ends the process at once. (The interpreter's own wait for non-daemon threads
+comes earlier and would not include these daemons.) JAX has an `atexit` function of its own. Functions run in
+reverse order of registration, so ours is registered again with every thread.
 """
 
 import atexit
@@ -23,18 +23,18 @@ from collections.abc import Callable
 log = logging.getLogger(__name__)
 
 _QUIET_SECONDS = 1.0
-"""Nobody needs to know of a wait that is shorter."""
+"""A wait that is shorter is not logged."""
 _INTERRUPTED = 130
-"""Exit code of a process that Ctrl-C has ended, as shells have it."""
+"""Exit code after Ctrl-C, as shells report it."""
 
 _running: set["AwaitedThread"] = set()
 
 
 class AwaitedThread(threading.Thread):
-    """A thread that the end of the interpreter waits for.
+    """A thread that the interpreter waits for at exit.
 
     Attributes:
-      end: asks its work to return soon; does not wait.
+      end: makes its work return soon; does not wait.
     """
 
     def __init__(self, name: str, work: Callable[[], object], end: Callable[[], object]) -> None:
@@ -42,14 +42,14 @@ class AwaitedThread(threading.Thread):
         self.end = end
 
     def start(self) -> None:
-        """Starts it."""
+        """Starts the thread."""
         _running.add(self)
         atexit.unregister(_end_all)
         atexit.register(_end_all)
         super().start()
 
     def run(self) -> None:
-        """What the thread does; not to be called."""
+        """Runs the work; called by the thread itself."""
         try:
             super().run()
         finally:
@@ -66,7 +66,7 @@ def _end_all() -> None:
             thread.join(max(0.0, deadline - time.monotonic()))
         if late := [thread.name for thread in threads if thread.is_alive()]:
             log.warning(
-                "the process ends when its %s does, which cannot be interrupted; Ctrl-C ends it at once",
+                "the process waits for its %s, which cannot be interrupted; Ctrl-C ends it at once",
                 " and its ".join(late),
             )
         for thread in threads:
