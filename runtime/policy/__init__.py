@@ -1,1 +1,1 @@
-"""What runs in the next step and what becomes of its samples. Nothing here imports JAX."""
+"""Decides what runs in the next step and processes its samples. Nothing here imports JAX."""

@@ -1,7 +1,7 @@
-"""What a grammar is to the engine: something that says which ids may come next, and hears which one came.
+"""The engine's interface to grammars: a matcher computes the allowed next ids and receives the sampled one.
 
-The engine knows neither text nor grammars. It is given a compiler of them by whoever puts it together, asks
-it when a request comes in, and from then on only ever asks the matcher. No JAX.
+The engine knows neither text nor grammars. It is constructed with a compiler of grammars, calls it once for a
+new request, and calls only the request's matcher after that. No JAX.
 """
 
 from collections.abc import Callable
@@ -14,46 +14,46 @@ from ..request import InvalidRequest, Request
 
 
 class Matcher(Protocol):
-    """Where one sequence stands in its grammar."""
+    """The position of one sequence in its grammar."""
 
     def fill(self, mask_W: np.ndarray) -> None:
-        """Sets the bits of the ids that may come next: u32 `[ceil(V / 32)]`, lowest bit first.
+        """Sets the bits of the allowed next ids: u32 `[ceil(V / 32)]`, lowest bit first.
 
-        End ids are among them wherever the text is complete.
+        End ids are allowed whenever the text is complete.
         """
         ...
 
     def consume(self, token: int) -> None:
-        """`token` came; it was allowed."""
+        """Advances by a sampled token, which was allowed."""
         ...
 
     @property
     def complete(self) -> bool:
-        """Nothing may follow but the end, and the text so far is one of the grammar's."""
+        """Whether the text matches the grammar and only the end can follow."""
         ...
 
     @property
     def error(self) -> str | None:
-        """Why the grammar cannot be followed any further, neither to a token nor to the end; else None."""
+        """Why neither a token nor the end can follow in this grammar; None if one can."""
         ...
 
 
 Grammars = Callable[[str], Matcher]
-"""A fresh matcher for a grammar; raises DistaffError for one that is none. Called from any thread."""
+"""Compiles a grammar to a new matcher; raises DistaffError if it is invalid. Called from any thread."""
 
 
 def no_grammars(grammar: str) -> Matcher:
-    """The compiler of an engine without one."""
-    raise InvalidRequest("this engine follows no grammars; expected none", "grammar")
+    """The compiler of an engine that does not support grammars."""
+    raise InvalidRequest("this engine does not support grammars; expected none", "grammar")
 
 
 def create_matcher(request: Request, grammars: Grammars) -> Matcher | None:
-    """Where a sequence stands in its grammar: behind what was generated before. None without a grammar.
+    """A matcher at the request's position in its grammar, after `generated`; None without a grammar.
 
-    Takes as long as compiling the grammar does, and some microseconds for each generated token.
+    Takes as long as compiling the grammar, and some microseconds for each generated token.
 
     Raises:
-      InvalidRequest: the grammar is none, or allows nothing behind the generated tokens.
+      InvalidRequest: the grammar is invalid, or allows nothing after the generated tokens.
     """
     if request.params.grammar is None:
         return None
@@ -64,8 +64,10 @@ def create_matcher(request: Request, grammars: Grammars) -> Matcher | None:
     for token in request.generated:
         matcher.consume(token)
     if matcher.error:
-        reason = f"the grammar cannot be followed behind the {len(request.generated)} generated tokens"
+        reason = f"the grammar cannot continue after the {len(request.generated)} generated tokens"
         raise InvalidRequest(f"{reason}: {matcher.error}", "grammar")
     if request.generated and matcher.complete:
-        raise InvalidRequest("the grammar ends with the generated tokens; expected it to go on", "generated")
+        raise InvalidRequest(
+            "the grammar ends with the generated tokens; expected it to continue", "generated"
+        )
     return matcher

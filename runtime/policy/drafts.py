@@ -1,32 +1,33 @@
-"""Speculation by prompt lookup: what a text said after these words before, it may say again. No JAX.
+"""Speculation by prompt lookup: tokens that followed the same words earlier may follow again. No JAX.
 
-A sequence's drafter finds the last place where its newest tokens stood earlier and proposes what followed
-there (n-gram drafts, as in Saxena's prompt lookup decoding, 2023). The model computes the drafts in the same
-step as the token before them and samples at each as if there were none (speculative decoding with exact
-match: Leviathan et al. 2023, arXiv:2211.17192, for a draft that is certain), so what is said does not change.
+A sequence's drafter finds the last earlier occurrence of its newest tokens and proposes the tokens that
+followed there (n-gram drafts, as in Saxena's prompt lookup decoding, 2023). The model computes the drafts in
+the same step as the token before them, and samples at each position as if there were no drafts (speculative
+decoding with exact match: Leviathan et al. 2023, arXiv:2211.17192, for a draft that is certain). So the
+output does not change.
 
-The one idea: whether drafts pay is arithmetic. A step of more rows takes so much longer, as measured; a draft
-is right with a chance that the sequence itself has shown. `allocate_drafts` maximises tokens per second.
+The one idea: a calculation shows whether drafts pay. The cost of a step with more rows is measured, and the
+sequence's own history gives the chance that a draft is right. `allocate_drafts` maximises tokens per second.
 """
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 NGRAM = 3
-"""Tokens that must have stood together before: two are too common, with four much is missed."""
+"""Tokens that must match an earlier place: two match too often, four miss too much."""
 MOST = 15
-"""Drafts of one sequence in one step."""
+"""The maximum number of drafts of one sequence in one step."""
 
 _PRIOR_RIGHT, _PRIOR_TRIED = 1.2, 2.0
-"""What is believed of a sequence that has not tried: three in five drafts are right."""
+"""The assumption for a sequence without history: three of five drafts are right."""
 _MEMORY = 0.9
-"""How much of its experience a sequence keeps with each step that it tries."""
+"""The weight of a sequence's history after each step with drafts."""
 _WORTHWHILE = 1.1
-"""Tokens per second must grow by this factor: drafts keep the host's work from hiding behind the device's."""
+"""Tokens per second must grow by this factor, because drafts prevent overlap of host and device work."""
 
 
 class Drafter:
-    """One sequence's index of what followed what, and how often its drafts were right."""
+    """One sequence's index of n-grams and what followed them, and how often its drafts were right."""
 
     __slots__ = ("_after", "_right", "_seen", "_tried")
 
@@ -36,9 +37,9 @@ class Drafter:
         self._right, self._tried = _PRIOR_RIGHT, _PRIOR_TRIED
 
     def propose(self, tokens: Sequence[int], most: int) -> tuple[int, ...]:
-        """What followed the newest tokens when they last stood together; at most `most` tokens.
+        """The tokens that followed the last earlier occurrence of the newest ones; at most `most` tokens.
 
-        `tokens` is what it was at the last call, or longer.
+        `tokens` is the same list as in the last call, or a longer one.
         """
         for end in range(self._seen, len(tokens)):
             self._after[tuple(tokens[end - NGRAM : end])] = end
@@ -48,11 +49,11 @@ class Drafter:
 
     @property
     def chance(self) -> float:
-        """That a draft is right if those before it were."""
+        """The chance that a draft is right if those before it are."""
         return self._right / self._tried
 
     def learn(self, drafted: int, accepted: int) -> None:
-        """Of `drafted` tokens the first `accepted` were right, and the next one, if any, was not."""
+        """Records that of `drafted` tokens the first `accepted` were right and the next, if any, was not."""
         self._right = _MEMORY * self._right + accepted
         self._tried = _MEMORY * self._tried + accepted + (accepted < drafted)
 
@@ -60,11 +61,11 @@ class Drafter:
 def allocate_drafts(
     offers: Sequence[tuple[float, int]], sizes: Sequence[int], seconds: Callable[[int], float | None]
 ) -> list[int]:
-    """How many drafts each row shall have, so that tokens come fastest; all zero where none pays.
+    """The number of drafts for each row that gives the most tokens per second; all zero if none pays.
 
     Args:
-      offers: of each row, the chance of a draft and how many it has.
-      sizes: rows of the steps there are, ascending. seconds: what a step of a size takes; None if unknown.
+      offers: for each row, the chance that a draft is right and the number of drafts.
+      sizes: rows of the compiled steps, ascending. seconds: the time of a step of a size; None if unknown.
     """
     rows = len(offers)
     gains = sorted(

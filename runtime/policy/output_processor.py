@@ -1,6 +1,6 @@
-"""What becomes of a step's samples: tokens of their sequences, ends, drafts that were right. No JAX.
+"""Processes a step's samples: new tokens of sequences, ends, accepted drafts. No JAX.
 
-Knows sequences and events; who runs next is the scheduler's business, what else is heard the engine's.
+It knows sequences and events. The scheduler decides what runs next; the loop sends the events out.
 """
 
 import logging
@@ -14,13 +14,13 @@ from .sequence import Row, Sequence, reason_of
 log = logging.getLogger(__name__)
 
 Sampled = list[tuple[int, TokenLogprobs | None]]
-"""Of one row, what it sampled: the token (or why there is none, see `request.NOT_FINITE`), and its
-log-probabilities if they were wanted."""
+"""The samples of one row: each token (or why there is none, see `request.NOT_FINITE`) and, if they were
+requested, its log-probabilities."""
 
 
 @dataclass(slots=True)
 class Counts:
-    """What has been done since the start; the fields are those of `EngineStats`."""
+    """Totals since the start; the fields are those of `EngineStats`."""
 
     steps: int = 0
     prompt_tokens: int = 0
@@ -31,17 +31,17 @@ class Counts:
 
 
 class OutputProcessor:
-    """Keeps the sequences' books, one step after the other."""
+    """Turns samples into events and updates the sequences, step by step."""
 
     def __init__(self, drop: Callable[[str], None]) -> None:
-        """`drop` takes a request out of the engine."""
+        """`drop` removes a request from the engine."""
         self.counts = Counts()
         self._drop = drop
 
     def process(self, rows: Iterable[tuple[Row, Sampled | Exception]]) -> list[TokenEvent]:
-        """Gives each sequence its samples; one that ended meanwhile gets none.
+        """Adds each row's samples to its sequence, except to one that has ended meanwhile.
 
-        A sequence whose samples could not be read, or at which something else goes wrong here, ends.
+        A sequence ends with an error if its samples could not be read or cannot be processed.
         """
         events: list[TokenEvent] = []
         for row, sampled in rows:
@@ -56,17 +56,17 @@ class OutputProcessor:
 
     def _fail_row(self, row: Row, error: Exception) -> TokenEvent:
         name = row.sequence.request.id
-        log.error("request %r cannot be settled", name, exc_info=error)
-        row.sequence.computed = row.start  # what the step has computed may be of drafts that were wrong
+        log.error("the samples of request %r cannot be processed", name, exc_info=error)
+        row.sequence.computed = row.start  # the step may have computed drafts that were wrong
         return self._fail(name, reason_of(error))
 
     def count_step(self, rows: Iterable[Row]) -> None:
-        """A step with these rows has run."""
+        """Counts a step with these rows."""
         self.counts.steps += 1
         self.counts.prompt_tokens += sum(map(_prompt_tokens, rows))
 
     def _advance(self, row: Row, sampled: Sampled | Exception) -> list[TokenEvent]:
-        """The samples up to the first one that no draft has foreseen, or that ends the sequence."""
+        """Adds the samples up to the first that differs from its draft or ends the sequence."""
         if isinstance(sampled, Exception):
             raise sampled
         events: list[TokenEvent] = []
@@ -79,19 +79,19 @@ class OutputProcessor:
         return events
 
     def _count_drafts(self, row: Row, accepted: int) -> None:
-        """So many drafts were right: what was computed after them is void."""
+        """Counts accepted drafts; everything computed after them is invalid."""
         row.sequence.computed = row.start + 1 + accepted
         row.sequence.drafter.learn(len(row.drafts), accepted)
         self.counts.drafted_tokens += len(row.drafts)
         self.counts.accepted_tokens += accepted
 
     def _add_token(self, sequence: Sequence, token: int, report: TokenLogprobs | None) -> TokenEvent:
-        """Gives a sequence its next token, or ends it."""
+        """Adds the next token to a sequence, or ends it."""
         name = sequence.request.id
         if sequence.matcher is not None and sequence.matcher.error:
             return self._refuse_grammar(name, sequence.matcher.error)
         if token == IMPOSSIBLE and sequence.matcher is not None:
-            return self._refuse_grammar(name, "no token may come next under the grammar and the allowed ids")
+            return self._refuse_grammar(name, "the grammar and the allowed ids together allow no token")
         if token < 0:
             return self._fail(name, "the model's output is not finite")
         first = self._prompt_report(sequence)
@@ -114,26 +114,26 @@ class OutputProcessor:
         return TokenEvent(request_id=name, finish="error", error=reason)
 
     def _refuse_grammar(self, name: str, reason: str) -> TokenEvent:
-        """The request's own grammar is at fault, alone or beside `allowed_ids`, found out only now."""
+        """Ends a request with an invalid grammar, alone or with `allowed_ids`, that only shows now."""
         self._drop(name)
         return TokenEvent(request_id=name, finish="error", error=reason, param="grammar")
 
     def _prompt_report(self, sequence: Sequence) -> dict[str, Any]:
-        """What the first event says of the prompt, and no other."""
+        """What the first event reports about the prompt; empty for later events."""
         if len(sequence.tokens) > len(sequence.request.prompt):
             return {}
-        said: dict[str, Any] = {"cached_tokens": sequence.cached or 0, "waited": sequence.waited}
-        self.counts.cached_tokens += said["cached_tokens"]
+        fields: dict[str, Any] = {"cached_tokens": sequence.cached or 0, "waited": sequence.waited}
+        self.counts.cached_tokens += fields["cached_tokens"]
         params, scores = sequence.request.params, sequence.scores
         if scores and params.prompt_logprobs is not None:
-            said["prompt_logprobs"] = scores.logprobs
+            fields["prompt_logprobs"] = scores.logprobs
         if scores and params.pool_prompt:
-            said["pooled"] = scores.pooled
-        return said
+            fields["pooled"] = scores.pooled
+        return fields
 
 
 def _end(sequence: Sequence) -> Literal["stop", "length"] | None:
-    """Why a sequence ends with its newest token, if it does."""
+    """The reason to end a sequence after its newest token; None if it continues."""
     if sequence.matcher is not None and sequence.matcher.complete:
         return "stop"
     return "length" if len(sequence.tokens) >= sequence.limit else None

@@ -1,10 +1,10 @@
-"""Who owns which page of the KV pool: free list, reference counts, and pages found again by content.
+"""The owners of the pages of the KV pool: free list, reference counts, and lookup of pages by content.
 
-Pages are numbers here; what is stored in them is the business of `model/cache.py`. A page is *held* while its
-count is above zero. A full page may be *published* with its `Content`: a digest of everything it depends on
-(all tokens from the sequence's start, and a salt) and its own tokens, which a hit is held against. When
-nobody holds it any more it stays findable until its place is needed, least recently released first. A page
-that was never published is free at once.
+Pages are numbers here; `model/cache.py` defines what is stored in them. A page is *held* while its count is
+above zero. A full page can be *published* with its `Content`: a digest of everything it depends on (all
+tokens from the sequence's start, and a salt) and its own tokens, which a hit is compared with. A published
+page that nobody holds stays findable until it is evicted, least recently released first. A page that was
+never published is free at once.
 """
 
 import hashlib
@@ -16,14 +16,14 @@ Digest = bytes
 
 
 class Content(NamedTuple):
-    """What a full page holds: the digest of the whole way to it, and its own tokens."""
+    """The content of a full page: the digest of all tokens up to its end, and its own tokens."""
 
     digest: Digest
     tokens: tuple[int, ...]
 
 
 class PagePool:
-    """Pages 1 … `pages`; page 0, the trash page, is never handed out.
+    """Pages 1 … `pages`; page 0, the trash page, is never allocated.
 
     Invariant: every page is in exactly one of *free*, *held*, *cached* (published, count 0).
     """
@@ -38,11 +38,11 @@ class PagePool:
 
     @property
     def available(self) -> int:
-        """How many pages `allocate` could hand out now."""
+        """How many pages can be allocated now."""
         return len(self._free) + len(self._cached)
 
     def allocate(self) -> int | None:
-        """A page with a count of one, or None when every page is held. Evicts the stalest cached page."""
+        """A page with a count of one; None if all are held. Evicts the oldest cached page if none is free."""
         if self._free:
             page = self._free.pop()
         elif self._cached:
@@ -58,7 +58,7 @@ class PagePool:
         self._counts[page] += 1
 
     def release(self, pages: Sequence[int]) -> None:
-        """Takes one holder from each page; the last page of a sequence becomes evictable first."""
+        """Removes one holder from each page; the last page of a sequence is evicted first."""
         for page in reversed(pages):
             self._counts[page] -= 1
             if self._counts[page] == 0:
@@ -79,14 +79,14 @@ class PagePool:
             self._contents[page] = content
 
     def retract(self, page: int) -> None:
-        """Makes a held page unfindable again; a no-op for one that is not findable."""
+        """Makes a held page unfindable again; does nothing for a page that is not published."""
         assert self._counts.get(page), f"page {page} is not held"
         content = self._contents.pop(page, None)
         if content is not None:
             del self._published[content.digest]
 
     def find(self, content: Content) -> int | None:
-        """The page with this content, with a holder added; None if there is none."""
+        """The page with this content, with one holder added; None if there is no such page."""
         page = self._published.get(content.digest)
         if page is None or self._contents[page] != content:
             return None

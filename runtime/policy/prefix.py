@@ -1,10 +1,10 @@
-"""The prefix cache: a sequence begins with the pages of others that hold the tokens it begins with. No JAX.
+"""The prefix cache: a sequence reuses pages of others that hold the same first tokens. No JAX.
 
-Only full pages are shared, found by a chain of digests and held against their very tokens (`pages.py`). The
-one idea: the device runs steps in order, so a page can be found from the moment when the step that fills it
-is planned; whoever reads it is planned later.
+Only full pages are shared. They are found by a chain of digests, and their tokens are compared (`pages.py`).
+The one idea: the device runs steps in order. So a page can be found as soon as the step that fills it is
+planned, because a step that reads it is planned later.
 
-Sequences with different salts never find each other's pages.
+Sequences with different salts never share pages.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from .sequence import Sequence
 
 
 class PrefixCache:
-    """Finds and offers pages of one pool."""
+    """Finds and publishes pages of one pool."""
 
     def __init__(self, pages: PagePool, page_size: int, *, enabled: bool = True) -> None:
         self._pages = pages
@@ -22,11 +22,11 @@ class PrefixCache:
         self._enabled = enabled
 
     def reuse_pages(self, sequence: Sequence) -> None:
-        """Gives a sequence without pages those that hold its beginning, but never its last token's.
+        """Gives a sequence without pages the cached pages of its first tokens, except its last token's.
 
-        That token is computed again, since nobody keeps what the model said after it. What a sequence with
-        penalties has generated is computed again too: the device counts tokens as they pass. So is all of a
-        prompt whose tokens are to be scored.
+        That token is computed again, because the logits after it are not cached. The generated tokens of a
+        sequence with penalties are also computed again, because the device counts tokens as they pass. So is
+        the whole prompt if its tokens are scored.
         """
         assert not sequence.pages and not sequence.computed
         if not self._enabled or sequence.scores is not None:
@@ -42,7 +42,7 @@ class PrefixCache:
         sequence.computed = sequence.published * self._page_size
 
     def publish(self, sequence: Sequence) -> None:
-        """Offers the pages that are full by now of tokens that the host knows."""
+        """Publishes the pages that are full by now and have only tokens that the host knows."""
         if not self._enabled:
             return
         full = min(sequence.computed, len(sequence.tokens)) // self._page_size
@@ -52,7 +52,7 @@ class PrefixCache:
         sequence.published = max(full, sequence.published)
 
     def _content(self, sequence: Sequence, index: int) -> Content:
-        """What the sequence's page `index` holds when it is full."""
+        """The content of the sequence's page `index` when it is full."""
         contents, size = sequence.contents, self._page_size
         while len(contents) <= index:
             salt = sequence.request.cache_salt.encode("utf-8", "surrogatepass")

@@ -1,25 +1,25 @@
-"""Who runs in the next step: continuous batching over a bounded number of slots and pages. No JAX, no clock.
+"""Decides what runs in the next step: continuous batching over limited slots and pages. No JAX, no clock.
 
-A sequence needs its tokens' keys and values computed up to the last one, and then a sample; that is all there
-is to it. Whoever lacks exactly one token is a decode row; whoever lacks more gets a chunk of the step's
-budget. So a running request, a fresh prompt, a half-done prompt and a preempted request being recomputed
-are one case. Decode rows go first, chunks fill the rest, the oldest first.
+A sequence needs the keys and values of all its tokens, and then a sample. A sequence that lacks exactly one
+token is a decode row; one that lacks more gets a chunk of the step's budget. So a running request, a new
+prompt, a half-computed prompt and a preempted request are one case. Decode rows go first; chunks fill the
+rest, the oldest sequence first.
 
 The scheduler runs ahead of the device: when it plans step n+1, the tokens sampled in step n are not known
-yet. They are counted in `Sequence.pending`, and the row's input is the device's own copy of its last sample.
-A sequence that turns out to have ended in step n has one wasted row in step n+1, whose result is dropped.
+yet. `Sequence.pending` counts them, and the row's input is the device's own copy of its last sample. If a
+sequence has ended in step n, its row in step n+1 is wasted and the result is dropped.
 
-When pages run out, the client that holds most of them gives some up: its youngest sequence is recomputed
-later. Clients that hold few are seated first. What is given up can be found again, as can what others have
-computed, while no one else needs the place (`prefix.py`).
+When pages run out, the client that holds the most pages loses some: its youngest sequence is recomputed
+later. Clients with few pages receive slots first. Released pages can be found again, like all cached pages,
+until they are evicted (`prefix.py`).
 
-Nobody starves: the oldest of those that run is never preempted, so it advances and ends. The oldest request
-of all, while it waits, is overtaken by other clients only, and only while its own client holds pages. Those
-that hold them end; then it is seated next, and from then on is the oldest of those that run.
+No request starves. The oldest running sequence is never preempted, so it advances and ends. While the oldest
+request of all waits, only requests of other clients can overtake it, and only while its own client holds
+pages. Those sequences end; then it receives the next slot and is the oldest running sequence.
 
-A step in which all decode, and no prompt is scored, may hold drafts beside (`drafts.py`), if no sample is
-outstanding: what follows depends on how many are right, so the next step is planned after this one has been
-read.
+A step with decode rows only, and without scored prompts, can also hold drafts (`drafts.py`) if no sample is
+outstanding. How many drafts are right decides what comes next, so the next step is planned after this step
+has been read.
 """
 
 import logging
@@ -27,17 +27,17 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import replace
 
-from .drafts import allocate_drafts
 from .pages import PagePool
 from .prefix import PrefixCache
 from .sequence import Plan, Row, Sequence, SequenceFault
+from .speculation import choose_drafts, propose_drafts
 from .step_times import StepTimes
 
 log = logging.getLogger(__name__)
 
 
 class Scheduler:
-    """Slots, pages and the order of those who wait for them."""
+    """Assigns slots and pages to sequences, and orders those that wait."""
 
     def __init__(
         self,
@@ -49,12 +49,12 @@ class Scheduler:
         share: bool = True,
         speculate: bool = True,
     ) -> None:
-        """Empty.
+        """Starts without sequences.
 
         Args:
-          budget: the most tokens of one step; at least one per slot.
-          share: whether sequences share the pages of what they begin with.
-          speculate: whether drafts are made.
+          budget: the maximum number of tokens in a step; at least one per slot.
+          share: whether sequences share the pages of equal beginnings.
+          speculate: whether there are drafts.
         """
         assert budget >= slots, f"a budget of {budget} tokens cannot feed {slots} slots"
         self.pages = pages
@@ -69,11 +69,11 @@ class Scheduler:
         self._free_slots = list(range(slots - 1, -1, -1))
 
     def add(self, sequence: Sequence) -> None:
-        """Queues a new sequence behind those that wait."""
+        """Queues a new sequence after all waiting ones."""
         self.waiting.append(sequence)
 
     def finish(self, sequence: Sequence) -> None:
-        """Takes a sequence out, wherever it is, and gives its slot and pages back. Idempotent."""
+        """Removes a sequence and releases its slot and pages. Idempotent."""
         if sequence.finished:
             return
         sequence.finished = True
@@ -84,21 +84,21 @@ class Scheduler:
             self._release_slot(sequence)
 
     def discard(self, sequence: Sequence) -> None:
-        """Takes a sequence out at which something went wrong: nobody finds what is in its pages."""
+        """Removes a sequence after an error; nobody finds its pages."""
         for page in sequence.pages:
             self.pages.retract(page)
         sequence.computed = 0
         self.finish(sequence)
 
     def plan(self) -> Plan | None:
-        """Decides the next step and reserves its pages; None when there is nothing to compute.
+        """Decides the next step and reserves its pages; None if there is nothing to compute.
 
-        Chunks are dealt out one prompt after the other, so at most one prompt is ever half computed, and
-        prompts cannot hold all pages against each other. If that one finds no page while nobody decodes, the
-        others await their last samples, and their pages come back with them.
+        Chunks go to one prompt after the other. So at most one prompt is half computed, and prompts cannot
+        block each other by holding pages. If that prompt gets no page while no sequence decodes, the others
+        wait for their last samples, and their pages become free after that.
 
         Raises:
-          SequenceFault: a sequence cannot be planned. The others are as `revoke` leaves them.
+          SequenceFault: a sequence cannot be planned. The others are in the state that `revoke` leaves.
         """
         rows: list[Row] = []
         try:
@@ -114,10 +114,10 @@ class Scheduler:
         return Plan(drafted) if drafted else None
 
     def revoke(self, rows: Iterable[Row]) -> None:
-        """Takes back rows that are not dispatched: their sequences wait again, as if preempted.
+        """Cancels rows that are not dispatched: their sequences wait again, as after a preemption.
 
-        The pages that they would have filled are not found any more; who has found one in the same plan is
-        among the rows, and gives it back.
+        Nobody finds the pages that they would have filled. A sequence that has found one in the same plan is
+        among the rows, and releases it.
         """
         for row in rows:
             sequence, full = row.sequence, (row.start + row.count) // self.page_size
@@ -129,36 +129,27 @@ class Scheduler:
 
     @property
     def should_read_first(self) -> bool:
-        """Whether the samples under way had better be seen before the next step is planned: drafts pay.
+        """Whether to read the samples in flight before the next step is planned, because drafts pay.
 
         Raises:
-          SequenceFault: guesses at what a sequence says next fail.
+          SequenceFault: the drafts of a sequence cannot be computed.
         """
         if not self._speculate or self._prefilling():
             return False
         running = [s for s in self.running if s.missing == 1]
-        return any(self._choose_drafts(running, [_draft(s) for s in running]))
+        return any(choose_drafts(self.step_times, running, [propose_drafts(s) for s in running]))
 
     def _with_drafts(self, rows: list[Row]) -> list[Row]:
-        """The rows, with drafts behind those whose tokens are all known but for the sample of this row."""
+        """The rows, with drafts added where all tokens are known except this row's sample."""
         if not self._speculate:
             return rows
         sequences = [row.sequence for row in rows]
-        drafts = self._choose_drafts(sequences, [_draft(s) if s.pending == 1 else () for s in sequences])
-        return [self._add_drafts(row, guesses) for row, guesses in zip(rows, drafts, strict=True)]
-
-    def _choose_drafts(
-        self, sequences: list[Sequence], drafts: list[tuple[int, ...]]
-    ) -> list[tuple[int, ...]]:
-        """As many of each one's drafts as a step of all of them shall hold."""
-        offers = [(s.drafter.chance, len(guesses)) for s, guesses in zip(sequences, drafts, strict=True)]
-        counts = allocate_drafts(
-            offers, self.step_times.sizes("decode"), lambda size: self.step_times.seconds("decode", size)
-        )
-        return [guesses[:count] for guesses, count in zip(drafts, counts, strict=True)]
+        proposed = [propose_drafts(s) if s.pending == 1 else () for s in sequences]
+        chosen = choose_drafts(self.step_times, sequences, proposed)
+        return [self._add_drafts(row, drafts) for row, drafts in zip(rows, chosen, strict=True)]
 
     def _add_drafts(self, row: Row, drafts: tuple[int, ...]) -> Row:
-        """The row with these drafts, if there are any, and pages for them."""
+        """The row with these drafts, if there are any and pages for them."""
         try:
             if not drafts or not self._reserve(row.sequence, len(drafts)):
                 return row
@@ -168,9 +159,9 @@ class Scheduler:
         return replace(row, count=1 + len(drafts), drafts=drafts)
 
     def _add_decode_rows(self, rows: list[Row]) -> None:
-        """One row for each sequence that lacks one token.
+        """Adds a row for each sequence that lacks one token.
 
-        All have their pages before the first has its row, so a row is never taken from one that is preempted.
+        All get their pages before the first row is made, so no sequence with a row is preempted.
         """
         for sequence in self._with_pages():
             try:
@@ -179,7 +170,7 @@ class Scheduler:
                 raise SequenceFault(sequence) from error
 
     def _with_pages(self) -> list[Sequence]:
-        """Those that lack one token and have the page for it, the oldest first; others make room for them."""
+        """Sequences that lack one token and have a page for it, oldest first; preempts others if needed."""
         ready = [s for s in self.running if s.missing == 1 and s.length < s.limit]
         ready.sort(key=lambda s: s.arrival)
         for sequence in ready:
@@ -204,7 +195,7 @@ class Scheduler:
             budget -= row.count
 
     def _chunk(self, sequence: Sequence, budget: int) -> Row | None:
-        """The sequence's next tokens, at most so many; None where there are no pages for them."""
+        """A row of the sequence's next tokens, at most `budget`; None if there are no pages for them."""
         if sequence.slot is None:
             self._prefix.reuse_pages(sequence)
         count = min(sequence.missing, budget)
@@ -217,30 +208,31 @@ class Scheduler:
         return self._make_row(sequence, count)
 
     def _prefilling(self) -> list[Sequence]:
-        """Those that need more than a decode row, as far as there are slots: seated ones first, then those of
-        clients that hold few pages, then the oldest."""
-        seated = [s for s in self.running if s.missing > 1]
+        """Sequences that lack more than one token, as far as there are slots: with a slot first, then by their
+        client's pages, then by age."""
+        running = [s for s in self.running if s.missing > 1]
         if not self.waiting:
-            return seated
+            return running
         held = self._pages_held()
         ready = sorted((s for s in self.waiting if not s.pending), key=lambda s: held[s.request.client])
-        return seated + ready[: len(self._free_slots)]
+        return running + ready[: len(self._free_slots)]
 
     def _pages_held(self) -> Counter[str]:
-        """How many pages each client holds; shared ones count for every sequence."""
+        """The number of pages of each client; a shared page counts for every sequence."""
         held: Counter[str] = Counter()
         for sequence in self.running:
             held[sequence.request.client] += len(sequence.pages)
         return held
 
     def _needed(self, sequence: Sequence, count: int) -> int:
-        """Pages that the sequence lacks for its next `count` tokens."""
+        """The number of pages that the sequence lacks for its next `count` tokens."""
         return -(-(sequence.computed + count) // self.page_size) - len(sequence.pages)
 
     def _reserve(self, sequence: Sequence, count: int) -> bool:
-        """Gives the sequence pages for its next `count` tokens if that many are free.
+        """Gives the sequence pages for its next `count` tokens; False if not enough are free.
 
-        A newcomer must leave one page for each running sequence, so that it does not evict one at once.
+        A sequence without a slot must leave one page for each running one, so that it does not cause a
+        preemption at once.
         """
         needed = self._needed(sequence, count)
         headroom = 0 if sequence.slot is not None else len(self.running)
@@ -253,14 +245,14 @@ class Scheduler:
         return True
 
     def _preempt(self) -> None:
-        """Sends back the youngest sequence of the client that holds most pages, but never the oldest one."""
+        """Requeues the youngest sequence of the client with the most pages, but never the oldest of all."""
         held = self._pages_held()
         _, *others = sorted(self.running, key=lambda s: s.arrival)
         self._requeue(max(others, key=lambda s: (held[s.request.client], s.arrival)))
         self.preemptions += 1
 
     def _requeue(self, sequence: Sequence) -> None:
-        """Has a running sequence wait again, in the order of arrival."""
+        """Makes a running sequence wait again, in the order of arrival."""
         self._release_slot(sequence)
         self.waiting.insert(sum(s.arrival < sequence.arrival for s in self.waiting), sequence)
 
@@ -278,8 +270,8 @@ class Scheduler:
         sequence.slot = None
         try:
             self._prefix.publish(sequence)
-        except Exception:  # it may be somebody else's turn that this sequence is sent back for
-            log.exception("what request %r has computed will not be found again", sequence.request.id)
+        except Exception:  # it must not fail the sequence that needs these pages
+            log.exception("the pages of request %r cannot be published", sequence.request.id)
         self._release_pages(sequence)
 
     def _release_pages(self, sequence: Sequence) -> None:
@@ -294,12 +286,3 @@ class Scheduler:
         sequence.pending += samples
         self._prefix.publish(sequence)
         return Row(sequence, sequence.slot, start, count, samples, first)
-
-
-def _draft(sequence: Sequence) -> tuple[int, ...]:
-    """Guesses at what follows the known tokens, where there may be any."""
-    try:
-        most = sequence.limit - len(sequence.tokens) - 1 if sequence.draftable else 0
-        return sequence.drafter.propose(sequence.tokens, most)
-    except Exception as error:
-        raise SequenceFault(sequence) from error

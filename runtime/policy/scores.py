@@ -1,7 +1,7 @@
-"""What was asked of a prompt's tokens, collected over the steps that compute them. No JAX.
+"""The requested results for a prompt's tokens, collected over the steps that compute them. No JAX.
 
-A prompt comes in in chunks, and may come in again from its beginning when its pages were taken away; what a
-step says of it is put in its place, and read when all of it is there.
+A prompt is computed in chunks, and again from its beginning after a preemption. The results of each step are
+stored by position, and read when all are there.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from ..request import TokenLogprobs
 
 @dataclass(slots=True)
 class ChunkScores:
-    """What a step says of a row's tokens.
+    """A step's results for the tokens of a row.
 
     Attributes:
-      logprobs: of the token that follows each of them. hidden: the sum of their final states, f32 `[D]`.
+      logprobs: of the token after each of them. hidden: the sum of their final hidden states, f32 `[D]`.
     """
 
     logprobs: list[TokenLogprobs]
@@ -33,7 +33,7 @@ class PromptScores:
     _hidden: dict[int, np.ndarray] = field(default_factory=dict)
 
     def add(self, start: int, chunk: ChunkScores) -> None:
-        """The tokens from position `start` on have been computed."""
+        """Adds the results of a chunk that begins at position `start`; replaces older ones from there on."""
         del self._logprobs[start:]
         self._hidden = {place: hidden for place, hidden in self._hidden.items() if place < start}
         self._logprobs += chunk.logprobs
@@ -41,7 +41,7 @@ class PromptScores:
 
     @property
     def logprobs(self) -> tuple[TokenLogprobs, ...]:
-        """Of each token of the prompt but the first."""
+        """Those of each token of the prompt except the first."""
         return tuple(self._logprobs[: self.length - 1])
 
     @property

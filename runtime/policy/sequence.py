@@ -1,6 +1,6 @@
-"""A request on its way through the engine, and its share of a step.
+"""The state of a request in the engine, and its share of a step.
 
-Plain records without a clock or JAX: what scheduler, packing and engine speak of.
+Plain records without a clock or JAX, which scheduler, packing and engine share.
 """
 
 from dataclasses import dataclass, field
@@ -14,24 +14,24 @@ from .scores import PromptScores
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """One request on its way through the engine.
+    """The state of one request in the engine.
 
     Attributes:
-      limit: the most tokens it may reach, prompt included.
-      tokens: the prompt and every generated token that the host has seen.
-      computed: how many of its tokens have their keys and values computed by steps dispatched so far; while
-        drafts are under way, drafts included.
-      pending: samples dispatched but not yet seen; the newest of them is the input that follows `tokens`.
+      limit: the maximum number of tokens, prompt included.
+      tokens: the prompt and every generated token that the host has read.
+      computed: how many tokens have their keys and values computed by the steps dispatched so far; drafts in
+        flight are included.
+      pending: samples dispatched but not yet read; the newest of them is the input that follows `tokens`.
       pages: its pages, in order. slot: its row of the device's state, None while it waits.
-      seated: it has a slot, and no row yet since it got it.
-      contents: what its first pages hold once they are full, as far as somebody asked (see `prefix.py`).
+      new_slot: it has a slot, but no row yet since it received it.
+      contents: the content of its first pages when they are full, as far as computed (see `prefix.py`).
       published: how many of its pages others can find.
-      cached: how many tokens it found computed when it was first seated; None before that.
-      submitted: when it came, by the engine's clock. waited: seconds from then to its first step.
-      drafter: guesses its next tokens.
-      matcher: where it stands in its grammar; None for a sequence that may say anything.
-      scores: what was asked of the prompt's tokens; None where nothing was.
-      ends: ids that end it. There may be as many as the vocabulary has, and each token is looked up.
+      cached: how many of its tokens were in the cache when it first received a slot; None before that.
+      submitted: when it arrived, by `time.monotonic`. waited: seconds from then to its first step.
+      drafter: proposes its next tokens.
+      matcher: its position in its grammar; None without a grammar.
+      scores: the requested results for the prompt's tokens; None if there are none.
+      ends: ids that end it; a set, because there can be many and each new token is looked up.
     """
 
     request: Request
@@ -61,7 +61,7 @@ class Sequence:
 
     @property
     def length(self) -> int:
-        """Tokens including those sampled but not yet seen."""
+        """Tokens including those sampled but not yet read."""
         return len(self.tokens) + self.pending
 
     @property
@@ -71,12 +71,12 @@ class Sequence:
 
     @property
     def draftable(self) -> bool:
-        """Whether drafts can stand for its next tokens: not where a choice depends on those before."""
+        """Whether drafts are possible: not if a choice depends on the tokens before it."""
         return self.matcher is None and not self.request.params.penalises
 
 
 class SequenceFault(Exception):
-    """The host has failed at a sequence, before the device was given anything of it. Its cause says how."""
+    """An error on the host in one sequence, before anything of it was dispatched; see its cause."""
 
     def __init__(self, sequence: Sequence) -> None:
         super().__init__(f"request {sequence.request.id!r} cannot be computed")
@@ -84,7 +84,7 @@ class SequenceFault(Exception):
 
 
 def reason_of(error: BaseException) -> str:
-    """An exception in the words of an error event."""
+    """An exception as the text of an error event."""
     return f"{type(error).__name__}: {error}"
 
 
@@ -93,8 +93,8 @@ class Row:
     """A sequence's share of one step: `count` tokens from position `start`.
 
     Attributes:
-      samples: it ends in a sample. first: it is the sequence's first since it was seated.
-      drafts: the last tokens of the count, if they are guesses: then each of them, and the token before
+      samples: it ends in a sample. first: it is the sequence's first row in this slot.
+      drafts: the last tokens of the count, if they are drafts: then each of them, and the token before
         them, has a sample of its own.
     """
 
@@ -108,12 +108,12 @@ class Row:
 
     @property
     def held(self) -> bool:
-        """Its sample waits for a grammar's mask."""
+        """Whether its sample waits for a grammar's mask."""
         return self.samples and self.sequence.matcher is not None
 
     @property
     def scored(self) -> bool:
-        """Something is asked of its tokens."""
+        """Whether its prompt tokens are scored."""
         return self.sequence.scores is not None and self.start < len(self.sequence.request.prompt)
 
 
@@ -130,15 +130,15 @@ class Plan:
 
     @property
     def is_decode(self) -> bool:
-        """Every token has a sample of its own."""
+        """Whether every token has a sample of its own."""
         return all(row.samples and row.count == 1 + len(row.drafts) for row in self.rows)
 
     @property
     def drafted(self) -> bool:
-        """Whether any token is a guess."""
+        """Whether any token is a draft."""
         return any(row.drafts for row in self.rows)
 
     @property
     def scored(self) -> bool:
-        """Something is asked of a prompt's tokens."""
+        """Whether any prompt tokens are scored."""
         return any(row.scored for row in self.rows)

@@ -166,7 +166,7 @@ def test_the_prompt_is_scored_once(bench):
 def test_a_grammar_that_cannot_be_followed_again_is_refused(bench, monkeypatch):
     """With what the matcher says; so is a sequence that its grammar has ended."""
     request = ask("again", 5, max_tokens=9, grammar="2,3")
-    with pytest.raises(InvalidRequest, match="behind the 2 generated tokens: 6 is not allowed") as refused:
+    with pytest.raises(InvalidRequest, match="after the 2 generated tokens: 6 is not allowed") as refused:
         bench.engine.submit(replace(request, generated=(4, 6)))
     assert refused.value.param == "grammar"
     with pytest.raises(InvalidRequest, match="the grammar ends with the generated tokens") as refused:

@@ -155,6 +155,6 @@ def test_where_nothing_is_allowed_nothing_is_said(bench, temperature, adjusts):
     events = bench.ear.wait(name)
     assert obeys("4,30", tokens_of(events)) and set(tokens_of(events)) <= {1, 3, 4}
     assert events[-1].finish == "error"
-    assert events[-1].error == "no token may come next under the grammar and the allowed ids"
+    assert events[-1].error == "the grammar and the allowed ids together allow no token"
     assert events[-1].param == "grammar"
     bench.settle()
