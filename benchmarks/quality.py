@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from distaff.checkpoints import ChatTokenizer, load_parameters, load_tokenizer, open_checkpoint, resolve
-from distaff.runtime.device.scoring import Scorer
+from distaff.runtime.scorer import Scorer
 
 VARIANTS = {
     "int8 weights": {"int8": True},

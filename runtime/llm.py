@@ -28,11 +28,11 @@ from ..checkpoints.sources import cache_folder
 from ..model.errors import ConfigError
 from .device.compilation_cache import keep_compiled
 from .device.devices import claim_mesh
-from .device.scoring import Scorer
 from .device.settings import EngineSettings, compute_dtype
 from .engine import Engine
 from .options import parse_kernels
 from .request import FinishReason, Request, SamplingParams, TokenEvent, TokenLogprobs
+from .scorer import Scorer
 
 Message = Mapping[str, object]
 """A chat message: `{"role": ..., "content": ...}`."""

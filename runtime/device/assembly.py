@@ -1,6 +1,6 @@
-"""From a model, its parameters and an operator's wishes to a `Runner`, of a lone engine, leader or follower.
+"""Builds the `Runner` of an engine, a leader or a follower from a model, its parameters and the settings.
 
-Every process of a mesh must come to the same sizes, since they are part of what it compiles.
+Every process of a mesh must compute the same sizes, because they are part of the compiled programs.
 """
 
 import hashlib
@@ -28,10 +28,10 @@ def assemble(
     mesh: Mesh,
     followers: Followers | None = None,
 ) -> Runner:
-    """Sizes the KV pool and makes the runner; compiles nothing yet.
+    """Sizes the KV pool and creates the runner; compiles nothing yet.
 
     Raises:
-      ConfigError: settings that the model or machine cannot honour.
+      ConfigError: settings that the model or machine does not support.
       OutOfMemory: no room for the KV pool.
     """
     devices, dtype = mesh.local_devices, cache_dtype(settings.kv_cache_dtype, parameters["embed"].dtype)
@@ -45,9 +45,9 @@ def assemble(
 
 
 def digest_of_replicated(parameters: Mapping[str, jax.Array]) -> str:
-    """Hexadecimal digits over the parameters that every device holds whole: norms, and experts' routers.
+    """A hexadecimal digest of the parameters that every device holds completely: norms and routers.
 
-    Enough to tell two checkpoints of one configuration apart, and a moment's work.
+    It distinguishes two checkpoints of one configuration, and is quick to compute.
     """
     digest = hashlib.sha256()
     for name, values in sorted(parameters.items()):

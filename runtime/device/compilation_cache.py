@@ -1,8 +1,8 @@
-"""Where compiled steps are kept between starts: one private folder for each jaxlib, device and processor.
+"""The folder that keeps compiled steps between starts: a private one for each jaxlib, device and processor.
 
-JAX does the keeping. Compiled code runs wherever it is read, so the folder belongs to this user alone; and
-code made for another processor may hold instructions that this one lacks, so each kind has its own. Nothing
-of a model needs the folder: without one, every start compiles.
+JAX writes and reads the files. Compiled code is executed when it is read, so only this user can access the
+folder. Code for another processor can contain instructions that this one lacks, so each kind of processor has
+its own folder. The folder is optional: without it, every start compiles.
 """
 
 import errno
@@ -20,10 +20,10 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def keep_compiled(cache: Path, device_kind: str) -> Path | None:
-    """Has JAX keep everything it compiles from now on; returns the folder, None where none can be had.
+    """Makes JAX keep everything that it compiles from now on; returns the folder, or None if there is none.
 
     Args:
-      cache: the folder for all that Distaff keeps.
+      cache: the folder for all files that Distaff keeps.
       device_kind: the kind of device, e.g. `cpu` or `NVIDIA H100`.
     """
     import jax
@@ -40,16 +40,16 @@ def keep_compiled(cache: Path, device_kind: str) -> Path | None:
 
 
 def compilation_folder(cache: Path, device: str) -> Path:
-    """A folder for compiled programs under `cache`, made if need be, that only this user can enter.
+    """A folder for compiled programs under `cache`, created if necessary, that only this user can access.
 
-    Compiled code runs wherever the folder is read, so it is private, and it differs for every jaxlib,
-    kind of device and kind of processor: code for a missing instruction would end the process.
+    It is private because compiled code is executed when it is read. It differs for every jaxlib, kind of
+    device and kind of processor, because a missing instruction would end the process.
 
     Args:
       device: the kind of device, e.g. `cpu` or `NVIDIA H100`.
 
     Raises:
-      OSError: it cannot be made or written to, or is another user's.
+      OSError: it cannot be created or written to, or belongs to another user.
     """
     kind = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     name = f"{version('jaxlib')}-{kind}-{processor_digest()}"
@@ -62,7 +62,7 @@ def compilation_folder(cache: Path, device: str) -> Path:
 
 
 def processor_digest() -> str:
-    """Eight hex digits over the processor's model and features."""
+    """Eight hexadecimal digits that identify the processor's model and features."""
     lines = [platform.machine(), platform.processor()]
     if _CPUINFO.exists():
         first = _CPUINFO.read_text().split("\n\n", 1)[0]

@@ -1,7 +1,7 @@
-"""From a wish such as `model=4` to devices: which ones an engine runs on.
+"""The devices that an engine runs on, from an option such as `model=4`.
 
-The one idea: a host without accelerators has as many CPU devices as the wish asks for, so that a laptop runs
-what a pod will, mesh and all.
+The one idea: a host without accelerators creates as many CPU devices as the option requests, so that a laptop
+runs the same mesh as a pod.
 """
 
 import contextlib
@@ -15,28 +15,30 @@ from ..options import Membership, parse_mesh
 from .processes import join
 
 
-def claim_mesh(wish: str | None, membership: Membership | None = None) -> Mesh:
-    """The mesh that is wished for, of the devices that JAX sees, or of those of several processes.
+def claim_mesh(mesh: str | None, membership: Membership | None = None) -> Mesh:
+    """The requested mesh, on the devices that JAX sees, or on those of several processes.
 
-    Must come before anything else uses JAX, where CPU devices are to be made. Several processes without a
-    wish take all devices that they have together.
+    To create CPU devices, it must be called before anything else uses JAX.
+
+    Args:
+      mesh: such as `model=4`; None is one device, or with a membership all devices of all processes.
 
     Raises:
-      ConfigError: no such mesh, not so many devices, or processes that do not come together.
+      ConfigError: an invalid mesh, too few devices, or processes that do not connect.
     """
-    shards = parse_mesh(wish)
+    shards = parse_mesh(mesh)
     if membership:
-        join(membership, shards if wish else None)
-        each = shards // membership.processes if wish else jax.local_device_count()
+        join(membership, shards if mesh else None)
+        each = shards // membership.processes if mesh else jax.local_device_count()
         return create_mesh(each * membership.processes, _first_of_each(each))
     if shards > 1:
-        with contextlib.suppress(RuntimeError):  # JAX is in use already: what is there must do
+        with contextlib.suppress(RuntimeError):  # JAX is in use already, so its devices cannot be changed
             jax.config.update("jax_num_cpu_devices", shards)
     return create_mesh(shards)
 
 
 def _first_of_each(count: int) -> list[Any]:
-    """The first devices of every process, so that each holds the same part of the mesh."""
+    """The first devices of every process, so that each has an equal part of the mesh."""
     by_process: dict[int, list[Any]] = {}
     for device in jax.devices():
         by_process.setdefault(device.process_index, []).append(device)

@@ -1,8 +1,8 @@
-"""The compiled steps, none of which a request ever waits for.
+"""The compiled steps; no request ever waits for a compilation.
 
-Steps are lowered from abstract shapes and kept as `Compiled` objects: calling one with anything but its exact
-shapes is an error, never a silent compilation. The first few suffice for any request; the others may follow
-while those serve. `CompilationCounter` holds the promise to account.
+Steps are lowered from abstract shapes and kept as `Compiled` objects: a call with other shapes is an error,
+never a silent compilation. The first few steps are enough for any request; the others can be compiled while
+those serve. `CompilationCounter` checks that the engine's thread compiles nothing.
 """
 
 import threading
@@ -20,13 +20,13 @@ from .buckets import Bucket, Layout, Shapes
 from .steps import STATE, DeviceState, make_step, prepare_slot
 
 Progress = Callable[[int, int], None]
-"""Told `(done, total)` after each executable."""
+"""Called with `(done, total)` after each executable."""
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 class Executables:
-    """The compiled steps of an engine, by bucket, and the small one that makes a slot ready."""
+    """The compiled steps of an engine, by bucket, and the small program that prepares a slot."""
 
     def __init__(self, skeleton: Skeleton, shapes: Shapes, mesh: Mesh | AbstractMesh) -> None:
         self._skeleton = skeleton
@@ -39,7 +39,7 @@ class Executables:
     def compile(
         self, buckets: Sequence[Bucket], leaves: tuple[Any, ...], state: DeviceState, progress: Progress
     ) -> None:
-        """Compiles some buckets' steps for parameters and a state of these shapes (arrays or abstract)."""
+        """Compiles the steps of some buckets for parameters and a state of these shapes, or abstract ones."""
         if self._prepare is None:
             self._prepare = self._trace_prepare(state).lower().compile()
         for done, bucket in enumerate(buckets, start=1):
@@ -51,7 +51,7 @@ class Executables:
         return self.trace(bucket, leaves, state).lower()
 
     def trace(self, bucket: Bucket, leaves: tuple[Any, ...], state: DeviceState) -> jax.stages.Traced:
-        """A bucket's step as JAX sees it; the mesh may be one without devices."""
+        """A bucket's step as a JAX trace; the mesh can be an abstract one."""
         step = make_step(self._skeleton, bucket, self._shapes)
         buffer = jax.ShapeDtypeStruct((self.layouts[bucket].size,), jnp.int32)
         specs = self._skeleton.specs(), STATE, REPLICATED
@@ -68,7 +68,7 @@ class Executables:
     def _trace(
         self, function: Callable[..., Any], arguments: Any, specs: Any, out_specs: Any, donated: int
     ) -> jax.stages.Traced:
-        """Traces a function of one device's share, mapped over the mesh; argument `donated` is given up."""
+        """Traces a function of one device's share, mapped over the mesh; argument `donated` is donated."""
         mapped = over_shares(function, self._mesh, specs, out_specs)
         return jax.jit(mapped, donate_argnums=donated).trace(*_abstract(arguments, specs, self._mesh))
 
@@ -77,13 +77,13 @@ class Executables:
         return self._steps[bucket]
 
     def prepare(self, state: DeviceState, slot: int, bias_V: np.ndarray, marks_V: np.ndarray) -> DeviceState:
-        """Makes a slot ready for a sequence that adjusts logits."""
+        """Prepares a slot for a sequence that adjusts logits."""
         assert self._prepare is not None, "not compiled yet"
         return self._prepare(state, np.int32(slot), bias_V, marks_V)
 
 
 def _abstract(tree: Any, specs: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """Shapes and types of a tree's arrays, placed as `specs`, a tree or a beginning of one, says."""
+    """Shapes and types of a tree's arrays, with shardings from `specs`, a tree or a prefix of one."""
 
     def place(spec: PartitionSpec, part: Any) -> Any:
         sharding = NamedSharding(mesh, spec)
@@ -101,16 +101,16 @@ class CompilationCounter:
         self._thread: threading.Thread | None = None
 
     def start(self, thread: threading.Thread) -> None:
-        """Begins to count what is compiled on this thread."""
+        """Starts to count compilations on this thread."""
         self._counting, self._thread = True, thread
-        jax.monitoring.register_event_duration_secs_listener(self._hear)
+        jax.monitoring.register_event_duration_secs_listener(self._count_compilation)
 
     def stop(self) -> None:
-        """Counts no more, and is forgotten by JAX. Idempotent."""
+        """Stops counting and unregisters the listener. Idempotent."""
         if self._counting:
             self._counting = False
-            jax.monitoring.unregister_event_duration_listener(self._hear)
+            jax.monitoring.unregister_event_duration_listener(self._count_compilation)
 
-    def _hear(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+    def _count_compilation(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == _COMPILED and threading.current_thread() is self._thread:
             self.count += 1

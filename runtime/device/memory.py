@@ -1,4 +1,4 @@
-"""How many pages the KV pool gets: from what is free, from what could ever be used, or as the user says."""
+"""The size of the KV pool: from free memory, from the most pages that can be used, or set by the user."""
 
 import logging
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from .buckets import Shapes
 log = logging.getLogger(__name__)
 
 CPU_SHARE = 1 / 8
-"""The pool's share of free host memory: it lives beside everything else that the host runs."""
+"""The pool's share of free host memory; the rest is for everything else that the host runs."""
 DEVICE_SHARE = 0.9
 """The pool's share of free accelerator memory; the rest is for the steps' temporaries."""
 
@@ -29,7 +29,7 @@ class OutOfMemory(DistaffError):
 
 
 class Device(Protocol):
-    """What is asked of a `jax.Device` here."""
+    """The parts of `jax.Device` that are used here."""
 
     @property
     def platform(self) -> str: ...
@@ -45,16 +45,16 @@ def size_pool(
     pages: int | None,
     replicas: int = 1,
 ) -> int:
-    """Decides how many pages to hand out (the trash page comes on top), and says how in one log line.
+    """Decides the number of pages (without the trash page), and logs how in one line.
 
     Args:
-      config: padded for the devices (`model.sharding.pad_config`). devices: those of the mesh that are here;
-        each holds the same share of every page.
-      pages: the user's own number; None derives it.
-      replicas: engines that share the host's memory. An accelerator belongs to one alone.
+      config: padded for the devices (`model.sharding.pad_config`). devices: the mesh's devices in this
+        process; each holds the same share of every page.
+      pages: the number set by the user; None derives it.
+      replicas: engines that share the host's memory. An accelerator belongs to one engine.
 
     Raises:
-      OutOfMemory: not even one page a slot fits, or the user's number is more than what is free.
+      OutOfMemory: less than one page per slot fits, or the user's number needs more than is free.
     """
     device = devices[0]
     size = page_bytes(config, shapes.page_size, dtype)
@@ -63,28 +63,28 @@ def size_pool(
     share = _share(device.platform, replicas)
     fitting = fitting_pages(free, size, device.platform, replicas)
     chosen = min(useful, fitting) if pages is None else pages
-    if 0 < free < chosen * size:  # a device may not say what is free
+    if 0 < free < chosen * size:  # some devices do not report free memory
         raise OutOfMemory(
             f"{chosen} KV pages of {size} bytes are {chosen * size // _MIB} MiB; expected at most "
-            f"{free // size} pages, for {free // _MIB} MiB are free on {device.platform}"
+            f"{free // size} pages, because {free // _MIB} MiB are free on {device.platform}"
         )
     if chosen < min(shapes.slots, useful):
         raise OutOfMemory(
             f"room for {chosen} KV pages of {size} bytes ({free // _MIB} MiB free on {device.platform}); "
-            f"expected at least one for each of {shapes.slots} slots: take fewer slots or a smaller model"
+            f"expected at least one for each of {shapes.slots} slots; use fewer slots or a smaller model"
         )
     log.info(
         "KV pool: %d pages of %d tokens = %d tokens, %d MiB (%s; %d slots x %d tokens need %d pages, "
         "%.3g%% of %d MiB free hold %d)",
         chosen, shapes.page_size, chosen * shapes.page_size, chosen * size // _MIB,
-        "derived" if pages is None else "as told", shapes.slots, shapes.table * shapes.page_size,
+        "derived" if pages is None else "as configured", shapes.slots, shapes.table * shapes.page_size,
         useful, share * 100, free // _MIB, fitting,
     )  # fmt: skip
     return chosen
 
 
 def fitting_pages(free: int, size: int, platform: str, replicas: int = 1) -> int:
-    """How many pages of `size` bytes the pool takes of `free` bytes on a kind of device."""
+    """The number of pages of `size` bytes in a pool, with `free` bytes on a kind of device."""
     return _steady(int(free * _share(platform, replicas)) // size, platform)
 
 
@@ -95,16 +95,15 @@ def _share(platform: str, replicas: int) -> float:
 def _steady(pages: int, platform: str) -> int:
     """The number, rounded down so that it is the same at the next start.
 
-    The pool's size is part of every compiled step, so a number that follows each change of free memory would
-    have all of them compiled again. A host's free memory moves a lot: a power of two. A device's is what the
-    weights leave: a 32nd.
+    The pool's size is part of every compiled step, so each change of it would compile all of them again. A
+    host's free memory changes a lot: round to a power of two. A device's changes little: to a 32nd of one.
     """
     power = 1 << max(0, pages.bit_length() - 1)
     return min(pages, power) if platform == "cpu" else pages // max(1, power // 32) * max(1, power // 32)
 
 
 def free_bytes(device: Device) -> int:
-    """Bytes that are free: of the accelerator, or of the host within its control group's limit."""
+    """Free bytes of the accelerator, or of the host within its control group's limit."""
     if device.platform != "cpu":
         stats = device.memory_stats() or {}
         return int(stats.get("bytes_limit", 0)) - int(stats.get("bytes_in_use", 0))
@@ -114,7 +113,7 @@ def free_bytes(device: Device) -> int:
 
 
 def _read(path: Path) -> int | None:
-    """A control group's number; None where there is none or it says `max`."""
+    """A number from the control group; None if there is no file or no limit."""
     try:
         text = path.read_text().strip()
     except OSError:

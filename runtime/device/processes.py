@@ -1,8 +1,8 @@
-"""Several processes as one machine: joining, agreeing on what must be equal, and finding one another.
+"""Several processes with one mesh: they join, compare what must be equal, and exchange an address.
 
-JAX's own runtime (`jax.distributed`) makes one mesh of all processes' devices. What is decided here, once, at
-the start, decides what every process compiles; so each tells the others, and a difference is an error by name
-and not a hang. Process 0 leads; how its steps reach the others is `lockstep.py`'s.
+JAX's own runtime (`jax.distributed`) makes one mesh of the devices of all processes. Decisions at the start
+determine what every process compiles. So the processes compare them, and a difference is an error that names
+it, not a hang. Process 0 leads; `lockstep.py` sends its steps to the others.
 """
 
 import contextlib
@@ -26,28 +26,28 @@ from ..options import Membership
 log = logging.getLogger(__name__)
 
 JOIN_SECONDS = 300.0
-"""Within which all processes must have come."""
+"""The time within which all processes must have joined."""
 LOST_SECONDS = 20
-"""After which JAX takes a silent process for lost. It tells late and ends a process with a stack trace, so it
-is left the time before the control connection is up; after that `control.py` is sooner."""
+"""The silence after which JAX considers a process lost. JAX reports it late and with a stack trace, so this
+only matters before the control connection exists; after that `control.py` reports it sooner."""
 
-_PART_SECONDS = 5
+_LEAVE_SECONDS = 5
 _LONGEST = 4096
 _SECRET_BYTES = 32
-_NOT_TOGETHER = 70
-"""Exit code of a process whose others did not come: as of one whose others are lost."""
+_NOT_JOINED = 70
+"""Exit code if the other processes do not join; the same as when they are lost."""
 
 
 def join(membership: Membership, devices: int | None) -> None:
-    """Makes this process one of several; to be called before anything else uses JAX. Idempotent.
+    """Makes this process one of several; call it before anything else uses JAX. Idempotent.
 
-    Ends the process if the others do not come within JOIN_SECONDS.
+    Ends the process if the others do not join within JOIN_SECONDS.
 
     Args:
-      devices: of the whole mesh, where they are to be made of CPUs; None for all accelerators there are.
+      devices: of the whole mesh, if CPU devices are to be created; None uses all existing accelerators.
 
     Raises:
-      ConfigError: the devices do not divide evenly, or differ from process to process.
+      ConfigError: the devices do not divide evenly, or their number differs between processes.
     """
     if jax.distributed.is_initialized():
         return
@@ -57,22 +57,22 @@ def join(membership: Membership, devices: int | None) -> None:
                 f"mesh model={devices}; expected a multiple of the {membership.processes} processes"
             )
         jax.config.update("jax_num_cpu_devices", devices // membership.processes)
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
+    jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM itself
     log.info(
-        "process %d of %d: meeting the others at %s, within %.0f s",
+        "process %d of %d: joining the others at %s, within %.0f s",
         membership.process, membership.processes, membership.coordinator, JOIN_SECONDS,
     )  # fmt: skip
-    patience = threading.Timer(JOIN_SECONDS, _give_up, [membership])
-    patience.daemon = True
-    patience.start()
+    timer = threading.Timer(JOIN_SECONDS, _exit_after_timeout, [membership])
+    timer.daemon = True
+    timer.start()
     try:
         _initialize(membership)
         counts = Counter(device.process_index for device in jax.devices())
     finally:
-        patience.cancel()
+        timer.cancel()
     for number, count in sorted(counts.items()):
         if count != counts[0]:
-            leave()  # the others, which ask process 0 for these counts, must have heard them before it ends
+            leave()  # the others receive these counts from process 0, so it must not exit before that
             raise ConfigError(
                 f"process {number} has {count} devices; expected {counts[0]} as process 0 has: "
                 "--mesh must be the same everywhere"
@@ -80,7 +80,7 @@ def join(membership: Membership, devices: int | None) -> None:
 
 
 def _initialize(membership: Membership) -> None:
-    """JAX's part. On a timeout of its own it would end the process without a word that helps."""
+    """Joins JAX's runtime, which would end the process without a useful message on its own timeout."""
     try:
         jax.distributed.initialize(
             membership.coordinator,
@@ -90,7 +90,7 @@ def _initialize(membership: Membership) -> None:
             coordinator_bind_address=membership.coordinator,
             initialization_timeout=round(JOIN_SECONDS) + 60,
             heartbeat_timeout_seconds=LOST_SECONDS,
-            shutdown_timeout_seconds=_PART_SECONDS,
+            shutdown_timeout_seconds=_LEAVE_SECONDS,
         )
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
@@ -100,28 +100,30 @@ def _initialize(membership: Membership) -> None:
         ) from None
 
 
-def _give_up(membership: Membership) -> None:
-    """Ends the process; JAX's waiting cannot be interrupted in any other way."""
+def _exit_after_timeout(membership: Membership) -> None:
+    """Ends the process; JAX's waiting cannot be interrupted otherwise."""
     log.error(
-        "%d processes have not come together at %s within %.0f s; expected each of --process-id 0 to %d "
+        "%d processes have not joined at %s within %.0f s; expected each of --process-id 0 to %d "
         "once, the same --num-processes everywhere, and an address of process 0 that all can reach",
         membership.processes, membership.coordinator, JOIN_SECONDS, membership.processes - 1,
     )  # fmt: skip
     sys.stderr.flush()
-    os._exit(_NOT_TOGETHER)
+    os._exit(_NOT_JOINED)
 
 
 def leave() -> None:
-    """Leaves the others in good order; every process should call it, at about the same time."""
-    with contextlib.suppress(RuntimeError):  # one that is gone already does not keep us
+    """Disconnects from the other processes; all should call it, at about the same time."""
+    with contextlib.suppress(RuntimeError):  # a process that is gone already must not stop this one
         jax.distributed.shutdown()
 
 
 def agree(facts: Mapping[str, object]) -> None:
-    """Holds this process's facts against all others'; every process must call it. A lone one agrees.
+    """Compares this process's facts with those of all others; every process must call it.
+
+    Does nothing if there is only one process.
 
     Raises:
-      ConfigError: a fact differs from process 0's; it is named.
+      ConfigError: a fact differs from process 0's; the message names it.
     """
     own = json.dumps(facts, sort_keys=True, default=str).encode()
     everybody = [json.loads(text) for text in _exchange(own)]
@@ -134,7 +136,7 @@ def agree(facts: Mapping[str, object]) -> None:
 
 
 def minimum(number: int) -> int:
-    """The smallest of all processes' numbers; every process must call it. A lone one gets its own."""
+    """The smallest of all processes' numbers; every process must call it. Works with one process too."""
     return min(int(text) for text in _exchange(str(number).encode()))
 
 
@@ -144,21 +146,21 @@ def barrier() -> None:
 
 
 def share_address(port: int | None) -> tuple[int, bytes]:
-    """The leader's port and a secret, told to all over JAX's own connections; followers pass None."""
+    """The leader's port and secret, sent to all over JAX's own connections; followers pass None."""
     own = json.dumps({"port": port, "secret": secrets.token_hex(_SECRET_BYTES)})
-    told = json.loads(_exchange(own.encode())[0])
-    return told["port"], bytes.fromhex(told["secret"])
+    address = json.loads(_exchange(own.encode())[0])
+    return address["port"], bytes.fromhex(address["secret"])
 
 
 def _exchange(text: bytes) -> list[bytes]:
-    """Every process's text, in the order of their numbers.
+    """The texts of all processes, in the order of their numbers.
 
-    A collective over all devices, the ones that steps run on: the first one of its kind sets up connections,
-    for which some backends wait half a minute at most, and later ones, after loading and compiling, wait as
-    long as it takes.
+    This is a collective over the same devices that run the steps. The first collective sets up connections,
+    for which some backends wait half a minute at most. Later ones, after loading and compiling, wait without
+    a limit.
     """
     if len(text) > _LONGEST:
-        raise ConfigError(f"{len(text)} bytes to agree on; expected at most {_LONGEST}")
+        raise ConfigError(f"{len(text)} bytes to compare; expected at most {_LONGEST}")
     if jax.process_count() == 1:
         return [text]
     mesh = Mesh(np.array(jax.devices()), ("all",))

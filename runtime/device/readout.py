@@ -1,4 +1,4 @@
-"""What a step has left on the device, read and dealt out to the rows that asked. Waits for the step."""
+"""Reads a step's results from the device and assigns them to its rows. Waits for the step."""
 
 from collections.abc import Sequence
 
@@ -15,9 +15,9 @@ from .steps import Scores
 def read_samples(
     rows: Sequence[tuple[Row, range]], samples: Samples
 ) -> list[tuple[Row, Sampled | Exception]]:
-    """Each row with its samples, from its lines, or with why they cannot be read.
+    """Each row with its samples, from its lines, or with the error if they cannot be read.
 
-    Log-probabilities are copied only where they are wanted.
+    Log-probabilities are copied only if they are requested.
     """
     tokens = np.asarray(samples.token_B)
     wanted = [row.sequence.request.params.logprobs for row, _ in rows]
@@ -37,7 +37,7 @@ def _read(tokens: np.ndarray, lines: range, reports: "_Reports", count: int | No
 
 
 def read_chunks(rows: Sequence[Row], scores: Scores) -> dict[Row, Exception]:
-    """Gives each sequence what a step says of its prompt's tokens; where that fails, says why."""
+    """Adds a step's results for prompt tokens to each sequence; returns the errors by row."""
     faults: dict[Row, Exception] = {}
     hidden_BD, at = np.asarray(scores.hidden_BD), 0
     reports = _Reports(scores.logprob_TX, scores.top_TX)
@@ -55,18 +55,18 @@ def _read_chunk(row: Row, reports: "_Reports", at: int, hidden_D: np.ndarray) ->
     assert row.sequence.scores is not None
     count = row.sequence.request.params.prompt_logprobs
     lines = range(at, at + row.count) if count is not None else ()
-    heard = [reports.of(place, count or 0) for place in lines]
-    row.sequence.scores.add(row.start, ChunkScores(heard, hidden_D))
+    chunk = [reports.of(place, count or 0) for place in lines]
+    row.sequence.scores.add(row.start, ChunkScores(chunk, hidden_D))
 
 
 class _Reports:
-    """Log-probabilities by line, copied from the device once."""
+    """Log-probabilities by line, copied from the device in one go."""
 
     def __init__(self, logprob_NX: object, top_NX: object) -> None:
         self._logprob_NX, self._top_NX = np.asarray(logprob_NX), np.asarray(top_NX)
 
     def of(self, line: int, count: int) -> TokenLogprobs:
-        """Of the line's token, and so many of the most likely ones."""
+        """Those of the line's token, and of the `count` most likely ones."""
         logprob_X = self._logprob_NX[line]
         pairs = zip(self._top_NX[line, :count].tolist(), logprob_X[1 : 1 + count].tolist(), strict=True)
         return TokenLogprobs(chosen=float(logprob_X[0]), top=tuple(pairs))

@@ -1,8 +1,8 @@
-"""What the engine's thread does on the device: holds parameters and state, launches plans, reads samples.
+"""The engine's work on the device: holds parameters and state, launches plans, reads samples.
 
 Launching returns before the step has run; reading waits for it. Not thread-safe: after `warm_up` all calls
-come from the engine's thread, but for `compile_rest`, which may work beside it: what it has compiled lies
-ready for `add_compiled`.
+come from the engine's thread, except `compile_rest`, which can run in another thread. The engine's thread
+adds its results with `add_compiled`.
 """
 
 import queue
@@ -33,13 +33,13 @@ from .trials import trial_rows
 
 @dataclass(frozen=True, slots=True)
 class InFlightStep:
-    """A step on its way.
+    """A step that is launched and not yet read.
 
     Attributes:
-      plan, bucket: what was planned, and in which bucket. launched: when (`time.monotonic`).
-      samples, scores: what will come.
-      masked: the rows that were sampled under masks, and what will come of them.
-      faults: rows among them whose masks could not be had, and why.
+      plan, bucket: the planned rows and the compiled shape. launched: when (`time.monotonic`).
+      samples, scores: its results, not yet computed.
+      masked: the rows that were sampled with a grammar's mask, and their samples.
+      faults: the errors of those of them that have no mask.
     """
 
     plan: Plan
@@ -54,12 +54,12 @@ class InFlightStep:
     def done(self) -> bool:
         """Whether the device has finished it."""
         last = self.masked[1] if self.masked else self.samples
-        # Every array of JAX's has the method; `jax.Array` does not declare it.
+        # All arrays of JAX have the method; `jax.Array` does not declare it.
         return bool(last.token_B.is_ready())  # type: ignore[attr-defined]
 
 
 class Followers(Protocol):
-    """Hears what is launched here, before it is, and what came of it; see `lockstep.py`."""
+    """Receives every launch before it is dispatched here, and its samples; see `lockstep.py`."""
 
     def launch(self, bucket: int, buffer: np.ndarray) -> None: ...
 
@@ -75,7 +75,7 @@ class Runner:
 
     Attributes:
       shapes, pages: the sizes it is compiled for; the trash page not counted.
-      kernels: `(operation, way)` of those that compute.
+      kernels: the `(operation, backend)` pairs in use.
       ready: the buckets that can be launched, with the seconds of a trial.
       slowest_step: seconds of the slowest trial so far.
     """
@@ -93,8 +93,8 @@ class Runner:
         """Compiles nothing yet.
 
         Args:
-          parameters: placed on the mesh as `model.sharding.placements` says.
-          pages: those to hand out; the trash page comes on top. cache_dtype: of keys and values in them.
+          parameters: placed on the mesh as in `model.sharding.placements`.
+          pages: without the trash page, which is added. cache_dtype: of keys and values.
           followers: other processes that run the same steps on their shares.
         """
         self._followers = followers
@@ -115,26 +115,26 @@ class Runner:
         self._compiled: queue.SimpleQueue[Bucket] = queue.SimpleQueue()
 
     def warm_up(self, progress: Progress) -> None:
-        """Allocates the pool, compiles the steps that suffice for any request and runs them.
+        """Allocates the pool, compiles the steps that are enough for any request, and runs them.
 
-        Several processes compile all of them, for they must launch the same ones.
+        Several processes compile all steps, because they must launch the same ones.
         """
         buckets = self._buckets if self._multi_process else self.shapes.essential()
         allocation = _Background(self._create_state)
         self._abstract_state = jax.eval_shape(self._create_state)
         self._executables.compile(buckets, self._leaves, self._abstract_state, progress)
         self._state: DeviceState = allocation.result()
-        barrier()  # so that a step's time is not that of another process's compilation
+        barrier()  # so that a trial does not include the compilation in another process
         for bucket in buckets:
             self._run_trial(bucket)
         if self.shapes.scores:
-            self._time(buckets[0], scored=True)  # the slowest that there is, but not what one takes usually
+            self._time(buckets[0], scored=True)  # the slowest case, which is not the usual time of a step
         self.prepare(0, np.zeros(self._vocabulary, np.float32), np.zeros(self._vocabulary, np.uint8))
 
     def compile_rest(self, stop: threading.Event) -> None:
-        """Compiles what `warm_up` has left out, for `add_compiled`, until it is told to stop.
+        """Compiles the steps that `warm_up` has not compiled, for `add_compiled`, until `stop` is set.
 
-        In the end all steps are to be tried again: a trial takes longer while another step is compiled.
+        At the end all steps get another trial, because a trial takes longer during a compilation.
         """
         missing = [bucket for bucket in self._buckets if bucket not in self.ready]
         for bucket in missing:
@@ -147,23 +147,23 @@ class Runner:
 
     @property
     def has_compiled(self) -> bool:
-        """Whether there is something to `add_compiled`."""
+        """Whether there is a step for `add_compiled`."""
         return not self._compiled.empty()
 
     def add_compiled(self) -> tuple[Bucket, float]:
-        """Makes a compiled step ready, having tried it; returns its seconds."""
+        """Runs a trial of a compiled step and makes it ready; returns its seconds."""
         bucket = self._compiled.get()
         return bucket, self._run_trial(bucket)
 
     def _run_trial(self, bucket: Bucket) -> float:
-        """Seconds of a step of full rows, and the bucket is ready."""
+        """Measures a step of full rows and makes its bucket ready; returns its seconds."""
         seconds = self._time(bucket)
         self.ready = {**self.ready, bucket: seconds}  # a new mapping: other threads iterate over the old one
         return seconds
 
     def _time(self, bucket: Bucket, *, scored: bool = False) -> float:
-        """Seconds of a step of full rows. Where it is the only trial, the second run counts: the first one
-        takes longer."""
+        """Seconds of a step of full rows; of a second run if there will be no other trial, because the first
+        run takes longer."""
         buffer, _ = self._pack(bucket, trial_rows(bucket, self.shapes, self._vocabulary, scored=scored))
         if self._multi_process:
             self._dispatch(bucket, buffer)[0].token_B.block_until_ready()
@@ -174,7 +174,7 @@ class Runner:
         return seconds
 
     def launch(self, plan: Plan) -> InFlightStep:
-        """Dispatches a step; the device runs it after those launched before.
+        """Dispatches a step; the device runs it after all earlier ones.
 
         Raises:
           SequenceFault: a row cannot be packed; nothing has been dispatched.
@@ -188,7 +188,7 @@ class Runner:
         return InFlightStep(plan, bucket, time.monotonic(), *self._dispatch(bucket, buffer))
 
     def sample_masked(self, in_flight: InFlightStep) -> InFlightStep:
-        """Draws for the rows of a step whose logits wait for masks: what came before must have been read."""
+        """Samples the rows of a step that wait for a mask; all earlier steps must have been read."""
         rows = [row for row in in_flight.plan.rows if row.held and not row.sequence.finished]
         if not rows:
             return in_flight
@@ -198,15 +198,15 @@ class Runner:
         return replace(in_flight, masked=(rows, self._dispatch(bucket, buffer)[0]), faults=faults)
 
     def replay(self, bucket: int, buffer: np.ndarray) -> Samples:
-        """Dispatches what another process has launched: the bucket's number and its packed inputs."""
+        """Dispatches a step that another process has launched: the bucket's number and its packed inputs."""
         return self._dispatch(self._buckets[bucket], buffer)[0]
 
     def prepare(self, slot: int, bias_V: np.ndarray, marks_V: np.ndarray) -> None:
-        """Makes a slot ready for a sequence that adjusts logits; see `sampling.Adjustments`."""
+        """Prepares a slot for a sequence that adjusts logits; see `sampling.Adjustments`."""
         self._state = self._executables.prepare(self._state, slot, bias_V, marks_V)
 
     def close(self) -> None:
-        """Lets the followers go; nothing is launched after this. Idempotent."""
+        """Ends the session of the followers; nothing is launched after this. Idempotent."""
         if self._followers:
             self._followers.close()
 
@@ -226,7 +226,7 @@ class Runner:
         self.prepare(row.slot, *tables)
 
     def _notify_followers(self, bucket: Bucket, buffer: np.ndarray) -> None:
-        """Followers hear of what is about to be dispatched here."""
+        """Sends a step to the followers before it is dispatched here."""
         if self._followers:
             self._followers.launch(self._buckets.index(bucket), buffer)
 
@@ -236,9 +236,9 @@ class Runner:
         return outcome
 
     def read(self, in_flight: InFlightStep) -> list[tuple[Row, Sampled | Exception]]:
-        """Waits for a step; each row that samples, with its samples, and each that failed, with why.
+        """Waits for a step; returns each row that samples with its samples, or with its error.
 
-        What was asked of prompts' tokens goes to their sequences.
+        Results for prompt tokens are added to their sequences.
         """
         rows, lines = in_flight.plan.rows, sampling_lines(in_flight.plan, in_flight.bucket)
         free = [(row, at) for row, at in zip(rows, lines, strict=True) if row.samples and not row.held]
@@ -264,12 +264,12 @@ class Runner:
 
 
 def state_shardings(mesh: Mesh) -> DeviceState:
-    """How the state lies on a mesh."""
+    """The shardings of the state on a mesh."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), STATE)
 
 
 class _Background:
-    """A computation in a thread of its own; its result or its exception is collected once."""
+    """A computation in its own thread; its result or exception can be read once."""
 
     def __init__(self, compute: Callable[[], Any]) -> None:
         self._outcome: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()

@@ -1,9 +1,9 @@
-"""The device's side of a step: one pure function per bucket, its state donated.
+"""The device program of a step: one pure function per bucket, with a donated state.
 
 A step takes the parameters, the state and one packed buffer, and returns the new state and the samples:
-embed, all layers, the head on the rows that sample, the sampler. Nothing else crosses to the host. What
-goes into the buffer is decided in `runner.py`, how it is laid out in `buckets.py`. On a mesh every device
-runs the step on its share of the parameters and of the cache; everything else is the same on all.
+embedding, all layers, the head on the rows that sample, the sampler. Nothing else is copied to the host.
+`packing.py` fills the buffer, `buckets.py` defines its layout. On a mesh every device runs the step on its
+share of the parameters and of the cache; everything else is equal on all devices.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,24 +15,25 @@ from jax import lax
 
 from ...model.cache import Batch, Cache, Tiles, create_cache
 from ...model.sharding import CACHE, REPLICATED, pad_config
-from ...model.transformer import Skeleton, Transformer
-from ..request import MAX_TOP_LOGPROBS, packed_parameters
+from ...model.transformer import Skeleton
+from ..request import packed_parameters
 from .buckets import Bucket, Layout, Shapes
-from .sampling import Adjustments, RowParams, Samples, allowed_of, logprobs, sample
+from .prompt_scoring import Scores, score_prompts
+from .sampling import Adjustments, RowParams, Samples, allowed_of, sample
 
 
 class DeviceState(NamedTuple):
-    """What lives on the device between steps; every step consumes it and returns its successor.
+    """The state on the device between steps; every step consumes it and returns the next one.
 
     Attributes:
       cache: the KV pools.
-      last_S: i32 `[slots]`, each slot's newest sample: the next step's input before the host has seen it.
-      counts_SV, bias_SV, marks_SV: `[slots, V]`, see `sampling.Adjustments`; kept for sequences that adjust
-        logits only.
-      logits_SV: f32 `[slots, V]`, left behind for those whose sample waits for a mask; of one slot where
-        there are no grammars, for JAX 0.11's compiler dies of an array without elements on a mesh.
-      broken_S: bool `[slots]`, whether a number that is not finite has come up in each slot's sequence.
-      broken_P: bool `[pages]`, the same of each page, for those who find it later.
+      last_S: i32 `[slots]`, each slot's newest sample: the next step's input before the host has read it.
+      counts_SV, bias_SV, marks_SV: `[slots, V]`, see `sampling.Adjustments`; only for sequences that adjust
+        logits.
+      logits_SV: f32 `[slots, V]`, stored for the sequences with a sample that waits for a mask. It has one
+        slot if there are no grammars, because JAX 0.11's compiler crashes on an empty array on a mesh.
+      broken_S: bool `[slots]`, whether a number that is not finite has occurred in each slot's sequence.
+      broken_P: bool `[pages]`, the same for each page, for sequences that reuse it later.
     """
 
     cache: Cache
@@ -45,33 +46,19 @@ class DeviceState(NamedTuple):
     broken_P: jax.Array
 
 
-class Scores(NamedTuple):
-    """What a mixed step says of its T tokens beside its samples, of those that have a target.
-
-    Attributes:
-      logprob_TX, top_TX: as `Samples` has them, of the token that follows each.
-      hidden_BD: f32 `[B, D]`, the sum of each row's final hidden states.
-    """
-
-    logprob_TX: jax.Array
-    top_TX: jax.Array
-    hidden_BD: jax.Array
-
-
 Outcome = tuple[Samples, Scores | None]
 Step = Callable[[tuple[jax.Array, ...], DeviceState, jax.Array], tuple[DeviceState, Outcome]]
 
-_SCORED_AT_ONCE = 64
-"""Tokens of prompts whose logits are there at the same time."""
-
-
 STATE = DeviceState._make([CACHE, *[REPLICATED] * (len(DeviceState._fields) - 1)])
-"""How the state is divided among devices: the cache by heads, all else whole on each."""
+"""How the state is divided among devices: the cache by heads, everything else is complete on each."""
 
 
 def create_state(skeleton: Skeleton, shapes: Shapes, pages: int, dtype: jnp.dtype) -> DeviceState:
-    """A fresh state with `pages` pages, the trash page among them, of keys and values of a type: all devices'
-    shares together."""
+    """A new state, the shares of all devices together.
+
+    Args:
+      pages: of the cache, the trash page included. dtype: of keys and values.
+    """
     config = skeleton.config
     ids = (shapes.slots, config.vocabulary)
     return DeviceState(
@@ -103,7 +90,7 @@ def make_step(skeleton: Skeleton, bucket: Bucket, shapes: Shapes) -> Step:
         state = state._replace(cache=cache, counts_SV=counts_SV, broken_S=broken_S, broken_P=broken_P)
         last_BD = hidden_TD.at[fields["last"]].get(mode="fill", fill_value=0) if bucket.tiled else hidden_TD
         state, samples = _sample_or_hold(state, model.logits(last_BD), fields, shapes)
-        scores = _score_or_not(model, fields, hidden_TD) if "target" in fields else None
+        scores = score_prompts(model, fields, hidden_TD) if "target" in fields else None
         return state, (samples, scores)
 
     return step
@@ -112,17 +99,17 @@ def make_step(skeleton: Skeleton, bucket: Bucket, shapes: Shapes) -> Step:
 def _sample_or_hold(
     state: DeviceState, logits_BV: jax.Array, fields: Mapping[str, jax.Array], shapes: Shapes
 ) -> tuple[DeviceState, Samples]:
-    """Draws for every row that samples; the logits of those that wait for a mask are left behind instead."""
+    """Samples every row that samples, but stores the logits of rows that wait for a mask."""
     slot_B = jnp.where(fields["sample_position"] > 0, fields["slot"], shapes.slots)
     samples = _draw(state, slot_B, logits_BV, fields)
     if not shapes.mask:
         return state._replace(last_S=state.last_S.at[slot_B].set(samples.token_B, mode="drop")), samples
     held_B = fields["held"] > 0
     free_B = jnp.where(held_B, shapes.slots, slot_B)
-    left_B = jnp.where(held_B, slot_B, shapes.slots)
+    stored_B = jnp.where(held_B, slot_B, shapes.slots)
     logits_SV = lax.cond(
         jnp.any(held_B),
-        lambda: state.logits_SV.at[left_B].set(logits_BV, mode="drop"),
+        lambda: state.logits_SV.at[stored_B].set(logits_BV, mode="drop"),
         lambda: state.logits_SV,
     )
     last_S = state.last_S.at[free_B].set(samples.token_B, mode="drop")
@@ -130,7 +117,7 @@ def _sample_or_hold(
 
 
 def _make_sampler(layout: Layout, shapes: Shapes) -> Step:
-    """Draws from the logits that a step has left behind, among the ids that a mask allows."""
+    """A step that samples from stored logits, among the ids that a mask allows."""
 
     def draw(leaves: tuple[jax.Array, ...], state: DeviceState, buffer: jax.Array):
         fields = layout.unpack(buffer)
@@ -151,7 +138,7 @@ def _draw(
     fields: Mapping[str, jax.Array],
     allowed_BV: jax.Array | None = None,
 ) -> Samples:
-    """A token for each row, of the sequence in its slot."""
+    """Samples a token for each row, with the state of its slot."""
 
     def adjustments() -> Adjustments:
         tables = (state.counts_SV, state.bias_SV, state.marks_SV)
@@ -161,52 +148,8 @@ def _draw(
     return sample(logits_BV, _row_params(fields), adjustments, broken_B, allowed_BV)
 
 
-def _score_or_not(model: Transformer, fields: Mapping[str, jax.Array], hidden_TD: jax.Array) -> Scores:
-    """The scores of the tokens that have a target; where none has, nothing is computed."""
-    tokens, width = hidden_TD.shape
-    nothing = Scores(
-        jnp.zeros((tokens, 1 + MAX_TOP_LOGPROBS), jnp.float32),
-        jnp.zeros((tokens, MAX_TOP_LOGPROBS), jnp.int32),
-        jnp.zeros((len(fields["slot"]), width), jnp.float32),
-    )
-    wanted_T = fields["target"] >= 0
-
-    def score() -> Scores:
-        logprob_TX, top_TX = _score_next(model, fields["target"], hidden_TD, nothing)
-        counted_TD = jnp.where(wanted_T[:, None], hidden_TD.astype(jnp.float32), 0.0)
-        return Scores(logprob_TX, top_TX, nothing.hidden_BD.at[fields["row"]].add(counted_TD))
-
-    return lax.cond(jnp.any(wanted_T), score, lambda: nothing)
-
-
-def _score_next(
-    model: Transformer, target_T: jax.Array, hidden_TD: jax.Array, nothing: Scores
-) -> tuple[jax.Array, jax.Array]:
-    """What the tokens that follow were worth; only those with a target go through the head, some at once."""
-    tokens = len(target_T)
-    size = min(_SCORED_AT_ONCE, tokens)
-    wanted_T, every_T = target_T >= 0, jnp.arange(tokens, dtype=jnp.int32)
-    room = -(-tokens // size) * size
-    place_T = jnp.where(wanted_T, jnp.cumsum(wanted_T, dtype=jnp.int32) - 1, room)
-    token_W = jnp.full(room, tokens, jnp.int32).at[place_T].set(every_T, mode="drop")
-
-    def some(part: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        token_R = lax.dynamic_slice_in_dim(token_W, part * size, size)
-        hidden_RD = hidden_TD.at[token_R].get(mode="fill", fill_value=0)
-        target_R = target_T.at[token_R].get(mode="fill", fill_value=0)
-        logprob_RX, top_RX = logprobs(model.logits(hidden_RD), target_R)
-        logprob_TX, top_TX = found
-        return (
-            logprob_TX.at[token_R].set(logprob_RX, mode="drop"),
-            top_TX.at[token_R].set(top_RX, mode="drop"),
-        )
-
-    parts = -(-jnp.sum(wanted_T, dtype=jnp.int32) // size)
-    return lax.fori_loop(0, parts, some, (nothing.logprob_TX, nothing.top_TX))
-
-
 def _arrange(bucket: Bucket, shapes: Shapes, fields: Mapping[str, jax.Array]) -> tuple[jax.Array, Batch]:
-    """The state slot of each token, and the model's batch."""
+    """The state slot of each token, and the batch for the model."""
     position_T, table_BM = fields["position"], fields["table"]
     row_T = jnp.arange(bucket.tokens, dtype=jnp.int32)
     end_B = row_T + 1
@@ -226,7 +169,7 @@ def _arrange(bucket: Bucket, shapes: Shapes, fields: Mapping[str, jax.Array]) ->
 
 
 def _count(counts_SV: jax.Array, slot_T: jax.Array, token_T: jax.Array, counted_T: jax.Array) -> jax.Array:
-    """Counts tokens where a sequence has penalties; where none has, the counts are not so much as read."""
+    """Counts tokens of sequences with penalties; without such sequences the counts are not even read."""
 
     def add() -> jax.Array:
         return counts_SV.at[slot_T, token_T].add(counted_T, mode="drop")
@@ -242,21 +185,21 @@ def _mark_broken(
     cache_slot_T: jax.Array,
     page_size: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Remembers which sequences, and which pages, have met a number that is not finite.
+    """Marks the sequences and pages in which a number that is not finite has occurred.
 
-    The cache keeps no such number, so without this a prompt that overflowed in the middle would go on as if
-    nothing had happened. A page is sound again with the first token that is written to it anew; a sequence
-    that takes a slot is as broken as the pages that it begins with. Those may have been filled in this very
-    step, so pages are marked first and inherited from afterwards.
+    The cache does not store such numbers, so without the marks a prompt that overflows in the middle would
+    continue as if nothing had happened. The first token that is written to a page clears its mark. A sequence
+    that takes a slot inherits the marks of its first pages. This same step can fill those pages, so pages are
+    marked first and sequences inherit after that.
 
-    Tokens of no slot (padding, and the rows of a trial) leave no marks.
+    Tokens without a slot (padding, and the rows of a trial) leave no marks.
     """
     slots, pages = state.broken_S.shape[0], state.broken_P.shape[0]
     used_T = (fields["position"] >= 0) & (slot_T < slots)
     page_T = cache_slot_T // page_size
-    anew_T = used_T & (cache_slot_T % page_size == 0)
+    cleared_T = used_T & (cache_slot_T % page_size == 0)
     bad_T = used_T & ~jnp.isfinite(hidden_TD).all(axis=-1)
-    broken_P = state.broken_P.at[jnp.where(anew_T, page_T, pages)].set(False, mode="drop")
+    broken_P = state.broken_P.at[jnp.where(cleared_T, page_T, pages)].set(False, mode="drop")
     broken_P = broken_P.at[jnp.where(bad_T, page_T, pages)].set(True, mode="drop")
     slot_B = jnp.where(fields["first"] > 0, fields["slot"], slots)
 
@@ -268,7 +211,7 @@ def _mark_broken(
 
 
 def _cache_slots(position_T: jax.Array, row_T: jax.Array, table_BM: jax.Array, page_size: int) -> jax.Array:
-    """Where each token's key and value go; padding goes to the trash page."""
+    """The cache position for each token's key and value; the trash page for padding."""
     place_T = jnp.maximum(position_T, 0)
     slot_T = table_BM[row_T, place_T // page_size] * page_size + place_T % page_size
     return jnp.where(position_T < 0, 0, slot_T)
@@ -296,7 +239,7 @@ def _row_params(fields: Mapping[str, jax.Array]) -> RowParams:
 
 
 def prepare_slot(state: DeviceState, slot: jax.Array, bias_V: jax.Array, marks_V: jax.Array) -> DeviceState:
-    """Makes a slot ready for a sequence that adjusts logits: nothing generated yet, its bias, its marks."""
+    """Prepares a slot for a sequence that adjusts logits: counts of zero, its bias, its marks."""
     return state._replace(
         counts_SV=state.counts_SV.at[slot].set(0),
         bias_SV=state.bias_SV.at[slot].set(bias_V),

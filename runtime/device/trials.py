@@ -1,9 +1,8 @@
-"""What a step is tried with: full rows, of which nothing remains. No JAX.
+"""The input of a trial, which measures how long a step takes: full rows that leave no trace. No JAX.
 
-How long a step takes is learned from a trial, and with padding alone there would be little to learn: no
-expert would be computed, hardly a page read. So every row of a trial holds tokens, as many as the step takes,
-and samples. They belong to no slot, and their pages are all the trash page: the device then writes nothing
-that a sequence could read.
+A trial with padding only would not be realistic: it would compute no expert and read hardly any page. So
+every row of a trial holds as many tokens as the step takes, and samples. The rows belong to no slot, and all
+their pages are the trash page, so the device writes nothing that a sequence could read.
 """
 
 from collections.abc import Mapping
@@ -16,18 +15,18 @@ from ..request import Request, SamplingParams
 from .buckets import Bucket, Shapes, choose
 
 _PARAMS = SamplingParams(temperature=1.0, top_p=0.9)
-"""A draw as most requests want it."""
+"""The sampling of most requests."""
 _CONVERSATION = 512
-"""Tokens behind a row that decodes: many answers are given to as many."""
+"""Tokens before a decode row, a common length."""
 _STRIDE = 7919
-"""Between the ids of neighbours, a prime: different tokens go to different experts."""
+"""The distance between neighbouring ids, a prime: different tokens go to different experts."""
 
 
 def trial_rows(bucket: Bucket, shapes: Shapes, vocabulary: int, *, scored: bool = False) -> list[Row]:
-    """Rows that fill a bucket: as few prompts as hold its tokens, or the newest tokens of conversations.
+    """Rows that fill a bucket: as few prompts as possible, or the newest tokens of conversations.
 
     Args:
-      scored: prompts' tokens all go through the head, as where their log-probabilities are wanted.
+      scored: all prompt tokens go through the head, as when their log-probabilities are requested.
     """
     context = shapes.table * shapes.page_size
     if bucket.tiled:
@@ -43,12 +42,12 @@ def trial_rows(bucket: Bucket, shapes: Shapes, vocabulary: int, *, scored: bool 
 
 
 def decode_seconds(trials: Mapping[Bucket, float], slots: int) -> float:
-    """Seconds of the step that one decode row of each slot goes into; 0.0 where nothing was tried."""
+    """Seconds of a step with one decode row per slot; 0.0 without trials."""
     return trials[choose(trials, "decode", slots)] if trials else 0.0
 
 
 def prompt_seconds(trials: Mapping[Bucket, float]) -> float:
-    """Seconds per token of the largest step that takes in prompts; 0.0 where nothing was tried."""
+    """Seconds per token of the largest step that takes prompts; 0.0 without trials."""
     steps = [bucket for bucket in trials if bucket.kind != "sample"]
     if not steps:
         return 0.0
@@ -64,11 +63,11 @@ def _sequence(length: int, vocabulary: int, bucket: Bucket) -> Sequence:
         limit=length,
         arrival=0,
         tokens=list(prompt),
-        matcher=_Anything() if bucket.kind == "sample" else None,
+        matcher=_AllowAll() if bucket.kind == "sample" else None,
     )
 
 
-class _Anything:
+class _AllowAll:
     """A grammar that allows every id."""
 
     error = None

@@ -208,8 +208,8 @@ class Scheduler:
         return self._make_row(sequence, count)
 
     def _prefilling(self) -> list[Sequence]:
-        """Sequences that lack more than one token, as far as there are slots: with a slot first, then by their
-        client's pages, then by age."""
+        """Sequences that lack more than one token, as far as there are slots: those with a slot, then by the
+        pages of their client, then by age."""
         running = [s for s in self.running if s.missing > 1]
         if not self.waiting:
             return running

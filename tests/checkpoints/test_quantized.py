@@ -17,7 +17,7 @@ from distaff.checkpoints.rotation import Rotation
 from distaff.model.parameters import is_linear, parameter_shapes
 from distaff.model.quantize import quantize, quantize_weight
 from distaff.model.sharding import create_mesh
-from distaff.runtime.device.scoring import Scorer
+from distaff.runtime.scorer import Scorer
 
 from .making import make_model, save_folder
 

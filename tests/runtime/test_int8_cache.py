@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from distaff.model.errors import ConfigError
-from distaff.runtime.device.scoring import Scorer
 from distaff.runtime.device.settings import EngineSettings
 from distaff.runtime.engine import Engine
+from distaff.runtime.scorer import Scorer
 
 from .conftest import Bench
 from .tiny import CONFIG, Ear, ask, tokens_of

@@ -11,10 +11,10 @@ from distaff.model.errors import ConfigError
 from distaff.model.sharding import create_mesh, place_all
 from distaff.model.transformer import random_parameters
 from distaff.runtime.device.devices import claim_mesh
-from distaff.runtime.device.scoring import Scorer
 from distaff.runtime.device.settings import EngineSettings
 from distaff.runtime.engine import Engine
 from distaff.runtime.options import parse_kernels, parse_mesh
+from distaff.runtime.scorer import Scorer
 
 from .tiny import CONFIG, ask, assert_greedy, random_prompt, tokens_of
 

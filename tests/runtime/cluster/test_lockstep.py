@@ -368,7 +368,7 @@ def test_processes_that_do_not_come_end_in_a_line(
     monkeypatch.setattr(cluster.os, "_exit", ended.put)
     monkeypatch.setattr(cluster, "_initialize", lambda membership: ended.get(timeout=5))
     cluster.join(Membership(coordinator="h:80", process=1, processes=3), None)
-    assert "3 processes have not come together at h:80" in caplog.text
+    assert "3 processes have not joined at h:80" in caplog.text
     assert "expected each of --process-id 0 to 2 once" in caplog.text
 
 

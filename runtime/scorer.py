@@ -1,7 +1,7 @@
-"""A whole text at once, without sampling: logits and log-probabilities of tokens that are already there.
+"""Scores a whole text at once, without sampling: logits and log-probabilities of given tokens.
 
-For research and tests. It runs the same `Transformer` over a scratch cache of its own, beside the engine
-and not through it, and compiles a length (a power of two) when it is first met.
+For research and tests. It runs the same `Transformer` with a temporary cache, not through the engine, and
+compiles each length (a power of two) on first use.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,13 +13,13 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
-from ...model.cache import TILE, Batch, Tiles, create_cache
-from ...model.config import ModelConfig
-from ...model.quantize import is_int8
-from ...model.sharding import REPLICATED, create_mesh, over_shares, share_config
-from ...model.target import Target
-from ...model.transformer import Skeleton, Transformer
-from .settings import cache_dtype
+from ..model.cache import TILE, Batch, Tiles, create_cache
+from ..model.config import ModelConfig
+from ..model.quantize import is_int8
+from ..model.sharding import REPLICATED, create_mesh, over_shares, share_config
+from ..model.target import Target
+from ..model.transformer import Skeleton, Transformer
+from .device.settings import cache_dtype
 
 _PAGE = 16
 _SHORTEST = 16
@@ -36,9 +36,10 @@ class Scorer:
         mesh: Mesh | None = None,
         kv_cache_dtype: str | None = None,
     ) -> None:
-        """`mesh` is the one that the parameters are placed on; None for a single device.
+        """Compiles nothing yet.
 
         Args:
+          mesh: the devices that hold the parameters; None for a single device.
           kv_cache_dtype: see `EngineSettings`.
         """
         self._cache_dtype = cache_dtype(kv_cache_dtype, parameters["embed"].dtype)
@@ -78,7 +79,7 @@ def _run(
     tokens_T: jax.Array,
     length: jax.Array,
 ) -> jax.Array:
-    """A score by every device on its share."""
+    """Computes a score, each device on its share."""
 
     def share(leaves: tuple[jax.Array, ...], tokens_T: jax.Array, length: jax.Array) -> jax.Array:
         return score(skeleton.merge(leaves), tokens_T, length, cache_dtype)
@@ -94,7 +95,7 @@ def _logits(model: Transformer, tokens_T: jax.Array, length: jax.Array, cache_dt
 def _logprobs(
     model: Transformer, tokens_T: jax.Array, length: jax.Array, cache_dtype: jnp.dtype
 ) -> jax.Array:
-    """Some rows at a time, so that the logits of a long text are never all there at once."""
+    """Computes some rows at a time, so that the logits of a long text never exist all at once."""
     hidden_TD = _hidden(model, tokens_T, length, cache_dtype)
     next_T = jnp.roll(tokens_T, -1)
 
