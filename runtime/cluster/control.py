@@ -1,7 +1,7 @@
 """The connection between the leader of several processes and a follower: typed frames, a secret, heartbeats.
 
-Knows nothing of steps or devices. No call that sends ever waits, least of all for a device. A peer is lost
-when its end closes, when it sends an invalid frame, or when it has been silent for too long. No JAX.
+It knows nothing about steps or devices. Sending never waits, especially not for a device. A peer is lost when
+its end closes, when it sends an invalid frame, or when it has been silent for too long. No JAX.
 """
 
 import hmac
@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 7.0
-"""A peer that has sent nothing for so long is lost: within ten seconds all processes know."""
+"""A peer that has sent nothing for this time is lost; so all processes know within ten seconds."""
 HANDSHAKE_SECONDS = 10.0
-"""Within which a peer must have proved itself, however it deals out its bytes."""
+"""The time for a whole handshake, even if the peer sends its bytes slowly."""
 
 _NONCE = 32
 _LONGEST = 64 << 20
@@ -37,7 +37,7 @@ class Frame(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Launch(Frame, frozen=True):
-    """Leader: run this bucket's step on this buffer (i32, as bytes), after all that came before."""
+    """Leader: run this bucket's step on this buffer (i32, as bytes), after all earlier frames."""
 
     number: int
     bucket: int
@@ -45,7 +45,7 @@ class Launch(Frame, frozen=True):
 
 
 class Prepare(Frame, frozen=True):
-    """Leader: make this slot ready, with a bias (f32) and marks (u8) of each id, as bytes."""
+    """Leader: prepare this slot, with a bias (f32) and marks (u8) for each id, as bytes."""
 
     slot: int
     bias: bytes
@@ -53,25 +53,25 @@ class Prepare(Frame, frozen=True):
 
 
 class Digest(Frame, frozen=True):
-    """Follower: what a step sampled, as a hash."""
+    """Follower: a hash of the tokens that a step sampled."""
 
     number: int
     digest: bytes
 
 
 class Beat(Frame, frozen=True):
-    """Either: I am here."""
+    """Either: a heartbeat."""
 
 
 class Goodbye(Frame, frozen=True):
-    """Either: nothing more will come from here; all is well."""
+    """Either: the last frame of an orderly end."""
 
 
 class Failed(Frame, frozen=True):
-    """Either: I cannot go on, for this reason, and neither can you without me.
+    """Either: this process has failed, so all processes must end.
 
     Attributes:
-      code: the exit code that fits the reason, for all; None where the loss itself is the reason.
+      code: the exit code for all processes; None if the loss of this process is the only reason.
     """
 
     reason: str
@@ -79,7 +79,7 @@ class Failed(Frame, frozen=True):
 
 
 Lost = Callable[[str, int | None], None]
-"""Called once with the reason why this process cannot go on, and its exit code if it has one; must end it."""
+"""Called once with the reason to end this process, and the exit code if there is one; must end it."""
 
 
 _DECODER = msgspec.msgpack.Decoder(Launch | Prepare | Digest | Beat | Goodbye | Failed)
@@ -87,20 +87,20 @@ _ENCODER = msgspec.msgpack.Encoder()
 
 
 class HandshakeFailed(DistaffError):
-    """Who connected does not know the secret."""
+    """A peer does not prove that it knows the secret, or cannot be reached."""
 
 
 def handshake(connection: socket.socket, secret: bytes, own: bytes, theirs: bytes, process: int = 0) -> int:
-    """Both ends prove that they know the secret; `own` and `theirs` name the two roles.
+    """Both ends prove that they know the secret.
 
     Args:
-      process: this process's number.
+      own, theirs: names of the two roles. process: this process's number.
 
     Returns:
-      The peer's process number, which its proof vouches for.
+      The peer's process number, which its proof includes.
 
     Raises:
-      HandshakeFailed: the peer does not prove it, within the time for it.
+      HandshakeFailed: the peer does not prove it within the time limit.
     """
     deadline = time.monotonic() + HANDSHAKE_SECONDS
     try:
@@ -114,7 +114,7 @@ def handshake(connection: socket.socket, secret: bytes, own: bytes, theirs: byte
         if not hmac.compare_digest(proof, _proof(secret, theirs + their_number, nonce)):
             raise HandshakeFailed("a peer on the control connection does not know the secret")
     except OSError as error:
-        raise HandshakeFailed(f"a peer on the control connection fell silent ({error})") from None
+        raise HandshakeFailed(f"a peer on the control connection sent no proof ({error})") from None
     connection.settimeout(None)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return _NUMBER.unpack(their_number)[0]
@@ -194,7 +194,7 @@ class Peer(FramedPeer[Any]):
             case Beat():
                 return
             case Failed(reason, code):
-                self.end(f"{self.name} gave up: {reason}", code)
+                self.end(f"{self.name} failed: {reason}", code)
                 return
             case Goodbye():
                 self._parting = True

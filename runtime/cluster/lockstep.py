@@ -1,9 +1,9 @@
-"""Several processes run the same steps in the same order: the leader says which, the followers do as it does.
+"""Several processes run the same steps in the same order: the leader decides, the followers repeat.
 
-The leader's engine plans as if it were alone. Each step that its runner launches goes, packed as it is, into
-the followers' queues before it is dispatched here, and is never waited for. Followers launch it on their
-shares; the step's own collectives keep the devices together. One step late each follower reports a hash of
-what was sampled, which every process has; a difference means that they have drifted apart, and ends all.
+The leader's engine plans as if it were alone. Its runner puts each packed step into the followers' queues
+before dispatching it, and never waits for them. Followers launch the step on their shares; the collectives in
+the step keep the devices together. Later each follower reports a hash of the sampled tokens, which every
+process has. If hashes differ, the processes have diverged, and all end.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ _CONNECT_SECONDS = 60.0
 _CLOSE_SECONDS = 3.0
 _TICK_SECONDS = 0.05
 _MAX_HANDSHAKES = 64
-"""Connections that may be proving themselves at the same time; more are closed at once."""
+"""The maximum number of handshakes at the same time; more connections are closed at once."""
 
 
 def digest_of(token_B: np.ndarray) -> bytes:
-    """A hash of sampled ids."""
+    """A hash of the sampled ids."""
     return hashlib.blake2b(np.ascontiguousarray(token_B).tobytes(), digest_size=8).digest()
 
 
@@ -52,12 +52,12 @@ def _listen(host: str) -> socket.socket:
 def _accept_followers(
     listener: socket.socket, secret: bytes, count: int
 ) -> Iterator[tuple[int, socket.socket]]:
-    """Yields so many who prove that they know the secret, with their numbers.
+    """Yields `count` followers that prove that they know the secret, each with its process number.
 
-    Each is greeted in a thread of its own, so that a stranger who stalls keeps nobody waiting.
+    Each handshake has its own thread, so that a slow peer does not delay the others.
 
     Raises:
-      HandshakeFailed: not all came in time.
+      HandshakeFailed: not all followers have connected in time.
     """
     arrived: queue.SimpleQueue[tuple[int, socket.socket]] = queue.SimpleQueue()
     room = threading.BoundedSemaphore(_MAX_HANDSHAKES)
@@ -65,8 +65,8 @@ def _accept_followers(
     def authenticate(connection: socket.socket, host: str) -> None:
         try:
             arrived.put((handshake(connection, secret, _LEADER, _FOLLOWER), connection))
-        except HandshakeFailed as stranger:
-            log.warning("turned away %s: %s", host, stranger)
+        except HandshakeFailed as error:
+            log.warning("rejected a connection from %s: %s", host, error)
             connection.close()
         finally:
             room.release()
@@ -84,11 +84,11 @@ def _accept_followers(
             yield arrived.get_nowait()
             count -= 1
     if count:
-        raise HandshakeFailed(f"{count} followers have not come within {_CONNECT_SECONDS:.0f} s")
+        raise HandshakeFailed(f"{count} followers have not connected within {_CONNECT_SECONDS:.0f} s")
 
 
 def _send_failure(peers: list[Peer], reason: str, code: int) -> None:
-    """The last word of a process that ends: waits until it is written, or a moment."""
+    """Sends the failure of a process that ends; waits until it is written, for a short time."""
     for peer in peers:
         peer.send(Failed(reason, code))
         peer.close()
@@ -97,16 +97,16 @@ def _send_failure(peers: list[Peer], reason: str, code: int) -> None:
 
 
 class Leader:
-    """The followers, seen from process 0. A runner tells it of every launch.
+    """The connections of process 0 to its followers. The runner reports every launch to it.
 
-    `launch` and `prepare` come from the engine's thread, `record_samples` too; none of them waits.
+    The engine's thread calls `launch`, `prepare` and `record_samples`; none of them waits.
     """
 
     def __init__(self, membership: Membership, lost: Lost) -> None:
-        """Waits until every follower has come and proved that it knows the secret.
+        """Waits until every follower has connected and proved that it knows the secret.
 
         Raises:
-          HandshakeFailed: not all came.
+          HandshakeFailed: not all have connected.
         """
         self._lost = lost
         self._numbers, self._recorded, self._closed = 0, 0, False
@@ -122,16 +122,16 @@ class Leader:
                 self._peers.append(Peer(connection, name, partial(self._receive, name), self._peer_lost))
 
     def launch(self, bucket: int, buffer: np.ndarray) -> None:
-        """Tells everybody of a step that is about to be dispatched here."""
+        """Sends a step to all followers, before it is dispatched here."""
         self._send(Launch(self._numbers, bucket, buffer.tobytes()))
         self._numbers += 1
 
     def prepare(self, slot: int, bias_V: np.ndarray, marks_V: np.ndarray) -> None:
-        """Tells everybody what a slot is made ready with."""
+        """Sends the values of a prepared slot to all followers."""
         self._send(Prepare(slot, bias_V.tobytes(), marks_V.tobytes()))
 
     def record_samples(self, token_B: np.ndarray) -> None:
-        """Notes what the oldest step that is not settled has sampled here."""
+        """Records the samples of the next step here, in the order of launches."""
         with self._lock:
             number, digest = self._recorded, digest_of(token_B)
             self._recorded += 1
@@ -142,11 +142,11 @@ class Leader:
                 del self._unmatched[old]
 
     def fail(self, reason: str, code: int) -> None:
-        """Tells everybody that this process cannot go on, and with which exit code it ends."""
+        """Sends the failure of this process to all followers, with its exit code."""
         _send_failure(self._peers, reason, code)
 
     def close(self) -> None:
-        """Says that all is well, and lets the followers go first. Idempotent."""
+        """Ends the session in order, followers first. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -173,10 +173,10 @@ class Leader:
 
     def _compare(self, name: str, number: int, ours: bytes, theirs: bytes) -> None:
         if ours != theirs:
-            self._peer_lost(f"{name} sampled other tokens in step {number}; the processes have drifted apart")
+            self._peer_lost(f"{name} sampled other tokens in step {number}; the processes have diverged")
 
     def _peer_lost(self, reason: str, code: int | None = None) -> None:
-        """Nobody can go on: the others hear why before this process ends. What follows from it is no news."""
+        """Sends the reason to the others, then ends this process; later reasons are ignored."""
         if not self._ending.acquire(blocking=False):
             return
         self._send(Failed(reason, code))
@@ -184,13 +184,13 @@ class Leader:
 
 
 class Follower:
-    """A process that does as the leader does, until it says goodbye or is lost."""
+    """A process that repeats the leader's steps until the leader ends the session or is lost."""
 
     def __init__(self, membership: Membership, lost: Lost) -> None:
-        """Finds the leader.
+        """Connects to the leader.
 
         Raises:
-          HandshakeFailed: it does not prove that it knows the secret, or is not there.
+          HandshakeFailed: it does not prove that it knows the secret, or cannot be reached.
         """
         port, secret = share_address(None)
         try:
@@ -205,12 +205,12 @@ class Follower:
         self._peer = Peer(connection, "the leader", self._frames.put, lost)
 
     def fail(self, reason: str, code: int) -> None:
-        """Tells the leader that this process cannot go on, and with which exit code it ends."""
+        """Sends the failure of this process to the leader, with its exit code."""
         _send_failure([self._peer], reason, code)
 
     def run(self, runner: Runner) -> None:
-        """Launches what the leader launches; returns when it says goodbye."""
-        threading.Thread(target=self._report, name="digests", daemon=True).start()
+        """Launches each step of the leader; returns after its goodbye."""
+        threading.Thread(target=self._report_samples, name="digests", daemon=True).start()
         while not isinstance(frame := self._frames.get(), Goodbye):
             if isinstance(frame, Launch):
                 samples = runner.replay(frame.bucket, np.frombuffer(frame.buffer, np.int32))
@@ -222,12 +222,12 @@ class Follower:
         self._peer.close()
         leave()
 
-    def _report(self) -> None:
-        """Waits for each step, off the path of the launches, and tells the leader what it sampled."""
+    def _report_samples(self) -> None:
+        """Reports the samples of each step to the leader, in a thread that does not delay launches."""
         try:
             while True:
                 number, samples = self._launched.get()
                 self._peer.send(Digest(number, digest_of(np.asarray(samples.token_B))))
         except Exception as error:
-            log.exception("what a step sampled could not be reported")
-            self._peer.end(f"a step's samples could not be reported: {type(error).__name__}")
+            log.exception("the samples of a step cannot be reported")
+            self._peer.end(f"the samples of a step cannot be reported: {type(error).__name__}")

@@ -178,7 +178,7 @@ def test_a_failure_is_told_with_its_code(pair: tuple[End, End]) -> None:
     """Whoever hears of it first, both end for the same reason; the end of the connection is no second one."""
     pair[1].peer.send(Failed("model.safetensors: damaged", 65))
     pair[1].peer.close()
-    assert pair[0].losses.get(timeout=2) == "the other gave up: model.safetensors: damaged"
+    assert pair[0].losses.get(timeout=2) == "the other failed: model.safetensors: damaged"
     time.sleep(0.05)  # for a second loss to come, if there is one
     assert pair[0].codes == [65] and pair[0].losses.empty()
 

@@ -178,8 +178,8 @@ def test_another_sample_ends_all(gather: Callable[..., Party], leader_reads_firs
     for n in range(4):
         party.leader.record_samples(buffer(n))
     device.finish.set()
-    reason = "process 1 at 127.0.0.1 sampled other tokens in step 2; the processes have drifted apart"
-    assert {party.losses.get(timeout=5) for _ in range(2)} == {reason, f"the leader gave up: {reason}"}
+    reason = "process 1 at 127.0.0.1 sampled other tokens in step 2; the processes have diverged"
+    assert {party.losses.get(timeout=5) for _ in range(2)} == {reason, f"the leader failed: {reason}"}
     time.sleep(0.05)
     assert party.losses.empty()
 
@@ -191,7 +191,7 @@ def test_samples_that_cannot_be_read_end_the_follower(gather: Callable[..., Part
     party.leader.launch(0, buffer(1))
     device.finish.set()
     until(lambda: bool(device.heard))
-    assert party.losses.get(timeout=5) == "a step's samples could not be reported: ValueError"
+    assert party.losses.get(timeout=5) == "the samples of a step cannot be reported: ValueError"
 
 
 def test_the_first_loss_is_the_one_told(gather: Callable[..., Party]) -> None:
@@ -205,7 +205,7 @@ def test_the_first_loss_is_the_one_told(gather: Callable[..., Party]) -> None:
     time.sleep(0.05)
     lost = f"{first.name} is lost: it closed the connection"
     assert sorted(reasons) == sorted(
-        [lost, "the leader is lost: it closed the connection", f"the leader gave up: {lost}"]
+        [lost, "the leader is lost: it closed the connection", f"the leader failed: {lost}"]
     )
     assert party.losses.empty()
 
@@ -258,7 +258,7 @@ def test_strangers_disturb_nobody(
     assert time.monotonic() - begun < patient(0.9), "a stranger kept the follower waiting"
     party.leader.launch(1, buffer(5))
     until(lambda: device.heard == [("launch", (1, [5]))])
-    until(lambda: sum("turned away 127.0.0.1" in line for line in caplog.messages) == 3)
+    until(lambda: sum("rejected a connection from 127.0.0.1" in line for line in caplog.messages) == 3)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", ports[0]))
     assert party.losses.empty()
@@ -298,7 +298,7 @@ def test_a_reason_to_fail_is_told(gather: Callable[..., Party]) -> None:
     party = gather(device)
     party.leader.fail("model.safetensors: damaged", 65)
     party.failed = True
-    assert party.losses.get(timeout=5) == "the leader gave up: model.safetensors: damaged"
+    assert party.losses.get(timeout=5) == "the leader failed: model.safetensors: damaged"
     assert party.codes == [65]
 
 
