@@ -1,9 +1,9 @@
-"""What a model would need and do on devices that are not here: the figures behind `distaff plan`.
+"""The memory and speed of a model on devices that need not exist here: the figures of `distaff plan`.
 
-chips.parse_topology -> Topology            what the devices are
+chips.parse_topology -> Topology            the devices
 sizing.Sizing        -> Memory              what fits, by the engine's own rules
-work.CostModel         -> Work                what a step has to move and to compute, counted from shapes
-roofline.step_time   -> StepTime            how long that takes at best
-program.ProgramBuilder     -> Program             what JAX and XLA make of the real step for those devices
-planning.make_plan   -> report.Plan         all of it together, JAX-free once it is made
+work.CostModel         -> Work                bytes and operations of a step, counted from shapes
+roofline.step_time   -> StepTime            the shortest possible time of a step
+program.ProgramBuilder     -> Program             the real step, lowered or compiled for those devices
+planning.make_plan   -> report.Plan         all of it together, as values without JAX
 """

@@ -1,11 +1,11 @@
-"""Devices by name: what they hold, how fast they read, compute and send. Published figures, no JAX.
+"""Devices by name: memory size, bandwidth, compute rates and links. Published figures, no JAX.
 
 Sources. TPUs: peak rates, bandwidths and one-way link bandwidths as in "How to Scale Your Model" (Austin et
-al. 2025, jax-ml.github.io/scaling-book, "TPU specs"), about a microsecond a hop from the same; the memory is
-what the compiler of libtpu 0.0.42 lets a program use, read off its message when one is too large; shapes from
-cloud.google.com/tpu/docs/{v5e,v5p,v6e}. GPUs: NVIDIA's data sheets of the H100 SXM, the A100 80GB SXM and the
-L4, dense rates (half of those "with sparsity"), NVLink (or PCIe 4.0 x16) in one direction, memory as sold; no
-latency is published.
+al. 2025, jax-ml.github.io/scaling-book, "TPU specs"), about a microsecond per hop from the same source; the
+memory is what the compiler of libtpu 0.0.42 lets a program use, from its error message for a larger one;
+shapes from cloud.google.com/tpu/docs/{v5e,v5p,v6e}. GPUs: NVIDIA's data sheets of the H100 SXM, the A100 80GB
+SXM and the L4, dense rates (half of those "with sparsity"), NVLink (or PCIe 4.0 x16) in one direction, memory
+as sold; no latency is published.
 """
 
 import math
@@ -24,12 +24,12 @@ class Chip:
     """One device.
 
     Attributes:
-      name: as an operator writes it. platform: as JAX names it. kind: as JAX names the device.
-      memory: bytes that a program may use. bandwidth: bytes/s of that memory.
-      rate: operations/s at best, by operand type.
+      name: as in `--topology`. platform: JAX's name for it. kind: JAX's name for the device.
+      memory: bytes that a program can use. bandwidth: bytes/s of that memory.
+      rate: peak operations/s, by operand type.
       send: bytes/s that the device can send to its neighbours in a ring, both directions together.
-      hop: seconds to reach a neighbour; 0 where none is published.
-      shapes: how many may be joined, and in which shape; empty for any number in a row.
+      hop: seconds to reach a neighbour; 0 if none is published.
+      shapes: the possible topologies; empty for any number in a row.
     """
 
     name: str
@@ -53,7 +53,7 @@ _CUBES = (
 def _tpu(
     name: str, kind: str, memory: float, bandwidth: float, tera: float, link: float, shapes: tuple
 ) -> Chip:
-    """int8 runs at twice bf16's rate, f32 products as one of bf16 (JAX's default); a ring uses two links."""
+    """int8 has twice bf16's rate, f32 products run as bf16 (JAX's default); a ring uses two links."""
     rate = {"bfloat16": tera * 1e12, "int8": 2 * tera * 1e12, "float32": tera * 1e12}
     return Chip(
         name=name, platform="tpu", kind=kind, memory=memory, bandwidth=bandwidth, rate=rate,
@@ -79,7 +79,7 @@ CHIPS = {
         _gpu("l4", "NVIDIA L4", 24e9, 300e9, 32e9, bfloat16=121, int8=242, float32=30.3),
     )
 }
-"""By name; a CPU's figures are the host's own (see `host.py`)."""
+"""By name; the figures of a CPU are measured (see `host.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Topology:
     """Devices of one kind that a model is divided among.
 
     Attributes:
-      chip: the kind, by its name in `CHIPS`, or `cpu`. shape: along each axis of the mesh of links.
+      chip: a name in `CHIPS`, or `cpu`. shape: the number of devices along each axis of the links.
     """
 
     chip: str
@@ -103,10 +103,10 @@ class Topology:
 
 
 def parse_topology(word: str) -> Topology:
-    """A topology as an operator writes it: `v5e:2x4`, `h100:8`, `cpu:4`.
+    """Parses a topology such as `v5e:2x4`, `h100:8` or `cpu:4`.
 
     Raises:
-      ConfigError: no such chip, or it does not come in that shape.
+      ConfigError: an unknown chip, or a shape that it does not have.
     """
     name, _, rest = word.lower().partition(":")
     known = (*CHIPS, "cpu")
@@ -119,7 +119,7 @@ def parse_topology(word: str) -> Topology:
         raise ConfigError(f"topology {word!r} has no shape; expected for example {example}")
     shape = tuple(map(int, rest.split("x")))
     if shapes and shape not in shapes:
-        raise ConfigError(f"topology {word!r}: {name} comes as {_listed(shapes)}")
+        raise ConfigError(f"topology {word!r}: unknown shape; expected one of {_listed(shapes)}")
     return Topology(name, shape)
 
 
@@ -128,7 +128,7 @@ def _listed(shapes: tuple[tuple[int, ...], ...]) -> str:
 
 
 def larger(topology: Topology) -> list[Topology]:
-    """Topologies of the same chip with more devices, the next larger ones first; a host has but one CPU."""
+    """Topologies of the same chip with more devices, smallest first; none for a CPU."""
     if topology.chip not in CHIPS:
         return []
     shapes = CHIPS[topology.chip].shapes or tuple((topology.size << power,) for power in range(1, 8))

@@ -1,8 +1,8 @@
-"""Reads a compiled TPU program's text: what crosses between devices, and what really goes to main memory.
+"""Reads a compiled TPU program's text: its collectives, and its real traffic to main memory.
 
-XLA's "bytes accessed" counts every operand of every instruction, wherever it lies: weights that are fetched
-into the chip's own memory count three times, a table that rows are gathered from counts whole, and so does a
-pool that rows are scattered into. Here only what lies in main memory counts, and of that what is touched.
+XLA's "bytes accessed" counts every operand of every instruction, in any memory: weights that are fetched into
+the chip's own memory count three times, a table counts completely when a few rows are gathered from it, and
+so does a pool when rows are scattered into it. Here only main memory counts, and only the bytes accessed.
 """
 
 import math
@@ -19,7 +19,7 @@ _COLLECTIVE = re.compile(r"(all-reduce|all-gather|reduce-scatter|all-to-all|coll
 
 @dataclass(frozen=True, slots=True)
 class _Instruction:
-    """One line: its name, the type of its result, what it does, on what, and what it was in the model."""
+    """One line: name, result type, operation, operands, called computations, scope in the model."""
 
     name: str
     type: str
@@ -30,7 +30,7 @@ class _Instruction:
 
 
 def _computations(text: str) -> dict[str, list[_Instruction]]:
-    """The instructions of each computation by its name; the program itself is `ENTRY`."""
+    """The instructions of each computation, by name; the program itself is `ENTRY`."""
     found: dict[str, list[_Instruction]] = {}
     current: list[_Instruction] = []
     for line in text.splitlines():
@@ -53,7 +53,7 @@ def _read(name: str, kind: str, operation: str, rest: str) -> _Instruction:
 
 
 def _bytes(kind: str, *, main_memory: bool = False) -> int:
-    """Of all arrays in a type; of those in main memory alone, if asked (others are marked `S(n)`)."""
+    """Bytes of all arrays in a type, or only of those in main memory (others have the mark `S(n)`)."""
     total = 0
     for dtype, axes, layout in _ARRAY.findall(kind):
         if not (main_memory and "S(" in layout):
@@ -64,7 +64,7 @@ def _bytes(kind: str, *, main_memory: bool = False) -> int:
 def collectives_of(text: str) -> tuple[tuple[str, int, int], ...]:
     """`(kind, count, bytes of one result)` of the collectives in one run of a compiled program.
 
-    Of branches the one that sends least counts: no prompt is scored.
+    Of several branches, the one that sends least counts: no prompt is scored.
     """
     found = Counter(_sent(_computations(text), "ENTRY"))
     return tuple((kind, count, size) for (kind, size), count in found.items())
@@ -90,10 +90,10 @@ def kernels_of(text: str) -> dict[str, int]:
 
 
 def traffic_of(text: str) -> dict[str, float]:
-    """Bytes to and from main memory in one run, by what they are for.
+    """Bytes to and from main memory in one run, by purpose.
 
-    Of branches the one without work counts (plain greedy sampling), of custom kernels nothing: theirs is
-    counted by `kernel_bytes`.
+    Of several branches, the one with the least work counts (plain greedy sampling). Custom kernels are left
+    out: `kernel_bytes` counts them.
     """
     computations = _computations(text)
     found: defaultdict[str, float] = defaultdict(float)
@@ -142,14 +142,14 @@ def _moved(
 
 
 def _origin(each: _Instruction, known: Mapping[str, _Instruction]) -> _Instruction:
-    """What an instruction without a name of its own passes on: a copy serves what was copied."""
+    """The instruction that gives this one its purpose: a copy has the purpose of its source."""
     while not each.scope and each.operands and each.operands[0] in known:
         each = known[each.operands[0]]
     return each
 
 
 def _purpose(each: _Instruction) -> str:
-    """What an instruction is for, by the names that the model gave its parts."""
+    """The purpose of an instruction, from the model's named scopes."""
     return next((purpose for mark, purpose in _PURPOSES if mark in each.scope), "other")
 
 

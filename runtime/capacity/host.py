@@ -1,4 +1,4 @@
-"""This host as a chip: what its memory reads at and its cores multiply at, measured in a second."""
+"""This host as a chip: its memory bandwidth and multiplication rate, measured in a second."""
 
 import os
 import time
@@ -17,8 +17,8 @@ _REPEATS = 3
 def measure_host(devices: int) -> Chip:
     """One of `devices` equal parts of this host.
 
-    The bandwidth is that of summing 256 MiB, the rate that of a product of two f32 matrices of 1536 x 1536,
-    each the best of three turns of numpy. Devices of one host send to one another through its memory.
+    The bandwidth is measured by summing 256 MiB, the rate by a product of two f32 matrices of 1536 x 1536,
+    each the best of three runs with numpy. Devices of one host send data through its memory.
     """
     numbers = np.ones(_BYTES // 4, np.float32)
     matrix = np.ones((_WIDTH, _WIDTH), np.float32)
@@ -35,10 +35,10 @@ def measure_host(devices: int) -> Chip:
     )
 
 
-def fastest(work: Callable[[], object], turns: int) -> float:
-    """Seconds of the fastest of a few turns."""
+def fastest(work: Callable[[], object], repeats: int) -> float:
+    """Seconds of the fastest of some runs."""
     seconds = []
-    for _ in range(turns):
+    for _ in range(repeats):
         started = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - started)

@@ -1,7 +1,7 @@
-"""A plan: a model, devices and options in; what fits, how fast at best, and what JAX and XLA say out.
+"""Makes a plan for a model, devices and options: what fits, the best speed, and what JAX and XLA report.
 
-Figures of time come from the analytic model at the roofline, figures of memory from the compiled program
-where there is a compiler.
+Times come from the analytic model at the roofline; memory comes from the compiled program if there is a
+compiler.
 """
 
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ from .walk import pages_fetched
 from .work import Span
 
 RAGGED = "ragged_paged_attention_kernel"
-"""The TPU's attention kernel, as it is named in a trace."""
+"""The name of the TPU's attention kernel in a trace."""
 
 
 def make_plan(model: str, config: ModelConfig, options: PlanOptions) -> Plan:
-    """Plans a model under a name.
+    """Plans a model; `model` is its name in the plan.
 
     Raises:
-      ConfigError: a wish that the model or the engine cannot honour.
+      ConfigError: an option that the model or the engine does not support.
     """
     sizing = Sizing(config, options, find_chip(options))
     memory, programs, short = sizing.memory, (), sizing.shortage()
@@ -44,7 +44,7 @@ def make_plan(model: str, config: ModelConfig, options: PlanOptions) -> Plan:
 
 
 def program_spec(sizing: Sizing) -> ProgramSpec:
-    """What an engine of these sizes would compile."""
+    """The program that an engine of these sizes would compile."""
     return ProgramSpec(
         config=sizing.config,
         chip=sizing.chip,
@@ -58,7 +58,7 @@ def program_spec(sizing: Sizing) -> ProgramSpec:
 
 
 def _build(builder: ProgramBuilder, sizing: Sizing, bucket: Bucket) -> Program:
-    """A step's program, and the bytes of what it is planned for: every slot half way, or one chunk."""
+    """A step's program, with the ideal bytes of a step: every slot half way, or one chunk."""
     program = builder.build(bucket)
     options, shapes = sizing.options, sizing.shapes
     chunk = min(options.prompt, bucket.tokens)
@@ -74,7 +74,7 @@ def _build(builder: ProgramBuilder, sizing: Sizing, bucket: Bucket) -> Program:
 
 
 def _measured(sizing: Sizing, programs: tuple[Program, ...]) -> Memory:
-    """The memory, with a compiled program's figures in place of guesses."""
+    """The memory, with figures of the compiled programs instead of estimates."""
     if any(program.temporaries is None for program in programs):
         return sizing.memory
     return replace(
@@ -86,7 +86,7 @@ def _measured(sizing: Sizing, programs: tuple[Program, ...]) -> Memory:
 
 
 def _overflow(error: Exception) -> str:
-    """The compiler's own words for a program that does not fit; any other failure is ours to see."""
+    """The compiler's message for a program that does not fit; raises any other error again."""
     if "RESOURCE_EXHAUSTED" not in str(error):
         raise error
     return str(error).splitlines()[0].partition(": ")[2]

@@ -1,8 +1,8 @@
-"""The real step for devices that are not here: traced, lowered, and for TPUs compiled by their own compiler.
+"""The real step for devices that need not exist here: traced, lowered, and for TPUs compiled.
 
 Nothing is allocated: parameters, state and inputs are shapes. With libtpu installed (extra `tpu-aot`) XLA
-compiles for a TPU topology without one; elsewhere a mesh without devices lets the step be lowered, which
-runs every rule of the platform but not its compiler.
+compiles for a TPU topology without a TPU. For other platforms the step is lowered with an abstract mesh,
+which applies every lowering rule of the platform but does not run its compiler.
 """
 
 import importlib.util
@@ -45,12 +45,12 @@ _QUIET = {
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
 }
-"""libtpu asks no metadata server, shares the host with another copy of itself, and keeps quiet."""
+"""libtpu contacts no metadata server, allows another copy of itself on the host, and logs nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProgramSpec:
-    """What to build: a model for a mesh, with the sizes that an engine there would have.
+    """The program to build: a model for a mesh, with the sizes of an engine there.
 
     Attributes:
       pages: of the pool, the trash page not counted.
@@ -67,7 +67,7 @@ class ProgramSpec:
 
 
 def can_compile(chip: Chip) -> bool:
-    """Whether the compiler for this chip is here."""
+    """Whether the compiler for this chip is installed."""
     return chip.platform == "tpu" and importlib.util.find_spec("libtpu") is not None
 
 
@@ -85,7 +85,7 @@ def topology_mesh(topology: Topology) -> Mesh:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Has SIGTERM end the process as before: libtpu takes it, for a stack trace, when it is loaded."""
+    """Restores the handler of SIGTERM: libtpu sets one that prints a stack trace when it is loaded."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     if before is not None and threading.current_thread() is threading.main_thread():
@@ -115,7 +115,7 @@ def abstract_leaves(skeleton: Skeleton, dtype: jnp.dtype) -> tuple[jax.ShapeDtyp
 
 
 class ProgramBuilder:
-    """Builds the steps of a spec."""
+    """Builds the steps of a specification."""
 
     def __init__(self, spec: ProgramSpec, *, compiles: bool) -> None:
         """`compiles` needs libtpu (see `can_compile`)."""
@@ -138,7 +138,7 @@ class ProgramBuilder:
             return self._executables.trace(bucket, abstract_leaves(self._skeleton, dtype), state)
 
     def lower(self, traced: jax.stages.Traced) -> jax.stages.Lowered:
-        """Through all rules of the platform, on a machine that may have no such device."""
+        """Lowers a step for the platform, on a machine that need not have such a device."""
         if self._compiles:
             with self._known_mesh():
                 return traced.lower()
@@ -146,20 +146,20 @@ class ProgramBuilder:
             return traced.lower(lowering_platforms=(_lowered_for(self._spec.chip),))
 
     def _known_mesh(self) -> AbstractContextManager[Any]:
-        """Pallas asks the mesh which device it writes for."""
+        """Sets the mesh, from which Pallas reads the kind of device."""
         if isinstance(self.mesh, Mesh):
             return jax.set_mesh(self.mesh)
         return use_abstract_mesh(self.mesh)
 
     def build(self, bucket: Bucket) -> Program:
-        """Everything that can be found out about a bucket's step here.
+        """Everything that is known about a bucket's step on this machine.
 
         Raises:
-          jax.errors.JaxRuntimeError: it was compiled, and does not fit into the devices' memory.
+          jax.errors.JaxRuntimeError: the compiled step does not fit into the devices' memory.
         """
         started = time.monotonic()
         traced = self.trace(bucket)
-        kernels, loops = _unseen(traced)
+        kernels, loops = _kernels_and_loops(traced)
         lowered = self.lower(traced)
         if not self._compiles:
             costs = lowered.cost_analysis() or {}
@@ -196,7 +196,7 @@ class ProgramBuilder:
 
 @contextmanager
 def _uncached() -> Iterator[None]:
-    """Keeps programs for devices that are not here out of JAX's cache, which could not read them back."""
+    """Turns JAX's cache off, because it could not load programs for devices that are not here."""
     enabled = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
@@ -208,10 +208,7 @@ def _uncached() -> Iterator[None]:
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:
-    """Every equation of a trace, those of called functions as often as they are called.
-
-    What is inside a kernel is the kernel's.
-    """
+    """Every equation of a trace; those of called functions once per call, those inside kernels never."""
     for equation in jaxpr.eqns:
         yield equation
         for called in _called(equation):
@@ -219,7 +216,7 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def _called(equation: Any) -> Iterator[Any]:
-    """The traces that an equation calls, or chooses from."""
+    """The traces that an equation calls, or selects from."""
     if equation.primitive.name == "pallas_call":
         return
     for value in equation.params.values():
@@ -229,8 +226,8 @@ def _called(equation: Any) -> Iterator[Any]:
                 yield inner
 
 
-def _unseen(traced: jax.stages.Traced) -> tuple[dict[str, int], int]:
-    """Custom kernels by name, and how many dynamic loops there are: what a cost analysis does not see."""
+def _kernels_and_loops(traced: jax.stages.Traced) -> tuple[dict[str, int], int]:
+    """Custom kernels by name and the number of dynamic loops, which a cost analysis does not include."""
     kernels: Counter[str] = Counter()
     loops = 0
     for equation in _equations(traced.jaxpr.jaxpr):
@@ -251,13 +248,13 @@ _COLLECTIVES = {
 
 
 def _traced_collectives(traced: jax.stages.Traced) -> tuple[tuple[str, int, int], ...]:
-    """`(kind, count, bytes of one result)`, as the step is written; of branches, the one that sends least."""
+    """`(kind, count, bytes of one result)` in the traced step; of several branches, the smallest counts."""
     found = Counter(_sent(traced.jaxpr.jaxpr))
     return tuple((kind, count, size) for (kind, size), count in found.items())
 
 
 def _sent(jaxpr: Any) -> Iterator[tuple[str, int]]:
-    """The kind and the bytes of each collective of a trace and of those that it calls."""
+    """The kind and the bytes of each collective in a trace and in the traces that it calls."""
     for equation in jaxpr.eqns:
         if kind := _COLLECTIVES.get(equation.primitive.name):
             yield kind, sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars)

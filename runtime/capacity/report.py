@@ -1,6 +1,6 @@
-"""What a plan says, as plain values: for the table, for JSON, for a script. No JAX.
+"""The contents of a plan as plain values, for the table, for JSON and for scripts. No JAX.
 
-Bytes and seconds throughout; what was not found out is None.
+All values are in bytes and seconds; unknown ones are None.
 """
 
 from collections.abc import Mapping
@@ -10,19 +10,19 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Program:
-    """What JAX and XLA make of one real step, on one device.
+    """What JAX and XLA report about one real step, on one device.
 
     Attributes:
-      step: the bucket, as `decode(64)`. how: `compiled …` or `lowered …`. seconds: how long that took.
-      arguments, temporaries, aliased, code: bytes that the compiled program needs, and what of the arguments
-        it updates in place; None where it was only lowered.
-      operations, accessed: XLA's own estimate, of the compiled or of the lowered program.
+      step: the bucket, such as `decode(64)`. how: `compiled …` or `lowered …`. seconds: the time for that.
+      arguments, temporaries, aliased, code: bytes that the compiled program needs; `aliased` are the
+        arguments that it updates in place. None if it was only lowered.
+      operations, accessed: XLA's own estimate for the compiled or lowered program.
       collectives: `(kind, count, bytes of one)`.
-      kernels: custom kernels by name, which that estimate does not see into.
-      loops: dynamic loops, which it counts as one turn each.
-      traffic: bytes to and from memory by what they are for, read off the compiled program (see `hlo.py`).
-      kernel_bytes: what the TPU's attention kernel reads in the plan's step, by its own walk (see `walk.py`).
-      ideal: bytes of the weights and of the live cache in that step, each once.
+      kernels: custom kernels by name, which that estimate does not include.
+      loops: dynamic loops, which it counts as one iteration each.
+      traffic: bytes to and from memory by purpose, from the compiled program (see `hlo.py`).
+      kernel_bytes: bytes that the TPU's attention kernel reads in the planned step (see `walk.py`).
+      ideal: bytes of the weights and of the live cache in that step, each read once.
     """
 
     step: str
@@ -47,9 +47,9 @@ class Memory:
     """Bytes on each device.
 
     Attributes:
-      limit: what a program may use. weights, state: the model, and what lives beside the cache.
-      page, pages: of the KV pool: bytes of one, and how many there are. temporaries, code: of the step that
-        needs most. measured: whether the last two come from a compiled program.
+      limit: what a program can use. weights, state: the model, and the state besides the cache.
+      page, pages: of the KV pool: bytes of one, and the number of pages. temporaries, code: of the largest
+        step. measured: whether the last two come from a compiled program.
     """
 
     limit: int
@@ -63,12 +63,12 @@ class Memory:
 
     @property
     def cache(self) -> int:
-        """Of all pages, the trash page included."""
+        """Bytes of all pages, the trash page included."""
         return self.page * (self.pages + 1)
 
     @property
     def used(self) -> int:
-        """All of it."""
+        """The sum of all parts."""
         return self.weights + self.state + self.cache + self.temporaries + self.code
 
 
@@ -77,8 +77,8 @@ class Step:
     """One step at the roofline.
 
     Attributes:
-      name: what it does. memory, compute, links: seconds. total: of the step. bound: what it waits for most.
-      bytes, operations: by what they are for, on one device.
+      name: what it does. memory, compute, links: seconds. total: of the step. bound: the slowest part.
+      bytes, operations: by purpose, on one device.
     """
 
     name: str
@@ -93,12 +93,12 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rate:
-    """What a number of streams gets at best.
+    """The best possible speed with a number of streams.
 
     Attributes:
       streams: sequences that decode together. token: seconds from token to token. speed: generated tokens/s
-        while nothing else runs. sustained: tokens/s with the prompts' own steps between. chip: the latter,
-        for each device.
+        while nothing else runs. sustained: tokens/s including the steps for prompts. chip: the latter, per
+        device.
     """
 
     streams: int
@@ -110,18 +110,18 @@ class Rate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """The whole answer.
+    """The whole plan.
 
     Attributes:
-      model, topology, quantize, kv_cache_dtype, dtype: what was asked. chips: how many.
-      method: where the figures come from.
+      model, topology, quantize, kv_cache_dtype, dtype: the options. chips: the number of devices.
+      method: the source of the figures.
       context, slots, prompt, completion: tokens, sequences, tokens, tokens.
-      fits: whether it runs. short: what is missing, where it does not. remedies: what would fit.
-      memory: where the bytes go. full, typical: how many sequences the pages hold at the full context, and at
-        `prompt + completion` tokens.
+      fits: whether it runs. short: what is missing if it does not. remedies: options that would fit.
+      memory: the bytes by purpose. full, typical: the number of sequences that fit in the pages at the full
+        context, and at `prompt + completion` tokens.
       steps: decode at `slots` rows, and the prompt's chunks. first_token: seconds of one prompt's chunks.
-      rates: over numbers of streams, the last one the largest that fits. programs: what JAX and XLA say.
-      kernels: `(operation, way)`. notes: what the reader must know.
+      rates: by number of streams; the last is the largest that fits. programs: what JAX and XLA report.
+      kernels: `(operation, backend)` pairs. notes: remarks for the reader.
     """
 
     model: str
@@ -149,7 +149,7 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON has it."""
+        """Everything, as a JSON object."""
         sums = {"cache": self.memory.cache, "used": self.memory.used}
         found = asdict(self)
         return found | {"memory": found["memory"] | sums}

@@ -1,4 +1,4 @@
-"""What fits: the engine's own rules for shapes and for the pool, applied to devices that are not here."""
+"""What fits: the engine's own rules for shapes and pool, applied to devices that need not exist here."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,14 +17,14 @@ from .work import SIZES, CostModel
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanOptions:
-    """What is asked of a plan.
+    """The options of a plan.
 
     Attributes:
       topology: the devices. int8: of weights. int8_cache: of keys and values.
-      context, slots: of `distaff serve`; None derives them.
+      context, slots: as in `distaff serve`; None derives them.
       prompt, completion: tokens of a typical request.
-      memory, bandwidth, rate: bytes, bytes/s, operations/s of one device, in place of its own.
-      compile: whether steps are compiled where they can be.
+      memory, bandwidth, rate: bytes, bytes/s, operations/s of one device, instead of its own.
+      compile: whether to compile steps if there is a compiler.
     """
 
     topology: Topology
@@ -41,7 +41,7 @@ class PlanOptions:
 
 
 def find_chip(options: PlanOptions) -> Chip:
-    """The topology's chip, with the figures that were given in place of its own."""
+    """The topology's chip, with the given figures instead of its own."""
     chip = CHIPS.get(options.topology.chip) or measure_host(options.topology.size)
     return replace(
         chip,
@@ -53,23 +53,23 @@ def find_chip(options: PlanOptions) -> Chip:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """A device of a platform, as the engine's settings ask for one."""
+    """A device of a platform, for the functions of the engine's settings."""
 
     platform: str
 
     def memory_stats(self) -> None:
-        """Nothing is known."""
+        """Returns no figures."""
 
 
 class Sizing:
-    """The sizes that an engine would have.
+    """The sizes of an engine.
 
     Attributes:
-      config, options, chip: what was asked. shapes: of all steps. context: the longest sequence.
-      dtype: what is computed in. counted: the model as it is divided.
+      config, options, chip: the model, the options and the device. shapes: of all steps. context: the longest
+        sequence, in tokens. dtype: of activations. costs: the bytes and operations of its steps.
 
     Raises:
-      ConfigError: a wish that the model or the engine cannot honour.
+      ConfigError: an option that the model or the engine does not support.
     """
 
     def __init__(self, config: ModelConfig, options: PlanOptions, chip: Chip) -> None:
@@ -95,13 +95,13 @@ class Sizing:
 
     @property
     def largest(self) -> tuple[Bucket, Bucket]:
-        """The steps that need most: decode at all slots, and a whole budget of prompts."""
+        """The largest steps: decode at all slots, and a whole budget of prompts."""
         mixed, decode = self.shapes.buckets()[:2]
         return decode, mixed
 
     @cached_property
     def memory(self) -> Memory:
-        """Where the bytes go, as far as shapes say."""
+        """The bytes by purpose, derived from shapes."""
         weights, page = self.costs.weight_bytes(), self.costs.token_bytes() * self.shapes.page_size
         free = max(0, int(self.chip.memory) - weights)
         useful = self.shapes.slots * self.shapes.table
@@ -117,7 +117,7 @@ class Sizing:
         )
 
     def _temporaries(self, bucket: Bucket) -> int:
-        """A guess: the widest layer's activations, and four copies of the logits."""
+        """An estimate: the widest layer's activations, and four copies of the logits."""
         config, size = self.config, SIZES[self.dtype]
         chosen = config.moe.experts_per_token if config.moe else 1
         heads = (config.heads + 2 * config.kv_heads) * config.head_size
@@ -126,13 +126,13 @@ class Sizing:
         return bucket.tokens * (4 * config.width + wide) * size + logits
 
     def shortage(self, memory: Memory | None = None) -> str | None:
-        """What is missing, in words; None where it fits."""
+        """What is missing, as a sentence; None if it fits."""
         memory, shapes = memory or self.memory, self.shapes
         if memory.weights > memory.limit:
             return f"the weights take {gib(memory.weights)} of {gib(memory.limit)} on each device"
         if memory.pages < max(shapes.table, shapes.slots):
             return (
-                f"beside the weights there is room for {memory.pages} pages of {shapes.page_size} tokens; "
+                f"besides the weights there is room for {memory.pages} pages of {shapes.page_size} tokens; "
                 f"{shapes.slots} slots need one each, and a sequence of {self.context} tokens {shapes.table}"
             )
         if memory.used > memory.limit:
@@ -140,11 +140,11 @@ class Sizing:
         return None
 
     def sequences(self, tokens: int) -> int:
-        """How many sequences of so many tokens the pool holds."""
+        """The number of sequences of this length that fit in the pool."""
         return self.memory.pages // -(-tokens // self.shapes.page_size)
 
     def remedies(self) -> Iterator[str]:
-        """What would fit, by the sizes alone: more devices, narrower weights, shorter or fewer sequences."""
+        """Options that would fit, by the sizes: more devices, int8, shorter or fewer sequences."""
         options = self.options
         for topology in larger(options.topology):
             if self._fits(topology=topology):
@@ -169,5 +169,5 @@ class Sizing:
 
 
 def gib(size: float) -> str:
-    """Bytes for people."""
+    """Bytes as text, in GiB."""
     return f"{size / (1 << 30):.2f} GiB"

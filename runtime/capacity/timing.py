@@ -1,4 +1,4 @@
-"""How fast at best: the steps that a typical request goes through, at the roofline."""
+"""The best possible speed: the steps of a typical request, at the roofline."""
 
 from collections.abc import Iterator
 
@@ -19,7 +19,7 @@ class Timing:
 
     @property
     def first_token(self) -> float:
-        """Seconds of all steps that take in one prompt, which nobody else shares."""
+        """Seconds of all steps of one prompt, without other requests in them."""
         return sum(self._time(work).total for _, work in self._chunk_list)
 
     def steps(self) -> tuple[Step, ...]:
@@ -28,11 +28,11 @@ class Timing:
         return tuple(_step(name, work, self._time(work)) for name, work in [decode, *self._chunk_list])
 
     def rates(self) -> tuple[Rate, ...]:
-        """Over all numbers of streams that have a step of their own."""
+        """The rates for all numbers of streams that have a compiled step."""
         return tuple(map(self._rate, self.streams()))
 
     def streams(self) -> list[int]:
-        """Numbers of streams as steps are compiled for, as far as the pool holds their requests."""
+        """The numbers of streams that have a compiled step and fit in the pool."""
         buckets = self._sizing.shapes.buckets()
         sizes = sorted(bucket.rows for bucket in buckets if bucket.kind == "decode")
         held = self._sizing.sequences(self._options.prompt + self._options.completion)
@@ -48,7 +48,7 @@ class Timing:
         return f"decode, {streams} at {self.length} tokens", work
 
     def _chunks(self) -> Iterator[tuple[str, Work]]:
-        """The steps that take in one prompt, each padded to its bucket."""
+        """The steps of one prompt, each padded to its bucket."""
         shapes, prompt = self._sizing.shapes, self._options.prompt
         for start in range(0, prompt, shapes.budget):
             end = min(start + shapes.budget, prompt)
@@ -61,7 +61,7 @@ class Timing:
         return step_time(work, self._sizing.chip, self._options.topology.size)
 
     def _rate(self, streams: int) -> Rate:
-        """Each stream's prompt costs its own steps, in which nobody decodes; then all decode together."""
+        """The rate if each prompt has its own steps, without decode rows, and then all decode together."""
         token, completion = self._time(self._decoding(streams)[1]).total, self._options.completion
         sustained = streams * completion / (completion * token + streams * self.first_token)
         return Rate(

@@ -1,9 +1,9 @@
-"""What the TPU's attention kernel fetches: the pages of its walk, counted on the host.
+"""The pages that the TPU's attention kernel fetches, counted on the host.
 
-JAX's ragged paged attention takes the step's tokens in blocks of queries; for each sequence with a token in
-the block it fetches all of the sequence's keys, in blocks of whole pages. So a decoding row's pages are
-fetched once, rounded up to a block, and a prompt's chunk fetches its keys once for every block of queries. A
-test follows the kernel's own order of fetches, one by one.
+JAX's ragged paged attention takes the step's tokens in blocks of queries. For each sequence with a token in
+the block it fetches all of the sequence's keys, in blocks of whole pages. So a decode row's pages are fetched
+once, rounded up to a block, and a prompt's chunk fetches its keys once for every block of queries. A test
+repeats the kernel's own order of fetches, one by one.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from .work import Span
 
 
 def pages_fetched(spans: Sequence[Span], *, tokens: int, page_size: int, table: int) -> int:
-    """Pages that one layer's kernel fetches for rows of these spans, one behind the other in `tokens`."""
+    """The pages that one layer's kernel fetches for rows of these spans, in order in `tokens`."""
     queries = min(QUERIES, tokens)
     block = max(1, min(KEYS // page_size, table))
     fetched = start = 0

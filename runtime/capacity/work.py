@@ -1,9 +1,9 @@
-"""What one step has to do on one device, counted from shapes alone: the analytic model.
+"""The work of one step on one device, counted from shapes: the analytic model.
 
 It counts what no implementation can avoid: weights read once, the live cache read once, new keys and values
-written, logits written and read, products, and what crosses between devices. It leaves out what a good
-program keeps on the chip (activations, norms, rotary tables), the sampler's own passes, and the host. Tests
-hold it against the shapes themselves, XLA's cost analysis and compiled collectives.
+written, logits written and read, products, and collectives. It leaves out what a good program keeps on the
+chip (activations, norms, rotary tables), the sampler's passes, and the host. Tests compare it with placed
+arrays, XLA's cost analysis and compiled collectives.
 """
 
 import math
@@ -21,12 +21,12 @@ SIZES = {"bfloat16": 2, "float32": 4, "int8": 1}
 """Bytes of a number."""
 
 Span = tuple[int, int]
-"""Tokens of one row in a step: how many, and the length of the sequence with the last of them."""
+"""Tokens of one row in a step: their number, and the sequence's length including them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Collective:
-    """Something that all devices do together, `count` times a step; `bytes` of one result, on one device."""
+    """A collective operation, `count` times per step; `bytes` is the size of one result on one device."""
 
     kind: str
     count: int
@@ -38,9 +38,9 @@ class Work:
     """One device's part of one step.
 
     Attributes:
-      bytes: read and written in the device's memory, by what it is for.
-      operations: multiplications and additions, by the type of what is multiplied.
-      collectives: what crosses between devices.
+      bytes: read and written in the device's memory, by purpose.
+      operations: multiplications and additions, by the type of the operands.
+      collectives: the communication between devices.
     """
 
     bytes: Mapping[str, float]
@@ -50,11 +50,11 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CostModel:
-    """A model as it is divided: what `work` counts for.
+    """Counts the bytes and operations of a model that is divided among devices.
 
     Attributes:
-      config: as published, not padded. shards: over how many devices. dtype: of activations and weights that
-        are not int8. page_size: tokens to a page. int8_cache: keys and values are int8, not `dtype`.
+      config: as published, not padded. shards: the number of devices. dtype: of activations and weights that
+        are not int8. page_size: tokens per page. int8_cache: keys and values are int8, not `dtype`.
     """
 
     config: ModelConfig
@@ -65,7 +65,7 @@ class CostModel:
     int8_cache: bool = False
 
     def weight_bytes(self) -> int:
-        """Of all parameters that lie on one device."""
+        """The bytes of all parameters on one device."""
         return sum(self._parameter_bytes().values())
 
     def _parameter_bytes(self) -> dict[str, int]:
@@ -82,14 +82,14 @@ class CostModel:
         return sizes
 
     def token_bytes(self) -> int:
-        """What a token's keys and values take on one device, over all layers."""
+        """The bytes of a token's keys and values on one device, over all layers."""
         share = share_config(self.config, self.shards)
         return page_bytes(share, 1, jnp.dtype("int8" if self.int8_cache else self.dtype))
 
     def state_bytes(self, slots: int) -> int:
-        """The state beside the cache: newest samples, and of each id counts, biases, marks and kept logits.
+        """The state besides the cache: last samples, and for each id counts, biases, marks, stored logits.
 
-        A mark is a byte; those of pages, one in thousands of a page's bytes, are not counted.
+        A mark is one byte. Those of pages are not counted: they are a thousandth of a page's bytes or less.
         """
         return slots * (4 + (4 + 4 + 1 + 4) * self.config.vocabulary + 1)
 
@@ -118,25 +118,25 @@ class CostModel:
         return pad_config(self.config, self.shards).vocabulary
 
     def _weights_read(self, live: int) -> float:
-        """Every weight once, but not the table of embeddings, and of experts those that tokens reach."""
+        """Bytes of all weights except the embedding table, and only of experts that tokens are routed to."""
         total = 0.0
         for name, size in self._parameter_bytes().items():
             if name == "embed" and (self.int8 or not self.config.tied_head):
                 continue
             expert = self.config.moe is not None and "feed_forward." in name and "router" not in name
-            total += size * (self._experts_reached(live) if expert else 1.0)
+            total += size * (self._experts_used(live) if expert else 1.0)
         return total
 
-    def _experts_reached(self, tokens: int) -> float:
-        """The share of experts that at least one token is expected to reach, if all are equally likely."""
+    def _experts_used(self, tokens: int) -> float:
+        """The expected share of experts with at least one token, if all are equally likely."""
         assert self.config.moe is not None
         missed = 1 - self.config.moe.experts_per_token / self.config.moe.experts
         return 1 - missed**tokens
 
     def _keys_read(self, end: int) -> int:
-        """Tokens of whole pages that hold a row's keys; with a window, only those that it still sees."""
-        seen = min(end, self.config.window or end)
-        return math.ceil(seen / self.page_size) * self.page_size
+        """Tokens in the whole pages that hold a row's keys; with a window, only the keys inside it."""
+        visible = min(end, self.config.window or end)
+        return math.ceil(visible / self.page_size) * self.page_size
 
     def _operations(self, spans: Sequence[Span], tokens: int, sampled: int) -> dict[str, float]:
         operations: defaultdict[str, float] = defaultdict(float)
@@ -162,9 +162,9 @@ class CostModel:
         return dict(operations)
 
     def _attention(self, spans: Sequence[Span]) -> float:
-        """Scores and sums: four operations a query, a key and a number of the head."""
+        """Scores and sums: four operations per query, key and element of the head."""
         share = share_config(self.config, self.shards)
-        pairs = sum(_seen(count, end, self.config.window) for count, end in spans)
+        pairs = sum(_visible_pairs(count, end, self.config.window) for count, end in spans)
         return 4.0 * share.layers * share.heads * share.head_size * pairs
 
     def _collectives(self, tokens: int, sampled: int) -> tuple[Collective, ...]:
@@ -178,8 +178,8 @@ class CostModel:
         )
 
 
-def _seen(count: int, end: int, window: int | None) -> int:
-    """Pairs of a query and a key that it sees, over the last `count` positions of a sequence of `end`."""
+def _visible_pairs(count: int, end: int, window: int | None) -> int:
+    """Pairs of a query and a visible key, over the last `count` positions of a sequence of `end`."""
     ends = range(end - count + 1, end + 1)
     if window is None or end <= window:
         return count * (ends[0] + ends[-1]) // 2

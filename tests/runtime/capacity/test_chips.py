@@ -27,8 +27,8 @@ def test_a_topology_says_its_own_name(word: str) -> None:
     ("word", "message"),
     [
         ("v9:2x2", "no chip 'v9'; expected one of v5e, v5p"),
-        ("v5e:3x5", "v5e comes as 1x1, 2x2"),
-        ("v5p:2x4", "v5p comes as 2x2x1"),
+        ("v5e:3x5", "expected one of 1x1, 2x2"),
+        ("v5p:2x4", "expected one of 2x2x1"),
         ("v5e", "expected for example v5e:2x4"),
         ("h100:2x4", "expected for example h100:4"),
         ("h100:0", "expected for example h100:4"),

@@ -204,9 +204,9 @@ def _pairs(count: int, end: int, window: int | None) -> int:
 
 
 @given(st.integers(0, 200), st.integers(1, 8), st.integers(1, 8))
-def test_experts_reached_is_an_expectation(tokens: int, experts: int, chosen: int) -> None:
+def test_experts_used_is_an_expectation(tokens: int, experts: int, chosen: int) -> None:
     """Nobody reaches none, everybody all of them, one token its own choice."""
     moe = MoEConfig(experts=max(experts, chosen), experts_per_token=chosen)
-    reached = counted(replace(LLAMA, moe=moe))._experts_reached
+    reached = counted(replace(LLAMA, moe=moe))._experts_used
     assert reached(0) == 0 and reached(1) == pytest.approx(chosen / moe.experts)
     assert reached(tokens) <= reached(tokens + 1) <= 1

@@ -79,7 +79,7 @@ def test_pictures_need_matplotlib(
     ("words", "code", "message"),
     [
         ([LLAMA, "--topology", "v9:2x2"], 2, "no chip 'v9'"),
-        ([LLAMA, "--topology", "v5e:3x5"], 2, "v5e comes as 1x1"),
+        ([LLAMA, "--topology", "v5e:3x5"], 2, "expected one of 1x1"),
         ([LLAMA], 2, "Missing option '--topology'"),
         ([LLAMA, "--topology", "l4:1", "--slots", "0"], 2, "Input should be greater than or equal to 1"),
         (["./nowhere", "--topology", "l4:1"], 66, "./nowhere: no such file or folder"),
