@@ -13,24 +13,24 @@ from distaff.runtime.device.settings import EngineSettings, Platform
 from distaff.runtime.engine import Engine
 from distaff.runtime.request import Request
 
-from .tiny import CONFIG, Ear, Turns, make_parameters
+from .tiny import CONFIG, EventCollector, ModuloGrammar, make_parameters
 
 TINY = Platform(slots=8, budget=96, page_size=4, dtype="float32")
 
 
 class Bench:
-    """A running engine and the ear that hears it."""
+    """A running engine and the collector that hears it."""
 
-    def __init__(self, engine: Engine, ear: Ear) -> None:
-        self.engine, self.ear = engine, ear
+    def __init__(self, engine: Engine, collector: EventCollector) -> None:
+        self.engine, self.collector = engine, collector
 
     def run(self, requests: Sequence[Request]) -> list[list[int]]:
         """Everybody's tokens; all are submitted at once and end well."""
         for request in requests:
             self.engine.submit(request)
-        return [self.ear.tokens(request.id) for request in requests]
+        return [self.collector.tokens(request.id) for request in requests]
 
-    def settle(self) -> None:
+    def wait_idle(self) -> None:
         """Waits until the engine has nothing to do, and checks that every page came back."""
         deadline = time.monotonic() + 30
         while self.engine.stats.waiting or self.engine.stats.running:
@@ -79,7 +79,7 @@ def make_engine(parameters, warm_runner) -> Iterator[Callable[..., Engine]]:
 
     def make(on_events=None, **wanted) -> Engine:
         settings = EngineSettings(**{"speculation": False, "grammars": True, "scores": True, **wanted})
-        engine = Engine(CONFIG, parameters, settings, on_events, grammars=Turns)
+        engine = Engine(CONFIG, parameters, settings, on_events, grammars=ModuloGrammar)
         engine._loop.runner = warm_runner
         engines.append(engine)
         return engine
@@ -92,16 +92,16 @@ def make_engine(parameters, warm_runner) -> Iterator[Callable[..., Engine]]:
 @pytest.fixture
 def bench(make_engine) -> Bench:
     """A running engine with pages for everybody."""
-    ear = Ear()
-    engine = make_engine(ear.hear)
+    collector = EventCollector()
+    engine = make_engine(collector.receive)
     engine.start()
-    return Bench(engine, ear)
+    return Bench(engine, collector)
 
 
 @pytest.fixture
 def cramped(make_engine) -> Bench:
     """A running engine with pages for one or two sequences at a time."""
-    ear = Ear()
-    engine = make_engine(ear.hear, kv_pages=44)
+    collector = EventCollector()
+    engine = make_engine(collector.receive, kv_pages=44)
     engine.start()
-    return Bench(engine, ear)
+    return Bench(engine, collector)

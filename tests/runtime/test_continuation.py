@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from distaff.runtime.request import InvalidRequest, Request, TokenEvent
 
 from .conftest import Bench
-from .tiny import POISON, Ear, Turns, ask, tokens_of
+from .tiny import POISON, EventCollector, ModuloGrammar, ask, tokens_of
 
 TOLERANCE = 2e-4
 IDS = st.integers(0, POISON - 1)
@@ -59,31 +59,33 @@ def begin(bench: Bench, request: Request) -> str:
 
 def interrupt(bench: Bench, name: str, events: int) -> list[TokenEvent]:
     """What has come of a request when it is aborted after at least so many events."""
-    so_far = bench.ear.wait(name, events=events) if events else []
+    so_far = bench.collector.wait(name, events=events) if events else []
     bench.engine.abort(name)
     return so_far
 
 
 def interrupted(benches: Sequence[Bench], request: Request, cuts: Sequence[int]) -> list[TokenEvent]:
     """The events of a request that goes from engine to engine."""
-    heard: list[TokenEvent] = []
+    received: list[TokenEvent] = []
     places = cycle(benches)
     for cut in cuts:
         bench = next(places)
-        part = replace(request, generated=tuple(tokens_of(heard)))
-        heard += interrupt(bench, begin(bench, part), cut)
+        part = replace(request, generated=tuple(tokens_of(received)))
+        received += interrupt(bench, begin(bench, part), cut)
         if len(benches) > 1:
-            bench.settle()  # they take turns on one device
-        if heard and heard[-1].finish:
-            return heard
+            bench.wait_idle()  # they take turns on one device
+        if received and received[-1].finish:
+            return received
     bench = next(places)
-    return heard + bench.ear.wait(begin(bench, replace(request, generated=tuple(tokens_of(heard)))))
+    return received + bench.collector.wait(
+        begin(bench, replace(request, generated=tuple(tokens_of(received))))
+    )
 
 
-def assert_equal(heard: Sequence[TokenEvent], whole: Sequence[TokenEvent]) -> None:
+def assert_equal(received: Sequence[TokenEvent], whole: Sequence[TokenEvent]) -> None:
     """The same tokens and the same end, log-probabilities to a tolerance; the prompt is spoken of once."""
-    assert tokens_of(heard) == tokens_of(whole)
-    for event, expected in zip(heard, whole, strict=True):
+    assert tokens_of(received) == tokens_of(whole)
+    for event, expected in zip(received, whole, strict=True):
         assert (event.finish, event.end, event.error) == (expected.finish, expected.end, None)
         assert (event.waited is None) == (expected.waited is None)
         assert (event.prompt_logprobs is None) == (expected.prompt_logprobs is None)
@@ -109,8 +111,8 @@ def benches(request, make_engine) -> list[Bench]:
     """The running engines of a place."""
     benches = []
     for wanted in PLACES[request.param]:
-        ear = Ear()
-        benches.append(Bench(make_engine(ear.hear, **wanted), ear))
+        collector = EventCollector()
+        benches.append(Bench(make_engine(collector.receive, **wanted), collector))
         benches[-1].engine.start()
     return benches
 
@@ -119,8 +121,8 @@ def benches(request, make_engine) -> list[Bench]:
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_sequence_goes_on_where_it_was_cut_off(benches, request, cuts):
     """After any number of tokens, as often as you like: sampling, penalties, grammar, ends and limits."""
-    heard = interrupted(benches, request, cuts)
-    assert_equal(heard, benches[0].ear.wait(begin(benches[0], request)))
+    received = interrupted(benches, request, cuts)
+    assert_equal(received, benches[0].collector.wait(begin(benches[0], request)))
 
 
 KINDS = [
@@ -137,7 +139,7 @@ def test_continuations_are_preempted_like_any_other(cramped):
         ask("", 9 + 2 * n, choice=n // 2, max_tokens=40, seed=n % 2, **KINDS[n % len(KINDS)])
         for n in range(8)
     ]
-    wholes = [cramped.ear.wait(begin(cramped, request)) for request in asked]
+    wholes = [cramped.collector.wait(begin(cramped, request)) for request in asked]
     assert cramped.engine.stats.preemptions == 0
     parts = [interrupt(cramped, begin(cramped, request), 3 * n) for n, request in enumerate(asked)]
     names = [
@@ -148,17 +150,17 @@ def test_continuations_are_preempted_like_any_other(cramped):
     rests = iter(names)
     for whole, part in zip(wholes, parts, strict=True):
         ended = part and part[-1].finish
-        assert_equal(part if ended else part + cramped.ear.wait(next(rests)), whole)
+        assert_equal(part if ended else part + cramped.collector.wait(next(rests)), whole)
     assert len(names) > 4 and cramped.engine.stats.preemptions > 0
-    cramped.settle()
+    cramped.wait_idle()
 
 
 def test_the_prompt_is_scored_once(bench):
     """Its tokens are found in the cache, where a scored prompt is computed again."""
     request = ask("", 60, max_tokens=30, prompt_logprobs=2)
-    whole = bench.ear.wait(begin(bench, request))
+    whole = bench.collector.wait(begin(bench, request))
     before = bench.engine.stats.prompt_tokens
-    rest = bench.ear.wait(begin(bench, replace(request, generated=tuple(tokens_of(whole[:20])))))
+    rest = bench.collector.wait(begin(bench, replace(request, generated=tuple(tokens_of(whole[:20])))))
     assert tokens_of(rest) == tokens_of(whole[20:])
     assert bench.engine.stats.prompt_tokens == before
 
@@ -172,4 +174,6 @@ def test_a_grammar_that_cannot_be_followed_again_is_refused(bench, monkeypatch):
     with pytest.raises(InvalidRequest, match="the grammar ends with the generated tokens") as refused:
         bench.engine.submit(replace(request, generated=(4, 5, 6)))
     assert refused.value.param == "generated"
-    assert Turns.allowed("2,3", 1)[bench.ear.tokens(begin(bench, replace(request, generated=(4,))))[0]]
+    assert ModuloGrammar.allowed("2,3", 1)[
+        bench.collector.tokens(begin(bench, replace(request, generated=(4,))))[0]
+    ]

@@ -13,7 +13,7 @@ from distaff.runtime.request import Request, TokenEvent
 
 from .conftest import Bench
 from .policy.test_drafts import foresee
-from .tiny import CONFIG, Ear, ask, random_prompt
+from .tiny import CONFIG, EventCollector, ask, random_prompt
 
 KINDS = [
     {"logprobs": 3},
@@ -31,9 +31,9 @@ def request_of(name: str, kind: int, length: int) -> Request:
     return replace(made, prompt=(text * 3)[:length])
 
 
-def heard(bench: Bench, name: str) -> list[tuple[object, ...]]:
+def received(bench: Bench, name: str) -> list[tuple[object, ...]]:
     """Tokens and the very bits of their log-probabilities."""
-    events: list[TokenEvent] = bench.ear.wait(name)
+    events: list[TokenEvent] = bench.collector.wait(name)
     assert events[-1].finish == "length"
     return [(event.token, event.logprobs) for event in events]
 
@@ -54,12 +54,12 @@ def start(parameters, runner):
     def make(**wanted) -> Bench:
         for engine in engines:
             engine.stop()
-        ear = Ear()
-        engine = Engine(CONFIG, parameters, EngineSettings(deterministic=True, **wanted), ear.hear)
+        collector = EventCollector()
+        engine = Engine(CONFIG, parameters, EngineSettings(deterministic=True, **wanted), collector.receive)
         engine._loop.runner = runner
         engines.append(engine)
         engine.start()
-        return Bench(engine, ear)
+        return Bench(engine, collector)
 
     yield make
     for engine in engines:
@@ -69,13 +69,13 @@ def start(parameters, runner):
 @pytest.fixture(scope="module")
 def alone(start) -> dict[tuple[int, int], list]:
     """What each of the sixteen hears alone, without cache and guesses."""
-    bench, said = start(prefix_cache=False, speculation=False), {}
+    bench, outputs = start(prefix_cache=False, speculation=False), {}
     for kind in range(len(KINDS)):
         for length in LENGTHS:
             name = f"{kind} {length}"
             bench.run([request_of(name, kind, length)])
-            said[kind, length] = heard(bench, name)
-    return said
+            outputs[kind, length] = received(bench, name)
+    return outputs
 
 
 CROWDS = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(LENGTHS)), min_size=1, max_size=31)
@@ -84,9 +84,9 @@ CROWDS = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(LENGTHS)), min_si
 @pytest.fixture(scope="module", params=["roomy", "cramped"])
 def place(request, alone, start) -> Iterator[Bench]:
     """An engine that caches and guesses, with pages for all or for two or three."""
-    said = [(request_of("", *key), [token for token, _ in events]) for key, events in alone.items()]
+    outputs = [(request_of("", *key), [token for token, _ in events]) for key, events in alone.items()]
     with pytest.MonkeyPatch.context() as patch:
-        foresee(patch, said)
+        foresee(patch, outputs)
         bench = start() if request.param == "roomy" else start(kv_pages=44)
         yield bench
     stats = bench.engine.stats
@@ -98,26 +98,26 @@ def place(request, alone, start) -> Iterator[Bench]:
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_company_changes_no_bit(place, alone, crowd):
     """Alone or among 31 others, preempted or not, found in the cache or not, guessed or not."""
-    base = len(place.ear.events)
+    base = len(place.collector.events)
     requests = [request_of(f"{base + n}", *each) for n, each in enumerate(crowd)]
     for each in requests:
         place.engine.submit(each)
     for each, key in zip(requests, crowd, strict=True):
-        assert heard(place, each.id) == alone[key]
+        assert received(place, each.id) == alone[key]
 
 
 @given(kind=st.integers(0, 3), length=st.sampled_from(LENGTHS), cut=st.integers(1, 23), crowd=CROWDS)
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_cut_changes_no_bit(place, alone, kind, length, cut, crowd):
     """A sequence that another engine has begun goes on with the bits that it would have had there."""
-    events, base = alone[kind, length], len(place.ear.events)
+    events, base = alone[kind, length], len(place.collector.events)
     for n, each in enumerate(crowd):
         place.engine.submit(request_of(f"{base + n}", *each))
     before = tuple(token for token, _ in events[:cut])
     place.engine.submit(replace(request_of(f"cut {base}", kind, length), generated=before))
-    assert heard(place, f"cut {base}") == events[cut:]
+    assert received(place, f"cut {base}") == events[cut:]
     for n in range(len(crowd)):
-        place.ear.wait(f"{base + n}")
+        place.collector.wait(f"{base + n}")
 
 
 def test_trials_of_the_one_shape_say_what_decoding_and_prompts_take(start):

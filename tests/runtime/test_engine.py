@@ -19,7 +19,7 @@ def test_greedy_tokens_are_the_references_in_any_company(bench):
     for request, tokens in zip(requests, bench.run(requests), strict=True):
         assert len(tokens) == 40
         assert_greedy(request, tokens)
-    bench.settle()
+    bench.wait_idle()
 
 
 def test_who_joins_changes_nothing_for_who_decodes(bench):
@@ -29,11 +29,11 @@ def test_who_joins_changes_nothing_for_who_decodes(bench):
         bench.engine.submit(request)
     later = []
     for n in (1, 70, 130):
-        bench.ear.wait("first5", events=10 + n // 5)
+        bench.collector.wait("first5", events=10 + n // 5)
         later.append(ask(f"later{n}", n, prompt_seed=1, max_tokens=20))
         bench.engine.submit(later[-1])
     for request in [*first, *later]:
-        assert_greedy(request, bench.ear.tokens(request.id))
+        assert_greedy(request, bench.collector.tokens(request.id))
 
 
 def test_a_prompt_in_chunks_is_a_prompt_at_once(bench, make_engine):
@@ -52,7 +52,7 @@ def test_preemption_changes_nothing(cramped):
         assert len(tokens) == 40
         assert_greedy(request, tokens)
     assert cramped.engine.stats.preemptions > 0
-    cramped.settle()
+    cramped.wait_idle()
 
 
 KINDS = [
@@ -111,13 +111,13 @@ def test_an_end_token_ends_and_is_no_token(bench, plain):
     bench.engine.submit(ask("on", 12, max_tokens=30, logprobs=2))
     stops = (tokens[place], tokens[place + 1])
     bench.engine.submit(ask("stopped", 12, max_tokens=30, stop_ids=stops, logprobs=2))
-    *heard, last = bench.ear.wait("stopped")
-    assert tokens_of(heard) == tokens[:place] and (last.token, last.finish) == (None, "stop")
-    expected = bench.ear.wait("on")[place]
+    *received, last = bench.collector.wait("stopped")
+    assert tokens_of(received) == tokens[:place] and (last.token, last.finish) == (None, "stop")
+    expected = bench.collector.wait("on")[place]
     assert last.end == expected.token and last.logprobs.top[0][0] == last.end
     assert last.logprobs.chosen == pytest.approx(expected.logprobs.chosen, abs=TOLERANCE)
-    assert all(event.end is None for event in heard)
-    assert not any(event.finish for event in heard)
+    assert all(event.end is None for event in received)
+    assert not any(event.finish for event in received)
 
 
 def test_end_tokens_can_be_ignored(bench, plain):
@@ -131,14 +131,14 @@ def test_an_end_token_as_the_last_allowed_one_stops(bench, plain):
     """Where both limits fall together the model has ended by itself."""
     tokens, place = plain
     bench.engine.submit(ask("both", 12, max_tokens=place + 1, stop_ids=(tokens[place],)))
-    assert bench.ear.wait("both")[-1].finish == "stop"
+    assert bench.collector.wait("both")[-1].finish == "stop"
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 7])
 def test_max_tokens_is_exact(bench, max_tokens):
     """The last allowed token carries `finish="length"`."""
     bench.engine.submit(ask("short", 8, max_tokens=max_tokens))
-    events = bench.ear.wait("short")
+    events = bench.collector.wait("short")
     assert len(tokens_of(events)) == len(events) == max_tokens
     assert [event.finish for event in events] == [None] * (max_tokens - 1) + ["length"]
 
@@ -158,9 +158,9 @@ def test_the_first_event_says_how_long_a_request_waited(bench):
         bench.engine.submit(ask(f"first {number}", 8, max_tokens=20))
     began = time.monotonic()
     bench.engine.submit(ask("late", 8, max_tokens=3))
-    first, *others = bench.ear.wait("late")
+    first, *others = bench.collector.wait("late")
     taken = time.monotonic() - began
-    assert 0 < bench.ear.wait("first 0")[0].waited < first.waited < taken
+    assert 0 < bench.collector.wait("first 0")[0].waited < first.waited < taken
     assert [event.waited for event in others] == [None, None]
 
 
@@ -170,7 +170,7 @@ def test_logprobs_are_the_models_own(bench):
     request = ask("scored", 20, max_tokens=25, logprobs=5, **odd)
     bench.engine.submit(ask("beside", 9, max_tokens=40))
     bench.engine.submit(request)
-    events = bench.ear.wait("scored")
+    events = bench.collector.wait("scored")
     tokens = tokens_of(events)
     logits = reference_logits([*request.prompt, *tokens])[len(request.prompt) - 1 : -1]
     expected = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
@@ -179,7 +179,7 @@ def test_logprobs_are_the_models_own(bench):
         np.testing.assert_allclose(event.logprobs.chosen, row[event.token], atol=TOLERANCE)
         np.testing.assert_allclose([value for _, value in event.logprobs.top], row[ids], atol=TOLERANCE)
         np.testing.assert_allclose(row[ids], np.sort(row)[:-6:-1], atol=TOLERANCE)
-    assert all(event.logprobs is None for event in bench.ear.wait("beside"))
+    assert all(event.logprobs is None for event in bench.collector.wait("beside"))
 
 
 TOLERANCE = 2e-4
@@ -217,15 +217,15 @@ def test_sixty_four_streams_on_few_pages(cramped):
         task.start()
     for request in requests:
         if request.id not in aborted:
-            tokens = cramped.ear.tokens(request.id)
+            tokens = cramped.collector.tokens(request.id)
             assert len(tokens) == request.params.max_tokens
             assert_greedy(request, tokens)
     for timer in timers:
         timer.join()
-    cramped.settle()
+    cramped.wait_idle()
     for name in aborted:
         request = next(r for r in requests if r.id == name)
-        if tokens := tokens_of(cramped.ear.events[name]):
+        if tokens := tokens_of(cramped.collector.events[name]):
             assert_greedy(request, tokens)
     assert cramped.engine.stats.preemptions > 0
 
@@ -242,6 +242,6 @@ def test_many_stop_ids_cost_a_token_nothing(bench):
     ends = Unsearchable(range(CONFIG.vocabulary))
     bench.engine.submit(ask("ended", 9, max_tokens=20, stop_ids=ends))
     bench.engine.submit(ask("free", 9, max_tokens=20, stop_ids=ends, ignore_eos=True))
-    (event,) = bench.ear.wait("ended")
+    (event,) = bench.collector.wait("ended")
     assert (event.finish, event.token) == ("stop", None) and event.end in range(CONFIG.vocabulary)
-    assert len(bench.ear.tokens("free")) == 20
+    assert len(bench.collector.tokens("free")) == 20

@@ -12,7 +12,7 @@ from distaff.model.transformer import Skeleton
 from distaff.runtime.device.executables import Executables
 from distaff.runtime.device.steps import create_state
 
-from .tiny import CONFIG, Ear, ask
+from .tiny import CONFIG, EventCollector, ask
 
 
 def test_nothing_is_compiled_after_the_start(bench, monkeypatch):
@@ -55,7 +55,7 @@ def test_the_next_step_is_launched_before_the_last_is_read(bench, monkeypatch):
     runner, calls = bench.engine._loop.runner, []
     launch, read = runner.launch, runner.read
     monkeypatch.setattr(runner, "launch", lambda plan: calls.append("launch") or launch(plan))
-    monkeypatch.setattr(runner, "read", lambda flight: calls.append("read") or read(flight))
+    monkeypatch.setattr(runner, "read", lambda in_flight: calls.append("read") or read(in_flight))
     bench.run([ask("alone", 5, max_tokens=30)])
     assert calls == ["launch"] + ["launch", "read"] * 29 + ["read"]
 
@@ -71,23 +71,23 @@ def test_a_step_is_under_way_while_grammars_are_asked(bench, monkeypatch):
     assert calls == [call for step in steps for call in step]
 
 
-class Scale(Ear):
+class Scale(EventCollector):
     """Weighs all arrays alive after every step."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sizes: list[int] = []
 
-    def hear(self, events) -> None:
+    def receive(self, events) -> None:
         self.sizes.append(sum(array.nbytes for array in jax.live_arrays()))
-        super().hear(events)
+        super().receive(events)
 
 
 def test_memory_is_constant(make_engine):
     """Over a hundred decode steps the bytes of all arrays alive stay what they are."""
     gc.collect()
     scale = Scale()
-    engine = make_engine(scale.hear)
+    engine = make_engine(scale.receive)
     engine.start()
     for n in range(4):
         engine.submit(ask(f"r{n}", 4, max_tokens=130))

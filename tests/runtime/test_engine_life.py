@@ -10,7 +10,7 @@ from distaff.runtime.device.settings import EngineSettings
 from distaff.runtime.engine import Engine
 from distaff.runtime.request import EngineFailed, InvalidRequest, NotReady, Request, SamplingParams
 
-from .tiny import CONFIG, POISON, Ear, ask, assert_greedy, random_prompt, tokens_of
+from .tiny import CONFIG, POISON, EventCollector, ask, assert_greedy, random_prompt, tokens_of
 
 
 @pytest.mark.parametrize(
@@ -53,27 +53,27 @@ def test_a_small_pool_bounds_the_context(make_engine):
         engine.submit(ask("big", 30, max_tokens=11))
 
 
-class Prompter(Ear):
+class Prompter(EventCollector):
     """Acts on the engine's thread, between two steps: `act` is called after every step with its events."""
 
     def __init__(self) -> None:
         super().__init__()
         self.act = lambda events: None
 
-    def hear(self, events) -> None:
+    def receive(self, events) -> None:
         self.act(events)
-        super().hear(events)
+        super().receive(events)
 
 
 @pytest.fixture
 def prompter(make_engine):
-    ear = Prompter()
-    ear.engine = make_engine(ear.hear)
-    step_times = ear.engine._loop.scheduler.step_times
+    collector = Prompter()
+    collector.engine = make_engine(collector.receive)
+    step_times = collector.engine._loop.scheduler.step_times
     # A step holds all that it can, whatever it costs here.
     step_times.most_tokens = lambda decoding, waiting: None
-    ear.engine.start()
-    return ear
+    collector.engine.start()
+    return collector
 
 
 @pytest.mark.parametrize(("prompt", "steps"), [(150, 0), (150, 1), (20, 2), (20, 7)])
@@ -93,9 +93,9 @@ def test_an_abort_frees_everything_at_once(prompter, prompt, steps):
     engine.submit(ask("companion", 4, max_tokens=40))
     assert len(prompter.wait("companion")) == 40
     assert history[4 + steps][0].running == (2 if steps else 1)
-    for stats, heard in history[5 + steps :]:
+    for stats, received in history[5 + steps :]:
         assert stats.running <= 1 and stats.total_pages - stats.free_pages <= 11
-        assert heard == len(prompter.events["victim"]) == max(0, steps - 1)
+        assert received == len(prompter.events["victim"]) == max(0, steps - 1)
 
 
 def test_a_waiting_request_is_aborted(bench):
@@ -104,11 +104,11 @@ def test_a_waiting_request_is_aborted(bench):
         bench.engine.submit(ask(f"busy{n}", 4, max_tokens=150))
     bench.engine.submit(ask("queued", 4, max_tokens=150))
     bench.engine.abort("queued")
-    bench.engine.abort("never heard of")
+    bench.engine.abort("never received of")
     for n in range(8):
-        assert len(bench.ear.wait(f"busy{n}")) == 150
-    bench.settle()
-    assert not bench.ear.events["queued"]
+        assert len(bench.collector.wait(f"busy{n}")) == 150
+    bench.wait_idle()
+    assert not bench.collector.events["queued"]
 
 
 def test_poison_fails_only_its_own_request(bench):
@@ -119,11 +119,11 @@ def test_poison_fails_only_its_own_request(bench):
         for request in pair:
             bench.engine.submit(request)
     for request in poisoned:
-        (last,) = bench.ear.wait(request.id)
+        (last,) = bench.collector.wait(request.id)
         assert (last.finish, last.error) == ("error", "the model's output is not finite")
     for request in healthy:
-        assert_greedy(request, bench.ear.tokens(request.id))
-    bench.settle()
+        assert_greedy(request, bench.collector.tokens(request.id))
+    bench.wait_idle()
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 1), (5, 9), (3, 120), (120, 20)])
@@ -133,9 +133,9 @@ def test_poison_amid_a_prompt_is_not_forgotten(bench, before, after):
     poisoned, healthy = f"poisoned after {before}", ask(f"healthy beside {before}", 20, max_tokens=10)
     bench.engine.submit(Request(id=poisoned, prompt=prompt, params=SamplingParams(max_tokens=9)))
     bench.engine.submit(healthy)
-    assert [event.finish for event in bench.ear.wait(poisoned)] == ["error"]
-    bench.ear.wait(healthy.id)
-    assert_greedy(healthy, bench.ear.tokens(healthy.id))
+    assert [event.finish for event in bench.collector.wait(poisoned)] == ["error"]
+    bench.collector.wait(healthy.id)
+    assert_greedy(healthy, bench.collector.tokens(healthy.id))
 
 
 def test_poison_is_shared_within_a_step(prompter):
@@ -172,7 +172,7 @@ def test_an_id_in_flight_is_taken(bench):
     bench.engine.submit(ask("twin", 4, max_tokens=60))
     with pytest.raises(InvalidRequest, match="'twin' is in flight; expected a new id"):
         bench.engine.submit(ask("twin", 5, max_tokens=5))
-    assert len(bench.ear.wait("twin")) == 60
+    assert len(bench.collector.wait("twin")) == 60
 
 
 def poison(name, prompt):
@@ -183,20 +183,20 @@ def poison(name, prompt):
 def test_pages_of_a_poisoned_request_are_clean(cramped):
     """Whoever gets the pages next, all of them, hears what the reference says."""
     cramped.engine.submit(poison("poison", [POISON] * 149))
-    assert cramped.ear.wait("poison")[-1].finish == "error"
+    assert cramped.collector.wait("poison")[-1].finish == "error"
     requests = [ask("next", 100, max_tokens=60), ask("other", 1, max_tokens=20)]
     for request, tokens in zip(requests, cramped.run(requests), strict=True):
         assert_greedy(request, tokens)
 
 
 def test_counts_of_work_are_exact(bench):
-    """Generated tokens are those that were heard; prompt tokens those of the prompts."""
+    """Generated tokens are those that were received; prompt tokens those of the prompts."""
     (tokens,) = bench.run([ask("first", 12, max_tokens=30)])
     stop = next(token for i, token in enumerate(tokens) if i > 4 and token not in tokens[:i])
-    heard = bench.run([ask("one", 100, max_tokens=5), ask("two", 12, max_tokens=30, stop_ids=(stop,))])
-    bench.settle()
+    received = bench.run([ask("one", 100, max_tokens=5), ask("two", 12, max_tokens=30, stop_ids=(stop,))])
+    bench.wait_idle()
     stats = bench.engine.stats
-    assert stats.generated_tokens == 30 + sum(map(len, heard))
+    assert stats.generated_tokens == 30 + sum(map(len, received))
     assert stats.prompt_tokens + stats.cached_tokens == 12 + 100 + 12 and stats.cached_tokens > 0
 
 
@@ -218,8 +218,8 @@ def test_nothing_is_taken_before_the_start_and_after_the_end(make_engine):
 def test_a_single_step_serves_any_request(parameters, monkeypatch):
     """What `warm_up` compiles is enough: prompts, also scored, decoding in company, a draw with penalties."""
     monkeypatch.setattr(Runner, "compile_rest", lambda self, stop: None)
-    ear = Ear()
-    engine = Engine(CONFIG, parameters, EngineSettings(scores=True), ear.hear)
+    collector = EventCollector()
+    engine = Engine(CONFIG, parameters, EngineSettings(scores=True), collector.receive)
     engine.warm_up()
     engine.start()
     requests = [ask(f"one{n}", 3 + 40 * n, max_tokens=15) for n in range(3)]
@@ -231,9 +231,9 @@ def test_a_single_step_serves_any_request(parameters, monkeypatch):
     ]:
         engine.submit(request)
     for request in [*requests, scored]:
-        assert_greedy(request, ear.tokens(request.id))
-    assert len(ear.events["scored"][0].prompt_logprobs or ()) == 39
-    assert len(ear.tokens("drawn")) == 15
+        assert_greedy(request, collector.tokens(request.id))
+    assert len(collector.events["scored"][0].prompt_logprobs or ()) == 39
+    assert len(collector.tokens("drawn")) == 15
     assert (engine.stats.buckets_ready, engine.stats.compilations) == (1, 0)
     engine.stop()
 
@@ -255,8 +255,8 @@ def test_what_cannot_be_planned_is_not_tried_again_and_again(bench, monkeypatch)
     assert waits.wait(30), "it tries without a pause"
     assert sum(plans) <= 2
     monkeypatch.setattr(loop.scheduler, "plan", plan)
-    loop.ask(lambda: None)
-    assert_greedy(request, bench.ear.tokens("stuck"))
+    loop.enqueue(lambda: None)
+    assert_greedy(request, bench.collector.tokens("stuck"))
 
 
 def test_nobody_who_can_be_planned_waits_for_a_wish(bench, monkeypatch):
@@ -271,13 +271,13 @@ def test_nobody_who_can_be_planned_waits_for_a_wish(bench, monkeypatch):
 
     monkeypatch.setattr(loop, "_process_inbox", listening)
     together = threading.Event()
-    loop.ask(lambda: together.wait(30))
+    loop.enqueue(lambda: together.wait(30))
     requests = [ask(f"crowd{n}", 4, prompt_seed=n, max_tokens=1) for n in range(30)]
     for request in requests:
         bench.engine.submit(request)
     together.set()
     for request in requests:
-        assert_greedy(request, bench.ear.tokens(request.id))
+        assert_greedy(request, bench.collector.tokens(request.id))
     assert not pauses
 
 
@@ -285,19 +285,19 @@ def test_stopping_ends_what_is_in_flight(bench):
     """Running and waiting requests hear `error` with the reason, once."""
     for n in range(12):
         bench.engine.submit(ask(f"r{n}", 4, max_tokens=150))
-    bench.ear.wait("r0", events=3)
+    bench.collector.wait("r0", events=3)
     bench.engine.stop()
     for n in range(12):
-        *heard, last = bench.ear.wait(f"r{n}")
+        *received, last = bench.collector.wait(f"r{n}")
         assert (last.finish, last.error) == ("error", "the engine was stopped")
-        assert not any(event.finish for event in heard)
+        assert not any(event.finish for event in received)
 
 
 def test_a_failing_device_ends_every_request(bench, monkeypatch):
     """Running, waiting or still in the inbox: everybody hears the cause, and the engine is dead."""
     entered, submitted = threading.Event(), threading.Event()
 
-    def read(flight):
+    def read(in_flight):
         entered.set()
         submitted.wait()
         raise RuntimeError("the device is gone")
@@ -309,7 +309,7 @@ def test_a_failing_device_ends_every_request(bench, monkeypatch):
     bench.engine.submit(ask("inbox", 4, max_tokens=5))
     submitted.set()
     for name in [*(f"r{n}" for n in range(10)), "inbox"]:
-        (last,) = bench.ear.wait(name)
+        (last,) = bench.collector.wait(name)
         assert (last.finish, last.error) == ("error", "RuntimeError: the device is gone")
     bench.engine._loop.thread.join(5)
     assert not bench.engine.alive
@@ -330,7 +330,7 @@ def test_nobody_is_let_into_a_dying_engine(prompter, monkeypatch):
     prompter.act = act
     prompter.engine.submit(ask("early", 4, max_tokens=150))
     prompter.wait("early", events=2)
-    monkeypatch.setattr(prompter.engine._loop.runner, "read", lambda flight: 1 / 0)
+    monkeypatch.setattr(prompter.engine._loop.runner, "read", lambda in_flight: 1 / 0)
     assert prompter.wait("early")[-1].error == "ZeroDivisionError: division by zero"
     assert late == ["refused"]
 

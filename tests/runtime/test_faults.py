@@ -21,7 +21,7 @@ from distaff.runtime.policy.sequence import Plan, Sequence, SequenceFault
 from distaff.runtime.request import EngineFailed, TokenEvent
 
 from .policy.simulation import Device, alone, make_sequence
-from .tiny import Ear, Turns, ask, assert_greedy
+from .tiny import EventCollector, ModuloGrammar, ask, assert_greedy
 
 
 def failing(original: Callable[..., Any], named: Callable[..., bool]) -> Callable[..., Any]:
@@ -51,7 +51,7 @@ BAD = {
         lambda views, lines, row: row.sequence.request.id == "bad",
         {},
     ),
-    "mask": (Turns, "fill", lambda self, mask_W: self._grammar == "3,9", {"grammar": "3,9"}),
+    "mask": (ModuloGrammar, "fill", lambda self, mask_W: self._grammar == "3,9", {"grammar": "3,9"}),
     "read": (readout._Reports, "of", lambda self, line, count: count == 7, {"logprobs": 7}),
     "score": (
         PromptScores,
@@ -59,7 +59,7 @@ BAD = {
         lambda self, start, chunk: self.length == 120,
         {"prompt_logprobs": 2},
     ),
-    "consume": (Turns, "consume", lambda self, token: self._grammar == "3,9", {"grammar": "3,9"}),
+    "consume": (ModuloGrammar, "consume", lambda self, token: self._grammar == "3,9", {"grammar": "3,9"}),
     "process": (
         OutputProcessor,
         "_add_token",
@@ -83,9 +83,11 @@ def test_a_failing_sequence_fails_alone(make_engine, monkeypatch, stage):
     good.append(ask("good logprobs", 9, max_tokens=20, logprobs=2, presence_penalty=0.5))
     with engine._submitted([good[0], bad, *good[1:]]):
         with pytest.raises(EngineFailed, match="request bad: ValueError: sabotage"):
-            list(engine._mailboxes.read("bad"))
+            list(engine._event_queues.read("bad"))
         for request in good:
-            tokens = [event.token for event in engine._mailboxes.read(request.id) if event.token is not None]
+            tokens = [
+                event.token for event in engine._event_queues.read(request.id) if event.token is not None
+            ]
             assert_greedy(request, tokens)
     assert engine.alive
     again = ask("again", 30, max_tokens=5)
@@ -101,7 +103,7 @@ def test_followers_hear_of_nothing_that_is_not_launched(bench, monkeypatch):
     followers = SimpleNamespace(
         launch=lambda bucket, buffer: told.append((bucket, buffer.tobytes())),
         prepare=lambda *tables: None,
-        settle=lambda token_B: None,
+        record_samples=lambda token_B: None,
         close=lambda: None,
     )
     dispatch = runner._dispatch
@@ -116,8 +118,8 @@ def test_followers_hear_of_nothing_that_is_not_launched(bench, monkeypatch):
     monkeypatch.setattr(runner, "_dispatch", note)
     for request in (ask("first", 9, max_tokens=9), ask("bad", 9, max_tokens=9, grammar="2,9")):
         bench.engine.submit(request)
-    assert len(bench.ear.tokens("first")) == 9
-    assert bench.ear.wait("bad")[-1].finish == "error"
+    assert len(bench.collector.tokens("first")) == 9
+    assert bench.collector.wait("bad")[-1].finish == "error"
     assert told == done and told
 
 
@@ -136,24 +138,24 @@ def test_no_end_is_lost_where_the_engine_ends(make_engine, monkeypatch):
     with engine._submitted(requests):
         for request in requests:
             with pytest.raises(EngineFailed, match="RuntimeError: the output processor is lost"):
-                list(engine._mailboxes.read(request.id))
+                list(engine._event_queues.read(request.id))
 
 
 def test_only_who_is_lost_with_the_engine_is_lost(make_engine, monkeypatch):
     """The others have ended for reasons of their own."""
-    ear = Ear()
-    engine = make_engine(ear.hear)
+    collector = EventCollector()
+    engine = make_engine(collector.receive)
     engine.start()
     owner, name, named, params = BAD["consume"]
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, failing(getattr(owner, name), named))
         engine.submit(ask("bad", 9, max_tokens=9, **params))
-        assert (ear.wait("bad")[-1].finish, ear.wait("bad")[-1].lost) == ("error", False)
+        assert (collector.wait("bad")[-1].finish, collector.wait("bad")[-1].lost) == ("error", False)
     engine.submit(ask("good", 9, max_tokens=9))
-    assert not ear.wait("good")[-1].lost
+    assert not collector.wait("good")[-1].lost
     monkeypatch.setattr(Runner, "read", lambda self, in_flight: 1 / 0)
     engine.submit(ask("lost", 9, max_tokens=9))
-    last = ear.wait("lost")[-1]
+    last = collector.wait("lost")[-1]
     assert (last.finish, last.param, last.lost) == ("error", None, True)
     assert last.error == "ZeroDivisionError: division by zero"
 
@@ -273,11 +275,11 @@ def test_faults_at_any_moment_leave_everybody_else_right(
         pool.check()
         assert turns < 2000
     for number, (prompt, most) in enumerate(said):
-        heard = [event for event in told if event.request_id == str(number)]
-        assert [event.finish is not None for event in heard] == [False] * (len(heard) - 1) + [True]
-        tokens = [event.token for event in heard if event.token is not None]
+        received = [event for event in told if event.request_id == str(number)]
+        assert [event.finish is not None for event in received] == [False] * (len(received) - 1) + [True]
+        tokens = [event.token for event in received if event.token is not None]
         expected = alone(prompt, len(prompt) + most)[len(prompt) :]
-        if heard[-1].finish == "error":
+        if received[-1].finish == "error":
             assert str(number) in saboteur.struck and tokens == expected[: len(tokens)]
         else:
             assert tokens == expected

@@ -12,7 +12,7 @@ from distaff.runtime.engine import Engine
 from distaff.runtime.scorer import Scorer
 
 from .conftest import Bench
-from .tiny import CONFIG, Ear, ask, tokens_of
+from .tiny import CONFIG, EventCollector, ask, tokens_of
 
 SAME = 2e-3
 """Between log-probabilities of one rounding and another order of sums: now and then a value falls on the
@@ -28,11 +28,11 @@ def finite(parameters):
 @pytest.fixture(scope="module")
 def narrow(finite) -> Iterator[Bench]:
     """An engine with an int8 cache, with pages for two or three long sequences."""
-    ear = Ear()
-    engine = Engine(CONFIG, finite, EngineSettings(kv_cache_dtype="int8", kv_pages=64), ear.hear)
+    collector = EventCollector()
+    engine = Engine(CONFIG, finite, EngineSettings(kv_cache_dtype="int8", kv_pages=64), collector.receive)
     engine.warm_up()
     engine.start()
-    yield Bench(engine, ear)
+    yield Bench(engine, collector)
     engine.stop()
 
 
@@ -44,18 +44,18 @@ def test_what_is_said_is_what_a_whole_text_scores(narrow, finite):
     rounded, exact = Scorer(CONFIG, finite, kv_cache_dtype="int8"), Scorer(CONFIG, finite)
     moved = 0.0
     for request in requests:
-        events = narrow.ear.wait(request.id)
-        said = [event.logprobs.chosen for event in events if event.logprobs]
+        events = narrow.collector.wait(request.id)
+        reported = [event.logprobs.chosen for event in events if event.logprobs]
         text, start = [*request.prompt, *tokens_of(events)], len(request.prompt) - 1
-        np.testing.assert_allclose(said, rounded.logprobs(text)[start:], atol=SAME)
-        moved = max(moved, np.abs(np.array(said) - exact.logprobs(text)[start:]).max())
+        np.testing.assert_allclose(reported, rounded.logprobs(text)[start:], atol=SAME)
+        moved = max(moved, np.abs(np.array(reported) - exact.logprobs(text)[start:]).max())
     assert moved > 5 * SAME, "the cache is not rounded at all"
 
 
 def test_cached_prompts_say_the_same(narrow):
     """Pages that another request rounded are as good as one's own."""
     first, again = (narrow.run([ask(name, 77, max_tokens=20)])[0] for name in ("first", "again"))
-    assert narrow.ear.wait("again")[0].cached_tokens > 0 and first == again
+    assert narrow.collector.wait("again")[0].cached_tokens > 0 and first == again
 
 
 def test_an_unknown_type_is_refused(parameters):

@@ -1,4 +1,4 @@
-"""An engine over several devices: the same tokens as on one, its pool divided, its wishes checked."""
+"""An engine over several devices: the same tokens as on one, its pool divided, its kernels checked."""
 
 from dataclasses import replace
 
@@ -74,22 +74,22 @@ def test_scores_are_those_of_one_device(parameters):
     np.testing.assert_allclose(four.logprobs(tokens), one.logprobs(tokens), atol=1e-3)
 
 
-@pytest.mark.parametrize("wish", ["4", "model=0", "model=", "data=2", "model=-1", "model=2,data=2", ""])
-def test_a_wrong_mesh_is_refused(wish):
+@pytest.mark.parametrize("text", ["4", "model=0", "model=", "data=2", "model=-1", "model=2,data=2", ""])
+def test_a_wrong_mesh_is_refused(text):
     with pytest.raises(ConfigError, match="expected model=N"):
-        parse_mesh(wish)
+        parse_mesh(text)
 
 
-@pytest.mark.parametrize("wish", ["attention", "=blocks", "attention=", "a=b=c", ""])
-def test_a_wrong_kernel_is_refused(wish):
+@pytest.mark.parametrize("text", ["attention", "=blocks", "attention=", "a=b=c", ""])
+def test_a_wrong_kernel_is_refused(text):
     with pytest.raises(ConfigError, match="expected operation=backend"):
-        parse_kernels(["linear=plain", wish])
+        parse_kernels(["linear=plain", text])
 
 
 def test_kernels_of_ones_own_choice_are_taken(parameters):
-    """A wish reaches the model; one that cannot be met is refused with what there is."""
-    wishes = parse_kernels(["linear=plain"])
-    engine = Engine(CONFIG, parameters, replace(SETTINGS, kernels=wishes))
+    """A text reaches the model; one that cannot be met is refused with what there is."""
+    kernels = parse_kernels(["linear=plain"])
+    engine = Engine(CONFIG, parameters, replace(SETTINGS, kernels=kernels))
     assert ("linear", "plain") in engine.kernels
     with pytest.raises(ConfigError, match=r"kernel linear=magic; expected one of plain, halves"):
         Engine(CONFIG, parameters, replace(SETTINGS, kernels=(("linear", "magic"),)))

@@ -21,13 +21,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored below 
 THREAD = """
 import os, threading, time
 from distaff.runtime.threads import AwaitedThread
-begun = threading.Event()
+started = threading.Event()
 def work():
-    begun.set()
+    started.set()
     os.read(0, 1)  # until the test says so, whatever `end` asks
     print("compiled")
 AwaitedThread("compilation", work, lambda: None).start()
-begun.wait()
+started.wait()
 print("the script's output")
 """
 ENGINE = """
@@ -41,17 +41,17 @@ from distaff.runtime.device.settings import EngineSettings
 from tests.runtime.tiny import CONFIG, make_parameters
 engine = Engine(CONFIG, make_parameters(), EngineSettings(slots=2, prefill_tokens=16))
 engine.warm_up()
-begun = threading.Event()
+started = threading.Event()
 def slow(self, buckets, *rest):
     def wait(x):
-        begun.set()
+        started.set()
         os.read(0, 1)
         return x
     jax.block_until_ready(jax.jit(lambda x: jax.pure_callback(wait, x, x))(jax.numpy.ones(1)))
     print("compiled")
 Executables.compile = slow
 engine.start()
-begun.wait()
+started.wait()
 (events,) = engine.generate([Request(id="r", prompt=(1, 2), params=SamplingParams(max_tokens=3))])
 print(len(events), "events")
 """
@@ -66,8 +66,8 @@ class Script:
             [sys.executable, "-c", SIGNALS + text],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=environment,
         )  # fmt: skip
-        self._patience = threading.Timer(120, self.process.kill)
-        self._patience.start()
+        self._timer = threading.Timer(120, self.process.kill)
+        self._timer.start()
         self.complaints: list[str] = []
 
     def wait_for(self, line: str) -> None:
@@ -88,11 +88,11 @@ class Script:
     def end(self) -> tuple[int, str]:
         """Its exit code, and what it wrote to stdout."""
         assert self.process.stdout is not None
-        said = self.process.stdout.read().decode()
-        return self.process.wait(), said
+        printed = self.process.stdout.read().decode()
+        return self.process.wait(), printed
 
     def close(self) -> None:
-        self._patience.cancel()
+        self._timer.cancel()
         self.process.kill()
         self.process.communicate()
 

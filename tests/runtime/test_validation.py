@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from distaff.runtime.request import MAX_TEMPERATURE, InvalidRequest, Request, SamplingParams
 from distaff.runtime.validation import check
 
-from .admitted import assert_packs
+from .packable import assert_packs
 
 VOCABULARY, CONTEXT = 50, 40
 IDS = st.integers(0, VOCABULARY - 1)

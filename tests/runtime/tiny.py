@@ -1,4 +1,4 @@
-"""A tiny random Llama, its logits in plain float64 numpy, and an ear for the engine's events.
+"""A tiny random Llama, its logits in plain float64 numpy, and an collector for the engine's events.
 
 The reference computes the whole sequence at once, without cache, pages or batches; nothing of it is ours.
 """
@@ -65,8 +65,8 @@ def _norm(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 def _attention(x: np.ndarray, w: dict[str, np.ndarray]) -> np.ndarray:
     length, group = len(x), CONFIG.heads // CONFIG.kv_heads
-    q = _turn((x @ w["attention.q"]).reshape(length, CONFIG.heads, -1))
-    k = _turn((x @ w["attention.k"]).reshape(length, CONFIG.kv_heads, -1)).repeat(group, 1)
+    q = _rotate((x @ w["attention.q"]).reshape(length, CONFIG.heads, -1))
+    k = _rotate((x @ w["attention.k"]).reshape(length, CONFIG.kv_heads, -1)).repeat(group, 1)
     v = (x @ w["attention.v"]).reshape(length, CONFIG.kv_heads, -1).repeat(group, 1)
     scores = np.einsum("tnh,snh->nts", q, k) * CONFIG.head_size**-0.5
     scores = np.where(np.tri(length, dtype=bool), scores, -np.inf)
@@ -75,12 +75,12 @@ def _attention(x: np.ndarray, w: dict[str, np.ndarray]) -> np.ndarray:
     return np.einsum("nts,snh->tnh", weights, v).reshape(length, -1) @ w["attention.o"]
 
 
-def _turn(x: np.ndarray) -> np.ndarray:
-    """Rotary embedding: dimension i is turned together with i + H/2."""
+def _rotate(x: np.ndarray) -> np.ndarray:
+    """Rotary embedding: dimension i is rotated together with i + H/2."""
     half = CONFIG.head_size // 2
     angles = np.arange(len(x))[:, None] * CONFIG.rope_theta ** (-np.arange(half) / half)
-    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)[:, None]
-    return np.concatenate([turned.real, turned.imag], -1)
+    rotated = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)[:, None]
+    return np.concatenate([rotated.real, rotated.imag], -1)
 
 
 def assert_greedy(request: Request, tokens: Sequence[int]) -> None:
@@ -114,15 +114,15 @@ def adjusted(logits: np.ndarray, earlier: np.ndarray, request: Request) -> np.nd
         logits[: params.min_tokens, token] = -np.inf
     if params.grammar is not None:
         for n, row in enumerate(logits):
-            row[~Turns.allowed(params.grammar, n)] = -np.inf
+            row[~ModuloGrammar.allowed(params.grammar, n)] = -np.inf
     return logits
 
 
-class Turns:
+class ModuloGrammar:
     """A grammar `k,n`: the i-th token is one of those with id mod k = i mod k, and there are n of them."""
 
     def __init__(self, grammar: str) -> None:
-        self._grammar, self._heard = grammar, 0
+        self._grammar, self._consumed = grammar, 0
         self.error: str | None = None
 
     @staticmethod
@@ -131,18 +131,18 @@ class Turns:
         return np.arange(CONFIG.vocabulary) % every == place % every
 
     def fill(self, mask_W: np.ndarray) -> None:
-        bits = self.allowed(self._grammar, self._heard)
+        bits = self.allowed(self._grammar, self._consumed)
         bits = np.pad(bits, (0, 32 * len(mask_W) - len(bits)))
         mask_W[:] = np.packbits(bits, bitorder="little").view(np.uint32)
 
     def consume(self, token: int) -> None:
-        if not self.allowed(self._grammar, self._heard)[token]:
+        if not self.allowed(self._grammar, self._consumed)[token]:
             self.error = f"{token} is not allowed"
-        self._heard += 1
+        self._consumed += 1
 
     @property
     def complete(self) -> bool:
-        return self._heard == int(self._grammar.split(",")[1])
+        return self._consumed == int(self._grammar.split(",")[1])
 
 
 def random_prompt(length: int, seed: int = 0) -> tuple[int, ...]:
@@ -157,28 +157,28 @@ def ask(name: str, length: int, *, prompt_seed: int = 0, choice: int = 0, **para
     return Request(id=name, prompt=random_prompt(length, prompt_seed), params=settings, choice=choice)
 
 
-class Ear:
+class EventCollector:
     """Hears an engine's events, sorted by request; waits for ends."""
 
     def __init__(self) -> None:
         self.events: defaultdict[str, list[TokenEvent]] = defaultdict(list)
-        self._news = threading.Condition()
+        self._arrived = threading.Condition()
 
-    def hear(self, events: Sequence[TokenEvent]) -> None:
-        with self._news:
+    def receive(self, events: Sequence[TokenEvent]) -> None:
+        with self._arrived:
             for event in events:
                 self.events[event.request_id].append(event)
-            self._news.notify_all()
+            self._arrived.notify_all()
 
     def wait(self, name: str, *, events: int | None = None, timeout: float = 60) -> list[TokenEvent]:
         """A request's events up to its end, or as soon as there are so many."""
 
         def enough() -> bool:
-            heard = self.events[name]
-            return bool(heard) and (heard[-1].finish is not None or len(heard) >= (events or 10**9))
+            received = self.events[name]
+            return bool(received) and (received[-1].finish is not None or len(received) >= (events or 10**9))
 
-        with self._news:
-            assert self._news.wait_for(enough, timeout), f"request {name} goes on after {timeout} s"
+        with self._arrived:
+            assert self._arrived.wait_for(enough, timeout), f"request {name} goes on after {timeout} s"
             return list(self.events[name])
 
     def tokens(self, name: str) -> list[int]:

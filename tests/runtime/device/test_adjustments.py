@@ -27,7 +27,7 @@ ADJUSTMENTS = st.fixed_dictionaries(
 @given(st.lists(ADJUSTMENTS, min_size=1, max_size=6))
 def test_each_adjustment_is_its_definition_alone_and_together(bench, drawn):
     """Greedy tokens are the adjusted reference's, with neighbours that adjust otherwise or not at all."""
-    bench.ear.events.clear()
+    bench.collector.events.clear()
     requests = [ask(f"a{n}", 7 + n, max_tokens=12, **params) for n, params in enumerate([*drawn, {}])]
     for request, tokens in zip(requests, bench.run(requests), strict=True):
         assert_greedy(request, tokens)
@@ -56,7 +56,7 @@ def test_no_end_before_min_tokens(bench):
     stops = tuple(set(plain[2:9]))
     request = ask("late", 12, max_tokens=30, stop_ids=stops, min_tokens=9)
     bench.engine.submit(request)
-    tokens = bench.ear.tokens("late")
+    tokens = bench.collector.tokens("late")
     assert len(tokens) >= 9 and not set(tokens) & set(stops)
     assert_greedy(dataclasses.replace(request), tokens[:9])
 

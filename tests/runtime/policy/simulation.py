@@ -115,17 +115,17 @@ class Loop:
     def drop(self, name: str) -> None:
         self.scheduler.finish(self.sequences[int(name)])
 
-    def turn(self) -> Plan | None:
+    def run_once(self) -> Plan | None:
         if self.in_flight and (self.in_flight.drafted or self.scheduler.should_read_first):
-            self.settle()
+            self.process_samples()
         self.awaited = {row.sequence for row, _ in self.sampled}
         plan = self.scheduler.plan()
         following = self.device.step(plan) if plan else []
-        self.settle()
+        self.process_samples()
         self.in_flight, self.sampled = plan, following
         return plan
 
-    def settle(self) -> None:
+    def process_samples(self) -> None:
         if self.in_flight:
             self.outputs.process(self.sampled)
         self.in_flight, self.sampled = None, []
@@ -134,8 +134,8 @@ class Loop:
     def unfinished(self) -> list[Sequence]:
         return [sequence for sequence in self.sequences if not sequence.finished]
 
-    def run(self, turns: int) -> None:
-        """Turns until everybody has finished; at most so many times."""
-        while self.unfinished and turns:
-            self.turn()
-            turns -= 1
+    def run(self, iterations: int) -> None:
+        """ModuloGrammar until everybody has finished; at most so many times."""
+        while self.unfinished and iterations:
+            self.run_once()
+            iterations -= 1

@@ -5,13 +5,13 @@ import pytest
 from distaff.model.errors import DistaffError
 from distaff.runtime.request import InvalidRequest
 
-from ..tiny import Turns, ask, assert_greedy, tokens_of
+from ..tiny import ModuloGrammar, ask, assert_greedy, tokens_of
 
 END = 5
 
 
 def obeys(grammar: str, tokens: list[int]) -> bool:
-    return all(Turns.allowed(grammar, place)[token] for place, token in enumerate(tokens))
+    return all(ModuloGrammar.allowed(grammar, place)[token] for place, token in enumerate(tokens))
 
 
 def test_greedy_tokens_are_the_best_allowed_ones_in_any_company(bench):
@@ -22,14 +22,14 @@ def test_greedy_tokens_are_the_best_allowed_ones_in_any_company(bench):
         wanted = request.params.grammar and int(request.params.grammar.split(",")[1])
         assert len(tokens) == min(33, wanted or 33)
         assert_greedy(request, tokens)
-    bench.settle()
+    bench.wait_idle()
 
 
 @pytest.mark.parametrize(("grammar", "finish"), [("3,9", "stop"), ("3,10", "stop"), ("3,11", "length")])
 def test_the_end_of_a_grammar_is_a_stop_and_a_limit_is_a_length(bench, grammar, finish):
     """Truthful also where both fall together: the text is complete then."""
     bench.engine.submit(ask("end", 8, max_tokens=10, grammar=grammar))
-    events = bench.ear.wait("end")
+    events = bench.collector.wait("end")
     assert events[-1].finish == finish and events[-1].token is not None
     assert len(tokens_of(events)) == min(10, int(grammar.split(",")[1]))
 
@@ -51,16 +51,16 @@ def test_draws_obey_and_repeat(bench, cramped):
 def test_choices_of_one_prompt_differ_and_obey(bench):
     """Each choice has a matcher of its own."""
     settings = dict(max_tokens=20, temperature=1.0, seed=3, grammar="2,20", top_k=20)
-    said = bench.run([ask(f"n{n}", 9, choice=n, **settings) for n in range(4)])
-    assert len({tuple(tokens) for tokens in said}) == 4
-    assert all(obeys("2,20", tokens) for tokens in said)
+    outputs = bench.run([ask(f"n{n}", 9, choice=n, **settings) for n in range(4)])
+    assert len({tuple(tokens) for tokens in outputs}) == 4
+    assert all(obeys("2,20", tokens) for tokens in outputs)
 
 
 def test_log_probabilities_are_of_the_raw_distribution(bench):
     """The mask decides what is drawn, not what is reported."""
     bench.engine.submit(ask("free", 9, max_tokens=1, logprobs=20))
     bench.engine.submit(ask("held", 9, max_tokens=1, logprobs=20, grammar="2,9"))
-    (free,), (held,) = bench.ear.wait("free"), bench.ear.wait("held")
+    (free,), (held,) = bench.collector.wait("free"), bench.collector.wait("held")
     assert free.logprobs is not None and held.logprobs is not None
     assert [i for i, _ in free.logprobs.top] == [i for i, _ in held.logprobs.top]
     assert held.token is not None and held.token % 2 == 0
@@ -78,12 +78,12 @@ def test_penalties_and_biases_hold_under_a_mask(bench):
 
 def test_a_grammar_that_breaks_fails_its_request_alone(bench, monkeypatch):
     """A matcher in error ends its sequence with the reason; others go on."""
-    monkeypatch.setattr(Turns, "consume", lambda self, token: setattr(self, "error", "too hard"))
+    monkeypatch.setattr(ModuloGrammar, "consume", lambda self, token: setattr(self, "error", "too hard"))
     bench.engine.submit(ask("bad", 6, max_tokens=9, grammar="2,9"))
     assert len(bench.run([ask("good", 6, max_tokens=9)])[0]) == 9
-    last = bench.ear.wait("bad")[-1]
+    last = bench.collector.wait("bad")[-1]
     assert last.finish == "error" and "too hard" in (last.error or "") and last.param == "grammar"
-    bench.settle()
+    bench.wait_idle()
 
 
 def test_a_grammar_that_stops_without_an_end_is_an_error(bench, monkeypatch):
@@ -94,12 +94,12 @@ def test_a_grammar_that_stops_without_an_end_is_an_error(bench, monkeypatch):
         mask_W[END // 32] = 1 << END % 32
         self.error = "nothing may follow"
 
-    monkeypatch.setattr(Turns, "fill", fill)
+    monkeypatch.setattr(ModuloGrammar, "fill", fill)
     bench.engine.submit(ask("dead", 6, max_tokens=9, grammar="2,9", stop_ids=(END,)))
     assert len(bench.run([ask("good", 6, max_tokens=9)])[0]) == 9
-    (event,) = bench.ear.wait("dead")
+    (event,) = bench.collector.wait("dead")
     assert (event.finish, event.error, event.param) == ("error", "nothing may follow", "grammar")
-    bench.settle()
+    bench.wait_idle()
 
 
 def test_a_grammar_that_does_not_compile_is_the_requests_fault(bench, monkeypatch):
@@ -124,21 +124,21 @@ def test_an_engine_without_grammars_says_so(make_engine):
 
 def test_the_end_of_a_grammar_outranks_min_tokens(bench, monkeypatch):
     """Where a grammar allows nothing but an end, the text is complete: it ends, however early."""
-    monkeypatch.setattr(Turns, "complete", False)  # as of grammars that say so only by their mask
-    fill = Turns.fill
+    monkeypatch.setattr(ModuloGrammar, "complete", False)  # as of grammars that say so only by their mask
+    fill = ModuloGrammar.fill
 
     def only_the_end(self, mask_W):
         fill(self, mask_W)
-        if self._heard == 4:
+        if self._consumed == 4:
             mask_W[:] = 0
             mask_W[5 // 32] = 1 << 5 % 32
 
-    monkeypatch.setattr(Turns, "fill", only_the_end)
+    monkeypatch.setattr(ModuloGrammar, "fill", only_the_end)
     bench.engine.submit(ask("early", 7, max_tokens=30, min_tokens=20, stop_ids=(5,), grammar="2,30"))
     bench.engine.submit(ask("free", 7, max_tokens=30, min_tokens=20, stop_ids=(5,)))
-    last = bench.ear.wait("early")[-1]
-    assert (last.finish, last.end, len(bench.ear.events["early"])) == ("stop", 5, 5)
-    assert 5 not in bench.ear.tokens("free")[:20]
+    last = bench.collector.wait("early")[-1]
+    assert (last.finish, last.end, len(bench.collector.events["early"])) == ("stop", 5, 5)
+    assert 5 not in bench.collector.tokens("free")[:20]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
@@ -152,9 +152,9 @@ def test_where_nothing_is_allowed_nothing_is_said(bench, temperature, adjusts):
     other = ask("other", 9, max_tokens=9, grammar="2,30")
     (tokens,) = bench.run([other])
     assert_greedy(other, tokens)
-    events = bench.ear.wait(name)
+    events = bench.collector.wait(name)
     assert obeys("4,30", tokens_of(events)) and set(tokens_of(events)) <= {1, 3, 4}
     assert events[-1].finish == "error"
     assert events[-1].error == "the grammar and the allowed ids together allow no token"
     assert events[-1].param == "grammar"
-    bench.settle()
+    bench.wait_idle()

@@ -13,7 +13,7 @@ from distaff.runtime.policy.drafts import MOST, NGRAM, Drafter, allocate_drafts
 from distaff.runtime.request import Request
 
 from ..conftest import Bench
-from ..tiny import Ear, ask, assert_greedy, random_prompt, reference_logits
+from ..tiny import EventCollector, ask, assert_greedy, random_prompt, reference_logits
 from .simulation import Loop, alone
 
 TEXT = st.lists(st.integers(0, 3), max_size=60)
@@ -46,10 +46,10 @@ def test_a_chance_is_a_chance(trials):
 
 
 COSTS = st.lists(st.floats(0.1, 10), min_size=1, max_size=6).map(sorted)
-WISHES = st.lists(st.tuples(st.floats(0.01, 1), st.integers(0, 6)), min_size=1, max_size=5)
+OFFERS = st.lists(st.tuples(st.floats(0.01, 1), st.integers(0, 6)), min_size=1, max_size=5)
 
 
-@given(WISHES, COSTS)
+@given(OFFERS, COSTS)
 def test_the_fastest_step_is_chosen(offers, costs):
     """No other number of drafts gives more tokens a second; nobody gets more than there are."""
     sizes = [2**n for n in range(len(costs))]
@@ -57,17 +57,17 @@ def test_the_fastest_step_is_chosen(offers, costs):
     counts = allocate_drafts(offers, sizes, seconds.get)
     assert all(0 <= count <= most for count, (_, most) in zip(counts, offers, strict=True))
 
-    def pace(gains: list[float]) -> float:
+    def rate(gains: list[float]) -> float:
         size = next((size for size in sizes if size >= len(offers) + len(gains)), None)
         return 0.0 if size is None else (len(offers) + sum(gains)) / seconds[size]
 
     chosen = [c**n for count, (c, _) in zip(counts, offers, strict=True) for n in range(1, count + 1)]
     best = sorted((c**n for c, most in offers for n in range(1, most + 1)), reverse=True)
-    fastest = max((pace(best[:n]) for n in range(len(best) + 1)), default=0.0)
+    fastest = max((rate(best[:n]) for n in range(len(best) + 1)), default=0.0)
     if any(counts):
-        assert pace(chosen) > pace([]) and pace(chosen) >= fastest * (1 - 1e-9)
-    elif pace([]):
-        assert fastest <= pace([]) * 1.1 * (1 + 1e-9)
+        assert rate(chosen) > rate([]) and rate(chosen) >= fastest * (1 - 1e-9)
+    elif rate([]):
+        assert fastest <= rate([]) * 1.1 * (1 + 1e-9)
 
 
 def test_nothing_is_guessed_where_no_time_is_known():
@@ -77,17 +77,17 @@ def test_nothing_is_guessed_where_no_time_is_known():
 
 def test_right_drafts_save_steps():
     """A sequence that repeats itself ends in fewer steps than it has tokens, and says the same."""
-    prompt, turns = [10, 12] * 3, {}
+    prompt, iterations = [10, 12] * 3, {}
     for drafts in (False, True):
         loop = Loop(slots=1, pages=80, page_size=2, budget=8, drafts=drafts)
         loop.submit(prompt, 60)
-        turns[drafts] = 0
+        iterations[drafts] = 0
         while loop.unfinished:
-            loop.turn()
-            turns[drafts] += 1
+            loop.run_once()
+            iterations[drafts] += 1
         assert loop.sequences[0].tokens == alone(prompt, 66)
         assert bool(loop.outputs.counts.drafted_tokens) == drafts
-    assert turns[True] + loop.outputs.counts.accepted_tokens >= turns[False] > turns[True]
+    assert iterations[True] + loop.outputs.counts.accepted_tokens >= iterations[False] > iterations[True]
 
 
 @pytest.fixture
@@ -95,20 +95,20 @@ def guessing_engine(make_engine, monkeypatch) -> Callable[[], Bench]:
     """Makes an engine to which steps of all sizes cost the same, as far as it knows, so drafts are free."""
 
     def make() -> Bench:
-        ear = Ear()
-        engine = make_engine(ear.hear, speculation=True)
+        collector = EventCollector()
+        engine = make_engine(collector.receive, speculation=True)
         step_times = engine._loop.scheduler.step_times
         monkeypatch.setattr(step_times, "seconds", lambda kind, tokens: 1.0)
         engine.start()
-        return Bench(engine, ear)
+        return Bench(engine, collector)
 
     return make
 
 
-def foresee(monkeypatch, said: Iterable[tuple[Request, list[int]]]) -> None:
+def foresee(monkeypatch, outputs: Iterable[tuple[Request, list[int]]]) -> None:
     """Drafters guess what has been said before, but each seventh token wrong, for a random model repeats
     itself too seldom."""
-    texts = [[*request.prompt, *tokens] for request, tokens in said]
+    texts = [[*request.prompt, *tokens] for request, tokens in outputs]
 
     def propose(self: Drafter, tokens: list[int], most: int) -> tuple[int, ...]:
         known = next((text for text in texts if text[: len(tokens)] == tokens), tokens)
@@ -128,12 +128,12 @@ def without(make_engine):
     """What requests say in an engine that guesses nothing."""
 
     def run(requests) -> list[list[int]]:
-        ear = Ear()
-        engine = make_engine(ear.hear)
+        collector = EventCollector()
+        engine = make_engine(collector.receive)
         engine.start()
-        said = Bench(engine, ear).run(requests)
+        outputs = Bench(engine, collector).run(requests)
         engine.stop()
-        return said
+        return outputs
 
     return run
 
@@ -153,21 +153,21 @@ def test_guesses_change_nothing(without, guessing_engine, monkeypatch):
         [looping(f"{company}.{n}", n, max_tokens=50, **kinds[n]) for n in range(company)]
         for company in (1, 3, 7)
     ]
-    said = [without(requests) for requests in crowds]
-    foresee(monkeypatch, zip(crowds[2], said[2], strict=True))
+    outputs = [without(requests) for requests in crowds]
+    foresee(monkeypatch, zip(crowds[2], outputs[2], strict=True))
     guessing = guessing_engine()
-    for requests, expected in zip(crowds, said, strict=True):
-        heard = guessing.run(requests)
-        assert heard == expected
-        for request, tokens in zip(requests, heard, strict=True):
-            events = guessing.ear.events[request.id]
+    for requests, expected in zip(crowds, outputs, strict=True):
+        received = guessing.run(requests)
+        assert received == expected
+        for request, tokens in zip(requests, received, strict=True):
+            events = guessing.collector.events[request.id]
             assert len(tokens) == 50 and events[-1].finish == "length"
             assert all((e.logprobs is not None) == (request.params.logprobs is not None) for e in events)
             if request.params.temperature == 0:
                 assert_greedy(request, tokens)
     stats = guessing.engine.stats
     assert stats.drafted_tokens > 50 and stats.accepted_tokens > 10
-    guessing.settle()
+    guessing.wait_idle()
 
 
 def test_nothing_is_guessed_beside_a_scored_prompt(without, guessing_engine, monkeypatch):
@@ -176,8 +176,8 @@ def test_nothing_is_guessed_beside_a_scored_prompt(without, guessing_engine, mon
     crowd = [looping(f"r{n}", n, max_tokens=30, logprobs=1) for n in range(3)]
     # Of 96 tokens a step, it gets what 3 prompts of 36 leave in the second: 96 - 2 - 12, all but its last.
     crowd.append(ask("scored", 83, prompt_logprobs=1, max_tokens=8))
-    said = without(crowd)
-    foresee(monkeypatch, zip(crowd, said, strict=True))
+    outputs = without(crowd)
+    foresee(monkeypatch, zip(crowd, outputs, strict=True))
     guessing, plans = guessing_engine(), []
     runner = guessing.engine._loop.runner
     launch = runner.launch
@@ -187,13 +187,13 @@ def test_nothing_is_guessed_beside_a_scored_prompt(without, guessing_engine, mon
     for request in crowd:
         guessing.engine.submit(request)
     gate.set()
-    assert [guessing.ear.tokens(request.id) for request in crowd] == said
+    assert [guessing.collector.tokens(request.id) for request in crowd] == outputs
     assert any(plan.scored and plan.is_decode for plan in plans)
     logits = reference_logits(crowd[-1].prompt)
     norms = np.logaddexp.reduce(logits, axis=-1)
     expected = [
         row[token] - norm for row, norm, token in zip(logits, norms, crowd[-1].prompt[1:], strict=False)
     ]
-    scores = [score.chosen for score in guessing.ear.events["scored"][0].prompt_logprobs or ()]
+    scores = [score.chosen for score in guessing.collector.events["scored"][0].prompt_logprobs or ()]
     np.testing.assert_allclose(scores, expected, atol=2e-4)
     assert guessing.engine.stats.accepted_tokens > 10

@@ -11,7 +11,7 @@ from distaff.runtime.engine import Engine
 from distaff.runtime.request import Request
 
 from ..conftest import Bench
-from ..tiny import CONFIG, POISON, Ear, ask, assert_greedy, random_prompt
+from ..tiny import CONFIG, POISON, EventCollector, ask, assert_greedy, random_prompt
 
 PAGE = 4
 
@@ -24,7 +24,7 @@ def continued(name: str, *parts: tuple[int, ...], **fields) -> Request:
 def cached(bench: Bench, request: Request) -> int:
     """How much of its prompt a request found."""
     bench.run([request])
-    first, *rest = bench.ear.events[request.id]
+    first, *rest = bench.collector.events[request.id]
     assert not any(event.cached_tokens for event in rest)
     return first.cached_tokens
 
@@ -58,11 +58,11 @@ def test_salts_are_kept_apart(bench):
 
 def test_nothing_is_found_where_it_is_not_wanted(make_engine, parameters):
     """Switched off, or where keys depend on the length of a prompt."""
-    ear = Ear()
-    engine = make_engine(ear.hear, prefix_cache=False)
+    collector = EventCollector()
+    engine = make_engine(collector.receive, prefix_cache=False)
     engine.start()
     head = random_prompt(30, seed=4)
-    bench = Bench(engine, ear)
+    bench = Bench(engine, collector)
     assert [cached(bench, continued(name, head)) for name in ("one", "two")] == [0, 0]
     scaling = RopeScaling(kind="dynamic", factor=2.0, original_context=80)
     follows = Engine(replace(CONFIG, rope=scaling), parameters)
@@ -75,7 +75,7 @@ def test_who_comes_while_another_is_computed_finds_it(bench):
     requests = [continued(f"r{n}", head, (n + 1,)) for n in range(6)]
     for request, tokens in zip(requests, bench.run(requests), strict=True):
         assert_greedy(request, tokens)
-    found = [bench.ear.events[request.id][0].cached_tokens for request in requests]
+    found = [bench.collector.events[request.id][0].cached_tokens for request in requests]
     assert found == [0] + [60] * 5
 
 
@@ -86,7 +86,7 @@ def test_a_broken_prompt_breaks_whoever_shares_it(bench):
     poisoned = (*head, POISON, *random_prompt(10, seed=7))
     for name, prompt in (("first", poisoned), ("second", (*poisoned, 3)), ("third", (*poisoned, 4, 5))):
         bench.engine.submit(continued(name, prompt))
-        assert bench.ear.wait(name)[-1].error == "the model's output is not finite"
+        assert bench.collector.wait(name)[-1].error == "the model's output is not finite"
     sound = continued("sound", head, (9,) * 30)
     (tokens,) = bench.run([sound])
     assert_greedy(sound, tokens)
@@ -101,11 +101,11 @@ def test_a_broken_prompt_breaks_whoever_shares_it(bench):
 def test_found_or_computed_the_answer_is_the_same(cramped, penalty, seed, cuts):
     """Prefixes of one text in any order, under memory pressure, also with penalties, which count."""
     text = random_prompt(70, seed=seed + 40)
-    names = [f"{penalty} {seed} {n} {len(cramped.ear.events)}" for n in range(len(cuts))]
+    names = [f"{penalty} {seed} {n} {len(cramped.collector.events)}" for n in range(len(cuts))]
     requests = [
         replace(ask(name, 1, max_tokens=20, frequency_penalty=penalty), prompt=text[:cut])
         for name, cut in zip(names, cuts, strict=True)
     ]
     for request, tokens in zip(requests, cramped.run(requests), strict=True):
         assert_greedy(request, tokens)
-    cramped.settle()
+    cramped.wait_idle()

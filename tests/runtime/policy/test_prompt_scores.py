@@ -36,7 +36,7 @@ def test_scores_are_the_references(bench, length):
     """Of one step's length, less, and more; the tokens that follow are what they would be."""
     request = ask("scored", length, prompt_logprobs=3, max_tokens=5)
     bench.engine.submit(request)
-    first, *rest = bench.ear.wait("scored")
+    first, *rest = bench.collector.wait("scored")
     check(request, first)
     assert all(event.prompt_logprobs is None for event in rest)
     assert_greedy(request, tokens_of([first, *rest]))
@@ -49,7 +49,7 @@ def test_scored_prompts_beside_others(bench):
     for request, tokens in zip(others, bench.run([*others, *scored])[:4], strict=True):
         assert_greedy(request, tokens)
     for request in scored:
-        check(request, bench.ear.wait(request.id)[0])
+        check(request, bench.collector.wait(request.id)[0])
 
 
 def test_nothing_of_a_scored_prompt_comes_from_the_cache(bench):
@@ -57,7 +57,7 @@ def test_nothing_of_a_scored_prompt_comes_from_the_cache(bench):
     for turn in range(2):
         request = ask(f"again{turn}", 60, prompt_logprobs=0, max_tokens=2)
         bench.engine.submit(request)
-        first = bench.ear.wait(request.id)[0]
+        first = bench.collector.wait(request.id)[0]
         check(request, first)
         assert first.cached_tokens == 0
 
@@ -67,7 +67,7 @@ def test_scores_survive_preemption(cramped):
     requests = [ask(f"p{n}", 12 + n, prompt_logprobs=1, max_tokens=40) for n in range(8)]
     cramped.run(requests)
     for request in requests:
-        check(request, cramped.ear.wait(request.id)[0])
+        check(request, cramped.collector.wait(request.id)[0])
     assert cramped.engine.stats.preemptions > 0
 
 
@@ -76,7 +76,7 @@ def test_the_pooled_prompt_is_the_mean_of_its_final_states(bench, length):
     """Through the head, which is linear, the mean of the states is the mean of the logits."""
     request = ask("pooled", length, pool_prompt=True, max_tokens=3)
     bench.engine.submit(request)
-    first, *_ = bench.ear.wait("pooled")
+    first, *_ = bench.collector.wait("pooled")
     logits = np.asarray(first.pooled) @ WEIGHTS["head"]
     np.testing.assert_allclose(logits, reference_logits(request.prompt).mean(0), atol=TOLERANCE)
 
@@ -99,7 +99,7 @@ def test_scored_prompts_share_steps(bench):
         bench.engine.submit(request)
     gate.set()
     for request in requests:
-        check(request, bench.ear.wait(request.id)[0])
+        check(request, bench.collector.wait(request.id)[0])
     assert bench.engine.stats.steps == before + 1
 
 
@@ -109,11 +109,11 @@ def test_a_short_scored_prompt_runs_in_a_small_step(bench, monkeypatch):
     launch = Runner.launch
 
     def seen(self, plan):
-        flight = launch(self, plan)
-        buckets.append(str(flight.bucket))
-        return flight
+        in_flight = launch(self, plan)
+        buckets.append(str(in_flight.bucket))
+        return in_flight
 
     monkeypatch.setattr(Runner, "launch", seen)
     bench.engine.submit(ask("small", 6, prompt_logprobs=1, max_tokens=1))
-    bench.ear.wait("small")
+    bench.collector.wait("small")
     assert buckets == ["mixed(16)"]

@@ -19,7 +19,7 @@ def test_a_preempted_sequence_waits_for_its_sample():
     loop.submit([4], 6), loop.submit([5] * 3, 4)
     older, younger = loop.sequences
     while not loop.scheduler.preemptions:
-        plan = loop.turn()
+        plan = loop.run_once()
     assert [row.sequence for row in plan.rows] == [older] and loop.pool.available >= 3
     assert younger.tokens == alone([5] * 3, 7)[: len(younger.tokens)]
 
@@ -30,7 +30,7 @@ def test_nobody_is_preempted_after_a_row_was_taken():
     loop.submit([1], 3), loop.submit([2], 3)
     loop.run(2)
     loop.scheduler.running.reverse()
-    plan = loop.turn()
+    plan = loop.run_once()
     assert loop.scheduler.preemptions == 1 and [row.sequence.arrival for row in plan.rows] == [0]
 
 
@@ -38,7 +38,7 @@ def test_a_newcomer_leaves_a_page_to_each_who_runs():
     """Whoever would be thrown back in the next step is not seated in this one."""
     loop = Loop(slots=2, pages=4, page_size=1, budget=4)
     loop.submit([1], 3), loop.submit([2] * 2, 1)
-    loop.turn()
+    loop.run_once()
     assert [len(s.pages) for s in loop.sequences] == [1, 2]
     loop.submit([3], 2)
     loop.run(20)
@@ -57,7 +57,7 @@ def test_a_single_token_without_a_sample_is_no_decode_row():
     """A chunk that the budget cut down to one token must not travel as a decode row: it samples nothing."""
     loop = Loop(slots=2, pages=8, page_size=1, budget=2)
     loop.submit([1], 4), loop.submit([2] * 3, 1)
-    plan = loop.turn()
+    plan = loop.run_once()
     assert [(row.count, row.samples) for row in plan.rows] == [(1, True), (1, False)]
     assert not plan.is_decode
 
@@ -67,10 +67,10 @@ def test_decode_rows_come_before_prompts():
     loop = Loop(slots=4, pages=40, page_size=4, budget=8)
     for name in range(3):
         loop.submit([1 + name], 12)
-    loop.turn()
+    loop.run_once()
     loop.submit([7] * 40, 4)
     decoding = [s for s in loop.sequences[:3] if s.length < s.limit]
-    plan = loop.turn()
+    plan = loop.run_once()
     assert {row.sequence for row in plan.rows} == {*decoding, loop.sequences[3]}
     assert plan.rows[-1].count == 8 - len(decoding) and plan.tokens == 8
 
@@ -87,12 +87,12 @@ def test_pages_are_taken_from_the_client_that_holds_most():
     for prompt, client in (([1, 2], "one"), ([2, 3, 4], "many"), ([3, 4, 5], "many"), ([4], "one")):
         loop.submit(prompt, 9, client)
     while not loop.scheduler.preemptions:
-        loop.turn()
+        loop.run_once()
     assert [s.arrival for s in loop.scheduler.waiting] == [2]
     loop = Loop(slots=2, pages=8, page_size=1, budget=16)
     loop.submit([1, 2, 3], 5, "many"), loop.submit([2], 5, "one")
     while not loop.scheduler.preemptions:
-        loop.turn()
+        loop.run_once()
     assert [s.arrival for s in loop.scheduler.waiting] == [1]
 
 
@@ -102,12 +102,12 @@ def turns_to_a_first_token(client: str) -> int:
     for name in range(7):
         loop.submit([1 + name] * 4, 20, "many")
     while not loop.scheduler.preemptions:
-        loop.turn()
-    short, turns = loop.submit([9, 8], 2, client), 0
+        loop.run_once()
+    short, iterations = loop.submit([9, 8], 2, client), 0
     while len(short.tokens) == len(short.request.prompt):
-        loop.turn()
-        turns += 1
-    return turns
+        loop.run_once()
+        iterations += 1
+    return iterations
 
 
 def test_who_holds_no_pages_is_seated_before_those_who_hold_many():
@@ -127,13 +127,13 @@ def test_nobody_is_overtaken_for_ever(long, often, budget):
     loop = Loop(slots=4, pages=21, page_size=1, budget=budget)
     for length in long:
         loop.submit([5] * length, 21 - length, "few")
-    turns = 0
+    iterations = 0
     while not all(s.finished for s in loop.sequences[: len(long)]):
-        if turns % often == 0:
-            loop.submit([1 + turns % 15] * 3, 4, "endless")
-        loop.turn()
-        turns += 1
-        assert turns <= 3 * len(long) * (21 * len(long) + 4 * 7)
+        if iterations % often == 0:
+            loop.submit([1 + iterations % 15] * 3, 4, "endless")
+        loop.run_once()
+        iterations += 1
+        assert iterations <= 3 * len(long) * (21 * len(long) + 4 * 7)
 
 
 class Traffic(RuleBasedStateMachine):
@@ -175,17 +175,17 @@ class Traffic(RuleBasedStateMachine):
             self.loop.abort(sequence)
             assert sequence.finished and not sequence.pages and sequence.slot is None
 
-    @rule(turns=st.integers(1, 4))
-    def run(self, turns):
-        """Some turns of the loop, each plan checked."""
-        for _ in range(turns):
-            self.turn()
+    @rule(iterations=st.integers(1, 4))
+    def run(self, iterations):
+        """Some iterations of the loop, each plan checked."""
+        for _ in range(iterations):
+            self.run_once()
 
-    def turn(self):
+    def run_once(self):
         there = self.loop.unfinished if len(self.clients) == 1 else self.loop.scheduler.running
         oldest = min(there, key=lambda s: s.arrival, default=None)
         advanced = min(oldest.computed, len(oldest.tokens)) if oldest else 0
-        plan = self.loop.turn()
+        plan = self.loop.run_once()
         assert not oldest or oldest.finished or oldest.computed >= advanced, "the oldest was thrown back"
         rows = plan.rows if plan else []
         assert sum(row.count for row in rows) <= self.budget
@@ -242,7 +242,7 @@ class Traffic(RuleBasedStateMachine):
         bound = sum(sequence.limit + 2 for sequence in self.loop.unfinished)
         bound *= 1 if len(self.clients) == 1 else len(self.loop.unfinished)
         while self.loop.unfinished and bound:
-            self.turn()
+            self.run_once()
             bound -= 1
         assert not self.loop.unfinished, "somebody starves"
         assert not held_pages(self.loop) and self.loop.pool.available == self.loop.pool.total

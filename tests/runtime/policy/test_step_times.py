@@ -80,9 +80,9 @@ def test_a_long_prompt_comes_in_pieces_beside_those_who_decode():
     loop = Loop(slots=4, pages=80, page_size=4, budget=64)
     loop.scheduler.step_times = known({4: 1.0}, {8: 2.0, 16: 2.4, 64: 9.0})
     loop.submit([1], 40)
-    loop.turn()
+    loop.run_once()
     loop.submit([7] * 60, 4)
-    plans = [loop.turn() for _ in range(4)]
+    plans = [loop.run_once() for _ in range(4)]
     assert [plan.tokens for plan in plans if plan] == [16, 16, 16, 16]
     loop.run(200)
     assert not loop.unfinished

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from distaff.server.testing import VOCABULARY
 
-from ...runtime.admitted import assert_packs
+from ...runtime.packable import assert_packs
 from ..conftest import MODEL, Server
 
 CONTEXT = 64
