@@ -1,4 +1,4 @@
-"""Engines on one tiny model: compiled once a session, as many engines on top as tests like."""
+"""Engines on one tiny model, which is compiled once per session and shared by all of them."""
 
 import threading
 import time
@@ -19,19 +19,19 @@ TINY = Platform(slots=8, budget=96, page_size=4, dtype="float32")
 
 
 class Bench:
-    """A running engine and the collector that hears it."""
+    """A running engine and the collector of its events."""
 
     def __init__(self, engine: Engine, collector: EventCollector) -> None:
         self.engine, self.collector = engine, collector
 
     def run(self, requests: Sequence[Request]) -> list[list[int]]:
-        """Everybody's tokens; all are submitted at once and end well."""
+        """The tokens of each request; all are submitted at once and end without errors."""
         for request in requests:
             self.engine.submit(request)
         return [self.collector.tokens(request.id) for request in requests]
 
     def wait_idle(self) -> None:
-        """Waits until the engine has nothing to do, and checks that every page came back."""
+        """Waits until the engine has no work, and checks that all pages are free."""
         deadline = time.monotonic() + 30
         while self.engine.stats.waiting or self.engine.stats.running:
             assert time.monotonic() < deadline, f"still busy: {self.engine.stats}"
@@ -62,7 +62,7 @@ def warm_runner(parameters) -> Runner:
 
 
 def complete(runner: Runner) -> None:
-    """Compiles what else a runner has, and makes it ready."""
+    """Compiles the remaining steps of a runner, and makes them ready."""
     runner.compile_rest(threading.Event())
     while runner.has_compiled:
         runner.add_compiled()
@@ -70,10 +70,10 @@ def complete(runner: Runner) -> None:
 
 @pytest.fixture
 def make_engine(parameters, warm_runner) -> Iterator[Callable[..., Engine]]:
-    """Makes engines that share the compiled runner, one running at a time; stops them in the end.
+    """Creates engines that share the compiled runner, one running at a time; stops them at the end.
 
-    An engine with fewer `kv_pages` hands out the first pages of the runner's pool only. Nothing is guessed
-    ahead unless it is wanted: that depends on how long steps take.
+    An engine with fewer `kv_pages` uses only the first pages of the runner's pool. Speculation is off by
+    default, because it depends on the times of steps.
     """
     engines: list[Engine] = []
 
@@ -91,7 +91,7 @@ def make_engine(parameters, warm_runner) -> Iterator[Callable[..., Engine]]:
 
 @pytest.fixture
 def bench(make_engine) -> Bench:
-    """A running engine with pages for everybody."""
+    """A running engine with pages for all requests."""
     collector = EventCollector()
     engine = make_engine(collector.receive)
     engine.start()

@@ -1,4 +1,4 @@
-"""The law of admission: what `check` lets pass, packing accepts, and every value arrives as it was asked."""
+"""The law of validation: packing accepts every request that passes `check`, with all its values."""
 
 import numpy as np
 
@@ -12,10 +12,10 @@ PAGE = 16
 
 
 def assert_packs(request: Request, vocabulary: int, context: int) -> None:
-    """The request is admitted, and goes into both kinds of step: all its tokens, and its last one.
+    """The request passes, and can be packed into both kinds of step: all its tokens, and its last one.
 
     Raises:
-      InvalidRequest: it is not admitted.
+      InvalidRequest: it does not pass.
     """
     limit = check(request, vocabulary, context)
     params, prompt = request.params, request.prompt

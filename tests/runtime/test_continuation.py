@@ -1,4 +1,4 @@
-"""The law of hand-over: a sequence cut off anywhere and continued elsewhere says what it says undisturbed."""
+"""The law of continuation: an interrupted sequence continues elsewhere with the same tokens."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -39,7 +39,7 @@ PARAMS = st.fixed_dictionaries(
 
 @st.composite
 def requests(draw: st.DrawFn) -> Request:
-    """A sequence of any kind whose draws can be repeated."""
+    """A sequence of any kind, with a seed."""
     params = draw(PARAMS)
     params["min_tokens"] = draw(st.integers(0, params["max_tokens"]))
     length, choice = draw(st.integers(1, 60)), draw(st.integers(0, 3))
@@ -47,25 +47,25 @@ def requests(draw: st.DrawFn) -> Request:
 
 
 CUTS = st.lists(st.integers(0, 20), min_size=1, max_size=3)
-"""After how many events of a part it is cut off."""
+"""The number of events in each part before it is interrupted."""
 
 
 def begin(bench: Bench, request: Request) -> str:
-    """Submits a request under an id of its own."""
+    """Submits a request under a new id."""
     name = str(next(NAMES))
     bench.engine.submit(replace(request, id=name))
     return name
 
 
 def interrupt(bench: Bench, name: str, events: int) -> list[TokenEvent]:
-    """What has come of a request when it is aborted after at least so many events."""
+    """The events of a request up to its abort, after at least `events` of them."""
     so_far = bench.collector.wait(name, events=events) if events else []
     bench.engine.abort(name)
     return so_far
 
 
 def interrupted(benches: Sequence[Bench], request: Request, cuts: Sequence[int]) -> list[TokenEvent]:
-    """The events of a request that goes from engine to engine."""
+    """The events of a request that moves from engine to engine."""
     received: list[TokenEvent] = []
     places = cycle(benches)
     for cut in cuts:
@@ -73,7 +73,7 @@ def interrupted(benches: Sequence[Bench], request: Request, cuts: Sequence[int])
         part = replace(request, generated=tuple(tokens_of(received)))
         received += interrupt(bench, begin(bench, part), cut)
         if len(benches) > 1:
-            bench.wait_idle()  # they take turns on one device
+            bench.wait_idle()  # engines share one device, so only one is busy at a time
         if received and received[-1].finish:
             return received
     bench = next(places)
@@ -83,7 +83,7 @@ def interrupted(benches: Sequence[Bench], request: Request, cuts: Sequence[int])
 
 
 def assert_equal(received: Sequence[TokenEvent], whole: Sequence[TokenEvent]) -> None:
-    """The same tokens and the same end, log-probabilities to a tolerance; the prompt is spoken of once."""
+    """Equal tokens and ends; log-probabilities within a tolerance; the prompt is reported once."""
     assert tokens_of(received) == tokens_of(whole)
     for event, expected in zip(received, whole, strict=True):
         assert (event.finish, event.end, event.error) == (expected.finish, expected.end, None)
@@ -103,7 +103,7 @@ PLACES = {
     "one without a cache": [{"prefix_cache": False}],
     "another engine": [{"prefix_cache": False}, {"prefix_cache": False}],
 }
-"""Settings of the engines that pass a sequence on. Two share a pool, so neither may keep pages."""
+"""Settings of the engines that share a sequence. Two of them share a pool, so neither can cache pages."""
 
 
 @pytest.fixture(params=PLACES)
@@ -119,8 +119,8 @@ def benches(request, make_engine) -> list[Bench]:
 
 @given(request=requests(), cuts=CUTS)
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_sequence_goes_on_where_it_was_cut_off(benches, request, cuts):
-    """After any number of tokens, as often as you like: sampling, penalties, grammar, ends and limits."""
+def test_a_sequence_continues_where_it_was_interrupted(benches, request, cuts):
+    """After any number of tokens, any number of times: sampling, penalties, grammar, ends and limits."""
     received = interrupted(benches, request, cuts)
     assert_equal(received, benches[0].collector.wait(begin(benches[0], request)))
 
@@ -134,7 +134,7 @@ KINDS = [
 
 
 def test_continuations_are_preempted_like_any_other(cramped):
-    """Choices of several kinds, all cut off and continued at once where pages are short."""
+    """Choices of several kinds, all interrupted and continued together with few pages."""
     asked = [
         ask("", 9 + 2 * n, choice=n // 2, max_tokens=40, seed=n % 2, **KINDS[n % len(KINDS)])
         for n in range(8)
@@ -156,7 +156,7 @@ def test_continuations_are_preempted_like_any_other(cramped):
 
 
 def test_the_prompt_is_scored_once(bench):
-    """Its tokens are found in the cache, where a scored prompt is computed again."""
+    """A continuation uses the cache, although a scored prompt is computed again."""
     request = ask("", 60, max_tokens=30, prompt_logprobs=2)
     whole = bench.collector.wait(begin(bench, request))
     before = bench.engine.stats.prompt_tokens
@@ -165,8 +165,8 @@ def test_the_prompt_is_scored_once(bench):
     assert bench.engine.stats.prompt_tokens == before
 
 
-def test_a_grammar_that_cannot_be_followed_again_is_refused(bench, monkeypatch):
-    """With what the matcher says; so is a sequence that its grammar has ended."""
+def test_a_grammar_that_does_not_allow_the_generated_tokens_is_refused(bench, monkeypatch):
+    """With the matcher's error; so is a sequence with a complete grammar."""
     request = ask("again", 5, max_tokens=9, grammar="2,3")
     with pytest.raises(InvalidRequest, match="after the 2 generated tokens: 6 is not allowed") as refused:
         bench.engine.submit(replace(request, generated=(4, 6)))

@@ -1,4 +1,4 @@
-"""`deterministic`: equal requests hear equal bits, whatever else happens in the engine."""
+"""`deterministic`: equal requests get equal bits, whatever else the engine does."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +12,7 @@ from distaff.runtime.engine import Engine
 from distaff.runtime.request import Request, TokenEvent
 
 from .conftest import Bench
-from .policy.test_drafts import foresee
+from .policy.test_drafts import set_drafts
 from .tiny import CONFIG, EventCollector, ask, random_prompt
 
 KINDS = [
@@ -25,14 +25,14 @@ LENGTHS = (1, 7, 24, 61)
 
 
 def request_of(name: str, kind: int, length: int) -> Request:
-    """One of sixteen: short and long, greedy and drawn; half of each prompt repeats itself."""
+    """One of sixteen: short and long, greedy and sampled; half of each prompt is a repetition."""
     made = ask(name, 1, max_tokens=24, **KINDS[kind])
     text = random_prompt(max(1, length // 2), seed=90)
     return replace(made, prompt=(text * 3)[:length])
 
 
 def received(bench: Bench, name: str) -> list[tuple[object, ...]]:
-    """Tokens and the very bits of their log-probabilities."""
+    """Tokens and their exact log-probabilities."""
     events: list[TokenEvent] = bench.collector.wait(name)
     assert events[-1].finish == "length"
     return [(event.token, event.logprobs) for event in events]
@@ -68,7 +68,7 @@ def start(parameters, runner):
 
 @pytest.fixture(scope="module")
 def alone(start) -> dict[tuple[int, int], list]:
-    """What each of the sixteen hears alone, without cache and guesses."""
+    """The output of each of the sixteen alone, without cache and drafts."""
     bench, outputs = start(prefix_cache=False, speculation=False), {}
     for kind in range(len(KINDS)):
         for length in LENGTHS:
@@ -83,10 +83,10 @@ CROWDS = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(LENGTHS)), min_si
 
 @pytest.fixture(scope="module", params=["roomy", "cramped"])
 def place(request, alone, start) -> Iterator[Bench]:
-    """An engine that caches and guesses, with pages for all or for two or three."""
+    """An engine with cache and drafts, and pages for all requests or for two or three."""
     outputs = [(request_of("", *key), [token for token, _ in events]) for key, events in alone.items()]
     with pytest.MonkeyPatch.context() as patch:
-        foresee(patch, outputs)
+        set_drafts(patch, outputs)
         bench = start() if request.param == "roomy" else start(kv_pages=44)
         yield bench
     stats = bench.engine.stats
@@ -96,8 +96,8 @@ def place(request, alone, start) -> Iterator[Bench]:
 
 @given(crowd=CROWDS)
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_company_changes_no_bit(place, alone, crowd):
-    """Alone or among 31 others, preempted or not, found in the cache or not, guessed or not."""
+def test_other_requests_change_no_bit(place, alone, crowd):
+    """Alone or with 31 others, preempted or not, cached or not, with drafts or not."""
     base = len(place.collector.events)
     requests = [request_of(f"{base + n}", *each) for n, each in enumerate(crowd)]
     for each in requests:
@@ -108,8 +108,8 @@ def test_company_changes_no_bit(place, alone, crowd):
 
 @given(kind=st.integers(0, 3), length=st.sampled_from(LENGTHS), cut=st.integers(1, 23), crowd=CROWDS)
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_cut_changes_no_bit(place, alone, kind, length, cut, crowd):
-    """A sequence that another engine has begun goes on with the bits that it would have had there."""
+def test_an_interruption_changes_no_bit(place, alone, kind, length, cut, crowd):
+    """A sequence from another engine continues with the same bits as there."""
     events, base = alone[kind, length], len(place.collector.events)
     for n, each in enumerate(crowd):
         place.engine.submit(request_of(f"{base + n}", *each))
@@ -120,8 +120,8 @@ def test_a_cut_changes_no_bit(place, alone, kind, length, cut, crowd):
         place.collector.wait(f"{base + n}")
 
 
-def test_trials_of_the_one_shape_say_what_decoding_and_prompts_take(start):
-    """Both are that shape's."""
+def test_decode_and_prompt_seconds_come_from_the_one_shape(start):
+    """Its trial gives both."""
     engine = start().engine
     (seconds,) = engine._loop.runner.ready.values()
     assert (engine.decode_seconds, engine.prompt_seconds) == (seconds, seconds / 16)

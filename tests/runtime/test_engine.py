@@ -1,4 +1,4 @@
-"""The engine on a tiny model: company, chunking, preemption and chance change nothing of what is said."""
+"""The engine on a tiny model: neighbours, chunks and preemption do not change the output."""
 
 import dataclasses
 import random
@@ -13,8 +13,8 @@ from .tiny import CONFIG, ask, assert_greedy, reference_logits, tokens_of
 LENGTHS = (1, 2, 3, 4, 5, 17, 31, 32, 33, 64, 95, 96, 97, 120)
 
 
-def test_greedy_tokens_are_the_references_in_any_company(bench):
-    """Requests of all lengths at once say token by token what a plain numpy forward says."""
+def test_greedy_tokens_are_the_references_in_any_batch(bench):
+    """Requests of all lengths together give the same tokens as a plain numpy forward pass."""
     requests = [ask(f"n{n}", n, max_tokens=40) for n in LENGTHS]
     for request, tokens in zip(requests, bench.run(requests), strict=True):
         assert len(tokens) == 40
@@ -22,8 +22,8 @@ def test_greedy_tokens_are_the_references_in_any_company(bench):
     bench.wait_idle()
 
 
-def test_who_joins_changes_nothing_for_who_decodes(bench):
-    """A prompt computed beside decoding rows leaves them, and itself, what they are alone."""
+def test_new_prompts_do_not_change_decoding_rows(bench):
+    """Neither the decode rows nor a prompt in the same step change."""
     first = [ask(f"first{n}", n, prompt_seed=1, max_tokens=60) for n in (5, 40, 90)]
     for request in first:
         bench.engine.submit(request)
@@ -37,7 +37,7 @@ def test_who_joins_changes_nothing_for_who_decodes(bench):
 
 
 def test_a_prompt_in_chunks_is_a_prompt_at_once(bench, make_engine):
-    """A prompt of one step says the same when others leave it only chunks of that step."""
+    """The output is the same if other requests leave the prompt only parts of each step."""
     long = ask("long", 90, max_tokens=30)
     (whole,) = bench.run([long])
     others = [ask(f"other{n}", 50 + n, max_tokens=5) for n in range(4)]
@@ -46,7 +46,7 @@ def test_a_prompt_in_chunks_is_a_prompt_at_once(bench, make_engine):
 
 
 def test_preemption_changes_nothing(cramped):
-    """Thrown back for want of pages and computed again, everybody still says what the reference says."""
+    """Requests that are preempted and computed again still give the reference's tokens."""
     requests = [ask(f"r{n}", 10 + n, max_tokens=40) for n in range(8)]
     for request, tokens in zip(requests, cramped.run(requests), strict=True):
         assert len(tokens) == 40
@@ -65,15 +65,15 @@ KINDS = [
 
 
 def sampled(prefix):
-    """Requests with every kind of sampling and seeds of their own."""
+    """Requests with every kind of sampling and different seeds."""
     return [
         ask(f"{prefix}{n}", 9 + 3 * n, max_tokens=40, temperature=0.8, **KINDS[n % 5], seed=n - 2**40)
         for n in range(8)
     ]
 
 
-def test_a_seed_says_the_same_alone_in_company_and_preempted(bench, cramped):
-    """A draw depends on seed, choice, position and the request's own logits, on nothing else."""
+def test_a_seed_gives_the_same_alone_in_a_batch_and_preempted(bench, cramped):
+    """A draw depends only on seed, choice, position and the request's own logits."""
     alone = [bench.run([request])[0] for request in sampled("alone")]
     together = bench.run(sampled("together"))
     preempted = cramped.run(sampled("preempted"))
@@ -81,7 +81,7 @@ def test_a_seed_says_the_same_alone_in_company_and_preempted(bench, cramped):
 
 
 def test_choices_of_one_seed_differ_and_repeat(bench):
-    """Choices are different continuations, and the same ones when asked again."""
+    """Choices are different continuations, and the same ones in a second run."""
     settings = {"max_tokens": 20, "temperature": 0.8, "seed": 11}
     first, again = (
         bench.run([ask(f"{turn}{n}", 6, choice=n, **settings) for n in range(4)]) for turn in "ab"
@@ -90,7 +90,7 @@ def test_choices_of_one_seed_differ_and_repeat(bench):
 
 
 def test_a_request_without_a_seed_gets_one_of_its_own(bench):
-    """Two equal requests without a seed are different draws; from the best ids, for one of all is poison."""
+    """Two equal requests without a seed differ; only the best ids are used, because one id is poison."""
     settings = {"max_tokens": 20, "temperature": 1.5, "top_k": 20}
     one, other = bench.run([ask(name, 6, **settings) for name in "ab"])
     assert one != other
@@ -98,15 +98,15 @@ def test_a_request_without_a_seed_gets_one_of_its_own(bench):
 
 @pytest.fixture
 def plain(bench):
-    """Thirty greedy tokens after one prompt, and an id that first comes in their midst."""
+    """Thirty greedy tokens after one prompt, and the place of an id that first occurs in the middle."""
     (tokens,) = bench.run([ask("plain", 12, max_tokens=30)])
     place = next(i for i, token in enumerate(tokens) if i >= 5 and token not in tokens[:i])
     return tokens, place
 
 
 def test_an_end_token_ends_and_is_no_token(bench, plain):
-    """`finish="stop"` comes alone, after the tokens before the first of the stop_ids; it says which, and how
-    likely that was."""
+    """`finish="stop"` comes in an event without a token, after the tokens before the first stop id, with that
+    id and its log-probability."""
     tokens, place = plain
     bench.engine.submit(ask("on", 12, max_tokens=30, logprobs=2))
     stops = (tokens[place], tokens[place + 1])
@@ -121,14 +121,14 @@ def test_an_end_token_ends_and_is_no_token(bench, plain):
 
 
 def test_end_tokens_can_be_ignored(bench, plain):
-    """With ignore_eos an end token is a token like others."""
+    """With ignore_eos an end token is an ordinary token."""
     tokens, place = plain
     stops = (tokens[place],)
     assert bench.run([ask("on", 12, max_tokens=30, stop_ids=stops, ignore_eos=True)]) == [tokens]
 
 
 def test_an_end_token_as_the_last_allowed_one_stops(bench, plain):
-    """Where both limits fall together the model has ended by itself."""
+    """If both limits coincide, the reason is the end token."""
     tokens, place = plain
     bench.engine.submit(ask("both", 12, max_tokens=place + 1, stop_ids=(tokens[place],)))
     assert bench.collector.wait("both")[-1].finish == "stop"
@@ -136,7 +136,7 @@ def test_an_end_token_as_the_last_allowed_one_stops(bench, plain):
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 7])
 def test_max_tokens_is_exact(bench, max_tokens):
-    """The last allowed token carries `finish="length"`."""
+    """The last allowed token has `finish="length"`."""
     bench.engine.submit(ask("short", 8, max_tokens=max_tokens))
     events = bench.collector.wait("short")
     assert len(tokens_of(events)) == len(events) == max_tokens
@@ -145,15 +145,15 @@ def test_max_tokens_is_exact(bench, max_tokens):
 
 @pytest.mark.parametrize("length", [1, 100, CONFIG.context - 1])
 def test_without_max_tokens_the_context_is_filled(bench, length):
-    """A sequence grows to the context's last position and says all the way what the reference says."""
+    """A sequence grows to the context's last position, always with the reference's tokens."""
     request = ask("full", length)
     (tokens,) = bench.run([request])
     assert length + len(tokens) == CONFIG.context
     assert_greedy(request, tokens)
 
 
-def test_the_first_event_says_how_long_a_request_waited(bench):
-    """One for which there is no slot yet waits until another's end, and is told so once."""
+def test_the_first_event_reports_how_long_a_request_waited(bench):
+    """A request without a slot waits for another's end; only its first event reports the time."""
     for number in range(bench.engine.slots):
         bench.engine.submit(ask(f"first {number}", 8, max_tokens=20))
     began = time.monotonic()
@@ -165,7 +165,7 @@ def test_the_first_event_says_how_long_a_request_waited(bench):
 
 
 def test_logprobs_are_the_models_own(bench):
-    """Chosen and top log-probabilities are the reference's, whatever temperature and penalties did."""
+    """Log-probabilities are the reference's, independent of temperature and penalties."""
     odd = {"temperature": 1.7, "frequency_penalty": 1.0, "top_k": 40}
     request = ask("scored", 20, max_tokens=25, logprobs=5, **odd)
     bench.engine.submit(ask("beside", 9, max_tokens=40))
@@ -186,7 +186,7 @@ TOLERANCE = 2e-4
 
 
 def test_penalties_count_what_was_generated(bench):
-    """Frequency and presence weigh generated tokens, not the prompt's, nor those of the slot's last user."""
+    """They count generated tokens, not the prompt's, nor those of the slot's previous sequence."""
     settings = {"frequency_penalty": 1.5, "presence_penalty": -0.5, "max_tokens": 60}
     for turn in range(3):
         requests = [ask(f"{turn}.{n}", 20, prompt_seed=n, **settings) for n in range(4)]
@@ -204,8 +204,8 @@ def test_penalties_survive_preemption(cramped):
 
 
 def test_sixty_four_streams_on_few_pages(cramped):
-    """With a third aborted at random times, every stream is the reference's as far as it goes and all pages
-    come back."""
+    """A third is aborted at random times; every stream is the reference's up to its end, and all pages are
+    released."""
     generator = random.Random(3)
     requests = [
         ask(f"s{n}", generator.randint(1, 60), prompt_seed=n, max_tokens=generator.randint(1, 60))
@@ -231,14 +231,14 @@ def test_sixty_four_streams_on_few_pages(cramped):
 
 
 class Unsearchable(tuple[int, ...]):
-    """Ids too many to be gone through for each token."""
+    """Ids that must not be searched for each token."""
 
     def __contains__(self, key: object) -> bool:
-        raise AssertionError("searched from one end to the other")
+        raise AssertionError("a linear search")
 
 
 def test_many_stop_ids_cost_a_token_nothing(bench):
-    """They are not searched one by one, with as many of them as the vocabulary has; each of them ends."""
+    """There is no linear search, even with the whole vocabulary; each of them ends the sequence."""
     ends = Unsearchable(range(CONFIG.vocabulary))
     bench.engine.submit(ask("ended", 9, max_tokens=20, stop_ids=ends))
     bench.engine.submit(ask("free", 9, max_tokens=20, stop_ids=ends, ignore_eos=True))

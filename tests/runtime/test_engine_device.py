@@ -1,4 +1,4 @@
-"""What the engine does with the device: nothing compiled late, steps overlapped, memory constant."""
+"""The engine on the device: nothing compiled late, steps overlapped, memory constant."""
 
 import gc
 from dataclasses import replace
@@ -16,7 +16,7 @@ from .tiny import CONFIG, EventCollector, ask
 
 
 def test_nothing_is_compiled_after_the_start(bench, monkeypatch):
-    """A mixture that visits every bucket, with every kind of sampling, compiles nothing."""
+    """A mixture of requests that uses every bucket and every kind of sampling compiles nothing."""
     runner, visited = bench.engine._loop.runner, set()
     dispatch = runner._dispatch
     monkeypatch.setattr(
@@ -35,23 +35,23 @@ def test_nothing_is_compiled_after_the_start(bench, monkeypatch):
 
 
 def test_the_likeliest_ids_are_found_without_sorting_the_vocabulary(warm_runner):
-    """In no step, whatever XLA makes of what comes after: a sort takes twenty times as long on a CPU."""
+    """No compiled step contains a sort, which takes twenty times as long on a CPU."""
     for bucket in warm_runner.shapes.buckets():
         text = warm_runner._executables.step(bucket).as_text()
         assert "TopK" in text and " sort(" not in text, bucket
 
 
 def test_compilations_are_counted(bench):
-    """The counter hears what is compiled on the engine's thread, where requests wait, and nothing else."""
+    """Only those on the engine's thread, where requests wait."""
     jax.jit(lambda x: x * 5 + 2)(jnp.arange(6)).block_until_ready()
     assert bench.engine.stats.compilations == 0
-    bench.engine._loop.ask(lambda: jax.jit(lambda x: x * 3 + 1)(jnp.arange(5)).block_until_ready())
+    bench.engine._loop.enqueue(lambda: jax.jit(lambda x: x * 3 + 1)(jnp.arange(5)).block_until_ready())
     bench.run([ask("next", 3, max_tokens=1)])
     assert bench.engine.stats.compilations > 0
 
 
 def test_the_next_step_is_launched_before_the_last_is_read(bench, monkeypatch):
-    """The device has work while the host reads: launch n+1, then read n, for all steps but the last."""
+    """The device has work while the host reads: launch n+1, then read n, for all steps except the last."""
     runner, calls = bench.engine._loop.runner, []
     launch, read = runner.launch, runner.read
     monkeypatch.setattr(runner, "launch", lambda plan: calls.append("launch") or launch(plan))
@@ -60,8 +60,8 @@ def test_the_next_step_is_launched_before_the_last_is_read(bench, monkeypatch):
     assert calls == ["launch"] + ["launch", "read"] * 29 + ["read"]
 
 
-def test_a_step_is_under_way_while_grammars_are_asked(bench, monkeypatch):
-    """Launch n+1, read n, and only then the masks for n+1: the device computes what the masks are for."""
+def test_a_step_is_in_flight_while_grammars_compute_masks(bench, monkeypatch):
+    """Launch n+1, read n, and only then the masks for n+1, while the device computes its logits."""
     runner, calls = bench.engine._loop.runner, []
     for name in ("launch", "read", "sample_masked"):
         method = getattr(runner, name)
@@ -72,7 +72,7 @@ def test_a_step_is_under_way_while_grammars_are_asked(bench, monkeypatch):
 
 
 class Scale(EventCollector):
-    """Weighs all arrays alive after every step."""
+    """Adds up the sizes of all live arrays after every step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Scale(EventCollector):
 
 
 def test_memory_is_constant(make_engine):
-    """Over a hundred decode steps the bytes of all arrays alive stay what they are."""
+    """The total size of live arrays does not change over a hundred decode steps."""
     gc.collect()
     scale = Scale()
     engine = make_engine(scale.receive)
@@ -97,7 +97,7 @@ def test_memory_is_constant(make_engine):
 
 
 def test_every_step_works_in_place(warm_runner):
-    """The donated state is the returned one: the aliased bytes cover the cache, in every compiled step."""
+    """The state is donated: in every compiled step the aliased bytes include the cache."""
     cache = sum(pool.nbytes for pool in warm_runner._state.cache)
     for bucket in warm_runner.shapes.buckets():
         memory = warm_runner._executables.step(bucket).memory_analysis()
@@ -106,7 +106,7 @@ def test_every_step_works_in_place(warm_runner):
 
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_temporaries_do_not_grow_with_the_pool(warm_runner, index, monkeypatch):
-    """With twice the pages a step needs a flag a page more of working memory: nothing copies the pool."""
+    """With twice the pages a step needs one byte more for each: nothing copies the pool."""
     shapes, skeleton = warm_runner.shapes, Skeleton.of(CONFIG)
     bucket = shapes.buckets()[index]
     twice = Executables(skeleton, shapes, create_mesh(1))
@@ -120,13 +120,13 @@ def test_temporaries_do_not_grow_with_the_pool(warm_runner, index, monkeypatch):
 
 @pytest.mark.parametrize("mask", [0, 7])
 def test_no_array_of_the_state_is_empty(warm_runner, mask):
-    """With grammars or without: on a mesh JAX 0.11's compiler dies of an empty array that is passed on."""
+    """With and without grammars: on a mesh JAX 0.11's compiler crashes on an empty array."""
     shapes = replace(warm_runner.shapes, mask=mask)
     state = jax.eval_shape(lambda: create_state(Skeleton.of(CONFIG), shapes, 9, jnp.dtype("float32")))
     assert all(array.size for array in jax.tree.leaves(state))
 
 
 def test_the_context_is_whole_pages_for_every_slot(warm_runner):
-    """Derived, the pool holds every slot at full length and the trash page."""
+    """The derived pool has pages for every slot at full length, and the trash page."""
     pages = warm_runner._state.cache[0].shape[0]
     assert pages == 1 + 8 * -(-CONFIG.context // 4)

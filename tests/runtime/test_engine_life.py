@@ -1,4 +1,4 @@
-"""The engine's life: what it refuses, aborts at any time, failures of one request and of the whole engine."""
+"""The engine's life cycle: refused requests, aborts at any time, failures of a request and of the engine."""
 
 import threading
 import time
@@ -24,7 +24,7 @@ from .tiny import CONFIG, POISON, EventCollector, ask, assert_greedy, random_pro
     ],
 )
 def test_what_can_never_be_served_is_refused(bench, prompt, max_tokens, param, message):
-    """The refusal names the field, the value found and what was expected."""
+    """The error names the field, the value and what was expected."""
     request = Request(id="bad", prompt=tuple(prompt), params=SamplingParams(max_tokens=max_tokens))
     with pytest.raises(InvalidRequest) as refusal:
         bench.engine.submit(request)
@@ -33,19 +33,19 @@ def test_what_can_never_be_served_is_refused(bench, prompt, max_tokens, param, m
 
 @pytest.mark.parametrize("choice", [-1, 2**31])
 def test_a_choice_is_a_small_number(bench, choice):
-    """It travels to the device as 32 bits; one that does not fit must not end the engine for everyone."""
+    """It is sent to the device as 32 bits; one that does not fit must not end the engine."""
     with pytest.raises(InvalidRequest, match=f"choice is {choice}; expected 0 to 2147483647"):
         bench.engine.submit(ask("bad", 3, choice=choice))
 
 
 def test_the_longest_request_that_fits_is_served(bench):
-    """The refusals' limits are exact."""
+    """The limits are exact."""
     (tokens,) = bench.run([ask("longest", 100, max_tokens=60)])
     assert len(tokens) == 60
 
 
 def test_a_small_pool_bounds_the_context(make_engine):
-    """A request that even the empty pool could not hold is refused and not queued for ever."""
+    """A request that is too large even for the empty pool is refused, not queued for ever."""
     engine = make_engine(kv_pages=10)
     engine.start()
     assert engine.context == 40
@@ -53,8 +53,8 @@ def test_a_small_pool_bounds_the_context(make_engine):
         engine.submit(ask("big", 30, max_tokens=11))
 
 
-class Prompter(EventCollector):
-    """Acts on the engine's thread, between two steps: `act` is called after every step with its events."""
+class Hook(EventCollector):
+    """Calls `act` with the events of every step, on the engine's thread, between two steps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,45 +66,45 @@ class Prompter(EventCollector):
 
 
 @pytest.fixture
-def prompter(make_engine):
-    collector = Prompter()
+def hook(make_engine):
+    collector = Hook()
     collector.engine = make_engine(collector.receive)
     step_times = collector.engine._loop.scheduler.step_times
-    # A step holds all that it can, whatever it costs here.
+    # Steps are filled, whatever their times.
     step_times.most_tokens = lambda decoding, waiting: None
     collector.engine.start()
     return collector
 
 
 @pytest.mark.parametrize(("prompt", "steps"), [(150, 0), (150, 1), (20, 2), (20, 7)])
-def test_an_abort_frees_everything_at_once(prompter, prompt, steps):
-    """Aborted in the inbox, amid its prompt or while decoding: with the next step only the companion has
-    pages, and no further event comes."""
-    engine, history = prompter.engine, []
+def test_an_abort_frees_everything_at_once(hook, prompt, steps):
+    """In the inbox, in the middle of its prompt or while decoding: after the next step only the companion has
+    pages, and no more events arrive."""
+    engine, history = hook.engine, []
 
     def act(events):
-        history.append((engine.stats, len(prompter.events["victim"])))
+        history.append((engine.stats, len(hook.events["victim"])))
         if len(history) == 5:
             engine.submit(ask("victim", prompt, max_tokens=10))
         if len(history) == 5 + steps:
             engine.abort("victim")
 
-    prompter.act = act
+    hook.act = act
     engine.submit(ask("companion", 4, max_tokens=40))
-    assert len(prompter.wait("companion")) == 40
+    assert len(hook.wait("companion")) == 40
     assert history[4 + steps][0].running == (2 if steps else 1)
     for stats, received in history[5 + steps :]:
         assert stats.running <= 1 and stats.total_pages - stats.free_pages <= 11
-        assert received == len(prompter.events["victim"]) == max(0, steps - 1)
+        assert received == len(hook.events["victim"]) == max(0, steps - 1)
 
 
 def test_a_waiting_request_is_aborted(bench):
-    """One that never had a slot leaves the queue and is not heard."""
+    """A request without a slot leaves the queue and receives no events."""
     for n in range(8):
         bench.engine.submit(ask(f"busy{n}", 4, max_tokens=150))
     bench.engine.submit(ask("queued", 4, max_tokens=150))
     bench.engine.abort("queued")
-    bench.engine.abort("never received of")
+    bench.engine.abort("unknown")
     for n in range(8):
         assert len(bench.collector.wait(f"busy{n}")) == 150
     bench.wait_idle()
@@ -112,7 +112,7 @@ def test_a_waiting_request_is_aborted(bench):
 
 
 def test_poison_fails_only_its_own_request(bench):
-    """Where one request's logits are not numbers it alone ends with an error; neighbours notice nothing."""
+    """If one request's logits are not finite, only that request ends with an error."""
     healthy = [ask(f"h{n}", n, max_tokens=30) for n in (3, 20, 60)]
     poisoned = [poison(f"p{n}", random_prompt(n)) for n in (0, 30, 70)]
     for pair in zip(healthy, poisoned, strict=True):
@@ -127,8 +127,8 @@ def test_poison_fails_only_its_own_request(bench):
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 1), (5, 9), (3, 120), (120, 20)])
-def test_poison_amid_a_prompt_is_not_forgotten(bench, before, after):
-    """A number that is not one fails the request although no sample is taken there, also chunks later."""
+def test_poison_in_the_middle_of_a_prompt_is_found(bench, before, after):
+    """A NaN fails the request although nothing is sampled there, also some chunks later."""
     prompt = (*random_prompt(before), POISON, *random_prompt(after))
     poisoned, healthy = f"poisoned after {before}", ask(f"healthy beside {before}", 20, max_tokens=10)
     bench.engine.submit(Request(id=poisoned, prompt=prompt, params=SamplingParams(max_tokens=9)))
@@ -138,37 +138,37 @@ def test_poison_amid_a_prompt_is_not_forgotten(bench, before, after):
     assert_greedy(healthy, bench.collector.tokens(healthy.id))
 
 
-def test_poison_is_shared_within_a_step(prompter):
-    """Choices that are planned into one step share pages there, and with them what is wrong."""
+def test_poison_is_shared_within_a_step(hook):
+    """Choices in one step share pages, and fail together if those are poisoned."""
     prompt = (*random_prompt(3), POISON, *random_prompt(10))
     choices = [
         Request(id=f"choice {n}", prompt=prompt, params=SamplingParams(max_tokens=9), choice=n)
         for n in range(3)
     ]
     planned = []
-    plan = prompter.engine._loop.scheduler.plan
+    plan = hook.engine._loop.scheduler.plan
 
     def noted():
         planned.append(plan())
         return planned[-1]
 
     def act(events):
-        if len(prompter.events["companion"]) == 2:
-            prompter.engine._loop.scheduler.plan = noted
+        if len(hook.events["companion"]) == 2:
+            hook.engine._loop.scheduler.plan = noted
             for request in choices:
-                prompter.engine.submit(request)
+                hook.engine.submit(request)
 
-    prompter.act = act
-    prompter.engine.submit(ask("companion", 4, max_tokens=9))
+    hook.act = act
+    hook.engine.submit(ask("companion", 4, max_tokens=9))
     for request in choices:
-        assert [event.finish for event in prompter.wait(request.id)] == ["error"]
+        assert [event.finish for event in hook.wait(request.id)] == ["error"]
     rows = [row for row in planned[0].rows if row.sequence.request.id != "companion"]
     assert [row.start for row in rows] == [0, 12, 12]
-    assert len(prompter.wait("companion")) == 9
+    assert len(hook.wait("companion")) == 9
 
 
 def test_an_id_in_flight_is_taken(bench):
-    """Two requests of one id could not be told apart; once the first has ended the id is free again."""
+    """Two requests cannot have one id at the same time; after the first has ended the id is free."""
     bench.engine.submit(ask("twin", 4, max_tokens=60))
     with pytest.raises(InvalidRequest, match="'twin' is in flight; expected a new id"):
         bench.engine.submit(ask("twin", 5, max_tokens=5))
@@ -176,12 +176,12 @@ def test_an_id_in_flight_is_taken(bench):
 
 
 def poison(name, prompt):
-    """A request whose last prompt token is not a number to the model."""
+    """A request with a last prompt token that gives NaN."""
     return Request(id=name, prompt=(*prompt, POISON), params=SamplingParams(max_tokens=9))
 
 
 def test_pages_of_a_poisoned_request_are_clean(cramped):
-    """Whoever gets the pages next, all of them, hears what the reference says."""
+    """The next requests that use all these pages give the reference's tokens."""
     cramped.engine.submit(poison("poison", [POISON] * 149))
     assert cramped.collector.wait("poison")[-1].finish == "error"
     requests = [ask("next", 100, max_tokens=60), ask("other", 1, max_tokens=20)]
@@ -190,7 +190,7 @@ def test_pages_of_a_poisoned_request_are_clean(cramped):
 
 
 def test_counts_of_work_are_exact(bench):
-    """Generated tokens are those that were received; prompt tokens those of the prompts."""
+    """Generated tokens are those received; prompt tokens are those of the prompts."""
     (tokens,) = bench.run([ask("first", 12, max_tokens=30)])
     stop = next(token for i, token in enumerate(tokens) if i > 4 and token not in tokens[:i])
     received = bench.run([ask("one", 100, max_tokens=5), ask("two", 12, max_tokens=30, stop_ids=(stop,))])
@@ -200,8 +200,8 @@ def test_counts_of_work_are_exact(bench):
     assert stats.prompt_tokens + stats.cached_tokens == 12 + 100 + 12 and stats.cached_tokens > 0
 
 
-def test_nothing_is_taken_before_the_start_and_after_the_end(make_engine):
-    """An engine that does not run says so at once; stopping it twice, or before it ran, is fine."""
+def test_requests_are_refused_before_the_start_and_after_the_end(make_engine):
+    """At once; an engine can be stopped twice, or before its start."""
     engine = make_engine()
     with pytest.raises(NotReady):
         engine.submit(ask("early", 3, max_tokens=1))
@@ -216,7 +216,7 @@ def test_nothing_is_taken_before_the_start_and_after_the_end(make_engine):
 
 
 def test_a_single_step_serves_any_request(parameters, monkeypatch):
-    """What `warm_up` compiles is enough: prompts, also scored, decoding in company, a draw with penalties."""
+    """The steps that `warm_up` compiles are enough: prompts, scores, decoding in a batch, penalties."""
     monkeypatch.setattr(Runner, "compile_rest", lambda self, stop: None)
     collector = EventCollector()
     engine = Engine(CONFIG, parameters, EngineSettings(scores=True), collector.receive)
@@ -239,37 +239,37 @@ def test_a_single_step_serves_any_request(parameters, monkeypatch):
 
 
 def test_what_cannot_be_planned_is_not_tried_again_and_again(bench, monkeypatch):
-    """The thread waits to be asked for something; then it plans anew."""
+    """The thread waits for an action in the inbox before it plans again."""
     loop, plans, waits = bench.engine._loop, [], threading.Event()
-    plan, hear = loop.scheduler.plan, loop._process_inbox
+    plan, process = loop.scheduler.plan, loop._process_inbox
 
-    def listening(*, idle):
+    def watched(*, idle):
         if idle and loop._sequences:
             waits.set()
-        hear(idle=idle)
+        process(idle=idle)
 
-    monkeypatch.setattr(loop, "_process_inbox", listening)
+    monkeypatch.setattr(loop, "_process_inbox", watched)
     monkeypatch.setattr(loop.scheduler, "plan", lambda: plans.append(bool(loop._sequences)))
     request = ask("stuck", 5, max_tokens=5)
     bench.engine.submit(request)
-    assert waits.wait(30), "it tries without a pause"
+    assert waits.wait(30), "it plans without a pause"
     assert sum(plans) <= 2
     monkeypatch.setattr(loop.scheduler, "plan", plan)
     loop.enqueue(lambda: None)
     assert_greedy(request, bench.collector.tokens("stuck"))
 
 
-def test_nobody_who_can_be_planned_waits_for_a_wish(bench, monkeypatch):
-    """Also where all slots are taken, and come free without anybody asking for anything."""
+def test_no_request_that_can_be_planned_waits_for_an_action(bench, monkeypatch):
+    """Also if all slots are in use and become free without an action in the inbox."""
     loop, pauses = bench.engine._loop, []
-    hear = loop._process_inbox
+    process = loop._process_inbox
 
-    def listening(*, idle):
+    def watched(*, idle):
         if idle and loop._sequences:
             pauses.append(loop.scheduler.running)
-        hear(idle=idle)
+        process(idle=idle)
 
-    monkeypatch.setattr(loop, "_process_inbox", listening)
+    monkeypatch.setattr(loop, "_process_inbox", watched)
     together = threading.Event()
     loop.enqueue(lambda: together.wait(30))
     requests = [ask(f"crowd{n}", 4, prompt_seed=n, max_tokens=1) for n in range(30)]
@@ -281,8 +281,8 @@ def test_nobody_who_can_be_planned_waits_for_a_wish(bench, monkeypatch):
     assert not pauses
 
 
-def test_stopping_ends_what_is_in_flight(bench):
-    """Running and waiting requests hear `error` with the reason, once."""
+def test_stopping_ends_requests_in_flight(bench):
+    """Running and waiting requests receive `error` with the reason, once."""
     for n in range(12):
         bench.engine.submit(ask(f"r{n}", 4, max_tokens=150))
     bench.collector.wait("r0", events=3)
@@ -294,7 +294,7 @@ def test_stopping_ends_what_is_in_flight(bench):
 
 
 def test_a_failing_device_ends_every_request(bench, monkeypatch):
-    """Running, waiting or still in the inbox: everybody hears the cause, and the engine is dead."""
+    """Running, waiting or in the inbox: all receive the reason, and the engine's thread ends."""
     entered, submitted = threading.Event(), threading.Event()
 
     def read(in_flight):
@@ -315,38 +315,38 @@ def test_a_failing_device_ends_every_request(bench, monkeypatch):
     assert not bench.engine.alive
 
 
-def test_nobody_is_let_into_a_dying_engine(prompter, monkeypatch):
-    """Between the last look into the inbox and the thread's end a request is refused, not forgotten."""
+def test_a_failing_engine_accepts_no_requests(hook, monkeypatch):
+    """After the last read of the inbox a request is refused, not lost."""
     late = []
 
     def act(events):
         if any(event.finish == "error" for event in events):
             try:
-                prompter.engine.submit(ask("late", 4, max_tokens=5))
+                hook.engine.submit(ask("late", 4, max_tokens=5))
                 late.append("accepted")
             except NotReady:
                 late.append("refused")
 
-    prompter.act = act
-    prompter.engine.submit(ask("early", 4, max_tokens=150))
-    prompter.wait("early", events=2)
-    monkeypatch.setattr(prompter.engine._loop.runner, "read", lambda in_flight: 1 / 0)
-    assert prompter.wait("early")[-1].error == "ZeroDivisionError: division by zero"
+    hook.act = act
+    hook.engine.submit(ask("early", 4, max_tokens=150))
+    hook.wait("early", events=2)
+    monkeypatch.setattr(hook.engine._loop.runner, "read", lambda in_flight: 1 / 0)
+    assert hook.wait("early")[-1].error == "ZeroDivisionError: division by zero"
     assert late == ["refused"]
 
 
-def test_events_can_be_streamed_and_gathered(make_engine):
-    """Without an `on_events`, `stream` yields a request's events as they come and `generate` everybody's."""
+def test_events_can_be_streamed_and_collected(make_engine):
+    """Without `on_events`, `stream` yields the events of one request and `generate` those of several."""
     engine = make_engine()
     engine.start()
     streamed = list(engine.stream(ask("streamed", 7, max_tokens=9)))
-    gathered = list(engine.generate(ask(f"g{n}", n, max_tokens=9) for n in (12, 7, 3)))
-    assert tokens_of(streamed) == tokens_of(gathered[1]) and len(streamed) == 9
-    assert [len(events) for events in gathered] == [9, 9, 9]
+    collected = list(engine.generate(ask(f"g{n}", n, max_tokens=9) for n in (12, 7, 3)))
+    assert tokens_of(streamed) == tokens_of(collected[1]) and len(streamed) == 9
+    assert [len(events) for events in collected] == [9, 9, 9]
 
 
 def test_leaving_a_stream_aborts(make_engine):
-    """Whoever stops listening takes up no pages."""
+    """A request without a reader holds no pages."""
     engine = make_engine()
     engine.start()
     events = engine.stream(ask("left", 7, max_tokens=CONFIG.context - 7))

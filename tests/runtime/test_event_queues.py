@@ -1,4 +1,4 @@
-"""Events sorted by request."""
+"""Queues of events by request."""
 
 import threading
 
@@ -12,7 +12,7 @@ def event(name: str, token: int | None = None, **rest) -> TokenEvent:
     return TokenEvent(request_id=name, token=token, **rest)
 
 
-def test_everybody_hears_their_own_events_in_order():
+def test_each_reader_gets_its_own_events_in_order():
     """Up to and including the one with `finish`."""
     queues = EventQueues()
     queues.open("a")
@@ -24,7 +24,7 @@ def test_everybody_hears_their_own_events_in_order():
 
 
 def test_reading_waits_for_events():
-    """Whoever reads early gets what comes later."""
+    """An early reader gets the later events."""
     queues = EventQueues()
     queues.open("a")
     threading.Timer(0.05, queues.deliver, [[event("a", 1, finish="length")]]).start()
@@ -43,7 +43,7 @@ def test_an_error_is_raised():
 
 
 def test_an_error_of_the_requests_own_names_the_parameter():
-    """As where it is refused at once."""
+    """As if it had been refused at once."""
     queues = EventQueues()
     queues.open("a")
     queues.deliver([event("a", finish="error", error="no end", param="grammar")])
@@ -52,8 +52,8 @@ def test_an_error_of_the_requests_own_names_the_parameter():
     assert refusal.value.param == "grammar"
 
 
-def test_a_closed_box_keeps_nothing():
-    """What comes after closing is dropped; closing twice is fine, and the id can be opened anew."""
+def test_a_closed_queue_keeps_nothing():
+    """Later events are dropped; a queue can be closed twice, and the id can be opened again."""
     queues = EventQueues()
     queues.open("a")
     queues.close("a")

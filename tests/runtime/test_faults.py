@@ -1,4 +1,4 @@
-"""The second line of defence: what goes wrong on the host with one sequence ends that sequence alone."""
+"""Errors on the host: an error in one sequence ends only that sequence."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -21,11 +21,11 @@ from distaff.runtime.policy.sequence import Plan, Sequence, SequenceFault
 from distaff.runtime.request import EngineFailed, TokenEvent
 
 from .policy.simulation import Device, alone, make_sequence
-from .tiny import EventCollector, ModuloGrammar, ask, assert_greedy
+from .tiny import EventCollector, ModuloGrammar, ask, assert_greedy, tokens_of
 
 
 def failing(original: Callable[..., Any], named: Callable[..., bool]) -> Callable[..., Any]:
-    """The function, but for arguments that name the bad request."""
+    """The function, except that it raises for arguments of the bad request."""
 
     def call(*arguments: Any) -> Any:
         if named(*arguments):
@@ -71,8 +71,8 @@ BAD = {
 
 @pytest.mark.parametrize("stage", BAD)
 def test_a_failing_sequence_fails_alone(make_engine, monkeypatch, stage):
-    """Whatever the stage: it hears the reason, the others what the reference says; nothing leaks, and the
-    engine serves on."""
+    """At any stage: it receives the reason, the others receive the reference's tokens; nothing leaks, and the
+    engine continues."""
     owner, name, named, params = BAD[stage]
     monkeypatch.setattr(owner, name, failing(getattr(owner, name), named))
     engine = make_engine(speculation=stage == "draft")
@@ -92,16 +92,16 @@ def test_a_failing_sequence_fails_alone(make_engine, monkeypatch, stage):
     assert engine.alive
     again = ask("again", 30, max_tokens=5)
     (events,) = engine.generate([again])
-    assert_greedy(again, [event.token for event in events if event.token is not None])
+    assert_greedy(again, tokens_of(events))
     engine._pages.check()
     assert engine.stats.free_pages == engine.stats.total_pages and not engine.stats.running
 
 
-def test_followers_hear_of_nothing_that_is_not_launched(bench, monkeypatch):
-    """A plan that cannot be packed reaches neither the device nor another process."""
-    runner, told, done = bench.engine._loop.runner, [], []
+def test_followers_receive_only_what_is_launched(bench, monkeypatch):
+    """A plan that cannot be packed is sent neither to the device nor to another process."""
+    runner, sent, done = bench.engine._loop.runner, [], []
     followers = SimpleNamespace(
-        launch=lambda bucket, buffer: told.append((bucket, buffer.tobytes())),
+        launch=lambda bucket, buffer: sent.append((bucket, buffer.tobytes())),
         prepare=lambda *tables: None,
         record_samples=lambda token_B: None,
         close=lambda: None,
@@ -120,11 +120,11 @@ def test_followers_hear_of_nothing_that_is_not_launched(bench, monkeypatch):
         bench.engine.submit(request)
     assert len(bench.collector.tokens("first")) == 9
     assert bench.collector.wait("bad")[-1].finish == "error"
-    assert told == done and told
+    assert sent == done and sent
 
 
-def test_no_end_is_lost_where_the_engine_ends(make_engine, monkeypatch):
-    """What ends in the step at which the engine dies, and what goes on after it, all hear of an end."""
+def test_every_request_ends_with_a_failing_engine(make_engine, monkeypatch):
+    """Both those that end in the failing step and those that would continue after it."""
     engine = make_engine()
     engine.start()
     process = OutputProcessor.process
@@ -141,8 +141,8 @@ def test_no_end_is_lost_where_the_engine_ends(make_engine, monkeypatch):
                 list(engine._event_queues.read(request.id))
 
 
-def test_only_who_is_lost_with_the_engine_is_lost(make_engine, monkeypatch):
-    """The others have ended for reasons of their own."""
+def test_only_requests_of_a_failed_engine_are_lost(make_engine, monkeypatch):
+    """Those that ended for other reasons are not."""
     collector = EventCollector()
     engine = make_engine(collector.receive)
     engine.start()
@@ -161,7 +161,7 @@ def test_only_who_is_lost_with_the_engine_is_lost(make_engine, monkeypatch):
 
 
 class Saboteur:
-    """Fails at the sequences that happen to be worked on at some moments, counted over all places of work."""
+    """Raises at some moments, for the sequence that is processed then; moments count over all methods."""
 
     def __init__(self, moments: set[int]) -> None:
         self.moments, self.count = moments, 0
@@ -174,7 +174,7 @@ class Saboteur:
             raise ValueError("sabotage")
 
     def around(self, owner: object, name: str) -> None:
-        """Strikes before or after the owner's method, whose first argument is a sequence."""
+        """Strikes before or after a method of the owner with a sequence as its first argument."""
         method = getattr(owner, name)
 
         def call(sequence: Sequence, *rest: Any) -> Any:
@@ -187,7 +187,7 @@ class Saboteur:
 
 
 class FaultyDrafter(Drafter):
-    """One that the saboteur reaches."""
+    """A drafter that the saboteur can strike."""
 
     def __init__(self, saboteur: Saboteur, sequence: Sequence) -> None:
         super().__init__()
@@ -244,12 +244,12 @@ PROMPTS = st.lists(st.integers(1, 2), min_size=1, max_size=9)
     share=st.booleans(),
     speculate=st.booleans(),
 )
-def test_faults_at_any_moment_leave_everybody_else_right(
+def test_faults_at_any_moment_do_not_affect_others(
     prompts, asked, moments, pages, page_size, share, speculate
 ):
-    """The engine's real loop and scheduler: whoever is not struck says what it says alone, everybody ends
-    exactly once, and all pages and slots come back."""
-    saboteur, told = Saboteur(moments), list[TokenEvent]()
+    """With the real loop and scheduler: other sequences have the same output as alone, all end exactly once,
+    and all pages and slots are released."""
+    saboteur, sent = Saboteur(moments), list[TokenEvent]()
     pool = PagePool(pages)
     scheduler = Scheduler(
         slots=3, pages=pool, page_size=page_size, budget=8, share=share, speculate=speculate
@@ -259,23 +259,23 @@ def test_faults_at_any_moment_leave_everybody_else_right(
     for name in ("reuse_pages", "publish"):
         saboteur.around(scheduler._prefix, name)
     scheduler.step_times.record_trial("decode", 8, 1.0)
-    loop = Loop(cast(Runner, FaultyRunner(saboteur, page_size)), scheduler, told.extend)
+    loop = Loop(cast(Runner, FaultyRunner(saboteur, page_size)), scheduler, sent.extend)
     context = pages * page_size
-    said = [(prompts[which % len(prompts)], most) for which, most in asked]
-    said = [(prompt, min(most, context - len(prompt))) for prompt, most in said]
+    jobs = [(prompts[which % len(prompts)], most) for which, most in asked]
+    jobs = [(prompt, min(most, context - len(prompt))) for prompt, most in jobs]
     saboteur.around(loop.outputs, "_add_token")
-    for number, (prompt, most) in enumerate(said):
+    for number, (prompt, most) in enumerate(jobs):
         sequence = make_sequence(number, prompt, most)
         sequence.drafter = FaultyDrafter(saboteur, sequence)
         loop._active_ids.add(sequence.request.id)
         loop._add(sequence)
-    in_flight, turns = None, 0
+    in_flight, iterations = None, 0
     while loop._sequences or in_flight:
-        in_flight, turns = loop._run_once(in_flight), turns + 1
+        in_flight, iterations = loop._run_once(in_flight), iterations + 1
         pool.check()
-        assert turns < 2000
-    for number, (prompt, most) in enumerate(said):
-        received = [event for event in told if event.request_id == str(number)]
+        assert iterations < 2000
+    for number, (prompt, most) in enumerate(jobs):
+        received = [event for event in sent if event.request_id == str(number)]
         assert [event.finish is not None for event in received] == [False] * (len(received) - 1) + [True]
         tokens = [event.token for event in received if event.token is not None]
         expected = alone(prompt, len(prompt) + most)[len(prompt) :]
@@ -288,7 +288,7 @@ def test_faults_at_any_moment_leave_everybody_else_right(
 
 
 def test_what_a_failed_sequence_has_not_computed_is_not_found():
-    """Pages of tokens that were planned and never dispatched hold nothing."""
+    """Pages of tokens that were planned but not dispatched are not reused."""
     scheduler = Scheduler(slots=2, pages=PagePool(20), page_size=2, budget=8)
     publish = scheduler._prefix.publish
 
@@ -308,7 +308,7 @@ def test_what_a_failed_sequence_has_not_computed_is_not_found():
 
 
 def test_wrong_drafts_of_a_failed_sequence_are_not_found(monkeypatch):
-    """What stands in a page is what was guessed, not what was said instead."""
+    """Such a page holds the drafts, not the sampled tokens."""
     scheduler = Scheduler(slots=2, pages=PagePool(20), page_size=1, budget=8)
     sequence = make_sequence(0, [1, 2, 3], 9)
     processor = OutputProcessor(lambda name: scheduler.finish(sequence))

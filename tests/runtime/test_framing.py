@@ -53,7 +53,7 @@ def reader_of(kind: str = "msgpack") -> FrameReader[Word | Number]:
 
 
 class Peer(FramedPeer[Word | Number]):
-    """A peer that records what becomes of it."""
+    """A peer that records its end."""
 
     def __init__(
         self, connection: socket.socket, receive: Callable[[Word | Number], None], behind: int = 0

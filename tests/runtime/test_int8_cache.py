@@ -1,4 +1,4 @@
-"""An int8 cache in the engine: what is said follows from the rounded keys and values, however computed."""
+"""An int8 cache in the engine: the output follows from the rounded keys and values, however computed."""
 
 from collections.abc import Iterator
 
@@ -15,8 +15,8 @@ from .conftest import Bench
 from .tiny import CONFIG, EventCollector, ask, tokens_of
 
 SAME = 2e-3
-"""Between log-probabilities of one rounding and another order of sums: now and then a value falls on the
-other side of a half. The rounding itself moves them by some hundredths."""
+"""The tolerance between log-probabilities with the same rounding and another order of sums, in which a few
+values round differently. The rounding itself changes log-probabilities by some hundredths."""
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,8 @@ def narrow(finite) -> Iterator[Bench]:
     engine.stop()
 
 
-def test_what_is_said_is_what_a_whole_text_scores(narrow, finite):
-    """Cut into chunks, in company, preempted: each log-probability is the one of a rounded cache at once."""
+def test_log_probabilities_are_those_of_the_whole_text(narrow, finite):
+    """In chunks, in a batch, preempted: each log-probability is that of the text at once, also rounded."""
     requests = [ask(f"w{n}", 30 + 12 * n, max_tokens=30, logprobs=0) for n in range(5)]
     narrow.run(requests)
     assert narrow.engine.stats.preemptions > 0
@@ -49,16 +49,16 @@ def test_what_is_said_is_what_a_whole_text_scores(narrow, finite):
         text, start = [*request.prompt, *tokens_of(events)], len(request.prompt) - 1
         np.testing.assert_allclose(reported, rounded.logprobs(text)[start:], atol=SAME)
         moved = max(moved, np.abs(np.array(reported) - exact.logprobs(text)[start:]).max())
-    assert moved > 5 * SAME, "the cache is not rounded at all"
+    assert moved > 5 * SAME, "the cache is not rounded"
 
 
-def test_cached_prompts_say_the_same(narrow):
-    """Pages that another request rounded are as good as one's own."""
+def test_cached_prompts_give_the_same_output(narrow):
+    """Also with pages that another request has rounded."""
     first, again = (narrow.run([ask(name, 77, max_tokens=20)])[0] for name in ("first", "again"))
     assert narrow.collector.wait("again")[0].cached_tokens > 0 and first == again
 
 
 def test_an_unknown_type_is_refused(parameters):
-    """With what there is."""
+    """With the known types."""
     with pytest.raises(ConfigError, match="kv_cache_dtype is 'fp8'; expected one of int8"):
         Engine(CONFIG, parameters, EngineSettings(kv_cache_dtype="fp8"))

@@ -1,4 +1,4 @@
-"""An engine over several devices: the same tokens as on one, its pool divided, its kernels checked."""
+"""An engine on several devices: the same tokens as on one, a divided pool, checked options."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ SETTINGS = EngineSettings(slots=4, context=96)
 
 
 def generate(config, parameters, shards: int, settings=SETTINGS, **params) -> list[list[int]]:
-    """What an engine over so many devices answers to five prompts of different lengths."""
+    """The output of an engine on `shards` devices for five prompts of different lengths."""
     mesh = create_mesh(shards)
     engine = Engine(config, place_all(parameters, config, mesh), settings, mesh=mesh)
     engine.warm_up()
@@ -42,7 +42,7 @@ def generate(config, parameters, shards: int, settings=SETTINGS, **params) -> li
 
 
 def test_llama_over_two_devices_is_greedy(parameters):
-    """Every token is the reference's best, and a seeded draw is the one of a single device."""
+    """Every token is the reference's best, and a seeded draw is the same as on one device."""
     clean = dict(parameters) | {"embed": jax.numpy.nan_to_num(parameters["embed"])}
     found = generate(CONFIG, clean, 2)
     for n, tokens in enumerate(found):
@@ -50,22 +50,22 @@ def test_llama_over_two_devices_is_greedy(parameters):
     assert generate(CONFIG, clean, 2, temperature=0.8) == generate(CONFIG, clean, 1, temperature=0.8)
 
 
-def test_mixtral_over_four_devices_says_the_same():
-    """Three key/value heads and 203 ids, neither a multiple of four, and experts dealt out."""
+def test_mixtral_over_four_devices_gives_the_same_output():
+    """Three key/value heads and 203 ids, neither a multiple of four, and divided experts."""
     parameters = random_parameters(MIXTURE, 3, jax.numpy.dtype("float32"))
     parameters = {name: 8.0 * w if w.ndim > 1 else w for name, w in parameters.items()}
     assert generate(MIXTURE, parameters, 4) == generate(MIXTURE, parameters, 1)
 
 
 def test_an_int8_cache_is_divided_with_its_scales(parameters):
-    """Two devices say what one says."""
+    """Two devices give the same output as one."""
     clean = dict(parameters) | {"embed": jax.numpy.nan_to_num(parameters["embed"])}
     settings = replace(SETTINGS, kv_cache_dtype="int8")
     assert generate(CONFIG, clean, 2, settings) == generate(CONFIG, clean, 1, settings)
 
 
 def test_scores_are_those_of_one_device(parameters):
-    """Logits and log-probabilities of a text over four devices."""
+    """Logits and log-probabilities of a text, on four devices and on one."""
     clean = dict(parameters) | {"embed": jax.numpy.nan_to_num(parameters["embed"])}
     mesh, tokens = create_mesh(4), random_prompt(50)
     one, four = Scorer(CONFIG, clean), Scorer(CONFIG, place_all(clean, CONFIG, mesh), mesh)
@@ -86,8 +86,8 @@ def test_a_wrong_kernel_is_refused(text):
         parse_kernels(["linear=plain", text])
 
 
-def test_kernels_of_ones_own_choice_are_taken(parameters):
-    """A text reaches the model; one that cannot be met is refused with what there is."""
+def test_chosen_kernels_are_used(parameters):
+    """An unknown backend is refused with the known ones."""
     kernels = parse_kernels(["linear=plain"])
     engine = Engine(CONFIG, parameters, replace(SETTINGS, kernels=kernels))
     assert ("linear", "plain") in engine.kernels

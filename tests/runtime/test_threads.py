@@ -1,4 +1,4 @@
-"""How the interpreter ends while a thread is inside XLA: it waits, says so, and Ctrl-C does not."""
+"""The end of the interpreter while a thread is inside XLA: it waits and logs that; Ctrl-C does not wait."""
 
 import os
 import signal
@@ -12,11 +12,11 @@ import jax
 import pytest
 
 ROOT = Path(__file__).parents[2]
-WAITING = "the process ends when its compilation does, which cannot be interrupted"
+WAITING = "the process waits for its compilation, which cannot be interrupted"
 
 SIGNALS = """
 import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored below a shell's background job
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
 """
 THREAD = """
 import os, threading, time
@@ -24,7 +24,7 @@ from distaff.runtime.threads import AwaitedThread
 started = threading.Event()
 def work():
     started.set()
-    os.read(0, 1)  # until the test says so, whatever `end` asks
+    os.read(0, 1)  # until the test writes, even after `end`
     print("compiled")
 AwaitedThread("compilation", work, lambda: None).start()
 started.wait()
@@ -58,7 +58,7 @@ print(len(events), "events")
 
 
 class Script:
-    """A Python script in a process of its own, whose compilation lasts until `finish`."""
+    """A Python script in its own process, with a compilation that lasts until `finish`."""
 
     def __init__(self, text: str) -> None:
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)}
@@ -71,7 +71,7 @@ class Script:
         self.complaints: list[str] = []
 
     def wait_for(self, line: str) -> None:
-        """Until stderr holds such a line; the process lives."""
+        """Waits until stderr has a line with this text."""
         assert self.process.stderr is not None
         for found in self.process.stderr:
             self.complaints.append(found.decode())
@@ -80,13 +80,13 @@ class Script:
         raise AssertionError(f"ended with {self.process.wait()} without {line!r}: {self.complaints}")
 
     def finish(self) -> None:
-        """The compilation is over."""
+        """Ends the compilation."""
         assert self.process.stdin is not None
         self.process.stdin.write(b".")
         self.process.stdin.flush()
 
     def end(self) -> tuple[int, str]:
-        """Its exit code, and what it wrote to stdout."""
+        """The exit code and the text on stdout."""
         assert self.process.stdout is not None
         printed = self.process.stdout.read().decode()
         return self.process.wait(), printed
@@ -115,7 +115,7 @@ def run() -> Iterator[type[Script]]:
     ("ending", "code"), [("", 0), ("raise ValueError('a bug of the script')", 1), ("raise SystemExit(7)", 7)]
 )
 def test_the_interpreter_waits_for_a_compilation(run, ending, code):
-    """However the script ends: one line says what is awaited, the exit code is the script's own."""
+    """However the script ends: one log line gives the reason, and the exit code is the script's own."""
     script = run(THREAD + ending)
     script.wait_for(WAITING)
     assert script.process.poll() is None
@@ -124,7 +124,7 @@ def test_the_interpreter_waits_for_a_compilation(run, ending, code):
 
 
 def test_ctrl_c_waits_too_and_a_second_one_does_not(run):
-    """The first ends the script, the second the process; what was printed is not lost, nothing is aborted."""
+    """The first ends the script, the second the process; the output is not lost, and there is no abort."""
     script = run(THREAD + "import sys; print('ready', file=sys.stderr, flush=True)\nthreading.Event().wait()")
     script.wait_for("ready")
     script.process.send_signal(signal.SIGINT)
@@ -135,7 +135,7 @@ def test_ctrl_c_waits_too_and_a_second_one_does_not(run):
 
 
 def test_ctrl_c_ends_a_script_in_order_after_the_compilation(run):
-    """With one alone the process ends as Python ends on Ctrl-C."""
+    """With one Ctrl-C the process ends like any Python process."""
     script = run(THREAD + "import sys; print('ready', file=sys.stderr, flush=True)\nthreading.Event().wait()")
     script.wait_for("ready")
     script.process.send_signal(signal.SIGINT)
@@ -144,15 +144,15 @@ def test_ctrl_c_ends_a_script_in_order_after_the_compilation(run):
     assert script.end() == (-signal.SIGINT, "the script's output\ncompiled\n")
 
 
-def test_a_process_that_leaves_at_once_waits_for_nothing(run):
-    """The engine's process does."""
+def test_os_exit_waits_for_nothing(run):
+    """The engine's process uses it."""
     script = run(THREAD + "import sys; sys.stdout.flush(); os._exit(3)")
     assert script.end() == (3, "the script's output\n")
 
 
 @pytest.mark.parametrize("ending", ["", "engine.stop()"], ids=["without close", "with close"])
-def test_an_engine_is_over_before_the_interpreter_is(run, ending):
-    """A thread inside XLA, called back from C++: with `stop` and without, all ends in order."""
+def test_an_engine_ends_before_the_interpreter(run, ending):
+    """With a thread inside XLA, in a callback from C++: with `stop` and without, all ends in order."""
     script = run(ENGINE + ending)
     script.wait_for(WAITING)
     assert script.process.poll() is None

@@ -1,4 +1,4 @@
-"""What the engine refuses at once, and that it can pack whatever it does not refuse."""
+"""Requests that the engine refuses at once, and that it can pack all others."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ IDS = st.integers(0, VOCABULARY - 1)
 
 
 def around(low: int, high: int) -> st.SearchStrategy[int]:
-    """Integers of a range, its ends more often, and what lies just outside."""
+    """Integers of a range, its ends more often, and integers outside."""
     ends = st.sampled_from([low - 1, low, low + 1, high - 1, high, high + 1])
     return ends | st.integers(low, high) | st.integers(-(2**70), 2**70)
 
@@ -67,8 +67,8 @@ PARAMS = st.fixed_dictionaries(
 @example(prompt=(1,), params={"stop_ids": (-500,)}, choice=0, generated=())
 @example(prompt=(1,), params={"stop_ids": (2**70,), "min_tokens": 3}, choice=0, generated=())
 @example(prompt=(1,), params={"temperature": 1e300}, choice=0, generated=())
-def test_what_is_admitted_can_be_packed(prompt, params, choice, generated):
-    """Any values at all: a refusal with the field's name, or a place in the buffer for each of them."""
+def test_valid_requests_can_be_packed(prompt, params, choice, generated):
+    """Any values: an error with the field's name, or a place in the buffer for each of them."""
     try:
         sampling = SamplingParams(**params)
         request = Request(id="r", prompt=prompt, params=sampling, choice=choice, generated=generated)
@@ -99,7 +99,7 @@ def test_what_is_admitted_can_be_packed(prompt, params, choice, generated):
     ],
 )
 def test_what_cannot_be_done_is_refused(params, param, message):
-    """By name, with what was found and expected."""
+    """With the field's name, the value and what was expected."""
     with pytest.raises(InvalidRequest) as refusal:
         check(Request(id="r", prompt=(1, 2, 3), params=SamplingParams(**params)), VOCABULARY, CONTEXT)
     assert (str(refusal.value), refusal.value.param) == (message, param)
@@ -114,8 +114,8 @@ def test_what_cannot_be_done_is_refused(params, param, message):
         ((4, 5, 6), {"stop_ids": (9, 5)}, "token id 5 in generated ends the sequence; expected none"),
     ],
 )
-def test_what_has_ended_does_not_go_on(generated, params, message):
-    """By name, with what was found and expected; the most that can be generated before is exact."""
+def test_ended_sequences_do_not_continue(generated, params, message):
+    """With the value and what was expected; the maximum number of generated tokens is exact."""
     request = Request(id="r", prompt=(1, 2, 3), params=SamplingParams(**params), generated=generated)
     with pytest.raises(InvalidRequest) as refusal:
         check(request, VOCABULARY, CONTEXT)
@@ -126,14 +126,14 @@ def test_what_has_ended_does_not_go_on(generated, params, message):
 
 
 def test_the_limits_are_exact():
-    """The largest that fits passes; a model's own end ids may lie beyond its vocabulary."""
+    """The largest that fits passes; a model's own end ids can be above its vocabulary."""
     request = Request(id="r", prompt=(1, 2, 3), params=SamplingParams(min_tokens=37, stop_ids=(1000,)))
     assert check(request, VOCABULARY, CONTEXT) == CONTEXT
     only_ends = SamplingParams(allowed_ids=(3,), stop_ids=(3,))
     assert check(replace(request, params=only_ends), VOCABULARY, CONTEXT) == CONTEXT
 
 
-def test_ids_are_integers_of_pythons():
-    """Arrays of numpy's would pass for them up to the page that they fill."""
+def test_ids_are_python_integers():
+    """Integers of numpy are refused; otherwise they would fail later, at the first full page."""
     with pytest.raises(InvalidRequest, match=r"token id np.int64\(2\) in the prompt; expected 0 to 49"):
         check(Request(id="r", prompt=(1, np.int64(2))), VOCABULARY, CONTEXT)

@@ -1,6 +1,7 @@
-"""A tiny random Llama, its logits in plain float64 numpy, and an collector for the engine's events.
+"""A tiny random Llama, its logits in plain float64 numpy, and a collector of the engine's events.
 
-The reference computes the whole sequence at once, without cache, pages or batches; nothing of it is ours.
+The reference computes the whole sequence at once, without cache, pages or batches, and shares none of
+our code.
 """
 
 import threading
@@ -19,9 +20,9 @@ CONFIG = ModelConfig(
     vocabulary=199, layers=2, width=32, feed_forward=48, heads=4, kv_heads=2, head_size=8, context=160
 )
 POISON = 198
-"""An id whose embedding is not a number; the head never prefers it."""
+"""An id with an embedding that is not a number; the head never prefers it."""
 TOLERANCE = 1e-4
-"""How far below the reference's best logit (of order 10) a token may lie in float32."""
+"""How far a token's logit can be below the reference's best one (of order 10) in float32."""
 
 
 def make_weights() -> dict[str, np.ndarray]:
@@ -76,7 +77,7 @@ def _attention(x: np.ndarray, w: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _rotate(x: np.ndarray) -> np.ndarray:
-    """Rotary embedding: dimension i is rotated together with i + H/2."""
+    """Rotary embedding: dimensions i and i + H/2 are rotated together."""
     half = CONFIG.head_size // 2
     angles = np.arange(len(x))[:, None] * CONFIG.rope_theta ** (-np.arange(half) / half)
     rotated = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)[:, None]
@@ -84,10 +85,10 @@ def _rotate(x: np.ndarray) -> np.ndarray:
 
 
 def assert_greedy(request: Request, tokens: Sequence[int]) -> None:
-    """Every token is the reference's best after what came before it, penalties included.
+    """Every token is the reference's best after the tokens before it, penalties included.
 
-    Where the reference's two best are closer than the tolerance either will do; more than one such choice in
-    a thousand would be no accident.
+    If the reference's two best are closer than the tolerance, both are accepted, but at most once per
+    thousand tokens.
     """
     prompt = request.prompt
     logits = reference_logits([*prompt, *tokens])[len(prompt) - 1 : -1]
@@ -119,7 +120,7 @@ def adjusted(logits: np.ndarray, earlier: np.ndarray, request: Request) -> np.nd
 
 
 class ModuloGrammar:
-    """A grammar `k,n`: the i-th token is one of those with id mod k = i mod k, and there are n of them."""
+    """A grammar `k,n`: n tokens; for the i-th one, id mod k = i mod k."""
 
     def __init__(self, grammar: str) -> None:
         self._grammar, self._consumed = grammar, 0
@@ -152,13 +153,13 @@ def random_prompt(length: int, seed: int = 0) -> tuple[int, ...]:
 
 
 def ask(name: str, length: int, *, prompt_seed: int = 0, choice: int = 0, **params) -> Request:
-    """A request with a random prompt of so many tokens; greedy unless said otherwise."""
+    """A request with a random prompt of `length` tokens; greedy by default."""
     settings = SamplingParams(**{"temperature": 0.0, **params})
     return Request(id=name, prompt=random_prompt(length, prompt_seed), params=settings, choice=choice)
 
 
 class EventCollector:
-    """Hears an engine's events, sorted by request; waits for ends."""
+    """Collects an engine's events by request, and waits for their ends."""
 
     def __init__(self) -> None:
         self.events: defaultdict[str, list[TokenEvent]] = defaultdict(list)
@@ -171,18 +172,18 @@ class EventCollector:
             self._arrived.notify_all()
 
     def wait(self, name: str, *, events: int | None = None, timeout: float = 60) -> list[TokenEvent]:
-        """A request's events up to its end, or as soon as there are so many."""
+        """A request's events up to its end, or as soon as there are `events` of them."""
 
         def enough() -> bool:
             received = self.events[name]
             return bool(received) and (received[-1].finish is not None or len(received) >= (events or 10**9))
 
         with self._arrived:
-            assert self._arrived.wait_for(enough, timeout), f"request {name} goes on after {timeout} s"
+            assert self._arrived.wait_for(enough, timeout), f"request {name} has not ended after {timeout} s"
             return list(self.events[name])
 
     def tokens(self, name: str) -> list[int]:
-        """All tokens of a request that ends well."""
+        """All tokens of a request that ends without an error."""
         events = self.wait(name)
         assert events[-1].finish != "error", events[-1].error
         return tokens_of(events)

@@ -1,7 +1,8 @@
-"""The real steps, compiled for TPUs that are not here: they fit, work in place, send what they should.
+"""The real steps, compiled for absent TPUs: they fit, work in place, and have the expected collectives.
 
-Llama 3.1 8B is compiled whole. Of the other models the decode step is compiled whole and the prompt's step
-with two layers, since layers are all alike; `distaff plan` compiles them whole (docs/capacity.md).
+Llama 3.1 8B is compiled completely. For the other models the decode step is compiled completely and the
+prompt's step with two layers, because all layers are equal; `distaff plan` compiles all of them
+(docs/capacity.md).
 """
 
 import importlib.util
@@ -23,7 +24,7 @@ from distaff.runtime.capacity.walk import pages_fetched
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MIB = 1 << 20
-"""Steps whose temporaries must stay below so many MiB: logits, and activations of 64 or 2,048 tokens."""
+"""The maximum MiB of temporaries, by step: logits, and activations of 64 or 2,048 tokens."""
 BUDGETS = {"decode": 256, "mixed": 1024}
 
 pytestmark = [
@@ -37,7 +38,7 @@ pytestmark = [
 
 @dataclass(frozen=True)
 class Case:
-    """A model on a slice, as `distaff serve --slots 64 --context 8192` would run it there."""
+    """A model on a slice, with the settings of `distaff serve --slots 64 --context 8192`."""
 
     model: str
     topology: str
@@ -64,7 +65,7 @@ CASES = [
 
 @cache
 def compiled(case: Case, kind: str) -> tuple[Program, int]:
-    """A case's largest step of a kind, and of how many layers it is."""
+    """A case's largest step of a kind, and its number of layers."""
     sizing = case.sizing()
     decode, mixed = sizing.largest
     spec = program_spec(sizing)
@@ -77,7 +78,7 @@ def compiled(case: Case, kind: str) -> tuple[Program, int]:
 @pytest.mark.parametrize("kind", ["decode", "mixed"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_real_step_compiles_for_the_chip(case: Case, kind: str) -> None:
-    """Donated, within its budget, within the chip's memory, with the TPU's kernel and no other collective."""
+    """Donated state, within its budget and the chip's memory, with the expected kernel and collectives."""
     program, layers = compiled(case, kind)
     sizing = case.sizing()
     memory, config = sizing.memory, sizing.config
@@ -98,11 +99,11 @@ def test_the_real_step_compiles_for_the_chip(case: Case, kind: str) -> None:
 
 
 def test_decoding_moves_little_more_than_it_must() -> None:
-    """Llama 3.1 8B, 64 rows of 1,152 tokens on eight v5e: 1.15 times weights and live cache, at most.
+    """Llama 3.1 8B, 64 rows of 1,152 tokens on eight v5e: at most 1.15 times weights and live cache.
 
-    Outside attention, what the compiled program moves to and from main memory; in attention, the pages that
-    the kernel walks. XLA's own "bytes accessed" is four times as much: it counts copies within the chip,
-    whole tables and whole pools.
+    Outside attention, the bytes that the compiled program moves to and from main memory; in attention, the
+    pages that the kernel fetches. XLA's own "bytes accessed" is four times as much: it counts copies within
+    the chip, complete tables and complete pools.
     """
     program, _ = compiled(CASES[0], "decode")
     sizing, spans = CASES[0].sizing(), [(1, 1152)] * 64
@@ -118,8 +119,8 @@ def test_decoding_moves_little_more_than_it_must() -> None:
     assert program.accessed > 2 * outside
 
 
-def test_a_second_compilation_finds_nothing_stale() -> None:
-    """JAX's compilation cache writes programs for absent devices but cannot read them: it warned."""
+def test_a_second_compilation_does_not_use_the_cache() -> None:
+    """JAX's compilation cache could write programs for absent devices but not read them, with a warning."""
     config = ModelConfig(
         vocabulary=256, layers=1, width=128, feed_forward=256, heads=2, kv_heads=2, head_size=128, context=512
     )

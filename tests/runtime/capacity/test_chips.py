@@ -1,4 +1,4 @@
-"""Topologies as operators write them, and times that follow from a chip's figures."""
+"""Topologies on the command line, and times from a chip's figures."""
 
 from dataclasses import replace
 
@@ -15,8 +15,8 @@ TOPOLOGIES = [f"{name}:{'x'.join(map(str, shape))}" for name, chip in CHIPS.item
 
 
 @pytest.mark.parametrize("word", [*TOPOLOGIES, "h100:8", "l4:1", "cpu:4"])
-def test_a_topology_says_its_own_name(word: str) -> None:
-    """Reading and writing are inverse, and `larger` only ever grows."""
+def test_a_topology_can_be_parsed_and_printed(word: str) -> None:
+    """Both are inverse, and `larger` returns only larger ones."""
     topology = parse_topology(word)
     assert str(topology) == word == str(parse_topology(word.upper()))
     sizes = [each.size for each in larger(topology)]
@@ -36,15 +36,15 @@ def test_a_topology_says_its_own_name(word: str) -> None:
         ("", "no chip ''"),
     ],
 )
-def test_what_there_is_not_is_refused(word: str, message: str) -> None:
-    """The message says what there is."""
+def test_unknown_topologies_are_refused(word: str, message: str) -> None:
+    """The message lists the known ones."""
     with pytest.raises(ConfigError, match=message):
         parse_topology(word)
 
 
 @given(st.sampled_from(sorted(CHIPS)), st.integers(0, 10**12), st.integers(0, 10**15))
 def test_a_step_takes_the_longer_of_memory_and_arithmetic(name: str, size: int, operations: int) -> None:
-    """At twice the rates it takes half as long, and never less than either part alone."""
+    """At twice the rates it takes half as long."""
     chip = CHIPS[name]
     work = Work(bytes={"weights": size}, operations={"bfloat16": operations}, collectives=())
     time = step_time(work, chip, 1)
@@ -53,10 +53,10 @@ def test_a_step_takes_the_longer_of_memory_and_arithmetic(name: str, size: int, 
     assert step_time(work, fast, 1).total == pytest.approx(time.total / 2)
 
 
-def test_a_sum_is_two_passes_of_a_ring() -> None:
+def test_an_all_reduce_is_two_passes_of_a_ring() -> None:
     """33.6 MB over eight v5e take 746 µs in the source's own example, which leaves out (n - 1) / n.
 
-    A tiny sum takes the hops of half the ring, twice.
+    A tiny one takes the hops of half the ring, twice.
     """
     chip = CHIPS["v5e"]
     large = Collective(kind="all-reduce", count=1, bytes=2048 * 8192 * 2)

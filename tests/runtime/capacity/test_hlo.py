@@ -1,4 +1,4 @@
-"""Reading compiled programs: a small one written by hand, counted by hand."""
+"""Reading compiled programs: a small one, written and counted by hand."""
 
 from distaff.runtime.capacity.hlo import collectives_of, kernels_of, traffic_of
 
@@ -50,8 +50,8 @@ ENTRY %main (w: bf16[512,256], p: bf16[1024,2,128], t: bf16[5000,128]) -> f32[8,
 """  # noqa: E501 - one instruction a line, as XLA prints them
 
 
-def test_only_main_memory_counts_and_only_what_is_touched() -> None:
-    """A slice is fetched once, a table's rows alone are read, a pool's new rows alone are written."""
+def test_only_accessed_bytes_of_main_memory_count() -> None:
+    """A slice is fetched once, only some rows of a table are read, only new rows of a pool are written."""
     weight, slice_ = 512 * 256 * 2, 128 * 256 * 2
     assert traffic_of(PROGRAM) == {
         "head": weight + 2 * 8 * 64 * 4,
@@ -62,8 +62,8 @@ def test_only_main_memory_counts_and_only_what_is_touched() -> None:
 
 
 def test_collectives_and_kernels_are_found_by_kind_and_size() -> None:
-    """Of one that starts and ends, what it leaves behind counts; of branches, the one that sends less; of a
-    kernel, its name."""
+    """An asynchronous one counts with its result; of several branches, the one that sends less counts;
+    kernels are found by name."""
     assert set(collectives_of(PROGRAM)) == {
         ("all-reduce", 2, 4 * 256 * 2),
         ("all-gather", 1, 4 * 512 * 4),

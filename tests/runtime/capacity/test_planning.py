@@ -1,4 +1,4 @@
-"""Plans: sized as the engine would size itself, honest about what they do not know, remedies that help."""
+"""Plans: the sizes of the engine, notes about unknown figures, and remedies that help."""
 
 import importlib.util
 import json
@@ -37,7 +37,7 @@ def sized(config: ModelConfig, asked: PlanOptions) -> Sizing:
 
 
 class Free:
-    """A device of which so much is in use, as JAX would tell."""
+    """A device with some memory in use, as JAX reports it."""
 
     platform = "tpu"
 
@@ -51,7 +51,7 @@ class Free:
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5e:2x4", "v6e:4x4", "v5p:2x2x1"])
 @pytest.mark.parametrize("slots", [1, 64, 256])
 def test_the_pool_is_the_engines_own(topology: str, slots: int) -> None:
-    """As many pages as the engine hands out on devices of this memory, with the weights loaded."""
+    """As many pages as the engine has on devices with this memory, with the weights loaded."""
     sizing = sized(LLAMA_8B, options(topology, slots=slots, context=8192))
     memory, shards = sizing.memory, sizing.options.topology.size
     devices = [Free(memory.limit, memory.weights)] * shards
@@ -65,7 +65,7 @@ def test_the_pool_is_the_engines_own(topology: str, slots: int) -> None:
 
 @given(st.sampled_from([0.5, 2, 8, 15, 16, 20, 40]), st.sampled_from([1, 32, 512]), st.booleans())
 def test_remedies_help(gigabytes: float, slots: int, int8: bool) -> None:
-    """Whatever does not fit: each remedy, followed, does."""
+    """If something does not fit, it does with each remedy."""
     asked = options("v5e:1x1", memory=gigabytes * 1e9, slots=slots, context=8192, int8=int8)
     sizing = sized(LLAMA_8B, asked)
     if sizing.shortage() is None:
@@ -83,8 +83,8 @@ def test_remedies_help(gigabytes: float, slots: int, int8: bool) -> None:
         assert sized(LLAMA_8B, replace(asked, **changed)).shortage() is None, remedy
 
 
-def test_what_does_not_fit_is_an_answer() -> None:
-    """Llama 3.1 70B on eight v5e: said with figures, nothing compiled, two ways out."""
+def test_a_plan_that_does_not_fit_is_a_result() -> None:
+    """Llama 3.1 70B on eight v5e: with figures and two remedies, and nothing is compiled."""
     config = read_outline(str(CONFIGS / "llama-3.1-70b.json"))
     found = make_plan("70b", config, options("v5e:2x4", context=8192))
     assert not found.fits and found.programs == () and found.rates == ()
@@ -92,7 +92,7 @@ def test_what_does_not_fit_is_an_answer() -> None:
     assert found.remedies == ("--topology v5e:4x4", "--quantize int8")
 
 
-def test_settings_that_cannot_be_honoured_are_refused() -> None:
+def test_unsupported_options_are_refused() -> None:
     """A context beyond the model's, and requests beyond the context."""
     with pytest.raises(ConfigError, match="context is 4096; the model was made for 2048"):
         make_plan("tiny", TINY, options("h100:1", context=4096))
@@ -104,7 +104,7 @@ def test_settings_that_cannot_be_honoured_are_refused() -> None:
 
 @pytest.mark.parametrize("topology", ["h100:2", "v5e:2x2", "cpu:2"])
 @pytest.mark.parametrize("experts", [None, MoEConfig(experts=4, experts_per_token=2)])
-def test_steps_are_lowered_where_there_is_no_compiler(topology: str, experts: MoEConfig | None) -> None:
+def test_steps_are_lowered_without_a_compiler(topology: str, experts: MoEConfig | None) -> None:
     """With the platform's own kernels and the collectives that the analytic model counts."""
     config = replace(TINY, moe=experts)
     found = make_plan("tiny", config, options(topology, compile=False, slots=8))
@@ -121,24 +121,24 @@ def test_steps_are_lowered_where_there_is_no_compiler(topology: str, experts: Mo
         assert made.accessed and made.operations
 
 
-def test_a_missing_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without libtpu a plan for a TPU is made all the same, and says what it lacks."""
+def test_a_missing_compiler_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without libtpu there is still a plan for a TPU, with a note."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert not program.can_compile(CHIPS["v5e"])
     found = make_plan("tiny", TINY, options("v5e:2x2", slots=8))
     assert found.notes[0].startswith("libtpu is not installed (extra tpu-aot)")
 
 
-def test_a_kernel_that_does_not_fit_is_said() -> None:
-    """Heads of 64 go to the portable loop on a TPU, and the plan says so."""
+def test_a_kernel_that_does_not_support_the_shapes_is_noted() -> None:
+    """Heads of 64 use the portable loop on a TPU, and the plan has a note."""
     config = replace(TINY, head_size=64)
     found = make_plan("tiny", config, options("v5e:2x2", compile=False, slots=8))
     assert any("attention runs in the portable loop" in note for note in found.notes)
     assert all(made.loops >= config.layers for made in found.programs)
 
 
-def test_overflow_in_the_compiler_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What XLA says of a program that is too large becomes the plan's answer; other errors stay errors."""
+def test_overflow_in_the_compiler_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """XLA's message for a program that is too large becomes the plan's reason; other errors stay errors."""
 
     def refuse(message: str) -> None:
         def build(*_: object) -> None:
@@ -155,7 +155,7 @@ def test_overflow_in_the_compiler_is_an_answer(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_more_streams_are_faster_together_and_slower_each() -> None:
-    """Over the sweep; prompts between can only cost; all of it survives JSON."""
+    """For all numbers of streams; prompts reduce the rate; the plan can be converted to JSON."""
     found = make_plan("8b", LLAMA_8B, options("v6e:2x4", context=8192, compile=False))
     assert [rate.streams for rate in found.rates] == [1, 2, 4, 8, 16, 32, 64, 128]
     for few, many in zip(found.rates, found.rates[1:], strict=False):
@@ -167,8 +167,8 @@ def test_more_streams_are_faster_together_and_slower_each() -> None:
     assert read["rates"][-1]["streams"] == 128
 
 
-def test_given_figures_stand_in_for_a_chips_own() -> None:
-    """A device twice as fast in everything but its links takes half as long."""
+def test_given_figures_replace_a_chips_own() -> None:
+    """A device with twice the rates, except for its links, takes half as long."""
     chip = CHIPS["h100"]
     doubled = options(
         "h100:1", bandwidth=2 * chip.bandwidth, rate=2 * chip.rate["bfloat16"], compile=False, context=8192

@@ -1,4 +1,4 @@
-"""The analytic model against what can be counted: placed arrays, XLA's costs, compiled collectives."""
+"""The analytic model against placed arrays, XLA's costs and compiled collectives."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ SHAPES = Shapes(slots=8, budget=64, page_size=16, table=32, tile=16)
 DECODE = Bucket(kind="decode", tokens=8, rows=8)
 
 
-def counted(config: ModelConfig, shards: int = 1, **options: bool) -> CostModel:
+def cost_model(config: ModelConfig, shards: int = 1, **options: bool) -> CostModel:
     return CostModel(
         config=config, shards=shards, dtype="float32", page_size=16, **{"int8": False, **options}
     )
@@ -50,8 +50,8 @@ def counted(config: ModelConfig, shards: int = 1, **options: bool) -> CostModel:
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("shards", [1, 4])
 @pytest.mark.parametrize("name", MODELS)
-def test_weights_are_what_lies_on_a_device(name: str, shards: int, int8: bool) -> None:
-    """Placed on a mesh, each device holds exactly so many bytes of parameters."""
+def test_weights_are_the_bytes_on_a_device(name: str, shards: int, int8: bool) -> None:
+    """On a mesh, each device holds exactly this number of bytes of parameters."""
     config = MODELS[name]
     parameters = random_parameters(config, 1, FLOAT32)
     placed = place_all(quantize(parameters) if int8 else parameters, config, create_mesh(shards), int8=int8)
@@ -59,34 +59,34 @@ def test_weights_are_what_lies_on_a_device(name: str, shards: int, int8: bool) -
     for array in placed.values():
         for shard in array.addressable_shards:
             held[shard.device.id] += shard.data.nbytes
-    assert set(held.values()) == {counted(config, shards, int8=int8).weight_bytes()}
+    assert set(held.values()) == {cost_model(config, shards, int8=int8).weight_bytes()}
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4])
 @pytest.mark.parametrize("name", MODELS)
-def test_pages_are_what_the_pool_is_made_of(name: str, shards: int) -> None:
-    """A page on each of the devices is, on all of them, a page of the padded model."""
+def test_pages_are_those_of_the_pool(name: str, shards: int) -> None:
+    """The parts of a page on all devices add up to a page of the padded model."""
     padded = pad_config(MODELS[name], shards)
     for dtype in (FLOAT32, jnp.dtype("int8")):
-        size = counted(MODELS[name], shards, int8_cache=dtype == jnp.int8).token_bytes() * 16 * shards
+        size = cost_model(MODELS[name], shards, int8_cache=dtype == jnp.int8).token_bytes() * 16 * shards
         assert size == page_bytes(padded, 16, dtype)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_state_is_what_the_step_keeps(name: str) -> None:
-    """Everything of the state that does not grow with the pool."""
+def test_state_is_that_of_the_step(name: str) -> None:
+    """All parts of the state that do not grow with the pool."""
     skeleton = Skeleton.of(MODELS[name])
     shapes = replace(SHAPES, mask=-(-MODELS[name].vocabulary // 32))
     state = jax.eval_shape(lambda: create_state(skeleton, shapes, 9, FLOAT32))
     beside = jax.tree.leaves(state._replace(cache=(), broken_P=()))
-    assert counted(MODELS[name]).state_bytes(8) == sum(x.size * x.dtype.itemsize for x in beside)
+    assert cost_model(MODELS[name]).state_bytes(8) == sum(x.size * x.dtype.itemsize for x in beside)
 
 
 KEYS = 64
 
 
 def dense_attention(q_TNH: jax.Array, pool: jax.Array, batch: Batch, *, window: int | None) -> jax.Array:
-    """All queries against the first `KEYS` slots of the pool: as many products as keys, and no loop."""
+    """All queries against the first `KEYS` slots of the pool: one product per key, without a loop."""
     kv_SEH = pool.reshape(-1, *pool.shape[2:])[:KEYS]
     group = q_TNH.shape[1] // (pool.shape[2] // 2)
     k_SNH, v_SNH = (jnp.repeat(kv_SEH[:, part::2], group, axis=1) for part in (0, 1))
@@ -97,14 +97,14 @@ def dense_attention(q_TNH: jax.Array, pool: jax.Array, batch: Batch, *, window: 
 def gathered_experts(
     x_TD: jax.Array, expert_TX: jax.Array, weight_TX: jax.Array, experts: ExpertWeights
 ) -> jax.Array:
-    """Each token times its own experts' weights, fetched for it: as many products as choices, and no loop."""
+    """Each token times its own experts' weights: one product per chosen expert, without a loop."""
     gate, up, down = (jnp.asarray(w)[expert_TX] for w in (experts.gate, experts.up, experts.down))
     h_TXF = jax.nn.silu(jnp.einsum("TD,TXDF->TXF", x_TD, gate)) * jnp.einsum("TD,TXDF->TXF", x_TD, up)
     return jnp.einsum("TXF,TXFD,TX->TD", h_TXF, down, weight_TX)
 
 
 def costs(config: ModelConfig, tokens: int) -> dict[str, float]:
-    """XLA's account of a forward pass of so many rows that see `KEYS` keys each, without any loop."""
+    """XLA's cost analysis of a forward pass of `tokens` rows with `KEYS` keys each, without loops."""
     kernels = replace(choose("cpu"), attention=dense_attention, experts=gathered_experts)
     plain = replace(kernels, linear=choose("other").linear)
     skeleton = Skeleton.of(config, Target(kernels=plain))
@@ -139,19 +139,20 @@ def test_operations_are_those_that_xla_counts(name: str) -> None:
     """Up to 2 % more: XLA also counts norms, rotary embedding, softmax and activations."""
     config = MODELS[name]
     for tokens in (4, 32):
-        work = counted(config).step([(1, KEYS)] * tokens, tokens=tokens, sampled=tokens)
+        work = cost_model(config).step([(1, KEYS)] * tokens, tokens=tokens, sampled=tokens)
         assert 1.0 <= costs(config, tokens)["flops"] / sum(work.operations.values()) <= 1.02
 
 
 @pytest.mark.parametrize("growth", [{"feed_forward": 704}, {"vocabulary": 2006}, {"width": 256}])
 def test_bytes_grow_as_xla_counts_them(growth: dict[str, int]) -> None:
-    """A wider model reads as many bytes more as its weights have; XLA adds one row's activations.
+    """A wider model reads as many more bytes as its weights have; XLA adds one row's activations.
 
-    With more rows XLA lays weights out anew on a CPU and counts that as well.
+    With more rows XLA changes the layout of weights on a CPU and counts that as well.
     """
     wide = replace(LLAMA, **growth)
     ours = [
-        sum(counted(config).step([(1, KEYS)], tokens=1, sampled=1).bytes.values()) for config in (LLAMA, wide)
+        sum(cost_model(config).step([(1, KEYS)], tokens=1, sampled=1).bytes.values())
+        for config in (LLAMA, wide)
     ]
     theirs = [costs(config, 1)["bytes accessed"] for config in (LLAMA, wide)]
     assert 1.0 <= (theirs[1] - theirs[0]) / (ours[1] - ours[0]) <= 1.02
@@ -160,20 +161,20 @@ def test_bytes_grow_as_xla_counts_them(growth: dict[str, int]) -> None:
 @pytest.mark.parametrize("shards", [2, 4])
 @pytest.mark.parametrize("name", ["nine-three", "mixtral"])
 def test_collectives_are_those_of_the_compiled_step(name: str, shards: int) -> None:
-    """Kind, number and size of everything that the real step sends between devices."""
+    """Kind, number and size of all collectives in the real step."""
     config, mesh = MODELS[name], create_mesh(shards)
     skeleton = Skeleton.of(config, Target(kernels=choose("cpu"), shards=shards))
     padded = parameter_shapes(pad_config(config, shards))
     leaves = tuple(jax.ShapeDtypeStruct(padded[each], FLOAT32) for each in skeleton.names)
     state = jax.eval_shape(lambda: create_state(skeleton, SHAPES, 9, FLOAT32))
     compiled = Executables(skeleton, SHAPES, mesh).lower(DECODE, leaves, state).compile()
-    work = counted(config, shards).decode([KEYS] * 8)
+    work = cost_model(config, shards).decode([KEYS] * 8)
     expected = {(each.kind, each.count, each.bytes) for each in work.collectives}
     assert set(collectives_of(compiled.as_text() or "")) == expected
 
 
 def test_one_device_sends_nothing() -> None:
-    assert counted(LLAMA).decode([1]).collectives == ()
+    assert cost_model(LLAMA).decode([1]).collectives == ()
 
 
 spans = st.lists(st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(n, 400))), min_size=1)
@@ -181,11 +182,11 @@ spans = st.lists(st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.i
 
 @given(spans, st.integers(1, 400) | st.none())
 def test_attention_counts_every_pair_once(spans: Sequence[tuple[int, int]], window: int | None) -> None:
-    """Pairs of a query and a key that it sees, one by one."""
+    """Pairs of a query and a visible key, one by one."""
     config = replace(LLAMA, window=window)
     tokens = sum(count for count, _ in spans)
     with_pairs, without = (
-        sum(counted(each).step(spans, tokens=tokens, sampled=1).operations.values())
+        sum(cost_model(each).step(spans, tokens=tokens, sampled=1).operations.values())
         - 4 * config.layers * config.heads * config.head_size * pairs
         for each, pairs in (
             (config, sum(_pairs(count, end, window) for count, end in spans)),
@@ -196,17 +197,17 @@ def test_attention_counts_every_pair_once(spans: Sequence[tuple[int, int]], wind
 
 
 def _pairs(count: int, end: int, window: int | None) -> int:
-    sees = [
+    visible = [
         sum(1 for key in range(query + 1) if window is None or query - key < window)
         for query in range(end - count, end)
     ]
-    return sum(sees)
+    return sum(visible)
 
 
 @given(st.integers(0, 200), st.integers(1, 8), st.integers(1, 8))
 def test_experts_used_is_an_expectation(tokens: int, experts: int, chosen: int) -> None:
-    """Nobody reaches none, everybody all of them, one token its own choice."""
+    """No tokens use no expert, one token uses its own experts, and more tokens use more."""
     moe = MoEConfig(experts=max(experts, chosen), experts_per_token=chosen)
-    reached = counted(replace(LLAMA, moe=moe))._experts_used
-    assert reached(0) == 0 and reached(1) == pytest.approx(chosen / moe.experts)
-    assert reached(tokens) <= reached(tokens + 1) <= 1
+    used = cost_model(replace(LLAMA, moe=moe))._experts_used
+    assert used(0) == 0 and used(1) == pytest.approx(chosen / moe.experts)
+    assert used(tokens) <= used(tokens + 1) <= 1

@@ -1,4 +1,4 @@
-"""The control connection: a secret on both ends, frames in order, and a peer that is gone is noticed."""
+"""The control connection: both ends need the secret, frames stay in order, a lost peer is noticed."""
 
 import queue
 import socket
@@ -31,16 +31,16 @@ SECRET = b"s" * 32
 
 
 class End:
-    """One end of a pair, and what it hears."""
+    """One end of a pair, and what it receives."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self.frames: queue.Queue[Frame] = queue.Queue()
         self.losses: queue.Queue[str] = queue.Queue()
         self.codes: list[int | None] = []
-        self.peer = Peer(connection, "the other", self.frames.put, self._lose)
+        self.peer = Peer(connection, "the other", self.frames.put, self._record_loss)
 
-    def _lose(self, reason: str, code: int | None) -> None:
+    def _record_loss(self, reason: str, code: int | None) -> None:
         self.codes.append(code)
         self.losses.put(reason)
 
@@ -57,8 +57,8 @@ def pair() -> Iterator[tuple[End, End]]:
         end.connection.close()
 
 
-def both_greet(first: bytes, second: bytes) -> list[Exception | None]:
-    """What becomes of a greeting between two who hold these secrets."""
+def both_handshake(first: bytes, second: bytes) -> list[Exception | None]:
+    """The result of a handshake between two ends with these secrets."""
     ours, theirs = connected()
     outcome: list[Exception | None] = [None, None]
 
@@ -90,17 +90,17 @@ def connected() -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-def test_who_knows_the_secret_is_let_in() -> None:
-    assert both_greet(SECRET, SECRET) == [None, None]
+def test_equal_secrets_are_accepted() -> None:
+    assert both_handshake(SECRET, SECRET) == [None, None]
 
 
-def test_who_does_not_is_not() -> None:
-    """Neither side accepts the other."""
-    assert all(isinstance(error, HandshakeFailed) for error in both_greet(SECRET, b"x" * 32))
+def test_different_secrets_are_rejected() -> None:
+    """By both sides."""
+    assert all(isinstance(error, HandshakeFailed) for error in both_handshake(SECRET, b"x" * 32))
 
 
 def test_an_echo_is_no_proof() -> None:
-    """Sending back what came does not pass: the roles differ."""
+    """A peer that sends the received bytes back is rejected, because the roles differ."""
     ours, theirs = connected()
 
     def echo() -> None:
@@ -116,10 +116,10 @@ def test_an_echo_is_no_proof() -> None:
     theirs.close()
 
 
-def test_a_silent_stranger_is_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_peer_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "HANDSHAKE_SECONDS", 0.1)
     ours, theirs = connected()
-    with pytest.raises(HandshakeFailed, match="silent"):
+    with pytest.raises(HandshakeFailed, match="sent no proof"):
         handshake(ours, SECRET, b"leader", b"follower")
     ours.close()
     theirs.close()
@@ -136,7 +136,7 @@ def test_a_silent_stranger_is_turned_away(monkeypatch: pytest.MonkeyPatch) -> No
     )
 )
 def test_frames_arrive_as_they_were_sent(frames: list[Frame]) -> None:
-    """Every frame, in order, beats left out."""
+    """All frames in order, without heartbeats."""
     ours, theirs = socket.socketpair()
     one, other = End(ours), End(theirs)
     one.peer.send(Beat())
@@ -150,7 +150,7 @@ def test_frames_arrive_as_they_were_sent(frames: list[Frame]) -> None:
         connection.close()
 
 
-def test_a_buffer_survives_the_journey(pair: tuple[End, End]) -> None:
+def test_a_buffer_arrives_unchanged(pair: tuple[End, End]) -> None:
     """A step's packed inputs are the same words on the other side."""
     buffer = np.random.default_rng(0).integers(-(2**31), 2**31, 5000, np.int64).astype(np.int32)
     pair[0].peer.send(Launch(3, 1, buffer.tobytes()))
@@ -165,17 +165,17 @@ def test_a_closed_connection_is_a_loss(pair: tuple[End, End]) -> None:
     assert pair[0].codes == [None]
 
 
-def test_a_frame_that_cannot_be_taken_in_is_a_loss(
+def test_a_frame_that_cannot_be_handled_is_a_loss(
     pair: tuple[End, End], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A peer must not go on beating to one that no longer listens."""
+    """A process must not send heartbeats if it no longer handles frames."""
     monkeypatch.setattr(pair[0].peer, "_receive", {}.__getitem__)
     pair[1].peer.send(Digest(1, b""))
     assert "unexpected KeyError on our side" in pair[0].losses.get(timeout=2)
 
 
-def test_a_failure_is_told_with_its_code(pair: tuple[End, End]) -> None:
-    """Whoever hears of it first, both end for the same reason; the end of the connection is no second one."""
+def test_a_failure_is_sent_with_its_code(pair: tuple[End, End]) -> None:
+    """Both ends have the same reason; the end of the connection is not a second loss."""
     pair[1].peer.send(Failed("model.safetensors: damaged", 65))
     pair[1].peer.close()
     assert pair[0].losses.get(timeout=2) == "the other failed: model.safetensors: damaged"
@@ -183,8 +183,8 @@ def test_a_failure_is_told_with_its_code(pair: tuple[End, End]) -> None:
     assert pair[0].codes == [65] and pair[0].losses.empty()
 
 
-def test_a_farewell_is_none(pair: tuple[End, End]) -> None:
-    """Who has said goodbye may go, and so may the other; without the word it is a loss, told once."""
+def test_an_end_after_a_goodbye_is_no_loss(pair: tuple[End, End]) -> None:
+    """For either side."""
     pair[0].peer.send(Goodbye())
     pair[0].peer.close()
     assert pair[1].frames.get(timeout=2) == Goodbye()
@@ -193,7 +193,7 @@ def test_a_farewell_is_none(pair: tuple[End, End]) -> None:
     assert pair[0].losses.empty() and pair[1].losses.empty()
 
 
-def test_a_silent_farewell_is_a_loss(pair: tuple[End, End]) -> None:
+def test_an_end_without_a_goodbye_is_a_loss(pair: tuple[End, End]) -> None:
     pair[0].peer.close()
     assert "closed the connection" in pair[1].losses.get(timeout=2)
     time.sleep(0.1)
@@ -201,7 +201,7 @@ def test_a_silent_farewell_is_a_loss(pair: tuple[End, End]) -> None:
 
 
 def test_silence_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A peer whose process stands still keeps the connection open and says nothing."""
+    """If its process hangs, a peer keeps the connection open and sends nothing."""
     monkeypatch.setattr(control, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(control, "SILENCE_SECONDS", 0.3)
     ours, theirs = socket.socketpair()
@@ -212,7 +212,7 @@ def test_silence_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("data", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x03abc"], ids=["endless", "garbage"])
-def test_what_is_no_frame_is_a_loss(data: bytes) -> None:
+def test_an_invalid_frame_is_a_loss(data: bytes) -> None:
     ours, theirs = socket.socketpair()
     end = End(ours)
     theirs.sendall(data)
@@ -222,7 +222,7 @@ def test_what_is_no_frame_is_a_loss(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"coordinator": "host"}, "coordinator is 'host'; expected HOST:PORT"),
         ({"coordinator": ":80"}, "expected HOST:PORT"),
@@ -233,7 +233,7 @@ def test_what_is_no_frame_is_a_loss(data: bytes) -> None:
     ],
     ids=str,
 )
-def test_a_wrong_place_among_processes_is_refused(changes: dict, said: str) -> None:
+def test_an_invalid_membership_is_refused(changes: dict, message: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         Membership(**{"coordinator": "10.0.0.1:1234", "process": 0, "processes": 2, **changes})
-    assert said in str(refusal.value)
+    assert message in str(refusal.value)

@@ -1,4 +1,4 @@
-"""Biases, bans and repetition on a tiny model: each changes what its definition says, nothing beside it."""
+"""Biases, bans and repetition on a tiny model: each has exactly the effect of its definition."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ ADJUSTMENTS = st.fixed_dictionaries(
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ADJUSTMENTS, min_size=1, max_size=6))
 def test_each_adjustment_is_its_definition_alone_and_together(bench, drawn):
-    """Greedy tokens are the adjusted reference's, with neighbours that adjust otherwise or not at all."""
+    """Greedy tokens are the adjusted reference's, beside rows with other adjustments or none."""
     bench.collector.events.clear()
     requests = [ask(f"a{n}", 7 + n, max_tokens=12, **params) for n, params in enumerate([*drawn, {}])]
     for request, tokens in zip(requests, bench.run(requests), strict=True):
@@ -34,7 +34,7 @@ def test_each_adjustment_is_its_definition_alone_and_together(bench, drawn):
 
 
 def test_adjustments_survive_preemption(cramped):
-    """Thrown back and seated elsewhere, a sequence has its own bias, bans and counts again."""
+    """After a preemption, in another slot, a sequence has its own bias, bans and counts again."""
     adjust = dict(repetition_penalty=1.4, logit_bias=((5, 3.0), (9, -100.0)), max_tokens=40)
     requests = [ask(f"p{n}", 10 + n, **adjust) for n in range(8)]
     for request, tokens in zip(requests, cramped.run(requests), strict=True):
@@ -43,7 +43,7 @@ def test_adjustments_survive_preemption(cramped):
 
 
 def test_a_bias_can_force_and_forbid(bench):
-    """+100 decides every token, -100 keeps the best one out."""
+    """+100 decides every token, -100 excludes the best one."""
     (plain,) = bench.run([ask("plain", 9, max_tokens=8)])
     (forced,) = bench.run([ask("forced", 9, max_tokens=8, logit_bias=((17, 100.0),))])
     (banned,) = bench.run([ask("banned", 9, max_tokens=8, logit_bias=((plain[0], -100.0),))])
@@ -51,7 +51,7 @@ def test_a_bias_can_force_and_forbid(bench):
 
 
 def test_no_end_before_min_tokens(bench):
-    """An end id is not so much as generated before its time; after that it ends the sequence."""
+    """An end id is not generated before min_tokens; after that it ends the sequence."""
     (plain,) = bench.run([ask("free", 12, max_tokens=30)])
     stops = tuple(set(plain[2:9]))
     request = ask("late", 12, max_tokens=30, stop_ids=stops, min_tokens=9)
@@ -70,7 +70,7 @@ def test_no_end_before_min_tokens(bench):
     ],
 )
 def test_ids_beyond_the_vocabulary_are_refused(bench, wrong):
-    """By name, before anything is computed."""
+    """With the name of the parameter, before anything is computed."""
     with pytest.raises(InvalidRequest, match=next(iter(wrong))):
         bench.engine.submit(ask("wrong", 5, **wrong))
 
@@ -86,6 +86,6 @@ def test_ids_beyond_the_vocabulary_are_refused(bench, wrong):
     ],
 )
 def test_values_out_of_range_are_refused(wrong):
-    """A setting that means nothing is never made."""
+    """Invalid parameters cannot be created."""
     with pytest.raises(InvalidRequest, match=next(iter(wrong))):
         SamplingParams(**wrong)

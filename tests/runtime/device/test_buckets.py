@@ -1,4 +1,4 @@
-"""Static shapes and the buffer that a step's inputs travel in."""
+"""Static shapes, and the buffer with a step's inputs."""
 
 from itertools import pairwise
 
@@ -20,7 +20,7 @@ SIZES = st.builds(
 
 @given(SIZES)
 def test_buckets_double_up_to_the_largest(shapes):
-    """Sizes are powers of two times the smallest, but for the largest, which is the setting itself."""
+    """Sizes are powers of two times the smallest, except the largest, which is the setting itself."""
     for kind, lowest, highest in (("decode", 1, shapes.slots), ("mixed", 16, shapes.budget)):
         sizes = sorted(bucket.tokens for bucket in shapes.buckets() if bucket.kind == kind)
         assert sizes[:-1] == [lowest * 2**n for n in range(len(sizes) - 1)] and sizes[-1] == highest
@@ -29,7 +29,7 @@ def test_buckets_double_up_to_the_largest(shapes):
 
 @given(SIZES, st.data())
 def test_the_smallest_bucket_that_fits_is_chosen(shapes, data):
-    """Every size up to the largest has a bucket; no smaller one would do, and padding is at most twofold."""
+    """Every size up to the largest has a bucket; the smallest is chosen; padding is at most twofold."""
     kind, most = data.draw(st.sampled_from([("decode", shapes.slots), ("mixed", shapes.budget)]))
     tokens = data.draw(st.integers(1, most))
     chosen = choose(shapes.buckets(), kind, tokens)
@@ -39,22 +39,22 @@ def test_the_smallest_bucket_that_fits_is_chosen(shapes, data):
 
 
 def test_the_most_useful_buckets_come_first():
-    """After the first one a server can answer anything."""
+    """The first one is enough for any request."""
     shapes = Shapes(slots=6, budget=100, page_size=16, table=9, tile=64)
     names = [str(bucket) for bucket in shapes.buckets()]
     assert names == "mixed(100) decode(6) decode(1) decode(2) decode(4) mixed(16) mixed(32) mixed(64)".split()
 
 
-def test_what_is_asked_for_has_buckets_of_its_own():
-    """Samplers for every number of rows, the largest of which is essential; mixed steps score prompts."""
+def test_grammars_add_sample_buckets():
+    """One for every number of rows, of which the largest is essential; mixed steps score prompts."""
     shapes = Shapes(slots=6, budget=100, page_size=16, table=9, tile=64, mask=7, scores=True)
     names = [str(bucket) for bucket in shapes.buckets()]
     assert names[8:] == "sample(6) sample(4) sample(2) sample(1)".split()
     assert [str(bucket) for bucket in shapes.essential()] == "mixed(100) sample(6)".split()
 
 
-def test_a_mixed_step_stands_in_for_those_that_are_not_ready():
-    """Decoding runs in the first bucket until there is one of its own."""
+def test_a_mixed_step_replaces_those_that_are_not_ready():
+    """Decode rows use the first bucket until theirs is ready."""
     shapes = Shapes(slots=6, budget=100, page_size=16, table=9, tile=64)
     first, second = shapes.buckets()[:2]
     assert choose([first], "decode", 3) == first and choose([first, second], "decode", 3) == second
@@ -62,7 +62,7 @@ def test_a_mixed_step_stands_in_for_those_that_are_not_ready():
 
 @given(SIZES, st.data())
 def test_there_are_tiles_for_any_split(shapes, data):
-    """However T tokens are split among the rows, their tiles fit."""
+    """The tiles of any split of T tokens among the rows fit."""
     bucket = data.draw(st.sampled_from([b for b in shapes.buckets() if b.kind == "mixed"]))
     cuts = data.draw(st.lists(st.integers(0, bucket.tokens), max_size=bucket.rows - 1))
     edges = [0, *sorted(cuts), bucket.tokens]
@@ -80,7 +80,7 @@ UNPACK = {kind: jax.jit(layout.unpack) for kind, layout in LAYOUTS.items()}
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_what_is_packed_is_unpacked(kind, data):
-    """Every field arrives on the device bit by bit, whatever its type; words above 2**31 and NaNs too."""
+    """Every field arrives on the device unchanged, of any type; also words above 2**31 and NaNs."""
     buffer, views = LAYOUTS[kind].allocate()
     content = data.draw(st.binary(min_size=buffer.nbytes, max_size=buffer.nbytes))
     buffer[:] = np.frombuffer(content, np.int32)
@@ -93,7 +93,7 @@ def test_what_is_packed_is_unpacked(kind, data):
 
 @pytest.mark.parametrize("kind", ["decode", "mixed"])
 def test_fields_share_nothing_and_fill_the_buffer(kind):
-    """Writing one field changes no other, and no word of the buffer belongs to nobody."""
+    """Writing one field changes no other, and every word of the buffer belongs to a field."""
     buffer, views = LAYOUTS[kind].allocate()
     assert not buffer.any()
     for view in views.values():

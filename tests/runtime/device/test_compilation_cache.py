@@ -1,4 +1,4 @@
-"""Compiled steps are kept, in a folder of their own."""
+"""The folder of compiled steps."""
 
 import errno
 import stat
@@ -10,7 +10,7 @@ import pytest
 from distaff.runtime.device.compilation_cache import compilation_folder, keep_compiled, processor_digest
 
 
-def test_compiled_programs_are_kept_where_only_we_can_write(tmp_path: Path):
+def test_only_this_user_can_access_the_folder(tmp_path: Path):
     folder = compilation_folder(tmp_path, "NVIDIA H100 80GB")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert folder.name.endswith(f"nvidia-h100-80gb-{processor_digest()}")
@@ -28,7 +28,7 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(tmp_path: Path, caplog: 
 
 
 def test_another_users_folder_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """It may be writable; but then what is read from it is whatever that user put there."""
+    """Even if it is writable, because that user could have put any program there."""
 
     def refuse(path: Path, mode: int) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted", str(path))

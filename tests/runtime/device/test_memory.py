@@ -1,4 +1,4 @@
-"""How large the KV pool becomes."""
+"""The size of the KV pool."""
 
 import logging
 from types import SimpleNamespace
@@ -31,7 +31,7 @@ def size(device, pages=None) -> int:
 
 @pytest.fixture
 def host(monkeypatch, tmp_path):
-    """A host with so many bytes free, in a control group of which each file may be given."""
+    """Sets the free bytes of the host, and the files of its control group."""
 
     def give(available: int, **files: str):
         monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
@@ -43,7 +43,7 @@ def host(monkeypatch, tmp_path):
 
 
 def test_a_page_is_keys_and_values_of_all_layers():
-    """The unit of all that follows."""
+    """The unit of the other tests."""
     assert (
         page_bytes(CONFIG, 16, jnp.dtype("float32"))
         == PAGE
@@ -52,27 +52,27 @@ def test_a_page_is_keys_and_values_of_all_layers():
 
 
 def test_an_int8_page_has_a_scale_for_each_key_and_value():
-    """A byte a number, and four for each head's scale: as many bytes as the pool's arrays have."""
+    """A byte per number and four for each head's scale, as in the pool's arrays."""
     pools = create_cache(CONFIG, 5, 16, jnp.dtype("int8"))
     assert page_bytes(CONFIG, 16, jnp.dtype("int8")) == 3 * 16 * 2 * 2 * (8 + 4)
     assert sum(x.nbytes for x in jax.tree.leaves(pools)) == 5 * page_bytes(CONFIG, 16, jnp.dtype("int8"))
 
 
 @pytest.mark.parametrize(("pages", "chosen"), [(4, 4), (27, 27), (28, 28), (29, 28), (10_000, 28)])
-def test_the_pool_takes_its_share_and_no_more_than_is_of_use(pages, chosen):
+def test_the_pool_takes_its_share_and_no_more_than_is_useful(pages, chosen):
     """Nine tenths of an accelerator's free memory, at most every slot at full length."""
     assert size(gpu(limit=5000 + int(pages * PAGE / 0.9) + 9, used=5000)) == chosen
 
 
 @pytest.mark.parametrize(("room", "chosen"), [(4, 4), (7, 4), (8, 8), (15, 8), (16, 16)])
 def test_the_hosts_share_is_an_eighth_in_steady_steps(host, room, chosen):
-    """The host has more to do than to hold the pool, and a start a moment later must find the same shapes."""
+    """The host needs memory for other things, and a later start must get the same shapes."""
     host(available=8 * room * PAGE + 7)
     assert size(CPU) == chosen
 
 
-def test_replicas_divide_the_hosts_share_and_no_accelerators(host):
-    """Two engines on one host together take what one would; each accelerator is one engine's own."""
+def test_replicas_divide_the_hosts_share_but_not_accelerators(host):
+    """Two engines on one host take as much as one; each accelerator belongs to one engine."""
     host(available=8 * 16 * PAGE)
     dtype = jnp.dtype("float32")
     assert size_pool(CONFIG, SHAPES, dtype, [CPU], None, replicas=2) == 8
@@ -81,27 +81,27 @@ def test_replicas_divide_the_hosts_share_and_no_accelerators(host):
 
 
 @pytest.mark.parametrize("pages", [4, 50, 80])
-def test_the_users_number_stands(host, pages):
-    """It is taken as it is, below and above what would have been derived."""
+def test_the_users_number_is_used(host, pages):
+    """Below and above the derived number."""
     host(available=8 * 10 * PAGE)
     assert size(CPU, pages) == pages
 
 
 @pytest.mark.parametrize("pages", [81, 10**9, 10**15])
-def test_the_users_number_is_refused_where_it_is_more_than_is_free(host, pages):
-    """Before anything is as long as the pool: a list of its pages would be the first to fill the memory."""
+def test_the_users_number_is_refused_if_it_is_more_than_is_free(host, pages):
+    """Before anything of the pool's length is allocated, such as the list of its pages."""
     host(available=8 * 10 * PAGE)
     with pytest.raises(OutOfMemory, match=f"{pages} KV pages .* expected at most 80 pages"):
         size(CPU, pages)
 
 
-def test_a_device_that_does_not_say_what_is_free_is_believed_to_have_room():
+def test_a_device_without_memory_figures_is_assumed_to_have_room():
     assert size(SimpleNamespace(platform="gpu", memory_stats=lambda: None), 50) == 50
 
 
 @pytest.mark.parametrize(("pages", "room"), [(None, 2), (3, 3)])
 def test_too_little_is_refused(host, pages, room):
-    """Fewer pages than slots are no pool; the message says what was found, expected, and what helps."""
+    """There must be a page per slot; the message has the number, what was expected, and a remedy."""
     host(available=8 * 3 * PAGE)
     expected = rf"room for {room} KV pages .* expected at least one for each of 4 slots"
     with pytest.raises(OutOfMemory, match=expected):
@@ -118,14 +118,14 @@ def test_too_little_is_refused(host, pages, room):
         ({}, 9000),
     ],
 )
-def test_the_control_groups_limit_is_honoured(host, files, free):
-    """In a container the limit counts, where there is one and it is the smaller."""
+def test_the_control_groups_limit_is_used(host, files, free):
+    """In a container, if there is a limit and it is smaller."""
     host(available=9000, **files)
     assert free_bytes(CPU) == free
 
 
 def test_the_sizes_are_logged_in_one_line(caplog):
-    """Whoever wonders why finds all the numbers that went into the choice."""
+    """With all numbers that determine the choice."""
     caplog.set_level(logging.INFO, logger=memory.__name__)
     size(gpu(limit=64 << 20, used=0))
     (record,) = caplog.records

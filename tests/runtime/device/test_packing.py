@@ -1,4 +1,4 @@
-"""From a plan to the words of a buffer: every token in its place, padding inert."""
+"""Packing a plan into a buffer: every token has its place, padding has no effect."""
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ MIXED = Bucket(kind="mixed", tokens=32, rows=4)
 def make_row(
     slot=0, *, prompt=8, seen=0, pending=0, start=0, count=1, samples=False, choice=0, **params
 ) -> Row:
-    """A row of a sequence with so many prompt and seen tokens; token n of it is 100 + n."""
+    """A row of a sequence with `prompt` and `seen` tokens; its token n is 100 + n."""
     request = Request(
         id="r", prompt=tuple(range(100, 100 + prompt)), params=SamplingParams(**params), choice=choice
     )
@@ -31,7 +31,7 @@ def make_row(
 
 
 def fields_of(rows: list[Row], bucket: Bucket) -> dict[str, np.ndarray]:
-    """What the device reads from the packed plan."""
+    """The fields that the device reads from the packed plan."""
     layout = Layout(bucket, SHAPES)
     buffer = pack(rows, bucket, layout, SHAPES)
     _, views = layout.allocate()
@@ -42,29 +42,29 @@ def fields_of(rows: list[Row], bucket: Bucket) -> dict[str, np.ndarray]:
     return views
 
 
-def test_known_tokens_travel_and_the_newest_is_read_on_the_device():
-    """A sample that the host has not seen is -1: the device has it."""
+def test_known_tokens_are_sent_and_the_newest_is_read_on_the_device():
+    """A sample that the host has not read is -1: the device has it."""
     rows = [make_row(2, seen=3, start=10), make_row(0, seen=3, pending=1, start=11, samples=True)]
     fields = fields_of(rows, DECODE)
     assert fields["token"][:2].tolist() == [110, -1] and fields["position"][:2].tolist() == [10, 11]
 
 
 def test_a_recomputed_sequence_counts_only_what_it_generated():
-    """Penalties count tokens after the prompt, and only where the request has any."""
+    """Penalties count tokens after the prompt, and only if the request has penalties."""
     row = make_row(1, prompt=3, seen=4, count=7, samples=True, frequency_penalty=0.5)
     assert fields_of([row], MIXED)["counted"][:8].tolist() == [0, 0, 0, 1, 1, 1, 1, 0]
     row = make_row(1, prompt=3, seen=4, count=7, samples=True)
     assert not fields_of([row], MIXED)["counted"].any()
 
 
-def test_lengths_are_those_of_the_time_when_a_token_entered():
-    """The prompt's for its tokens in every chunk, then one more with each token."""
+def test_lengths_are_those_when_a_token_was_added():
+    """The prompt's length for its tokens in every chunk, then one more with each token."""
     row = make_row(1, prompt=6, seen=2, start=4, count=4)
     assert fields_of([row], MIXED)["length"][:4].tolist() == [6, 6, 7, 8]
 
 
-def test_settings_travel_with_the_rows_that_sample():
-    """Every setting is found in the sampling row's place."""
+def test_settings_are_sent_with_the_rows_that_sample():
+    """Every setting is at the row's place."""
     params = dict(temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, logprobs=0, seed=2**63 + 5)
     params |= dict(frequency_penalty=-1.0, presence_penalty=2.0)
     row = make_row(3, seen=2, start=9, samples=True, choice=6, **params)
@@ -85,7 +85,7 @@ def test_the_coldest_temperatures_are_greedy(asked, sent):
 
 @pytest.mark.parametrize("bucket", [DECODE, MIXED], ids=str)
 def test_padding_is_inert(bucket):
-    """Beyond the rows: no position, no slot to write to, nothing counted, no place in attention or head."""
+    """After the rows: no position, no slot, nothing counted, no place in attention or head."""
     fields = fields_of([make_row(1, seen=1, start=8, samples=True)], bucket)
     others = [1, 2, 3]
     assert fields["rows"][0] == 1
@@ -98,7 +98,7 @@ def test_padding_is_inert(bucket):
 
 
 def test_a_row_without_a_sample_has_a_slot_and_no_last_token():
-    """Half a prompt leaves no sample behind, though its tokens are computed, and known by their slot."""
+    """Half a prompt has no sample, although its tokens are computed and have a slot."""
     fields = fields_of([make_row(1, prompt=20, count=10)], MIXED)
     assert fields["slot"][0] == 1 and fields["last"][0] == 32
     assert fields["table"][0].tolist() == [11, 12, 13, 0, 0, 0, 0, 0]
@@ -106,7 +106,7 @@ def test_a_row_without_a_sample_has_a_slot_and_no_last_token():
 
 @st.composite
 def plans(draw):
-    """Rows of distinct slots whose counts fit a mixed step."""
+    """Rows of distinct slots that fit into a mixed step."""
     slots = draw(st.permutations(range(4)))[: draw(st.integers(1, 4))]
     rows, left = [], 32 - len(slots)
     for slot in slots:
@@ -140,7 +140,7 @@ def test_every_token_of_a_mixed_step_is_in_one_place(rows):
 
 
 def test_the_device_reads_what_the_host_wrote():
-    """A packed plan through the layout's own unpacking."""
+    """A packed plan, unpacked by the layout on the device."""
     rows = [make_row(3, seen=2, start=9, samples=True, seed=-1 % 2**64, top_p=0.25)]
     layout = Layout(DECODE, SHAPES)
     arrived = jax.jit(layout.unpack)(pack(rows, DECODE, layout, SHAPES))

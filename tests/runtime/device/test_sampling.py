@@ -1,8 +1,8 @@
-"""Laws of the sampler, against definitions written down in float64 numpy.
+"""Laws of the sampler, against definitions in float64 numpy.
 
-The definition: temperature first; of the tempered distribution the k most likely; of what is left,
-renormalised, the smallest set of the most likely whose mass reaches top_p; of that, those at least min_p
-times as likely as the best. The kept ones are renormalised and one is drawn.
+The definition: temperature first; then the k most likely ids of the tempered distribution; of these,
+renormalised, the smallest set of the most likely with a total of at least top_p; of these, those at least
+min_p times as likely as the best. The remaining ones are renormalised and one is drawn.
 """
 
 import jax
@@ -18,14 +18,14 @@ SMALL, LARGE = 50, 128 * 128 + 77
 
 @jax.jit
 def run(logits, params, counts, broken=None):
-    """The sampler with counts at hand, and no row broken unless said so."""
+    """The sampler with these counts, and no broken row by default."""
     broken = jnp.zeros(logits.shape[0], bool) if broken is None else broken
     known = Adjustments(counts, jnp.zeros_like(logits), jnp.zeros(logits.shape, jnp.uint8))
     return sample(logits, params, lambda: known, broken)
 
 
 def make_params(rows: int, **given) -> RowParams:
-    """Plain sampling at positions 0, 1, 2 … but for what is given, one value or one per row."""
+    """Plain sampling at positions 0, 1, 2 … except for the given values, one or one per row."""
     neutral = {"choice": 0, "temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "top_k": 0}
     neutral |= {
         "frequency_penalty": 0.0,
@@ -50,7 +50,7 @@ def make_logits(rows: int, size: int, *, spread: float = 2.0, seed: int = 0) -> 
 
 
 def draw(logits: np.ndarray, counts: np.ndarray | None = None, **given) -> np.ndarray:
-    """One token a row."""
+    """One token per row."""
     counts = np.zeros(logits.shape, np.int32) if counts is None else counts
     return np.array(run(logits, make_params(len(logits), **given), counts).token_B)
 
@@ -100,7 +100,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("setting", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 0.0}, {"top_p": 1e-9}])
 @pytest.mark.parametrize("size", [SMALL, LARGE])
-def test_no_chance_is_the_best(setting, size):
+def test_without_randomness_the_best_is_chosen(setting, size):
     """Temperature 0, top-k 1 and top-p 0 are the argmax, each by itself."""
     logits = make_logits(16, size)
     np.testing.assert_array_equal(draw(logits, **setting), logits.argmax(-1))
@@ -108,8 +108,8 @@ def test_no_chance_is_the_best(setting, size):
 
 @pytest.mark.parametrize("size", [SMALL, 300, LARGE])
 def test_what_can_be_drawn_is_exact(size):
-    """The kept ids are those of the definition, for all settings in one batch; ids whose place hangs on less
-    than float32 can tell may go either way."""
+    """The kept ids are those of the definition, for all settings in one batch; ids within rounding error of a
+    threshold can be kept or not."""
     logits = make_logits(len(SETTINGS), size)
     params = make_params(len(SETTINGS), **columns(SETTINGS))
     tempered = (logits - logits.max(-1, keepdims=True)) / params.temperature_B[:, None]
@@ -142,7 +142,7 @@ def nudged(setting, by):
 )
 def test_frequencies_are_the_definitions(setting, size):
     """Over thousands of positions frequencies match the target: chi-square below its mean + 5 deviations, and
-    nothing outside the support is ever drawn."""
+    no id outside the support is drawn."""
     rows, rounds = (4096, 2) if size == SMALL else (256, 12)
     logits_V = make_logits(1, size, spread=2.0)[0]
     batch = np.broadcast_to(logits_V, (rows, size))
@@ -156,7 +156,7 @@ def test_frequencies_are_the_definitions(setting, size):
 
 
 def assert_matches(observed: np.ndarray, expected: np.ndarray) -> None:
-    """Chi-square over ids, the rare ones taken together in the order of their ids."""
+    """Chi-square over ids; rare ones are combined in the order of their ids."""
     bins, cut = [], 0
     totals = np.cumsum(expected)
     while cut < len(expected) and totals[-1] - (totals[cut - 1] if cut else 0) > 20:
@@ -164,13 +164,13 @@ def assert_matches(observed: np.ndarray, expected: np.ndarray) -> None:
         bins.append((observed[cut:end].sum(), expected[cut:end].sum()))
         cut = end
     bins.append((observed[cut:].sum(), expected[cut:].sum()))
-    seen, hoped = np.array([b for b in bins if b[1] > 0]).T
-    freedom = max(1, len(seen) - 1)
-    assert ((seen - hoped) ** 2 / hoped).sum() < freedom + 5 * np.sqrt(2 * freedom)
+    found, wanted = np.array([b for b in bins if b[1] > 0]).T
+    freedom = max(1, len(found) - 1)
+    assert ((found - wanted) ** 2 / wanted).sum() < freedom + 5 * np.sqrt(2 * freedom)
 
 
-def test_a_draw_does_not_know_its_row():
-    """Same seed, choice, position and logits: the same token in any row of a batch of one size."""
+def test_a_draw_does_not_depend_on_its_row():
+    """Equal seed, choice, position and logits give the same token in any row of a batch of one size."""
     logits = make_logits(32, 1000)
     settings = {"position": np.arange(32) * 3, "choice": np.arange(32) % 3, **columns(SETTINGS * 2)}
     settings = {name: np.asarray(value)[:32] for name, value in settings.items()}
@@ -181,9 +181,9 @@ def test_a_draw_does_not_know_its_row():
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8])
-def test_a_draw_does_not_know_the_batch(rows):
-    """The uniform number behind a draw is the same to the bit in batches of any size; cumulative sums may be
-    added up in another order, which moves a border by an ulp and none of these draws across one."""
+def test_a_draw_does_not_depend_on_the_batch(rows):
+    """The random number of a draw has equal bits in batches of any size; cumulative sums can have another
+    order, which moves a border by an ulp, but changes none of these draws."""
     logits = make_logits(16, 1000)
     whole = draw(logits, temperature=0.8, top_p=0.9)
     parts = [
@@ -195,14 +195,14 @@ def test_a_draw_does_not_know_the_batch(rows):
 
 @pytest.mark.parametrize("changed", [{"seed": (7, 10)}, {"seed": (8, 9)}, {"choice": 1}, {"position": 1000}])
 def test_seed_choice_and_position_each_matter(changed):
-    """A change in any of them, either word of the seed included, is another draw."""
+    """A change in any of them, also in either word of the seed, gives another draw."""
     logits = np.zeros((32, 1000), np.float32)
     assert np.mean(draw(logits) == draw(logits, **changed)) < 0.2
 
 
 def test_draws_of_neighbouring_keys_are_independent():
-    """Over neighbouring positions and choices the ids drawn from a flat distribution do not repeat more
-    often than chance has it."""
+    """Over neighbouring positions and choices, ids from a flat distribution do not repeat more often than
+    random ones."""
     logits = np.zeros((64, LARGE), np.float32)
     tokens = np.concatenate([draw(logits, choice=choice) for choice in range(8)])
     assert len(set(tokens.tolist())) > 512 - 8 - 30
@@ -221,7 +221,7 @@ def test_penalties_are_openais():
 
 
 def test_counts_without_penalties_do_nothing():
-    """A neighbour's penalties do not reach a row that has none."""
+    """The penalties of a row do not affect a row without penalties."""
     logits = make_logits(8, SMALL)
     counts = np.full(logits.shape, 3, np.int32) * (np.arange(SMALL) % 2).astype(np.int32)
     mixed = draw(logits, counts, frequency_penalty=np.array([2.0, 0.0] * 4))
@@ -230,8 +230,8 @@ def test_counts_without_penalties_do_nothing():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("setting", [{"temperature": 0.0}, {}, {"top_k": 5}, {"top_p": 0.5, "min_p": 0.1}])
-def test_a_row_that_is_not_finite_says_so(bad, setting):
-    """Such a row gives -1; the others give what they would have given."""
+def test_a_row_that_is_not_finite_is_reported(bad, setting):
+    """Such a row gives -1; the others do not change."""
     logits = make_logits(6, 300)
     expected = draw(logits, **setting)
     logits[2, 17], logits[4] = bad, -np.inf
@@ -240,14 +240,14 @@ def test_a_row_that_is_not_finite_says_so(bad, setting):
 
 
 def test_impossible_ids_are_never_drawn():
-    """Minus infinity is a logit like others: nothing has it for a choice."""
+    """Minus infinity is a valid logit, of an id that is never drawn."""
     logits = make_logits(512, 300)
     logits[:, 1::2] = -np.inf
     assert np.all(draw(logits, temperature=5.0, top_p=0.99) % 2 == 0)
 
 
-def test_a_broken_row_says_so_and_no_other():
-    """What happened earlier in a sequence outweighs logits that look well."""
+def test_only_a_broken_row_is_reported():
+    """An earlier NaN in a sequence counts, even if its logits are finite now."""
     logits, broken = make_logits(4, SMALL), np.array([False, True, False, True])
     tokens = np.array(
         run(logits, make_params(4, temperature=0.0), np.zeros(logits.shape, np.int32), broken)[0]
@@ -257,7 +257,7 @@ def test_a_broken_row_says_so_and_no_other():
 
 @pytest.mark.parametrize("temperature", [1e-5, 1e-3, 1e4, 3e38])
 def test_extreme_temperatures_stay_finite(temperature):
-    """The coldest draw is the argmax, the hottest is anything; neither is an error."""
+    """The coldest draw is the argmax, the hottest can be any id; neither is an error."""
     logits = make_logits(16, SMALL, spread=30.0)
     tokens = draw(logits, temperature=temperature)
     assert np.all(tokens >= 0)
@@ -279,8 +279,8 @@ def test_logprobs_are_of_the_raw_logits(size):
     np.testing.assert_array_equal(top, np.argsort(-logits, -1, kind="stable")[:, : top.shape[1]])
 
 
-def test_nobody_wants_logprobs():
-    """Then they are zeros, and the tokens are the same."""
+def test_logprobs_that_no_row_requests_are_zero():
+    """The tokens are the same."""
     logits = make_logits(5, SMALL)
     counts = np.zeros(logits.shape, np.int32)
     without = run(logits, make_params(5), counts)

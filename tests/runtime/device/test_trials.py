@@ -27,7 +27,7 @@ def counted(bucket: Bucket, rows) -> int:
 @pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize(("slots", "budget", "table"), [(4, 96, 50), (8, 8, 3), (64, 300, 16), (2, 100, 2)])
 def test_a_trial_fills_its_step(slots, budget, table, single):
-    """As many tokens as the step takes (or as its sequences can be long), all at positions that exist."""
+    """As many tokens as the step (or its sequences) can hold, all at valid positions."""
     shapes = Shapes(
         slots=slots, budget=budget, page_size=4, table=table, tile=8, single=single, mask=7, scores=not single
     )
@@ -44,8 +44,8 @@ def test_a_trial_fills_its_step(slots, budget, table, single):
 
 
 def test_experts_run_in_a_trial():
-    """Experts that are no numbers are found in every sample of a step's trial, and nowhere afterwards; where
-    prompts can be scored, also in every score of the largest step's second trial."""
+    """NaN experts show in every sample of a step's trial, and nowhere afterwards; if prompts can be scored,
+    also in every score of the largest step's second trial."""
     parameters = random_parameters(MIXTRAL, 1, np.dtype("float32"))
     parameters |= {
         name: np.nan * weight for name, weight in parameters.items() if ".feed_forward.down" in name
@@ -73,8 +73,8 @@ def test_experts_run_in_a_trial():
     assert not np.asarray(runner._state.broken_S).any() and not np.asarray(runner._state.broken_P).any()
 
 
-def test_an_engine_says_how_long_full_steps_take(make_engine, monkeypatch):
-    """Of all slots decoding, in a larger step until theirs is compiled; of a token of a prompt."""
+def test_an_engine_reports_the_times_of_full_steps(make_engine, monkeypatch):
+    """Of decoding in all slots, in a larger step until theirs is compiled; per token of a prompt."""
     engine = make_engine()
     mixed = Bucket(kind="mixed", tokens=96, rows=8)
     decode = Bucket(kind="decode", tokens=8, rows=8)
@@ -89,7 +89,7 @@ def test_an_engine_says_how_long_full_steps_take(make_engine, monkeypatch):
 
 
 def test_a_trial_leaves_no_trace(warm_runner):
-    """Every kind of step: all that a sequence could read is as it was, down to the bit."""
+    """After every kind of step, everything that a sequence could read has the same bits as before."""
     before = jax.tree.map(np.array, warm_runner._state)
     for bucket in warm_runner.shapes.buckets():
         warm_runner._run_trial(bucket)

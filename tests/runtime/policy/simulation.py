@@ -1,8 +1,8 @@
-"""The engine's loop with a device made of dictionaries, for proofs about the scheduler alone.
+"""The engine's loop with a device made of dictionaries, for tests of the scheduler alone.
 
 The device writes token ids where the engine would write keys and values, and "samples" a hash of the history
-that it reads back through the sequence's pages. So a page shared by mistake, a position left out or computed
-twice over the wrong tokens, or a row fed with somebody else's sample all end in different tokens.
+that it reads back through the sequence's pages. So a page shared by mistake, a missing position, a position
+computed twice with wrong tokens, or a row with another sequence's sample all give different tokens.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ STOP = 0
 
 
 def next_token(history: List[int]) -> int:
-    """What the simulated model says after a history: mostly what it said after the same two tokens before."""
+    """The simulated model's token after a history; it mostly depends on the last two tokens only."""
     seen = history if len(history) % 8 == 0 else history[-2:]
     return hashlib.sha256(bytes(seen)).digest()[0] % 16
 
 
 def alone(prompt: List[int], limit: int) -> list[int]:
-    """The tokens of a sequence that nothing happens to, end token left out."""
+    """The tokens of a sequence on its own, without the end token."""
     history = list(prompt)
     while len(history) < limit and (token := next_token(history)) != STOP:
         history.append(token)
@@ -33,7 +33,7 @@ def alone(prompt: List[int], limit: int) -> list[int]:
 
 
 def make_sequence(name: int, prompt: List[int], max_tokens: int, client: str = "") -> Sequence:
-    """A sequence as the engine admits it; `name` is its place in the order of arrival."""
+    """A sequence as the engine creates it; `name` is its place in the order of arrival."""
     params = SamplingParams(max_tokens=max_tokens, stop_ids=(STOP,))
     request = Request(id=str(name), prompt=tuple(prompt), params=params, client=client)
     limit = len(prompt) + max_tokens
@@ -53,7 +53,7 @@ class Device:
         return page * self.page_size + position % self.page_size
 
     def step(self, plan: Plan) -> list[tuple[Row, Sampled]]:
-        """Stores every row's tokens, then samples; as on a real device nothing is seen by the host yet."""
+        """Stores every row's tokens, then samples; as on a real device, the host has not read them yet."""
         for row in plan.rows:
             tokens = [*row.sequence.tokens[row.start : row.start + row.count], *row.drafts]
             tokens += [self.last.get(row.slot, -1)] * (row.count - len(tokens))
@@ -70,10 +70,10 @@ class Device:
 
 
 class Loop:
-    """Plans step n+1, runs it, and only then hears the samples of step n; reads n first where drafts are.
+    """Plans step n+1, runs it, and only then processes step n's samples; reverses that for drafts.
 
-    `drafts` says whether they cost nothing, or how long a step takes is not known. `awaited` are those whose
-    samples were under way when the newest step was planned.
+    With `drafts`, drafts cost no time; without, the times of steps are unknown, so there are none. `awaited`
+    are the sequences with samples in flight when the newest step was planned.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Loop:
         return [sequence for sequence in self.sequences if not sequence.finished]
 
     def run(self, iterations: int) -> None:
-        """ModuloGrammar until everybody has finished; at most so many times."""
+        """Runs steps until all sequences have finished, at most `iterations` of them."""
         while self.unfinished and iterations:
             self.run_once()
             iterations -= 1

@@ -1,4 +1,4 @@
-"""Grammars on a tiny model: what is drawn is allowed, and is what would be drawn if nothing else existed."""
+"""Grammars on a tiny model: samples are allowed ids, drawn from the masked distribution."""
 
 import pytest
 
@@ -14,8 +14,8 @@ def obeys(grammar: str, tokens: list[int]) -> bool:
     return all(ModuloGrammar.allowed(grammar, place)[token] for place, token in enumerate(tokens))
 
 
-def test_greedy_tokens_are_the_best_allowed_ones_in_any_company(bench):
-    """Constrained and free sequences of all lengths at once each say what the masked reference says."""
+def test_greedy_tokens_are_the_best_allowed_ones_in_any_batch(bench):
+    """Constrained and free sequences of all lengths together give the masked reference's tokens."""
     grammars = [None, "2,30", "3,25", "5,40", "7,3", "190,6"]
     requests = [ask(f"g{n}", 5 + 9 * n, max_tokens=33, grammar=g) for n, g in enumerate(grammars)]
     for request, tokens in zip(requests, bench.run(requests), strict=True):
@@ -27,7 +27,7 @@ def test_greedy_tokens_are_the_best_allowed_ones_in_any_company(bench):
 
 @pytest.mark.parametrize(("grammar", "finish"), [("3,9", "stop"), ("3,10", "stop"), ("3,11", "length")])
 def test_the_end_of_a_grammar_is_a_stop_and_a_limit_is_a_length(bench, grammar, finish):
-    """Truthful also where both fall together: the text is complete then."""
+    """If both coincide, it is a stop, because the text is complete."""
     bench.engine.submit(ask("end", 8, max_tokens=10, grammar=grammar))
     events = bench.collector.wait("end")
     assert events[-1].finish == finish and events[-1].token is not None
@@ -35,7 +35,7 @@ def test_the_end_of_a_grammar_is_a_stop_and_a_limit_is_a_length(bench, grammar, 
 
 
 def test_draws_obey_and_repeat(bench, cramped):
-    """With a temperature, a seed says the same alone, in company and preempted; every token is allowed."""
+    """With a temperature, a seed gives the same alone, in a batch and preempted; all tokens are allowed."""
     settings = dict(max_tokens=30, temperature=0.9, top_p=0.9, seed=5, grammar="3,50")
 
     def asked(prefix):
@@ -49,7 +49,7 @@ def test_draws_obey_and_repeat(bench, cramped):
 
 
 def test_choices_of_one_prompt_differ_and_obey(bench):
-    """Each choice has a matcher of its own."""
+    """Each choice has its own matcher."""
     settings = dict(max_tokens=20, temperature=1.0, seed=3, grammar="2,20", top_k=20)
     outputs = bench.run([ask(f"n{n}", 9, choice=n, **settings) for n in range(4)])
     assert len({tuple(tokens) for tokens in outputs}) == 4
@@ -57,7 +57,7 @@ def test_choices_of_one_prompt_differ_and_obey(bench):
 
 
 def test_log_probabilities_are_of_the_raw_distribution(bench):
-    """The mask decides what is drawn, not what is reported."""
+    """The mask changes what is sampled, not what is reported."""
     bench.engine.submit(ask("free", 9, max_tokens=1, logprobs=20))
     bench.engine.submit(ask("held", 9, max_tokens=1, logprobs=20, grammar="2,9"))
     (free,), (held,) = bench.collector.wait("free"), bench.collector.wait("held")
@@ -77,7 +77,7 @@ def test_penalties_and_biases_hold_under_a_mask(bench):
 
 
 def test_a_grammar_that_breaks_fails_its_request_alone(bench, monkeypatch):
-    """A matcher in error ends its sequence with the reason; others go on."""
+    """An error of a matcher ends its sequence with the reason; others continue."""
     monkeypatch.setattr(ModuloGrammar, "consume", lambda self, token: setattr(self, "error", "too hard"))
     bench.engine.submit(ask("bad", 6, max_tokens=9, grammar="2,9"))
     assert len(bench.run([ask("good", 6, max_tokens=9)])[0]) == 9
@@ -87,7 +87,7 @@ def test_a_grammar_that_breaks_fails_its_request_alone(bench, monkeypatch):
 
 
 def test_a_grammar_that_stops_without_an_end_is_an_error(bench, monkeypatch):
-    """Where nothing is left but the end token, and the text is not one of the grammar's: never a stop."""
+    """Only the end token is allowed, but the text does not match the grammar: not a stop."""
 
     def fill(self, mask_W):
         mask_W[:] = 0
@@ -103,7 +103,7 @@ def test_a_grammar_that_stops_without_an_end_is_an_error(bench, monkeypatch):
 
 
 def test_a_grammar_that_does_not_compile_is_the_requests_fault(bench, monkeypatch):
-    """Whatever the compiler raises: refused by name at submission."""
+    """The compiler's error refuses the request, with the name of the parameter."""
 
     def refuse(grammar):
         raise DistaffError("too costly")
@@ -114,8 +114,8 @@ def test_a_grammar_that_does_not_compile_is_the_requests_fault(bench, monkeypatc
     assert refused.value.param == "grammar"
 
 
-def test_an_engine_without_grammars_says_so(make_engine):
-    """Refused by name at submission."""
+def test_an_engine_without_grammars_refuses_them(make_engine):
+    """With the name of the parameter."""
     engine = make_engine(grammars=False)
     engine.start()
     with pytest.raises(InvalidRequest, match="grammar"):
@@ -123,8 +123,8 @@ def test_an_engine_without_grammars_says_so(make_engine):
 
 
 def test_the_end_of_a_grammar_outranks_min_tokens(bench, monkeypatch):
-    """Where a grammar allows nothing but an end, the text is complete: it ends, however early."""
-    monkeypatch.setattr(ModuloGrammar, "complete", False)  # as of grammars that say so only by their mask
+    """If a grammar allows only an end, the text is complete and ends, even before min_tokens."""
+    monkeypatch.setattr(ModuloGrammar, "complete", False)  # like grammars that show it only by their mask
     fill = ModuloGrammar.fill
 
     def only_the_end(self, mask_W):
@@ -143,9 +143,9 @@ def test_the_end_of_a_grammar_outranks_min_tokens(bench, monkeypatch):
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 @pytest.mark.parametrize("adjusts", [{"allowed_ids": (1, 3, 4)}, {"allowed_ids": (1, 3), "min_tokens": 4}])
-def test_where_nothing_is_allowed_nothing_is_said(bench, temperature, adjusts):
-    """Where the grammar and the list of ids have no id in common, after two tokens or none, the request fails
-    with the reason. Neighbours in the step are as ever."""
+def test_without_an_allowed_id_the_request_fails(bench, temperature, adjusts):
+    """If the grammar and the list of ids have no common id, after two tokens or none, the request fails with
+    the reason. Other rows of the step do not change."""
     name = f"none {temperature} {adjusts}"
     asked = ask(name, 7, max_tokens=30, stop_ids=(0,), grammar="4,30", temperature=temperature, **adjusts)
     bench.engine.submit(asked)

@@ -1,4 +1,4 @@
-"""Prompt lookup: what is proposed, when it pays, and that what is said does not change."""
+"""Prompt lookup: which drafts are proposed, when they pay, and that the output does not change."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -20,8 +20,8 @@ TEXT = st.lists(st.integers(0, 3), max_size=60)
 
 
 @given(TEXT, st.lists(st.integers(0, 60)), st.integers(0, 20))
-def test_what_followed_the_last_time_is_proposed(tokens, looks, most):
-    """However the text grew: the place is the newest earlier one with the same last tokens."""
+def test_tokens_after_the_last_occurrence_are_proposed(tokens, looks, most):
+    """However the text grew: they follow the newest earlier occurrence of the last tokens."""
     drafter = Drafter()
     for length in sorted(looks):
         drafter.propose(tokens[:length], 5)
@@ -32,8 +32,8 @@ def test_what_followed_the_last_time_is_proposed(tokens, looks, most):
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), max_size=40))
-def test_a_chance_is_a_chance(trials):
-    """It stays one whatever happens, and rises only with what was right."""
+def test_a_chance_is_a_probability(trials):
+    """It is always between 0 and 1, and rises only with accepted drafts."""
     drafter = Drafter()
     for drafted, accepted in trials:
         before, accepted = drafter.chance, min(accepted, drafted)
@@ -51,7 +51,7 @@ OFFERS = st.lists(st.tuples(st.floats(0.01, 1), st.integers(0, 6)), min_size=1, 
 
 @given(OFFERS, COSTS)
 def test_the_fastest_step_is_chosen(offers, costs):
-    """No other number of drafts gives more tokens a second; nobody gets more than there are."""
+    """No other number of drafts gives more tokens per second; no row gets more drafts than it has."""
     sizes = [2**n for n in range(len(costs))]
     seconds = dict(zip(sizes, costs, strict=True))
     counts = allocate_drafts(offers, sizes, seconds.get)
@@ -70,13 +70,13 @@ def test_the_fastest_step_is_chosen(offers, costs):
         assert fastest <= rate([]) * 1.1 * (1 + 1e-9)
 
 
-def test_nothing_is_guessed_where_no_time_is_known():
-    """Before a step has run nobody knows what drafts cost."""
+def test_there_are_no_drafts_without_known_times():
+    """Before the first step the cost of drafts is unknown."""
     assert allocate_drafts([(0.9, 5)], [], lambda size: None) == [0]
 
 
 def test_right_drafts_save_steps():
-    """A sequence that repeats itself ends in fewer steps than it has tokens, and says the same."""
+    """A repetitive sequence ends in fewer steps than it has tokens, with the same output."""
     prompt, iterations = [10, 12] * 3, {}
     for drafts in (False, True):
         loop = Loop(slots=1, pages=80, page_size=2, budget=8, drafts=drafts)
@@ -91,8 +91,8 @@ def test_right_drafts_save_steps():
 
 
 @pytest.fixture
-def guessing_engine(make_engine, monkeypatch) -> Callable[[], Bench]:
-    """Makes an engine to which steps of all sizes cost the same, as far as it knows, so drafts are free."""
+def drafting_engine(make_engine, monkeypatch) -> Callable[[], Bench]:
+    """Creates engines for which steps of all sizes seem to take the same time, so drafts are free."""
 
     def make() -> Bench:
         collector = EventCollector()
@@ -105,9 +105,9 @@ def guessing_engine(make_engine, monkeypatch) -> Callable[[], Bench]:
     return make
 
 
-def foresee(monkeypatch, outputs: Iterable[tuple[Request, list[int]]]) -> None:
-    """Drafters guess what has been said before, but each seventh token wrong, for a random model repeats
-    itself too seldom."""
+def set_drafts(monkeypatch, outputs: Iterable[tuple[Request, list[int]]]) -> None:
+    """Makes drafters propose known outputs, with each seventh token wrong, because a random model does not
+    repeat itself often enough."""
     texts = [[*request.prompt, *tokens] for request, tokens in outputs]
 
     def propose(self: Drafter, tokens: list[int], most: int) -> tuple[int, ...]:
@@ -119,13 +119,13 @@ def foresee(monkeypatch, outputs: Iterable[tuple[Request, list[int]]]) -> None:
 
 
 def looping(name: str, text: int, **params) -> Request:
-    """A prompt that says the same thing over and over."""
+    """A request with a repetitive prompt."""
     return replace(ask(name, 1, **params), prompt=random_prompt(9, seed=text) * 4)
 
 
 @pytest.fixture
 def without(make_engine):
-    """What requests say in an engine that guesses nothing."""
+    """Runs requests in an engine without drafts."""
 
     def run(requests) -> list[list[int]]:
         collector = EventCollector()
@@ -138,8 +138,8 @@ def without(make_engine):
     return run
 
 
-def test_guesses_change_nothing(without, guessing_engine, monkeypatch):
-    """Greedy or drawn, with log-probabilities or penalties, in company: what is said is what was said."""
+def test_drafts_change_nothing(without, drafting_engine, monkeypatch):
+    """Greedy or sampled, with log-probabilities or penalties, in a batch: the output is the same."""
     kinds = [
         {},
         {"temperature": 0.8, "seed": 3},
@@ -154,46 +154,46 @@ def test_guesses_change_nothing(without, guessing_engine, monkeypatch):
         for company in (1, 3, 7)
     ]
     outputs = [without(requests) for requests in crowds]
-    foresee(monkeypatch, zip(crowds[2], outputs[2], strict=True))
-    guessing = guessing_engine()
+    set_drafts(monkeypatch, zip(crowds[2], outputs[2], strict=True))
+    drafting = drafting_engine()
     for requests, expected in zip(crowds, outputs, strict=True):
-        received = guessing.run(requests)
+        received = drafting.run(requests)
         assert received == expected
         for request, tokens in zip(requests, received, strict=True):
-            events = guessing.collector.events[request.id]
+            events = drafting.collector.events[request.id]
             assert len(tokens) == 50 and events[-1].finish == "length"
             assert all((e.logprobs is not None) == (request.params.logprobs is not None) for e in events)
             if request.params.temperature == 0:
                 assert_greedy(request, tokens)
-    stats = guessing.engine.stats
+    stats = drafting.engine.stats
     assert stats.drafted_tokens > 50 and stats.accepted_tokens > 10
-    guessing.wait_idle()
+    drafting.wait_idle()
 
 
-def test_nothing_is_guessed_beside_a_scored_prompt(without, guessing_engine, monkeypatch):
-    """Not even beside the last token of one, which decodes like the others' newest: a step that scores has
-    one sample a row. The prompt is scored as ever, and the others say what they said."""
+def test_there_are_no_drafts_beside_a_scored_prompt(without, drafting_engine, monkeypatch):
+    """Not even beside its last token, which is a decode row like the others: a step that scores has one
+    sample per row. The prompt has its scores, and the others have the same output."""
     crowd = [looping(f"r{n}", n, max_tokens=30, logprobs=1) for n in range(3)]
-    # Of 96 tokens a step, it gets what 3 prompts of 36 leave in the second: 96 - 2 - 12, all but its last.
+    # Of 96 tokens per step, 3 prompts of 36 leave 96 - 2 - 12 in the second: all of its tokens except one.
     crowd.append(ask("scored", 83, prompt_logprobs=1, max_tokens=8))
     outputs = without(crowd)
-    foresee(monkeypatch, zip(crowd, outputs, strict=True))
-    guessing, plans = guessing_engine(), []
-    runner = guessing.engine._loop.runner
+    set_drafts(monkeypatch, zip(crowd, outputs, strict=True))
+    drafting, plans = drafting_engine(), []
+    runner = drafting.engine._loop.runner
     launch = runner.launch
     monkeypatch.setattr(runner, "launch", lambda plan: (plans.append(plan), launch(plan))[1])
     gate = threading.Event()
-    guessing.engine._loop.ask(lambda: gate.wait(30))
+    drafting.engine._loop.enqueue(lambda: gate.wait(30))
     for request in crowd:
-        guessing.engine.submit(request)
+        drafting.engine.submit(request)
     gate.set()
-    assert [guessing.collector.tokens(request.id) for request in crowd] == outputs
+    assert [drafting.collector.tokens(request.id) for request in crowd] == outputs
     assert any(plan.scored and plan.is_decode for plan in plans)
     logits = reference_logits(crowd[-1].prompt)
     norms = np.logaddexp.reduce(logits, axis=-1)
     expected = [
         row[token] - norm for row, norm, token in zip(logits, norms, crowd[-1].prompt[1:], strict=False)
     ]
-    scores = [score.chosen for score in guessing.collector.events["scored"][0].prompt_logprobs or ()]
+    scores = [score.chosen for score in drafting.collector.events["scored"][0].prompt_logprobs or ()]
     np.testing.assert_allclose(scores, expected, atol=2e-4)
-    assert guessing.engine.stats.accepted_tokens > 10
+    assert drafting.engine.stats.accepted_tokens > 10

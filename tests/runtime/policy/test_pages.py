@@ -1,4 +1,4 @@
-"""The page pool against a plain model of it: who holds what, what is findable, who is evicted next."""
+"""The page pool against a simple model of it: holders, findable pages, and the order of eviction."""
 
 from collections import Counter
 
@@ -21,7 +21,7 @@ TOKENS = st.lists(st.integers(0, 2**32 - 1), max_size=20)
 
 
 class PoolModel(RuleBasedStateMachine):
-    """Holds pages in lists, as sequences do, and mirrors what every operation must do to the pool."""
+    """Holds pages in lists, as sequences do, and repeats the effect of every operation on the pool."""
 
     holdings = Bundle("holdings")
 
@@ -31,14 +31,14 @@ class PoolModel(RuleBasedStateMachine):
         self.holders: Counter[int] = Counter()
         self.content: dict[int, Content] = {}
         self.stale: list[int] = []
-        """Findable pages that nobody holds, the one to be evicted first in front."""
+        """Findable pages without a holder, in the order of eviction."""
 
     def held(self) -> set[int]:
         return set(self.holders)
 
     @rule(target=holdings, count=st.integers(1, 3))
     def allocate(self, count):
-        """A new page is held by nobody else, is not the trash page, and costs a cached one only at need."""
+        """A new page has no other holder, is not the trash page, and evicts a cached one only if needed."""
         pages = []
         for _ in range(count):
             unused = PAGES - len(self.held()) - len(self.stale)
@@ -58,7 +58,7 @@ class PoolModel(RuleBasedStateMachine):
 
     @rule(target=holdings, pages=holdings)
     def retain(self, pages):
-        """A second holder of the same pages."""
+        """Adds a second holder to the same pages."""
         for page in pages:
             self.pool.retain(page)
         self.holders.update(pages)
@@ -66,14 +66,14 @@ class PoolModel(RuleBasedStateMachine):
 
     @rule(pages=consumes(holdings))
     def release(self, pages):
-        """The last holder's published pages become findable leftovers, the end of the sequence first."""
+        """Published pages without a holder stay findable; the end of the sequence is evicted first."""
         self.pool.release(pages)
         self.holders = self.holders - Counter(pages)
         self.stale += [page for page in reversed(pages) if page not in self.holders and page in self.content]
 
     @rule(pages=holdings, content=st.integers(0, 8))
     def publish(self, pages, content):
-        """The first page with a content is the findable one; a page has one content only."""
+        """The first page with a content is the findable one; a page has only one content."""
         wanted = content_of(content)
         for page in pages:
             self.pool.publish(page, wanted)
@@ -82,7 +82,7 @@ class PoolModel(RuleBasedStateMachine):
 
     @rule(target=holdings, content=st.integers(0, 8))
     def find(self, content):
-        """What was published and not evicted is found, and held from then on."""
+        """Published and not evicted pages are found, and get a holder."""
         wanted = content_of(content)
         page = self.pool.find(wanted)
         assert page == {d: p for p, d in self.content.items()}.get(wanted)
@@ -94,7 +94,7 @@ class PoolModel(RuleBasedStateMachine):
 
     @invariant()
     def is_conserved(self):
-        """No page is lost or in two places, and the pool offers exactly what nobody holds."""
+        """No page is lost or in two places, and exactly the pages without a holder are available."""
         self.pool.check()
         assert self.pool.available == PAGES - len(self.held())
 
@@ -102,14 +102,14 @@ class PoolModel(RuleBasedStateMachine):
 TestPool = PoolModel.TestCase
 
 
-def test_a_page_that_nobody_holds_cannot_be_published():
-    """Only the holder of a page knows what is in it."""
+def test_a_page_without_a_holder_cannot_be_published():
+    """Only the holder of a page knows its content."""
     with pytest.raises(AssertionError, match="page 3 is not held"):
         PagePool(4).publish(3, content_of(3))
 
 
-def test_a_hit_is_held_against_the_tokens():
-    """Two contents with one digest, which SHA-256 makes unlikely, are two contents still."""
+def test_a_hit_is_compared_with_the_tokens():
+    """Two contents with the same digest, which is unlikely with SHA-256, are not confused."""
     pool = PagePool(4)
     page = pool.allocate()
     pool.publish(page, Content(b"digest", (1, 2)))
@@ -119,7 +119,7 @@ def test_a_hit_is_held_against_the_tokens():
 
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1), st.integers(0, 31), st.data())
 def test_a_digest_stands_for_exact_tokens(tokens, bit, data):
-    """One bit of one id makes another page; the same ids make the same."""
+    """One changed bit gives another digest; equal ids give the same."""
     index = data.draw(st.integers(0, len(tokens) - 1))
     others = [*tokens[:index], tokens[index] ^ 1 << bit, *tokens[index + 1 :]]
     assert chain_digest(b"salt", tokens) == chain_digest(b"salt", tuple(tokens))
@@ -128,12 +128,12 @@ def test_a_digest_stands_for_exact_tokens(tokens, bit, data):
 
 @given(TOKENS)
 def test_salts_keep_pages_apart(tokens):
-    """Who is given another salt never finds a page with the same tokens."""
+    """A request with another salt never finds a page with the same tokens."""
     assert chain_digest(b"one", tokens) != chain_digest(b"two", tokens)
 
 
 @given(TOKENS, TOKENS)
-def test_a_digest_names_the_whole_way_to_it(head, tail):
+def test_a_digest_depends_on_all_tokens_before(head, tail):
     """Equal tokens after different beginnings are different pages."""
     same = chain_digest(chain_digest(b"salt", head), tail) == chain_digest(chain_digest(b"salt", tail), tail)
     assert same == (head == tail)

@@ -1,4 +1,4 @@
-"""The prefix cache in a running engine: what is found, by whom, and that nothing else changes."""
+"""The prefix cache in a running engine: which pages are found, and that nothing else changes."""
 
 from dataclasses import replace
 
@@ -17,12 +17,12 @@ PAGE = 4
 
 
 def continued(name: str, *parts: tuple[int, ...], **fields) -> Request:
-    """A greedy request whose prompt is these parts, one behind the other."""
+    """A greedy request with a prompt of these parts, in order."""
     return replace(ask(name, 1, max_tokens=6), prompt=sum(parts, ()), **fields)
 
 
 def cached(bench: Bench, request: Request) -> int:
-    """How much of its prompt a request found."""
+    """The number of cached tokens that a request found."""
     bench.run([request])
     first, *rest = bench.collector.events[request.id]
     assert not any(event.cached_tokens for event in rest)
@@ -30,7 +30,7 @@ def cached(bench: Bench, request: Request) -> int:
 
 
 def test_whole_pages_are_found_and_the_last_token_is_computed(bench):
-    """The same prompt again costs its last page; one that is whole pages costs a page too."""
+    """A repeated prompt computes its last page again, also if it consists of whole pages."""
     head = random_prompt(42, seed=1)
     assert cached(bench, continued("first", head)) == 0
     assert cached(bench, continued("again", head)) == 40
@@ -40,15 +40,15 @@ def test_whole_pages_are_found_and_the_last_token_is_computed(bench):
 
 
 def test_an_answer_is_found_by_the_next_turn(bench):
-    """A turn that repeats prompt and answer finds both, but for the last token and a part of a page."""
+    """A turn that repeats prompt and answer finds both, except the last token and a partial page."""
     request = continued("first", random_prompt(10, seed=2))
     (answer,) = bench.run([request])
     turn = continued("second", request.prompt, tuple(answer), (7, 8, 9))
     assert cached(bench, turn) == (10 + len(answer) - 1) // PAGE * PAGE
 
 
-def test_salts_are_kept_apart(bench):
-    """Another salt finds nothing; the same one does."""
+def test_salts_separate_caches(bench):
+    """A request with another salt finds nothing; one with the same salt does."""
     head = random_prompt(30, seed=3)
     assert cached(bench, continued("plain", head)) == 0
     assert cached(bench, continued("mine", head, cache_salt="mine")) == 0
@@ -56,8 +56,8 @@ def test_salts_are_kept_apart(bench):
     assert cached(bench, continued("mine again", head, cache_salt="mine")) == 28
 
 
-def test_nothing_is_found_where_it_is_not_wanted(make_engine, parameters):
-    """Switched off, or where keys depend on the length of a prompt."""
+def test_a_disabled_cache_finds_nothing(make_engine, parameters):
+    """It is disabled by the setting, or if keys depend on the length of a prompt."""
     collector = EventCollector()
     engine = make_engine(collector.receive, prefix_cache=False)
     engine.start()
@@ -69,8 +69,8 @@ def test_nothing_is_found_where_it_is_not_wanted(make_engine, parameters):
     assert not follows._loop.scheduler._prefix._enabled
 
 
-def test_who_comes_while_another_is_computed_finds_it(bench):
-    """A burst with one system prompt: the first computes it, the others read what is being written."""
+def test_pages_are_found_while_they_are_computed(bench):
+    """In a burst with one system prompt, the first request computes it and the others read it."""
     head = random_prompt(60, seed=5)
     requests = [continued(f"r{n}", head, (n + 1,)) for n in range(6)]
     for request, tokens in zip(requests, bench.run(requests), strict=True):
@@ -79,9 +79,9 @@ def test_who_comes_while_another_is_computed_finds_it(bench):
     assert found == [0] + [60] * 5
 
 
-def test_a_broken_prompt_breaks_whoever_shares_it(bench):
-    """A number that is not finite, met in a page by its first owner, fails all who find that page, and no one
-    else; the page is sound again when it is written anew."""
+def test_a_broken_page_breaks_all_that_share_it(bench):
+    """A number that is not finite in one sequence fails all that reuse its page, and no others; the page is
+    valid again when it is overwritten."""
     head = random_prompt(20, seed=6)
     poisoned = (*head, POISON, *random_prompt(10, seed=7))
     for name, prompt in (("first", poisoned), ("second", (*poisoned, 3)), ("third", (*poisoned, 4, 5))):
@@ -99,7 +99,7 @@ def test_a_broken_prompt_breaks_whoever_shares_it(bench):
 @given(seed=st.integers(0, 3), cuts=st.lists(st.integers(1, 60), min_size=2, max_size=8))
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_found_or_computed_the_answer_is_the_same(cramped, penalty, seed, cuts):
-    """Prefixes of one text in any order, under memory pressure, also with penalties, which count."""
+    """Prefixes of one text in any order, with few pages, also with penalties, which count tokens."""
     text = random_prompt(70, seed=seed + 40)
     names = [f"{penalty} {seed} {n} {len(cramped.collector.events)}" for n in range(len(cuts))]
     requests = [

@@ -1,4 +1,4 @@
-"""What a prompt's tokens are worth, against plain numpy: whole, in chunks, beside others, preempted."""
+"""The scores of a prompt's tokens against plain numpy: whole, in chunks, in a batch, preempted."""
 
 import threading
 
@@ -33,7 +33,7 @@ def check(request, event) -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 33, 96, 97, 150])
 def test_scores_are_the_references(bench, length):
-    """Of one step's length, less, and more; the tokens that follow are what they would be."""
+    """For prompts of one step, less, and more; the generated tokens are the reference's."""
     request = ask("scored", length, prompt_logprobs=3, max_tokens=5)
     bench.engine.submit(request)
     first, *rest = bench.collector.wait("scored")
@@ -43,7 +43,7 @@ def test_scores_are_the_references(bench, length):
 
 
 def test_scored_prompts_beside_others(bench):
-    """Several at once, among prompts and decoding rows that ask for nothing."""
+    """Several at once, with prompts and decode rows without scores."""
     scored = [ask(f"s{n}", 20 + 31 * n, prompt_logprobs=n, max_tokens=9) for n in range(4)]
     others = [ask(f"o{n}", 15 + 20 * n, max_tokens=30) for n in range(4)]
     for request, tokens in zip(others, bench.run([*others, *scored])[:4], strict=True):
@@ -52,8 +52,8 @@ def test_scored_prompts_beside_others(bench):
         check(request, bench.collector.wait(request.id)[0])
 
 
-def test_nothing_of_a_scored_prompt_comes_from_the_cache(bench):
-    """Every token is computed, however often the prompt was there before."""
+def test_a_scored_prompt_does_not_use_the_cache(bench):
+    """Every token is computed, even if the prompt is in the cache."""
     for turn in range(2):
         request = ask(f"again{turn}", 60, prompt_logprobs=0, max_tokens=2)
         bench.engine.submit(request)
@@ -63,7 +63,7 @@ def test_nothing_of_a_scored_prompt_comes_from_the_cache(bench):
 
 
 def test_scores_survive_preemption(cramped):
-    """A prompt that comes in again from its beginning is scored once."""
+    """A prompt that is computed again from its beginning is reported once."""
     requests = [ask(f"p{n}", 12 + n, prompt_logprobs=1, max_tokens=40) for n in range(8)]
     cramped.run(requests)
     for request in requests:
@@ -73,7 +73,7 @@ def test_scores_survive_preemption(cramped):
 
 @pytest.mark.parametrize("length", [1, 40, 130])
 def test_the_pooled_prompt_is_the_mean_of_its_final_states(bench, length):
-    """Through the head, which is linear, the mean of the states is the mean of the logits."""
+    """The head is linear, so the mean of the states gives the mean of the logits."""
     request = ask("pooled", length, pool_prompt=True, max_tokens=3)
     bench.engine.submit(request)
     first, *_ = bench.collector.wait("pooled")
@@ -82,17 +82,17 @@ def test_the_pooled_prompt_is_the_mean_of_its_final_states(bench, length):
 
 
 @pytest.mark.parametrize("settings", [{"scores": False}, {"scores": True, "deterministic": True}])
-def test_an_engine_that_scores_nothing_says_so(parameters, settings):
-    """Refused by name, also where every step must have one shape."""
+def test_an_engine_without_scores_refuses_them(parameters, settings):
+    """With the name of the parameter; also a deterministic engine."""
     engine = Engine(CONFIG, parameters, EngineSettings(**settings))
     with pytest.raises(InvalidRequest, match="prompt"):
         engine.submit(ask("none", 5, prompt_logprobs=1))
 
 
 def test_scored_prompts_share_steps(bench):
-    """As many as fit into one, as prompts do of which nothing is asked: 24 tokens are one step of 24."""
+    """As other prompts do: four prompts of 6 tokens are one step of 24."""
     gate = threading.Event()
-    bench.engine._loop.ask(lambda: gate.wait(30))
+    bench.engine._loop.enqueue(lambda: gate.wait(30))
     requests = [ask(f"t{n}", 6, prompt_seed=n, prompt_logprobs=1, max_tokens=1) for n in range(4)]
     before = bench.engine.stats.steps
     for request in requests:
@@ -104,7 +104,7 @@ def test_scored_prompts_share_steps(bench):
 
 
 def test_a_short_scored_prompt_runs_in_a_small_step(bench, monkeypatch):
-    """The smallest that holds it."""
+    """The smallest one that holds it."""
     buckets = []
     launch = Runner.launch
 

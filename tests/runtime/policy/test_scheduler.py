@@ -1,4 +1,4 @@
-"""The scheduler on a simulated device: whatever arrives, ends or is aborted, all are computed right."""
+"""The scheduler on a simulated device: all sequences are correct, with any arrivals, ends and aborts."""
 
 import pytest
 from hypothesis import given, settings
@@ -9,12 +9,12 @@ from .simulation import Loop, alone
 
 
 def held_pages(loop: Loop) -> list[int]:
-    """The pages of all sequences, those held twice twice."""
+    """The pages of all sequences; a page with two holders is listed twice."""
     return [page for sequence in loop.sequences for page in sequence.pages]
 
 
 def test_a_preempted_sequence_waits_for_its_sample():
-    """Thrown back with a sample under way, it is not seated again in the same step, however much is free."""
+    """With a sample in flight it gets no slot in the same step, even if pages are free."""
     loop = Loop(slots=2, pages=7, page_size=1, budget=3)
     loop.submit([4], 6), loop.submit([5] * 3, 4)
     older, younger = loop.sequences
@@ -24,8 +24,8 @@ def test_a_preempted_sequence_waits_for_its_sample():
     assert younger.tokens == alone([5] * 3, 7)[: len(younger.tokens)]
 
 
-def test_nobody_is_preempted_after_a_row_was_taken():
-    """A plan never holds a row of a sequence without pages, in whatever order they run."""
+def test_no_sequence_with_a_row_is_preempted():
+    """A plan has no row of a sequence without pages, in any order of running sequences."""
     loop = Loop(slots=2, pages=4, page_size=1, budget=4)
     loop.submit([1], 3), loop.submit([2], 3)
     loop.run(2)
@@ -34,8 +34,8 @@ def test_nobody_is_preempted_after_a_row_was_taken():
     assert loop.scheduler.preemptions == 1 and [row.sequence.arrival for row in plan.rows] == [0]
 
 
-def test_a_newcomer_leaves_a_page_to_each_who_runs():
-    """Whoever would be thrown back in the next step is not seated in this one."""
+def test_a_new_sequence_leaves_a_page_for_each_running_one():
+    """A sequence that would be preempted in the next step gets no slot in this one."""
     loop = Loop(slots=2, pages=4, page_size=1, budget=4)
     loop.submit([1], 3), loop.submit([2] * 2, 1)
     loop.run_once()
@@ -45,8 +45,8 @@ def test_a_newcomer_leaves_a_page_to_each_who_runs():
     assert not loop.unfinished and loop.scheduler.preemptions == 0
 
 
-def test_a_half_done_prompt_waits_for_pages_that_are_about_to_come():
-    """Nobody is thrown back while the holder of the missing pages only awaits its last sample."""
+def test_a_half_computed_prompt_waits_for_pages():
+    """There is no preemption while the holder of the missing pages only waits for its last sample."""
     loop = Loop(slots=2, pages=6, page_size=1, budget=4)
     loop.submit([1] * 3, 1), loop.submit([2] * 5, 1)
     loop.run(50)
@@ -54,7 +54,7 @@ def test_a_half_done_prompt_waits_for_pages_that_are_about_to_come():
 
 
 def test_a_single_token_without_a_sample_is_no_decode_row():
-    """A chunk that the budget cut down to one token must not travel as a decode row: it samples nothing."""
+    """A chunk of one token, because of the budget, must not be a decode row: it samples nothing."""
     loop = Loop(slots=2, pages=8, page_size=1, budget=2)
     loop.submit([1], 4), loop.submit([2] * 3, 1)
     plan = loop.run_once()
@@ -63,7 +63,7 @@ def test_a_single_token_without_a_sample_is_no_decode_row():
 
 
 def test_decode_rows_come_before_prompts():
-    """A long prompt never delays those who decode: they all have a row in every step."""
+    """A long prompt never delays decoding sequences: they all have a row in every step."""
     loop = Loop(slots=4, pages=40, page_size=4, budget=8)
     for name in range(3):
         loop.submit([1 + name], 12)
@@ -82,7 +82,7 @@ def test_a_budget_below_the_slots_is_refused():
 
 
 def test_pages_are_taken_from_the_client_that_holds_most():
-    """Its youngest sequence gives way, though others are younger; the oldest of all never does."""
+    """Its youngest sequence is preempted, although others are younger; the oldest of all never is."""
     loop = Loop(slots=4, pages=12, page_size=1, budget=16)
     for prompt, client in (([1, 2], "one"), ([2, 3, 4], "many"), ([3, 4, 5], "many"), ([4], "one")):
         loop.submit(prompt, 9, client)
@@ -96,8 +96,8 @@ def test_pages_are_taken_from_the_client_that_holds_most():
     assert [s.arrival for s in loop.scheduler.waiting] == [1]
 
 
-def turns_to_a_first_token(client: str) -> int:
-    """Of a short sequence that comes when long ones of the client "many" want more pages than there are."""
+def steps_to_a_first_token(client: str) -> int:
+    """Of a short sequence that arrives when long ones of the client "many" need too many pages."""
     loop = Loop(slots=8, pages=30, page_size=2, budget=16)
     for name in range(7):
         loop.submit([1 + name] * 4, 20, "many")
@@ -110,9 +110,9 @@ def turns_to_a_first_token(client: str) -> int:
     return iterations
 
 
-def test_who_holds_no_pages_is_seated_before_those_who_hold_many():
-    """A client's newest sequence waits for its older ones, which want all pages; another's does not."""
-    assert turns_to_a_first_token("one") * 3 <= turns_to_a_first_token("many")
+def test_clients_without_pages_get_slots_first():
+    """A client's newest sequence waits for its older ones, which need all pages; others' do not."""
+    assert steps_to_a_first_token("one") * 3 <= steps_to_a_first_token("many")
 
 
 @settings(max_examples=30)
@@ -121,9 +121,9 @@ def test_who_holds_no_pages_is_seated_before_those_who_hold_many():
     often=st.integers(1, 3),
     budget=st.integers(4, 20),
 )
-def test_nobody_is_overtaken_for_ever(long, often, budget):
-    """A client whose short sequences never cease keeps another one's from no end: there is a bound that does
-    not depend on how many come."""
+def test_no_request_is_overtaken_for_ever(long, often, budget):
+    """A client with endless short sequences cannot block another client: there is a bound that does not
+    depend on how many arrive."""
     loop = Loop(slots=4, pages=21, page_size=1, budget=budget)
     for length in long:
         loop.submit([5] * length, 21 - length, "few")
@@ -137,7 +137,7 @@ def test_nobody_is_overtaken_for_ever(long, often, budget):
 
 
 class Traffic(RuleBasedStateMachine):
-    """Random arrivals and aborts on a random small engine; the pool is often smaller than the demand."""
+    """Random arrivals and aborts on a random small engine; the pool is often too small for all."""
 
     @initialize(
         slots=st.integers(1, 4),
@@ -158,7 +158,7 @@ class Traffic(RuleBasedStateMachine):
     @precondition(lambda self: self.loop.context > 1)
     @rule(data=st.data())
     def submit(self, data):
-        """A prompt of any length, up to requests that fill the whole pool alone; often one seen before."""
+        """A prompt of any length, up to one that fills the whole pool; often the continuation of another."""
         prompt = data.draw(st.lists(st.integers(1, 15), min_size=1, max_size=self.loop.context - 1))
         if self.loop.sequences and data.draw(st.booleans()):
             before = data.draw(st.sampled_from(self.loop.sequences)).tokens
@@ -169,7 +169,7 @@ class Traffic(RuleBasedStateMachine):
     @precondition(lambda self: self.loop.sequences)
     @rule(data=st.data())
     def abort(self, data):
-        """At any time in any state, also twice, also after the end: every page comes back at once."""
+        """At any time in any state, also twice, also after the end: all pages are released at once."""
         sequence = data.draw(st.sampled_from(self.loop.sequences))
         for _ in range(2):
             self.loop.abort(sequence)
@@ -177,7 +177,7 @@ class Traffic(RuleBasedStateMachine):
 
     @rule(iterations=st.integers(1, 4))
     def run(self, iterations):
-        """Some iterations of the loop, each plan checked."""
+        """Some iterations of the loop; each plan is checked."""
         for _ in range(iterations):
             self.run_once()
 
@@ -186,7 +186,7 @@ class Traffic(RuleBasedStateMachine):
         oldest = min(there, key=lambda s: s.arrival, default=None)
         advanced = min(oldest.computed, len(oldest.tokens)) if oldest else 0
         plan = self.loop.run_once()
-        assert not oldest or oldest.finished or oldest.computed >= advanced, "the oldest was thrown back"
+        assert not oldest or oldest.finished or oldest.computed >= advanced, "the oldest was preempted"
         rows = plan.rows if plan else []
         assert sum(row.count for row in rows) <= self.budget
         assert len({row.slot for row in rows}) == len(rows) <= self.loop.slots
@@ -194,14 +194,14 @@ class Traffic(RuleBasedStateMachine):
             self.check_row(row, self.loop.awaited)
 
     def check_row(self, row, awaited):
-        """Rows stay below the limit; a recomputation begins behind whole pages that were found, and not
-        before the last sample has been seen."""
+        """Rows stay below the limit; a recomputation starts after whole cached pages, and not before the last
+        sample has been read."""
         sequence, end = row.sequence, row.start + row.count
         assert row.start < end < sequence.limit
         assert not row.drafts or row.count == 1 + len(row.drafts)
         if row.first:
             assert row.start % self.loop.scheduler.page_size == 0
-            assert sequence not in awaited, "readmitted before its sample was seen"
+            assert sequence not in awaited, "it got a slot before its sample was read"
             client = sequence.request.client
             waiting = [s for s in self.loop.scheduler.waiting if s not in awaited]
             waiting = [s for s in waiting if s.request.client == client]
@@ -209,8 +209,10 @@ class Traffic(RuleBasedStateMachine):
 
     @invariant()
     def shares_what_is_equal(self):
-        """Pages and slots are conserved; a page has several owners only where they begin alike; who waits has
-        neither."""
+        """Pages and slots are conserved; a page has several holders only if they have equal beginnings.
+
+        Waiting sequences have neither.
+        """
         scheduler = self.loop.scheduler
         self.loop.pool.check()
         held = held_pages(self.loop)
@@ -228,14 +230,14 @@ class Traffic(RuleBasedStateMachine):
 
     @invariant()
     def keeps_one_prompt_half_done(self):
-        """Never more than one: so half-done prompts cannot hold all pages against each other."""
+        """Never more than one: so half-computed prompts cannot block each other."""
         half_done = [s for s in self.loop.scheduler.running if s.missing > 1]
         assert len(half_done) <= 1
 
     def teardown(self):
-        """Nobody starves: all end in the steps they would take one by one and say what they say alone.
+        """No sequence starves: all end within the steps that they need one by one, with the output as alone.
 
-        Where clients take pages from each other, the others may be computed again for each one that ends.
+        If clients preempt each other, the others may be computed again for each one that ends.
         """
         if not hasattr(self, "loop"):
             return
@@ -244,7 +246,7 @@ class Traffic(RuleBasedStateMachine):
         while self.loop.unfinished and bound:
             self.run_once()
             bound -= 1
-        assert not self.loop.unfinished, "somebody starves"
+        assert not self.loop.unfinished, "a sequence starves"
         assert not held_pages(self.loop) and self.loop.pool.available == self.loop.pool.total
         for sequence in self.loop.sequences:
             expected = alone(sequence.request.prompt, sequence.limit)
