@@ -126,9 +126,9 @@ def agree(facts: Mapping[str, object]) -> None:
       ConfigError: a fact differs from process 0's; the message names it.
     """
     own = json.dumps(facts, sort_keys=True, default=str).encode()
-    everybody = [json.loads(text) for text in _exchange(own)]
-    for number, theirs in enumerate(everybody):
-        for name, value in everybody[0].items():
+    all_facts = [json.loads(text) for text in _exchange(own)]
+    for number, theirs in enumerate(all_facts):
+        for name, value in all_facts[0].items():
             if theirs.get(name) != value:
                 raise ConfigError(
                     f"{name} is {theirs.get(name)!r} in process {number}; expected {value!r} as in process 0"

@@ -105,7 +105,7 @@ def plain(bench):
 
 
 def test_an_end_token_ends_and_is_no_token(bench, plain):
-    """`finish="stop"` comes in an event without a token, after the tokens before the first stop id, with that
+    """`finish="stop"` is in an event without a token, after the tokens before the first stop id, with that
     id and its log-probability."""
     tokens, place = plain
     bench.engine.submit(ask("on", 12, max_tokens=30, logprobs=2))

@@ -23,10 +23,10 @@ def test_nothing_is_compiled_after_the_start(bench, monkeypatch):
         runner, "_dispatch", lambda bucket, buffer: visited.add(bucket) or dispatch(bucket, buffer)
     )
     odd = {"temperature": 0.9, "top_p": 0.9, "logprobs": 3, "presence_penalty": 0.5, "min_p": 0.01}
-    for company in (1, 2, 3, 8):
+    for rows in (1, 2, 3, 8):
         for length in (1, 20, 50, 90):
-            bench.run([ask(f"{company}.{length}.{n}", length, max_tokens=4) for n in range(company)])
-        bench.run([ask(f"g{company}.{n}", 9, max_tokens=4, grammar="2,9", **odd) for n in range(company)])
+            bench.run([ask(f"{rows}.{length}.{n}", length, max_tokens=4) for n in range(rows)])
+        bench.run([ask(f"g{rows}.{n}", 9, max_tokens=4, grammar="2,9", **odd) for n in range(rows)])
     bench.run([ask(f"odd{n}", 30, max_tokens=12, top_k=n * 60, **odd) for n in range(4)])
     bench.run([ask("scored", 30, max_tokens=2, prompt_logprobs=2, pool_prompt=True)])
     bench.run([ask("adjusted", 30, max_tokens=2, logit_bias=((3, 1.0),), repetition_penalty=1.1)])
