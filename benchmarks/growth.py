@@ -20,7 +20,7 @@ import psutil
 
 from distaff.model.config import ModelConfig
 from distaff.model.transformer import random_parameters
-from distaff.runtime.capacity.work import Counted
+from distaff.runtime.capacity.work import CostModel
 from distaff.runtime.device.settings import EngineSettings
 from distaff.runtime.engine import Engine
 from distaff.runtime.request import Request, SamplingParams, TokenEvent
@@ -85,7 +85,7 @@ def decode(config: ModelConfig, what: str, size: int, *, streams: int, context: 
         engine.submit(request)
     seconds, counts = ear.wait(streams)
     engine.stop()
-    work = Counted(config=config, shards=1, dtype="float32", int8=False, page_size=PAGE).decode(
+    work = CostModel(config=config, shards=1, dtype="float32", int8=False, page_size=PAGE).decode(
         [context + count for count in counts]
     )
     return Point(what, size, seconds, sum(work.bytes.values()), sum(work.operations.values()))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from distaff.runtime.capacity.host import quickest
+from distaff.runtime.capacity.host import fastest
 
 _GIB = 1 << 30
 _SIZES = (1024, 2048)
@@ -19,7 +19,7 @@ _SIZES = (1024, 2048)
 def _fastest(work: Callable[[], object], repeats: int) -> float:
     """Seconds of the quickest of some runs, after one that may compile."""
     work()
-    return quickest(work, repeats)
+    return fastest(work, repeats)
 
 
 def _numbers(count: int) -> jax.Array:
