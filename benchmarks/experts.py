@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distaff.model.kernels.linear import halves
+from distaff.model.kernels.linear import split_k
 from distaff.model.kernels.registry import ExpertWeights, choose
 
 EXPERTS, CHOICES = 8, 2
@@ -102,7 +102,7 @@ def measure(weights: ExpertWeights, expert_TX: np.ndarray, turns: int) -> dict[s
 
 @jax.jit
 def _dense(x_TD: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
-    return halves(jax.nn.silu(halves(x_TD, gate[0])) * halves(x_TD, up[0]), down[0])
+    return split_k(jax.nn.silu(split_k(x_TD, gate[0])) * split_k(x_TD, up[0]), down[0])
 
 
 def minima(timed: Mapping[str, Callable[[], object]], turns: int) -> dict[str, float]:

@@ -1,1 +1,1 @@
-"""Llama in Flax NNX: what the network computes. Knows no request, file or socket."""
+"""The Llama and Mixtral networks in Flax NNX. Nothing here depends on requests, files or sockets."""

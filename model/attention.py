@@ -1,7 +1,7 @@
 """Grouped-query self-attention over the paged cache (Ainslie et al. 2023, arXiv:2305.13245).
 
-Projects, turns by position, stores this step's keys and values, and asks the kernel. MHA and MQA are the
-cases K = N and K = 1. How many heads there are is read off the weights: on a mesh a device has its share.
+Projects, applies rotary embedding, stores this step's keys and values, and calls the kernel. MHA and MQA are
+the cases K = N and K = 1. The number of heads is taken from the weights: on a mesh each device has its share.
 """
 
 import jax

@@ -1,12 +1,11 @@
-"""The paged key/value cache, and how one step's tokens lie in it.
+"""The paged key/value cache, and where one step's tokens are in it.
 
-The cache is a pool of pages per layer, `[P, page, 2K, H]`: key and value of a head stand side by side, so
-that a token's entry is one contiguous row. A sequence owns pages in any order; its page table names them.
-Page 0 belongs to nobody: padding writes and reads there. Which sequence owns which page is the business of
-`runtime/policy/pages.py`.
+The cache is a pool of pages per layer, `[P, page, 2K, H]`: a head's key and value are adjacent, so that a
+token's entry is one contiguous row. A sequence owns pages in any order; its page table lists them. Page 0 is
+never owned: padding writes and reads there. `runtime/policy/pages.py` decides which sequence owns which page.
 
-An int8 cache rounds each key and each value of a token by a scale of its own, as it is stored: what a token
-attends to does not depend on how its sequence was cut into steps.
+An int8 cache rounds each key and each value of a token with its own scale when it is stored: what a token
+attends to does not depend on how its sequence was split into steps.
 """
 
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from .config import ModelConfig
 from .quantize import quantize_last
 
 TRASH_PAGE = 0
-"""The page that padding is pointed at; never given to a sequence."""
+"""The page that padding points to; it is never assigned to a sequence."""
 
 TILE = 64
 """Queries per tile in a mixed step (fewer where the step itself is smaller)."""
@@ -33,7 +32,7 @@ class Int8Pool(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the values."""
+        """The shape of the values."""
         return self.values.shape
 
 
@@ -56,7 +55,7 @@ def create_cache(config: ModelConfig, pages: int, page_size: int, dtype: jnp.dty
 
 
 def page_bytes(config: ModelConfig, page_size: int, dtype: jnp.dtype) -> int:
-    """Bytes that one page takes over all layers."""
+    """Bytes of one page in all layers."""
     entry = config.head_size * jnp.dtype(dtype).itemsize
     entry += jnp.dtype("float32").itemsize if dtype == jnp.int8 else 0
     return config.layers * page_size * 2 * config.kv_heads * entry
@@ -65,8 +64,8 @@ def page_bytes(config: ModelConfig, page_size: int, dtype: jnp.dtype) -> int:
 def write_pages(pool: Pool, k_TKH: jax.Array, v_TKH: jax.Array, slots_T: jax.Array) -> Pool:
     """Stores each token's key and value at its slot (page * page_size + offset) of a pool.
 
-    What is stored is finite: a row that overflowed is failed by its own logits, and its pages must not poison
-    whoever is given them next (0 * NaN is NaN, also behind a mask).
+    Only finite values are stored: a row that overflowed fails because of its own logits, and its pages must
+    not affect the sequence that owns them next (0 * NaN is NaN, even if masked).
     """
     kv_TEH = jnp.stack([k_TKH, v_TKH], axis=2).reshape(-1, *pool.shape[2:])
     if not isinstance(pool, Int8Pool):
@@ -87,9 +86,9 @@ class Tiles:
 
     Attributes:
       start_C: i32 `[C]`, index into T of the tile's first token.
-      length_C: i32 `[C]`, how many tokens it holds, at most the tile size.
-      row_C: i32 `[C]`, the row of the page tables it belongs to.
-      count: i32 `[]`, how many of the C tiles are in use.
+      length_C: i32 `[C]`, number of tokens, at most the tile size.
+      row_C: i32 `[C]`, the tile's row of the page tables.
+      count: i32 `[]`, number of tiles in use.
     """
 
     start_C: jax.Array
@@ -101,16 +100,16 @@ class Tiles:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Where one step's T tokens stand: in their sequences, in the cache, and in the work of attention.
+    """Where one step's T tokens are: in their sequences, in the cache, and in attention's tiles.
 
     Attributes:
       positions_T: i32 `[T]`, absolute positions in their sequences.
       lengths_T: i32 `[T]`, see `rotary.rotary_tables`.
       slots_T: i32 `[T]`, where keys and values are stored; padding points into the trash page.
       tables_BM: i32 `[B, M]`, the pages of each row's sequence, in order.
-      starts_R: i32 `[B + 1]`, where each row's tokens begin in T and, behind the last row, where they end:
-        rows lie one behind the other. rows: i32 `[]`, how many of the B rows are in use, the first ones.
-      singles_B: i32 `[B]`, index into T of the row's only token, T for a row that has none here.
+      starts_R: i32 `[B + 1]`, where each row's tokens begin in T; the last entry is where the last row ends.
+        Rows are consecutive. rows: i32 `[]`, how many of the B rows are in use; these come first.
+      singles_B: i32 `[B]`, index into T of a row's only token; T if the row does not have exactly one.
       tiles: the tokens of rows with more than one; None where every row has exactly one, in order.
     """
 

@@ -1,8 +1,8 @@
-"""What a model is: sizes, rotary scaling, attention window. No weights, no JAX.
+"""A model's configuration: sizes, rotary scaling, attention window. No weights, no JAX.
 
-Everything the computation depends on stands in `ModelConfig`; nothing else does (tokenizers, end tokens
-and default sampling belong to the checkpoint). The loaders in `checkpoints/` translate foreign names into
-this one vocabulary, and the layers read it.
+`ModelConfig` has everything that the computation depends on, and nothing else (tokenizers, end tokens and
+default sampling belong to the checkpoint). The loaders in `checkpoints/` translate the names of other formats
+into these, and the layers read them.
 
 Axis letters, used as suffixes of array names in mathematical code (`q_TNH`) everywhere in Distaff:
 
@@ -28,8 +28,8 @@ class RopeScaling:
       kind: `linear` (position interpolation), `dynamic` (NTK-aware, by sequence length), `llama3`
         (Llama 3.1's band-wise interpolation) or `yarn` (Peng et al. 2023, arXiv:2309.00071).
       factor: how many times longer the context becomes.
-      original_context: the trained context (positions): what `llama3` and `yarn` compute with, and the length
-        beyond which `dynamic` begins.
+      original_context: the trained context (positions). `llama3` and `yarn` compute with it; `dynamic` scales
+        sequences that are longer.
       low_frequency, high_frequency: `llama3`'s band limits, in periods per trained context.
       beta_fast, beta_slow: `yarn`'s ramp limits, in rotations per trained context.
       attention_factor: `yarn`'s factor on cos and sin; None derives it from `factor` and the two mscales.
@@ -61,24 +61,24 @@ class RopeScaling:
             )
 
     def reach(self, stated: int) -> int:
-        """The longest context, where a checkpoint states `stated` positions.
+        """The longest context, if a checkpoint states `stated` positions.
 
-        With `llama3` that is what is stated. Of the other kinds, some checkpoints state the stretched context
-        and some the trained one, so it is the larger of what is stated and `factor` times what was trained,
-        as vLLM has it.
+        With `llama3` that is the stated number. With other kinds, some checkpoints state the stretched
+        context and some the trained one, so it is the larger of the stated number and `factor` times the
+        trained context, as in vLLM.
         """
         return stated if self.kind == "llama3" else max(stated, int(self.original_context * self.factor))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MoEConfig:
-    """A mixture of experts in place of each feed-forward (Mixtral: Jiang et al. 2024, arXiv:2401.04088).
+    """A mixture of experts that replaces each feed-forward (Mixtral: Jiang et al. 2024, arXiv:2401.04088).
 
     Attributes:
-      experts: E. experts_per_token: X, how many of them each token is sent to.
+      experts: E. experts_per_token: X, the number of experts that each token is routed to.
 
     Raises:
-      ConfigError: a number is not positive, or a token is sent to more experts than there are.
+      ConfigError: a number is not positive, or a token is routed to more experts than exist.
     """
 
     experts: int
@@ -97,14 +97,14 @@ class ModelConfig:
     """A Llama-shaped decoder, in the axis letters of this module.
 
     Attributes:
-      vocabulary: V. layers: L. width: D. feed_forward: F, of each expert where there are experts.
+      vocabulary: V. layers: L. width: D. feed_forward: F, of each expert in a mixture of experts.
       heads: N. kv_heads: K. head_size: H.
-      context: the most positions (prompt and completion together) the model was made for.
+      context: the maximum number of positions (prompt and completion together).
       norm_epsilon: added to the mean square in RMSNorm.
       rope_theta: rotary base. rope: None for plain rotary embedding.
       tied_head: the output head is the embedding, transposed.
       attention_bias: q, k, v and o have biases. feed_forward_bias: gate, up and down have biases.
-      window: a query sees itself and the `window - 1` positions before it; None sees all.
+      window: a query attends to itself and the `window - 1` positions before it; None: to all positions.
       moe: the mixture of experts; None for one dense feed-forward.
 
     Raises:

@@ -2,17 +2,17 @@
 
 Distaff's own exceptions form one small tree. Each message carries the value that was found and what
 was expected in its place. Exit codes (`server/command/cli.py`) and HTTP statuses (`server/errors.py`) are
-decided in the server alone.
+chosen only in the server.
 
     DistaffError
-    ├── ConfigError                 a model configuration that we cannot or will not compute
-    ├── CheckpointError             a checkpoint that is damaged, incomplete or not ours to read
-    │   └── SourceNotFound          a model name that leads nowhere             (checkpoints/errors.py)
+    ├── ConfigError                 a model configuration that we cannot compute
+    ├── CheckpointError             a checkpoint that is damaged, incomplete or not supported
+    │   └── SourceNotFound          a model name that matches nothing           (checkpoints/errors.py)
     ├── TemplateError               messages that a chat template refuses       (checkpoints/chat_template.py)
-    ├── OutOfMemory                 no room for the KV pool                     (runtime/device/memory.py)
+    ├── OutOfMemory                 not enough memory for the KV pool           (runtime/device/memory.py)
     ├── KeysRefused                 API keys that cannot be used                (server/keys.py)
     ├── ApiError                    an HTTP status and its envelope             (server/errors.py)
-    ├── Failed                      a command's end with an exit code           (server/exit_codes.py)
+    ├── Failed                      a command ends with an exit code            (server/exit_codes.py)
     ├── InvalidRequest              a request that can never be served          (runtime/request.py)
     └── EngineError                 the engine cannot take or finish a request  (runtime/request.py)
         ├── Overloaded              the queue is full
@@ -24,8 +24,8 @@ decided in the server alone.
 
 
 class DistaffError(Exception):
-    """Base of every error that a user of Distaff can cause or has to hear about."""
+    """Base of every error that a user of Distaff can cause or must know about."""
 
 
 class ConfigError(DistaffError):
-    """A model configuration that is inconsistent or asks for mathematics we do not implement."""
+    """A model configuration that is inconsistent or needs mathematics that is not implemented."""

@@ -1,6 +1,7 @@
 """The small parts of a Llama layer: RMSNorm, linear maps, SwiGLU.
 
-Weights are `[inputs, outputs]` and applied as `x @ w`. Norms are computed in f32 whatever the weights' dtype.
+Weights are `[inputs, outputs]` and applied as `x @ w`. Norms are computed in f32 for any dtype of the
+weights.
 """
 
 import jax
@@ -9,14 +10,14 @@ from flax import nnx
 
 from .config import ModelConfig
 from .quantize import quantize_weight
-from .sharding import total
+from .sharding import psum
 from .target import Target
 
 _initial = nnx.initializers.normal(0.02)
 
 
 def random_weight(rngs: nnx.Rngs | None, shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param:
-    """A parameter drawn from N(0, 0.02), as Llama is initialised; without `rngs` its shape alone."""
+    """A parameter drawn from N(0, 0.02), as Llama is initialised; without `rngs` only its shape."""
     if rngs is None:
         return nnx.Param(jax.ShapeDtypeStruct(shape, dtype))
     return nnx.Param(_initial(rngs.params(), shape, dtype))
@@ -31,11 +32,10 @@ def rms_norm(x_TD: jax.Array, scale_D: jax.Array, epsilon: float) -> jax.Array:
 
 
 class Linears(nnx.Module):
-    """A module with linear maps: `add("q", …)` gives it the weight `q` and, where they are, `q_bias` and
-    `q_scale`.
+    """A module with linear maps: `add("q", …)` adds the weight `q` and, if needed, `q_bias` and `q_scale`.
 
-    On a mesh each device holds some of a map's outputs (`columns`) or some of its inputs (`rows`), as
-    `sharding.py` lists.
+    On a mesh each device holds some of a map's outputs (`columns`) or some of its inputs (`rows`);
+    `sharding.py` lists which.
     """
 
     def __init__(self, target: Target) -> None:
@@ -50,7 +50,7 @@ class Linears(nnx.Module):
         rngs: nnx.Rngs | None,
         bias: bool = False,
     ) -> None:
-        """A map of `[…, inputs, outputs]`, at random; without `rngs` its shapes."""
+        """Adds a random map of `[…, inputs, outputs]`; without `rngs` only its shapes."""
         weight = random_weight(rngs, shape, dtype)
         if self.target.int8:
             wide = weight.get_value()
@@ -62,12 +62,12 @@ class Linears(nnx.Module):
             setattr(self, f"{name}_bias", nnx.Param(jnp.zeros(shape[-1:], dtype)))
 
     def columns(self, name: str, x_TD: jax.Array) -> jax.Array:
-        """This device's outputs `[T, F]` of whole inputs."""
+        """This device's outputs `[T, F]` for complete inputs."""
         return self._biased(name, self._product(name, x_TD))
 
     def rows(self, name: str, x_TF: jax.Array) -> jax.Array:
-        """All outputs `[T, D]`, summed over what each device makes of its inputs."""
-        return self._biased(name, total(self._product(name, x_TF), self.target.shards))
+        """All outputs `[T, D]`: the sum of the devices' products with their own inputs."""
+        return self._biased(name, psum(self._product(name, x_TF), self.target.shards))
 
     def _product(self, name: str, x_TD: jax.Array) -> jax.Array:
         weight, kernels = getattr(self, name)[...], self.target.kernels

@@ -1,7 +1,7 @@
 """Sparse mixture of experts (Mixtral: Jiang et al. 2024, arXiv:2401.04088).
 
-The router sends each token to X of E experts; what they make of it is summed by the router's weights. Routing
-is here, the experts' arithmetic is a kernel.
+The router sends each token to X of E experts; their outputs are summed with the router's weights. Routing is
+here; the experts' arithmetic is in a kernel.
 """
 
 import jax
@@ -12,12 +12,12 @@ from jax import lax
 from .config import ModelConfig, MoEConfig
 from .kernels.registry import ExpertWeights
 from .layers import Linears, random_weight
-from .sharding import first_of_share, total
+from .sharding import first_of_share, psum
 from .target import Target
 
 
 class MixtureOfExperts(Linears):
-    """Router and experts in place of a dense feed-forward."""
+    """A router and experts that replace a dense feed-forward."""
 
     def __init__(
         self, config: ModelConfig, moe: MoEConfig, target: Target, *, dtype: jnp.dtype, rngs: nnx.Rngs | None
@@ -31,7 +31,7 @@ class MixtureOfExperts(Linears):
         self.choices = moe.experts_per_token
 
     def __call__(self, x_TD: jax.Array, live_T: jax.Array) -> jax.Array:
-        """Maps `[T, D]` to `[T, D]`; tokens that are not live reach no expert and get zero."""
+        """Maps `[T, D]` to `[T, D]`; tokens that are not live are routed to no expert and get zero."""
         expert_TX, weight_TX = route(x_TD, self.router[...], self.choices)
         experts = self._experts()
         held, shards = experts.count, self.target.shards
@@ -39,7 +39,7 @@ class MixtureOfExperts(Linears):
         first = first_of_share(held, shards) if whole else 0
         here_TX = live_T[:, None] & (expert_TX >= first) & (expert_TX < first + held)
         expert_TX = jnp.where(here_TX, expert_TX - first, held)
-        return total(self.target.kernels.experts(x_TD, expert_TX, weight_TX, experts), shards)
+        return psum(self.target.kernels.experts(x_TD, expert_TX, weight_TX, experts), shards)
 
     def _experts(self) -> ExpertWeights:
         names = ("gate", "up", "down") + (
@@ -49,9 +49,10 @@ class MixtureOfExperts(Linears):
 
 
 def route(x_TD: jax.Array, router_DE: jax.Array, choices: int) -> tuple[jax.Array, jax.Array]:
-    """Each token's best experts, i32 `[T, X]`, and their weights, f32 `[T, X]`: a softmax over these alone.
+    """Each token's best experts, i32 `[T, X]`, and their weights, f32 `[T, X]`: a softmax over these experts
+    only.
 
-    A softmax over all experts, renormalised over the chosen ones, is the same.
+    This equals a softmax over all experts that is renormalised over the chosen ones.
     """
     with jax.named_scope("router"):
         score_TE = jnp.dot(x_TD, router_DE, preferred_element_type=jnp.float32)

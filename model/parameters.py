@@ -1,9 +1,9 @@
 """The names and shapes of a model's parameters, without JAX.
 
-The one list that the network, the checkpoint readers and the store agree on: a parameter's name is its path
-in the `Transformer` module, joined by dots. Linear weights are stored as `[inputs, outputs]`, so that the
-computation is `x @ w`; experts are stacked before that, `[experts, inputs, outputs]`, beside a `router`
-`[D, E]`. A test holds this list against the module itself.
+The network, the checkpoint readers and the store share this list: a parameter's name is its path in the
+`Transformer` module, joined by dots. Linear weights are stored as `[inputs, outputs]`, so that the
+computation is `x @ w`; experts are stacked on a leading axis, `[experts, inputs, outputs]`, with a `router`
+`[D, E]`. A test compares this list with the module.
 """
 
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ from .config import ModelConfig
 
 
 def parameter_shapes(config: ModelConfig, *, int8: bool = False) -> dict[str, tuple[int, ...]]:
-    """Every parameter of the model, by name, in the order in which the computation meets them.
+    """Every parameter of the model, by name, in the order in which the computation uses them.
 
-    With `int8`, each weight that `quantize.py` makes int8 is followed by its `_scale`, one f32 an output, and
-    a tied head is a weight of its own.
+    With `int8`, each weight that `quantize.py` makes int8 is followed by its `_scale`, one f32 per output,
+    and a tied head becomes a separate weight.
     """
     shapes: dict[str, tuple[int, ...]] = {"embed": (config.vocabulary, config.width)}
     for layer in range(config.layers):
@@ -28,7 +28,8 @@ def parameter_shapes(config: ModelConfig, *, int8: bool = False) -> dict[str, tu
 
 
 def is_linear(name: str) -> bool:
-    """Whether a parameter is the weight of a linear map, the router's excepted: what int8 is for."""
+    """Whether a parameter is the weight of a linear map that int8 applies to: all of them except the
+    router."""
     return name.rpartition(".")[2] in ("q", "k", "v", "o", "gate", "up", "down", "head")
 
 

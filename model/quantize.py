@@ -1,9 +1,9 @@
 """int8 weights: each output of a linear map has one scale, the largest magnitude of its column over 127.
 
-Activations are made int8 as they come, one scale a token (dynamic quantisation, as in LLM.int8() without the
-outlier path: Dettmers et al. 2022, arXiv:2208.07339), so that the product is int8 x int8 -> int32, which
-TPUs, GPUs and CPUs all do faster than anything wider. Norms, the router, biases and the embedding stay wide;
-a head that is tied to the embedding becomes a weight of its own.
+Activations are quantised when they are used, with one scale per token (dynamic quantisation, as in LLM.int8()
+without the outlier path: Dettmers et al. 2022, arXiv:2208.07339), so that the product is int8 x int8 ->
+int32. TPUs, GPUs and CPUs compute that faster than anything wider. Norms, the router, biases and the
+embedding keep their type; a head that is tied to the embedding becomes a separate weight.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ def is_int8(parameters: Mapping[str, jax.Array]) -> bool:
 
 
 def quantize(parameters: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """A model's parameters with every linear weight as int8 and its `_scale` beside it."""
+    """A model's parameters with every linear weight as int8, followed by its `_scale`."""
     quantized: dict[str, jax.Array] = {}
     tied = {} if "head" in parameters else {"head": parameters["embed"].T}
     for name, weight in (parameters | tied).items():

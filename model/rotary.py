@@ -1,9 +1,9 @@
 """Rotary position embedding and its long-context variants.
 
 Su et al. 2021 (arXiv:2104.09864), in the half-split form of Llama's published weights: dimension i is paired
-with i + H/2. Frequencies are computed once, on the host, from the configuration; only `dynamic` scaling has
-frequencies that depend on the sequence, and there they follow `lengths_T`, so that a token's key does not
-depend on how its prompt was cut into chunks.
+with i + H/2. Frequencies are computed once, on the host, from the configuration; only with `dynamic`
+scaling do they depend on the sequence, and then on `lengths_T`, so that a token's key does not depend on how
+its prompt was split into chunks.
 """
 
 import math
@@ -18,12 +18,12 @@ from .config import ModelConfig, RopeScaling
 def rotary_tables(
     config: ModelConfig, positions_T: jax.Array, lengths_T: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines by which queries and keys are turned.
+    """Cosines and sines for the rotation of queries and keys.
 
     Args:
       positions_T: i32 `[T]`, absolute positions.
-      lengths_T: i32 `[T]`, the length of the sequence as it stood when the token entered: its prompt's
-        length, or position + 1 for a generated token. Read by `dynamic` scaling alone.
+      lengths_T: i32 `[T]`, the length of the sequence when the token entered: its prompt's length, or
+        position + 1 for a generated token. Only `dynamic` scaling reads it.
 
     Returns:
       cos and sin, f32 `[T, H/2]`.
@@ -43,13 +43,13 @@ def follows_length(config: ModelConfig) -> bool:
 
 
 def rotate(x_TNH: jax.Array, cos_TH: jax.Array, sin_TH: jax.Array) -> jax.Array:
-    """Turns every head of x by its position's angle; computed in f32, returned in x's dtype."""
+    """Rotates every head of x by its position's angle; computed in f32, returned in x's dtype."""
     a_TNH, b_TNH = jnp.split(x_TNH.astype(jnp.float32), 2, axis=-1)
     cos_TNH, sin_TNH = cos_TH[:, None, :], sin_TH[:, None, :]
-    turned_TNH = jnp.concatenate(
+    rotated_TNH = jnp.concatenate(
         [a_TNH * cos_TNH - b_TNH * sin_TNH, b_TNH * cos_TNH + a_TNH * sin_TNH], axis=-1
     )
-    return turned_TNH.astype(x_TNH.dtype)
+    return rotated_TNH.astype(x_TNH.dtype)
 
 
 def inverse_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
@@ -73,7 +73,7 @@ def _plain(config: ModelConfig) -> np.ndarray:
 
 
 def _dynamic(config: ModelConfig, rope: RopeScaling, lengths_T: jax.Array) -> jax.Array:
-    """NTK-aware scaling: the base grows with the sequence, once it is longer than the trained context."""
+    """NTK-aware scaling: the base grows with the sequence, when it is longer than the trained context."""
     size, context = config.head_size, rope.original_context
     length_T = jnp.maximum(lengths_T, context).astype(jnp.float32)
     stretch_T = rope.factor * length_T / context - (rope.factor - 1.0)
@@ -83,7 +83,7 @@ def _dynamic(config: ModelConfig, rope: RopeScaling, lengths_T: jax.Array) -> ja
 
 
 def _llama3(plain_H: np.ndarray, rope: RopeScaling) -> np.ndarray:
-    """Long waves are stretched by the factor, short ones kept, those between blended."""
+    """Long waves are stretched by the factor, short ones are kept, those in between are blended."""
     periods_H = rope.original_context * plain_H / (2 * math.pi)
     blend_H = (periods_H - rope.low_frequency) / (rope.high_frequency - rope.low_frequency)
     blend_H = np.clip(blend_H, 0.0, 1.0)
@@ -108,7 +108,7 @@ def _yarn(plain_H: np.ndarray, config: ModelConfig, rope: RopeScaling) -> np.nda
 
 
 def _yarn_factor(rope: RopeScaling) -> float:
-    """YaRN's factor on cos and sin (section 3.4), with DeepSeek's pair of mscales where given."""
+    """YaRN's factor on cos and sin (section 3.4), with DeepSeek's pair of mscales if both are set."""
     if rope.attention_factor is not None:
         return rope.attention_factor
 

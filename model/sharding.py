@@ -1,13 +1,13 @@
-"""How a model lies on several devices: one mesh axis, one table, a few collectives.
+"""How a model is sharded over several devices: one mesh axis, one table, a few collectives.
 
 Tensor parallelism in Megatron's form (Shoeybi et al. 2019, arXiv:1909.08053). Every device runs the same step
-on its share: some whole heads with their part of the cache, some columns of the feed-forward, or some whole
-experts, some rows of the vocabulary. The step is written once, for one share, and mapped over the mesh; what
-crosses between devices is only what `total` and `gathered` send: two sums a layer, one for the embedding, and
-the logits.
+on its share: some whole heads with their part of the cache, some columns of the feed-forward or some whole
+experts, and some rows of the vocabulary. The step is written once, for one share, and mapped over the mesh.
+Devices communicate only through `psum` and `all_gather`: two sums per layer, one for the embedding, and one
+gather of the logits.
 
-The one idea: a model is made to fit before it is placed. `pad_config` gives sizes that divide evenly; what is
-added is zero and comes last, and key/value heads are repeated where there are fewer of them than devices.
+The one idea: a model is padded before it is placed. `pad_config` returns sizes that divide evenly; the
+padding is zero and comes last, and key/value heads are repeated if there are fewer of them than devices.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ AXIS = "model"
 
 REPLICATED = P()
 CACHE = P(None, None, AXIS)
-"""Pools `[P, page, 2K, H]`, and their scales: each device holds its own heads of every page."""
+"""Pools `[P, page, 2K, H]`, and their scales: each device holds its heads of every page."""
 
 _AXES = {
     "embed": -2,  # rows of the vocabulary; the sum of all devices' rows is the embedding
@@ -43,15 +43,15 @@ _AXES = {
     "feed_forward.up": -1,
     "feed_forward.down": -2,  # partial sums
 }
-"""Per weight the axis that is divided, counted from the end. A bias or scale belongs to the outputs: it is
-divided where they are. What is not named here is whole on every device."""
+"""The axis that is divided, by weight, counted from the end. A bias or scale belongs to the outputs: it is
+divided if they are. Parameters that are not listed are whole on every device."""
 
 
 def create_mesh(shards: int, devices: Sequence[Any] | None = None) -> Mesh:
     """The first `shards` of the devices (None: all that JAX sees) in one row.
 
     Raises:
-      ConfigError: there are not so many.
+      ConfigError: there are fewer devices.
     """
     devices = jax.devices() if devices is None else devices
     if len(devices) < shards:
@@ -62,10 +62,10 @@ def create_mesh(shards: int, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def pad_config(config: ModelConfig, shards: int) -> ModelConfig:
-    """The sizes at which a model divides evenly among `shards` devices; its own where it already does.
+    """The sizes with which a model divides evenly among `shards` devices; unchanged if it already does.
 
-    Key/value heads are repeated where they divide the devices and the devices divide the query heads; else
-    groups of zero heads come after them.
+    Key/value heads are repeated if their number divides the number of devices and that divides the number of
+    query heads; otherwise groups of zero heads are appended.
     """
     heads, kv_heads = config.heads, config.kv_heads
     if copies(config, shards) > 1:
@@ -85,19 +85,19 @@ def pad_config(config: ModelConfig, shards: int) -> ModelConfig:
 
 
 def share_config(config: ModelConfig, shards: int) -> ModelConfig:
-    """The heads, and with them the cache, of one device's share."""
+    """One device's share of the heads, and so of the cache."""
     padded = pad_config(config, shards)
     return replace(padded, heads=padded.heads // shards, kv_heads=padded.kv_heads // shards)
 
 
 def copies(config: ModelConfig, shards: int) -> int:
-    """On how many devices each key/value head lies."""
+    """The number of devices that hold each key/value head."""
     divides = shards % config.kv_heads == 0 and config.heads % shards == 0
     return shards // config.kv_heads if divides else 1
 
 
 def has_whole_experts(config: ModelConfig, shards: int) -> bool:
-    """Whether experts are dealt out to the devices whole, rather than each divided among all."""
+    """Whether each device holds whole experts, instead of a part of every expert."""
     return config.moe is not None and config.moe.experts % shards == 0
 
 
@@ -107,11 +107,11 @@ def _multiple(size: int, of: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where one parameter lies.
+    """How one parameter is placed.
 
     Attributes:
-      shape: over all devices, padding and copies included. axis: the divided one; None: whole everywhere.
-      copies: how many neighbouring devices hold the same share.
+      shape: over all devices, including padding and copies. axis: the divided axis; None: whole everywhere.
+      copies: the number of neighbouring devices that hold the same share.
     """
 
     shape: tuple[int, ...]
@@ -120,15 +120,15 @@ class Placement:
 
     @property
     def spec(self) -> P:
-        """As JAX writes it."""
+        """As a JAX partition spec."""
         return P() if self.axis is None else P(*[None] * self.axis, AXIS)
 
-    def turned(self) -> "Placement":
-        """Of the transposed parameter, which has two axes."""
+    def transposed(self) -> "Placement":
+        """The placement of the transposed parameter, which has two axes."""
         return replace(self, shape=self.shape[::-1], axis=None if self.axis is None else 1 - self.axis)
 
     def share(self, values: np.ndarray, device: int, shards: int) -> np.ndarray:
-        """The part of a whole, unpadded parameter that lies on the `device`-th of `shards` devices."""
+        """The part of a whole, unpadded parameter that the `device`-th of `shards` devices holds."""
         if self.axis is None:
             return values
         size = self.shape[self.axis] // shards
@@ -140,7 +140,7 @@ class Placement:
 
 
 def placements(config: ModelConfig, shards: int, *, int8: bool = False) -> dict[str, Placement]:
-    """Where each parameter of the model lies, by name, in `parameter_shapes` order."""
+    """Each parameter's placement, by name, in `parameter_shapes` order."""
     padded, repeated = pad_config(config, shards), copies(config, shards)
     found = {}
     for name, shape in parameter_shapes(padded, int8=int8).items():
@@ -151,7 +151,7 @@ def placements(config: ModelConfig, shards: int, *, int8: bool = False) -> dict[
 
 
 def _weight(name: str) -> str:
-    """A parameter's name without its layer; of a bias or a scale, the weight's that it belongs to."""
+    """A parameter's name without its layer; for a bias or a scale, the name of its weight."""
     inner = name.split(".", 2)[2] if name.startswith("layers.") else name
     return inner.removesuffix("_bias").removesuffix("_scale")
 
@@ -169,9 +169,9 @@ def _divided(weight: str, name: str, rank: int, config: ModelConfig, shards: int
 
 
 def divided_axis(name: str, rank: int, config: ModelConfig) -> int | None:
-    """The axis of a parameter that most meshes divide; None for one that none does.
+    """The axis of a parameter that most meshes divide; None if no mesh divides it.
 
-    Experts lie whole on as many devices as divide them.
+    Experts stay whole on any number of devices that divides their number.
     """
     axis = _AXES.get(_weight(name))
     if axis is None or name.endswith(("_bias", "_scale")):
@@ -180,7 +180,7 @@ def divided_axis(name: str, rank: int, config: ModelConfig) -> int | None:
 
 
 def place(values: np.ndarray, placement: Placement, mesh: Mesh) -> jax.Array:
-    """Puts a whole, unpadded parameter on the mesh; each device is sent its own share."""
+    """Puts a whole, unpadded parameter on the mesh; each device receives its own share."""
     sharding = NamedSharding(mesh, placement.spec)
     if mesh.size == 1:
         return jax.device_put(values, mesh.devices.flat[0])
@@ -197,16 +197,16 @@ def place(values: np.ndarray, placement: Placement, mesh: Mesh) -> jax.Array:
 def place_all(
     parameters: Mapping[str, jax.Array], config: ModelConfig, mesh: Mesh, *, int8: bool = False
 ) -> dict[str, jax.Array]:
-    """Whole parameters, each put on the mesh: for tests and small models."""
+    """Puts whole parameters on the mesh: for tests and small models."""
     table = placements(config, mesh.size, int8=int8)
     return {name: place(np.asarray(parameters[name]), where, mesh) for name, where in table.items()}
 
 
-def lay_apart(stacked: jax.Array) -> tuple[jax.Array, ...]:
-    """A layer's experts, `[E, …]` in the memory of CPUs, as an array each where they are: nothing is copied.
+def unstack(stacked: jax.Array) -> tuple[jax.Array, ...]:
+    """A layer's experts, `[E, …]` in CPU memory, as one array per expert, without a copy.
 
-    On a CPU a product with one of several stacked weights begins with a copy of it. The i-th array holds each
-    device's i-th expert, `[1, …]` there; it keeps the stack alive.
+    On a CPU a product with one of several stacked weights copies that weight first. The i-th array holds each
+    device's i-th expert, `[1, …]` there; it keeps the stacked array alive.
     """
     parts = [(shard.device, np.asarray(shard.data)) for shard in stacked.addressable_shards]
     count = len(parts[0][1])
@@ -228,16 +228,16 @@ def over_shares(
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
-def total(x: jax.Array, shards: int) -> jax.Array:
+def psum(x: jax.Array, shards: int) -> jax.Array:
     """The sum of all devices' partial sums."""
     return x if shards == 1 else lax.psum(x, AXIS)
 
 
-def gathered(x_BV: jax.Array, shards: int) -> jax.Array:
-    """All devices' columns side by side."""
+def all_gather(x_BV: jax.Array, shards: int) -> jax.Array:
+    """The columns of all devices, concatenated."""
     return x_BV if shards == 1 else lax.all_gather(x_BV, AXIS, axis=1, tiled=True)
 
 
 def first_of_share(size: int, shards: int) -> jax.Array | int:
-    """The index of this device's first of `size` things, counted over all devices; i32 `[]`."""
+    """The index over all devices of the first of this device's `size` items; i32 `[]`."""
     return 0 if shards == 1 else lax.axis_index(AXIS).astype(jnp.int32) * size

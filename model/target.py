@@ -1,6 +1,6 @@
-"""What a model is built for: which kernels, over how many devices, with how wide weights.
+"""What a model is built for: the kernels, the number of devices, the width of the weights.
 
-The same mathematics whatever the target; `Transformer` takes it as a static part of itself.
+The mathematics is the same for every target; `Transformer` holds it as a static attribute.
 """
 
 from collections.abc import Mapping
@@ -13,32 +13,32 @@ from .kernels.registry import Kernels, choose
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
-    """How a model is to be computed.
+    """How a model is computed.
 
     Attributes:
-      kernels: the way of doing each operation. shards: over how many devices the step is mapped.
-      int8: linear weights are int8 (see `quantize.py`). apart: a layer's experts are arrays of their own, in
-        place of one that stacks them (see `sharding.lay_apart`).
+      kernels: the backend of each operation. shards: the number of devices that the step is mapped over.
+      int8: linear weights are int8 (see `quantize.py`). unstacked: each of a layer's experts is a
+        separate array instead of a part of a stacked one (see `sharding.unstack`).
     """
 
     kernels: Kernels = field(default_factory=lambda: choose("cpu"))
     shards: int = 1
     int8: bool = False
-    apart: bool = False
+    unstacked: bool = False
 
     @property
-    def turned(self) -> bool:
-        """int8 weights of layers and head lie as `[outputs, inputs]`, as their kernel wants them."""
-        return self.int8 and dict(self.kernels.names)["int8_linear"] == "turned"
+    def transposed(self) -> bool:
+        """int8 weights of layers and head are `[outputs, inputs]`, because their kernel needs that."""
+        return self.int8 and dict(self.kernels.names)["int8_linear"] == "transposed"
 
     @classmethod
     def of(cls, mesh: Mesh, overrides: Mapping[str, str] | None = None, *, int8: bool = False) -> "Target":
-        """What suits a mesh's devices.
+        """The target for a mesh's devices.
 
         Raises:
-          ConfigError: an override names an operation or a kernel that there is not.
+          ConfigError: an override names an unknown operation or backend.
         """
         platform = mesh.devices.flat[0].platform
         kernels = choose(platform, overrides or {})
-        apart = platform == "cpu" and dict(kernels.names)["experts"] == "blocks"
-        return cls(kernels=kernels, shards=mesh.size, int8=int8, apart=apart)
+        unstacked = platform == "cpu" and dict(kernels.names)["experts"] == "blocks"
+        return cls(kernels=kernels, shards=mesh.size, int8=int8, unstacked=unstacked)

@@ -1,1 +1,1 @@
-"""Attention and linear kernels: one op, one file per way of doing it."""
+"""Kernels: the backends of attention, experts and linear maps."""

@@ -1,9 +1,9 @@
 """Grouped-query attention over a paged cache, in portable XLA.
 
-Both forms walk the pages of a sequence in blocks of about 128 tokens with an online softmax (Milakov and
+Both forms process the pages of a sequence in blocks of about 128 tokens with an online softmax (Milakov and
 Gimelshein 2018, arXiv:1805.02867), and both stop at the last block that holds a visible key: the work follows
 the sequences' lengths although every shape is static. `attend_rows` takes one query per row, all rows
-together; `attend_tiles` takes runs of queries, one tile after the other; `attend` gives each token of a step
+together; `attend_tiles` takes runs of queries, one tile after another; `attend` passes each token of a step
 to one of them. Keys of the current step are already in the pool.
 """
 
@@ -16,26 +16,27 @@ from jax import lax
 from ..cache import TILE, Batch, Int8Pool, Pool, Tiles
 
 BLOCK_TOKENS = 128
-"""Keys per turn of the loop: long enough to keep the matrix units busy, short enough to stay in cache."""
+"""Keys per iteration: long enough to keep the matrix units busy, short enough to stay in cache."""
 WIDE_BLOCK_TOKENS = 256
-"""The same where four tiles are looked at together."""
+"""The same if four tiles are processed together."""
 ROWS_BLOCK_TOKENS = 64
-"""The same where many rows have one query each: what all of them fetch in a turn is to stay in cache."""
+"""The same if many rows have one query each: the keys of all rows in an iteration should stay in cache."""
 
 WIDE = 4
-"""Tiles of one sequence that are looked at as one: products of more rows are faster."""
+"""Tiles of one sequence that are processed as one: products of more rows are faster."""
 
 GROUP_ROWS = 8
-"""Rows of a mixed step that are looked at together."""
+"""Rows of a mixed step that are processed together."""
 
 _MASKED = -1e30
 _FLOOR = -1e28
-"""Where the running maximum starts: far enough above `_MASKED` that a block without a visible key weighs
-nothing, instead of adding up values of any size that a later block would have to wipe out."""
+"""The initial running maximum: far enough above `_MASKED` that a block without a visible key has weight zero,
+instead of adding values of any size that a later block would have to cancel."""
 
 
 def attend(q_TNH: jax.Array, pool: Pool, batch: Batch, *, window: int | None) -> jax.Array:
-    """Every token of a step against its own sequence: rows with one token together, prompts in tiles."""
+    """Attention of every token of a step to its own sequence: rows with one token together, prompts in
+    tiles."""
     if batch.tiles is None:
         return attend_rows(q_TNH, pool, batch.tables_BM, batch.positions_T, window=window)
     tile = min(TILE, q_TNH.shape[0])
@@ -51,7 +52,8 @@ def attend(q_TNH: jax.Array, pool: Pool, batch: Batch, *, window: int | None) ->
 def _attend_used_rows(
     q_BNH: jax.Array, pool: Pool, tables_BM: jax.Array, positions_B: jax.Array, *, window: int | None
 ) -> jax.Array:
-    """As `attend_rows`, some rows at a time, up to the last in use: a mixed step has rows for all slots."""
+    """As `attend_rows`, a few rows at a time, up to the last one in use: a mixed step has rows for all
+    slots."""
     rows = q_BNH.shape[0]
     if rows % GROUP_ROWS or rows == GROUP_ROWS:
         return attend_rows(q_BNH, pool, tables_BM, positions_B, window=window)
@@ -77,12 +79,12 @@ def attend_rows(
     *,
     window: int | None,
 ) -> jax.Array:
-    """One query per row against that row's pages.
+    """Attention of one query per row to that row's pages.
 
     Args:
       q_BNH: queries. pool: `[P, page, 2K, H]`. tables_BM: i32 `[B, M]`, page numbers.
-      positions_B: i32 `[B]`, each query's position; -1 for a row without one, whose output is zero.
-      window: how many positions, its own included, a query sees; None for all before it.
+      positions_B: i32 `[B]`, each query's position; -1 for a row without a query; its output is zero.
+      window: how many positions, including its own, a query attends to; None: all before it.
 
     Returns:
       `[B, N, H]` in q's dtype.
@@ -104,15 +106,17 @@ def attend_tiles(
 ) -> jax.Array:
     """Runs of up to `tile` queries of one sequence each; tokens outside every tile get zero.
 
-    Tiles of one sequence lie one behind the other: where there are three or more, four are looked at as one.
+    Tiles of one sequence are consecutive: if there are three or more, four are processed as one.
 
     Args are those of `attend_rows`, with T tokens for B rows. Returns `[T, N, H]` in q's dtype.
     """
     tokens = q_TNH.shape[0]
     row_C, length_C = (jnp.pad(x_C, (0, WIDE)) for x_C in (tiles.row_C, tiles.length_C))
 
-    def look(out_TNH: jax.Array, i: jax.Array, length: jax.Array, queries: int, block: int) -> jax.Array:
-        """The output with a run of so many queries, of which `length` are in use, filled in."""
+    def attend_run(
+        out_TNH: jax.Array, i: jax.Array, length: jax.Array, queries: int, block: int
+    ) -> jax.Array:
+        """The output with a run of `queries` queries filled in; `length` of them are in use."""
         offset = jnp.arange(queries, dtype=jnp.int32)
         index = jnp.where(offset < length, tiles.start_C[i] + offset, tokens)
         q_QNH = q_TNH.at[index].get(mode="fill", fill_value=0)
@@ -128,11 +132,11 @@ def attend_tiles(
         same_W = (rows_W == rows_W[0]) & (i + jnp.arange(WIDE, dtype=jnp.int32) < tiles.count)
 
         def narrow() -> tuple[jax.Array, jax.Array]:
-            return i + 1, look(out_TNH, i, lengths_W[0], tile, BLOCK_TOKENS)
+            return i + 1, attend_run(out_TNH, i, lengths_W[0], tile, BLOCK_TOKENS)
 
         def wide() -> tuple[jax.Array, jax.Array]:
             length = jnp.where(same_W, lengths_W, 0).sum()
-            out = look(out_TNH, i, length, WIDE * tile, WIDE_BLOCK_TOKENS)
+            out = attend_run(out_TNH, i, length, WIDE * tile, WIDE_BLOCK_TOKENS)
             return i + same_W.sum(dtype=jnp.int32), out
 
         return narrow() if WIDE * tile > tokens else lax.cond(same_W[2], wide, narrow)
@@ -142,7 +146,7 @@ def attend_tiles(
 
 
 def _group(q_BTNH: jax.Array, pool: Pool) -> jax.Array:
-    """Scales queries by H^-1/2 and gathers them under their key heads: f32 `[B, K, G, T, H]`."""
+    """Scales queries by H^-1/2 and groups them by key head: f32 `[B, K, G, T, H]`."""
     b, t, n, h = q_BTNH.shape
     k = pool.shape[2] // 2
     scaled = q_BTNH.astype(jnp.float32) * (1.0 / math.sqrt(h))
@@ -162,7 +166,7 @@ def _online_softmax(
     window: int | None,
     block_tokens: int,
 ) -> jax.Array:
-    """The loop itself: running maximum, running sum and weighted values over blocks of pages."""
+    """The loop: running maximum, running sum and weighted values over blocks of pages."""
     page_size = pool.shape[1]
     pages = max(1, min(block_tokens // page_size, tables_BM.shape[1]))
     block = pages * page_size
@@ -194,8 +198,8 @@ def _online_softmax(
 def _fetch_entries(
     pool: Pool, pages: jax.Array, block: int
 ) -> tuple[jax.Array, jax.Array | float, jax.Array | float]:
-    """Keys and values of some pages, f32 `[B, S, K, 2, H]`, and what scores and weights, `[B, K, G, T, S]`,
-    are to be multiplied with for them."""
+    """Keys and values of some pages, f32 `[B, S, K, 2, H]`, and the factors on scores and weights,
+    `[B, K, G, T, S]`."""
     b, heads, size = pages.shape[0], pool.shape[2] // 2, pool.shape[3]
     if not isinstance(pool, Int8Pool):
         return _fetch(pool, pages).reshape(b, block, heads, 2, size).astype(jnp.float32), 1.0, 1.0
@@ -206,10 +210,10 @@ def _fetch_entries(
 
 
 def _fetch(pool: jax.Array, pages: jax.Array) -> jax.Array:
-    """Pages `[B, M]` by number, each one flat run: XLA copies those on a CPU a third faster than pages of
-    four axes. Not so for a single row: there it would copy the whole pool first.
+    """Pages `[B, M]` by number, each as one flat run: on a CPU XLA copies those a third faster than pages
+    with four axes. For a single row it would copy the whole pool first.
 
-    Page tables hold pages that there are, so nothing is checked.
+    Page tables hold only existing pages, so nothing is checked.
     """
     flat = pool if pages.shape[0] == 1 else pool.reshape(pool.shape[0], -1)
     return flat.at[pages].get(mode="promise_in_bounds")
@@ -225,7 +229,7 @@ def _visible(keys_S: jax.Array, positions_BT: jax.Array, window: int | None) -> 
 def _block_range(
     positions_BT: jax.Array, block: int, window: int | None
 ) -> tuple[jax.Array | int, jax.Array]:
-    """The first block that any query sees, and one past the last."""
+    """The first block that any query attends to, and one past the last."""
     last = jnp.max(positions_BT) // block + 1
     if window is None:
         return 0, last
@@ -234,6 +238,6 @@ def _block_range(
 
 
 def _pad_columns(tables_BM: jax.Array, multiple: int) -> jax.Array:
-    """Fills page tables up to whole blocks, so that a slice never reaches past their end."""
+    """Pads page tables to whole blocks, so that a slice never reaches past their end."""
     missing = -tables_BM.shape[1] % multiple
     return jnp.pad(tables_BM, ((0, 0), (0, missing))) if missing else tables_BM

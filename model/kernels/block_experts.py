@@ -1,11 +1,11 @@
-"""Mixture of experts in portable XLA: rows sorted by expert, then a loop over the blocks that are in use.
+"""Mixture of experts in portable XLA: rows sorted by expert, then a loop over the blocks in use.
 
 Each block holds rows of one expert only, so the work follows the tokens and not the experts, although every
-shape is static. The idea of grouping by sorting and of padding each group to whole blocks is MegaBlocks'
-(Gale et al. 2022, arXiv:2211.15841).
+shape is static. Grouping by sorting and padding each group to whole blocks are from MegaBlocks (Gale et al.
+2022, arXiv:2211.15841).
 
-All blocks of a step have one size, which its shape decides and not the routing: a product of other sizes
-may add up in another order, and a token must get the same bits in any company.
+All blocks of a step have one size, which depends on the step's shape and not on the routing: a product of
+another size may sum in another order, and a token must get the same bits in any batch.
 """
 
 from functools import partial
@@ -14,15 +14,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .linear import halves, int8_padded
+from .linear import int8_padded, split_k
 from .registry import ExpertWeights
 
 SMALLEST, LARGEST = 8, 40
-"""Rows to a block on a CPU. Fewer than 8 take as long, since a product begins by reading all its weights; of
-more than 40, too many are padding where experts are unequally busy."""
+"""Rows per block on a CPU. Fewer than 8 take as long, because a product reads all its weights first; with
+more than 40, too many rows are padding if the load of the experts differs."""
 
 WIDEST = 256
-"""Rows to a block where each turn of the loop costs a wait for the host, and products want many rows."""
+"""Rows per block if each iteration waits for the host, and products need many rows."""
 
 
 def block_experts(
@@ -36,23 +36,25 @@ def block_experts(
 def wide_block_experts(
     x_TD: jax.Array, expert_TX: jax.Array, weight_TX: jax.Array, experts: ExpertWeights
 ) -> jax.Array:
-    """See `registry.ExpertsKernel`. Blocks for a GPU: as few as there can be."""
+    """See `registry.ExpertsKernel`. Blocks for a GPU: as few as possible."""
     return _in_blocks(x_TD, expert_TX, weight_TX, experts, min(x_TD.shape[0], WIDEST))
 
 
 def block_rows(tokens: int, choices: int, count: int) -> int:
-    """Rows to a block: an eighth more than an expert gets if all get the same, so that most need one.
+    """Rows per block: an eighth more than each expert gets if all get the same number, so that most experts
+    need one block.
 
-    Never more than the tokens, each of which goes to an expert once.
+    Never more than the number of tokens, because each token goes to an expert once at most.
     """
     share = tokens * choices * 9 // (8 * count)
     return min(tokens, max(SMALLEST, min(LARGEST, -(-share // 4) * 4)))
 
 
 def sort_by_expert(expert_TX: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """The rows, R = T x X, in the order of their experts, i32 `[R]`, and how many each has, i32 `[E]`.
+    """The rows, R = T x X, in the order of their experts, i32 `[R]`, and the number of each expert's rows,
+    i32 `[E]`.
 
-    Those without an expert come last.
+    Rows without an expert come last.
     """
     expert_R = expert_TX.reshape(-1)
     size_E = jnp.bincount(expert_R, length=count + 1)[:count].astype(jnp.int32)
@@ -62,9 +64,9 @@ def sort_by_expert(expert_TX: jax.Array, count: int) -> tuple[jax.Array, jax.Arr
 def weighted_sum(
     y_RD: jax.Array, order_R: jax.Array, expert_TX: jax.Array, weight_TX: jax.Array, count: int
 ) -> jax.Array:
-    """The rows, back in their places, summed over each token's experts by weight: f32 `[T, D]`.
+    """The rows in their original order, summed over each token's experts by weight: f32 `[T, D]`.
 
-    A row that no expert made may hold anything; it counts as zero.
+    A row without an expert may hold any value; it counts as zero.
     """
     y_TXD = y_RD[jnp.argsort(order_R)].reshape(*expert_TX.shape, -1).astype(jnp.float32)
     held_TX1 = (expert_TX < count)[:, :, None]
@@ -74,8 +76,11 @@ def weighted_sum(
 def _in_blocks(
     x_TD: jax.Array, expert_TX: jax.Array, weight_TX: jax.Array, experts: ExpertWeights, block: int
 ) -> jax.Array:
-    """A block may reach past its expert's rows: what it makes of them is overwritten by the block whose they
-    are, since blocks come in the order of rows, and behind the last expert's nobody looks."""
+    """Runs the experts block by block.
+
+    A block may reach past its expert's rows. The block that these rows belong to overwrites the result,
+    because blocks come in the order of rows; rows after the last expert's are not read.
+    """
     order_R, size_E = sort_by_expert(expert_TX, experts.count)
     start_E = jnp.cumsum(size_E) - size_E
     blocks_E = -(-size_E // block)
@@ -102,11 +107,11 @@ def _expert(x_CD: jax.Array, experts: ExpertWeights, e: jax.Array) -> jax.Array:
 def _product(
     x_CD: jax.Array, weights: jax.Array | tuple[jax.Array, ...], scale_EF: jax.Array | None, e: jax.Array
 ) -> jax.Array:
-    """Rows times expert e's weights. Of stacked weights these are copied first; where experts lie apart, a
-    branch for each reads them where they are, and holds nothing else, so that it costs little to compile."""
+    """Rows times expert e's weights. Stacked weights are copied first. With unstacked experts, a branch for
+    each expert reads its weights in place and holds nothing else, so that it is cheap to compile."""
 
     def times(w_DF: jax.Array) -> jax.Array:
-        return halves(x_CD, w_DF) if scale_EF is None else int8_padded(x_CD, w_DF, scale_EF[e])
+        return split_k(x_CD, w_DF) if scale_EF is None else int8_padded(x_CD, w_DF, scale_EF[e])
 
     if not isinstance(weights, tuple):
         return times(weights[e])

@@ -1,8 +1,8 @@
 """Attention on a TPU: the ragged paged attention kernel that ships with JAX, fed from a `Batch`.
 
-Its pools are ours, `[P, page, 2K, H]` with a head's key and value side by side, and its sequences are our
-rows: tokens of one behind those of the other. It sees the queries of a row as the last ones of its sequence,
-which they are. What it cannot do (see `fits`) goes to the portable kernel.
+Its pools have our layout, `[P, page, 2K, H]` with a head's key and value adjacent, and its sequences are our
+rows, whose tokens are consecutive. It takes the queries of a row as the last ones of its sequence, which they
+are. Cases that it does not support (see `fits`) go to the portable kernel.
 """
 
 import math
@@ -15,23 +15,23 @@ from ..cache import Batch, Int8Pool, Pool
 from . import block_attention
 
 QUERIES = 32
-"""Tokens to a block of queries: with 4 heads to a key head, as many rows as a v5e multiplies at once."""
+"""Tokens per block of queries: with 4 heads per key head, as many rows as a v5e multiplies at once."""
 
 KEYS = 256
 """Keys fetched together. Two such blocks of 16 heads are 4 MiB, a quarter of what a kernel may use."""
 
 TABLE_BYTES = 1 << 19
-"""The most that page tables may take of scalar memory, which is 1 MiB; 512 sequences of 128 pages do."""
+"""The maximum size of page tables in scalar memory, which is 1 MiB; 512 sequences of 128 pages fit."""
 
 LANES = 128
-"""Numbers in a vector register's row."""
+"""Elements in a row of a vector register."""
 
 _PACKED = {jnp.dtype("float32"): 1, jnp.dtype("bfloat16"): 2}
-"""Numbers to a 32-bit word."""
+"""Elements per 32-bit word."""
 
 
 def attend(q_TNH: jax.Array, pool: Pool, batch: Batch, *, window: int | None) -> jax.Array:
-    """See `registry.AttentionKernel`; tokens of no row get zero. Rows in use hold a token at least."""
+    """See `registry.AttentionKernel`; tokens of no row get zero. Rows in use hold at least one token."""
     if not fits(q_TNH, pool, batch.tables_BM):
         return block_attention.attend(q_TNH, pool, batch, window=window)
     starts_R, lengths_B = _sequences(batch)
@@ -53,10 +53,10 @@ def attend(q_TNH: jax.Array, pool: Pool, batch: Batch, *, window: int | None) ->
 def fits(q_TNH: jax.Array, pool: Pool, tables_BM: jax.Array) -> bool:
     """Whether the kernel takes these shapes, as found by compiling it for v5e and v6e (JAX 0.10.2).
 
-    It wants heads of one row of lanes, queries as wide as the pool, page tables that scalar memory holds, and
-    a token's keys and values in whole tiles: 1, 2, 4 or a multiple of 8 words of 32 bits. Of more than 8 it
-    takes 8 at a time, and in f32 the queries of these 4 heads must be whole tiles as well. Of scales it knows
-    one for a whole pool only.
+    It needs heads of one row of lanes, queries of the pool's dtype, page tables that fit in scalar memory,
+    and a token's keys and values in whole tiles: 1, 2, 4 or a multiple of 8 words of 32 bits. If there are
+    more than 8 words it takes 8 at a time, and in f32 the queries of these 4 heads must be whole tiles as
+    well. It supports only one scale for a whole pool.
     """
     if (
         isinstance(pool, Int8Pool)
@@ -78,10 +78,10 @@ def _multiple(size: int, of: int) -> int:
 
 
 def _sequences(batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Where rows begin, i32 `[B + 1]`, and how many keys each row's last token sees, i32 `[B]`.
+    """Where rows begin, i32 `[B + 1]`, and how many keys each row's last token attends to, i32 `[B]`.
 
-    The kernel fetches a row's keys ahead and waits for them where the row comes up. So each row has a key,
-    and a step without rows has one of a single token, padding: else a fetch would outlive the kernel.
+    The kernel prefetches a row's keys and waits for them when it reaches the row. So each row has a key, and
+    a step without rows has one row with one padding token: otherwise a fetch would outlive the kernel.
     """
     starts_R = jnp.where(batch.rows > 0, batch.starts_R, jnp.minimum(jnp.arange(batch.starts_R.shape[0]), 1))
     last_B = batch.positions_T.at[starts_R[1:] - 1].get(mode="clip")

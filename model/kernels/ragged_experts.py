@@ -1,7 +1,8 @@
-"""Mixture of experts by `lax.ragged_dot`: one product over rows sorted by expert, each group its own weights.
+"""Mixture of experts by `lax.ragged_dot`: one product over rows sorted by expert, with each group's own
+weights.
 
-XLA has a kernel for it on TPUs that visits only tiles with rows in them, in f32, bf16 and int8 alike. On CPUs
-and GPUs it computes every expert for every row, so it is not chosen there.
+On TPUs XLA has a kernel for it that visits only tiles with rows in them, in f32, bf16 and int8. On CPUs and
+GPUs it computes every expert for every row, so it is not chosen there.
 """
 
 import jax
@@ -34,7 +35,8 @@ def _product(
     expert_R: jax.Array,
     size_E: jax.Array,
 ) -> jax.Array:
-    """Each row times its expert's weights: `[R, F]` in x's dtype; rows of no expert hold anything."""
+    """Each row times its expert's weights: `[R, F]` in x's dtype; rows without an expert may hold any
+    value."""
     w_EDF = jnp.concatenate(w_EDF) if isinstance(w_EDF, tuple) else w_EDF
     if scale_EF is None:
         y_RF = lax.ragged_dot(x_RD, w_EDF, size_E, preferred_element_type=jnp.float32)

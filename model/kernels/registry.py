@@ -1,9 +1,9 @@
-"""Which kernel does which operation, on which platform.
+"""Which kernel computes each operation on each platform.
 
-A kernel is a plain function of one device's share; where the step is mapped over a mesh, that has happened
-around it. The platform is the mesh's, not the host's, so that a step compiled ahead for a TPU on a machine
-without one holds the TPU's kernels. The first kernel of each operation is portable: the fallback anywhere,
-and what all others are held against.
+A kernel is a plain function of one device's share; the mapping over a mesh happens outside it. The platform
+is the mesh's, not the host's, so that a step compiled ahead of time for a TPU on a machine without one has
+the TPU's kernels. The first backend of each operation is portable: it is the fallback on every platform and
+the reference for all others.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,16 +19,17 @@ from ..errors import ConfigError
 
 
 class AttentionKernel(Protocol):
-    """Every token of a step against its own sequence's pages, this step's keys and values among them."""
+    """Attention of every token of a step to its own sequence's pages, which hold this step's keys and
+    values."""
 
     def __call__(self, q_TNH: jax.Array, pool: Pool, batch: Batch, *, window: int | None) -> jax.Array: ...
 
 
 class ExpertsKernel(Protocol):
-    """`[T, D]`: the weighted sum, over each token's X experts, of what they make of it (SwiGLU).
+    """`[T, D]`: the weighted sum of the outputs (SwiGLU) of each token's X experts.
 
-    `expert_TX` i32 names them; E, the number of experts held here, means none, costs nothing and adds zero.
-    `weight_TX` is f32.
+    `expert_TX` i32 has their indices; E, the number of experts on this device, means none, costs nothing and
+    adds zero. `weight_TX` is f32.
     """
 
     def __call__(
@@ -43,9 +44,9 @@ class LinearKernel(Protocol):
 
 
 class Int8LinearKernel(Protocol):
-    """`x @ (w * scale)` for int8 w and f32 scales, x made int8 on the way; in x's dtype.
+    """`x @ (w * scale)` for int8 w and f32 scales; x is quantised to int8; the result has x's dtype.
 
-    For the way called `turned`, w is `[F, D]` (see `Target.turned`).
+    For the backend `transposed`, w is `[F, D]` (see `Target.transposed`).
     """
 
     def __call__(self, x_TD: jax.Array, w_DF: jax.Array, scale_F: jax.Array) -> jax.Array: ...
@@ -54,9 +55,9 @@ class Int8LinearKernel(Protocol):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class ExpertWeights:
-    """The experts held here: gate and up `[E, D, F]`, down `[E, F, D]`; if int8, f32 scales `[E, outs]`.
+    """The experts on this device: gate and up `[E, D, F]`, down `[E, F, D]`; if int8, f32 scales `[E, outs]`.
 
-    Where they lie apart (see `sharding.lay_apart`), gate, up and down are E arrays of `[1, …]` each.
+    If unstacked (see `sharding.unstack`), gate, up and down are E arrays of `[1, …]` each.
     """
 
     gate: jax.Array | tuple[jax.Array, ...]
@@ -72,7 +73,7 @@ class ExpertWeights:
         return len(self.gate) if isinstance(self.gate, tuple) else self.gate.shape[0]
 
 
-_WAYS: dict[str, dict[str, str]] = {
+_BACKENDS: dict[str, dict[str, str]] = {
     "attention": {
         "blocks": "block_attention:attend",
         "ragged": "ragged_attention:attend",
@@ -83,26 +84,26 @@ _WAYS: dict[str, dict[str, str]] = {
         "wide_blocks": "block_experts:wide_block_experts",
         "ragged": "ragged_experts:ragged_experts",
     },
-    "linear": {"plain": "linear:plain", "halves": "linear:halves"},
+    "linear": {"plain": "linear:plain", "split_k": "linear:split_k"},
     "int8_linear": {
         "plain": "linear:int8_plain",
         "padded": "linear:int8_padded",
-        "turned": "linear:int8_turned",
+        "transposed": "linear:int8_transposed",
     },
 }
-"""Operation -> name of a way -> `module:function` in this folder; imported when chosen."""
+"""Operation -> backend -> `module:function` in this folder; imported when chosen."""
 
 _CHOICES: dict[str, dict[str, str]] = {
-    "cpu": {"linear": "halves", "int8_linear": "turned"},
+    "cpu": {"linear": "split_k", "int8_linear": "transposed"},
     "tpu": {"attention": "ragged", "experts": "ragged"},
     "cuda": {"attention": "triton", "experts": "wide_blocks"},
 }
-"""Platform -> operation -> way, where it is not the first."""
+"""Platform -> operation -> backend, if it is not the first one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kernels:
-    """One way for each operation; `names` says which, for the log."""
+    """One kernel for each operation; `names` has the backends' names, for the log."""
 
     attention: AttentionKernel
     experts: ExpertsKernel
@@ -112,28 +113,28 @@ class Kernels:
 
 
 def choose(platform: str, overrides: Mapping[str, str] | None = None) -> Kernels:
-    """The kernels for a platform as JAX names it; one that we do not know gets the portable ones.
+    """The kernels for a platform by JAX's name; an unknown platform gets the portable ones.
 
     Args:
-      overrides: operation -> way, in place of ours.
+      overrides: operation -> backend, instead of the default.
 
     Raises:
-      ConfigError: there is no such operation or way.
+      ConfigError: the operation or the backend is unknown.
     """
-    names = {operation: next(iter(ways)) for operation, ways in _WAYS.items()}
+    names = {operation: next(iter(backends)) for operation, backends in _BACKENDS.items()}
     names |= _CHOICES.get("cuda" if platform == "gpu" else platform, {})
-    for operation, way in (overrides or {}).items():
-        _check(operation, way)
-        names[operation] = way
-    functions = {operation: _load(_WAYS[operation][way]) for operation, way in names.items()}
+    for operation, backend in (overrides or {}).items():
+        _check(operation, backend)
+        names[operation] = backend
+    functions = {operation: _load(_BACKENDS[operation][name]) for operation, name in names.items()}
     return Kernels(**functions, names=tuple(names.items()))
 
 
-def _check(operation: str, way: str) -> None:
-    if operation not in _WAYS:
-        raise ConfigError(f"kernel {operation}={way}; expected an operation of {', '.join(_WAYS)}")
-    if way not in _WAYS[operation]:
-        raise ConfigError(f"kernel {operation}={way}; expected one of {', '.join(_WAYS[operation])}")
+def _check(operation: str, backend: str) -> None:
+    if operation not in _BACKENDS:
+        raise ConfigError(f"kernel {operation}={backend}; expected an operation of {', '.join(_BACKENDS)}")
+    if backend not in _BACKENDS[operation]:
+        raise ConfigError(f"kernel {operation}={backend}; expected one of {', '.join(_BACKENDS[operation])}")
 
 
 @cache

@@ -1,9 +1,9 @@
 """Attention on a GPU: the portable kernel's tiles as one Pallas kernel, compiled by Triton.
 
-A program takes some queries of one row and one key head, all G heads that share it as rows of one product,
-and walks the row's page table with an online softmax in f32 (Milakov and Gimelshein 2018, arXiv:1805.02867;
-Dao et al. 2022, arXiv:2205.14135). Rows with one token and tiles of prompts are two calls of it. Rounded keys
-and values are widened where they are multiplied; their scales go onto scores and weights.
+A program takes some queries of one row and one key head, with all G heads that share it as rows of one
+product, and iterates over the row's page table with an online softmax in f32 (Milakov and Gimelshein 2018,
+arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135). Rows with one token and tiles of prompts are two calls.
+int8 keys and values are widened for the products; their scales are applied to scores and weights.
 """
 
 import math
@@ -20,16 +20,16 @@ from ..cache import TILE, Batch, Int8Pool, Pool
 from . import block_attention
 
 KEY_BYTES = 16384
-"""Bytes of keys, and of values, per turn of the loop: shared memory holds two turns of both."""
+"""Bytes of keys, and of values, per iteration: shared memory holds two iterations of both."""
 
 ROWS = 64
-"""Queries times heads in a program, where a tile has so many."""
+"""Queries times heads in a program, if a tile has that many."""
 
 FEWEST = 16
-"""The least a side of Triton's product may have."""
+"""The minimum size of a side of Triton's product."""
 
 _MASKED, _FLOOR = -1e30, -1e28
-"""As in `block_attention`: a block without a visible key weighs nothing."""
+"""As in `block_attention`: a block without a visible key has weight zero."""
 
 
 def attend(
@@ -56,8 +56,8 @@ def attend(
 
 
 def fits(q_TNH: jax.Array, pool: Pool) -> bool:
-    """Whether the kernel takes these shapes: Triton's arrays are powers of two, and 16 at least in a product;
-    a program's registers hold queries of up to 16 heads of 256."""
+    """Whether the kernel takes these shapes: the sizes of Triton's arrays are powers of two, at least 16 in a
+    product; a program's registers hold queries of up to 16 heads of 256."""
     heads, size = q_TNH.shape[1:]
     shared = heads // (pool.shape[2] // 2)
     power = size & (size - 1) == 0
@@ -79,7 +79,7 @@ def _run(
     window: int | None,
     interpret: bool,
 ) -> jax.Array:
-    """`out_TNH` with the tokens of C runs filled in, each of up to `tile` tokens of one row."""
+    """`out_TNH` with the tokens of C runs filled in; each run is up to `tile` tokens of one row."""
     pages, page_size, entries, size = pool.shape
     heads = pl.next_power_of_2(q_TNH.shape[1] // (entries // 2))
     queries = min(pl.next_power_of_2(tile), ROWS // heads)
@@ -118,7 +118,7 @@ def _kernel(
 ) -> None:
     """One program: `queries` tokens of a run, and the heads of one key head, in rows R = queries x heads.
 
-    The rest are the pool's scales, if it has any, the output as it was, and the output.
+    The other references are the pool's scales, if it has any, the output before the call, and the output.
     """
     *scale_refs, _, out_ref = rest
     run, part, k = (pl.program_id(axis) for axis in range(3))
@@ -133,7 +133,7 @@ def _kernel(
     q_RH = triton.load(q_ref.at[where], mask=live_RH, other=0.0)
     position_R = triton.load(position_ref.at[token_R], mask=live_R, other=-1)
 
-    def turn(i, carry):
+    def iterate(i, carry):
         key_S = i * keys + lax.broadcasted_iota(jnp.int32, (keys,), 0)
         page_S = jnp.minimum(key_S // page_size, table_ref.shape[1] - 1)
         slot_S = table_ref[row_ref[run], page_S] * page_size + key_S % page_size
@@ -148,14 +148,14 @@ def _kernel(
     first = 0 if window is None else _first_seen(position_R, window) // keys
     zero_R = jnp.zeros(queries * heads, jnp.float32)
     start = zero_R + _FLOOR, zero_R, jnp.zeros((queries * heads, size), jnp.float32)
-    _, total_R, out_RH = lax.fori_loop(first, last, turn, start)
+    _, total_R, out_RH = lax.fori_loop(first, last, iterate, start)
     out_RH = out_RH / jnp.maximum(total_R, 1e-30)[:, None]
     seen_RH = live_RH & (position_R >= 0)[:, None]
     triton.store(out_ref.at[where], out_RH.astype(out_ref.dtype), mask=seen_RH)
 
 
 def _first_seen(position_R: jax.Array, window: int) -> jax.Array:
-    """The first key that any of the queries sees."""
+    """The first key that any of the queries attends to."""
     lowest = jnp.min(jnp.where(position_R < 0, jnp.iinfo(jnp.int32).max, position_R))
     return jnp.maximum(lowest - window + 1, 0)
 
@@ -170,7 +170,7 @@ def _add_block(
     total_R: jax.Array,
     out_RH: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Running maximum, sum and weighted values with S keys more; `scales` are the keys' and the values'."""
+    """Running maximum, sum and weighted values after S more keys; `scales` are the keys' and the values'."""
     key_scale_1S, value_scale_1S = scales or (1.0, 1.0)
     exact = lax.Precision.HIGHEST if q_RH.dtype == jnp.float32 else None
     score_RS = triton.dot(q_RH, k_SH.T, precision=exact) * (1.0 / math.sqrt(q_RH.shape[1])) * key_scale_1S

@@ -1,8 +1,8 @@
-"""The reference that the model is held against: the same weights in `transformers`, and ours driven by hand.
+"""The reference for the model: the same weights in `transformers`, and a driver for ours.
 
-`build_reference` makes a `LlamaForCausalLM` (`MistralForCausalLM` where there is a window) from a
-`ModelConfig`, with random weights large enough that every part of the network moves the logits;
-`parameters_from` hands the same weights to us. `Driver` lays sequences out in pages and runs steps.
+`build_reference` makes a `LlamaForCausalLM` (`MistralForCausalLM` if there is a window) from a
+`ModelConfig`, with random weights large enough that every part of the network changes the logits;
+`parameters_from` returns the same weights for ours. `Driver` lays out sequences in pages and runs steps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,8 @@ from distaff.model.transformer import Skeleton
 FLOAT32 = jnp.dtype("float32")
 
 torch.set_num_threads(1)
-"""Its threads spin while they wait; beside XLA's own on two cores a forward takes ten times as long."""
+"""Its threads spin while they wait; with XLA's threads on two cores a forward pass takes ten times as
+long."""
 
 _LINEARS = {
     **{f"attention.{name}": f"self_attn.{name}_proj" for name in "qkvo"},
@@ -69,7 +70,7 @@ def reference_config(config: ModelConfig) -> transformers.PretrainedConfig:
 
 
 def rope_parameters(config: ModelConfig) -> dict:
-    """`rope_parameters` as `transformers` spells them."""
+    """`rope_parameters` with the names of `transformers`."""
     rope = config.rope
     if rope is None:
         return {"rope_type": "default", "rope_theta": config.rope_theta}
@@ -86,7 +87,7 @@ def rope_parameters(config: ModelConfig) -> dict:
 
 
 def build_reference(config: ModelConfig, seed: int) -> transformers.PreTrainedModel:
-    """The reference model, its logits of order 1 to 10, no bias and no norm scale left at its default."""
+    """The reference model: logits of order 1 to 10, no bias and no norm scale at its default."""
     generator = torch.Generator().manual_seed(seed)
     theirs = reference_config(config)
     model = transformers.AutoModelForCausalLM.from_config(theirs).eval().requires_grad_(False)
@@ -103,7 +104,7 @@ def build_reference(config: ModelConfig, seed: int) -> transformers.PreTrainedMo
 
 
 def _gain(name: str) -> float:
-    """How much larger than unit gain: scores and logits spread out, so that a slip in either shows."""
+    """A factor above unit gain: scores and logits are spread out, so that an error in either shows."""
     if "q_proj" in name or "k_proj" in name:
         return 1.5
     return 3.0 if "lm_head" in name or "embed" in name else 1.0
@@ -116,7 +117,7 @@ def parameters_from(model: transformers.PreTrainedModel, config: ModelConfig) ->
 
 
 def _ours(theirs: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    """One of our parameters; experts' are stacked there too, gate above up."""
+    """One of our parameters; experts are stacked there as well, gate above up."""
     layer, _, rest = name.rpartition("feed_forward.")
     experts = f"model.{layer}mlp.experts."
     if layer and f"{experts}down_proj" in theirs:
@@ -130,7 +131,7 @@ def _ours(theirs: Mapping[str, np.ndarray], name: str) -> np.ndarray:
 
 
 def reference_from(config: ModelConfig, parameters: Mapping[str, jax.Array]) -> transformers.PreTrainedModel:
-    """The reference model over our own weights, in the same memory."""
+    """The reference model with our weights, in the same memory."""
     tensors = {name: torch.from_dlpack(weight) for name, weight in parameters.items()}
     state = {reference_name(name): w.T if is_linear(name) else w for name, w in tensors.items()}
     with torch.device("meta"):
@@ -153,7 +154,7 @@ def reference_name(name: str) -> str:
 
 
 def is_linear(name: str) -> bool:
-    """Whether `transformers` stores it as `[outputs, inputs]`, where we have `[inputs, outputs]`."""
+    """Whether `transformers` stores it as `[outputs, inputs]`; ours is `[inputs, outputs]`."""
     return name == "head" or name.rpartition(".")[2] in {"q", "k", "v", "o", "gate", "up", "down", "router"}
 
 
@@ -172,11 +173,11 @@ def reference_logits(
 
 
 class Driver:
-    """Runs steps of two fixed shapes over hand-made page tables, as the runtime does, but in plain sight.
+    """Runs steps of two fixed shapes with page tables of its own, as the runtime does, but simpler.
 
-    Every row owns `columns` pages, dealt out in shuffled order. A mixed step takes chunks of any length for
-    any rows (a chunk of one token travels as a single, longer ones in tiles); a decode step takes one token
-    per row. Rows that are not named are padding.
+    Every row owns `columns` pages, assigned in shuffled order. A mixed step takes chunks of any length for
+    any rows (a chunk of one token is a single, longer ones are tiles); a decode step takes one token per row.
+    Rows that are not given are padding.
     """
 
     def __init__(
@@ -215,11 +216,11 @@ class Driver:
         return model.logits(hidden_TD), cache
 
     def start(self, row: int, prompt_length: int) -> None:
-        """Empties a row for a sequence whose prompt has this length (`dynamic` rope wants to know)."""
+        """Empties a row for a sequence with a prompt of this length (`dynamic` rope needs it)."""
         self.done[row], self.prompts[row] = 0, prompt_length
 
     def mixed(self, chunks: Mapping[int, Sequence[int]]) -> dict[int, np.ndarray]:
-        """The next tokens of some rows, any number each; their logits `[len, V]` by row."""
+        """Runs the next tokens of some rows, any number each; returns their logits `[len, V]` by row."""
         lengths = list(map(len, chunks.values()))
         ends = np.cumsum([0, *lengths]).tolist()
         starts = dict(zip(chunks, ends, strict=False))
@@ -235,7 +236,7 @@ class Driver:
         return {row: logits_TV[starts[row] :][: len(chunk)] for row, chunk in chunks.items()}
 
     def decode(self, tokens: Mapping[int, int]) -> dict[int, np.ndarray]:
-        """One next token for some rows; their logits `[1, V]` by row."""
+        """Runs one next token of some rows; returns their logits `[1, V]` by row."""
         lay = self._lay_out(self.rows, {row: (row, [token]) for row, token in tokens.items()})
         lay["tables"], lay["starts"] = self.tables, np.arange(self.rows + 1)
         logits_BV = self._run(lay, self.rows, np.arange(self.rows, dtype=np.int32), None)
@@ -274,7 +275,7 @@ class Driver:
 
 
 def make_tiles(runs: Sequence[tuple[int, int, int]], *, tile: int, capacity: int) -> Tiles:
-    """Tiles over runs `(start, length, row)` of tokens, each cut into pieces of at most `tile`."""
+    """Tiles over runs `(start, length, row)` of tokens, each split into pieces of at most `tile`."""
     pieces = [
         (start + cut, min(tile, length - cut), row)
         for start, length, row in runs

@@ -1,6 +1,6 @@
 """Each platform's attention kernel against the portable one, run on this host by Pallas' interpreters.
 
-What is laid out here is what the runtime lays out: rows one behind the other, those in use first.
+The layout is the runtime's: rows are consecutive, those in use come first.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,7 +44,7 @@ TRITON = [
 
 
 def lay_out(world: World, runs: Sequence[Run], tokens: int, *, tiles: bool) -> Batch:
-    """A step of these runs, row by row, and then padding; tiles that are not in use hold anything."""
+    """A step of these runs, row by row, then padding; tiles that are not in use hold any values."""
     rows, ends = len(world.tables), np.cumsum([0, *(length for _, length in runs)])
     positions = np.full(tokens, -1, np.int32)
     for (first, length), start in zip(runs, ends, strict=False):
@@ -83,7 +83,7 @@ def compare(
     *,
     jit: bool = True,
 ) -> None:
-    """The kernel's output is the portable one's; tokens of no row get exactly zero."""
+    """Checks that the kernel's output is the portable one's and that tokens of no row get exactly zero."""
     runs, tokens, tiles = STEPS[step]
     world = World.create(geometry, 3)
     shape = (tokens, geometry.heads, geometry.head_size)
@@ -108,13 +108,13 @@ def compare(
     "geometry", TRITON, ids=["gqa", "three-heads-window-5", "page-256-window-200", "int8"]
 )
 def test_triton_equals_portable(geometry: Geometry, step: str, dtype: jnp.dtype) -> None:
-    """In bfloat16 weights are rounded before they meet the values: 2^-9 of values around one."""
+    """In bfloat16 weights are rounded before the product with the values: 2^-9 of values around one."""
     tolerance = 1e-5 if dtype == FLOAT32 else 0.02
     compare(partial(triton_attention.attend, interpret=True), geometry, step, dtype, tolerance)
 
 
 def stand_in(q_TNH, pool, lengths_B, tables_BM, starts_R, rows, **settings) -> jax.Array:
-    """What JAX says its TPU kernel computes; where that leaves the output as it was, NaN."""
+    """JAX's reference of its TPU kernel; NaN where it leaves the output unchanged."""
     arguments = q_TNH, pool, lengths_B, tables_BM, starts_R, rows
     dynamic_validate_inputs(*arguments, **settings)
     used = int(rows[0])
@@ -132,11 +132,11 @@ def stand_in(q_TNH, pool, lengths_B, tables_BM, starts_R, rows, **settings) -> j
 def test_ragged_equals_portable(
     geometry: Geometry, step: str, dtype: jnp.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What we hand to JAX's TPU kernel means the same as the portable kernel's arguments, and is what it can
-    bear: each row in use has a token and a key, as its fetching ahead takes for granted.
+    """The arguments for JAX's TPU kernel mean the same as the portable kernel's, and meet its requirements:
+    each row in use has a token and a key, because it prefetches keys.
 
-    The kernel itself runs on no interpreter (JAX 0.10.2's knows no reshaped reference), so its own reference
-    stands in for it.
+    The kernel runs in no interpreter (JAX 0.10.2's does not support reshaped references), so its reference
+    is used instead.
     """
     monkeypatch.setattr(ragged_attention, "ragged_paged_attention", stand_in)
     tolerance = 1e-5 if dtype == FLOAT32 else 0.02
@@ -158,8 +158,9 @@ SHAPES = [
 
 @pytest.mark.parametrize(("q", "pool", "dtype", "expected"), SHAPES, ids=str)
 def test_ragged_takes_what_it_can(q: tuple, pool: tuple, dtype: jnp.dtype, expected: bool) -> None:
-    """Heads of 64 or 256 numbers, three key heads, f32 with one query head for each of many key heads, and
-    unknown dtypes go to the portable kernel, as do too large page tables and queries unlike the pool."""
+    """Heads of size 64 or 256, three key heads, f32 with one query head for each of many key heads, and
+    unknown dtypes go to the portable kernel; so do page tables that are too large and queries of another
+    dtype."""
     q_TNH = jax.ShapeDtypeStruct(q, dtype)
     pages = jax.ShapeDtypeStruct((*pool, q[2]), dtype)
     small, large = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((8, 64), (512, 1024)))
@@ -170,5 +171,5 @@ def test_ragged_takes_what_it_can(q: tuple, pool: tuple, dtype: jnp.dtype, expec
 
 @pytest.mark.parametrize("kernel", [ragged_attention, triton_attention], ids=lambda kernel: kernel.__name__)
 def test_what_does_not_fit_goes_to_the_portable_kernel(kernel: ModuleType) -> None:
-    """A head size of 24 fits neither kernel: the step is the portable one's, to the bit."""
+    """A head size of 24 fits neither kernel: the step equals the portable one's bit for bit."""
     compare(kernel.attend, Geometry(head_size=24), "mixed", FLOAT32, 0.0)

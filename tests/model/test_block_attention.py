@@ -28,7 +28,7 @@ TOKENS, ROWS, CONTEXT = 128, 4, 512
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """What a compiled shape depends on; few of them, so that little is compiled."""
+    """What a compiled shape depends on; there are few of them, so that little is compiled."""
 
     heads: int = 4
     kv_heads: int = 2
@@ -55,7 +55,7 @@ NAMES = ["gqa", "mha-window-5", "mqa-window-1", "page-256", "page-1-window-200",
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """Sequences of keys and values, and where they lie in a shuffled pool."""
+    """Sequences of keys and values, and their places in a shuffled pool."""
 
     geometry: Geometry
     k_RSKH: np.ndarray
@@ -102,7 +102,7 @@ class World:
         return np.einsum("NTS,SNH->TNH", weights / weights.sum(-1, keepdims=True), v_SNH)
 
     def _kept(self, x_SKH: np.ndarray) -> np.ndarray:
-        """What the pool keeps of keys or values: in int8, the nearest of 255 multiples of a scale."""
+        """Keys or values as the pool keeps them: in int8, the nearest of 255 multiples of a scale."""
         if not self.geometry.int8:
             return x_SKH
         scale_SK1 = np.abs(x_SKH).max(-1, keepdims=True) / np.float32(127)
@@ -132,7 +132,8 @@ MIXED = [Run(2, 0, 300, 1), Run(0, 1, 0, 70), Run(3, 75, 130, 1), Run(1, 80, 250
 
 
 LONG = [Run(0, 0, 100, 300), Run(2, 300, 40, 1), Run(1, 301, 0, 130), Run(3, 440, 400, 65)]
-"""Five tiles, a token, three tiles, the last of two tokens, and two tiles: four and three are one look."""
+"""Five tiles, a token, three tiles, the last of two tokens, and two tiles: four and three are processed as
+one."""
 
 
 def queries(geometry: Geometry, seed: int, tokens: int = TOKENS) -> np.ndarray:
@@ -153,7 +154,7 @@ def batch_of(world: World, runs: Sequence[Run], tokens: int) -> Batch:
         lengths_T=jnp.asarray(positions + 1),
         slots_T=jnp.zeros(tokens, jnp.int32),
         tables_BM=jnp.asarray(world.tables, jnp.int32),
-        starts_R=jnp.zeros(ROWS + 1, jnp.int32),  # this kernel goes by singles and tiles
+        starts_R=jnp.zeros(ROWS + 1, jnp.int32),  # this kernel uses singles and tiles
         rows=jnp.int32(len(runs)),
         singles_B=jnp.asarray(singles),
         tiles=make_tiles(prompts, tile=64, capacity=tokens // 64 + ROWS),
@@ -188,7 +189,7 @@ def decode(
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=NAMES)
 def test_mixed_step_equals_dense_attention(geometry: Geometry) -> None:
-    """Chunks in tiles and single tokens together give what dense attention gives each of them."""
+    """Chunks in tiles and single tokens together get what dense attention gives each of them."""
     world, q_TNH = World.create(geometry, 0), queries(geometry, 1)
     found_TNH = mixed(world, q_TNH, MIXED)
     for run in MIXED:
@@ -198,7 +199,7 @@ def test_mixed_step_equals_dense_attention(geometry: Geometry) -> None:
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=NAMES)
 def test_long_prompts_equal_dense_attention(geometry: Geometry) -> None:
-    """Tiles that are looked at together, beside others that are not, alone and in company to the bit."""
+    """Tiles that are processed together, with others that are not; equal bits alone and with other rows."""
     world, q_TNH = World.create(geometry, 18), queries(geometry, 19, 512)
     found_TNH, used = mixed(world, q_TNH, LONG), np.zeros(512, bool)
     for run in LONG:
@@ -211,7 +212,7 @@ def test_long_prompts_equal_dense_attention(geometry: Geometry) -> None:
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=NAMES)
 def test_decode_step_equals_dense_attention(geometry: Geometry) -> None:
-    """Rows of very different lengths decode together as each does in dense attention; an idle one gives 0."""
+    """Rows of very different lengths decode together as each does in dense attention; an idle row gives 0."""
     world, q_TNH = World.create(geometry, 2), queries(geometry, 3)
     for positions in ([0, 127, -1, 511], [128, -1, 255, 256], [-1, -1, -1, -1]):
         found_BNH = decode(world, q_TNH, positions)
@@ -236,7 +237,7 @@ def test_tokens_outside_every_run_get_zero(geometry: Geometry) -> None:
 
 @pytest.mark.parametrize("filler", [HUGE, -HUGE])
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=NAMES)
-def test_what_others_left_in_the_pool_does_not_show(geometry: Geometry, filler: float) -> None:
+def test_values_of_other_sequences_in_the_pool_do_not_matter(geometry: Geometry, filler: float) -> None:
     """The largest finite values on the trash page and on every foreign page change no bit of any result."""
     world, dirty = World.create(geometry, 4), World.create(geometry, 4, filler)
     q_TNH = queries(geometry, 5)
@@ -246,7 +247,7 @@ def test_what_others_left_in_the_pool_does_not_show(geometry: Geometry, filler: 
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=NAMES)
-def test_what_lies_behind_the_end_does_not_show(geometry: Geometry) -> None:
+def test_values_after_the_end_do_not_matter(geometry: Geometry) -> None:
     """Stale entries of a row's own last page, and table columns beyond it, change no bit of its result."""
     world, q_TNH, positions = World.create(geometry, 6, HUGE), queries(geometry, 7), [5, 130, 300, 0]
     k_RSKH, v_RSKH, tables = world.k_RSKH.copy(), world.v_RSKH.copy(), world.tables.copy()
@@ -261,11 +262,11 @@ def test_what_lies_behind_the_end_does_not_show(geometry: Geometry) -> None:
 
 
 @pytest.mark.parametrize("geometry", [GEOMETRIES[1], GEOMETRIES[4]], ids=[NAMES[1], NAMES[4]])
-def test_what_lies_before_the_window_does_not_show(geometry: Geometry) -> None:
-    """Pages that a row's window has left behind may go: the trash page in their place changes no bit.
+def test_values_before_the_window_do_not_matter(geometry: Geometry) -> None:
+    """Pages before a row's window may be released: the trash page in their place changes no bit.
 
-    Blocks without a visible key once added up their values before a visible one wiped them out, and values
-    that overflow in a sum left NaN.
+    Blocks without a visible key once added their values before a visible one cancelled them, and values that
+    overflow in a sum left NaN.
     """
     world, q_TNH, positions = World.create(geometry, 8, HUGE), queries(geometry, 9), [2, 511, 300, 205]
     tables = world.tables.copy()
@@ -275,8 +276,8 @@ def test_what_lies_before_the_window_does_not_show(geometry: Geometry) -> None:
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=NAMES)
-def test_alone_equals_in_company(geometry: Geometry) -> None:
-    """Who else is in the step, and how long they are, changes no bit of a row's result."""
+def test_alone_equals_with_other_rows(geometry: Geometry) -> None:
+    """Other rows in the step, and their lengths, change no bit of a row's result."""
     world, q_TNH, positions = World.create(geometry, 10), queries(geometry, 11), [40, 511, 129, 256]
     together_BNH = decode(world, q_TNH, positions)
     for row, position in enumerate(positions):
@@ -288,7 +289,7 @@ def test_alone_equals_in_company(geometry: Geometry) -> None:
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES[:2], ids=NAMES[:2])
-def test_what_neighbours_hold_does_not_show(geometry: Geometry) -> None:
+def test_values_of_neighbours_do_not_matter(geometry: Geometry) -> None:
     """Neighbours full of the largest finite values, in the same step, change no bit of a row's result."""
     world, q_TNH, positions = World.create(geometry, 16), queries(geometry, 17), [40, 511, 129, 256]
     expected_BNH, expected_TNH = decode(world, q_TNH, positions), mixed(world, q_TNH, MIXED)
@@ -315,7 +316,8 @@ def test_paged_equals_contiguous(geometry: Geometry) -> None:
 
 @pytest.mark.parametrize("geometry", GEOMETRIES[:2], ids=NAMES[:2])
 def test_chunks_equal_the_whole(geometry: Geometry) -> None:
-    """A prompt cut anywhere, its pieces in any place of any step, gives what it gives whole."""
+    """A prompt that is split anywhere, with its pieces in any place of any step, gives the same as the whole
+    prompt."""
     world, q_TNH, whole = World.create(geometry, 14), queries(geometry, 15), Run(1, 0, 200, TOKENS)
     expected_TNH = mixed(world, q_TNH, [whole])
 
@@ -334,14 +336,14 @@ def test_chunks_equal_the_whole(geometry: Geometry) -> None:
 
 
 @pytest.mark.parametrize("used", [0, 1, 8, 9, 24])
-def test_rows_in_use_are_looked_at_in_groups(used: int) -> None:
-    """As all rows at once, and zero for those behind the last one in use."""
+def test_rows_in_use_are_processed_in_groups(used: int) -> None:
+    """The same as all rows at once, and zero for those after the last one in use."""
     rng = np.random.default_rng(used)
     pool = jnp.asarray(rng.normal(size=(40, 4, 4, 8)), jnp.float32)
     q_BNH = jnp.asarray(rng.normal(size=(24, 4, 8)), jnp.float32)
     tables_BM = jnp.asarray(rng.integers(1, 40, (24, 30)), jnp.int32)
     positions_B = jnp.asarray(np.where(np.arange(24) < used, rng.integers(0, 119, 24), -1), jnp.int32)
-    ways = (_attend_used_rows, attend_rows)
-    grouped, whole = (way(q_BNH, pool, tables_BM, positions_B, window=None) for way in ways)
+    kernels = (_attend_used_rows, attend_rows)
+    grouped, whole = (kernel(q_BNH, pool, tables_BM, positions_B, window=None) for kernel in kernels)
     np.testing.assert_allclose(grouped, whole, rtol=1e-5, atol=1e-6)
     assert not np.asarray(grouped)[used:].any()

@@ -1,4 +1,4 @@
-"""What a model's configuration refuses, and that it says what it found."""
+"""What a model's configuration refuses, and that the error has the value that was found."""
 
 import re
 
@@ -56,12 +56,12 @@ def test_impossible_models_are_refused(changes: dict, message: str) -> None:
 
 
 def test_empty_llama3_band_is_refused() -> None:
-    """`llama3` blends between two limits; equal ones leave nothing to blend."""
+    """`llama3` blends between two limits; they must differ."""
     with pytest.raises(ConfigError, match=r"high_frequency is 1\.0; expected more than low_frequency, 1\.0"):
         RopeScaling(kind="llama3", factor=8.0, original_context=64, low_frequency=1.0, high_frequency=1.0)
 
 
-def test_the_same_numbers_are_accepted_where_they_make_sense() -> None:
-    """The table above fails for its numbers, not for anything else in it."""
+def test_the_same_numbers_are_accepted_if_they_make_sense() -> None:
+    """The cases above fail because of their numbers and nothing else."""
     ModelConfig(**SIZES, window=1, norm_epsilon=1e-12, rope=RopeScaling(**ROPE, attention_factor=0.5))
     ModelConfig(**SIZES | {"head_size": 2, "kv_heads": 4, "rope": RopeScaling(**ROPE | {"kind": "yarn"})})

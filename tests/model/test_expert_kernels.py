@@ -1,4 +1,4 @@
-"""Every way of computing a mixture of experts against a plain sum over them, and what none may do.
+"""Every backend of a mixture of experts against a plain sum over them, and what no backend may do.
 
 Products of some tens of terms of order one: f32 agrees with float64 to 1e-5.
 """
@@ -18,10 +18,10 @@ from distaff.model.kernels.block_experts import block_experts, block_rows, wide_
 from distaff.model.kernels.ragged_experts import ragged_experts
 from distaff.model.kernels.registry import ExpertWeights
 from distaff.model.quantize import quantize_weight
-from distaff.model.sharding import lay_apart
+from distaff.model.sharding import unstack
 
 WIDTH, INNER, EXPERTS, CHOICES = 24, 40, 4, 2
-WAYS = {"blocks": block_experts, "wide_blocks": wide_block_experts, "ragged": ragged_experts}
+BACKENDS = {"blocks": block_experts, "wide_blocks": wide_block_experts, "ragged": ragged_experts}
 TOKENS = [1, 2, 7, 64]
 NAMES = ("gate", "up", "down")
 
@@ -42,13 +42,13 @@ def rounded() -> ExpertWeights:
     return ExpertWeights(**{name: weight for name, (weight, _) in parts.items()}, **scales)
 
 
-def apart(experts: ExpertWeights) -> ExpertWeights:
+def unstacked(experts: ExpertWeights) -> ExpertWeights:
     """The same, each expert an array of its own."""
     scales = {f"{name}_scale": getattr(experts, f"{name}_scale") for name in NAMES}
-    return ExpertWeights(**{name: lay_apart(getattr(experts, name)) for name in NAMES}, **scales)
+    return ExpertWeights(**{name: unstack(getattr(experts, name)) for name in NAMES}, **scales)
 
 
-FORMS = {"stacked": lambda experts: experts, "apart": apart}
+FORMS = {"stacked": lambda experts: experts, "unstacked": unstacked}
 
 
 def inputs(tokens: int, seed: int = 1) -> tuple[jax.Array, np.ndarray, jax.Array]:
@@ -63,7 +63,7 @@ def inputs(tokens: int, seed: int = 1) -> tuple[jax.Array, np.ndarray, jax.Array
 def oracle(
     x_TD: jax.Array, expert_TX: np.ndarray, weight_TX: jax.Array, experts: ExpertWeights
 ) -> np.ndarray:
-    """Token by token in float64; with int8 weights, inputs are rounded as `quantize.py` says."""
+    """Token by token in float64; with int8 weights, inputs are rounded as in `quantize.py`."""
     out_TD = np.zeros(x_TD.shape)
     for t, x in zip(*np.nonzero(expert_TX < EXPERTS), strict=True):
         e = expert_TX[t, x]
@@ -83,41 +83,43 @@ def _map(x_D: np.ndarray, experts: ExpertWeights, name: str, e: int) -> np.ndarr
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("tokens", TOKENS)
-def test_every_way_is_the_sum_over_experts(tokens: int, way: str, form: str) -> None:
+def test_every_backend_is_the_sum_over_experts(tokens: int, backend: str, form: str) -> None:
     """In f32, for tokens with two experts, one and none."""
     x_TD, expert_TX, weight_TX = inputs(tokens)
-    found_TD = jax.jit(WAYS[way])(x_TD, jnp.asarray(expert_TX), weight_TX, FORMS[form](wide()))
+    found_TD = jax.jit(BACKENDS[backend])(x_TD, jnp.asarray(expert_TX), weight_TX, FORMS[form](wide()))
     np.testing.assert_allclose(found_TD, oracle(x_TD, expert_TX, weight_TX, wide()), atol=1e-5)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_crowd_at_one_expert_takes_several_blocks(way: str) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_many_tokens_for_one_expert_take_several_blocks(backend: str) -> None:
     """Every token goes to one expert, and every fifth to the last as well."""
     x_TD, expert_TX, weight_TX = inputs(200)
     expert_TX[:, 0], expert_TX[:, 1] = 1, EXPERTS
     expert_TX[::5, 1] = EXPERTS - 1
-    found_TD = jax.jit(WAYS[way])(x_TD, jnp.asarray(expert_TX), weight_TX, wide())
+    found_TD = jax.jit(BACKENDS[backend])(x_TD, jnp.asarray(expert_TX), weight_TX, wide())
     np.testing.assert_allclose(found_TD, oracle(x_TD, expert_TX, weight_TX, wide()), atol=1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("tokens", [1, 7])
-def test_every_way_is_the_sum_over_experts_in_int8(tokens: int, way: str, form: str) -> None:
-    """Rounded as the oracle rounds; where a hidden number lies on an edge it may fall to the other side, so
-    a step of a 127th is allowed, times a weight and a sum's worth of such."""
+def test_every_backend_is_the_sum_over_experts_in_int8(tokens: int, backend: str, form: str) -> None:
+    """Rounded as the oracle rounds; a hidden value on an edge may be rounded to the other side, so a
+    step of a 127th is allowed, times a weight and the number of such terms."""
     x_TD, expert_TX, weight_TX = inputs(tokens)
-    found_TD = jax.jit(WAYS[way])(x_TD, jnp.asarray(expert_TX), weight_TX, FORMS[form](rounded()))
+    found_TD = jax.jit(BACKENDS[backend])(x_TD, jnp.asarray(expert_TX), weight_TX, FORMS[form](rounded()))
     np.testing.assert_allclose(found_TD, oracle(x_TD, expert_TX, weight_TX, rounded()), atol=2e-3)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_bfloat16_stays_close(way: str) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bfloat16_stays_close(backend: str) -> None:
     x_TD, expert_TX, weight_TX = inputs(7)
     narrow = jax.tree.map(lambda w: w.astype(jnp.bfloat16), wide())
-    found_TD = jax.jit(WAYS[way])(x_TD.astype(jnp.bfloat16), jnp.asarray(expert_TX), weight_TX, narrow)
+    found_TD = jax.jit(BACKENDS[backend])(
+        x_TD.astype(jnp.bfloat16), jnp.asarray(expert_TX), weight_TX, narrow
+    )
     assert found_TD.dtype == jnp.bfloat16
     expected_TD = oracle(x_TD, expert_TX, weight_TX, wide())
     np.testing.assert_allclose(
@@ -126,13 +128,14 @@ def test_bfloat16_stays_close(way: str) -> None:
 
 
 @pytest.mark.parametrize("experts", [wide, rounded], ids=["f32", "int8"])
-@pytest.mark.parametrize("way", WAYS)
-def test_padding_touches_nobody(way: str, experts: Callable[[], ExpertWeights]) -> None:
-    """Tokens without an expert come out as zero whatever they hold, NaN too, and nobody else sees them."""
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_padding_affects_no_token(backend: str, experts: Callable[[], ExpertWeights]) -> None:
+    """Tokens without an expert come out as zero whatever they hold, also NaN, and do not affect other
+    tokens."""
     x_TD, expert_TX, weight_TX = inputs(64)
     expert_TX[5::3] = EXPERTS
     poisoned_TD = x_TD.at[5::3].set(jnp.nan)
-    run = jax.jit(WAYS[way])
+    run = jax.jit(BACKENDS[backend])
     clean_TD, found_TD = (run(x, jnp.asarray(expert_TX), weight_TX, experts()) for x in (x_TD, poisoned_TD))
     np.testing.assert_array_equal(found_TD, clean_TD)
     assert not np.asarray(found_TD[5::3]).any()
@@ -140,10 +143,10 @@ def test_padding_touches_nobody(way: str, experts: Callable[[], ExpertWeights]) 
 
 @pytest.mark.parametrize("experts", [wide, rounded], ids=["f32", "int8"])
 @pytest.mark.parametrize("tokens", [2, 7, 64])
-def test_company_and_place_change_no_bit(tokens: int, experts: Callable[[], ExpertWeights]) -> None:
-    """Whoever else is in the step, wherever they send it, a token gets the same bits."""
+def test_other_tokens_and_place_change_no_bit(tokens: int, experts: Callable[[], ExpertWeights]) -> None:
+    """A token gets the same bits whatever else is in the step and whatever its place is."""
     own, *_ = inputs(tokens)
-    run, mine_X, weights = jax.jit(block_experts), np.asarray([2, 0], np.int32), apart(experts())
+    run, mine_X, weights = jax.jit(block_experts), np.asarray([2, 0], np.int32), unstacked(experts())
     expected_D = None
 
     @settings(max_examples=30, deadline=None, derandomize=True)
@@ -179,7 +182,8 @@ def turns(expert_TX: np.ndarray) -> int:
 
 
 def test_work_follows_the_tokens() -> None:
-    """No block for experts without rows nor for tokens without an expert; else as few as hold each's rows."""
+    """No block for experts without rows or for tokens without an expert; otherwise as few as hold each
+    expert's rows."""
     tokens = 64
     block = block_rows(tokens, CHOICES, EXPERTS)
     nobody = np.full((tokens, CHOICES), EXPERTS, np.int32)
@@ -190,8 +194,8 @@ def test_work_follows_the_tokens() -> None:
     assert [turns(one), turns(three), turns(all_one)] == [1, 3, -(-tokens // block)]
 
 
-def test_experts_apart_are_not_copied() -> None:
-    """The compiled loop reads experts' weights where they are; if they are stacked, it copies first."""
+def test_unstacked_experts_are_not_copied() -> None:
+    """The compiled loop reads unstacked experts' weights in place; it copies stacked ones first."""
     x_TD, expert_TX, weight_TX = inputs(64)
     arguments = x_TD, jnp.asarray(expert_TX), weight_TX
     made = re.compile(rf"= f32\[(?:1,)?{WIDTH},{INNER}\]\S* (\w[\w-]*)\(")
@@ -199,15 +203,15 @@ def test_experts_apart_are_not_copied() -> None:
         form: jax.jit(block_experts).lower(*arguments, lay(wide())).compile() for form, lay in FORMS.items()
     }
     kinds = {form: set(made.findall(found.as_text())) for form, found in compiled.items()}
-    assert kinds["apart"] <= {"parameter", "get-tuple-element", "bitcast"}
+    assert kinds["unstacked"] <= {"parameter", "get-tuple-element", "bitcast"}
     assert "fusion" in kinds["stacked"]
 
 
-def test_apart_shares_memory() -> None:
-    """Laying experts apart copies nothing."""
+def test_unstacked_experts_share_memory() -> None:
+    """Unstacking experts copies nothing."""
     stacked = wide().gate
     size = stacked[0].nbytes
-    for i, expert in enumerate(lay_apart(stacked)):
+    for i, expert in enumerate(unstack(stacked)):
         assert expert.unsafe_buffer_pointer() == stacked.unsafe_buffer_pointer() + i * size
 
 

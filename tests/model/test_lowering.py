@@ -1,7 +1,6 @@
 """The model lowers for TPU and CUDA on a machine that has neither, with the kernels of each.
 
-Lowering runs every rule of every operation for the platform named; it stops short of that platform's
-compiler.
+Lowering runs every operation's rules for that platform; it does not run the platform's compiler.
 """
 
 import re
@@ -62,13 +61,13 @@ MARKS = {
     "tpu": {"attention": "tpu_custom_call", "experts": "ragged_dot"},
     "cuda": {"attention": "xla.gpu.triton", "experts": "stablehlo.while"},
 }
-"""What shows that the platform's own kernel is in a lowered step."""
+"""Text that shows that the platform's own kernel is in a lowered step."""
 
 DEVICES = {
     "tpu": AbstractDevice("TPU v5 lite", 1, "tpu"),
     "cuda": AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu"),
 }
-"""The device that Pallas asks about where there is none; a real mesh says it itself."""
+"""The device that Pallas queries if there is none; a real mesh has its own."""
 
 
 def lower(
@@ -121,8 +120,8 @@ def test_step_lowers_for_accelerators(name: str, kind: str, dtype: str, platform
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 @pytest.mark.parametrize("kind", ["rows", "tiles"])
 def test_an_int8_cache_lowers(kind: str, platform: str) -> None:
-    """Its pools come out as they went in. JAX's TPU kernel cannot read them, so the portable one does;
-    ours for GPUs can."""
+    """Its pools come out with their types. JAX's TPU kernel cannot read them, so the portable one does; ours
+    for GPUs can."""
     lowered, cache = lower(MODELS["llama"], kind, "bfloat16", platform, cached="int8")
     assert jax.tree.map(lambda x: (x.shape, x.dtype), lowered.out_info[1]) == jax.tree.map(
         lambda x: (x.shape, x.dtype), cache
@@ -135,13 +134,13 @@ def test_an_int8_cache_lowers(kind: str, platform: str) -> None:
 @pytest.mark.parametrize("kind", ["rows", "tiles"])
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
 def test_int8_stays_int8(name: str, kind: str, platform: str) -> None:
-    """Every product with weights but the router's is int8 x int8 -> int32, experts' included; none is widened
-    first."""
+    """Every product with weights except the router's is int8 x int8 -> int32, including experts'; none is
+    widened first."""
     text = lower(MODELS[name], kind, "bfloat16", platform, int8=True)[0].as_text()
     products = re.findall(
         r"(?:dot_general|ragged_dot).*: \(tensor<(\S+)>, tensor<(\S+)>.*-> tensor<(\S+)>", text
     )
     kinds = Counter(tuple(shape.rpartition("x")[2] for shape in product) for product in products)
-    assert kinds["i8", "i8", "i32"] == 7 + 1  # layers are traced once; a tied head is a weight of its own
+    assert kinds["i8", "i8", "i32"] == 7 + 1  # layers are traced once; a tied head is a separate weight
     assert not [kind for kind in kinds if "i8" in kind[:2] and kind != ("i8", "i8", "i32")]
     assert not re.search(r"convert.*tensor<\S+xi8>\) -> tensor<\S+x(?:bf16|f32)>", text)

@@ -1,4 +1,4 @@
-"""The list of parameters, the module, and the flat tuple between them; and what the pool takes in."""
+"""The list of parameters, the module, and the flat tuple between them; and what the pool stores."""
 
 import itertools
 
@@ -40,14 +40,14 @@ def module_shapes(config: ModelConfig, target: Target | None = None) -> dict[str
 
 @pytest.mark.parametrize("config", [*VARIANTS, small(layers=12), MIXTURE], ids=lambda c: f"{c.layers} layers")
 def test_list_equals_module(config: ModelConfig) -> None:
-    """The list that readers and store go by is the module's own parameters, names and shapes."""
+    """The list that readers and the store use equals the module's parameters, names and shapes."""
     assert parameter_shapes(config) == module_shapes(config)
     assert parameter_shapes(config, int8=True) == module_shapes(config, Target(int8=True))
 
 
 @pytest.mark.parametrize("config", [*VARIANTS, small(layers=12), MIXTURE], ids=lambda c: f"{c.layers} layers")
 def test_flat_tuple_round_trip(config: ModelConfig) -> None:
-    """Every parameter lands in the module under its own name, also with more than ten layers."""
+    """Every parameter is in the module under its own name, also with more than ten layers."""
     shapes, skeleton = parameter_shapes(config), Skeleton.of(config)
     assert sorted(skeleton.names) == sorted(shapes)
     numbered = {name: jnp.full(shape, i, F32) for i, (name, shape) in enumerate(shapes.items())}
@@ -57,7 +57,7 @@ def test_flat_tuple_round_trip(config: ModelConfig) -> None:
 
 
 def test_missing_parameter_is_an_error() -> None:
-    """A mapping without one of the names does not pass for a model."""
+    """A mapping without one of the names is not accepted as a model."""
     config = small(tied_head=True)
     parameters = random_parameters(config, 0, F32)
     del parameters["layers.1.attention.k"]
@@ -66,7 +66,7 @@ def test_missing_parameter_is_an_error() -> None:
 
 
 def test_random_parameters_have_listed_shapes_and_repeat() -> None:
-    """Random parameters are all the listed ones, in the wanted dtype, the same for the same seed."""
+    """Random parameters are all the listed ones, in the requested dtype, the same for the same seed."""
     config = small(attention_bias=True)
     first, again = (random_parameters(config, 5, jnp.dtype("bfloat16")) for _ in range(2))
     assert {name: x.shape for name, x in first.items()} == parameter_shapes(config)
@@ -79,7 +79,7 @@ def test_random_parameters_have_listed_shapes_and_repeat() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_pool_stays_finite(dtype: str) -> None:
-    """NaN and infinities of an overflowed row never get into the pool that the next sequence inherits."""
+    """NaN and infinities of an overflowed row never get into the pool that the next sequence uses."""
     (pool,) = create_cache(small(layers=1), 3, 4, jnp.dtype(dtype))
     bad_TKH = jnp.asarray([np.nan, np.inf, -np.inf, 1.0], dtype)[:, None, None] * jnp.ones((4, 2, 8), dtype)
     slots_T = jnp.asarray([0, 5, 6, 7])
@@ -88,8 +88,9 @@ def test_pool_stays_finite(dtype: str) -> None:
     assert (written.reshape(12, -1)[7] == 1.0).all()
 
 
-def test_write_pages_touches_its_slots_alone() -> None:
-    """Keys and values stand side by side at their slots; every other slot stays, also for slots too high."""
+def test_write_pages_changes_its_slots_only() -> None:
+    """Keys and values are adjacent at their slots; every other slot is unchanged, also for slots that are too
+    high."""
     (pool,) = create_cache(small(layers=1), 3, 4, F32)
     k_TKH = 1.0 + jnp.arange(32, dtype=F32).reshape(2, 2, 8)
     flat = np.asarray(write_pages(pool - 9, k_TKH, -k_TKH, jnp.asarray([6, 99]))).reshape(12, 2, 2, 8)
@@ -97,8 +98,8 @@ def test_write_pages_touches_its_slots_alone() -> None:
     assert (np.delete(flat, 6, axis=0) == -9).all()
 
 
-def test_page_bytes_are_the_cache_s() -> None:
-    """The bytes of a page are those that a cache really takes."""
+def test_page_bytes_equal_the_cache() -> None:
+    """The bytes of a page are those that a cache really has."""
     for dtype in (F32, jnp.dtype("bfloat16")):
         config = small(layers=3)
         assert page_bytes(config, 4, dtype) * 7 == sum(

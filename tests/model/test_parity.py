@@ -1,9 +1,10 @@
 """Parity with `transformers`: the same random weights must give the same logits, prompt and cached decoding.
 
 The tolerance is 1e-4 of the largest reference logit. Both sides compute in f32 and differ in the order of
-their sums and in the last bit of powers and cosines; over some hundreds of random models that came to at
-most a tenth of the tolerance. A slip in the mathematics is far above it: weights are drawn so that attention
-is sharp, biases and norm scales are nowhere at their defaults, and epsilons are large enough to be seen.
+their sums and in the last bit of powers and cosines; over some hundreds of random models that was at
+most a tenth of the tolerance. An error in the mathematics is far above it: weights are drawn so that
+attention is sharp, biases and norm scales are nowhere at their defaults, and epsilons are large enough to
+matter.
 """
 
 import numpy as np
@@ -22,7 +23,7 @@ ROPES = ("default", "linear", "dynamic", "llama3", "yarn")
 
 @st.composite
 def scalings(draw: st.DrawFn, kind: str) -> RopeScaling | None:
-    """A rope of this kind, its trained context shorter than most prompts below."""
+    """A rope of this kind, with a trained context shorter than most prompts below."""
     if kind == "default":
         return None
     options = {}
@@ -68,7 +69,7 @@ def configs(draw: st.DrawFn, kind: str, family: str) -> ModelConfig:
 
 @st.composite
 def mixtures(draw: st.DrawFn) -> MoEConfig:
-    """2 to 16 experts, 1 to 4 of them for a token."""
+    """2 to 16 experts, 1 to 4 of them per token."""
     experts = draw(st.sampled_from([2, 3, 4, 8, 16]))
     return MoEConfig(experts=experts, experts_per_token=draw(st.integers(1, min(4, experts))))
 
@@ -87,16 +88,16 @@ def cases(draw: st.DrawFn, kind: str, family: str) -> tuple[ModelConfig, tuple[i
     + [("default", "mixtral", 14), ("llama3", "mixtral", 2)],
 )
 def test_logits_equal_transformers(kind: str, family: str, examples: int) -> None:
-    """Every prompt logit and every logit of cached decoding equals the reference's, whatever the model.
+    """Every prompt logit and every logit of cached decoding equals the reference's, for any model.
 
-    The draws are the same in every run: their executables then come from the compilation cache.
+    The draws are the same in every run, so that their executables come from the compilation cache.
     """
 
     @settings(
         max_examples=examples,
         deadline=None,
         derandomize=True,
-        phases=[Phase.generate],  # shrinking would compile hundreds of models to say the same
+        phases=[Phase.generate],  # shrinking would compile hundreds of models for the same result
         suppress_health_check=list(HealthCheck),
     )
     @given(cases(kind, family))

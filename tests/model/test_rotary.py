@@ -42,14 +42,14 @@ SCALINGS = {
 
 
 def sized(head_size: int, theta: float, rope: RopeScaling | None) -> ModelConfig:
-    """A model of which only the rotary part matters."""
+    """A model; only its rotary part matters."""
     sizes = dict(vocabulary=8, layers=1, width=4, feed_forward=4, heads=1, kv_heads=1, context=131_072)
     return ModelConfig(**sizes, head_size=head_size, rope_theta=theta, rope=rope)
 
 
 @pytest.mark.parametrize("scaling", SCALINGS)
 def test_frequencies_equal_transformers(scaling: str) -> None:
-    """Every frequency is the reference's to 2e-6, and so is the factor on cos and sin.
+    """Every frequency equals the reference's to 2e-6, and so does the factor on cos and sin.
 
     A power differs in its last bit (6e-8), which `llama3` multiplies by up to its factor, 32, in its blend.
     """
@@ -78,7 +78,7 @@ def test_dynamic_frequencies_equal_transformers(head_size: int, theta: float) ->
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2000), st.integers(0, 2000), st.integers(0, 2000), st.sampled_from(sorted(SCALINGS)))
-def test_products_depend_on_distance_alone(query: int, key: int, shift: int, scaling: str) -> None:
+def test_products_depend_on_distance_only(query: int, key: int, shift: int, scaling: str) -> None:
     """Moving a query and a key by the same number of positions leaves their product unchanged.
 
     An angle of some thousand radians is rounded to 1e-4 in f32; the product is no more exact than that.
@@ -99,13 +99,13 @@ def test_products_depend_on_distance_alone(query: int, key: int, shift: int, sca
 
 
 def test_rotation_keeps_lengths_and_dtype() -> None:
-    """Turning a head changes neither its norm nor its dtype, and position 0 changes nothing."""
+    """Rotating a head changes neither its norm nor its dtype, and position 0 changes nothing."""
     config = sized(32, 10_000.0, None)
     x_TNH = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2, 32)), jnp.float32)
-    turned_TNH = rotate(x_TNH, *rotary_tables(config, jnp.asarray([0, 5, 777]), jnp.zeros(3, jnp.int32)))
-    np.testing.assert_array_equal(turned_TNH[0], x_TNH[0])
+    rotated_TNH = rotate(x_TNH, *rotary_tables(config, jnp.asarray([0, 5, 777]), jnp.zeros(3, jnp.int32)))
+    np.testing.assert_array_equal(rotated_TNH[0], x_TNH[0])
     np.testing.assert_allclose(
-        jnp.linalg.norm(turned_TNH, axis=-1), jnp.linalg.norm(x_TNH, axis=-1), rtol=1e-6
+        jnp.linalg.norm(rotated_TNH, axis=-1), jnp.linalg.norm(x_TNH, axis=-1), rtol=1e-6
     )
     half_TNH = rotate(x_TNH.astype(jnp.bfloat16), *rotary_tables(config, jnp.arange(3), jnp.arange(3)))
     assert half_TNH.dtype == jnp.bfloat16

@@ -1,4 +1,5 @@
-"""A model over several devices says what it says on one, and sends between them what the design allows."""
+"""A model over several devices computes the same as on one, and sends only what the design allows between
+them."""
 
 import re
 from collections import Counter
@@ -35,7 +36,7 @@ TOLERANCE = 1e-4
 
 
 def spread(config: ModelConfig, seed: int = 5) -> dict[str, jax.Array]:
-    """Random parameters, none of them at its default, large enough that each moves the logits."""
+    """Random parameters, none of them at its default, large enough that each changes the logits."""
     rng = np.random.default_rng(seed)
     found = {}
     for name, weight in random_parameters(config, seed, FLOAT32).items():
@@ -46,46 +47,46 @@ def spread(config: ModelConfig, seed: int = 5) -> dict[str, jax.Array]:
     return found
 
 
-def speak(
+def generate(
     driver: Driver, config: ModelConfig, follow: list[int] | None = None
 ) -> tuple[np.ndarray, list[int]]:
-    """Logits of two prompts and of six steps more, and the greedy tokens; the steps `follow` those given."""
+    """Logits of two prompts and of six more steps, and the greedy tokens; the steps `follow` given tokens."""
     rng = np.random.default_rng(1)
     prompts = {row: rng.integers(0, config.vocabulary, n).tolist() for row, n in PROMPTS.items()}
     for row, prompt in prompts.items():
         driver.start(row, len(prompt))
     logits = driver.mixed(prompts)
-    heard, tokens = [logits[0], logits[2]], []
+    found, tokens = [logits[0], logits[2]], []
     for i in range(6):
         tokens += [int(logits[row][-1].argmax()) for row in prompts]
         logits = driver.decode(dict(zip(prompts, (follow or tokens)[2 * i : 2 * i + 2], strict=True)))
-        heard += [logits[0], logits[2]]
-    return np.concatenate(heard), tokens
+        found += [logits[0], logits[2]]
+    return np.concatenate(found), tokens
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_any_mesh_says_the_same(name: str) -> None:
+def test_any_mesh_computes_the_same(name: str) -> None:
     """Over 1, 2 and 4 devices: the same greedy tokens, logits within 1e-4 of the largest."""
     config, parameters = MODELS[name], spread(MODELS[name])
-    alone, tokens = speak(Driver(config, parameters), config)
+    alone, tokens = generate(Driver(config, parameters), config)
     for shards in (2, 4):
-        logits, found = speak(Driver(config, parameters, mesh=create_mesh(shards)), config, tokens)
+        logits, found = generate(Driver(config, parameters, mesh=create_mesh(shards)), config, tokens)
         assert np.abs(logits - alone).max() <= TOLERANCE * np.abs(alone).max()
         assert found == tokens
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
 def test_int8_is_close_on_any_mesh(name: str) -> None:
-    """Over 1, 2 and 4 devices int8 weights give about the wide ones' logits.
+    """Over 1, 2 and 4 devices int8 weights give about the same logits as the wide ones.
 
-    Each device rounds a row by its own share's largest value, so the meshes differ a little; a router that
-    hesitates may send a token elsewhere, so it is the median over positions that is held.
+    Each device rounds a row by its own share's largest value, so the meshes differ a little; a router with a
+    near tie may send a token elsewhere, so the median over positions is compared.
     """
     config, parameters = MODELS[name], spread(MODELS[name])
-    wide, tokens = speak(Driver(config, parameters), config)
+    wide, tokens = generate(Driver(config, parameters), config)
     for shards in (1, 2, 4):
         driver = Driver(config, quantize(parameters), mesh=create_mesh(shards), int8=True)
-        logits, _ = speak(driver, config, tokens)
+        logits, _ = generate(driver, config, tokens)
         worst = np.abs(logits - wide).max(-1) / np.abs(wide).max()
         assert np.median(worst) <= 0.05
 
@@ -100,8 +101,8 @@ def collectives(driver: Driver) -> Counter[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", ["llama", "nine-three", "mixtral", "three-experts"])
-def test_a_step_sends_what_the_design_says(name: str) -> None:
-    """Two sums a layer and one for the embedding, each of hidden states; the logits once; no more."""
+def test_a_step_sends_what_the_design_allows(name: str) -> None:
+    """Two sums per layer and one for the embedding, each of hidden states; the logits once; nothing else."""
     config, shards = MODELS[name], 4
     driver = Driver(config, spread(config), mesh=create_mesh(shards))
     found = Counter()
@@ -121,7 +122,7 @@ def test_a_step_sends_what_the_design_says(name: str) -> None:
     st.sampled_from([None, 2, 3, 8]),
 )
 def test_shares_are_a_partition(heads: tuple[int, int], shards: int, odd: int, experts: int | None) -> None:
-    """Whole heads, even shares; put side by side, without padding and copies, they are the parameter."""
+    """Whole heads, even shares; concatenated, without padding and copies, they are the parameter."""
     config = replace(
         LLAMA,
         heads=heads[0],
@@ -149,7 +150,7 @@ def test_shares_are_a_partition(heads: tuple[int, int], shards: int, odd: int, e
 
 
 def test_place_sends_each_device_its_share() -> None:
-    """What lies on each device of a mesh is what `share` says."""
+    """What is on each device of a mesh is what `share` returns."""
     config, mesh = MODELS["nine-three"], create_mesh(4)
     values = np.random.default_rng(0).random((24, 24)).astype(np.float32)
     where = placements(config, 4)["layers.0.attention.k"]

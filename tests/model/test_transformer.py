@@ -1,4 +1,4 @@
-"""Laws of the whole model: how its work is cut up, shared and rounded does not change what it says."""
+"""Laws of the whole model: how its work is split, shared and rounded does not change its results."""
 
 from dataclasses import replace
 
@@ -51,7 +51,8 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def test_chunked_equals_whole(driver: Driver) -> None:
-    """A prompt fed in any pieces gives the logits it gives whole, also where its length turns the rope."""
+    """A prompt in any pieces gives the same logits as the whole prompt, also if its length changes the
+    rope."""
     expected = whole(driver, PROMPT)
 
     @settings(max_examples=15, deadline=None)
@@ -66,8 +67,8 @@ def test_chunked_equals_whole(driver: Driver) -> None:
 
 
 def test_cached_equals_uncached(parameters: dict[str, jax.Array]) -> None:
-    """A token decoded against the cache gets the logits it gets as the end of one long prompt."""
-    driver = Driver(replace(CONFIG, rope=None), parameters)  # `dynamic` turns prompts by their length
+    """A token decoded with the cache gets the same logits as at the end of one long prompt."""
+    driver = Driver(replace(CONFIG, rope=None), parameters)  # `dynamic` rotates prompts by their length
     expected = whole(driver, PROMPT)
     driver.start(2, 80)
     driver.mixed({2: PROMPT[:80]})
@@ -75,8 +76,8 @@ def test_cached_equals_uncached(parameters: dict[str, jax.Array]) -> None:
     assert relative(found, expected[80:]) < 1e-5
 
 
-def test_company_changes_no_bit(driver: Driver) -> None:
-    """A prompt, then its decoding, in steps with others are bit for bit what they are alone."""
+def test_other_rows_change_no_bit(driver: Driver) -> None:
+    """A prompt and its decoding in steps with others equal the same alone, bit for bit."""
     alone = whole(driver, PROMPT[:40])
     alone_next = driver.decode({1: 7})[1]
     driver.start(2, 9)
@@ -90,7 +91,7 @@ def test_company_changes_no_bit(driver: Driver) -> None:
 
 @pytest.mark.parametrize("place", [1, 2, 7, 31, 50])
 def test_place_in_the_step_changes_no_bit(driver: Driver, place: int) -> None:
-    """Where in a step's tokens a prompt stands is of no consequence, to the bit."""
+    """The place of a prompt among a step's tokens changes no bit."""
     alone = whole(driver, PROMPT[:40])
     driver.start(1, 40)
     driver.start(0, place)
@@ -99,7 +100,7 @@ def test_place_in_the_step_changes_no_bit(driver: Driver, place: int) -> None:
 
 
 def test_one_prompt_alone_is_a_single(driver: Driver) -> None:
-    """A prompt of one token says the same as a row of a mixed step and as a row of a decode step."""
+    """A prompt of one token gives the same as a row of a mixed step and as a row of a decode step."""
     first = whole(driver, PROMPT[:1])
     driver.start(1, 1)
     assert relative(driver.decode({1: PROMPT[0]})[1], first) < 1e-5
@@ -107,7 +108,7 @@ def test_one_prompt_alone_is_a_single(driver: Driver) -> None:
 
 @pytest.mark.parametrize("change", [{"norm_epsilon": 0.1}, {"window": 3}, {"rope_theta": 50.0}], ids=str)
 def test_equal_shapes_do_not_share_a_trace(parameters: dict[str, jax.Array], change: dict) -> None:
-    """Models that differ in a number alone do not take each other's compiled layers, in one process."""
+    """Models that differ in one number only do not use each other's compiled layers, in one process."""
     plain = replace(CONFIG, rope=None)
     first = whole(Driver(plain, parameters), PROMPT)
     other = whole(Driver(replace(plain, **change), parameters), PROMPT)

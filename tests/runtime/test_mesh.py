@@ -91,7 +91,7 @@ def test_chosen_kernels_are_used(parameters):
     kernels = parse_kernels(["linear=plain"])
     engine = Engine(CONFIG, parameters, replace(SETTINGS, kernels=kernels))
     assert ("linear", "plain") in engine.kernels
-    with pytest.raises(ConfigError, match=r"kernel linear=magic; expected one of plain, halves"):
+    with pytest.raises(ConfigError, match=r"kernel linear=magic; expected one of plain, split_k"):
         Engine(CONFIG, parameters, replace(SETTINGS, kernels=(("linear", "magic"),)))
 
 
