@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from distaff.checkpoints import load_tokenizer, resolve
-from distaff.checkpoints.chat_template import ChatTemplate
+from distaff.checkpoints.tokenization.chat_template import ChatTemplate
 from distaff.server.answering.off_loop import OffLoop
 from distaff.server.text.rendering import RemoteTemplate
 

@@ -15,7 +15,7 @@ from gguf.quants import dequantize, quantize
 from safetensors.numpy import save_file
 
 from distaff.checkpoints import bundled, load_tokenizer, open_checkpoint, resolve
-from distaff.checkpoints.bundle import fetch_gguf
+from distaff.checkpoints.downloads.bundle import fetch_gguf
 from distaff.checkpoints.names import HUGGINGFACE
 from distaff.checkpoints.sources import cache_folder
 from distaff.model.config import ModelConfig

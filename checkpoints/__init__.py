@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .errors import SourceNotFound as SourceNotFound
     from .files import Progress as Progress
     from .generation import GenerationDefaults as GenerationDefaults
-    from .matching import GrammarCompiler as GrammarCompiler
+    from .grammars.matching import GrammarCompiler as GrammarCompiler
     from .reading import load_parameters as load_parameters
     from .reading import open_checkpoint as open_checkpoint
     from .sources import bundled as bundled
@@ -34,7 +34,7 @@ _HOMES = {
     "SourceNotFound": "errors",
     "Progress": "files",
     "GenerationDefaults": "generation",
-    "GrammarCompiler": "matching",
+    "GrammarCompiler": "grammars.matching",
     "Checkpoint": "checkpoint",
     "load_parameters": "reading",
     "open_checkpoint": "reading",

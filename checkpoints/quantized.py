@@ -21,7 +21,7 @@ from ..model.config import ModelConfig
 from ..model.parameters import is_linear, parameter_shapes
 from .checkpoint import Checkpoint
 from .rotation import Rotation
-from .store import group_of, inner_name
+from .store.store import group_of, inner_name
 
 _LARGEST = np.float32(127)
 _TINY = np.float32(1e-30)

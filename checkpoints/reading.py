@@ -15,9 +15,9 @@ from ..model.parameters import is_linear, parameter_shapes
 from .checkpoint import Checkpoint
 from .errors import SourceNotFound, not_finite
 from .files import Progress
-from .manifest import MANIFEST_FILE
 from .quantized import QuantizedCheckpoint
-from .store import Store
+from .store.manifest import MANIFEST_FILE
+from .store.store import Store
 
 if TYPE_CHECKING:
     import jax
@@ -55,10 +55,10 @@ def _open(path: Path) -> Checkpoint:
     if (path / MANIFEST_FILE).exists():
         return Store(path)
     if path.is_dir():
-        from .huggingface import HuggingFaceFolder
+        from .huggingface.huggingface_folder import HuggingFaceFolder
 
         return HuggingFaceFolder(path)
-    from .gguf import GGUFFile
+    from .gguf.gguf_file import GGUFFile
 
     return GGUFFile(path)
 

@@ -7,10 +7,10 @@ import os
 import re
 from pathlib import Path
 
-from .bundle import SMOLLM2, BundledModel, prepare
+from .downloads.bundle import SMOLLM2, BundledModel, prepare
+from .downloads.hub import download
 from .errors import SourceNotFound
 from .files import Progress
-from .hub import download
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*\w")
 _BUNDLED = (SMOLLM2,)

@@ -18,10 +18,10 @@ from .checkpoint import Checkpoint
 from .errors import CheckpointError
 from .files import Progress, files_below, read_json, sha256_all, sync_folder, sync_tree, write_whole
 from .generation import GENERATION_FILE, GenerationDefaults
-from .manifest import MANIFEST_FILE, WEIGHTS_FOLDER, FileRecord, Manifest, TensorRecord, read_manifest
 from .reading import open_checkpoint
-from .slabs import cut, slabs_for
-from .store import group_of, inner_name
+from .store.manifest import MANIFEST_FILE, WEIGHTS_FOLDER, FileRecord, Manifest, TensorRecord, read_manifest
+from .store.slabs import cut, slabs_for
+from .store.store import group_of, inner_name
 from .tokenizer import load_tokenizer
 
 _RESUME_FILE = "resume.json"
@@ -174,7 +174,7 @@ def _record_of(name: str, values: np.ndarray, config: ModelConfig) -> TensorReco
 def _write_group(
     partial: Path, group: str, arrays: dict[str, np.ndarray], records: dict[str, TensorRecord]
 ) -> dict[str, FileRecord]:
-    from .orbax_group import write
+    from .store.orbax_group import write
 
     folder = partial / WEIGHTS_FOLDER / group
     slabbed = {inner_name(name) for name, record in records.items() if record.axis is not None}

@@ -12,17 +12,17 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from .chat_template import ChatTemplate, Message
-from .chat_template import TemplateError as TemplateError
-from .detokenizer import Detokenizer as Detokenizer
-from .detokenizer import TokenBytes
 from .errors import CheckpointError
 from .files import write_whole
-from .gguf_header import read_gguf_header
-from .gguf_tokenizer import read_gguf_tokenizer
-from .manifest import MANIFEST_FILE, read_manifest
-from .shield import Shield, encode_text
-from .tokenizer_folder import (
+from .gguf.gguf_header import read_gguf_header
+from .gguf.gguf_tokenizer import read_gguf_tokenizer
+from .store.manifest import MANIFEST_FILE, read_manifest
+from .tokenization.chat_template import ChatTemplate, Message
+from .tokenization.chat_template import TemplateError as TemplateError
+from .tokenization.detokenizer import Detokenizer as Detokenizer
+from .tokenization.detokenizer import TokenBytes
+from .tokenization.special_tokens import Shield, encode_text
+from .tokenization.tokenizer_folder import (
     CONFIG_FILE,
     TEMPLATE_FILE,
     TEMPLATE_FOLDER,
@@ -30,7 +30,7 @@ from .tokenizer_folder import (
     read_template_file,
     read_tokenizer_folder,
 )
-from .tokenizer_parts import TokenizerParts
+from .tokenization.tokenizer_parts import TokenizerParts
 
 _TOOL_USE = "tool_use"
 

@@ -8,7 +8,7 @@ chosen only in the server.
     ├── ConfigError                 a model configuration that we cannot compute
     ├── CheckpointError             a checkpoint that is damaged, incomplete or not supported
     │   └── SourceNotFound          a model name that matches nothing           (checkpoints/errors.py)
-    ├── TemplateError               messages that a chat template refuses       (checkpoints/chat_template.py)
+    ├── TemplateError               messages that a chat template refuses       (checkpoints/tokenization)
     ├── OutOfMemory                 not enough memory for the KV pool           (runtime/device/memory.py)
     ├── KeysRefused                 API keys that cannot be used                (server/keys.py)
     ├── ApiError                    an HTTP status and its envelope             (server/errors.py)

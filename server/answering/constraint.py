@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ...checkpoints.errors import GrammarError
-from ...checkpoints.grammar import check_schema, either
+from ...checkpoints.grammars.grammar import check_schema, either
 from ..protocol.openai.chat import ChatCall
 from ..protocol.structured import Constraint
 from ..protocol.tools import invalid_parameters

@@ -136,7 +136,7 @@ def plan(
     """Estimate a model's memory and speed on devices that are not here."""
     configure_logging("WARNING")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from ...checkpoints.outline import read_outline
+    from ...checkpoints.config_only import read_outline
     from ...runtime.capacity.planning import make_plan
     from ...runtime.capacity.sizing import PlanOptions
     from .plan import show

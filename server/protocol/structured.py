@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from ...checkpoints.errors import GrammarError, SchemaError
-from ...checkpoints.grammar import (
+from ...checkpoints.grammars.grammar import (
     check_grammar,
     check_schema,
     choice_grammar,
@@ -47,7 +47,7 @@ class Constraint:
     """The constraint on a reply.
 
     Attributes:
-      make: builds the grammar (see `checkpoints.grammar`), or raises GrammarError or BadRequest.
+      make: builds the grammar (see `checkpoints.grammars.grammar`), or raises GrammarError or BadRequest.
       param: the parameter that requests it. name: of the schema, if any.
       source: the schema or the regular expression that was given, if one was.
     """

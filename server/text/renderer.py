@@ -14,7 +14,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...checkpoints.chat_template import ChatTemplate, TemplateError
+from ...checkpoints.tokenization.chat_template import ChatTemplate, TemplateError
 from ...runtime.framing import TooLong, received
 from . import renderer_wire as wire
 

@@ -18,8 +18,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...checkpoints.chat_template import ChatTemplate, Message, TemplateError
 from ...checkpoints.errors import CheckpointError
+from ...checkpoints.tokenization.chat_template import ChatTemplate, Message, TemplateError
 from ...runtime.framing import TooLong, WireError, received
 from ..errors import RenderingOverloaded
 from ..process.system import environment_without_keys

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ...checkpoints.grammar import json_part
+from ...checkpoints.grammars.grammar import json_part
 from .envelope import Envelope
 from .leading import LeadingParser
 from .named import NamedEnvelope

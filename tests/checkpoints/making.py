@@ -13,7 +13,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from distaff.checkpoints.huggingface import HuggingFaceFolder
+from distaff.checkpoints.huggingface.huggingface_folder import HuggingFaceFolder
 from distaff.model.errors import DistaffError
 
 SIZES: dict[str, Any] = dict(

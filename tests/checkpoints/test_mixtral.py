@@ -217,7 +217,7 @@ def test_a_system_message_is_folded_into_the_first_turn(strict_tokenizer: Any) -
 
 def test_turns_that_do_not_alternate_are_merged(strict_tokenizer: Any) -> None:
     """The template refuses them as they are; a role that it does not know it refuses in any form."""
-    from distaff.checkpoints.chat_template import TemplateError
+    from distaff.checkpoints.tokenization.chat_template import TemplateError
 
     first, second = {"role": "user", "content": "Hello!"}, {"role": "user", "content": "Are you there?"}
     merged = {"role": "user", "content": "Hello!\n\nAre you there?"}

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from distaff.checkpoints import bundle, bundled, check, open_checkpoint, resolve
-from distaff.checkpoints.bundle import SMOLLM2, BundledModel, _locked, prepare
+from distaff.checkpoints import bundled, check, open_checkpoint, resolve
+from distaff.checkpoints.downloads import bundle
+from distaff.checkpoints.downloads.bundle import SMOLLM2, BundledModel, _locked, prepare
 from distaff.checkpoints.errors import CheckpointError, SourceNotFound
 from distaff.checkpoints.files import sha256
 from distaff.checkpoints.sources import cache_folder

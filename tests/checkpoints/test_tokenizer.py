@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from distaff.checkpoints import resolve, shield
-from distaff.checkpoints.chat_template import ChatTemplate
+from distaff.checkpoints import resolve
 from distaff.checkpoints.errors import CheckpointError
-from distaff.checkpoints.message_forms import fold_system
-from distaff.checkpoints.shield import Shield
+from distaff.checkpoints.tokenization import special_tokens
+from distaff.checkpoints.tokenization.chat_template import ChatTemplate
+from distaff.checkpoints.tokenization.message_forms import fold_system
+from distaff.checkpoints.tokenization.special_tokens import Shield
+from distaff.checkpoints.tokenization.tokenizer_parts import TokenizerParts, surround
 from distaff.checkpoints.tokenizer import ChatTokenizer, TemplateError, load_tokenizer
-from distaff.checkpoints.tokenizer_parts import TokenizerParts, surround
 
 from .making import CHATML, TEXTS, byte_level, llama3_like, sentencepiece
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from distaff.checkpoints.grammar import json_schema_grammar
+from distaff.checkpoints.grammars.grammar import json_schema_grammar
 from distaff.runtime.request import EngineStats, Request, SamplingParams, TokenEvent
 from distaff.server.engine_client import EngineInfo
 from distaff.server.engines import wire

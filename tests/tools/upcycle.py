@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from benchmarks.weights import config_sizes
 from distaff.checkpoints import load_tokenizer, open_checkpoint, resolve
 from distaff.checkpoints.names import HUGGINGFACE, HUGGINGFACE_EXPERTS
-from distaff.checkpoints.store import group_of
+from distaff.checkpoints.store.store import group_of
 from distaff.model.config import ModelConfig
 
 NAMES = {**HUGGINGFACE, **HUGGINGFACE_EXPERTS}

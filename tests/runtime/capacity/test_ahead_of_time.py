@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from distaff.checkpoints.outline import read_outline
+from distaff.checkpoints.config_only import read_outline
 from distaff.model.config import ModelConfig
 from distaff.runtime.capacity.chips import parse_topology
 from distaff.runtime.capacity.planning import make_plan, program_spec

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distaff.checkpoints.outline import read_outline
+from distaff.checkpoints.config_only import read_outline
 from distaff.model.config import ModelConfig, MoEConfig
 from distaff.model.errors import ConfigError
 from distaff.model.sharding import pad_config

@@ -113,7 +113,7 @@ def test_no_banner_of_transformers_is_printed(ours: bool):
     """As it greets those who have no PyTorch. Imported by itself it does, or this would show nothing."""
     options = "add_generation_prompt=False, continue_final_message=False"
     render = f"ChatTemplate('', {{}}).render([{{'role': 'user', 'content': 'x'}}], {options})"
-    action = f"from distaff.checkpoints.chat_template import ChatTemplate; {render}"
+    action = f"from distaff.checkpoints.tokenization.chat_template import ChatTemplate; {render}"
     code = f"import sys; sys.modules['torch'] = None; {action if ours else 'import transformers'}"
     environment = {name: value for name, value in os.environ.items() if name != "TRANSFORMERS_VERBOSITY"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)

@@ -5,7 +5,7 @@ import json
 import httpx
 import pytest
 
-from distaff.checkpoints.grammar import json_object_grammar, json_schema_grammar, regex_grammar
+from distaff.checkpoints.grammars.grammar import json_object_grammar, json_schema_grammar, regex_grammar
 
 from ..conftest import post_chat
 from .test_tools import NOW, WEATHER

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from distaff.checkpoints.chat_template import ChatTemplate
+from distaff.checkpoints.tokenization.chat_template import ChatTemplate
 from distaff.server.testing import BOS, FakeText
 
-from ...checkpoints.test_message_forms import TOOLS
+from ...checkpoints.tokenization.test_message_forms import TOOLS
 from ..conftest import Ask, Server
 
 NOW = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}

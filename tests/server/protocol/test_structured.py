@@ -2,7 +2,7 @@
 
 import pytest
 
-from distaff.checkpoints.grammar import (
+from distaff.checkpoints.grammars.grammar import (
     choice_grammar,
     json_object_grammar,
     json_schema_grammar,

@@ -11,10 +11,10 @@ import httpx
 import psutil
 import pytest
 
-from distaff.checkpoints.chat_template import ChatTemplate, TemplateError
 from distaff.checkpoints.errors import CheckpointError
+from distaff.checkpoints.tokenization.chat_template import ChatTemplate, TemplateError
+from distaff.checkpoints.tokenization.tokenizer_parts import TokenizerParts
 from distaff.checkpoints.tokenizer import ChatTokenizer
-from distaff.checkpoints.tokenizer_parts import TokenizerParts
 from distaff.model.errors import DistaffError
 from distaff.runtime.request import Overloaded
 from distaff.server.text import rendering

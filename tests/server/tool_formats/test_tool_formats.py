@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
-from distaff.checkpoints.grammar import check_grammar
+from distaff.checkpoints.grammars.grammar import check_grammar
 from distaff.server.tool_formats import (
     FORMATS,
     CallArguments,

@@ -1,0 +1,42 @@
+"""What a model is, without its weights: nobody wants to fetch 140 GB to hear that they do not fit.
+
+Takes whatever `distaff serve` takes, and a bare `config.json` as well.
+"""
+
+from pathlib import Path
+
+from ..model.config import ModelConfig
+from .downloads.hub import download
+from .files import Progress, read_json
+from .huggingface.huggingface_config import read_config
+from .reading import open_checkpoint
+from .sources import check, is_hub_id, resolve
+from .store.manifest import MANIFEST_FILE
+
+_CONFIG = "config.json"
+
+
+def read_outline(
+    name: str | None, *, revision: str | None = None, progress: Progress | None = None
+) -> ModelConfig:
+    """The configuration of a model by name; of a hub id nothing but `config.json` is fetched.
+
+    Raises:
+      SourceNotFound: the name leads nowhere.
+      CheckpointError: the file is damaged, or cannot be fetched.
+      ConfigError: it asks for mathematics that we do not compute.
+    """
+    check(name)
+    if name is not None and is_hub_id(name):
+        path = download(name, revision, None, progress, files=(_CONFIG,))
+    else:
+        path = resolve(name, revision=revision, progress=progress)
+    return _read(path)
+
+
+def _read(path: Path) -> ModelConfig:
+    if path.is_dir() and (path / _CONFIG).exists() and not (path / MANIFEST_FILE).exists():
+        path = path / _CONFIG
+    if path.suffix == ".json":
+        return read_config(path, read_json(path))
+    return open_checkpoint(path).config

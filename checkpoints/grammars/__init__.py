@@ -1,0 +1,1 @@
+"""Grammars for constrained output: JSON schemas, Lark, regular expressions."""

@@ -1,0 +1,125 @@
+"""A Hugging Face folder: `config.json` and safetensors, offered as a checkpoint in our names and layout.
+
+The tokenizer and the template are `tokenizer`'s. Pickles are refused, never opened.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from ...model.config import ModelConfig
+from ..errors import CheckpointError
+from ..files import read_json
+from ..generation import GenerationDefaults, read_generation
+from ..names import (
+    HUGGINGFACE,
+    HUGGINGFACE_EXPERTS,
+    HUGGINGFACE_FUSED,
+    find_origins,
+    refuse_unused,
+    table_for,
+    unused,
+)
+from ..notes import note
+from .huggingface_config import read_config
+from .shards import INDEX_FILE, SINGLE_FILE, StoredTensor, read_headers
+
+_EXTRA = re.compile(r"\.(weight|bias|sinks)$|(_proj|experts|gate|lm_head|embed_tokens)\.")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+
+
+class HuggingFaceFolder:
+    """A checkpoint whose header is read and checked; the weights are still on disk.
+
+    Attributes:
+      path: the folder. config: the model. generation: its end tokens and sampling defaults.
+      int8: never.
+      fingerprint: SHA-256 over the config, every tensor's name, type, shape and place, and the size and time
+        of change of its file. Cheap and made of no weights: equal files elsewhere have another one.
+      nbytes: of all tensors as stored.
+
+    Raises:
+      ConfigError: config.json asks for mathematics we do not compute.
+      CheckpointError: files are missing or damaged, or the tensors do not fit the config.
+    """
+
+    def __init__(self, path: Path) -> None:
+        _refuse_pickles(path)
+        self.path, self.int8 = path, False
+        self.config: ModelConfig = read_config(path / "config.json", read_json(path / "config.json"))
+        self.generation: GenerationDefaults = read_generation(path)
+        headers = read_headers(path)
+        found = {name: tensor.shape for name, tensor in headers.items()}
+        if self.config.tied_head:
+            self._check_tied_head(path, found)
+        file = path / (SINGLE_FILE if (path / SINGLE_FILE).exists() else INDEX_FILE)
+        table = table_for(self.config, HUGGINGFACE, (HUGGINGFACE_EXPERTS, HUGGINGFACE_FUSED), found)
+        self._origins = find_origins(file, self.config, table, found)
+        extra = unused(self._origins, found)
+        _check_extra(file, extra)
+        self._stored: dict[str, StoredTensor] = {name: headers[name] for name in found.keys() - set(extra)}
+        self._spare_head = headers.get(HUGGINGFACE["head"]) if self.config.tied_head else None
+        self.nbytes: int = sum(tensor.nbytes for tensor in self._stored.values())
+        self.fingerprint: str = _fingerprint(self.config, self._stored)
+
+    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+        """`(name, values)` in `parameter_shapes` order, linears as `[inputs, outputs]`, in their stored type.
+
+        Raises:
+          CheckpointError: a file changed since it was opened, or a tied model's second copy differs.
+        """
+        for name, origin in self._origins.items():
+            values = origin.assemble(lambda foreign: self._stored[foreign].read())
+            if name == "embed" and self._spare_head is not None:
+                _check_equal(self._stored[origin.names[0]], values, self._spare_head)
+            yield name, values
+
+    def _check_tied_head(self, path: Path, found: dict[str, tuple[int, ...]]) -> None:
+        """A tied model may carry its head a second time; the copy must fit, and is compared on reading."""
+        shape, embed = found.pop(HUGGINGFACE["head"], None), found.get(HUGGINGFACE["embed"])
+        if shape is not None and shape != embed:
+            raise CheckpointError(
+                f"{path}: tensor lm_head.weight has shape {shape}; the head is tied to {embed}"
+            )
+
+
+def _refuse_pickles(path: Path) -> None:
+    if (path / SINGLE_FILE).exists() or (path / INDEX_FILE).exists():
+        return
+    for pattern in _PICKLES:
+        for file in sorted(path.glob(pattern)):
+            raise CheckpointError(f"{file}: pickled weights are never opened; expected {SINGLE_FILE}")
+    raise CheckpointError(f"{path}: no weights; expected {SINGLE_FILE} or {INDEX_FILE}")
+
+
+def _check_extra(file: Path, extra: list[str]) -> None:
+    """Refuses tensors that say that more is computed than is configured, and ignores the rest.
+
+    The first are weights and biases within the model, and whatever belongs to a linear (scales of quantised
+    weights, adapters). The rest are buffers, which follow from the config, and what stands beside the model,
+    like the value head of a training run.
+    """
+    within = [name for name in extra if name.startswith(("model.", "lm_head."))]
+    refuse_unused(file, [name for name in within if _EXTRA.search(name)])
+    if extra:
+        note(f"{file}: {', '.join(extra[:3])}{', ...' if extra[3:] else ''}: not part of the model; not read")
+
+
+def _check_equal(stored: StoredTensor, values: np.ndarray, head: StoredTensor) -> None:
+    if not np.array_equal(values.view(np.uint8), head.read().view(np.uint8)):
+        raise CheckpointError(
+            f"{head.file}: tensor {head.name} differs from {stored.name}; expected equal, as they are tied"
+        )
+
+
+def _fingerprint(config: ModelConfig, stored: dict[str, StoredTensor]) -> str:
+    rows = [
+        (name, tensor.dtype.name, tensor.shape, tensor.file.name, tensor.offset, tensor.stamp)
+        for name, tensor in sorted(stored.items())
+    ]
+    return hashlib.sha256(json.dumps([asdict(config), rows]).encode()).hexdigest()

@@ -1,0 +1,97 @@
+"""The rotary part of a Hugging Face `config.json`: `rope_theta` and the scaling, in the old and new places.
+
+transformers 5 writes one `rope_parameters` object; before that there were `rope_theta` and `rope_scaling`.
+The semantics are those of transformers' `modeling_rope_utils` (5.24), including its defaults; a key that it
+does not read for a rope type is logged and ignored, as there.
+"""
+
+from pathlib import Path
+from typing import Any, cast
+
+from ...model.config import RopeKind, RopeScaling
+from ...model.errors import ConfigError
+from ..notes import note
+from ..values import brief, flag, integer, number
+
+_KEYS: dict[str, set[str]] = {
+    "default": set(),
+    "linear": {"factor"},
+    "dynamic": {"factor"},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
+    "yarn": {
+        "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale",
+        "mscale_all_dim", "truncate",
+    },
+}  # fmt: skip
+"""Every rope type that we compute, with the keys that it reads."""
+
+_ALL_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
+"""What may stand beside them for any type."""
+
+
+def read_rope(path: Path, config: dict[str, Any], context: int) -> tuple[float, RopeScaling | None, int]:
+    """`(rope_theta, scaling, usable context)` of a config.json.
+
+    Args:
+      path: for log lines. context: the file's max_position_embeddings.
+
+    Raises:
+      ConfigError: a rope type or partial rotation that we do not compute, or a number that is none.
+    """
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise ConfigError(f"rope_scaling is {brief(rope)}; expected an object")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if not isinstance(kind, str) or kind not in _KEYS:
+        raise ConfigError(f"rope_type is {brief(kind)}; expected one of {sorted(_KEYS)}")
+    if rope.get("partial_rotary_factor") not in (None, 1.0):
+        raise ConfigError(
+            f"rope_parameters.partial_rotary_factor is {brief(rope['partial_rotary_factor'])}; expected 1.0"
+        )
+    for key in rope.keys() - _KEYS[kind] - _ALL_KEYS:
+        note(f"{path}: rope_parameters.{key} is {brief(rope[key])}; rope type {kind!r} does not use it")
+    theta = number(rope if rope.get("rope_theta") is not None else config, "rope_theta", 10_000.0)
+    if kind == "default":
+        return theta, None, context
+    original = context if kind == "dynamic" else _original_context(config, rope, context)
+    if kind == "yarn" and "factor" in rope and rope["factor"] is None:  # not where it is absent
+        rope = {**rope, "factor": context / original}
+    scaling = _scaling(cast(RopeKind, kind), rope, original)
+    return theta, scaling, scaling.reach(context)
+
+
+def _original_context(config: dict[str, Any], rope: dict[str, Any], context: int) -> int:
+    """The trained context: beside the rope parameters or in them, else max_position_embeddings."""
+    key = "original_max_position_embeddings"
+    place = next((place for place in (config, rope) if place.get(key) is not None), None)
+    return context if place is None else integer(place, key)
+
+
+def _scaling(kind: RopeKind, rope: dict[str, Any], original: int) -> RopeScaling:
+    factor = number(rope, "factor")
+    if kind == "llama3":
+        low, high = number(rope, "low_freq_factor"), number(rope, "high_freq_factor")
+        if high <= low:
+            raise ConfigError(f"high_freq_factor is {high}; expected more than low_freq_factor {low}")
+        return RopeScaling(
+            kind=kind, factor=factor, original_context=original, low_frequency=low, high_frequency=high
+        )
+    if kind == "yarn":
+        return _yarn(rope, factor, original)
+    return RopeScaling(kind=kind, factor=factor, original_context=original)
+
+
+def _yarn(rope: dict[str, Any], factor: float, original: int) -> RopeScaling:
+    """transformers treats a zero beta or mscale like an absent one."""
+    both = bool(rope.get("mscale") and rope.get("mscale_all_dim"))
+    return RopeScaling(
+        kind="yarn",
+        factor=factor,
+        original_context=original,
+        beta_fast=number(rope, "beta_fast", 32.0) if rope.get("beta_fast") else 32.0,
+        beta_slow=number(rope, "beta_slow", 1.0) if rope.get("beta_slow") else 1.0,
+        attention_factor=None if rope.get("attention_factor") is None else number(rope, "attention_factor"),
+        mscale=number(rope, "mscale") if both else None,
+        mscale_all_dim=number(rope, "mscale_all_dim") if both else None,
+        truncate=flag(rope, "truncate") if "truncate" in rope else True,
+    )

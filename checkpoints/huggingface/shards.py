@@ -1,0 +1,172 @@
+"""Safetensors files: which there are, what their headers say, and one tensor at a time.
+
+Knows no names of ours. Nothing but headers is read until a tensor is asked for, and files are read, not
+mapped, so that a file cut short under us is an error and not a dead process. The one idea: an index says
+which files are read, and names only files in the folder itself; which of their tensors a model needs is not
+known here. What nothing asks for is left alone with a remark, as transformers does, and may be of any type.
+"""
+
+import json
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from ..errors import CheckpointError
+from ..files import read_json
+from ..notes import note
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor's bytes are.
+
+    Attributes:
+      kind: its type, as safetensors names it.
+      stamp: the file's size and time of change when its header was read.
+    """
+
+    file: Path
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    offset: int
+    stamp: tuple[int, int]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Its type. Raises CheckpointError where weights of this type are not read."""
+        if self.kind not in _DTYPES:
+            raise CheckpointError(
+                f"{self.file}: tensor {self.name} is {self.kind}; expected one of {', '.join(_DTYPES)}"
+            )
+        return _DTYPES[self.kind]
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    def read(self) -> np.ndarray:
+        """The tensor, in its stored type.
+
+        Raises:
+          CheckpointError: the file has changed since it was opened.
+        """
+        count = prod(self.shape)
+        with open(self.file, "rb") as file:
+            file.seek(self.offset)
+            values = np.fromfile(file, self.dtype, count)
+        if len(values) != count or _stamp(self.file) != self.stamp:
+            raise CheckpointError(
+                f"{self.file}: tensor {self.name}: the file changed while it was being read"
+            )
+        return values.reshape(self.shape)
+
+
+def read_headers(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a folder's safetensors, by name; reads headers only.
+
+    A whole `model.safetensors` comes before an index. A tensor in two shards is taken from where the index
+    says; one that the index puts elsewhere, from where it is.
+
+    Raises:
+      CheckpointError: no safetensors, a damaged header, or a shard that is missing or outside the folder.
+    """
+    if (folder / SINGLE_FILE).exists() or not (folder / INDEX_FILE).exists():
+        files, placement = [SINGLE_FILE], {}
+    else:
+        placement = _read_index(folder)
+        files = sorted(set(placement.values()))
+    _note_others(folder, files)
+    tensors: dict[str, StoredTensor] = {}
+    spare: list[StoredTensor] = []
+    for file in files:
+        for name, tensor in _read_header(_contained(folder, file)).items():
+            if name in tensors:
+                spare.append(tensors[name] if placement.get(name) == file else tensor)
+            if name not in tensors or placement.get(name) == file:
+                tensors[name] = tensor
+    if spare:
+        others = f" and {len(spare) - 1} more" if len(spare) > 1 else ""
+        note(f"{folder}: tensors stored twice: {spare[0].name} in {spare[0].file.name}{others}: not read")
+    return tensors
+
+
+def _note_others(folder: Path, files: list[str]) -> None:
+    others = {path.name for path in folder.glob("*.safetensors")} - set(files)
+    if files == [SINGLE_FILE] and (folder / INDEX_FILE).exists():
+        others.add(INDEX_FILE)
+    if others:
+        note(f"{folder}: {', '.join(sorted(others))}: not part of the model; not read")
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    path = folder / INDEX_FILE
+    placement = read_json(path).get("weight_map")
+    if not isinstance(placement, dict) or not placement:
+        raise CheckpointError(f"{path}: weight_map is missing; expected tensor names to file names")
+    for tensor, shard in placement.items():
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{path}: tensor {tensor} is in {shard!r}; expected a safetensors file beside it"
+            )
+    return placement
+
+
+def _contained(folder: Path, name: str) -> Path:
+    """The path of a file in the folder, links followed.
+
+    A link may lead to a plain file in the folder's own tree, or in a folder called `blobs`: so the hub cache
+    keeps what its snapshots link to, as do folders that `huggingface-cli download --local-dir` made before
+    0.23, and other stores by digest. Elsewhere a link in a folder that somebody else made could lead to any
+    file of the user's.
+    """
+    path = folder / name
+    if not path.exists():
+        raise CheckpointError(f"{path}: missing")
+    real = path.resolve()
+    if not real.is_file() or not (real.is_relative_to(folder.resolve()) or real.parent.name == "blobs"):
+        raise CheckpointError(
+            f"{path} leads outside the folder, to {real}; expected a plain file there, or in a folder `blobs`"
+        )
+    return path
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _read_header(path: Path) -> dict[str, StoredTensor]:
+    """The library judges the header (size, overlap, gaps, types); then it is ours to read."""
+    stamp = _stamp(path)
+    try:
+        with safe_open(path, "np"):
+            pass
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError, struct.error) as error:
+        raise CheckpointError(f"{path}: damaged or not safetensors ({_reason(error)})") from None
+    header.pop("__metadata__", None)
+    return {name: _tensor(path, name, entry, 8 + length, stamp) for name, entry in header.items()}
+
+
+def _tensor(path: Path, name: str, entry: dict[str, Any], start: int, stamp: tuple[int, int]) -> StoredTensor:
+    shape, offset = tuple(entry["shape"]), start + entry["data_offsets"][0]
+    return StoredTensor(path, name, entry["dtype"], shape, offset, stamp)
+
+
+def _reason(error: Exception) -> str:
+    """The library's short reason, without what the file contains."""
+    return str(error).split(":")[0].strip().splitlines()[0][:80] if str(error) else type(error).__name__

@@ -1,0 +1,1 @@
+"""Our own format: Orbax weights under a manifest."""

@@ -1,0 +1,149 @@
+"""Reads our own store: an Orbax checkpoint per group of parameters, under one manifest.
+
+A group is one layer, or the embedding, the last norm, the head: what is written and restored at once, so
+memory stays bounded. Arrays lie uncompressed in Zarr 3, one folder per tensor: floating-point weights hardly
+compress, and restoring is then as fast as reading. Each is cut along the axis that a mesh divides
+(`slabs.py`), so that a device reads its own share. Writing is `store_writer`'s.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from math import prod
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import ml_dtypes
+import numpy as np
+
+from ...model.config import ModelConfig
+from ...model.parameters import parameter_shapes
+from ..errors import CheckpointError, not_finite
+from ..files import Progress
+from ..generation import read_generation
+from .manifest import MANIFEST_FILE, WEIGHTS_FOLDER, Manifest, read_manifest
+
+if TYPE_CHECKING:
+    import jax
+    from jax.sharding import Mesh
+
+    from ...model.sharding import Placement
+
+
+class Store:
+    """A store whose manifest, file sizes and small files are checked; the weights are still on disk.
+
+    Attributes:
+      path: the folder. config: the model. generation: its end tokens and sampling defaults.
+      int8: its linear weights are.
+      fingerprint: digest of the manifest, and through it of every byte. nbytes: of all tensors as stored.
+
+    Raises:
+      CheckpointError: files are missing, additional or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest: Manifest = read_manifest(path)
+        self.manifest.verify(path)
+        self.config: ModelConfig = self.manifest.config
+        _check_shapes(path, self.manifest)
+        self.int8 = self.manifest.int8
+        self.generation = read_generation(path)
+        self.fingerprint: str = self.manifest.fingerprint
+        self.nbytes: int = sum(
+            prod(tensor.shape) * _dtype(tensor.dtype).itemsize for tensor in self.manifest.tensors.values()
+        )
+        self._verified = False
+
+    def verify(self, progress: Progress | None = None) -> None:
+        """Holds every weights file against its SHA-256; phase `verify`.
+
+        Raises:
+          CheckpointError: a file is damaged; the line names it and its tensor.
+        """
+        files = self.manifest.files
+        total = sum(record.size for name, record in files.items() if name.startswith(WEIGHTS_FOLDER))
+        done, lock = 0, Lock()  # blocks are hashed, and heard of, on several threads
+
+        def heard(count: int) -> None:
+            nonlocal done
+            with lock:
+                done += count
+                if progress:
+                    progress("verify", done, total)
+
+        self.manifest.verify(self.path, weights=True, heard=heard)
+        self._verified = True
+
+    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+        """`(name, values)` in `parameter_shapes` order, as stored; verified first where that was not done.
+
+        Raises:
+          CheckpointError: a file is damaged, or does not hold what the manifest says.
+        """
+        from .orbax_group import restore
+
+        if not self._verified:
+            self.verify()
+        for group, names in grouped(self.manifest.tensors):
+            restored = restore(self.path / WEIGHTS_FOLDER / group)
+            for name in names:
+                yield name, self._checked(name, restored.get(inner_name(name)))
+
+    def place(
+        self, mesh: "Mesh", placements: "Mapping[str, Placement]", dtypes: Mapping[str, np.dtype]
+    ) -> "Iterator[tuple[str, jax.Array]]":
+        """`(name, values)` in `parameter_shapes` order, each device having read its own share alone.
+
+        Raises:
+          CheckpointError: a file is damaged, or a tensor holds NaN or infinity.
+        """
+        from .sharded import restore_group
+
+        for group, names in grouped(self.manifest.tensors):
+            records = {inner_name(name): self.manifest.tensors[name] for name in names}
+            wanted = {inner_name(name): placements[name] for name in names}
+            types = {inner_name(name): dtypes[name] for name in names}
+            restored = restore_group(self.path / WEIGHTS_FOLDER / group, records, wanted, mesh, types)
+            for name, (_, values, finite) in zip(names, restored, strict=True):
+                if not finite:
+                    raise not_finite(self.path, name)
+                yield name, values
+
+    def _checked(self, name: str, values: np.ndarray | None) -> np.ndarray:
+        record = self.manifest.tensors[name]
+        if values is None or values.shape != record.stored_shape or values.dtype != _dtype(record.dtype):
+            raise CheckpointError(f"{self.path}: tensor {name} is not what {MANIFEST_FILE} says")
+        return record.whole(values)
+
+
+def grouped(names: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+    """`(group, its parameters)` in order: `embed`, `layers.0`, …, `norm`, `head`."""
+    for group, members in groupby(names, group_of):
+        yield group, list(members)
+
+
+def group_of(name: str) -> str:
+    """The group of a parameter: its layer, or itself."""
+    return ".".join(name.split(".")[:2]) if name.startswith("layers.") else name
+
+
+def inner_name(name: str) -> str:
+    """A parameter's name inside its group."""
+    return name.split(".", 2)[2] if name.startswith("layers.") else name
+
+
+def _check_shapes(path: Path, manifest: Manifest) -> None:
+    if manifest.config.layers > len(manifest.tensors):
+        raise CheckpointError(
+            f"{path / MANIFEST_FILE}: lists too few tensors for {manifest.config.layers} layers"
+        )
+    expected = parameter_shapes(manifest.config, int8=manifest.int8)
+    found = {name: tensor.shape for name, tensor in manifest.tensors.items()}
+    if list(found.items()) != list(expected.items()):
+        raise CheckpointError(f"{path / MANIFEST_FILE}: its tensors are not those of its config")
+
+
+def _dtype(name: str) -> np.dtype:
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)

@@ -1,0 +1,1 @@
+"""The parts of a tokenizer: pipeline, special tokens, chat templates, detokenizer."""

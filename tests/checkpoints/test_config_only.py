@@ -1,0 +1,54 @@
+"""What a model is, from whatever names it, without its weights."""
+
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from distaff.checkpoints.config_only import read_outline
+from distaff.checkpoints.errors import CheckpointError, SourceNotFound
+from distaff.model.errors import ConfigError
+
+FILE = Path(__file__).parents[1] / "configs" / "mixtral-8x7b.json"
+
+
+def test_a_bare_file_or_a_folder_without_weights_will_do(tmp_path: Path) -> None:
+    """Under any name that ends in .json, or as config.json of a folder."""
+    shutil.copy(FILE, tmp_path / "config.json")
+    found = read_outline(str(FILE))
+    assert found == read_outline(str(tmp_path))
+    assert (found.layers, found.moe and found.moe.experts, found.context) == (32, 8, 32768)
+
+
+def test_of_the_hub_only_the_config_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody fetches weights to hear whether they fit."""
+    asked = {}
+
+    def fetch(name: str, **options: object) -> str:
+        asked.update(options, name=name)
+        shutil.copy(FILE, tmp_path / "config.json")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert read_outline("some/model", revision="v2") == read_outline(str(FILE))
+    assert (asked["name"], asked["revision"], asked["allow_patterns"]) == (
+        "some/model",
+        "v2",
+        ["config.json"],
+    )
+
+
+def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    """Nothing there, not JSON, or mathematics that we do not compute."""
+    with pytest.raises(SourceNotFound):
+        read_outline("./nowhere.json")
+    damaged = tmp_path / "damaged.json"
+    damaged.write_text("{")
+    with pytest.raises(CheckpointError, match="not readable as JSON"):
+        read_outline(str(damaged))
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**json.loads(FILE.read_text()), "model_type": "gpt2"}))
+    with pytest.raises(ConfigError, match="model_type is 'gpt2'"):
+        read_outline(str(other))
