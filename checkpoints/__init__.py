@@ -1,4 +1,4 @@
-"""Bytes on disk to model trees, tokenizers and chat templates. Nothing here runs per token.
+"""From files on disk to parameters, tokenizers and chat templates. Only grammars are used for every token.
 
     name --sources.resolve--> path --reading.open_checkpoint--> Checkpoint --load_parameters--> arrays
                                    --tokenizer.load_tokenizer--> ChatTokenizer

@@ -1,4 +1,4 @@
-"""`Checkpoint`: what every format of checkpoint is to those who read it, once it is open."""
+"""`Checkpoint`: the interface of an opened checkpoint in any format."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +11,14 @@ from .generation import GenerationDefaults
 
 
 class Checkpoint(Protocol):
-    """An opened checkpoint, whatever its format.
+    """An opened checkpoint in any format.
 
     Attributes:
-      path: where it is. config: the model. generation: its end tokens and sampling defaults.
-      int8: linear weights are, with scales beside them (see `model/quantize.py`).
+      path: where it is. config: of the model. generation: its end tokens and sampling defaults.
+      int8: whether linear weights are int8 with scales (see `model/quantize.py`).
       fingerprint: 64 hexadecimal digits that identify the weights: a store's manifest digest; for other
         formats a digest over config, headers, file sizes and times of change.
-      nbytes: of all tensors as `tensors` yields them.
+      nbytes: size of all tensors as `tensors` yields them.
     """
 
     path: Path
@@ -33,6 +33,6 @@ class Checkpoint(Protocol):
         `[inputs, outputs]`.
 
         Raises:
-          CheckpointError: the weights are damaged or changed while they were read.
+          CheckpointError: the weights are damaged, or changed while they were read.
         """
         ...

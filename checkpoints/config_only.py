@@ -1,6 +1,6 @@
-"""What a model is, without its weights: nobody wants to fetch 140 GB to hear that they do not fit.
+"""A model's configuration without its weights: no download of 140 GB to find out that they do not fit.
 
-Takes whatever `distaff serve` takes, and a bare `config.json` as well.
+Takes everything that `distaff serve` takes, and also a `config.json` alone.
 """
 
 from pathlib import Path
@@ -16,15 +16,15 @@ from .store.manifest import MANIFEST_FILE
 _CONFIG = "config.json"
 
 
-def read_outline(
+def read_config_only(
     name: str | None, *, revision: str | None = None, progress: Progress | None = None
 ) -> ModelConfig:
-    """The configuration of a model by name; of a hub id nothing but `config.json` is fetched.
+    """The configuration of a model by name; for a hub id only `config.json` is downloaded.
 
     Raises:
-      SourceNotFound: the name leads nowhere.
-      CheckpointError: the file is damaged, or cannot be fetched.
-      ConfigError: it asks for mathematics that we do not compute.
+      SourceNotFound: there is no such model.
+      CheckpointError: the file is damaged, or cannot be downloaded.
+      ConfigError: it needs mathematics that is not implemented.
     """
     check(name)
     if name is not None and is_hub_id(name):

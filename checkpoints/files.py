@@ -1,7 +1,6 @@
-"""Small dealings with files: JSON objects in, digests, and writes that are whole or absent.
+"""File helpers: reading JSON objects, digests, and atomic writes.
 
-Leaves meaning to its callers. The one idea: nothing of ours ever stands under its final name before its
-bytes are on the disk.
+Does not interpret contents. The one idea: no file has its final name before its bytes are on the disk.
 """
 
 import hashlib
@@ -17,11 +16,11 @@ from .errors import CheckpointError
 _BLOCK = 4 * 1024 * 1024
 
 Progress = Callable[[str, int, int], None]
-"""Hears `(phase, bytes done, bytes in all)`."""
+"""Called with `(phase, bytes done, bytes in total)`."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises CheckpointError where there is none."""
+    """The JSON object in a file. Raises CheckpointError if there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -33,26 +32,26 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def sha256(path: Path, heard: Callable[[int], None] | None = None) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal; `heard` is told the size of every block."""
+def sha256(path: Path, on_block: Callable[[int], None] | None = None) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal; `on_block` receives the size of every block."""
     digest, buffer = hashlib.sha256(), bytearray(_BLOCK)
     view = memoryview(buffer)
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(buffer):
             digest.update(view[:count])
-            if heard:
-                heard(count)
+            if on_block:
+                on_block(count)
     return digest.hexdigest()
 
 
-def sha256_all(paths: list[Path], heard: Callable[[int], None] | None = None) -> list[str]:
+def sha256_all(paths: list[Path], on_block: Callable[[int], None] | None = None) -> list[str]:
     """The digests of many files, computed on all cores (hashlib releases the interpreter lock)."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda path: sha256(path, heard), paths))
+        return list(pool.map(lambda path: sha256(path, on_block), paths))
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes beside `path`, syncs, and renames: the file appears complete or not at all."""
+    """Writes a temporary file, syncs it and renames it to `path`, which so appears complete or not at all."""
     partial = path.with_name(path.name + ".partial")
     with open(partial, "wb") as file:
         file.write(content)
@@ -81,7 +80,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def files_below(folder: Path) -> list[str]:
-    """The relative POSIX paths of all files in a tree, sorted. A link or a device is refused.
+    """The relative POSIX paths of all files in a tree, sorted. Links and devices are refused.
 
     Raises:
       CheckpointError: something in the tree is not a plain file or folder.

@@ -1,8 +1,8 @@
-"""What makes a model stop and how it samples when a request does not say.
+"""A model's end tokens and its recommended sampling.
 
-Read from `generation_config.json` and its neighbours, written in the same form into our store. The one
-idea: a model ends at *every* id that any of its files calls an end. Nothing here stops a model from being
-loaded: a value that cannot be used, and a recommendation that has no parameter here, is logged.
+Read from `generation_config.json` and related files, and written in the same form into our store. The one
+idea: a model ends at *every* id that any of its files calls an end token. No value here prevents a model from
+loading: a value that cannot be used, and a recommendation that has no parameter here, is logged.
 """
 
 import json
@@ -25,7 +25,7 @@ _LIMITS = {
     "min_p": (0.0, 1.0),
     "repetition_penalty": (0.01, 100.0),
 }
-"""The recommendations that requests take over, each with the range of the parameter of that name."""
+"""The recommendations that are used, each with the range of the parameter of that name."""
 
 _NEUTRAL: dict[str, Any] = {
     "bad_words_ids": None, "begin_suppress_tokens": None, "constraints": None, "diversity_penalty": 0.0,
@@ -39,21 +39,21 @@ _NEUTRAL: dict[str, Any] = {
     "suppress_tokens": None, "token_healing": False, "top_h": None, "typical_p": 1.0,
     "watermarking_config": None,
 }  # fmt: skip
-"""The recommendations that are not taken over, each with the value under which it recommends nothing
-(transformers' `GenerationConfig`). How long an answer may be is the operator's and the request's business."""
+"""The recommendations that are not used, each with the value that has no effect (transformers'
+`GenerationConfig`). The operator and the request determine how long an answer may be."""
 
 GENERATION_KEYS = {*_LIMITS, *_NEUTRAL, "do_sample", "early_stopping", "use_cache", "use_mtp"}
-"""What belongs into generation_config.json, and stands in older config.json files."""
+"""The keys of generation_config.json, which older config.json files have too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationDefaults:
-    """The sampling a checkpoint recommends; None where it recommends nothing.
+    """The sampling that a checkpoint recommends; None if it recommends nothing.
 
     Attributes:
       eos_ids: every token id that ends a reply, at least those of generation_config.json, config.json and
         the tokenizer's end token; empty for a model that never ends by itself.
-      temperature: 0 where the checkpoint says `do_sample: false`.
+      temperature: 0 if the checkpoint has `do_sample: false`.
       top_p, top_k, min_p, repetition_penalty: as in a request.
     """
 
@@ -65,7 +65,7 @@ class GenerationDefaults:
     repetition_penalty: float | None = None
 
     def to_json(self) -> bytes:
-        """The same in generation_config.json's own keys."""
+        """The same with the keys of generation_config.json."""
         greedy = self.temperature == 0
         values = {
             "eos_token_id": list(self.eos_ids),
@@ -81,10 +81,10 @@ class GenerationDefaults:
 
 
 def read_generation(folder: Path, tokenizer_ends: Sequence[int] = ()) -> GenerationDefaults:
-    """The defaults that a Hugging Face folder or a store states; none where the file is damaged.
+    """The defaults of a Hugging Face folder or a store; none if the file is damaged.
 
     Args:
-      tokenizer_ends: the end token of a tokenizer that has been built, beside the one that its files state.
+      tokenizer_ends: the end token of a built tokenizer, in addition to the one that its files state.
 
     Raises:
       CheckpointError: config.json or the tokenizer's files are not readable.
@@ -98,7 +98,7 @@ def read_generation(folder: Path, tokenizer_ends: Sequence[int] = ()) -> Generat
 
 
 def _read_stated(path: Path) -> dict[str, Any]:
-    """What the file states. A damaged one counts as absent, as in transformers."""
+    """The file's object. A damaged file counts as absent, as in transformers."""
     try:
         return read_json(path) if path.exists() else {}
     except CheckpointError as error:
@@ -107,7 +107,7 @@ def _read_stated(path: Path) -> dict[str, Any]:
 
 
 def read_sampling(path: Path, stated: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampling fields of `GenerationDefaults`; what is not used is logged, `path` with it."""
+    """The sampling fields of `GenerationDefaults`; what is not used is logged with `path`."""
     for key, neutral in _NEUTRAL.items():
         if (value := stated.get(key)) is not None and value != neutral:
             note(f"{path}: {key} is {brief(value)}; it is not used")
@@ -115,7 +115,7 @@ def read_sampling(path: Path, stated: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(path: Path, stated: Mapping[str, Any], key: str) -> float | None:
-    """A stated number in its range; a `top_k` of 50.0 is 50."""
+    """A number in its range; a `top_k` of 50.0 is 50."""
     value, (low, high) = stated.get(key), _LIMITS[key]
     if value is None:
         return None
@@ -127,7 +127,7 @@ def _number(path: Path, stated: Mapping[str, Any], key: str) -> float | None:
 
 
 def _end_ids(folder: Path, stated: dict[str, Any], tokenizer_ends: Sequence[int]) -> tuple[int, ...]:
-    """Every id that a file calls an end and the model can generate."""
+    """Every id that a file calls an end token and the model can generate."""
     config = folder / "config.json"
     model = read_json(config) if config.exists() else {}
     named = (
@@ -142,14 +142,12 @@ def _end_ids(folder: Path, stated: dict[str, Any], tokenizer_ends: Sequence[int]
             if type(token) is int and token >= 0 and not (type(vocabulary) is int and token >= vocabulary):
                 ids[token] = None
             else:
-                note(
-                    f"{path}: the end token is {brief(token)}, which is no id of the model's; it is not used"
-                )
+                note(f"{path}: the end token is {brief(token)}, not an id of the model; it is not used")
     return tuple(ids)
 
 
 def token_ids(stated: Mapping[str, Any]) -> list[Any]:
-    """What stands under `eos_token_id`: one id, a list of them or nothing."""
+    """The ids in `eos_token_id`: one id, a list of them or nothing."""
     value = stated.get("eos_token_id")
     return value if isinstance(value, list) else [] if value is None else [value]
 

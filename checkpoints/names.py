@@ -1,9 +1,9 @@
-"""Foreign tensor names and ours: one table per format, expanded over layers and experts.
+"""Tensor names of other formats and ours: one table per format, expanded over layers and experts.
 
-Our names are those of `model.parameters`. The tables say nothing about shapes; `find_origins` holds what a
-file contains against `parameter_shapes`, transposed where the foreign linear is `[outputs, inputs]`. A table
-names one tensor for all experts or, with `{expert}`, one for each; where gate and up have the same name, that
-tensor holds gate's outputs and then up's.
+Our names are those of `model.parameters`. The tables have no shapes; `find_origins` compares the tensors of a
+file with `parameter_shapes`, transposed if the format's linears are `[outputs, inputs]`. A table has one
+tensor for all experts or, with `{expert}`, one for each; if gate and up have the same name, that tensor
+contains gate's outputs and then up's.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -66,7 +66,7 @@ HUGGINGFACE_EXPERTS = {
     "feed_forward.up": "model.layers.{layer}.block_sparse_moe.experts.{expert}.w3.weight",
     "feed_forward.down": "model.layers.{layer}.block_sparse_moe.experts.{expert}.w2.weight",
 }
-"""Mixtral's published layout, which transformers 5 writes too."""
+"""Mixtral's published layout, which transformers 5 writes as well."""
 
 HUGGINGFACE_FUSED = {
     "feed_forward.router": "model.layers.{layer}.mlp.gate.weight",
@@ -82,13 +82,13 @@ GGUF_EXPERTS = {
     "feed_forward.up": "blk.{layer}.ffn_up_exps.weight",
     "feed_forward.down": "blk.{layer}.ffn_down_exps.weight",
 }
-GGUF_APART = {
+GGUF_UNSTACKED = {
     "feed_forward.router": "blk.{layer}.ffn_gate_inp.weight",
     "feed_forward.gate": "blk.{layer}.ffn_gate.{expert}.weight",
     "feed_forward.up": "blk.{layer}.ffn_up.{expert}.weight",
     "feed_forward.down": "blk.{layer}.ffn_down.{expert}.weight",
 }
-"""The first Mixtral GGUFs, one tensor an expert."""
+"""The first Mixtral GGUFs, with one tensor per expert."""
 
 Table = Mapping[str, str]
 
@@ -96,7 +96,8 @@ Table = Mapping[str, str]
 def table_for(
     config: ModelConfig, dense: Table, mixtures: Iterable[Table], found: Mapping[str, object]
 ) -> Table:
-    """The table that a file goes by: of a mixture, the first whose experts are there, else the first."""
+    """The table of a file: for a mixture, the first one with the experts' names in the file, otherwise the
+    first."""
     if config.moe is None:
         return dense
     tables = [{**dense, **mixture} for mixture in mixtures]
@@ -106,12 +107,12 @@ def table_for(
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The foreign tensors that a parameter is made of, and how.
+    """The file's tensors that make a parameter, and how.
 
     Attributes:
-      names: one, or one an expert. shape: of each.
-      half: which half of its outputs is ours, where two parameters share a tensor.
-      transposed: linears are `[outputs, inputs]` there.
+      names: one, or one per expert. shape: of each.
+      half: the half of its outputs that is this parameter, if two parameters share a tensor.
+      transposed: linears are `[outputs, inputs]` in the file.
     """
 
     names: tuple[str, ...]
@@ -120,7 +121,7 @@ class Origin:
     transposed: bool
 
     def assemble(self, read: Callable[[str], np.ndarray]) -> np.ndarray:
-        """The parameter, from tensors that `read` brings; experts apart are brought one by one."""
+        """The parameter, from tensors that `read` returns; unstacked experts are read one by one."""
         first, *others = self.names
         values = read(first)
         if others:
@@ -130,12 +131,12 @@ class Origin:
                 stacked[expert] = read(name).T
             return stacked
         if self.half is not None:
-            values = np.split(values, 2, axis=1)[self.half].copy()  # the other half is let go
+            values = np.split(values, 2, axis=1)[self.half].copy()  # releases the other half
         return np.swapaxes(values, -1, -2) if self.transposed and values.ndim > 1 else values
 
 
 def origin_of(table: Table, name: str, shape: tuple[int, ...]) -> Origin:
-    """Where our parameter of this name and shape comes from."""
+    """The origin of our parameter of this name and shape."""
     inner, layer = name, ""
     if name.startswith("layers."):
         _, layer, inner = name.split(".", 2)
@@ -154,12 +155,12 @@ def origin_of(table: Table, name: str, shape: tuple[int, ...]) -> Origin:
 def find_origins(
     file: Path, config: ModelConfig, table: Table, found: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Origin]:
-    """Where each of our parameters is, in their order, once `found` (name to shape) fits the config.
+    """The origin of each of our parameters, in order; checks that `found` (name to shape) fits the config.
 
     Raises:
       CheckpointError: a tensor is missing or of another shape.
     """
-    if config.layers > len(found):  # before anything is listed per layer
+    if config.layers > len(found):  # before a list for every layer is made
         raise CheckpointError(
             f"{file}: {config.layers} layers are configured but it holds {len(found)} tensors"
         )
@@ -172,12 +173,12 @@ def find_origins(
 
 
 def unused(origins: Mapping[str, Origin], found: Iterable[str]) -> list[str]:
-    """The tensors of a file that no parameter is made of, sorted."""
+    """The tensors of a file that no parameter uses, sorted."""
     return sorted(set(found).difference(*(origin.names for origin in origins.values())))
 
 
 def refuse_unused(file: Path, names: Sequence[str]) -> None:
-    """Raises CheckpointError where there are any: the model that they are part of is another one."""
+    """Raises CheckpointError if there are any, because they belong to another model."""
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         raise CheckpointError(f"{file}: tensor {names[0]}{more} is not part of the configured model")

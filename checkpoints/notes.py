@@ -1,7 +1,7 @@
-"""What of a checkpoint is not used, in the log: a line for each such thing, once a process.
+"""Logs what is not used of a checkpoint: one line for each item, once per process.
 
-Files are read several times on the way to a model (config, tokenizer, weights), and by several processes;
-a remark is made the first time only, and a process beside one that reads the same files says nothing.
+Files are read several times to load a model (config, tokenizer, weights), and by several processes; a note is
+logged the first time only, and by one of the processes that read the same files.
 """
 
 import logging
@@ -12,10 +12,10 @@ _log = logging.getLogger(__name__)
 
 @lru_cache(1024)
 def note(text: str) -> None:
-    """Logs a remark as a warning, unless it was made before."""
+    """Logs a note as a warning, unless it was logged before."""
     _log.warning("%s", text)
 
 
-def leave_notes_to_another() -> None:
-    """Logs no remarks in this process: another one reads the same checkpoint and makes them."""
+def silence_notes() -> None:
+    """Logs no notes in this process: another process reads the same checkpoint and logs them."""
     _log.setLevel(logging.ERROR)

@@ -1,13 +1,13 @@
-"""A checkpoint seen through int8: its residual stream turned, its linear weights rounded, on the host.
+"""A checkpoint quantised to int8: its residual stream is rotated, its linear weights are rounded, on the
+host.
 
-Turning (`rotation.py`) leaves what the model says as it is, and takes away the outliers among activations
-that one int8 scale a token cannot hold. Between up and down there is no stream to turn; there a channel is
-made smaller where down makes it larger, by the root of the largest of its weights (SmoothQuant's idea, with
-weights alone: Xiao et al. 2023, arXiv:2211.10438). A tied head becomes a weight of its own, since the
-embedding that it is tied to stays wide.
+The rotation (`rotation.py`) does not change the model's output, and removes the outliers among activations
+that one int8 scale per token cannot represent. Between up and down there is no stream to rotate; there, each
+channel is divided by a factor by which down's weights are multiplied, the root of the largest of them
+(SmoothQuant's idea, with weights only: Xiao et al. 2023, arXiv:2211.10438). A tied head becomes a separate
+weight, because the embedding that it is tied to is not quantised.
 
-The rule of rounding is that of `model/quantize.py`; a test holds the two against each other. A layer at a
-time is in memory.
+The rounding rule is that of `model/quantize.py`; a test compares the two. One layer at a time is in memory.
 """
 
 import hashlib
@@ -27,20 +27,21 @@ _LARGEST = np.float32(127)
 _TINY = np.float32(1e-30)
 _WIDEST = 4
 _SCHEME = "int8, turned"
-"""Part of the fingerprint: another scheme makes other weights."""
+"""Part of the fingerprint: another scheme gives other weights. Stores on disk have it, so it must not
+change."""
 
 _READERS = {
     "attention_norm": ("attention.q", "attention.k", "attention.v"),
     "feed_forward_norm": ("feed_forward.gate", "feed_forward.up", "feed_forward.router"),
 }
-"""What reads the residual stream, by the norm that it reads it through."""
+"""The weights that read the residual stream, by the norm before them."""
 _WRITERS = ("attention.o", "attention.o_bias", "feed_forward.down", "feed_forward.down_bias")
 
 Tensors = Iterable[tuple[str, np.ndarray]]
 
 
 class QuantizedCheckpoint:
-    """Any checkpoint with wide weights, as a `Checkpoint` with int8 ones; attributes as there."""
+    """Any checkpoint with wide weights as a `Checkpoint` with int8 weights; the same attributes."""
 
     int8 = True
 
@@ -56,7 +57,7 @@ class QuantizedCheckpoint:
 
     def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
         """As `Checkpoint.tensors`; each int8 weight is followed by its scales, f32."""
-        for name, values in turned(self._checkpoint.tensors(), self.config):
+        for name, values in rotated(self._checkpoint.tensors(), self.config):
             if is_linear(name):
                 weight, scale = quantize_host(values)
                 yield name, weight
@@ -65,33 +66,33 @@ class QuantizedCheckpoint:
                 yield name, values
 
 
-def turned(tensors: Tensors, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """The same model, f32, with its stream turned, its norms' weights folded away and a head of its own."""
+def rotated(tensors: Tensors, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """The same model, f32, with a rotated stream, norm weights folded into linears, and a separate head."""
     rotation = Rotation(config.width)
     kept: dict[str, np.ndarray] = {}
     for group, members in groupby(tensors, lambda tensor: group_of(tensor[0])):
         arrays = {inner_name(name): np.asarray(values, np.float32) for name, values in members}
         if group.startswith("layers."):
-            for name, values in _turned_layer(arrays, rotation):
+            for name, values in _rotated_layer(arrays, rotation):
                 yield f"{group}.{name}", values
             continue
         kept |= arrays
         if group == "embed":
-            yield group, rotation.turn(arrays[group], -1)
+            yield group, rotation.apply(arrays[group], -1)
         elif group == "norm":
             yield group, np.ones_like(arrays[group])
     head = kept["embed"].T if config.tied_head else kept["head"]
-    yield "head", rotation.turn(head * kept["norm"][:, None], -2)
+    yield "head", rotation.apply(head * kept["norm"][:, None], -2)
 
 
-def _turned_layer(arrays: dict[str, np.ndarray], rotation: Rotation) -> Iterator[tuple[str, np.ndarray]]:
+def _rotated_layer(arrays: dict[str, np.ndarray], rotation: Rotation) -> Iterator[tuple[str, np.ndarray]]:
     _level(arrays)
     norms = {reader: norm for norm, readers in _READERS.items() for reader in readers}
     for name, values in arrays.items():
         if name in norms:
-            values = rotation.turn(values * arrays[norms[name]][:, None], -2)
+            values = rotation.apply(values * arrays[norms[name]][:, None], -2)
         elif name in _WRITERS:
-            values = rotation.turn(values, -1)
+            values = rotation.apply(values, -1)
         yield name, np.ones_like(values) if name in _READERS else values
 
 
@@ -107,7 +108,7 @@ def _level(arrays: dict[str, np.ndarray]) -> None:
 
 
 def quantize_host(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`[..., inputs, outputs]` as int8, and one scale an output, f32 `[..., outputs]`, by numpy."""
+    """`[..., inputs, outputs]` as int8, and one scale per output, f32 `[..., outputs]`, by numpy."""
     wide = values.astype(np.float32)
     scale = np.maximum(np.maximum(wide.max(-2), -wide.min(-2)), _TINY) / _LARGEST
     np.divide(wide, scale[..., None, :], out=wide)

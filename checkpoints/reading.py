@@ -1,7 +1,7 @@
 """A path to a checkpoint, and a checkpoint to parameters on the device.
 
-The three formats behind one face. The one idea: opening says everything that can be said without reading
-weights, in milliseconds and without jax, so that a bad model is refused before anything is allocated.
+One interface for the three formats. The one idea: opening finds everything that can be found without reading
+weights, in milliseconds and without jax, so that an invalid model is refused before anything is allocated.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,19 +28,19 @@ _EXPONENTS = {
     "bfloat16": (np.uint16, 0x7F80),
     "float16": (np.uint16, 0x7C00),
 }
-"""Per type: how to see its bits, and the exponent bits that only NaN and infinity have all set."""
+"""By type: the integer type of its bits, and the exponent bits that are all set only in NaN and infinity."""
 
 _CHUNK = 1 << 20
 
 
 def open_checkpoint(path: Path, *, int8: bool = False) -> Checkpoint:
-    """Opens a Hugging Face folder, a GGUF file or a store, and checks all but the weights.
+    """Opens a Hugging Face folder, a GGUF file or a store, and checks everything except the weights.
 
-    With `int8` its linear weights are made so as they are read, if they are not so already.
+    With `int8`, linear weights are quantised when they are read, unless they are int8 already.
 
     Raises:
-      SourceNotFound: nothing is there.
-      ConfigError: the model asks for mathematics we do not compute.
+      SourceNotFound: the path does not exist.
+      ConfigError: the model needs mathematics that is not implemented.
       CheckpointError: the checkpoint is damaged, incomplete or inconsistent.
     """
     if not path.exists():
@@ -67,13 +67,14 @@ def load_parameters(
     checkpoint: Checkpoint, dtype: Any, progress: Progress | None = None, mesh: "Mesh | None" = None
 ) -> "dict[str, jax.Array]":
     """All parameters on a mesh, by our names in `parameter_shapes` order, cast to `dtype`; int8 weights and
-    their scales stay what they are.
+    their scales keep their types.
 
-    Each device is sent its own share (`model.sharding.placements`); without a mesh, the default device all.
+    Each device receives its own share (`model.sharding.placements`); without a mesh, the default device
+    receives everything.
 
-    A store's files are held against their digests first (phase `verify`); then tensors are read, scanned,
-    cast and placed one by one (phase `load`, in bytes of `dtype`). Of a store, several devices read each its
-    own share.
+    The digests of a store's files are checked first (phase `verify`); then tensors are read, checked, cast
+    and placed one by one (phase `load`, in bytes of `dtype`). With several devices, each reads its own share
+    of a store.
 
     Raises:
       CheckpointError: the weights are damaged, or a tensor holds NaN or infinity (it is named).
@@ -84,7 +85,7 @@ def load_parameters(
 
     mesh = mesh or create_mesh(1)
     where = placements(checkpoint.config, mesh.size, int8=checkpoint.int8)
-    dtypes = {name: _wanted(name, dtype, checkpoint) for name in where}
+    dtypes = {name: _dtype_of(name, dtype, checkpoint) for name in where}
     shapes = parameter_shapes(checkpoint.config, int8=checkpoint.int8)
     sizes = {name: prod(shape) * dtypes[name].itemsize for name, shape in shapes.items()}
     if isinstance(checkpoint, Store) and mesh.size > 1:
@@ -101,17 +102,17 @@ def load_parameters(
     return parameters
 
 
-def _wanted(name: str, dtype: Any, checkpoint: Checkpoint) -> np.dtype:
-    """The type of a parameter on the device, where others are of `dtype`."""
+def _dtype_of(name: str, dtype: Any, checkpoint: Checkpoint) -> np.dtype:
+    """The type of a parameter on the device, if others have `dtype`."""
     if checkpoint.int8 and is_linear(name):
         return np.dtype(np.int8)
     return np.dtype(np.float32) if name.endswith("_scale") else np.dtype(dtype)
 
 
 def _cast(checkpoint: Checkpoint, dtypes: Mapping[str, np.dtype]) -> Iterator[tuple[str, np.ndarray]]:
-    """A checkpoint's tensors in the wanted types, each found to be finite."""
+    """A checkpoint's tensors, cast to the given types and checked to be finite."""
     for name, values in checkpoint.tensors():
-        with np.errstate(over="ignore"):  # what overflows is found by the scan
+        with np.errstate(over="ignore"):  # the check below finds overflows
             cast = np.ascontiguousarray(values).astype(dtypes[name], copy=False)
         if cast.dtype != np.int8 and not all_finite(cast):
             raise not_finite(checkpoint.path, name)
@@ -119,7 +120,7 @@ def _cast(checkpoint: Checkpoint, dtypes: Mapping[str, np.dtype]) -> Iterator[tu
 
 
 def all_finite(values: np.ndarray) -> bool:
-    """Whether no element is NaN or infinite. Looks at exponent bits, which is fast for bfloat16 too."""
+    """Whether no element is NaN or infinite. Checks exponent bits, which is fast for bfloat16 as well."""
     bits, exponent = _EXPONENTS[values.dtype.name]
     flat = values.reshape(-1).view(bits)
     chunks = (flat[start : start + _CHUNK] for start in range(0, len(flat), _CHUNK))

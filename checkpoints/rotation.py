@@ -1,11 +1,12 @@
-"""Turns a model's residual stream so that no channel of it stands out, which is what int8 activations need.
+"""Rotates a model's residual stream so that no channel has outliers, as int8 activations need.
 
-RMSNorm without its weights commutes with any rotation R of the stream, so a model says the same when the
-norms' weights are folded into what reads the stream, everything that writes to it is turned by R, and
-everything that reads it is turned back: QuaRot (Ashkboos et al. 2024, arXiv:2404.00456), without its
-rotations at run time. A few channels of a trained model carry far larger values than the others; after a
-rotation all carry alike, and one scale a token loses little. R is a Kronecker product of small Hadamard and
-orthogonal matrices with signs, so turning a weight costs little more than reading it. Nothing is calibrated.
+RMSNorm without its weights commutes with any rotation R of the stream. So the model's output stays the same
+if the norms' weights are folded into the weights that read the stream, every weight that writes to it is
+rotated by R, and every weight that reads it is rotated back: QuaRot (Ashkboos et al. 2024, arXiv:2404.00456),
+without its rotations at run time. A few channels of a trained model have far larger values than the others;
+after a rotation all have similar values, and one scale per token loses little. R is a Kronecker product of
+small Hadamard and orthogonal matrices with signs, so rotating a weight costs little more than reading it.
+There is no calibration.
 """
 
 from math import prod
@@ -29,19 +30,19 @@ class Rotation:
             self._factors.append(_hadamard(width) if hadamard else _orthogonal(width, generator))
             size //= width
 
-    def turn(self, values: np.ndarray, axis: int) -> np.ndarray:
+    def apply(self, values: np.ndarray, axis: int) -> np.ndarray:
         """`values @ R` along an axis: f32."""
-        turned = np.moveaxis(values.astype(np.float32), axis, -1) * self.signs_D
-        shape = turned.shape
+        rotated = np.moveaxis(values.astype(np.float32), axis, -1) * self.signs_D
+        shape = rotated.shape
         sizes = [len(factor) for factor in self._factors]
         for i, factor in enumerate(self._factors):
-            turned = turned.reshape(-1, sizes[i], prod(sizes[i + 1 :]))
-            turned = np.matmul(factor.T, turned)
-        return np.moveaxis(turned.reshape(shape), -1, axis)
+            rotated = rotated.reshape(-1, sizes[i], prod(sizes[i + 1 :]))
+            rotated = np.matmul(factor.T, rotated)
+        return np.moveaxis(rotated.reshape(shape), -1, axis)
 
 
 def _factor(size: int) -> int:
-    """The largest power of two up to 64 that divides the size; of an odd size, all that is left."""
+    """The largest power of two up to 64 that divides the size; if the size is odd, the size itself."""
     power = size & -size
     return min(power, _LARGEST_FACTOR) if power > 1 else size
 

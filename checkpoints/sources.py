@@ -1,6 +1,6 @@
-"""Where a model's name leads: a path, a bundled model, or an id on the Hugging Face hub.
+"""A model's name to its path: a local path, a bundled model, or an id on the Hugging Face hub.
 
-`check` is for the command line's first milliseconds, `resolve` does the work, with `bundle` and `hub`.
+`check` is a quick test for the command line; `resolve` finds or downloads the model, with `bundle` and `hub`.
 """
 
 import os
@@ -17,14 +17,14 @@ _BUNDLED = (SMOLLM2,)
 
 
 def bundled() -> tuple[BundledModel, ...]:
-    """The models that can be named without a path or a hub."""
+    """The models that have a name without a path or the hub."""
     return _BUNDLED
 
 
 def cache_folder() -> Path:
     """`distaff` in the user's cache folder (XDG base directory specification); it may not exist.
 
-    A user without a home, as containers have them, has `/` for one.
+    If the user has no home, as in containers, `/` is used.
     """
     base = os.environ.get("XDG_CACHE_HOME")
     home = os.path.expanduser("~")
@@ -32,10 +32,10 @@ def cache_folder() -> Path:
 
 
 def check(name: str | None) -> None:
-    """Refuses a name that cannot lead anywhere, in milliseconds and without the network.
+    """Refuses a name that cannot be a model, in milliseconds and without the network.
 
     Raises:
-      SourceNotFound: neither an existing path, nor bundled, nor shaped like a hub id.
+      SourceNotFound: not an existing path, not bundled, and not in the form of a hub id.
     """
     if name is None or _find_bundled(name) or (name and Path(name).expanduser().exists()):
         return
@@ -46,7 +46,7 @@ def check(name: str | None) -> None:
     if not _HUB_ID.fullmatch(name):
         known = ", ".join(model.name for model in _BUNDLED)
         raise SourceNotFound(
-            f"{name!r} is no path and no model; expected a path, ORG/NAME on the hub, or {known}"
+            f"{name!r} is neither a path nor a model; expected a path, ORG/NAME on the hub, or {known}"
         )
 
 
@@ -57,16 +57,16 @@ def resolve(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """The local path of a model, downloaded where that is needed.
+    """The local path of a model, downloaded if needed.
 
     Args:
-      name: None for the bundled default, else a path, a bundled name or `ORG/NAME` on the hub.
+      name: None for the bundled default, or a path, a bundled name or `ORG/NAME` on the hub.
       revision: a branch, tag or commit on the hub.
       cache: instead of the user's cache folder (and of the hub client's own).
-      progress: hears the phases `download` and `convert`.
+      progress: receives the phases `download` and `convert`.
 
     Raises:
-      SourceNotFound: the name leads nowhere. CheckpointError: the download failed.
+      SourceNotFound: there is no such model. CheckpointError: the download failed.
     """
     check(name)
     model = _find_bundled(name or SMOLLM2.name)
@@ -78,7 +78,7 @@ def resolve(
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name leads to the hub: neither a path that exists, nor a bundled model."""
+    """Whether a name is a hub id: neither an existing path nor a bundled model."""
     return _find_bundled(name) is None and not Path(name).expanduser().exists()
 
 

@@ -1,7 +1,7 @@
-"""Writes a store from any checkpoint: group by group, resumable, and visible only when it is whole.
+"""Writes a store from any checkpoint: group by group, resumable, and visible only when it is complete.
 
-Everything is made in `DST.partial`. After each group its files are synced and their digests noted in
-`resume.json` there; a later run keeps the groups whose files still match. The rename to DST comes last.
+Everything is written to `DST.partial`. After each group its files are synced and their digests are recorded
+in `resume.json` there; a later run keeps the groups with matching files. The rename to DST comes last.
 """
 
 import json
@@ -35,11 +35,11 @@ def convert(
     generation: GenerationDefaults | None = None,
     int8: bool = False,
 ) -> None:
-    """Makes a store at `destination` of the checkpoint at `source`; phase `convert`, in bytes of weights.
+    """Writes the checkpoint at `source` as a store to `destination`; phase `convert`, in bytes of weights.
 
-    `generation` takes the place of what the source recommends; `int8` makes linear weights so.
+    `generation` replaces the source's recommendation; `int8` quantises linear weights.
 
-    A destination that already is this source's store is left as it is.
+    A destination that already is this source's store is not changed.
 
     Raises:
       CheckpointError: the source is damaged, or the destination exists and is something else.
@@ -68,7 +68,7 @@ def convert(
 
 def _check_same(destination: Path, checkpoint: Checkpoint) -> None:
     if not (destination / MANIFEST_FILE).exists():
-        raise CheckpointError(f"{destination}: exists and is no store; expected a new name")
+        raise CheckpointError(f"{destination}: exists and is not a store; expected a new name")
     if read_manifest(destination).source != checkpoint.fingerprint:
         raise CheckpointError(f"{destination}: exists and was made from another source; expected a new name")
 
@@ -78,7 +78,7 @@ Groups = dict[str, dict[str, FileRecord]]
 
 
 def _begin(partial: Path, checkpoint: Checkpoint) -> Groups:
-    """Opens or resumes a partial store; what does not match its notes is removed."""
+    """Opens or resumes a partial store; files that do not match its notes are removed."""
     noted = _read_notes(partial, checkpoint.fingerprint)
     if not noted:
         shutil.rmtree(partial, ignore_errors=True)
@@ -135,7 +135,7 @@ def _record(root: Path, folder: Path) -> dict[str, FileRecord]:
 def _write_weights(
     partial: Path, checkpoint: Checkpoint, groups: Groups, progress: Progress | None
 ) -> dict[str, TensorRecord]:
-    """Writes the groups that are not there yet; the records of all tensors, in order."""
+    """Writes the missing groups; returns the records of all tensors, in order."""
     tensors: dict[str, TensorRecord] = {}
     done = 0
     for group, arrays in _groups(checkpoint.tensors()):
@@ -152,7 +152,7 @@ def _write_weights(
 
 
 def _groups(tensors: Iterator[tuple[str, np.ndarray]]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Consecutive tensors of one group, gathered."""
+    """Collects consecutive tensors of one group."""
     group, arrays = "", {}
     for name, values in tensors:
         if arrays and group_of(name) != group:

@@ -1,7 +1,7 @@
-"""Text to ids and back, and conversations to ids: the only tokenizer the server and scripts see.
+"""Text to ids and back, and conversations to ids: the only tokenizer that the server and scripts use.
 
-Imports no jax, and transformers only once a conversation is rendered. The one idea beside that: a special
-token enters a prompt from the template alone. What a user typed is text, whatever it looks like.
+Imports no jax, and imports transformers only when a conversation is rendered. The one idea: only the template
+puts special tokens into a prompt. What a user typed is text, even if it looks like a special token.
 """
 
 import json
@@ -21,7 +21,7 @@ from .tokenization.chat_template import ChatTemplate, Message
 from .tokenization.chat_template import TemplateError as TemplateError
 from .tokenization.detokenizer import Detokenizer as Detokenizer
 from .tokenization.detokenizer import TokenBytes
-from .tokenization.special_tokens import Shield, encode_text
+from .tokenization.special_tokens import SpecialTokenEscaper, encode_text
 from .tokenization.tokenizer_folder import (
     CONFIG_FILE,
     TEMPLATE_FILE,
@@ -35,22 +35,23 @@ from .tokenization.tokenizer_parts import TokenizerParts
 _TOOL_USE = "tool_use"
 
 MakeTemplate = Callable[[str, Mapping[str, str]], ChatTemplate]
-"""A template of its Jinja source and the texts of the special tokens."""
+"""Makes a template from its Jinja source and the texts of the special tokens."""
 
 
 class ChatTokenizer:
     """One model's tokenizer and chat template. Safe to share between threads.
 
     Attributes:
-      vocabulary: how many tokens there are, added ones included.
-      bos_id: the id that begins a text; None where there is none.
+      vocabulary: the number of tokens, including added ones.
+      bos_id: the id that begins a text; None if the model has none.
       eos_ids: every id that ends a reply.
       special_ids: ids of special tokens; they have no text.
-      token_bytes: `token_bytes(id) -> bytes | None`, a token's exact bytes, None for a special token.
+      token_bytes: `token_bytes(id) -> bytes | None`, a token's exact bytes; None for a special token.
     """
 
     def __init__(self, parts: TokenizerParts, make_template: MakeTemplate = ChatTemplate) -> None:
-        """A tokenizer of its parts; `make_template` decides where the chat template is rendered."""
+        """Makes a tokenizer from its parts; `make_template` determines where the chat template is
+        rendered."""
         self._parts = parts
         self._tokenizer: Tokenizer = parts.tokenizer
         sources = {**parts.named_templates, "default": parts.chat_template or ""}
@@ -69,7 +70,7 @@ class ChatTokenizer:
 
     @property
     def has_template(self) -> bool:
-        """Whether conversations can be rendered at all."""
+        """Whether conversations can be rendered."""
         return bool(self._templates)
 
     @property
@@ -85,12 +86,12 @@ class ChatTokenizer:
 
     @property
     def special_tokens(self) -> Mapping[str, str]:
-        """The texts of named tokens: `bos_token`, `eos_token` and the like, as far as there are any."""
+        """The texts of the named tokens that exist: `bos_token`, `eos_token` and so on."""
         return self._parts.special
 
     @property
     def template_options(self) -> frozenset[str]:
-        """Variables that the templates read, beside those that every template is given."""
+        """Variables that the templates read, in addition to those that every template receives."""
         return frozenset().union(*(template.options for template in self._templates.values()))
 
     @property
@@ -100,12 +101,12 @@ class ChatTokenizer:
 
     @property
     def knows_calls(self) -> bool:
-        """The same of the template for requests without tools, whose conversation may yet hold calls."""
+        """The same for the template of requests without tools; their conversation may still have calls."""
         return self._knows_tools(given=False)
 
     @property
     def start_id(self) -> int:
-        """What a text without a word begins with: the beginning token, else an end token."""
+        """The first id of an empty text: the beginning token, otherwise an end token."""
         return self.bos_id if self.bos_id is not None else min(self.eos_ids, default=0)
 
     def special_id(self, name: str) -> int | None:
@@ -125,8 +126,8 @@ class ChatTokenizer:
         """The prompt's text.
 
         Args:
-          tools: functions that may be called, in OpenAI's form; for templates that know them. With them the
-            template named `tool_use` is taken, where there is one.
+          tools: functions that may be called, in OpenAI's form; for templates that support them. With tools
+            the template named `tool_use` is used, if there is one.
           continue_final_message: leaves the last message open; needs `add_generation_prompt=False`.
           options: further variables of the template.
 
@@ -154,34 +155,37 @@ class ChatTokenizer:
         continue_final_message: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """The prompt's ids: the rendered text's, begun only as the template begins it; see `render`.
+        """The ids of the rendered prompt, without a beginning token that the template does not add; see
+        `render`.
 
-        Special tokens typed inside a message, a tool or an option are encoded as the text they are.
+        Special tokens that were typed in a message, a tool or an option are encoded as text.
 
         Raises:
           TemplateError: the template refuses the messages, or the model has none.
         """
-        said = {"messages": messages, "tools": tools, "options": options}
-        [shielded], typed = self._shield.cover([said])
+        inputs = {"messages": messages, "tools": tools, "options": options}
+        [escaped], escapes = self._escaper.escape([inputs])
         text = self.render(
-            shielded["messages"],
-            tools=shielded["tools"],
+            escaped["messages"],
+            tools=escaped["tools"],
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
-            options=shielded["options"],
+            options=escaped["options"],
         )
-        return self._shield.encode(text, typed) if typed else self.encode(text, add_special_tokens=False)
+        if not escapes:
+            return self.encode(text, add_special_tokens=False)
+        return self._escaper.encode(text, escapes)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """The ids of a text. Special tokens in it are recognised: it is a raw prompt, not a message.
+        """The ids of a text. Special tokens in it are recognised, because it is a raw prompt, not a message.
 
         Args:
-          add_special_tokens: begin (and end) as the model wants a whole text to.
+          add_special_tokens: add the tokens that begin (and end) a whole text for this model.
         """
         return encode_text(self._tokenizer, text, add_special_tokens=add_special_tokens)
 
     def token_name(self, token: int) -> str:
-        """How a token is written in the vocabulary, special tokens included."""
+        """A token's text in the vocabulary, also of special tokens."""
         name = self._tokenizer.id_to_token(token)
         return f"token_id:{token}" if name is None else name
 
@@ -191,7 +195,7 @@ class ChatTokenizer:
         return "".join([whole.push(token) for token in ids]) + whole.flush()
 
     def detokenizer(self, prompt: Sequence[int] = ()) -> Detokenizer:
-        """A fresh incremental decoder for a reply to `prompt`."""
+        """A new incremental decoder for a reply to `prompt`."""
         return Detokenizer(self.token_bytes, prompt)
 
     def save(self, folder: Path) -> None:
@@ -213,13 +217,13 @@ class ChatTokenizer:
         return template is not None and template.knows_tools
 
     def _template(self, tools: bool) -> ChatTemplate | None:
-        """The template for requests with tools, or for those without: transformers' choice."""
+        """The template for requests with tools, or for those without, chosen as in transformers."""
         default = self._templates.get("default")
         return self._templates.get(_TOOL_USE, default) if tools else default
 
     @cached_property
-    def _shield(self) -> Shield:
-        return Shield(self._tokenizer)
+    def _escaper(self) -> SpecialTokenEscaper:
+        return SpecialTokenEscaper(self._tokenizer)
 
 
 def load_tokenizer(
@@ -229,10 +233,10 @@ def load_tokenizer(
 
     Args:
       chat_template: a Jinja file that replaces the model's own templates.
-      make_template: where templates are rendered; by default in this process, whatever it takes.
+      make_template: determines where templates are rendered; by default in this process, without limits.
 
     Raises:
-      CheckpointError: missing, damaged, or of a kind we cannot build exactly.
+      CheckpointError: missing, damaged, or of a kind that cannot be built exactly.
     """
     if (path / MANIFEST_FILE).exists():
         read_manifest(path).verify(path)

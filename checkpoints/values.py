@@ -1,4 +1,4 @@
-"""Typed values out of parsed metadata: a whole number, a number, a flag, or a refusal that names the key."""
+"""Typed values from parsed metadata: an integer, a number, a flag, or an error with the key."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,15 +7,15 @@ from ..model.errors import ConfigError
 
 
 def integer(place: Mapping[str, Any], key: str) -> int:
-    """A positive whole number that must be there."""
+    """A required positive integer."""
     value = place.get(key)
     if type(value) is not int or value <= 0:
-        raise ConfigError(f"{key} is {brief(value)}; expected a positive whole number")
+        raise ConfigError(f"{key} is {brief(value)}; expected a positive integer")
     return value
 
 
 def number(place: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    """A positive finite number; `default` where it is absent or null."""
+    """A positive finite number; `default` if it is absent or null."""
     value = place.get(key)
     value = default if value is None else value
     if value is None or type(value) not in (int, float) or not 0 < value < float("inf"):
@@ -24,7 +24,7 @@ def number(place: Mapping[str, Any], key: str, default: float | None = None) -> 
 
 
 def flag(place: Mapping[str, Any], key: str) -> bool:
-    """True or false; false where it is absent or null."""
+    """True or false; false if it is absent or null."""
     value = place.get(key)
     if value is not None and type(value) is not bool:
         raise ConfigError(f"{key} is {brief(value)}; expected true or false")
@@ -32,6 +32,6 @@ def flag(place: Mapping[str, Any], key: str) -> bool:
 
 
 def brief(value: Any) -> str:
-    """A value as it reads in an error line, cut to a line's length."""
+    """A value's text for an error message, truncated to one line."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

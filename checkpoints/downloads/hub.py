@@ -1,4 +1,5 @@
-"""A model's files from the Hugging Face hub, into the hub client's cache: data only, no pickles, no code."""
+"""Downloads a model's files from the Hugging Face hub into its client's cache: data only, no pickles, no
+code."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from ..files import Progress
 
 _FILES = ("*.json", "*.safetensors", "*.jinja")
 _NEVER = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.py", "*/*.json", "*/*.safetensors", "consolidated*"]
-"""Of folders only templates are wanted: `additional_chat_templates/*.jinja`."""
+"""From sub-folders only templates are downloaded: `additional_chat_templates/*.jinja`."""
 
 
 def download(
@@ -21,10 +22,10 @@ def download(
     *,
     files: Sequence[str] = _FILES,
 ) -> Path:
-    """The folder of a repository's files, from the cache where they are there; phase `download`.
+    """The folder of a repository's files, downloaded unless they are in the cache; phase `download`.
 
     Args:
-      files: patterns of those that are wanted.
+      files: patterns of the files to download.
 
     Raises:
       SourceNotFound: no such repository, or it is gated. CheckpointError: the download failed.
@@ -47,14 +48,14 @@ def download(
             tqdm_class=_bar(progress) if progress else None,
         )
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise SourceNotFound(f"{name}: not on the hub, or not for this user ({_line(error)})") from None
+        raise SourceNotFound(f"{name}: not on the hub, or this user has no access ({_line(error)})") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(f"{name}: the download failed ({_line(error)})") from None
     return Path(folder)
 
 
 def _bar(progress: Progress) -> Any:
-    """A progress bar, as the hub client wants one, that draws nothing and passes bytes on."""
+    """A progress bar for the hub client that draws nothing and reports bytes."""
     from tqdm.auto import tqdm
 
     furthest, lock = 0, Lock()
@@ -64,7 +65,7 @@ def _bar(progress: Progress) -> Any:
             """Draws nothing."""
 
         def update(self, n: float | None = 1) -> bool | None:
-            """There are bars for bytes received and bytes written; the further one is told."""
+            """Reports the larger of two bars: bytes received and bytes written."""
             nonlocal furthest
             shown = super().update(n)
             with lock:
@@ -77,5 +78,5 @@ def _bar(progress: Progress) -> Any:
 
 
 def _line(error: Exception) -> str:
-    """The first line of a message that may be many."""
+    """The first line of a message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

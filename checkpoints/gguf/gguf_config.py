@@ -1,7 +1,7 @@
-"""A GGUF's metadata (architecture `llama`) to `ModelConfig`, and back from rotary factors to their formula.
+"""A GGUF's metadata (architecture `llama`) to `ModelConfig`, and rotary factors to their formula.
 
-Keys are those of the GGUF specification; what they compute is llama.cpp's `llama` graph. As for config.json,
-every key of the architecture is accounted for and an unknown one is refused.
+Keys are those of the GGUF specification, with the meaning of llama.cpp's `llama` graph. As in config.json,
+every key of the architecture is known; an unknown key is refused.
 """
 
 from collections.abc import Mapping
@@ -31,11 +31,11 @@ def read_gguf_config(
     """The model that the metadata describes.
 
     Args:
-      shapes: of the file's tensors; they tell the vocabulary, the tied head and the biases.
+      shapes: of the file's tensors; they show the vocabulary, the tied head and the biases.
       factors: `rope_freqs.weight`, float32 `[H/2]`, which divides the rotary frequencies; None if absent.
 
     Raises:
-      ConfigError: not architecture llama, an unknown key, or mathematics we do not compute.
+      ConfigError: not architecture llama, an unknown key, or mathematics that is not implemented.
     """
     try:
         return _map(_llama_keys(metadata), metadata, shapes, factors)
@@ -49,7 +49,7 @@ def _llama_keys(metadata: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"general.architecture is {architecture!r}; expected 'llama'")
     keys = {key.removeprefix("llama."): value for key, value in metadata.items() if key.startswith("llama.")}
     for key in keys.keys() - _KEYS:
-        raise ConfigError(f"llama.{key} is {brief(keys[key])}; we do not know this key")
+        raise ConfigError(f"llama.{key} is {brief(keys[key])}; this key is unknown")
     return keys
 
 
@@ -65,7 +65,7 @@ def _map(
     scaling = _scaling(keys, context)
     if factors is not None:
         if scaling is not None:
-            raise ConfigError(f"{_ROPE_FREQUENCIES} stands beside rope.scaling.type; expected one of them")
+            raise ConfigError(f"{_ROPE_FREQUENCIES} and rope.scaling.type are both set; expected one of them")
         scaling = llama3_scaling(factors, theta, head_size)
     return ModelConfig(
         vocabulary=_vocabulary(keys, metadata),
@@ -87,7 +87,7 @@ def _map(
 
 
 def _mixture(keys: dict[str, Any]) -> MoEConfig | None:
-    """Mixtral's files are of architecture `llama`, with experts."""
+    """The mixture of experts; Mixtral's files have architecture `llama` with experts."""
     if not keys.get("expert_count"):
         return None
     experts, chosen = integer(keys, "expert_count"), integer(keys, "expert_used_count")
@@ -95,7 +95,7 @@ def _mixture(keys: dict[str, Any]) -> MoEConfig | None:
 
 
 def shortest(value: float) -> float:
-    """The shortest decimal that is this float32: 1e-05, not 9.999999747378752e-06."""
+    """The shortest decimal of this float32: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(value)))
 
 
@@ -119,7 +119,8 @@ def _vocabulary(keys: dict[str, Any], metadata: Mapping[str, Any]) -> int:
 
 
 def _scaling(keys: dict[str, Any], context: int) -> RopeScaling | None:
-    """llama.cpp's `linear` and `yarn` are transformers' (arXiv:2309.00071, limits rounded outwards)."""
+    """llama.cpp's `linear` and `yarn`, the same as transformers' (arXiv:2309.00071, limits rounded
+    outwards)."""
     kind = keys.get("rope.scaling.type", "linear" if "rope.scale_linear" in keys else "none")
     key = "rope.scaling.factor" if "rope.scaling.factor" in keys else "rope.scale_linear"
     if kind == "none" or (kind == "linear" and keys.get(key, 1.0) == 1.0):
@@ -132,10 +133,10 @@ def _scaling(keys: dict[str, Any], context: int) -> RopeScaling | None:
 
 
 def llama3_scaling(factors: np.ndarray, theta: float, head_size: int) -> RopeScaling | None:
-    """The `llama3` formula whose divisors `factors` are; None where all are 1.
+    """The `llama3` formula that has the divisors `factors`; None if all are 1.
 
-    llama.cpp's converter keeps only the divisors. Bands 1 and 4 are what every published Llama 3 uses; the
-    factor is the largest divisor and the trained context is found among the powers of two.
+    llama.cpp's converter keeps only the divisors. Every published Llama 3 has bands 1 and 4; the factor is
+    the largest divisor, and the trained context is searched among the powers of two.
 
     Raises:
       ConfigError: no such formula gives these divisors to within float32's rounding.
@@ -148,11 +149,11 @@ def llama3_scaling(factors: np.ndarray, theta: float, head_size: int) -> RopeSca
         scaling = RopeScaling(kind="llama3", factor=shortest(float(factors.max())), original_context=2**power)
         if np.allclose(factors, llama3_divisors(scaling, theta, head_size), rtol=1e-5, atol=0):
             return scaling
-    raise ConfigError(f"{_ROPE_FREQUENCIES} holds divisors that are not Llama 3's; they are not computed")
+    raise ConfigError(f"{_ROPE_FREQUENCIES} has divisors that are not Llama 3's; they are not supported")
 
 
 def llama3_divisors(scaling: RopeScaling, theta: float, head_size: int) -> np.ndarray:
-    """What `llama3` scaling divides each rotary frequency by, float64 `[H/2]` (Llama 3.1's code)."""
+    """The divisor of each rotary frequency with `llama3` scaling, float64 `[H/2]` (Llama 3.1's code)."""
     wavelength = 2 * np.pi * theta ** (np.arange(0, head_size, 2) / head_size)
     periods = scaling.original_context / wavelength
     low, high = scaling.low_frequency, scaling.high_frequency

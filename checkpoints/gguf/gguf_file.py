@@ -1,8 +1,8 @@
-"""A GGUF file of architecture `llama`, dequantised tensor by tensor and offered in our names and layout.
+"""A GGUF file of architecture `llama`, dequantised tensor by tensor, with our names and layout.
 
-Weights come out as float32, whatever they were stored as; the tokenizer inside is `gguf_tokenizer`'s. The
-one idea to know: llama.cpp rotates adjacent pairs of a head where we rotate halves, so its converter
-permutes the rows of q and k, and we put them back.
+Weights are returned as float32, whatever type they were stored in; `gguf_tokenizer` reads the tokenizer. The
+one idea: llama.cpp rotates adjacent pairs of a head's dimensions and we rotate pairs i and i + H/2, so its
+converter permutes the rows of q and k, and we undo that.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from gguf.quants import dequantize
 from ...model.config import ModelConfig
 from ..errors import CheckpointError
 from ..generation import GenerationDefaults, read_sampling
-from ..names import GGUF, GGUF_APART, GGUF_EXPERTS, find_origins, refuse_unused, table_for, unused
+from ..names import GGUF, GGUF_UNSTACKED, GGUF_EXPERTS, find_origins, refuse_unused, table_for, unused
 from .gguf_config import read_gguf_config, shortest
 from .gguf_header import GGUFHeader, GGUFTensor, stamp
 from .gguf_parts import read_gguf_parts, tensors_of
@@ -30,17 +30,17 @@ _ROPE_FREQUENCIES = "rope_freqs.weight"
 
 
 class GGUFFile:
-    """A checkpoint whose header is read and checked; the weights are still on disk.
+    """A checkpoint with a header that is read and checked; the weights are still on disk.
 
     Attributes:
       path: the file, or the first of several.
-      config: the model. generation: its end tokens and sampling defaults.
-      int8: never; what was quantised is read as f32.
-      fingerprint: SHA-256 over every file's whole header, size and time of change.
+      config: of the model. generation: its end tokens and sampling defaults.
+      int8: always False; quantised tensors are read as f32.
+      fingerprint: SHA-256 of every file's whole header, size and modification time.
       nbytes: of all tensors as float32.
 
     Raises:
-      ConfigError: the metadata asks for mathematics we do not compute.
+      ConfigError: the metadata needs mathematics that is not implemented.
       CheckpointError: the file is damaged, or its tensors do not fit the metadata.
     """
 
@@ -52,7 +52,7 @@ class GGUFFile:
         for tensor in tensors.values():
             if not _dequantised(tensor.kind):
                 raise CheckpointError(
-                    f"{tensor.file}: tensor {tensor.name} is {tensor.kind.name}; it is not dequantised"
+                    f"{tensor.file}: tensor {tensor.name} is {tensor.kind.name}; not dequantisable"
                 )
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         divisors = tensors.get(_ROPE_FREQUENCIES) if shapes.pop(_ROPE_FREQUENCIES, None) else None
@@ -61,7 +61,7 @@ class GGUFFile:
         self.generation = GenerationDefaults(
             eos_ids=end_ids(path, metadata), **read_sampling(path, _sampling(metadata))
         )
-        table = table_for(self.config, GGUF, (GGUF_EXPERTS, GGUF_APART), shapes)
+        table = table_for(self.config, GGUF, (GGUF_EXPERTS, GGUF_UNSTACKED), shapes)
         self._origins = find_origins(path, self.config, table, shapes)
         refuse_unused(path, unused(self._origins, shapes))
         self._stored = {name: tensors[name] for name in shapes}
@@ -73,7 +73,7 @@ class GGUFFile:
         """`(name, float32 values)` in `parameter_shapes` order, linears as `[inputs, outputs]`.
 
         Raises:
-          CheckpointError: the file changed since it was opened.
+          CheckpointError: the file has changed since it was opened.
         """
         for name, origin in self._origins.items():
             heads = self._rotary_heads(name)
@@ -85,7 +85,7 @@ class GGUFFile:
         return unpermute(values, rotary_heads) if rotary_heads else values
 
     def _rotary_heads(self, name: str) -> int:
-        """How many heads of a parameter are rotated; 0 for all but q and k."""
+        """The number of a parameter's heads that are rotated; 0 except for q and k."""
         inner = name.split(".", 2)[-1].removesuffix("_bias")
         return {"attention.q": self.config.heads, "attention.k": self.config.kv_heads}.get(inner, 0)
 
@@ -103,13 +103,13 @@ class GGUFFile:
 
 
 def unpermute(values: np.ndarray, heads: int) -> np.ndarray:
-    """Rows `[heads, pair, half]` back to `[heads, half, pair]`: the inverse of llama.cpp's converter."""
+    """Rows `[heads, pair, half]` to `[heads, half, pair]`: the inverse of llama.cpp's converter."""
     rows = values.reshape(heads, values.shape[0] // heads // 2, 2, -1)
     return rows.swapaxes(1, 2).reshape(values.shape)
 
 
 def _sampling(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """`general.sampling.*` by the names that generation_config.json uses; float32 as its shortest decimal."""
+    """`general.sampling.*` with the names of generation_config.json; float32 as its shortest decimal."""
     keys = {"temperature": "temp", "repetition_penalty": "penalty_repeat"}
     keys |= {key: key for key in ("top_k", "top_p", "min_p")}
     stated = {name: metadata.get(f"general.sampling.{key}") for name, key in keys.items()}
@@ -127,7 +127,7 @@ def _fingerprint(parts: dict[Path, GGUFHeader]) -> str:
 
 @cache
 def _dequantised(kind: Kind) -> bool:
-    """Whether the gguf package has an inverse of this type: tried on a block of zeros."""
+    """Whether the gguf package can dequantise this type; tried with a block of zeros."""
     try:
         dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
     except NotImplementedError:

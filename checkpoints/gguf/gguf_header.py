@@ -1,9 +1,9 @@
-"""The head of a GGUF file: metadata and where each tensor lies. No weights, no names of ours.
+"""The header of a GGUF file: metadata and the position of each tensor. Neither weights nor our names.
 
-Format: the GGUF specification in ggml's documentation, versions 2 and 3, little-endian. Parsed here rather
-than by the `gguf` package's reader, because that one keeps an array per metadata element (2 s and 100 MB for
-a vocabulary, 0.1 s here) and trusts the counts a hostile file states. The one idea: no count is believed
-beyond the bytes that are there.
+Format: the GGUF specification in ggml's documentation, versions 2 and 3, little-endian. Not parsed with the
+reader of the `gguf` package, because that keeps an array per metadata element (2 s and 100 MB for a
+vocabulary, 0.1 s here) and trusts the counts in a hostile file. The one idea: no count may exceed the bytes
+that the file has.
 """
 
 import mmap
@@ -24,7 +24,8 @@ _ALIGNMENT = 32
 
 @dataclass(frozen=True, slots=True)
 class GGUFTensor:
-    """One tensor's entry: its shape in row-major order; its bytes are `[offset, offset + size)` there."""
+    """One tensor's entry: its shape in row-major order; its bytes are `[offset, offset + size)` of the
+    file."""
 
     file: Path
     name: str
@@ -36,10 +37,10 @@ class GGUFTensor:
 
 @dataclass(frozen=True, slots=True)
 class GGUFHeader:
-    """What stands before the weights.
+    """Everything before the weights.
 
     Attributes:
-      length: bytes before the first tensor's. stamp: of the file, before it was read.
+      length: bytes before the first tensor. stamp: of the file, before it was read.
     """
 
     metadata: dict[str, Any]
@@ -49,10 +50,11 @@ class GGUFHeader:
 
 
 def read_gguf_header(path: Path) -> GGUFHeader:
-    """Metadata and tensor entries of a GGUF file; every entry lies inside the file, none overlap.
+    """Metadata and tensor entries of a GGUF file; every entry is inside the file, none overlap.
 
     Raises:
-      CheckpointError: not GGUF, truncated, or inconsistent. The line names the file, and the tensor or key.
+      CheckpointError: not GGUF, truncated, or inconsistent. The message names the file, and the tensor or
+        key.
     """
     try:
         before = stamp(path)
@@ -63,13 +65,13 @@ def read_gguf_header(path: Path) -> GGUFHeader:
 
 
 def stamp(path: Path) -> tuple[int, int]:
-    """A file's size and time of change."""
+    """A file's size and modification time."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 
 
 class _Parser:
-    """A cursor over the file. `at` says what is being read, for messages."""
+    """A cursor over the file. `at` is what is being read, for messages."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self.path, self.data, self.position, self.at = path, data, 0, "header"
@@ -98,10 +100,10 @@ class _Parser:
             raise self.fail("a text is not UTF-8") from None
 
     def count(self, what: str, least: int) -> int:
-        """A count of things of at least `least` bytes each."""
+        """A count of items of at least `least` bytes each."""
         (value,) = self.take("Q")
         if value * least > len(self.data) - self.position:
-            raise self.fail(f"{value} {what} are announced; the file is too short for them")
+            raise self.fail(f"the header states {value} {what}; the file is too short for them")
         return value
 
     def value(self, kind: int) -> Any:

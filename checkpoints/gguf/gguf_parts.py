@@ -1,7 +1,7 @@
-"""A GGUF in one file or in several: the metadata of the first, and the tensors of all.
+"""A GGUF in one file or several: the metadata of the first file, and the tensors of all files.
 
-Split files are named `NAME-00001-of-00003.gguf` and say so in `split.no` and `split.count` (llama.cpp's
-`gguf-split`). A model is named by its first file, which holds the metadata.
+Split files are named `NAME-00001-of-00003.gguf` and have `split.no` and `split.count` (llama.cpp's
+`gguf-split`). A model is named by its first file, which has the metadata.
 """
 
 import re
@@ -15,7 +15,7 @@ _NAME = re.compile(r"(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf"
 
 
 def read_gguf_parts(path: Path) -> dict[Path, GGUFHeader]:
-    """The headers of a GGUF's files, the one with the metadata first.
+    """The headers of a GGUF's files; the first one has the metadata.
 
     Raises:
       CheckpointError: a file is missing or damaged, or the files do not belong together.
@@ -41,7 +41,7 @@ def tensors_of(parts: dict[Path, GGUFHeader]) -> dict[str, GGUFTensor]:
     """The tensors of all files, by name.
 
     Raises:
-      CheckpointError: a tensor is in two of them.
+      CheckpointError: a tensor is in two files.
     """
     tensors: dict[str, GGUFTensor] = {}
     for path, header in parts.items():

@@ -1,8 +1,9 @@
-r"""How llama.cpp cuts text into words before byte-level BPE, by the name in `tokenizer.ggml.pre`.
+r"""How llama.cpp splits text into words before byte-level BPE, by the name in `tokenizer.ggml.pre`.
 
-A split is a list of patterns applied one after another; what matches stands alone, and so does what is left
-between. The names and what they mean are llama.cpp's (`llama-vocab.cpp`); where it writes `\p{Lu}` and its
-like as lookaheads, since its expressions know no sub-categories, the model's own pattern stands here.
+A split is a list of patterns that are applied one after another; each match becomes a piece, and so does the
+text between matches. The names and their meaning are llama.cpp's (`llama-vocab.cpp`). It writes `\p{Lu}` and
+similar classes as lookaheads, because its expressions have no sub-categories; here the model's own pattern is
+used.
 """
 
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ _CASED = (
     r"\x{2D00}-\x{2D2D}\x{A790}-\x{A7FF}\x{AB30}-\x{AB68}\x{10570}-\x{105BC}\x{10D50}-\x{10D8F}"
     r"\x{16E40}-\x{16E7F}\x{1D400}-\x{1D7CB}\x{1DF00}-\x{1DFFF}]]"
 )
-"""DeepSeek's letters: those with two cases, as far as its list of them goes."""
+"""DeepSeek's letters: those with two cases that are in its list."""
 _EAST_ASIAN = r"[\x{4E00}-\x{9FA5}\x{800}-\x{4E00}\x{AC00}-\x{D7FF}]+"
 _DEEPSEEK = (
     r"[\r\n]",
@@ -57,12 +58,12 @@ _MINICPM5 = (r"\p{N}{1,3}", rf"{_SHORT}|{_BEFORE}\p{{L}}+|\p{{N}}+|{_REST}")
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A way to cut text.
+    """How text is split.
 
     Attributes:
-      patterns: in their order, for Oniguruma.
+      patterns: in order, for Oniguruma.
       whole_words: a word that is a token is not merged from its parts.
-      begins: a text begins with BOS where the file does not say.
+      begins: a text begins with BOS if the file does not state it.
     """
 
     patterns: tuple[str, ...]

@@ -1,8 +1,8 @@
-"""The tokenizer and chat template inside a GGUF, as a `tokenizers` pipeline built piece by piece.
+"""The tokenizer and chat template of a GGUF, as a `tokenizers` pipeline.
 
-What the metadata means is llama.cpp's to say (`llama-vocab.cpp`): `gpt2` is byte-level BPE whose first split
-is named by `tokenizer.ggml.pre` (`gguf_splits`), `llama` is SentencePiece's BPE with scores and byte
-fallback. A split that is not known is refused by name, since a wrong one still gives plausible, worse text.
+llama.cpp (`llama-vocab.cpp`) defines the meaning of the metadata: `gpt2` is byte-level BPE with the first
+split named in `tokenizer.ggml.pre` (`gguf_splits`); `llama` is SentencePiece's BPE with scores and byte
+fallback. An unknown split is refused by name, because a wrong one still gives plausible, but worse text.
 """
 
 from collections.abc import Mapping
@@ -35,9 +35,9 @@ _END_TEXTS = {
     "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
 }  # fmt: skip
-"""Tokens that llama.cpp takes for an end by their text, whatever the metadata says and whatever their type
-(`special_eog_ids`); they are control tokens. What ends a piece of code there (`<|file_sep|>` and its like)
-ends no turn."""
+"""Tokens that llama.cpp treats as end tokens because of their text, whatever their type and the metadata are
+(`special_eog_ids`); they are control tokens. Tokens that end a piece of code there (`<|file_sep|>` and
+similar ones) do not end a turn."""
 
 _NO_ENDS = (
     ({"<|return|>", "<|call|>"}, "<|end|>"),
@@ -46,11 +46,11 @@ _NO_ENDS = (
     ({"<|return|>", "<|calls|>"}, "<|end|>"),
     ({"<|tool_response>"}, "</s>"),
 )
-"""Tokens beside which one of these ends nothing, as there."""
+"""If a vocabulary has the first tokens, the second one is not an end token, as in llama.cpp."""
 
 
 def read_gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> TokenizerParts:
-    """Builds what `metadata` describes.
+    """Builds the tokenizer that `metadata` describes.
 
     Raises:
       CheckpointError: an unknown tokenizer model or split, or lists that contradict each other.
@@ -81,14 +81,14 @@ def read_gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> TokenizerPar
 
 
 def _named_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """`tokenizer.chat_template.NAME`; `tokenizer.chat_templates` lists the names and says no more."""
+    """The templates `tokenizer.chat_template.NAME`; `tokenizer.chat_templates` only lists the names."""
     keys = [key for key in metadata if key.startswith(f"{_TEMPLATE}.")]
     named = [{"name": key.removeprefix(f"{_TEMPLATE}."), "template": metadata[key]} for key in keys]
     return named_templates(named)
 
 
 def end_ids(path: Path, metadata: Mapping[str, Any]) -> tuple[int, ...]:
-    """The ids that end a reply: those the metadata names, then tokens known by their text."""
+    """The ids that end a reply: those in the metadata, then tokens that are known by their text."""
     tokens, _ = _tokens(path, metadata)
     keys = ("eos_token_id", "eot_token_id", "eom_token_id")
     named = [_id(path, metadata, f"tokenizer.ggml.{key}", len(tokens)) for key in keys]
@@ -98,7 +98,7 @@ def end_ids(path: Path, metadata: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _end_texts(tokens: list[str]) -> set[str]:
-    """The texts of a vocabulary that mean an end."""
+    """The texts of a vocabulary that are end tokens."""
     found = _END_TEXTS.intersection(tokens)
     return found - {other for signs, other in _NO_ENDS if signs <= found}
 
@@ -115,12 +115,12 @@ def _tokens(path: Path, metadata: Mapping[str, Any]) -> tuple[list[str], list[in
     ends = _end_texts(tokens)
     mistyped = [text for text, kind in zip(tokens, kinds, strict=True) if text in ends and kind != _CONTROL]
     if mistyped:
-        note(f"{path}: {', '.join(mistyped)}: not of type control; taken for the end of a turn all the same")
+        note(f"{path}: {', '.join(mistyped)}: not of type control; still used as end tokens")
     return tokens, [_CONTROL if text in ends else kind for text, kind in zip(tokens, kinds, strict=True)]
 
 
 def _id(path: Path, metadata: Mapping[str, Any], key: str, count: int) -> int | None:
-    """The token that a key names; None where it names none, or one that is not there."""
+    """The token id under a key; None if there is none, or no such token."""
     value = metadata.get(key)
     if value is None or (type(value) is int and 0 <= value < count):
         return value
@@ -159,7 +159,7 @@ def _pair(path: Path, merge: str, vocabulary: dict[str, int]) -> tuple[str, str]
     cut = merge.find(" ", 1)
     left, right = merge[:cut], merge[cut + 1 :]
     if cut < 0 or left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
-        raise CheckpointError(f"{path}: tokenizer.ggml.merges holds {merge!r}, whose parts are not tokens")
+        raise CheckpointError(f"{path}: tokenizer.ggml.merges has {merge!r}; its parts are not tokens")
     return left, right
 
 
@@ -188,7 +188,7 @@ def _sentencepiece(path: Path, metadata: Mapping[str, Any], tokens: list[str], k
 
 
 def _merges(scores: dict[str, float], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """Every way to join two tokens into a third, best score first: the order SentencePiece takes them in."""
+    """Every pair of tokens that joins into a third, best score first: SentencePiece's order."""
     found = []
     for token, score in scores.items():
         for cut in range(1, len(token)):
@@ -200,7 +200,7 @@ def _merges(scores: dict[str, float], vocabulary: dict[str, int]) -> list[tuple[
 
 def _add_tokens(tokenizer: Tokenizer, tokens: list[str], kinds: list[int]) -> None:
     def chosen(kind: int) -> list[str]:
-        return [token for token, its_kind in zip(tokens, kinds, strict=True) if its_kind == kind]
+        return [token for token, own_kind in zip(tokens, kinds, strict=True) if own_kind == kind]
 
     tokenizer.add_special_tokens(
         [AddedToken(text, normalized=False, special=True) for text in chosen(_CONTROL)]

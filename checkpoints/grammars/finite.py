@@ -1,9 +1,9 @@
-"""Which schemas something finite satisfies: those that do not are taken out, before the compiler meets them.
+"""Which schemas have a finite value that satisfies them; the others are removed before compilation.
 
-A grammar of a schema that needs itself goes on for ever, or stops nowhere. The one idea is the least fixpoint
-of context-free grammars (Hopcroft and Ullman 1979, 4.4): what has an end without a reference has one; then
-what has one by way of those. A schema is taken for satisfiable wherever that is not decided here, so none
-that something satisfies is refused; patterns and bounds are the compiler's to judge.
+The grammar of a schema that requires itself never ends. The one idea is the least fixpoint of context-free
+grammars (Hopcroft and Ullman 1979, 4.4): first the schemas that end without a reference, then those that end
+through these. Whatever is not decided here counts as satisfiable, so that no satisfiable schema is refused;
+the compiler checks patterns and bounds.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,13 +17,13 @@ Ends = Callable[[Any], bool]
 
 
 def finite(schema: Schema) -> Schema:
-    """The schema with `false` in place of every part that nothing finite satisfies.
+    """The schema with `false` in place of every part that has no finite value.
 
     Args:
-      schema: as `json_schema.followable` gives it.
+      schema: as returned by `json_schema.followable`.
 
     Raises:
-      SchemaError: nothing finite satisfies it, or a `$ref` in it leads back to itself.
+      SchemaError: no finite value satisfies it, or one of its `$ref` refers to itself.
     """
     if isinstance(schema, bool):
         return schema
@@ -37,14 +37,14 @@ def finite(schema: Schema) -> Schema:
     _fill(ending, definitions, ends)
     root = {name: value for name, value in schema.items() if name != "$defs"}
     if not ends(root):
-        raise SchemaError("Unsatisfiable schema: nothing finite satisfies it", ())
+        raise SchemaError("Unsatisfiable schema: no finite value satisfies it", ())
     kept = {name: _pruned(part, ends) for name, part in definitions.items() if name in ending}
     pruned = _pruned(root, ends)
     return pruned | {"$defs": kept} if kept and isinstance(pruned, dict) else pruned
 
 
 def _fill(ending: set[str], definitions: dict[str, Schema], ends: Ends) -> None:
-    """Adds the names of all definitions that end; each is tried again when one that it uses does."""
+    """Adds the names of all definitions that end; each is tried again when one that it uses ends."""
     users: dict[str, list[str]] = {name: [] for name in definitions}
     for name, part in definitions.items():
         for used in set(_references(part)):
@@ -70,7 +70,7 @@ def _name(part: dict[str, Any]) -> str:
 
 
 def _ends(part: Any, ends: Ends, ending: set[str]) -> bool:
-    """Whether something finite satisfies it, as far as is known of the definitions."""
+    """Whether a finite value satisfies it, as far as the definitions are known."""
     if not isinstance(part, dict):
         return part is not False
     if "$ref" in part and _name(part) not in ending:
@@ -96,7 +96,7 @@ def _type_ends(name: str, part: dict[str, Any], ends: Ends) -> bool:
 
 
 def _property(part: dict[str, Any], name: Any) -> Schema:
-    """The schema of a property, where no pattern may have a say."""
+    """The schema of a property, if no pattern applies to it."""
     properties = part.get("properties", {})
     if name in properties:
         return properties[name]
@@ -104,7 +104,7 @@ def _property(part: dict[str, Any], name: Any) -> Schema:
 
 
 def _first_items(part: dict[str, Any], count: int) -> list[Schema]:
-    """The schemas of so many items; that of further ones once."""
+    """The schemas of the first `count` items; the one of further items once."""
     listed = part.get("prefixItems", [])[:count]
     return listed + [part.get("items", True)] * (count > len(listed))
 
@@ -128,7 +128,7 @@ def _pruned(part: Any, ends: Ends) -> Schema:
 
 
 def _refuse_circles(definitions: dict[str, Schema]) -> None:
-    """Raises SchemaError for a definition that is nothing but, perhaps by way of others, itself."""
+    """Raises SchemaError for a definition that equals itself, directly or through others."""
     try:
         TopologicalSorter({name: set(_same(part)) for name, part in definitions.items()}).prepare()
     except CycleError:
@@ -136,7 +136,7 @@ def _refuse_circles(definitions: dict[str, Schema]) -> None:
 
 
 def _same(part: Any) -> Iterator[str]:
-    """The definitions that whatever satisfies a schema must satisfy, too."""
+    """The definitions that a value of a schema must satisfy as well."""
     if isinstance(part, dict):
         if "$ref" in part:
             yield _name(part)

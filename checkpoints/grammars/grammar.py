@@ -1,10 +1,10 @@
-"""What a reply may be made of: grammars as text, and whether one can be followed.
+"""Grammars that constrain a reply, as text, and whether one can be followed.
 
-A grammar travels as one string, so that whoever checks it and whoever follows it (`matching.py`) need not be
-one process. Compiling and following are llguidance's (a Lark dialect with JSON schemas in it); its fuel
-limits what a grammar costs, in compiling and with each token. What it leaves to its users is beside this:
-which schemas can be followed (`json_schema.py`), which grammars have an end (`finite.py`, `lark.py`, and here
-the first steps), and how long numbers become (`numerals.py`). Imports no jax.
+A grammar is one string, so that it can be checked in one process and followed in another (`matching.py`).
+llguidance compiles and follows grammars (a Lark dialect with JSON schemas in it); its fuel limits the cost of
+a grammar, of compilation and of each token. Other modules do what it leaves to its users: which schemas can
+be followed (`json_schema.py`), which grammars end (`finite.py`, `lark.py`, and the first steps here), and how
+long numbers become (`numerals.py`). Imports no jax.
 """
 
 import json
@@ -21,7 +21,7 @@ from .json_schema import Place, Schema, followable, parts
 from .lark import is_endless
 
 LONGEST_GRAMMAR = 256 * 1024
-"""Characters of a grammar; one of this size compiles in well under a second."""
+"""Maximum length of a grammar in characters; a grammar of this size compiles in well under a second."""
 
 _PREPARING, _STEP = 1_000_000, 200_000
 LIMITS = LLParserLimits(
@@ -33,32 +33,32 @@ LIMITS = LLParserLimits(
 )
 _SPECIAL_TOKEN = "<["
 _FORCED_STEPS = 64
-"""Stretches of a reply without a choice that are looked at beforehand."""
+"""Number of forced parts of a reply that are checked in advance."""
 _DEEPEST_BLAME = 64
 _MOST_SHOWN, _LONGEST_SHOWN = 3, 100
-"""Patterns in an error's message, and characters of each."""
-_DEAD_END = "nothing satisfies it: a reply comes to a place where nothing may follow and it must not end"
+"""Patterns in an error message, and characters of each."""
+_DEAD_END = "nothing satisfies it: a reply reaches a point where nothing may follow and it must not end"
 _TOO_COSTLY = (
-    f"following it costs more than the limit of {_PREPARING:,} operations beforehand, {_STEP:,} at each token"
+    f"following it costs more than the limit of {_PREPARING:,} operations in advance, {_STEP:,} per token"
 )
 JSON_SPACING: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""How JSON is spaced. With white space left open a small model may go on with it for ever."""
+"""White space in JSON. If it is unrestricted, a small model may repeat it forever."""
 
 
 def json_schema_grammar(schema: Schema, *, closed: bool = False) -> str:
-    """The texts that are JSON valid under a schema.
+    """A grammar of the JSON texts that are valid under a schema.
 
     Args:
-      closed: objects that do not say whether they may have further properties have none.
+      closed: objects without a rule for further properties have none.
 
     Raises:
-      SchemaError: it is none, nothing finite satisfies it, or it has keywords that cannot be followed.
+      SchemaError: not a schema, no finite value satisfies it, or it has keywords that cannot be followed.
     """
     return _compilable(finite(followable(schema, closed=closed)))
 
 
 def json_part(schema: Schema, *, closed: bool = False) -> str:
-    """The same as a part of a Lark rule. Raises SchemaError."""
+    """The same as part of a Lark rule. Raises SchemaError."""
     part = _as_object(finite(followable(schema, closed=closed)))
     return f"%json {json.dumps({'x-guidance': JSON_SPACING, **part})}"
 
@@ -66,60 +66,61 @@ def json_part(schema: Schema, *, closed: bool = False) -> str:
 def _compilable(schema: Schema) -> str:
     try:
         return LLMatcher.grammar_from_json_schema(json.dumps(_as_object(schema)), overrides=JSON_SPACING)
-    except (ValueError, RecursionError):  # constants nest, too
+    except (ValueError, RecursionError):  # constants can be nested, too
         raise SchemaError("it is nested too deeply", ()) from None
 
 
 def _as_object(schema: Schema) -> dict[str, Any]:
-    """The same in the only form that the compiler takes at the top."""
+    """The same schema in the only form that the compiler accepts at the top level."""
     if isinstance(schema, bool):
         return {} if schema else {"enum": []}
     return schema
 
 
 def json_object_grammar() -> str:
-    """The texts that are a JSON object."""
+    """A grammar of all JSON objects."""
     return json_schema_grammar({"type": "object"})
 
 
 def regex_grammar(pattern: str) -> str:
-    """The texts that a regular expression (Rust's syntax, without look-around) matches from end to end."""
+    """A grammar of the texts that a regular expression (Rust's syntax, without look-around) matches
+    completely."""
     return LLMatcher.grammar_from_regex(pattern)
 
 
 def lark_grammar(source: str) -> str:
-    """The texts of a grammar in llguidance's dialect of Lark."""
+    """A grammar in llguidance's dialect of Lark."""
     return LLMatcher.grammar_from_lark(source)
 
 
 def lark_or_gbnf_grammar(source: str) -> str:
-    """The texts of a grammar in that dialect or in llama.cpp's GBNF.
+    """A grammar in that dialect or in llama.cpp's GBNF.
 
     Raises:
-      GrammarError: it looks like GBNF and is none, or goes on for ever.
+      GrammarError: it looks like GBNF but is invalid, or it has no finite text.
     """
     try:
         grammar = grammar_from("grammar", source)
     except ValueError as error:
         raise GrammarError(_first_line(str(error))) from None
     if is_endless(grammar):
-        raise GrammarError("nothing finite satisfies it: its start cannot do without itself")
+        raise GrammarError("no finite text satisfies it: its start rule requires itself")
     return grammar
 
 
 def choice_grammar(choices: Sequence[str]) -> str:
-    """One of these texts."""
+    """A grammar of these texts."""
     return lark_grammar("start: " + " | ".join(json.dumps(choice) for choice in choices))
 
 
 def either(one: str, other: str) -> str:
-    """The texts of both grammars."""
+    """A grammar of the texts of both grammars."""
     main = {"name": "main", "lark_grammar": "start: @one | @other"}
     return json.dumps({"grammars": [main, _named("one", one), _named("other", other)]})
 
 
 def _named(name: str, grammar: str) -> dict[str, Any]:
-    """A grammar as a part of another."""
+    """A grammar as part of another."""
     if not grammar.lstrip().startswith("{"):
         return {"name": name, "lark_grammar": grammar}
     (part,) = json.loads(grammar)["grammars"]
@@ -127,15 +128,15 @@ def _named(name: str, grammar: str) -> dict[str, Any]:
 
 
 def check_grammar(grammar: str) -> None:
-    """Compiles a grammar and drops the result: takes a bounded time, whatever it is.
+    """Compiles a grammar and discards the result; the time is bounded for any grammar.
 
     Raises:
-      GrammarError: too long, no grammar that can be followed, or one that nothing satisfies as far as it
-        leaves no choice. What a pattern costs depends on the vocabulary too, so one that passes may still
-        use up its budget while it is followed.
+      GrammarError: too long, not a grammar that can be followed, or the parts that it forces cannot be
+        satisfied. The cost of a pattern also depends on the vocabulary, so a grammar that passes may still
+        exceed its budget while it is followed.
     """
     if len(grammar) > LONGEST_GRAMMAR:
-        raise GrammarError(f"it has {len(grammar)} characters; expected {LONGEST_GRAMMAR} at most")
+        raise GrammarError(f"it has {len(grammar)} characters; expected at most {LONGEST_GRAMMAR}")
     failed, messages = LLMatcher.validate_grammar_with_warnings(grammar, limits=LIMITS)
     if failed:
         raise GrammarError(explained(messages[0]))
@@ -144,7 +145,7 @@ def check_grammar(grammar: str) -> None:
 
 
 def _check_beginning(matcher: LLMatcher) -> None:
-    """Raises GrammarError if a reply cannot begin, or cannot go on behind what it must begin with."""
+    """Raises GrammarError if a reply cannot begin, or cannot continue after its forced beginning."""
     for _ in range(_FORCED_STEPS):
         matcher.compute_bitmask()
         error = error_of(matcher)
@@ -157,7 +158,7 @@ def _check_beginning(matcher: LLMatcher) -> None:
 
 
 def check_schema(schema: Schema, *, closed: bool = False) -> None:
-    """The same for a schema's grammar, with the place at fault in the error.
+    """The same for a schema's grammar; the error has the invalid part's place.
 
     Raises:
       GrammarError: as `check_grammar` does.
@@ -172,8 +173,8 @@ def check_schema(schema: Schema, *, closed: bool = False) -> None:
         raise SchemaError(reason, place) from None
 
 
-def said_of_patterns(source: Any) -> str:
-    """The first regular expressions in a schema, or one alone, as the end of an error's message."""
+def describe_patterns(source: Any) -> str:
+    """The first regular expressions in a schema, or a single one, as the end of an error message."""
     patterns = [source] if isinstance(source, str) else list(islice(_patterns(source), _MOST_SHOWN))
     shown = ", ".join(f"'{each[:_LONGEST_SHOWN]}'" for each in patterns)
     return f"; pattern{'s' * (len(patterns) > 1)}: {shown}" if patterns else ""
@@ -191,12 +192,12 @@ def _patterns(value: Any) -> Iterator[str]:
 
 
 def _blamed(schema: Schema, reason: str) -> tuple[Place, str]:
-    """The innermost place whose schema alone cannot be followed either, and why."""
+    """The innermost place with a schema that cannot be followed by itself either, and the reason."""
     definitions = schema.get("$defs", {}) if isinstance(schema, dict) else {}
     place: Place = ()
     for _ in range(_DEEPEST_BLAME):
         for step, part in parts(schema):
-            if part is False:  # at fault nowhere: it says what may not be
+            if part is False:  # never the cause: it only forbids values
                 continue
             alone = part | {"$defs": definitions} if isinstance(part, dict) and definitions else part
             try:
@@ -206,12 +207,12 @@ def _blamed(schema: Schema, reason: str) -> tuple[Place, str]:
                 break
         else:
             break
-    return place, reason + said_of_patterns(schema)
+    return place, reason + describe_patterns(schema)
 
 
 @cache
 def _byte_tokenizer() -> LLTokenizer:
-    """A vocabulary of single bytes: what can be said at all can be said in it."""
+    """A vocabulary of single bytes, which can express every text."""
     return LLTokenizer(TokenizerWrapper(_Bytes()), n_vocab=257, eos_token=256)
 
 
@@ -229,7 +230,7 @@ class _Bytes:
 
 
 def error_of(matcher: LLMatcher) -> str | None:
-    """Why a matcher cannot go on; None while it can. One that stops must have come to an end."""
+    """Why a matcher cannot continue; None while it can. A matcher may stop only at an end of the grammar."""
     if matcher.is_error():
         return explained(matcher.get_error())
     if matcher.is_stopped() and not matcher.is_accepting():
@@ -238,7 +239,7 @@ def error_of(matcher: LLMatcher) -> str | None:
 
 
 def explained(message: str) -> str:
-    """The compiler's message in one line that a client can understand."""
+    """The compiler's message as one line that a client can understand."""
     line = _first_line(message)
     if line.startswith("NoExtension"):
         return _DEAD_END
@@ -246,7 +247,7 @@ def explained(message: str) -> str:
 
 
 def _first_line(message: str) -> str:
-    """The first line that says something; of what Rust's regular expressions complain, also the reason."""
+    """The first line of a message; for an error in a Rust regular expression also the reason."""
     lines = [line.strip() for line in message.strip().split("\n")]
     reason = next((f" {line}" for line in lines[1:] if line.startswith("error:")), "")
     return (lines[0][:300] + reason)[:400]

@@ -1,11 +1,11 @@
-"""A JSON schema as clients send it -> the same schema in the keywords that the grammar compiler follows.
+"""A client's JSON schema -> the same schema in the keywords that the grammar compiler supports.
 
-Clients send what their libraries emit: annotations, keywords of other vocabularies, keywords with values that
-restrict nothing. The one idea: a keyword is followed, or it restricts nothing and is left out, or it is
-refused with its place and the reason; none that restricts is left out. Definitions are gathered in one place,
-so that whoever reads the result (`finite.py`, the compiler) meets schemas only where schemas stand.
+Clients send what their libraries produce: annotations, keywords of other vocabularies, keywords with values
+that restrict nothing. The one idea: a keyword is followed, or it restricts nothing and is dropped, or it is
+refused with its place and the reason; a keyword that restricts is never dropped. Definitions are collected in
+one place, so that the readers of the result (`finite.py`, the compiler) find schemas only at known places.
 
-Source: JSON Schema 2020-12 (Core and Validation) and, where a keyword is gone from there, draft 7.
+Source: JSON Schema 2020-12 (Core and Validation) and, for keywords that it no longer has, draft 7.
 """
 
 import re
@@ -35,9 +35,9 @@ from .json_schema_references import resolve
 Schema = dict[str, Any] | bool
 
 MOST_SCHEMAS = 5_000
-"""Schemas within one schema; so many are read in a fraction of a second."""
+"""Maximum number of schemas within one schema; that many are read in a fraction of a second."""
 DEEPEST = 100
-"""Keys that lead to a schema within one: JSON nests them as deep, and the compiler reads 127 such levels."""
+"""Maximum number of keys on the path to a schema within one; the compiler reads 127 levels."""
 
 _COPIED = frozenset(
     "type minLength maxLength pattern minItems maxItems minProperties maxProperties required".split()
@@ -45,24 +45,24 @@ _COPIED = frozenset(
 MAPS = ("properties", "patternProperties")
 LISTS = ("allOf", "anyOf", "prefixItems")
 SINGLE = ("items", "additionalProperties")
-"""Where schemas stand in one that `followable` gives."""
+"""Where a schema that `followable` returns contains schemas."""
 _OF_OBJECTS = ("properties", "patternProperties", "additionalProperties", "required", "minProperties")
 
 
 def followable(schema: Schema, *, closed: bool = False) -> Schema:
-    """The schema without what restricts nothing; its definitions are in `$defs`.
+    """The schema without keywords that restrict nothing; its definitions are in `$defs`.
 
     Args:
-      closed: objects that do not say whether they may have further properties have none.
+      closed: objects without a rule for further properties have none.
 
     Raises:
-      SchemaError: it is no schema, or restricts in a way that cannot be followed.
+      SchemaError: not a schema, or it has a restriction that cannot be followed.
     """
     return _Reader(schema).read(closed)
 
 
 class _Reader:
-    """Reads one document. References are read when everything before them is: none of them nests a call."""
+    """Reads one document. References are read after everything before them, without nested calls."""
 
     def __init__(self, document: Schema) -> None:
         self._document = document
@@ -85,7 +85,7 @@ class _Reader:
     def _schema(self, schema: Any, place: Place, closed: bool) -> Schema:
         self._count += 1
         if self._count > MOST_SCHEMAS:
-            raise SchemaError(f"it has more than {MOST_SCHEMAS} schemas in it", ())
+            raise SchemaError(f"it contains more than {MOST_SCHEMAS} schemas", ())
         if len(place) > DEEPEST:
             raise SchemaError(f"it is nested deeper than {DEEPEST} keys", place[:4])
         if isinstance(schema, bool):
@@ -112,7 +112,8 @@ class _Reader:
         return kept
 
     def _applied(self, schema: dict[str, Any], place: Place, closed: bool) -> dict[str, Any]:
-        """`$ref`, `allOf`, `anyOf`, `oneOf`. What another schema restricts too is not closed."""
+        """`$ref`, `allOf`, `anyOf`, `oneOf`. An object that another schema restricts as well is not
+        closed."""
         given = [name for name in ("$ref", *APPLIED) if name in schema]
         alone = len(given) == 1 and not any(name in schema for name in _OF_OBJECTS)
         applied: dict[str, Any] = {}
@@ -135,12 +136,12 @@ class _Reader:
         return applied
 
     def _exclusive(self, members: list[Any], place: Place, closed: bool) -> list[Schema]:
-        """The alternatives of a `oneOf`, narrowed so that no two hold at once."""
+        """The alternatives of a `oneOf`, narrowed so that no two can be valid at once."""
         narrowing = exclusive(members, lambda pointer: resolve(self._document, pointer, place))
         if narrowing is None:
             raise SchemaError(
-                "'oneOf' is not permitted where two alternatives may hold at once; expected 'anyOf', or a "
-                "property in each with a 'const' of its own",
+                "'oneOf' is not permitted if two alternatives may be valid at once; expected 'anyOf', or a "
+                "property with a different 'const' in each",
                 place,
             )
         read: list[Schema] = []
@@ -184,7 +185,7 @@ class _Reader:
         return kept
 
     def _read_names(self, schema: dict[str, Any], kept: dict[str, Any], place: Place, closed: bool) -> None:
-        """`propertyNames`, where it restricts: as properties, or a pattern, of what else there may be."""
+        """`propertyNames`, if it restricts: as properties, or as a pattern of additional ones."""
         at, names = (*place, "propertyNames"), schema.get("propertyNames", True)
         if isinstance(names, dict) and "$ref" in names and isinstance(names["$ref"], str):
             names = resolve(self._document, names["$ref"], at)
@@ -193,20 +194,20 @@ class _Reader:
             return
         only = _only_names(rule)
         if only is None or "patternProperties" in kept:
-            raise SchemaError("'propertyNames' is not permitted but with an 'enum' or a 'pattern'", at)
+            raise SchemaError("'propertyNames' is not permitted except with an 'enum' or a 'pattern'", at)
         rest, named = kept.get("additionalProperties", True), kept.get("properties", {})
         if isinstance(only, list):
             forbidden = {name: False for name in named if name not in only}
             kept["properties"] = dict.fromkeys(only, rest) | named | forbidden
         elif named:
-            raise SchemaError("'propertyNames' with a 'pattern' is not permitted beside 'properties'", at)
+            raise SchemaError("'propertyNames' with a 'pattern' is not permitted with 'properties'", at)
         else:
             kept["patternProperties"] = {only: rest}
         kept["additionalProperties"] = False
 
 
 def _only_names(rule: Schema) -> list[str] | str | None:
-    """The names that a schema for names admits, or their pattern; None where it says something else."""
+    """The names that a schema for names allows, or their pattern; None for any other schema."""
     if isinstance(rule, bool) or not admits(rule, "string"):
         return None
     given = rule.keys() - {"type"}
@@ -219,7 +220,7 @@ def _only_names(rule: Schema) -> list[str] | str | None:
 
 
 def parts(schema: Schema) -> Iterator[tuple[Place, Schema]]:
-    """The schemas that one is made of, of those that `followable` gives, and where they stand in it."""
+    """The schemas within a schema that `followable` returned, with their places."""
     if isinstance(schema, bool):
         return
     for name in MAPS:
@@ -230,7 +231,7 @@ def parts(schema: Schema) -> Iterator[tuple[Place, Schema]]:
 
 
 def require(schema: Any, names: tuple[str, ...]) -> Any:
-    """An object's schema in which these properties are required, too."""
+    """An object's schema with these properties required as well."""
     if not names or not isinstance(schema, dict):
         return schema
     return schema | {"required": [*schema.get("required", ()), *names]}

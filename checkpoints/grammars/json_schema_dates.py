@@ -1,11 +1,11 @@
-"""The formats of strings that are followed, and patterns for dates and times.
+"""The supported formats of strings, and patterns for dates and times.
 
-The compiler's own date and time admit 30 February in some years and second 60, which few parsers take, and
-fractions of a second without end. Source: RFC 3339, 5.6, without leap seconds.
+The compiler's own date and time allow 30 February in some years and second 60, which few parsers accept, and
+fractions of a second of any length. Source: RFC 3339, 5.6, without leap seconds.
 """
 
 FORMATS = frozenset("duration email hostname ipv4 ipv6 uuid uri".split())
-"""Known to the compiler, by these names."""
+"""Formats that the compiler supports, by these names."""
 
 _YEAR = "(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
 _FOURTH = "(?:0[48]|[2468][048]|[13579][26])"

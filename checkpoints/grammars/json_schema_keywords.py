@@ -1,6 +1,6 @@
-"""Single keywords of a schema: what is kept of them, what restricts nothing, what is refused.
+"""Single keywords of a schema: which are kept, which restrict nothing, which are refused.
 
-Knows neither references nor schemas within schemas. Source: JSON Schema 2020-12, Validation.
+Handles neither references nor schemas within schemas. Source: JSON Schema 2020-12, Validation.
 """
 
 import math
@@ -19,17 +19,17 @@ _LARGEST = 2**63 - 1024
 """The largest double below 2**63. Bounds beyond are replaced by it: the compiler's integers have 64 bits."""
 _SIXTEEN_DIGITS = 10**16 - 1
 _MOST_STEPS = 100_000
-"""The least common multiple of all `multipleOf`. The compiler counts remainders outside its fuel's limits: so
-many take about a second."""
+"""The maximum of the least common multiple of all `multipleOf`. The compiler counts remainders outside its
+fuel limits: that many take about a second."""
 
 
 def never(schema: dict[str, Any]) -> bool:
-    """Whether it is a way of writing that nothing is valid."""
+    """Whether the schema allows nothing."""
     return "not" in schema and always(schema["not"])
 
 
 def always(schema: Any) -> bool:
-    """Whether it restricts nothing."""
+    """Whether the schema restricts nothing."""
     return schema is True or schema == {}
 
 
@@ -39,7 +39,7 @@ def admits(schema: Mapping[str, Any], name: str) -> bool:
 
 
 def check_names(schema: dict[str, Any], place: Place) -> None:
-    """Raises SchemaError where `type` or `required` is not made of strings."""
+    """Raises SchemaError if `type` or `required` is not made of strings."""
     kind, required = schema.get("type", "null"), schema.get("required")
     if not isinstance(kind, str) and not _strings(kind):
         raise SchemaError(f"'type' must be a string or a list of strings, not {shown(kind)}", place)
@@ -52,7 +52,8 @@ def _strings(value: Any) -> bool:
 
 
 def read_bounds(schema: dict[str, Any], kept: dict[str, Any], place: Place) -> None:
-    """Of numbers; those beyond what the compiler can count are drawn in, where they point outwards."""
+    """The bounds of numbers; an outward bound beyond the compiler's range is replaced by the range's
+    limit."""
     for name in _BOUNDS:
         if name not in schema:
             continue
@@ -68,19 +69,19 @@ def read_bounds(schema: dict[str, Any], kept: dict[str, Any], place: Place) -> N
 
 
 def _inward(value: int, outwards: int) -> int:
-    """The next integer within the bound that a double can be: to the compiler bounds are doubles."""
+    """The next integer within the bound that is a double, because the compiler's bounds are doubles."""
     near = float(value)
     return int(math.nextafter(near, -outwards * math.inf) if (int(near) - value) * outwards > 0 else near)
 
 
 def read_multiple(schema: dict[str, Any], kept: dict[str, Any], place: Place, others: int) -> int:
-    """`multipleOf`: within bounds, since a number may not end at a digit that makes it no multiple.
+    """`multipleOf`, with bounds added, because a number may not end at a digit at which it is no multiple.
 
     Args:
-      others: the least common multiple of those that were read before.
+      others: the least common multiple of the values that were read before.
 
     Returns:
-      The same with this one.
+      The same including this value.
     """
     step = schema.get("multipleOf")
     if step is None:
@@ -106,7 +107,7 @@ def read_multiple(schema: dict[str, Any], kept: dict[str, Any], place: Place, ot
 
 
 def read_constants(schema: dict[str, Any], kept: dict[str, Any], place: Place) -> None:
-    """`const` and `enum`; a number in them is a double-precision one to the compiler."""
+    """`const` and `enum`; the compiler treats numbers in them as doubles."""
     for name in ("const", "enum"):
         if name in schema:
             values = as_list(schema[name], (*place, name)) if name == "enum" else [schema[name]]
@@ -121,7 +122,7 @@ def _is_double(value: int) -> bool:
 
 
 def read_format(schema: dict[str, Any], kept: dict[str, Any], place: Place) -> None:
-    """A format that is not known is an annotation (Validation 7.2.3)."""
+    """`format`; an unknown format is an annotation (Validation 7.2.3)."""
     form = schema.get("format")
     if not isinstance(form, str):
         return
@@ -134,12 +135,12 @@ def read_format(schema: dict[str, Any], kept: dict[str, Any], place: Place) -> N
 
 
 def read_unevaluated(schema: dict[str, Any], kept: dict[str, Any], place: Place) -> None:
-    """`unevaluated…`: where nothing else is applied, the same as what is additional."""
+    """`unevaluated…`: if no other schema is applied, the same as `additionalProperties` and `items`."""
     for name, same in (("unevaluatedProperties", "additionalProperties"), ("unevaluatedItems", "items")):
         if always(schema.get(name, True)):
             continue
         if schema[name] is not False or any(applicator in kept for applicator in ("$ref", *APPLIED)):
-            raise SchemaError(f"'{name}' is not permitted beside '$ref', 'allOf', 'anyOf', 'oneOf'", place)
+            raise SchemaError(f"'{name}' is not permitted with '$ref', 'allOf', 'anyOf', 'oneOf'", place)
         kept.setdefault(same, False)
 
 

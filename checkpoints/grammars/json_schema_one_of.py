@@ -1,9 +1,9 @@
 """Which alternatives of a `oneOf` exclude each other.
 
-The compiler follows `anyOf`; the two are the same where no two alternatives hold at once. Alternatives that
-differ in a property of theirs exclude each other once that property is required in both, as discriminated
-unions mean it: their libraries leave a tag with a default out of `required`. Reads raw schemas. The answer is
-safe: what is not seen to exclude each other may hold at once.
+The compiler supports `anyOf`, which is the same if no two alternatives can be valid at once. Alternatives
+that differ in a property exclude each other if both require that property, as is meant by discriminated
+unions: their libraries leave a tag with a default out of `required`. Reads raw schemas. The answer is
+conservative: alternatives that are not known to exclude each other may be valid at once.
 """
 
 import json
@@ -15,15 +15,16 @@ Resolve = Callable[[str], Any]
 Names = tuple[str, ...]
 
 _DEEPEST = 8
-"""References and alternatives that are followed before two schemas are taken to overlap."""
+"""References and alternatives that are followed before two schemas are assumed to overlap."""
 _TYPES = frozenset("null boolean number string array object".split())
 
 
 def exclusive(members: list[Any], resolve: Resolve) -> list[Names] | None:
-    """Of each alternative, the properties to require so that no two hold at once; None if none would do."""
+    """For each alternative, the properties to require so that no two can be valid at once; None if
+    impossible."""
     names: list[set[str]] = [set() for _ in members]
     for one, other in combinations(range(len(members)), 2):
-        tags = _apart(members[one], members[other], resolve, _DEEPEST)
+        tags = _exclusion(members[one], members[other], resolve, _DEEPEST)
         if tags is None:
             return None
         names[one] |= tags
@@ -31,8 +32,8 @@ def exclusive(members: list[Any], resolve: Resolve) -> list[Names] | None:
     return [tuple(sorted(each)) for each in names]
 
 
-def _apart(a: Any, b: Any, resolve: Resolve, depth: int) -> set[str] | None:
-    """What both must require to exclude each other; None where they may overlap even so."""
+def _exclusion(a: Any, b: Any, resolve: Resolve, depth: int) -> set[str] | None:
+    """The properties that both must require to exclude each other; None if they may overlap anyway."""
     a, b = _resolved(a, resolve), _resolved(b, resolve)
     if a is False or b is False:
         return set()
@@ -40,9 +41,9 @@ def _apart(a: Any, b: Any, resolve: Resolve, depth: int) -> set[str] | None:
         return None
     if not (_well_formed(a) and _well_formed(b)):
         return None
-    if _values_apart(a, b) or not (_types(a) & _types(b)):
+    if _values_differ(a, b) or not (_types(a) & _types(b)):
         return set()
-    if any(_all_apart(x, y, resolve, depth - 1) for x, y in ((a, b), (b, a))):
+    if any(_all_exclude(x, y, resolve, depth - 1) for x, y in ((a, b), (b, a))):
         return set()
     if _types(a) == _types(b) == {"object"}:
         return set() if _closed_to(a, b) or _closed_to(b, a) else _tag(a, b, resolve, depth - 1)
@@ -50,7 +51,7 @@ def _apart(a: Any, b: Any, resolve: Resolve, depth: int) -> set[str] | None:
 
 
 def _well_formed(schema: dict[str, Any]) -> bool:
-    """Whether what is read of it here is of its type; it is the reader's to say what is not."""
+    """Whether the keywords read here have the right type; the reader reports those that do not."""
     kind, required = schema.get("type", []), schema.get("required", [])
     names = [
         *([kind] if not isinstance(kind, list) else kind),
@@ -67,19 +68,19 @@ def _resolved(schema: Any, resolve: Resolve) -> Any:
     return True
 
 
-def _all_apart(a: dict[str, Any], b: dict[str, Any], resolve: Resolve, depth: int) -> bool:
-    """Whether each of a's own alternatives excludes b as it is."""
+def _all_exclude(a: dict[str, Any], b: dict[str, Any], resolve: Resolve, depth: int) -> bool:
+    """Whether each of a's alternatives excludes b without further requirements."""
     members = a.get("anyOf", a.get("oneOf"))
-    return isinstance(members, list) and all(_apart(each, b, resolve, depth) == set() for each in members)
+    return isinstance(members, list) and all(_exclusion(each, b, resolve, depth) == set() for each in members)
 
 
-def _values_apart(a: dict[str, Any], b: dict[str, Any]) -> bool:
+def _values_differ(a: dict[str, Any], b: dict[str, Any]) -> bool:
     of_a, of_b = _values(a), _values(b)
     return of_a is not None and of_b is not None and not (of_a & of_b)
 
 
 def _values(schema: dict[str, Any]) -> set[str] | None:
-    """The values that there can be, as JSON text; None where they are not counted up."""
+    """The possible values, as JSON text; None if they are not enumerated."""
     given = [schema["const"]] if "const" in schema else schema.get("enum")
     if not isinstance(given, list):
         return None
@@ -87,7 +88,7 @@ def _values(schema: dict[str, Any]) -> set[str] | None:
 
 
 def _types(schema: dict[str, Any]) -> frozenset[str]:
-    """The types that there can be; integers are numbers."""
+    """The possible types; integers are numbers."""
     given = schema.get("type", [])
     types = {"number" if t == "integer" else t for t in ([given] if isinstance(given, str) else given)}
     known = [schema["const"]] if "const" in schema else schema.get("enum")
@@ -112,15 +113,15 @@ def _type(value: Any) -> str:
 
 
 def _closed_to(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether `b` requires a property that `a` does not admit."""
+    """Whether `b` requires a property that `a` does not allow."""
     if a.get("additionalProperties") is not False or a.get("patternProperties"):
         return False
     return any(name not in a.get("properties", {}) for name in b.get("required", ()))
 
 
 def _tag(a: dict[str, Any], b: dict[str, Any], resolve: Resolve, depth: int) -> set[str] | None:
-    """A property in which they differ; one that both require, if there is one."""
+    """A property in which they differ; preferably one that both require."""
     of_a, of_b = a.get("properties", {}), b.get("properties", {})
     shared = [name for name in of_a if name in of_b]
     shared.sort(key=lambda name: name not in a.get("required", ()) or name not in b.get("required", ()))
-    return next(({n} for n in shared if _apart(of_a[n], of_b[n], resolve, depth) == set()), None)
+    return next(({n} for n in shared if _exclusion(of_a[n], of_b[n], resolve, depth) == set()), None)

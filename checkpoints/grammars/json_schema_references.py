@@ -11,12 +11,12 @@ def resolve(document: Any, pointer: str, place: Place) -> Any:
     """What a `$ref` refers to: a JSON Pointer (RFC 6901) or an `$anchor` within the document.
 
     Raises:
-      SchemaError: there is nothing, or it is in another document.
+      SchemaError: the target does not exist, or is in another document.
     """
     base = document.get("$id") if isinstance(document, dict) else None
     local = pointer.removeprefix(base) if isinstance(base, str) else pointer
     if local and not local.startswith("#"):
-        raise SchemaError(f"'$ref' '{pointer[:200]}' leads out of the schema; expected '#/…'", place)
+        raise SchemaError(f"'$ref' '{pointer[:200]}' points outside the schema; expected '#/…'", place)
     path = unquote(local[1:])
     if path and not path.startswith("/"):
         return _anchored(document, path, pointer, place)
@@ -28,7 +28,7 @@ def resolve(document: Any, pointer: str, place: Place) -> Any:
         elif isinstance(found, list) and part.isdecimal() and int(part) < len(found):
             found = found[int(part)]
         else:
-            raise _leads_nowhere(pointer, place)
+            raise _not_found(pointer, place)
     return found
 
 
@@ -42,8 +42,8 @@ def _anchored(document: Any, anchor: str, pointer: str, place: Place) -> Any:
             waiting += value.values()
         elif isinstance(value, list):
             waiting += value
-    raise _leads_nowhere(pointer, place)
+    raise _not_found(pointer, place)
 
 
-def _leads_nowhere(pointer: str, place: Place) -> SchemaError:
-    return SchemaError(f"'$ref' '{pointer[:200]}' leads nowhere in the schema", place)
+def _not_found(pointer: str, place: Place) -> SchemaError:
+    return SchemaError(f"'$ref' '{pointer[:200]}' is not found in the schema", place)

@@ -1,8 +1,8 @@
-"""Whether a Lark grammar has a finite text at all: a rule that cannot do without itself goes on for ever.
+"""Whether a Lark grammar has any finite text: a rule that requires itself never ends.
 
-Reads as much of llguidance's dialect as that takes: rules, alternatives, what is optional. The one idea is
-that of `finite.py`; and as there, whatever is not understood counts as having an end, so that no grammar is
-refused for its spelling. Terminals, schemas and special tokens are the compiler's to judge.
+Reads the necessary part of llguidance's dialect: rules, alternatives, optional items. The one idea is that of
+`finite.py`; as there, whatever is not understood counts as finite, so that no grammar is refused because of
+its syntax. The compiler checks terminals, schemas and special tokens.
 """
 
 import json
@@ -24,7 +24,7 @@ _TOKEN = re.compile(
 _HEAD = re.compile(r"[ \t]*[?!]?([A-Za-z_]\w*)(?:\.-?\d+)?[ \t]*(?:\[[^\]\n]*\])?[ \t]*:(?!:)")
 _DIRECTIVE = re.compile(r"[ \t]*%")
 _TEXT = '"'
-"""Stands for every token that has an end whatever it is."""
+"""Represents every token that is finite by itself."""
 
 Item = str | tuple["Choice", bool]
 """A rule's name, or a group and whether it may be left out."""
@@ -32,11 +32,11 @@ Choice = list[list[Item]]
 
 
 class _NotRead(Exception):
-    """Something in a grammar that is not understood here."""
+    """A part of a grammar that is not understood here."""
 
 
 def is_endless(source: str) -> bool:
-    """Whether no finite text is in the grammar; False where that is not known."""
+    """Whether the grammar has no finite text; False if that is unknown."""
     try:
         rules = {name: _Body(tokens).read() for name, tokens in _bodies(source)}
     except (_NotRead, RecursionError):
@@ -71,7 +71,7 @@ def _names(choice: Choice) -> Iterator[str]:
 
 
 def _bodies(source: str) -> Iterator[tuple[str, list[str]]]:
-    """Each rule's name and the tokens behind its colon."""
+    """Each rule's name and the tokens after its colon."""
     name, body, at, line_begins = "", list[str](), 0, True
     while at < len(source):
         head = _HEAD.match(source, at) if line_begins else None
@@ -83,7 +83,7 @@ def _bodies(source: str) -> Iterator[tuple[str, list[str]]]:
         found = _TOKEN.match(source, at)
         if found is None:
             break
-        at = _behind_json(source, found.end()) if found["directive"] else found.end()
+        at = _after_json(source, found.end()) if found["directive"] else found.end()
         line_begins = found["line"] is not None
         if not found["space"] and not line_begins:
             body.append(_TEXT if found["text"] or found["directive"] else found["least"] or found[0])
@@ -91,8 +91,8 @@ def _bodies(source: str) -> Iterator[tuple[str, list[str]]]:
         yield name, body
 
 
-def _behind_json(source: str, at: int) -> int:
-    """Where the object ends that stands behind a directive, if one does."""
+def _after_json(source: str, at: int) -> int:
+    """The end of the JSON object after a directive, if there is one."""
     begin = len(source) - len(source[at:].lstrip())
     if not source.startswith("{", begin):
         return at
@@ -103,7 +103,7 @@ def _behind_json(source: str, at: int) -> int:
 
 
 class _Body:
-    """What stands behind one rule's colon."""
+    """Parses the text after a rule's colon."""
 
     def __init__(self, tokens: list[str]) -> None:
         self._tokens, self._at = tokens, 0

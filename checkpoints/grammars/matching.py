@@ -1,7 +1,7 @@
-"""How far a reply has come in its grammar, token by token.
+"""Follows a reply through its grammar, token by token.
 
-What a grammar is, and whether it can be followed at all, is `grammar.py`'s. Every reply has a matcher of its
-own; what was compiled is kept for the next request. Imports no jax.
+`grammar.py` defines grammars and checks whether they can be followed. Every reply has its own matcher;
+compiled grammars are kept for later requests. Imports no jax.
 """
 
 import threading
@@ -18,57 +18,58 @@ from .grammar import LIMITS, error_of, explained
 from .numerals import DigitMasks, Numeral, most_digits
 
 _KEPT = 64
-"""Compiled grammars that are kept for the next request."""
+"""The number of compiled grammars that are kept for later requests."""
 
 _BEFORE = "\x02"
-"""Encoded in front of a text, for vocabularies in which the first piece of all is spelled otherwise."""
+"""Encoded before a text, for vocabularies that spell the first piece differently."""
 
 
 class GrammarMatcher:
-    """How far one reply has come in its grammar."""
+    """The state of one reply in its grammar."""
 
     def __init__(self, matcher: LLMatcher, numeral: Numeral | None) -> None:
-        """`numeral`: keeps numbers short, where the grammar has JSON in it."""
+        """`numeral`: keeps numbers short, if the grammar contains JSON."""
         self._matcher, self._numeral = matcher, numeral
 
     def fill(self, mask_W: np.ndarray) -> None:
-        """Sets the bits of the ids that may come next, u32 `[W]`, lowest first; ends where it is complete."""
+        """Sets the bits of the ids that may come next, u32 `[W]`, lowest first; end tokens if it is
+        complete."""
         self._matcher.unsafe_compute_mask_ptr(mask_W.ctypes.data, mask_W.nbytes)
         if self._numeral is not None:
             self._numeral.fill(mask_W)
 
     def consume(self, token: int) -> None:
-        """`token` came."""
+        """Advances by `token`."""
         self._matcher.consume_token(token)
         if self._numeral is not None:
             self._numeral.consume(token)
 
     @property
     def complete(self) -> bool:
-        """Nothing may follow but the end."""
+        """Only the end may follow."""
         return self._matcher.is_stopped() and self.error is None
 
     @property
     def error(self) -> str | None:
-        """Why the grammar cannot be followed any further; None while it can."""
+        """Why the grammar cannot be followed further; None while it can."""
         return error_of(self._matcher)
 
 
 class GrammarCompiler:
-    """Grammars for one vocabulary. Safe to share between threads."""
+    """Compiles grammars for one vocabulary. Can be shared between threads."""
 
     def __init__(self, load: Callable[[], ChatTokenizer], vocabulary: int) -> None:
-        """Loads nothing yet: most engines never meet a grammar, and the first one may wait a moment.
+        """Loads nothing yet: most engines never use a grammar, and the first one may take a moment.
 
         Args:
-          load: gives the tokenizer. vocabulary: the model's, which may have more ids.
+          load: returns the tokenizer. vocabulary: the model's, which may have more ids.
         """
         self._load, self._vocabulary = load, vocabulary
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
     def __call__(self, grammar: str) -> GrammarMatcher:
-        """A fresh matcher.
+        """A new matcher.
 
         Raises:
           GrammarError: it cannot be followed.
@@ -92,7 +93,7 @@ class GrammarCompiler:
 
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
-        """To be asked for under the lock, as the other two."""
+        """Must be read under the lock, as the other two."""
         words = self._words
         return LLTokenizer(TokenizerWrapper(words), n_vocab=self._vocabulary, eos_token=words.ends)
 
@@ -104,7 +105,7 @@ class GrammarCompiler:
 class _Vocabulary:
     """A tokenizer in the form that llguidance wraps.
 
-    Called with text that must come next, it says in which tokens: they are the text to the byte.
+    Called with text that must come next, it returns its tokens, which equal the text byte for byte.
     """
 
     bos_token_id = None
@@ -130,7 +131,7 @@ class _Vocabulary:
         return self._greedy(text.encode())
 
     def _greedy(self, rest: bytes) -> list[int]:
-        """The longest tokens, one after the other, as far as they go."""
+        """The longest matching tokens, one after another, as far as possible."""
         ids: list[int] = []
         while rest:
             sizes = range(min(self._longest, len(rest)), 0, -1)

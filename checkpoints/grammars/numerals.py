@@ -1,8 +1,8 @@
-"""Keeps the numbers of constrained JSON to 16 digits in a row, where the schema has none that are longer.
+"""Limits the numbers of constrained JSON to 16 digits in a row, unless the schema has longer ones.
 
-JSON's numbers have no end, and a small model that has begun to repeat a digit finds none. The one idea: a
-number that is long enough loses the tokens that go on with digits, unless there are no others; so a schema
-that asks for more digits gets them. The bound is llama.cpp's, of integers, decimals and exponents alike.
+JSON's numbers may have any length, and a small model that repeats a digit does not stop. The one idea: when a
+number is long enough, tokens that continue it with digits are forbidden, unless there are no others; so a
+schema that requires more digits gets them. The bound is llama.cpp's, for integers, decimals and exponents.
 """
 
 import re
@@ -11,21 +11,21 @@ from collections.abc import Sequence
 import numpy as np
 
 MOST_DIGITS = 16
-"""In front of the point, behind it, and in the exponent."""
+"""Before the decimal point, after it, and in the exponent."""
 
 _JSON = ('"json_schema"', "%json")
 _LONG = re.compile(rf"\d{{{MOST_DIGITS + 1},}}")
 
 
 def most_digits(grammar: str) -> int | None:
-    """How many digits in a row a number may have; None for a grammar without JSON."""
+    """The maximum number of digits in a row; None for a grammar without JSON."""
     if not any(mark in grammar for mark in _JSON):
         return None
     return max(map(len, _LONG.findall(grammar)), default=MOST_DIGITS)
 
 
 class DigitMasks:
-    """Which ids of a vocabulary go on with how many digits."""
+    """The number of digits that each id of a vocabulary begins with."""
 
     def __init__(self, tokens: Sequence[bytes]) -> None:
         """`tokens`: the bytes of each id."""
@@ -36,9 +36,9 @@ class DigitMasks:
         self._letter = next((i for i, token in enumerate(tokens) if token == b"z"), None)
 
     def forbid(self, mask_W: np.ndarray, room: int) -> None:
-        """Clears the bits of ids that go on with more than `room` digits, unless no other is set.
+        """Clears the bits of ids that begin with more than `room` digits, unless no other bit is set.
 
-        Where any text may follow there is no number to keep short, and nothing is cleared.
+        If any text may follow, there is no number to limit, and nothing is cleared.
         """
         if room >= self._longest or self._any_text(mask_W):
             return
@@ -52,24 +52,24 @@ class DigitMasks:
 
 
 class Numeral:
-    """The number that a reply is in, if it is in one: counts its digits."""
+    """Counts the digits of the number that a reply is in, if it is in one."""
 
     def __init__(self, masks: DigitMasks, most: int) -> None:
-        """Nothing was said; `most`: digits in a row."""
+        """Begins outside of a number; `most`: maximum digits in a row."""
         self._masks, self._most = masks, most
         self._digits = 0
         self._in_string = self._escaped = False
 
     def fill(self, mask_W: np.ndarray) -> None:
-        """Takes the ids out that would make the number too long: u32 `[W]`, lowest bit first."""
+        """Clears the ids that would make the number too long: u32 `[W]`, lowest bit first."""
         if self._digits and not self._in_string:
             self._masks.forbid(mask_W, self._most - self._digits)
 
     def consume(self, token: int) -> None:
-        """`token` came."""
+        """Advances by `token`."""
         for byte in self._masks.tokens[token]:
             self._digits = self._digits + 1 if 48 <= byte <= 57 else 0
-            if byte == 0x0A:  # stands in no string: what came before was no JSON
+            if byte == 0x0A:  # not allowed in a string: the text before was not JSON
                 self._in_string = self._escaped = False
             elif self._escaped:
                 self._escaped = False

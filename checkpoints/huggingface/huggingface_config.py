@@ -1,9 +1,9 @@
 """A Hugging Face `config.json` (model types `llama`, `mistral` and `mixtral`) to `ModelConfig`.
 
-Reads no weights and leaves sampling defaults to `generation`. The one idea: every key is accounted for. A
-key is mapped, or may only have the value we compute, or is known not to touch the mathematics. Of the others,
-those that may change it (`unknown_keys` has the rule) are refused by name and value, because a model that is
-computed wrongly still talks; the rest is logged.
+Does not read weights; `generation` reads sampling defaults. The one idea: every key is checked. A key is
+mapped, or may only have the value that we compute, or is known not to affect the mathematics. Unknown keys
+that may affect it (`unknown_keys` has the rule) are refused by name and value, because a model that is
+computed wrongly still generates text; other unknown keys are logged.
 """
 
 from pathlib import Path
@@ -36,7 +36,7 @@ _MAPPED_FOR = {
 }
 
 _WINDOWS = {"sliding_window", "max_window_layers"}
-"""What Qwen2 models in a Llama's shape carry along, without effect where `use_sliding_window` is false."""
+"""Keys of Qwen2 models in Llama's format, without effect if `use_sliding_window` is false."""
 
 _ONLY: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
@@ -53,7 +53,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "is_causal": (True,),
     "transformers_weights": ("model.safetensors", "model.safetensors.index.json"),
 }
-"""Keys that would change the mathematics, with the values under which they do not."""
+"""Keys that would change the mathematics, with the values that do not."""
 
 _HARMLESS = {
     "_attn_implementation_autoset", "_commit_hash", "_model_name_or_path", "_name_or_path",
@@ -65,8 +65,8 @@ _HARMLESS = {
     "transformers.js_config", "transformers_version", "unk_token_id", "unsloth_fixed", "unsloth_version",
     "use_bfloat16", "use_cache",
 }  # fmt: skip
-"""Keys of transformers' own and of common tools without effect on what is computed, for which no line is
-logged. `pretraining_tp` splits a product into slices of the same sum; the router's loss and jitter belong to
+"""Keys of transformers and of common tools that have no effect on the result and are not logged.
+`pretraining_tp` splits a product into slices with the same sum; the router's loss and jitter belong to
 training."""
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -81,14 +81,14 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "rope_theta": 1e6,
     },
 }
-"""What transformers' configuration classes assume where a key is absent (not null)."""
+"""The defaults of transformers' configuration classes for an absent key (not null)."""
 
 
 def read_config(path: Path, config: dict[str, Any]) -> ModelConfig:
     """The model that a parsed config.json describes; `path` is for messages.
 
     Raises:
-      ConfigError: the configuration is inconsistent, or asks for mathematics that we do not compute.
+      ConfigError: the configuration is inconsistent, or needs mathematics that is not implemented.
     """
     try:
         family = _check_family(config)
@@ -113,7 +113,7 @@ def _check_family(config: dict[str, Any]) -> str:
 
 
 def _check_keys(path: Path, config: dict[str, Any], family: str) -> None:
-    """Refuses what may change the mathematics and is neither mapped nor at its only value."""
+    """Refuses keys that may change the mathematics and are neither mapped nor at their only value."""
     known = _MAPPED | _MAPPED_FOR[family] | _HARMLESS
     for key, value in config.items():
         if value is None or key in known:
@@ -123,7 +123,7 @@ def _check_keys(path: Path, config: dict[str, Any], family: str) -> None:
                 raise ConfigError(f"{key} is {brief(value)}; expected {_ONLY[key][0]!r}")
         elif may_change_the_mathematics(key, value):
             raise ConfigError(
-                f"{key} is {brief(value)}; we do not know this key, which may change the mathematics"
+                f"{key} is {brief(value)}; this key is unknown and may change the mathematics"
             )
         else:
             note(f"{path}: {key} is {brief(value)}; it is not used")
@@ -170,7 +170,7 @@ def _head_size(config: dict[str, Any], width: int, heads: int) -> int:
 
 
 def _check_layer_types(config: dict[str, Any], window: int | None) -> None:
-    """Layers of one kind only, the kind that `sliding_window` says."""
+    """Checks that all layers are of one kind, the one that `sliding_window` implies."""
     kinds, expected = config.get("layer_types"), "sliding_attention" if window else "full_attention"
     if kinds is not None and (not isinstance(kinds, list) or any(kind != expected for kind in kinds)):
         raise ConfigError(f"layer_types is {brief(kinds)}; expected only {expected!r}")

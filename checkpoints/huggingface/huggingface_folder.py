@@ -1,6 +1,6 @@
-"""A Hugging Face folder: `config.json` and safetensors, offered as a checkpoint in our names and layout.
+"""A Hugging Face folder: `config.json` and safetensors, as a checkpoint with our names and layout.
 
-The tokenizer and the template are `tokenizer`'s. Pickles are refused, never opened.
+`tokenizer` reads the tokenizer and the template. Pickles are refused, never opened.
 """
 
 import hashlib
@@ -34,17 +34,18 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
 class HuggingFaceFolder:
-    """A checkpoint whose header is read and checked; the weights are still on disk.
+    """A checkpoint with a header that is read and checked; the weights are still on disk.
 
     Attributes:
-      path: the folder. config: the model. generation: its end tokens and sampling defaults.
-      int8: never.
-      fingerprint: SHA-256 over the config, every tensor's name, type, shape and place, and the size and time
-        of change of its file. Cheap and made of no weights: equal files elsewhere have another one.
+      path: the folder. config: of the model. generation: its end tokens and sampling defaults.
+      int8: always False.
+      fingerprint: SHA-256 of the config, every tensor's name, type, shape and position, and the size and
+        modification time of its file. It is cheap and does not depend on weights: copies of the same files
+        have another fingerprint.
       nbytes: of all tensors as stored.
 
     Raises:
-      ConfigError: config.json asks for mathematics we do not compute.
+      ConfigError: config.json needs mathematics that is not implemented.
       CheckpointError: files are missing or damaged, or the tensors do not fit the config.
     """
 
@@ -71,7 +72,8 @@ class HuggingFaceFolder:
         """`(name, values)` in `parameter_shapes` order, linears as `[inputs, outputs]`, in their stored type.
 
         Raises:
-          CheckpointError: a file changed since it was opened, or a tied model's second copy differs.
+          CheckpointError: a file has changed since it was opened, or a tied model's second copy of the head
+            differs.
         """
         for name, origin in self._origins.items():
             values = origin.assemble(lambda foreign: self._stored[foreign].read())
@@ -80,7 +82,8 @@ class HuggingFaceFolder:
             yield name, values
 
     def _check_tied_head(self, path: Path, found: dict[str, tuple[int, ...]]) -> None:
-        """A tied model may carry its head a second time; the copy must fit, and is compared on reading."""
+        """A tied model may store its head a second time; the copy must fit, and is compared when it is
+        read."""
         shape, embed = found.pop(HUGGINGFACE["head"], None), found.get(HUGGINGFACE["embed"])
         if shape is not None and shape != embed:
             raise CheckpointError(
@@ -98,11 +101,11 @@ def _refuse_pickles(path: Path) -> None:
 
 
 def _check_extra(file: Path, extra: list[str]) -> None:
-    """Refuses tensors that say that more is computed than is configured, and ignores the rest.
+    """Refuses tensors that mean that the model computes more than is configured, and ignores the others.
 
-    The first are weights and biases within the model, and whatever belongs to a linear (scales of quantised
-    weights, adapters). The rest are buffers, which follow from the config, and what stands beside the model,
-    like the value head of a training run.
+    Refused are weights and biases within the model, and whatever belongs to a linear (scales of quantised
+    weights, adapters). Ignored are buffers, which follow from the config, and tensors outside the model, such
+    as the value head of a training run.
     """
     within = [name for name in extra if name.startswith(("model.", "lm_head."))]
     refuse_unused(file, [name for name in within if _EXTRA.search(name)])

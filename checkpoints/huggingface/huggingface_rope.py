@@ -1,8 +1,8 @@
-"""The rotary part of a Hugging Face `config.json`: `rope_theta` and the scaling, in the old and new places.
+"""The rotary part of a Hugging Face `config.json`: `rope_theta` and the scaling, in the old and new format.
 
-transformers 5 writes one `rope_parameters` object; before that there were `rope_theta` and `rope_scaling`.
+transformers 5 writes one `rope_parameters` object; earlier versions wrote `rope_theta` and `rope_scaling`.
 The semantics are those of transformers' `modeling_rope_utils` (5.24), including its defaults; a key that it
-does not read for a rope type is logged and ignored, as there.
+does not read for a rope type is logged and ignored, as in transformers.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ _KEYS: dict[str, set[str]] = {
 """Every rope type that we compute, with the keys that it reads."""
 
 _ALL_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
-"""What may stand beside them for any type."""
+"""Further keys that any type may have."""
 
 
 def read_rope(path: Path, config: dict[str, Any], context: int) -> tuple[float, RopeScaling | None, int]:
@@ -36,7 +36,7 @@ def read_rope(path: Path, config: dict[str, Any], context: int) -> tuple[float, 
       path: for log lines. context: the file's max_position_embeddings.
 
     Raises:
-      ConfigError: a rope type or partial rotation that we do not compute, or a number that is none.
+      ConfigError: a rope type or partial rotation that is not implemented, or an invalid number.
     """
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(rope, dict):
@@ -54,14 +54,14 @@ def read_rope(path: Path, config: dict[str, Any], context: int) -> tuple[float, 
     if kind == "default":
         return theta, None, context
     original = context if kind == "dynamic" else _original_context(config, rope, context)
-    if kind == "yarn" and "factor" in rope and rope["factor"] is None:  # not where it is absent
+    if kind == "yarn" and "factor" in rope and rope["factor"] is None:  # not if it is absent
         rope = {**rope, "factor": context / original}
     scaling = _scaling(cast(RopeKind, kind), rope, original)
     return theta, scaling, scaling.reach(context)
 
 
 def _original_context(config: dict[str, Any], rope: dict[str, Any], context: int) -> int:
-    """The trained context: beside the rope parameters or in them, else max_position_embeddings."""
+    """The trained context: in the config or its rope parameters, otherwise max_position_embeddings."""
     key = "original_max_position_embeddings"
     place = next((place for place in (config, rope) if place.get(key) is not None), None)
     return context if place is None else integer(place, key)
@@ -82,7 +82,7 @@ def _scaling(kind: RopeKind, rope: dict[str, Any], original: int) -> RopeScaling
 
 
 def _yarn(rope: dict[str, Any], factor: float, original: int) -> RopeScaling:
-    """transformers treats a zero beta or mscale like an absent one."""
+    """A `yarn` scaling; as in transformers, a beta or mscale of zero counts as absent."""
     both = bool(rope.get("mscale") and rope.get("mscale_all_dim"))
     return RopeScaling(
         kind="yarn",

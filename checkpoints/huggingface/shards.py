@@ -1,9 +1,9 @@
-"""Safetensors files: which there are, what their headers say, and one tensor at a time.
+"""Safetensors files: which files exist, their headers, and one tensor at a time.
 
-Knows no names of ours. Nothing but headers is read until a tensor is asked for, and files are read, not
-mapped, so that a file cut short under us is an error and not a dead process. The one idea: an index says
-which files are read, and names only files in the folder itself; which of their tensors a model needs is not
-known here. What nothing asks for is left alone with a remark, as transformers does, and may be of any type.
+Does not know our names. Only headers are read until a tensor is requested, and files are read, not mapped, so
+that a file that is truncated meanwhile causes an error instead of ending the process. The one idea: an index
+lists the files to read, and may list only files in the folder itself; which of their tensors a model needs is
+not known here. As in transformers, tensors that are not requested are logged and may have any type.
 """
 
 import json
@@ -33,7 +33,7 @@ class StoredTensor:
 
     Attributes:
       kind: its type, as safetensors names it.
-      stamp: the file's size and time of change when its header was read.
+      stamp: the file's size and modification time when its header was read.
     """
 
     file: Path
@@ -45,7 +45,7 @@ class StoredTensor:
 
     @property
     def dtype(self) -> np.dtype:
-        """Its type. Raises CheckpointError where weights of this type are not read."""
+        """Its type. Raises CheckpointError for a type that is not supported."""
         if self.kind not in _DTYPES:
             raise CheckpointError(
                 f"{self.file}: tensor {self.name} is {self.kind}; expected one of {', '.join(_DTYPES)}"
@@ -76,8 +76,8 @@ class StoredTensor:
 def read_headers(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of a folder's safetensors, by name; reads headers only.
 
-    A whole `model.safetensors` comes before an index. A tensor in two shards is taken from where the index
-    says; one that the index puts elsewhere, from where it is.
+    A whole `model.safetensors` takes precedence over an index. A tensor in two shards is read from the shard
+    that the index lists; a tensor that is not in the listed shard, from the shard that has it.
 
     Raises:
       CheckpointError: no safetensors, a damaged header, or a shard that is missing or outside the folder.
@@ -126,10 +126,10 @@ def _read_index(folder: Path) -> dict[str, str]:
 def _contained(folder: Path, name: str) -> Path:
     """The path of a file in the folder, links followed.
 
-    A link may lead to a plain file in the folder's own tree, or in a folder called `blobs`: so the hub cache
-    keeps what its snapshots link to, as do folders that `huggingface-cli download --local-dir` made before
-    0.23, and other stores by digest. Elsewhere a link in a folder that somebody else made could lead to any
-    file of the user's.
+    A link may point to a plain file in the folder's own tree, or in a folder named `blobs`: the hub cache
+    keeps the targets of its snapshots' links there, and so do folders that `huggingface-cli download
+    --local-dir` made before 0.23, and other stores that use digests. Other links could point to any of the
+    user's files, because somebody else may have made the folder.
     """
     path = folder / name
     if not path.exists():
@@ -148,7 +148,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:
-    """The library judges the header (size, overlap, gaps, types); then it is ours to read."""
+    """Reads a header after the library has checked it (size, overlap, gaps, types)."""
     stamp = _stamp(path)
     try:
         with safe_open(path, "np"):
@@ -168,5 +168,5 @@ def _tensor(path: Path, name: str, entry: dict[str, Any], start: int, stamp: tup
 
 
 def _reason(error: Exception) -> str:
-    """The library's short reason, without what the file contains."""
+    """The library's short reason, without the file's contents."""
     return str(error).split(":")[0].strip().splitlines()[0][:80] if str(error) else type(error).__name__

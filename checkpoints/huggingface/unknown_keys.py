@@ -1,15 +1,15 @@
-"""Whether a key of a config.json that nothing here knows can change what a Llama computes.
+"""Whether an unknown key of a config.json can change what a Llama computes.
 
-transformers' Llama ignores every such key, so most are bookkeeping: generation settings, training, older
-versions. But a model published as a Llama that is none computes with some of them, and computed without, it
-still talks. The rule, by the words of the name (split at `_` and `.`):
+transformers' Llama ignores every such key, so most have no effect: generation settings, training, older
+versions. But a model that is published as a Llama and is not one uses some of them, and without them it still
+generates text. The rule, by the words of the name (split at `_` and `.`):
 
-1. A generation setting, and a name with a word of `_BESIDE` (training, losses, kernels, number formats), is
-   bookkeeping.
-2. Else a name with a word that begins as one of `_TOUCHES` says (scales, caps, norms, biases, gates, rope,
+1. A generation setting, and a name with a word of `_BESIDE` (training, losses, kernels, number formats), has
+   no effect.
+2. Otherwise a name with a word that starts like one of `_TOUCHES` (scales, caps, norms, biases, gates, rope,
    windows, sparsity, experts, quantisation, adapters, other kinds of layers) is mathematics, unless its value
-   says that there is nothing of the kind, or names what a Llama has anyway.
-3. Else it is bookkeeping. Sizes need no word here: weights of another shape are refused as such.
+   means that the model has nothing like that, or names something that every Llama has.
+3. Otherwise it has no effect. Sizes need no words here: weights of another shape are refused anyway.
 """
 
 import re
@@ -34,7 +34,7 @@ _TOUCHES = re.compile(
     r"bits?$|\dbit|compress|weight|lora|peft|adapter|mtp|nextn|medusa|eagle|conv|mamba|ssm|altup|laurel|"
     r"encoder|vision|audio)"
 )
-"""Beginnings of words."""
+"""Prefixes of words."""
 
 _SIZES = {
     "num_layers", "n_layer", "n_layers", "num_kv_heads", "n_kv_heads", "ffn_hidden_size", "kv_channels",
@@ -47,24 +47,23 @@ _LLAMAS = {
     "rms", "rmsnorm", "rms_norm", "silu", "swish", "swiglu", "rope", "rotary", "causal", "full",
     "full_attention",
 }  # fmt: skip
-"""What a value may name that a Llama has anyway."""
+"""Values that name something that every Llama has."""
 
 _NEUTRAL_AT_ONE = re.compile(r"scal|mult|factor|ratio|alpha|temperature|pct|percent")
 _IN_ATTENTION = re.compile(r"attn|attention|softmax|query|qk")
-"""Beginnings of words: here a scale of 1 replaces that of 1/sqrt(head size), and a norm is one that a Llama
-has not."""
+"""Prefixes of words: in attention a scale of 1 replaces 1/sqrt(head size), and a Llama has no norm."""
 
 
 def may_change_the_mathematics(key: str, value: Any) -> bool:
-    """Whether a Llama with this unknown key may be another model than without it; see the module."""
+    """Whether this unknown key may change what a Llama computes; see the module."""
     words = re.split(r"[^a-z0-9]+", key.lower())
     if key in _SIZES | GENERATION_KEYS or _OUTPUTS.fullmatch(key) or any(map(_BESIDE.fullmatch, words)):
         return False
     touching = [word for word in words if _TOUCHES.match(word)]
-    return bool(touching) and not _says_nothing(words, value)
+    return bool(touching) and not _has_no_effect(words, value)
 
 
-def _says_nothing(words: list[str], value: Any) -> bool:
+def _has_no_effect(words: list[str], value: Any) -> bool:
     within = any(map(_IN_ATTENTION.match, words))
     if isinstance(value, str):
         text = value.lower()

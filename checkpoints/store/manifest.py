@@ -1,7 +1,7 @@
-"""`distaff.json`: what a store holds, with a digest of every file and of itself.
+"""`distaff.json`: the contents of a store, with a digest of every file and of itself.
 
-Knows nothing of how weights are encoded. The one idea: a store is exactly its manifest; a file more, less or
-different is damage, and the line that says so names the file and the tensor in it.
+Does not know how weights are encoded. The one idea: a store is exactly its manifest; an additional, missing
+or different file is damage, and the error names the file and the tensor in it.
 """
 
 import hashlib
@@ -34,10 +34,10 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """A parameter's shape and dtype name, and how it is cut (see `slabs.py`).
+    """A parameter's shape and dtype name, and how it is split (see `slabs.py`).
 
     Attributes:
-      axis: the one that is cut; None where the parameter lies in one piece. slabs: how many there are.
+      axis: the axis that is split; None if the parameter is in one piece. slabs: the number of slabs.
     """
 
     shape: tuple[int, ...]
@@ -58,22 +58,22 @@ class TensorRecord:
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """The shape of what Orbax holds."""
+        """The shape of the array in Orbax."""
         return self.shape if self.axis is None else (self.slabs, *self.slab_shape)
 
     def whole(self, stored: np.ndarray) -> np.ndarray:
-        """The parameter, of what Orbax holds."""
+        """The parameter, from the array in Orbax."""
         return stored if self.axis is None else join(stored, self.axis)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """Everything about a store but its bytes.
+    """Everything about a store except its bytes.
 
     Attributes:
-      config: the model. source: the fingerprint of the checkpoint it was made from.
+      config: of the model. source: the fingerprint of the checkpoint that it was made from.
       tensors: every parameter by our names, in `parameter_shapes` order.
-      files: every file but the manifest, by path relative to the store.
+      files: every file except the manifest, by path relative to the store.
     """
 
     config: ModelConfig
@@ -87,25 +87,27 @@ class Manifest:
 
     @property
     def int8(self) -> bool:
-        """Whether linear weights are."""
+        """Whether linear weights are int8."""
         return any(tensor.dtype == "int8" for tensor in self.tensors.values())
 
     @property
     def fingerprint(self) -> str:
-        """A digest over everything the manifest says, and so over the whole store."""
+        """A digest of the manifest's contents, and so of the whole store."""
         return _digest({"format": _FORMAT, **asdict(self)})
 
     def verify(
-        self, folder: Path, *, weights: bool = False, heard: Callable[[int], None] | None = None
+        self, folder: Path, *, weights: bool = False, on_block: Callable[[int], None] | None = None
     ) -> None:
-        """Checks names and sizes of all files, and the digests of either the weights or everything else.
+        """Checks names and sizes of all files, and the digests of either the weights or all other files.
+
+        `on_block` receives the size of every block that was read.
 
         Raises:
-          CheckpointError: a file is missing, additional, of another length or of other content.
+          CheckpointError: a file is missing, additional, or has another size or other contents.
         """
         self._check_names(folder)
         chosen = [name for name in self.files if name.startswith(WEIGHTS_FOLDER + "/") == weights]
-        digests = sha256_all([folder / name for name in chosen], heard)
+        digests = sha256_all([folder / name for name in chosen], on_block)
         for name, digest in zip(chosen, digests, strict=True):
             if digest != self.files[name].sha256:
                 raise CheckpointError(
@@ -165,7 +167,7 @@ def _digest(body: dict[str, Any]) -> str:
 
 
 def _what(name: str) -> str:
-    """The tensor a weights file belongs to, for messages: `weights/GROUP/TENSOR/...`."""
+    """The tensor of a weights file, for messages: `weights/GROUP/TENSOR/...`."""
     parts = name.split("/")
     if parts[0] != WEIGHTS_FOLDER or len(parts) < 4:
         return ""

@@ -1,4 +1,4 @@
-"""One group of arrays written and restored by Orbax. The only file here that imports it (and with it jax)."""
+"""Writes and restores one group of arrays with Orbax."""
 
 import logging
 from collections.abc import Collection, Iterator, Mapping
@@ -13,16 +13,18 @@ import orbax.checkpoint as ocp
 def write(folder: Path, arrays: Mapping[str, np.ndarray], slabbed: Collection[str] = ()) -> None:
     """Writes arrays by name under `folder`, which must not exist.
 
-    `slabbed` are cut along their first axis, one chunk for each index of it.
+    The arrays `slabbed` are split along their first axis, one chunk per index.
     """
     arguments = {name: ocp.SaveArgs(shard_axes=(0,) if name in slabbed else ()) for name in arrays}
     with _quiet(), _checkpointer() as checkpointer:
         checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(dict(arrays), save_args=arguments))
 
 
-def restore(folder: Path, wishes: Mapping[str, ocp.RestoreArgs] | None = None) -> dict[str, Any]:
-    """The arrays by name, bit for bit as they were written; on the host, or as each name's wish says."""
-    arguments = ocp.args.PyTreeRestore(restore_args=dict(wishes)) if wishes else ocp.args.PyTreeRestore()
+def restore(folder: Path, restore_args: Mapping[str, ocp.RestoreArgs] | None = None) -> dict[str, Any]:
+    """The arrays by name, bit for bit as they were written; on the host, or according to each
+    `restore_args`."""
+    kind = ocp.args.PyTreeRestore
+    arguments = kind(restore_args=dict(restore_args)) if restore_args else kind()
     with _quiet(), _checkpointer() as checkpointer:
         return checkpointer.restore(folder.absolute(), args=arguments)
 
@@ -34,7 +36,7 @@ def _checkpointer() -> ocp.Checkpointer:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax warns at every save that there is no OCDBT to merge, which is what we asked for."""
+    """Silences Orbax's warning, at every save, that there is no OCDBT to merge, which is intended."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,10 +1,10 @@
-"""A store's weights straight onto a mesh: Orbax reads each device's slabs, and the device joins them.
+"""Loads a store's weights directly onto a mesh: Orbax reads each device's slabs, and the device joins them.
 
-Nothing of another device's share is read where shares are runs of whole slabs, which they are for every
-number of devices that divides the slabs (see `slabs.py`), padded heads and repeated ones included. A tensor
-that does not come out even, such as a vocabulary of 32,002 on four devices, is read whole and then placed.
+A device reads only its own share if shares are runs of whole slabs. They are for every number of devices that
+divides the slabs (see `slabs.py`), also with padded and repeated heads. A tensor that does not divide evenly,
+such as a vocabulary of 32,002 on four devices, is read whole and then placed.
 
-The one idea: a group at a time, so that what is in memory beside the shares is one layer at most.
+The one idea: one group at a time, so that memory holds at most one layer in addition to the shares.
 """
 
 from collections.abc import Iterator, Mapping
@@ -33,14 +33,14 @@ def restore_group(
     mesh: Mesh,
     dtypes: Mapping[str, np.dtype],
 ) -> Iterator[tuple[str, jax.Array, bool]]:
-    """Restores one group's parameters, in the order of `records`: name, array, whether all of it is finite.
+    """Restores one group's parameters, in the order of `records`: name, array, whether it is finite.
 
     Args:
-      records: what the manifest says, by name in the group. placements: where each is to lie.
+      records: from the manifest, by name in the group. placements: of the parameters.
       dtypes: of the arrays.
     """
-    wishes = {name: _wish(records[name], placements[name], mesh, dtypes[name]) for name in records}
-    found = restore(folder, wishes)
+    arguments = {n: _restore_args(records[n], placements[n], mesh, dtypes[n]) for n in records}
+    found = restore(folder, arguments)
     for name, record in records.items():
         values, placement = found.pop(name), placements[name]
         if isinstance(values, np.ndarray):
@@ -52,8 +52,8 @@ def restore_group(
             yield name, joined, not int(broken)
 
 
-def _wish(record: TensorRecord, placement: Placement, mesh: Mesh, dtype: np.dtype) -> Any:
-    """What Orbax is to make of a tensor: slabs on their devices, or the whole on the host."""
+def _restore_args(record: TensorRecord, placement: Placement, mesh: Mesh, dtype: np.dtype) -> Any:
+    """How Orbax restores a tensor: as slabs on their devices, or whole on the host."""
     shares = mesh.size // placement.copies
     slabs = slabs_on_mesh(record, placement)
     if record.axis is None or record.axis != placement.axis or slabs is None or slabs % shares:
@@ -65,7 +65,7 @@ def _wish(record: TensorRecord, placement: Placement, mesh: Mesh, dtype: np.dtyp
 
 
 def slabs_on_mesh(record: TensorRecord, placement: Placement) -> int | None:
-    """How many slabs the padded tensor has, each copy counted once; None where they do not come out even."""
+    """The number of slabs of the padded tensor, each copy counted once; None if it does not divide evenly."""
     if record.axis is None or record.slabs == 1:
         return None
     thickness = record.shape[record.axis] // record.slabs
@@ -74,7 +74,7 @@ def slabs_on_mesh(record: TensorRecord, placement: Placement) -> int | None:
 
 
 def _relabelled(values: jax.Array, mesh: Mesh) -> jax.Array:
-    """The same shares on the mesh's one axis, in which copies are shares of their own; nothing moves."""
+    """The same shares on the mesh's one axis, in which copies are separate shares; no data moves."""
     parts = [shard.data for shard in values.addressable_shards]
     shape = (parts[0].shape[0] * mesh.size, *values.shape[1:])
     return jax.make_array_from_single_device_arrays(shape, NamedSharding(mesh, P(AXIS)), parts)
@@ -82,9 +82,9 @@ def _relabelled(values: jax.Array, mesh: Mesh) -> jax.Array:
 
 @cache
 def _joiner(mesh: Mesh, placement: Placement) -> Any:
-    """Joins every device's slabs, there; also says how many devices met a number that is not finite."""
+    """Joins every device's slabs on that device; also counts the devices with a number that is not finite."""
     axis = placement.axis
-    assert axis is not None, "only what is divided lies in slabs"
+    assert axis is not None, "only divided parameters have slabs"
 
     def share(slabs: jax.Array) -> tuple[jax.Array, jax.Array]:
         split = jnp.moveaxis(slabs, 0, axis)

@@ -1,7 +1,7 @@
-"""How a store cuts a tensor along the axis that a mesh divides, so that a device can read its own part alone.
+"""How a store splits a tensor along the axis that a mesh divides, so that a device can read only its part.
 
-A tensor `[…, n, …]` lies as `[slabs, …, n / slabs, …]`, each slab a chunk of its own. What a device holds is
-a run of whole slabs, for every number of devices that divides them; heads are never cut. No JAX.
+A tensor `[…, n, …]` is stored as `[slabs, …, n / slabs, …]`, each slab in a separate chunk. A device holds a
+run of whole slabs, for every number of devices that divides them; heads are never split. No JAX.
 """
 
 from math import prod
@@ -11,13 +11,13 @@ import numpy as np
 from ...model.config import ModelConfig
 
 MOST = 16
-"""Slabs to a tensor: enough for sixteen devices; more would only be more files."""
+"""Slabs per tensor: enough for sixteen devices; more would only make more files."""
 _LEAST_BYTES = 1 << 16
 """A smaller tensor stays in one piece."""
 
 
 def units_of(name: str, config: ModelConfig) -> int | None:
-    """The heads or experts that a parameter's divided axis consists of; None where it may be cut anywhere."""
+    """The number of heads or experts in a parameter's divided axis; None if it may be split anywhere."""
     if config.moe is not None and "feed_forward." in name:
         return config.moe.experts
     kind = name.rpartition("attention.")[2] if "attention." in name else ""
@@ -25,14 +25,14 @@ def units_of(name: str, config: ModelConfig) -> int | None:
 
 
 def count_slabs(size: int, units: int | None) -> int:
-    """How many slabs an axis of this size falls into, none of them a part of one of its `units`."""
+    """The number of slabs of an axis of this size; no slab is a part of a unit."""
     if units is not None and units <= MOST:
         return units
     return next(count for count in (16, 8, 4, 2, 1) if (units or size) % count == 0)
 
 
 def slabs_for(name: str, shape: tuple[int, ...], itemsize: int, axis: int | None, config: ModelConfig) -> int:
-    """Slabs of a parameter whose `axis` a mesh divides; 1 for one that lies in one piece."""
+    """The number of slabs of a parameter that a mesh divides along `axis`; 1 if it is in one piece."""
     if axis is None or prod(shape) * itemsize < _LEAST_BYTES:
         return 1
     return count_slabs(shape[axis], units_of(name, config))

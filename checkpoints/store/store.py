@@ -1,9 +1,9 @@
 """Reads our own store: an Orbax checkpoint per group of parameters, under one manifest.
 
-A group is one layer, or the embedding, the last norm, the head: what is written and restored at once, so
-memory stays bounded. Arrays lie uncompressed in Zarr 3, one folder per tensor: floating-point weights hardly
-compress, and restoring is then as fast as reading. Each is cut along the axis that a mesh divides
-(`slabs.py`), so that a device reads its own share. Writing is `store_writer`'s.
+A group is one layer, the embedding, the last norm or the head. Groups are written and restored one at a time,
+so that memory stays bounded. Arrays are uncompressed Zarr 3, one folder per tensor: floating-point weights
+hardly compress, and restoring is then as fast as reading. Each array is split along the axis that a mesh
+divides (`slabs.py`), so that a device reads only its share. `store_writer` writes stores.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 
 class Store:
-    """A store whose manifest, file sizes and small files are checked; the weights are still on disk.
+    """A store with checked manifest, file sizes and small files; the weights are still on disk.
 
     Attributes:
-      path: the folder. config: the model. generation: its end tokens and sampling defaults.
-      int8: its linear weights are.
-      fingerprint: digest of the manifest, and through it of every byte. nbytes: of all tensors as stored.
+      path: the folder. config: of the model. generation: its end tokens and sampling defaults.
+      int8: whether its linear weights are int8.
+      fingerprint: digest of the manifest, and so of every byte. nbytes: size of all tensors as stored.
 
     Raises:
       CheckpointError: files are missing, additional or damaged.
@@ -57,30 +57,31 @@ class Store:
         self._verified = False
 
     def verify(self, progress: Progress | None = None) -> None:
-        """Holds every weights file against its SHA-256; phase `verify`.
+        """Checks the SHA-256 of every weights file; phase `verify`.
 
         Raises:
-          CheckpointError: a file is damaged; the line names it and its tensor.
+          CheckpointError: a file is damaged; the message names it and its tensor.
         """
         files = self.manifest.files
         total = sum(record.size for name, record in files.items() if name.startswith(WEIGHTS_FOLDER))
-        done, lock = 0, Lock()  # blocks are hashed, and heard of, on several threads
+        done, lock = 0, Lock()  # several threads hash blocks and report them
 
-        def heard(count: int) -> None:
+        def on_block(count: int) -> None:
             nonlocal done
             with lock:
                 done += count
                 if progress:
                     progress("verify", done, total)
 
-        self.manifest.verify(self.path, weights=True, heard=heard)
+        self.manifest.verify(self.path, weights=True, on_block=on_block)
         self._verified = True
 
     def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
-        """`(name, values)` in `parameter_shapes` order, as stored; verified first where that was not done.
+        """`(name, values)` in `parameter_shapes` order, as stored; verifies the files first if they are not
+        yet verified.
 
         Raises:
-          CheckpointError: a file is damaged, or does not hold what the manifest says.
+          CheckpointError: a file is damaged, or does not match the manifest.
         """
         from .orbax_group import restore
 
@@ -94,7 +95,7 @@ class Store:
     def place(
         self, mesh: "Mesh", placements: "Mapping[str, Placement]", dtypes: Mapping[str, np.dtype]
     ) -> "Iterator[tuple[str, jax.Array]]":
-        """`(name, values)` in `parameter_shapes` order, each device having read its own share alone.
+        """`(name, values)` in `parameter_shapes` order, each device reads only its own share.
 
         Raises:
           CheckpointError: a file is damaged, or a tensor holds NaN or infinity.
@@ -114,7 +115,7 @@ class Store:
     def _checked(self, name: str, values: np.ndarray | None) -> np.ndarray:
         record = self.manifest.tensors[name]
         if values is None or values.shape != record.stored_shape or values.dtype != _dtype(record.dtype):
-            raise CheckpointError(f"{self.path}: tensor {name} is not what {MANIFEST_FILE} says")
+            raise CheckpointError(f"{self.path}: tensor {name} does not match {MANIFEST_FILE}")
         return record.whole(values)
 
 
@@ -125,7 +126,7 @@ def grouped(names: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def group_of(name: str) -> str:
-    """The group of a parameter: its layer, or itself."""
+    """The group of a parameter: its layer, or the parameter itself."""
     return ".".join(name.split(".")[:2]) if name.startswith("layers.") else name
 
 

@@ -1,9 +1,10 @@
-"""Messages to a prompt's text, by the template that came with the model.
+"""Renders messages to a prompt's text with the model's template.
 
-Rendering is transformers' own sandboxed Jinja; a template is never taken from a request. What a template
-accepts is rendered as it is; what it refuses is tried again in the forms of `message_forms`. The one thing
-done unasked is for templates without a system role: the system text is folded into the first user turn.
-transformers is imported on first use: it takes half a second and a caller may only want ids.
+Rendering is transformers' sandboxed Jinja; a template never comes from a request. Messages that a template
+accepts are rendered without changes; messages that it refuses are tried again in the forms of
+`message_forms`. The only unrequested change is for templates without a system role: the system text is added
+to the first user message. transformers is imported on first use, because that takes half a second and a
+caller may need only ids.
 """
 
 import os
@@ -30,26 +31,26 @@ _GIVEN = frozenset(
     "messages tools documents add_generation_prompt continue_final_message raise_exception strftime_now "
     "bos_token eos_token pad_token unk_token".split()
 )
-"""What templates are given without being asked for it."""
+"""The variables that every template receives."""
 
 
 class _Generation(Extension):
-    """The `{% generation %}` block of transformers' templates, as far as reading one needs it."""
+    """The `{% generation %}` block of transformers' templates, parsed only."""
 
     tags = {"generation"}  # noqa: RUF012 - the base class declares it so
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        """Its body."""
+        """Returns the block's body."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class TemplateError(DistaffError):
-    """The chat template refuses these messages (the message is its own), or there is no template."""
+    """The chat template refuses these messages (with the template's own text), or there is no template."""
 
 
 class ChatTemplate:
-    """A compiled template with the special tokens it may name.
+    """A compiled template with the special tokens that it may use.
 
     Attributes:
       source: the Jinja text.
@@ -61,7 +62,7 @@ class ChatTemplate:
 
     @cached_property
     def options(self) -> frozenset[str]:
-        """Variables that it reads, beside those that every template is given."""
+        """Variables that it reads, in addition to those that every template receives."""
         environment = Environment(extensions=["jinja2.ext.loopcontrols", "jinja2.ext.do", _Generation])
         try:
             read = find_undeclared_variables(environment.parse(self.source))
@@ -71,7 +72,7 @@ class ChatTemplate:
 
     @cached_property
     def knows_tools(self) -> bool:
-        """Whether it has a place for tools: what it says of one is in the text."""
+        """Whether it supports tools: a test tool's name appears in the text."""
         function = {"name": _PROBE, "description": "x", "parameters": {"type": "object", "properties": {}}}
         try:
             text = self._apply(
@@ -90,15 +91,16 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> str:
-        """The text of a conversation; where the template refuses it, of the first other form that it takes.
+        """The text of a conversation; if the template refuses it, the text of the first other form that it
+        accepts.
 
         Args:
           tools: functions that may be called. options: further variables.
-          add_generation_prompt: end with the opening of an assistant's turn.
-          continue_final_message: leave the last message open, so that the reply goes on from it.
+          add_generation_prompt: end with the beginning of an assistant message.
+          continue_final_message: leave the last message open, so that the reply continues it.
 
         Raises:
-          TemplateError: the template raised, for every form; with its message for the first.
+          TemplateError: the template raised an error for every form; it has the text of the first error.
         """
         try:
             return self._render(messages, add_generation_prompt, continue_final_message, tools, options)
@@ -111,7 +113,7 @@ class ChatTemplate:
 
     @cached_property
     def folds_system(self) -> bool:
-        """Whether the template refuses or ignores a leading system message, found by trying one."""
+        """Whether the template refuses or ignores a leading system message; found by a test message."""
         user = {"role": "user", "content": "x"}
         try:
             self._apply([user], True, False)
@@ -150,16 +152,16 @@ class ChatTemplate:
                 continue_final_message=unfinished,
                 **(options or {}),
             )
-        except MemoryError:  # not the template's word: whoever bounds the memory decides
+        except MemoryError:  # not an error of the template: the caller limits the memory
             raise
-        except Exception as error:  # whatever a foreign template's code may raise
+        except Exception as error:  # a template's code may raise anything
             raise TemplateError(str(error) or type(error).__name__) from error
         assert isinstance(text, str)
         return text
 
     @cached_property
     def _renderer(self) -> "PreTrainedTokenizerFast":
-        """An empty tokenizer that only carries the template and the special tokens' texts."""
+        """An empty tokenizer that only has the template and the special tokens' texts."""
         from tokenizers import Tokenizer, models
 
         with _without_advice():
@@ -172,7 +174,7 @@ class ChatTemplate:
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """transformers advises at its import to install PyTorch, which nothing here needs."""
+    """When it is imported, transformers advises to install PyTorch, which is not needed here."""
     before = os.environ.get(_ADVICE)
     os.environ[_ADVICE] = "1"
     try:

@@ -1,9 +1,9 @@
-"""Token ids back to text, one at a time, without ever showing half a character.
+"""Token ids to text, one at a time, without incomplete characters.
 
-Works on bytes: each token stands for exact bytes, whichever way the vocabulary spells them (GPT-2's byte
-alphabet, SentencePiece's ▁ and `<0xE2>`), and one incremental UTF-8 decoder turns the stream into text.
-So what has been shown never changes, and the pieces are the whole by construction. Where bytes are no
-UTF-8, each maximal bad part becomes one U+FFFD (Unicode 16, section 3.9).
+Works on bytes: each token represents exact bytes, however the vocabulary spells them (GPT-2's byte alphabet,
+SentencePiece's ▁ and `<0xE2>`), and one incremental UTF-8 decoder converts the stream to text. So text that
+has been returned never changes, and the pieces add up to the whole text by construction. If bytes are not
+UTF-8, each maximal invalid part becomes one U+FFFD (Unicode 16, section 3.9).
 """
 
 import codecs
@@ -21,7 +21,7 @@ _SPACE = "▁"
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-in for every byte (`bytes_to_unicode` in OpenAI's encoder.py)."""
+    """GPT-2's printable replacement for every byte (`bytes_to_unicode` in OpenAI's encoder.py)."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -37,7 +37,7 @@ class TokenBytes:
       strips_space: whether the text of a whole sequence loses one leading space (SentencePiece's prefix).
 
     Raises:
-      CheckpointError: the tokenizer's decoder is none that we know.
+      CheckpointError: the tokenizer's decoder is unknown.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -99,12 +99,12 @@ def _strips(decoder: dict[str, Any]) -> bool:
 
 
 class Detokenizer:
-    """The text of one reply as it grows.
+    """The text of one reply, token by token.
 
     Args:
       token_bytes: the vocabulary's bytes.
-      prompt: the ids before the reply. After any text a leading space is part of the reply; at the very
-        beginning it is SentencePiece's prefix and is dropped.
+      prompt: the ids before the reply. After any text a leading space is part of the reply; at the beginning
+        of the whole text it is SentencePiece's prefix and is removed.
     """
 
     def __init__(self, token_bytes: TokenBytes, prompt: Sequence[int] = ()) -> None:
@@ -113,11 +113,11 @@ class Detokenizer:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> str:
-        """The characters that this token makes certain; special tokens have no text."""
+        """The characters that this token completes; special tokens have no text."""
         return self._emit(self._decoder.decode(self._bytes(token) or b""))
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for an unfinished character, else nothing."""
+        """The rest at the end: U+FFFD for an incomplete character, otherwise nothing."""
         return self._emit(self._decoder.decode(b"", final=True))
 
     def _emit(self, text: str) -> str:

@@ -1,8 +1,8 @@
-"""A conversation in other forms, for chat templates that refuse it as it is.
+"""A conversation in other forms, for chat templates that refuse the original.
 
-OpenAI's API takes messages in any order, several calls in one message and ids of any kind; many templates do
-not. Each form says the same within narrower rules. The one idea: forms come in the order of how much they
-change, so that the first one that a template accepts is the least change. Plain JSON in and out.
+OpenAI's API accepts messages in any order, several calls in one message and ids of any kind; many templates
+do not. Each form has the same content within narrower rules. The one idea: forms are ordered by how much they
+change, so that the first one that a template accepts is the smallest change. Plain JSON in and out.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ _LETTERS = string.ascii_letters + string.digits
 
 
 def other_forms(messages: Messages) -> Iterator[Messages]:
-    """The conversation in other forms, the least changed first; none is there twice.
+    """The conversation in other forms, without duplicates; the smallest change comes first.
 
     What may change is the order of roles (in three steps), the number of calls in a message, and their ids.
     """
@@ -37,7 +37,8 @@ def other_forms(messages: Messages) -> Iterator[Messages]:
 
 
 def fold_system(messages: Messages) -> Messages:
-    """Without the system role: its text stands before the first user message, or where it is, as a user's."""
+    """Without the system role: its text is added before the first user message; later system messages become
+    user messages."""
     if not messages or messages[0].get("role") != "system":
         return _late_system_as_user(messages)
     system, rest = messages[0].get("content") or "", [*_late_system_as_user(messages[1:], lead=False)]
@@ -49,7 +50,7 @@ def fold_system(messages: Messages) -> Messages:
 
 
 def merge_roles(messages: Messages) -> Messages:
-    """Neighbours of one role made one message; results of tools stay apart."""
+    """Merges consecutive messages of one role; results of tools are not merged."""
     merged: list[Message] = []
     for message in messages:
         role = message.get("role")
@@ -61,7 +62,7 @@ def merge_roles(messages: Messages) -> Messages:
 
 
 def split_calls(messages: Messages) -> Messages:
-    """Each call in a message of its own, followed by its result; the text stays with the first."""
+    """Puts each call in a separate message, followed by its result; the text stays in the first one."""
     split: list[Message] = []
     rest = deque(messages)
     while rest:
@@ -83,7 +84,7 @@ def split_calls(messages: Messages) -> Messages:
 
 
 def shorten_ids(messages: Messages) -> Messages:
-    """Ids of calls as nine letters or digits: equal ones stay equal, different ones different."""
+    """Replaces ids of calls by nine letters or digits; equal ids stay equal, different ids stay different."""
     calls = [call.get("id") for message in messages for call in message.get("tool_calls") or ()]
     ids = dict.fromkeys([*calls, *(m["tool_call_id"] for m in messages if "tool_call_id" in m)])
     short = {id: id for id in ids if isinstance(id, str) and _SHORT_ID.fullmatch(id)}
@@ -105,7 +106,7 @@ def _with_ids(message: Message, ids: Mapping[Any, str]) -> Message:
 
 
 def _candidates(id: str) -> Iterator[str]:
-    """Short ids for a long one, the same in every conversation unless the first is taken."""
+    """Short ids for a long one; the same in every conversation unless the first is in use."""
     digest = id.encode("utf-8", "surrogatepass")
     while True:
         digest = hashlib.sha256(digest).digest()
@@ -121,7 +122,7 @@ def _merge_late_system(messages: Messages) -> Messages:
 
 
 def _late_system_as_user(messages: Messages, *, lead: bool = True) -> Messages:
-    """System messages, but for those that lead where they may, said by the user."""
+    """System messages become user messages, except leading ones if `lead` is true."""
     changed: list[Message] = []
     for message in messages:
         system = message.get("role") == "system"
@@ -131,7 +132,7 @@ def _late_system_as_user(messages: Messages, *, lead: bool = True) -> Messages:
 
 
 def _alternate(messages: Messages) -> Messages:
-    """User and assistant in turns, the user first: empty messages stand where one is missing.
+    """User and assistant alternate, the user first: empty messages replace missing ones.
 
     Messages with calls and results of tools are not counted, as in Mistral's templates.
     """

@@ -1,9 +1,10 @@
-"""Keeps special tokens that a user typed from becoming special tokens.
+"""Escapes special tokens that a user typed, so that they stay text.
 
-Before rendering, each such text in a message is covered by one private-use character that occurs nowhere in
-the messages. The template then runs as usual. The rendered text is cut at the special tokens that are still
-in plain sight, which only the template can have written; the pieces between are uncovered and encoded with
-specials disabled. Messages without such texts, nearly all, are left alone.
+Before rendering, each such text in a message is replaced with one private-use character that occurs nowhere
+in the messages. The template then runs as usual. The rendered text is split at the special tokens that it
+still contains, which only the template can have written; in the pieces between them the original text is
+restored and encoded with special tokens disabled. Messages without such texts, nearly all of them, do not
+change.
 """
 
 import json
@@ -18,12 +19,12 @@ from tokenizers import AddedToken, Tokenizer
 from .chat_template import Message, TemplateError
 
 _PIECE = 1 << 16
-"""Characters that are searched at once, in some 15 ms at most."""
+"""Characters per search, which takes 15 ms at most."""
 _SPACE = re.compile(r"\s*")
 _ROLE_MARK = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
 
 
-class Shield:
+class SpecialTokenEscaper:
     """The control tokens of one tokenizer.
 
     Control tokens are its special tokens, and added tokens that look like role marks (`<|user|>`), which
@@ -39,10 +40,10 @@ class Shield:
         self._longest = max(map(len, self._control), default=0)
         self._pattern = re.compile("|".join(map(re.escape, self._control)) or "(?!)")
 
-    def cover(self, messages: Sequence[Message]) -> tuple[Sequence[Message], dict[str, str]]:
-        """The messages with every typed control token covered, and what each cover stands for.
+    def escape(self, messages: Sequence[Message]) -> tuple[Sequence[Message], dict[str, str]]:
+        """The messages with every typed control token replaced, and the text of each replacement character.
 
-        Returns the same messages and nothing where no control token was typed.
+        Returns the same messages and an empty mapping if no control token was typed.
         """
         texts = list(_texts(messages))
         typed = {match[0] for text in texts for match in self._matches(text)}
@@ -50,30 +51,30 @@ class Shield:
             return messages, {}
         used = set().union(*texts)
         free = (chr(code) for code in range(sys.maxunicode, 0xFFFF, -1) if chr(code) not in used)
-        covers = dict(zip(sorted(typed), free, strict=False))
-        if len(covers) < len(typed):
-            raise TemplateError("the messages use every character there is beside special tokens")
-        covered = _replace(messages, lambda text: self._covered(text, covers))
-        return covered, {cover: text for text, cover in covers.items()}
+        escapes = dict(zip(sorted(typed), free, strict=False))
+        if len(escapes) < len(typed):
+            raise TemplateError("the messages use special tokens and every private-use character")
+        escaped = _replace(messages, lambda text: self._escaped(text, escapes))
+        return escaped, {character: text for text, character in escapes.items()}
 
-    def encode(self, text: str, covers: Mapping[str, str]) -> list[int]:
-        """The ids of a rendered text in which `covers` stand for typed text."""
+    def encode(self, text: str, escapes: Mapping[str, str]) -> list[int]:
+        """The ids of a rendered text; `escapes` are the characters that replace typed text."""
         ids: list[int] = []
         end = 0
         for match in self._matches(text):
-            if match.start() < end:  # a token of white space that the one before it swallows
+            if match.start() < end:  # a token of white space that is part of the match before it
                 continue
             token = self._control[match[0]]
             before = text[end : match.start()]
-            ids += self._encode_text(before.rstrip() if token.lstrip else before, covers, first=end == 0)
+            ids += self._encode_text(before.rstrip() if token.lstrip else before, escapes, first=end == 0)
             ids.append(self._id(token))
             end = _behind_space(text, match.end()) if token.rstrip else match.end()
-        return ids + self._encode_text(text[end:], covers, first=end == 0)
+        return ids + self._encode_text(text[end:], escapes, first=end == 0)
 
     def _matches(self, text: str) -> Iterator[re.Match[str]]:
-        """The control tokens in a text, as `finditer` finds them, but looked for in one piece after another.
+        """The control tokens in a text, as `finditer` finds them, but searched in one piece after another.
 
-        One search holds the interpreter's lock: two seconds for 8 MiB of what many tokens begin with.
+        A search holds the interpreter's lock: two seconds for 8 MiB of text that many tokens begin with.
         """
         place = 0
         while place < len(text):
@@ -85,10 +86,10 @@ class Shield:
                 following = max(following, match.end())
             place = following
 
-    def _covered(self, text: str, covers: Mapping[str, str]) -> str:
+    def _escaped(self, text: str, escapes: Mapping[str, str]) -> str:
         pieces, end = [], 0
         for match in self._matches(text):
-            pieces += [text[end : match.start()], covers[match[0]]]
+            pieces += [text[end : match.start()], escapes[match[0]]]
             end = match.end()
         return "".join([*pieces, text[end:]])
 
@@ -97,29 +98,30 @@ class Shield:
         assert token is not None
         return token
 
-    def _encode_text(self, text: str, covers: Mapping[str, str], *, first: bool) -> list[int]:
+    def _encode_text(self, text: str, escapes: Mapping[str, str], *, first: bool) -> list[int]:
         if not text:
             return []
-        uncovered = text.translate({ord(cover): typed for cover, typed in covers.items()})
+        restored = text.translate({ord(character): typed for character, typed in escapes.items()})
         tokenizer = self._plain if first else self._inner
-        return encode_text(tokenizer, uncovered, add_special_tokens=False)
+        return encode_text(tokenizer, restored, add_special_tokens=False)
 
     @cached_property
     def _plain(self) -> Tokenizer:
-        """The tokenizer, seeing no control tokens."""
+        """The tokenizer, with control tokens disabled."""
         return _without_specials(self._tokenizer, self._control, {})
 
     @cached_property
     def _inner(self) -> Tokenizer:
-        """The same for a text that does not begin the prompt: SentencePiece's prefix is the first piece's."""
+        """The same for a text that does not begin the prompt: only the first piece has SentencePiece's
+        prefix."""
         return _without_specials(self._tokenizer, self._control, {"first": "never"})
 
 
 def encode_text(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
-    """The ids of a text, found without holding the interpreter up.
+    """The ids of a text, without holding the interpreter's lock.
 
-    A batch of one, because only batches are encoded outside Python's lock: megabytes of prompt would stop
-    every other thread for seconds, an event loop among them.
+    A batch of one, because only batches are encoded outside that lock: otherwise megabytes of prompt would
+    block every other thread for seconds, including an event loop.
     """
     return tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
@@ -146,7 +148,7 @@ def _change_prefix(part: dict[str, Any] | None, schemes: dict[str, str]) -> None
 
 
 def _texts(value: Any) -> Any:
-    """Every text in a nest of mappings and sequences, keys included."""
+    """Every text in nested mappings and sequences, including keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

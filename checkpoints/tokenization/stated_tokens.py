@@ -1,9 +1,9 @@
-"""Special and added tokens that are stated beside a `tokenizer.json`, joined to its own.
+"""Special and added tokens that other files state, added to those of `tokenizer.json`.
 
-They stand in `tokenizer_config.json`, or in the older `special_tokens_map.json` and `added_tokens.json`. What
-counts among them is transformers' to say (5.24: `PreTrainedTokenizerBase._from_pretrained` and
-`TokenizersBackend.__init__`). The one idea: a stated token is added to the pipeline, which gives it other
-flags or the next free id, whatever id was stated. What is special in one place is so whatever another says.
+They are in `tokenizer_config.json`, or in the older `special_tokens_map.json` and `added_tokens.json`.
+transformers defines their precedence (5.24: `PreTrainedTokenizerBase._from_pretrained` and
+`TokenizersBackend.__init__`). The one idea: a stated token is added to the pipeline, which changes its flags
+or assigns the next free id, whatever id was stated. A token that is special in one file is special.
 """
 
 import re
@@ -26,13 +26,13 @@ _FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
 
 
 def add_stated_tokens(path: Path, config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, str]:
-    """Adds to `tokenizer` what `config`, the JSON object of `path`, and its neighbours state.
+    """Adds to `tokenizer` the tokens that `config`, the JSON object of `path`, and the files beside it state.
 
     Returns:
-      The texts of named tokens: `bos_token`, `eos_token` and the like.
+      The texts of named tokens: `bos_token`, `eos_token` and so on.
 
     Raises:
-      CheckpointError: a file is damaged, or states something that is no token.
+      CheckpointError: a file is damaged, or states an invalid token.
     """
     own, extra = _own(config), _extra(config)
     if "added_tokens_decoder" in config:
@@ -55,7 +55,7 @@ def _add(
     named: Mapping[str, AddedToken],
     extra: Iterable[AddedToken],
 ) -> None:
-    """The table's tokens in the order of their ids, then special ones that nothing else states."""
+    """Adds the table's tokens in the order of their ids, then special tokens that are stated nowhere else."""
     own = tokenizer.get_added_tokens_decoder().values()
     known = {token.content for token in (*own, *table.values())}
     added = [token for _, token in sorted(table.items())]
@@ -93,27 +93,27 @@ def _older_table(path: Path, special: Collection[str]) -> dict[int, AddedToken]:
 
 
 def _named(config: Mapping[str, Any]) -> dict[str, AddedToken]:
-    """Tokens by name: the usual ones, and a model's own, such as `image_token`."""
+    """Tokens by name: the usual ones, and the model's own, such as `image_token`."""
     stated = {**config, **_own(config)}
     names = dict.fromkeys((*_NAMED, *(name for name in stated if _OWN_NAME.fullmatch(name))))
     return {name: _special(stated[name]) for name in names if token_text(stated.get(name)) is not None}
 
 
 def _own(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's own tokens by name, where they stand apart; not every name is a token's."""
+    """The model's own named tokens, if listed separately; not every name is that of a token."""
     stated = config.get("extra_special_tokens")
     entries = stated.items() if isinstance(stated, dict) else ()
     return {name: value for name, value in entries if token_text(value) is not None}
 
 
 def _extra(config: Mapping[str, Any]) -> list[AddedToken]:
-    """Special tokens without a name; the second of the two keys is what older versions call them."""
+    """Special tokens without a name; older versions use the second of the two keys."""
     listed = next((config[key] for key in _EXTRA if config.get(key) and isinstance(config[key], list)), [])
     return [_special(value) for value in listed if token_text(value) is not None]
 
 
 def _special(value: Any) -> AddedToken:
-    """A special token that is stated as a text, or as an object with flags."""
+    """A special token, stated as a text or as an object with flags."""
     flags = value if isinstance(value, dict) else {}
     return _token(token_text(value) or "", {**flags, "special": True})
 

@@ -1,8 +1,8 @@
-"""A tokenizer from a folder: `tokenizer.json`, the tokens stated beside it, and the chat templates' places.
+"""A tokenizer from a folder: `tokenizer.json`, tokens that other files state, and chat templates.
 
-The pipeline is taken as it is written, with what it puts around a text: `add_bos_token` and `add_eos_token`
-mean nothing beside a `tokenizer.json`, as in transformers 5. Vocabularies without a `tokenizer.json` (a bare
-SentencePiece model) are refused: building a pipeline from one is a guess.
+The pipeline is used as it is, including the tokens that it adds around a text: with a `tokenizer.json`,
+`add_bos_token` and `add_eos_token` have no effect, as in transformers 5. Vocabularies without a
+`tokenizer.json` (only a SentencePiece model) are refused: a pipeline for one would be a guess.
 """
 
 import re
@@ -29,7 +29,7 @@ def read_tokenizer_folder(folder: Path) -> TokenizerParts:
     """Reads the tokenizer in a Hugging Face folder or a store.
 
     Raises:
-      CheckpointError: there is no tokenizer.json, or it or its neighbours are damaged.
+      CheckpointError: tokenizer.json is missing, or it or a file beside it is damaged.
     """
     tokenizer = _read_pipeline(folder / TOKENIZER_FILE)
     path = folder / CONFIG_FILE
@@ -60,7 +60,8 @@ def _read_pipeline(path: Path) -> Tokenizer:
 
 
 def _read_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Chat templates by name. Where there are files, tokenizer_config.json only gives a missing `default`."""
+    """Chat templates by name. If there are files, only a missing `default` comes from
+    tokenizer_config.json."""
     stated = named_templates(config.get("chat_template"))
     paths = {path.stem: path for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))}
     if (folder / TEMPLATE_FILE).exists():
@@ -83,7 +84,7 @@ def named_templates(stated: Any) -> dict[str, str]:
 
 
 def read_template_file(path: Path) -> str:
-    """A Jinja template's source. Raises CheckpointError where the file is missing or not UTF-8."""
+    """A Jinja template's source. Raises CheckpointError if the file is missing or not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""What a tokenizer is made of, wherever it comes from: pipeline, named tokens, template and end ids."""
+"""The parts of a tokenizer from any source: pipeline, named tokens, template and end ids."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ class TokenizerParts:
 
     Attributes:
       tokenizer: text to ids. special: texts by name (`bos_token`, `eos_token`, `unk_token`, `pad_token`).
-      chat_template: its Jinja source; None where the model has none.
+      chat_template: its Jinja source; None if the model has none.
       eos_ids: every id that ends a reply.
       named_templates: further templates by name; `tool_use` is for requests with tools.
     """
@@ -25,7 +25,7 @@ class TokenizerParts:
 
 
 def surround(tokenizer: Tokenizer, first: str | None, last: str | None) -> None:
-    """Has `encode` begin with the token `first` and end with `last`, in place of what it did before."""
+    """Makes `encode` begin with the token `first` and end with `last`, instead of the previous rule."""
     names = [name for name in (first, last) if name is not None]
     parts = [*([first] if first else []), "$A", *([last] if last else [])]
     ids = [(name, tokenizer.token_to_id(name)) for name in dict.fromkeys(names)]

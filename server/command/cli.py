@@ -136,12 +136,12 @@ def plan(
     """Estimate a model's memory and speed on devices that are not here."""
     configure_logging("WARNING")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from ...checkpoints.config_only import read_outline
+    from ...checkpoints.config_only import read_config_only
     from ...runtime.capacity.planning import make_plan
     from ...runtime.capacity.sizing import PlanOptions
     from .plan import show
 
-    config = read_outline(model, revision=revision)
+    config = read_config_only(model, revision=revision)
     options = PlanOptions(
         topology=parse_topology(topology),
         int8=quantize == "int8",

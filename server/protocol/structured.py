@@ -18,7 +18,7 @@ from ...checkpoints.grammars.grammar import (
     json_schema_grammar,
     lark_or_gbnf_grammar,
     regex_grammar,
-    said_of_patterns,
+    describe_patterns,
 )
 from ..errors import BadRequest
 from .body import parse_inner
@@ -69,7 +69,7 @@ class Constraint:
     def refusal(self, reason: str) -> BadRequest:
         """The error for a grammar that cannot be followed."""
         where = f"schema for response_format '{self.name}'" if self.name else f"value for '{self.param}'"
-        patterns = "" if "pattern" in reason else said_of_patterns(self.source)
+        patterns = "" if "pattern" in reason else describe_patterns(self.source)
         return BadRequest(f"Invalid {where}: {reason}{patterns}", self.param)
 
     def _reason(self, error: GrammarError) -> str:

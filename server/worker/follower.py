@@ -14,7 +14,7 @@ import sys
 import threading
 from typing import NoReturn
 
-from ...checkpoints.notes import leave_notes_to_another
+from ...checkpoints.notes import silence_notes
 from ...model.errors import DistaffError
 from .. import exit_codes
 from ..flags import ServeFlags
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("flags", type=ServeFlags.from_argument)
     flags: ServeFlags = parser.parse_args().flags
     configure_logging(flags.log_level.upper(), f"process {flags.process_id}")
-    leave_notes_to_another()  # the leader's web process reads the same files
+    silence_notes()  # the leader's web process reads the same files
     signal.signal(
         signal.SIGINT, signal.SIG_DFL
     )  # Python's handler waits for JAX, which waits for the other processes

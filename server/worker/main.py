@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from ...checkpoints.notes import leave_notes_to_another
+from ...checkpoints.notes import silence_notes
 from ...model.errors import ConfigError, DistaffError
 from ...runtime.options import parse_mesh
 from .. import exit_codes
@@ -59,7 +59,7 @@ def main() -> None:
     flags: ServeFlags = arguments.flags
     replica: int = arguments.replica
     configure_logging(flags.log_level.upper(), f"replica {replica}" if flags.replicas > 1 else "")
-    leave_notes_to_another()  # the web process reads the same files
+    silence_notes()  # the web process reads the same files
     serve(arguments.fd, lambda send, on_events: build_engine(flags, replica, send, on_events))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from distaff.checkpoints.config_only import read_outline
+from distaff.checkpoints.config_only import read_config_only
 from distaff.checkpoints.errors import CheckpointError, SourceNotFound
 from distaff.model.errors import ConfigError
 
@@ -17,8 +17,8 @@ FILE = Path(__file__).parents[1] / "configs" / "mixtral-8x7b.json"
 def test_a_bare_file_or_a_folder_without_weights_will_do(tmp_path: Path) -> None:
     """Under any name that ends in .json, or as config.json of a folder."""
     shutil.copy(FILE, tmp_path / "config.json")
-    found = read_outline(str(FILE))
-    assert found == read_outline(str(tmp_path))
+    found = read_config_only(str(FILE))
+    assert found == read_config_only(str(tmp_path))
     assert (found.layers, found.moe and found.moe.experts, found.context) == (32, 8, 32768)
 
 
@@ -32,7 +32,7 @@ def test_of_the_hub_only_the_config_is_fetched(tmp_path: Path, monkeypatch: pyte
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    assert read_outline("some/model", revision="v2") == read_outline(str(FILE))
+    assert read_config_only("some/model", revision="v2") == read_config_only(str(FILE))
     assert (asked["name"], asked["revision"], asked["allow_patterns"]) == (
         "some/model",
         "v2",
@@ -43,12 +43,12 @@ def test_of_the_hub_only_the_config_is_fetched(tmp_path: Path, monkeypatch: pyte
 def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     """Nothing there, not JSON, or mathematics that we do not compute."""
     with pytest.raises(SourceNotFound):
-        read_outline("./nowhere.json")
+        read_config_only("./nowhere.json")
     damaged = tmp_path / "damaged.json"
     damaged.write_text("{")
     with pytest.raises(CheckpointError, match="not readable as JSON"):
-        read_outline(str(damaged))
+        read_config_only(str(damaged))
     other = tmp_path / "other.json"
     other.write_text(json.dumps({**json.loads(FILE.read_text()), "model_type": "gpt2"}))
     with pytest.raises(ConfigError, match="model_type is 'gpt2'"):
-        read_outline(str(other))
+        read_config_only(str(other))

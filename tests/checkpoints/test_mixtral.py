@@ -109,7 +109,7 @@ def gguf_experts(model: Any, *, apart: bool) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("apart", [False, True], ids=["stacked", "apart"])
 def test_gguf(tmp_path: Path, model: Any, expected: dict[str, np.ndarray], apart: bool) -> None:
     """Both layouts that llama.cpp has written; the file knows no window."""
-    tensors = gguf_experts(model, apart=apart)
+    tensors = gguf_experts(model, unstacked=apart)
     path = write_gguf(tmp_path / "m.gguf", gguf_metadata(model, **KEYS), tensors)
     assert_equal(path, expected, window=None)
 
@@ -185,7 +185,7 @@ def test_mixtures_that_do_not_fit(folder: Path, changes: dict[str, Any], said: s
     ids=str,
 )
 def test_gguf_mixtures_that_do_not_fit(tmp_path: Path, model: Any, keys: dict, said: str) -> None:
-    path = write_gguf(tmp_path / "m.gguf", gguf_metadata(model, **keys), gguf_experts(model, apart=False))
+    path = write_gguf(tmp_path / "m.gguf", gguf_metadata(model, **keys), gguf_experts(model, unstacked=False))
     with pytest.raises((ConfigError, CheckpointError)) as refusal:
         open_checkpoint(path)
     assert said in str(refusal.value)

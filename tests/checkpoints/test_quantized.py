@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distaff.checkpoints import CheckpointError, convert, load_parameters, open_checkpoint
-from distaff.checkpoints.quantized import quantize_host, turned
+from distaff.checkpoints.quantized import quantize_host, rotated
 from distaff.checkpoints.rotation import Rotation
 from distaff.model.parameters import is_linear, parameter_shapes
 from distaff.model.quantize import quantize, quantize_weight
@@ -46,7 +46,7 @@ def test_a_rotation_keeps_lengths_and_angles(size, seed):
     """It is orthogonal: what is turned on both sides of a product leaves it as it is."""
     x, y = np.random.default_rng(seed).normal(size=(2, 3, size)).astype(np.float32)
     rotation = Rotation(size)
-    products = rotation.turn(x, -1) @ rotation.turn(y.T, 0)
+    products = rotation.apply(x, -1) @ rotation.apply(y.T, 0)
     np.testing.assert_allclose(products, x @ y.T, atol=1e-4 * size**0.5)
 
 
@@ -54,15 +54,15 @@ def test_an_outlier_is_spread_over_all_channels():
     """One channel a hundred times the others leaves every channel about alike."""
     x = np.random.default_rng(0).normal(size=(8, 576)).astype(np.float32)
     x[:, 5] *= 100
-    turned_x = Rotation(576).turn(x, -1)
-    assert np.abs(turned_x).max() < 4 * np.sqrt(np.mean(turned_x**2)) < np.abs(x).max() / 4
+    rotated_x = Rotation(576).apply(x, -1)
+    assert np.abs(rotated_x).max() < 4 * np.sqrt(np.mean(rotated_x**2)) < np.abs(x).max() / 4
 
 
-def test_turned_is_the_same_model(folder):
+def test_rotated_is_the_same_model(folder):
     """Wide, turned and levelled it says what it said, though hardly a weight is the same."""
     checkpoint = open_checkpoint(folder)
     parameters = load_parameters(checkpoint, np.float32)
-    other = {name: jnp.asarray(values) for name, values in turned(checkpoint.tensors(), checkpoint.config)}
+    other = {name: jnp.asarray(values) for name, values in rotated(checkpoint.tensors(), checkpoint.config)}
     untied = replace(checkpoint.config, tied_head=False)
     assert {name: values.shape for name, values in other.items()} == parameter_shapes(untied)
     assert all((other[name] == 1).all() for name in other if name.endswith("norm"))
@@ -73,7 +73,7 @@ def test_turned_is_the_same_model(folder):
 def test_host_and_device_round_alike(folder):
     """Weight by weight the int8 and the scales that `model/quantize.py` makes of the turned model."""
     checkpoint = open_checkpoint(folder)
-    wide = {name: jnp.asarray(values) for name, values in turned(checkpoint.tensors(), checkpoint.config)}
+    wide = {name: jnp.asarray(values) for name, values in rotated(checkpoint.tensors(), checkpoint.config)}
     expected = quantize(wide)
     found = dict(open_checkpoint(folder, int8=True).tensors())
     assert (

@@ -18,7 +18,7 @@ from distaff.checkpoints.errors import CheckpointError
 from distaff.checkpoints.tokenization import special_tokens
 from distaff.checkpoints.tokenization.chat_template import ChatTemplate
 from distaff.checkpoints.tokenization.message_forms import fold_system
-from distaff.checkpoints.tokenization.special_tokens import Shield
+from distaff.checkpoints.tokenization.special_tokens import SpecialTokenEscaper
 from distaff.checkpoints.tokenization.tokenizer_parts import TokenizerParts, surround
 from distaff.checkpoints.tokenizer import ChatTokenizer, TemplateError, load_tokenizer
 
@@ -118,19 +118,19 @@ def test_control_tokens_are_found_in_pieces_as_in_the_whole(text: str, tokens: s
     """However a long text is cut: as one search of all of it finds them, the longest first at each place."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.add_special_tokens(sorted(tokens))
-    made = Shield(tokenizer)
+    made = SpecialTokenEscaper(tokenizer)
     longest_first = sorted(made._control, key=len, reverse=True)
     whole = [match.span() for match in re.finditer("|".join(longest_first), text)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shield, "_PIECE", piece)
+        patch.setattr(special_tokens, "_PIECE", piece)
         assert [match.span() for match in made._matches(text)] == whole
-        [covered], covers = made.cover([{"x": text}])
-    assert not any(token in covered["x"] for token in tokens)
-    assert "".join(covers.get(character, character) for character in covered["x"]) == text
+        [escaped], escapes = made.escape([{"x": text}])
+    assert not any(token in escaped["x"] for token in tokens)
+    assert "".join(escapes.get(character, character) for character in escaped["x"]) == text
 
 
 @pytest.mark.parametrize("name", ["byte level", "llama 3", "metaspace"])
-def test_shielding_one_message_leaves_the_others_alone(name: str) -> None:
+def test_escaping_one_message_does_not_change_the_others(name: str) -> None:
     """The ids around a typed special token are those the same texts have without it."""
     ours = OURS[name]
     special = ours._parts.special["eos_token"]
@@ -151,7 +151,7 @@ def test_shielding_one_message_leaves_the_others_alone(name: str) -> None:
         },
     ],
 )
-def test_every_text_of_a_message_is_shielded(message: dict[str, Any]) -> None:
+def test_every_text_of_a_message_is_escaped(message: dict[str, Any]) -> None:
     template = "{{ messages[0] | tojson }}<|im_end|>"
     ours = ChatTokenizer(TokenizerParts(byte_level(), SPECIAL, template, ()))
     ids = ours.encode_chat([message])

@@ -291,7 +291,7 @@ def test_kinds_that_are_not_dequantised(tmp_path: Path, model: Any) -> None:
     raw = path.read_bytes()
     at = raw.index(b"blk.0.ffn_up.weight") + len(b"blk.0.ffn_up.weight") + 4 + 16
     path.write_bytes(raw[:at] + struct.pack("<I", int(Kind.I32)) + raw[at + 4 :])
-    refuse(path, "tensor blk.0.ffn_up.weight is I32; it is not dequantised")
+    refuse(path, "tensor blk.0.ffn_up.weight is I32; not dequantisable")
 
 
 def patched(offset: int, form: str, value: Any) -> Callable[[bytes], bytes]:
@@ -304,12 +304,12 @@ def patched(offset: int, form: str, value: Any) -> Callable[[bytes], bytes]:
         (lambda raw: b"", "not readable"),
         (lambda raw: raw[:3], "truncated"),
         (lambda raw: raw[:60], "the file is too short"),
-        (lambda raw: raw[:2000], "tokenizer.ggml.tokens: 320 texts are announced; the file is too short"),
+        (lambda raw: raw[:2000], "tokenizer.ggml.tokens: the header states 320 texts; the file is too short"),
         (lambda raw: raw[:-40], "is truncated"),
         (lambda raw: b"\x80\x04\x95" + raw, "expected b'GGUF'"),
         (patched(4, "<I", 99), "version is 99; expected 2 or 3"),
-        (patched(8, "<Q", 2**63), "tensors are announced"),
-        (patched(16, "<Q", 2**63), "metadata entries are announced"),
+        (patched(8, "<Q", 2**63), "the header states 9223372036854775808 tensors"),
+        (patched(16, "<Q", 2**63), "the header states 9223372036854775808 metadata entries"),
         (patched(24, "<Q", 2**63), "truncated"),
     ],
 )
@@ -325,7 +325,7 @@ def test_a_hostile_array_takes_no_memory(tmp_path: Path) -> None:
     key = b"general.tags"
     entry = struct.pack("<Q", len(key)) + key + struct.pack("<IIQ", 9, 0, 2**62)
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + entry + b"\0" * 64)
-    refuse(path, "general.tags: 4611686018427387904 elements are announced")
+    refuse(path, "general.tags: the header states 4611686018427387904 elements")
 
 
 def test_every_cut_is_refused(tmp_path: Path, model: Any) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from distaff.checkpoints.config_only import read_outline
+from distaff.checkpoints.config_only import read_config_only
 from distaff.model.config import ModelConfig
 from distaff.runtime.capacity.chips import parse_topology
 from distaff.runtime.capacity.planning import make_plan, program_spec
@@ -50,7 +50,7 @@ class Case:
 
     def sizing(self) -> Sizing:
         options = PlanOptions(topology=parse_topology(self.topology), int8=self.int8, context=8192, slots=64)
-        config = read_outline(str(CONFIGS / f"{self.model}.json"))
+        config = read_config_only(str(CONFIGS / f"{self.model}.json"))
         return Sizing(config, options, find_chip(options))
 
 

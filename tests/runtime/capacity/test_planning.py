@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distaff.checkpoints.config_only import read_outline
+from distaff.checkpoints.config_only import read_config_only
 from distaff.model.config import ModelConfig, MoEConfig
 from distaff.model.errors import ConfigError
 from distaff.model.sharding import pad_config
@@ -22,7 +22,7 @@ from distaff.runtime.capacity.sizing import PlanOptions, Sizing, find_chip
 from distaff.runtime.device.memory import OutOfMemory, size_pool
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-LLAMA_8B = read_outline(str(CONFIGS / "llama-3.1-8b.json"))
+LLAMA_8B = read_config_only(str(CONFIGS / "llama-3.1-8b.json"))
 TINY = ModelConfig(
     vocabulary=512, layers=2, width=256, feed_forward=512, heads=4, kv_heads=2, head_size=128, context=2048
 )
@@ -85,7 +85,7 @@ def test_remedies_help(gigabytes: float, slots: int, int8: bool) -> None:
 
 def test_a_plan_that_does_not_fit_is_a_result() -> None:
     """Llama 3.1 70B on eight v5e: with figures and two remedies, and nothing is compiled."""
-    config = read_outline(str(CONFIGS / "llama-3.1-70b.json"))
+    config = read_config_only(str(CONFIGS / "llama-3.1-70b.json"))
     found = make_plan("70b", config, options("v5e:2x4", context=8192))
     assert not found.fits and found.programs == () and found.rates == ()
     assert found.short == "the weights take 16.43 GiB of 15.75 GiB on each device"
