@@ -20,7 +20,7 @@ from gguf.quants import dequantize
 from ...model.config import ModelConfig
 from ..errors import CheckpointError
 from ..generation import GenerationDefaults, read_sampling
-from ..names import GGUF, GGUF_UNSTACKED, GGUF_EXPERTS, find_origins, refuse_unused, table_for, unused
+from ..names import GGUF, GGUF_EXPERTS, GGUF_UNSTACKED, find_origins, refuse_unused, table_for, unused
 from .gguf_config import read_gguf_config, shortest
 from .gguf_header import GGUFHeader, GGUFTensor, stamp
 from .gguf_parts import read_gguf_parts, tensors_of

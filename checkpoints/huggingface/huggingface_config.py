@@ -122,9 +122,7 @@ def _check_keys(path: Path, config: dict[str, Any], family: str) -> None:
             if value not in _ONLY[key]:
                 raise ConfigError(f"{key} is {brief(value)}; expected {_ONLY[key][0]!r}")
         elif may_change_the_mathematics(key, value):
-            raise ConfigError(
-                f"{key} is {brief(value)}; this key is unknown and may change the mathematics"
-            )
+            raise ConfigError(f"{key} is {brief(value)}; this key is unknown and may change the mathematics")
         else:
             note(f"{path}: {key} is {brief(value)}; it is not used")
 

@@ -39,7 +39,7 @@ CHATML = (
 
 
 def make_model(family: str = "llama", **changes: Any) -> transformers.PreTrainedModel:
-    """A random model of transformers, float32, every parameter far from its initial value."""
+    """A random model of transformers, float32; every parameter is far from its initial value."""
     config_class, model_class = {
         "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
         "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
@@ -69,7 +69,7 @@ def edit_json(path: Path, **changes: Any) -> None:
 
 
 def byte_level() -> Tokenizer:
-    """A trained byte-level BPE as SmolLM2's: digits one by one, then GPT-2's split."""
+    """A trained byte-level BPE like SmolLM2's: single digits, then GPT-2's split."""
     tokenizer = Tokenizer(models.BPE())
     split = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
@@ -89,7 +89,8 @@ SENTENCEPIECE_TOKENS = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in
 
 
 def sentencepiece(scheme: str = "prepend") -> Tokenizer:
-    """A BPE with byte fallback as Llama 2's: `prepend` is its normalizer form, `first` its Metaspace form."""
+    """A BPE with byte fallback like Llama 2's: `prepend` is its normalizer form, `first` its Metaspace
+    form."""
     words = ["▁the", "▁dog", "▁a", "▁is", "Hello", "▁Hello", "in", "er", "▁▁"]
     letters = dict.fromkeys(c for word in words for c in word)
     vocabulary = {token: i for i, token in enumerate([*SENTENCEPIECE_TOKENS, *letters])}
@@ -117,7 +118,7 @@ def sentencepiece(scheme: str = "prepend") -> Tokenizer:
 
 
 def llama3_like() -> Tokenizer:
-    """A byte-level BPE with Llama 3's split and whole-word lookup, as its tokenizer.json writes them."""
+    """A byte-level BPE with Llama 3's split and whole-word lookup, as in its tokenizer.json."""
     tokenizer = byte_level()
     pattern = (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -149,13 +150,13 @@ GGUF_NAMES = {
 
 
 def permute(values: np.ndarray, heads: int) -> np.ndarray:
-    """llama.cpp's converter's (`convert_hf_to_gguf.py`, LlamaModel.permute)."""
+    """The permutation of llama.cpp's converter (`convert_hf_to_gguf.py`, LlamaModel.permute)."""
     rows = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
     return rows.swapaxes(1, 2).reshape(values.shape)
 
 
 def gguf_tensors(model: transformers.PreTrainedModel) -> dict[str, np.ndarray]:
-    """A model's parameters under GGUF's names, q and k permuted as llama.cpp wants them."""
+    """A model's parameters under GGUF's names, with q and k permuted as in llama.cpp."""
     tensors = {}
     for name, parameter in model.state_dict().items():
         if name == "lm_head.weight" and model.config.tie_word_embeddings:
@@ -190,7 +191,8 @@ def gguf_metadata(model: transformers.PreTrainedModel, **changes: Any) -> dict[s
 
 
 def byte_level_metadata(tokenizer: Tokenizer, pre: str) -> dict[str, Any]:
-    """What llama.cpp's converter writes of a byte-level BPE, padded to the model's vocabulary."""
+    """The metadata that llama.cpp's converter writes for a byte-level BPE, padded to the model's
+    vocabulary."""
     pipeline = json.loads(tokenizer.to_str())
     added = tokenizer.get_added_tokens_decoder()
     texts = [tokenizer.id_to_token(i) or "" for i in range(tokenizer.get_vocab_size())]
@@ -216,7 +218,7 @@ def write_gguf(
     architecture: str = "llama",
     raw: dict[str, gguf.GGMLQuantizationType] | None = None,
 ) -> Path:
-    """A GGUF by the gguf package; norms and biases stay float32. What is in `raw` is blocks already."""
+    """A GGUF by the gguf package; norms and biases stay float32. Tensors in `raw` are blocks already."""
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in metadata.items():
         add = {
@@ -242,11 +244,11 @@ def write_gguf(
     return path
 
 
-def refuse(folder: Path, *said: str) -> None:
-    """Opening a folder fails with one line that holds every one of `said`."""
+def refuse(folder: Path, *reasons: str) -> None:
+    """Opening a folder fails with one line that contains all `reasons`."""
     with pytest.raises(DistaffError) as refusal:
         HuggingFaceFolder(folder)
-    for text in said:
+    for text in reasons:
         assert text in str(refusal.value)
     assert "\n" not in str(refusal.value)
 

@@ -1,4 +1,4 @@
-"""What a model is, from whatever names it, without its weights."""
+"""A model's configuration by any of its names, without its weights."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from distaff.model.errors import ConfigError
 FILE = Path(__file__).parents[1] / "configs" / "mixtral-8x7b.json"
 
 
-def test_a_bare_file_or_a_folder_without_weights_will_do(tmp_path: Path) -> None:
+def test_a_file_or_a_folder_without_weights_is_enough(tmp_path: Path) -> None:
     """Under any name that ends in .json, or as config.json of a folder."""
     shutil.copy(FILE, tmp_path / "config.json")
     found = read_config_only(str(FILE))
@@ -22,8 +22,8 @@ def test_a_bare_file_or_a_folder_without_weights_will_do(tmp_path: Path) -> None
     assert (found.layers, found.moe and found.moe.experts, found.context) == (32, 8, 32768)
 
 
-def test_of_the_hub_only_the_config_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody fetches weights to hear whether they fit."""
+def test_only_the_config_is_downloaded_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No weights are downloaded to find out whether they fit."""
     asked = {}
 
     def fetch(name: str, **options: object) -> str:
@@ -40,8 +40,8 @@ def test_of_the_hub_only_the_config_is_fetched(tmp_path: Path, monkeypatch: pyte
     )
 
 
-def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    """Nothing there, not JSON, or mathematics that we do not compute."""
+def test_unreadable_configurations_are_refused(tmp_path: Path) -> None:
+    """Missing, not JSON, or mathematics that is not implemented."""
     with pytest.raises(SourceNotFound):
         read_config_only("./nowhere.json")
     damaged = tmp_path / "damaged.json"

@@ -1,4 +1,4 @@
-"""End tokens from every file that names one, and sampling defaults as far as a request can state them."""
+"""End tokens from every file that has one, and sampling defaults that a request can set."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def write(folder: Path, **files: dict[str, Any]) -> Path:
             (0, 2),
         ),
         ({"tokenizer_config": {"eos_token": "no such token"}}, ()),
-        # An id that the model cannot generate is none of its ends.
+        # An id that the model cannot generate is not an end token.
         (
             {"config": {"vocab_size": 8, "eos_token_id": [7, 8]}, "generation_config": {"eos_token_id": 9}},
             (7,),
@@ -93,17 +93,19 @@ def remarks(caplog: pytest.LogCaptureFixture) -> list[str]:
         ("stop_strings", ["x"]),
     ],
 )
-def test_what_is_not_used_is_logged_once(
+def test_values_that_are_not_used_are_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, key: str, value: Any
 ) -> None:
     write(tmp_path, generation_config={key: value})
     assert read_generation(tmp_path) == read_generation(tmp_path) == GenerationDefaults()
-    (said,) = remarks(caplog)
-    assert said.startswith(f"{tmp_path / 'generation_config.json'}: {key} is {value!r}; ")
-    assert said.endswith("it is not used")
+    (line,) = remarks(caplog)
+    assert line.startswith(f"{tmp_path / 'generation_config.json'}: {key} is {value!r}; ")
+    assert line.endswith("it is not used")
 
 
-def test_what_recommends_nothing_is_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_values_that_recommend_nothing_are_not_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """All of transformers' defaults."""
     config = GenerationConfig(bos_token_id=1, pad_token_id=2, do_sample=False)
     (tmp_path / "generation_config.json").write_text(config.to_json_string(use_diff=False))

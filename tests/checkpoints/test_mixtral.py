@@ -1,4 +1,5 @@
-"""Mixtral in every format and layout: the same tensors, bit for bit; what does not fit is refused by name."""
+"""Mixtral in every format and layout: the same tensors, bit for bit; tensors that do not fit are refused by
+name."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +42,7 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(model: Any) -> dict[str, np.ndarray]:
-    """Our parameters, from the model's own."""
+    """Our parameters, from the model's."""
     theirs = {name: value.numpy() for name, value in model.state_dict().items()}
     ours = {}
     for layer in range(model.config.num_hidden_layers):
@@ -56,7 +57,7 @@ def expected(model: Any) -> dict[str, np.ndarray]:
 
 
 def assert_equal(path: Path, expected: dict[str, np.ndarray], *, window: int | None = 9) -> None:
-    """What is read there is the model, bit for bit, in the listed order and shapes."""
+    """Checks that what is read equals the model, bit for bit, in the listed order and shapes."""
     checkpoint = open_checkpoint(path)
     assert checkpoint.config.moe == MoEConfig(experts=EXPERTS, experts_per_token=CHOSEN)
     assert checkpoint.config.window == window
@@ -86,7 +87,7 @@ def test_fused_layout(tmp_path: Path, model: Any, expected: dict[str, np.ndarray
     assert_equal(tmp_path, expected)
 
 
-def gguf_experts(model: Any, *, apart: bool) -> dict[str, np.ndarray]:
+def gguf_experts(model: Any, *, unstacked: bool) -> dict[str, np.ndarray]:
     """The model's tensors under GGUF's names, experts stacked or one tensor each."""
     tensors = {}
     for name, values in gguf_tensors(model).items():
@@ -96,26 +97,26 @@ def gguf_experts(model: Any, *, apart: bool) -> dict[str, np.ndarray]:
         elif inner == "gate.weight":
             tensors[f"{prefix}.ffn_gate_inp.weight"] = values
         else:
-            halves = np.split(values, 2, axis=1) if "gate_up" in inner else [values]
+            parts = np.split(values, 2, axis=1) if "gate_up" in inner else [values]
             names = ("gate", "up") if "gate_up" in inner else ("down",)
-            for kind, part in zip(names, halves, strict=True):
-                if not apart:
+            for kind, part in zip(names, parts, strict=True):
+                if not unstacked:
                     tensors[f"{prefix}.ffn_{kind}_exps.weight"] = part
                     continue
                 tensors |= {f"{prefix}.ffn_{kind}.{e}.weight": part[e] for e in range(EXPERTS)}
     return tensors
 
 
-@pytest.mark.parametrize("apart", [False, True], ids=["stacked", "apart"])
-def test_gguf(tmp_path: Path, model: Any, expected: dict[str, np.ndarray], apart: bool) -> None:
-    """Both layouts that llama.cpp has written; the file knows no window."""
-    tensors = gguf_experts(model, unstacked=apart)
+@pytest.mark.parametrize("unstacked", [False, True], ids=["stacked", "unstacked"])
+def test_gguf(tmp_path: Path, model: Any, expected: dict[str, np.ndarray], unstacked: bool) -> None:
+    """Both layouts that llama.cpp has written; the file has no window."""
+    tensors = gguf_experts(model, unstacked=unstacked)
     path = write_gguf(tmp_path / "m.gguf", gguf_metadata(model, **KEYS), tensors)
     assert_equal(path, expected, window=None)
 
 
 def test_store(tmp_path: Path, saved: Path, expected: dict[str, np.ndarray]) -> None:
-    """Through a store, config and all."""
+    """Through a store, including the config."""
     convert(saved, tmp_path / "store")
     assert_equal(tmp_path / "store", expected)
     assert open_checkpoint(tmp_path / "store").config == open_checkpoint(saved).config
@@ -134,7 +135,7 @@ ROUTER = "model.layers.0.block_sparse_moe.gate.weight"
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "reason"),
     [
         (without(EXPERT), f"{EXPERT} is missing; expected shape [64, 96]"),
         (cut(EXPERT), f"{EXPERT} has shape [63, 96]; expected [64, 96]"),
@@ -146,18 +147,18 @@ ROUTER = "model.layers.0.block_sparse_moe.gate.weight"
     ],
     ids=["missing", "cut", "router", "extra"],
 )
-def test_experts_that_do_not_fit(folder: Path, change: Any, said: str) -> None:
-    """An expert that is missing, cut short or one too many is named."""
+def test_experts_that_do_not_fit(folder: Path, change: Any, reason: str) -> None:
+    """The error names an expert that is missing, truncated or additional."""
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError) as refusal:
         open_checkpoint(folder)
-    assert said in str(refusal.value)
+    assert reason in str(refusal.value)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "reason"),
     [
         ({"num_experts_per_tok": 4}, "moe.experts_per_token is 4; expected at most experts, 3"),
         ({"num_local_experts": 0}, "num_local_experts is 0"),
@@ -167,15 +168,15 @@ def test_experts_that_do_not_fit(folder: Path, change: Any, said: str) -> None:
     ],
     ids=str,
 )
-def test_mixtures_that_do_not_fit(folder: Path, changes: dict[str, Any], said: str) -> None:
+def test_mixtures_that_do_not_fit(folder: Path, changes: dict[str, Any], reason: str) -> None:
     edit_json(folder / "config.json", **changes)
     with pytest.raises(ConfigError) as refusal:
         open_checkpoint(folder)
-    assert said in str(refusal.value)
+    assert reason in str(refusal.value)
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "reason"),
     [
         (KEYS | {"llama.expert_used_count": None}, "expert_used_count is None"),
         (KEYS | {"llama.expert_used_count": 9}, "moe.experts_per_token is 9"),
@@ -184,11 +185,11 @@ def test_mixtures_that_do_not_fit(folder: Path, changes: dict[str, Any], said: s
     ],
     ids=str,
 )
-def test_gguf_mixtures_that_do_not_fit(tmp_path: Path, model: Any, keys: dict, said: str) -> None:
+def test_gguf_mixtures_that_do_not_fit(tmp_path: Path, model: Any, keys: dict, reason: str) -> None:
     path = write_gguf(tmp_path / "m.gguf", gguf_metadata(model, **keys), gguf_experts(model, unstacked=False))
     with pytest.raises((ConfigError, CheckpointError)) as refusal:
         open_checkpoint(path)
-    assert said in str(refusal.value)
+    assert reason in str(refusal.value)
 
 
 ALTERNATING = (
@@ -199,7 +200,7 @@ ALTERNATING = (
     "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
     "{% else %}{{ raise_exception('only user and assistant roles are supported') }}{% endif %}{% endfor %}"
 )
-"""A template with the rules of Mixtral-8x7B-Instruct's: no system role, strict alternation."""
+"""A template with the rules of Mixtral-8x7B-Instruct: no system role, strict alternation."""
 
 
 @pytest.fixture
@@ -216,7 +217,7 @@ def test_a_system_message_is_folded_into_the_first_turn(strict_tokenizer: Any) -
 
 
 def test_turns_that_do_not_alternate_are_merged(strict_tokenizer: Any) -> None:
-    """The template refuses them as they are; a role that it does not know it refuses in any form."""
+    """The template refuses them unchanged; it refuses an unknown role in any form."""
     from distaff.checkpoints.tokenization.chat_template import TemplateError
 
     first, second = {"role": "user", "content": "Hello!"}, {"role": "user", "content": "Are you there?"}

@@ -1,4 +1,4 @@
-"""int8 on the way in: the same model turned, the same rule on host and device, stores that hold it."""
+"""int8 on loading: the same model rotated, the same rule on host and device, int8 stores."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ TOKENS = list(range(3, 60))
 
 @pytest.fixture(scope="module", params=MODELS)
 def folder(request, tmp_path_factory) -> Path:
-    """A Hugging Face folder with uneven norms, so that folding them away matters."""
+    """A Hugging Face folder with uneven norms, so that folding them matters."""
     name: str = request.param
     model = make_model("mixtral" if name == "mixtral" else "llama", **MODELS[name])
     for parameter in model.parameters():
@@ -43,7 +43,7 @@ def folder(request, tmp_path_factory) -> Path:
 
 @given(st.sampled_from([1, 2, 9, 64, 72, 96, 576, 4096]), st.integers(0, 2**31))
 def test_a_rotation_keeps_lengths_and_angles(size, seed):
-    """It is orthogonal: what is turned on both sides of a product leaves it as it is."""
+    """It is orthogonal: a product does not change if both sides are rotated."""
     x, y = np.random.default_rng(seed).normal(size=(2, 3, size)).astype(np.float32)
     rotation = Rotation(size)
     products = rotation.apply(x, -1) @ rotation.apply(y.T, 0)
@@ -51,7 +51,7 @@ def test_a_rotation_keeps_lengths_and_angles(size, seed):
 
 
 def test_an_outlier_is_spread_over_all_channels():
-    """One channel a hundred times the others leaves every channel about alike."""
+    """One channel that is a hundred times the others gives similar values in every channel."""
     x = np.random.default_rng(0).normal(size=(8, 576)).astype(np.float32)
     x[:, 5] *= 100
     rotated_x = Rotation(576).apply(x, -1)
@@ -59,19 +59,21 @@ def test_an_outlier_is_spread_over_all_channels():
 
 
 def test_rotated_is_the_same_model(folder):
-    """Wide, turned and levelled it says what it said, though hardly a weight is the same."""
+    """Rotated and levelled, without quantisation, it gives the same logits, although almost every weight
+    differs."""
     checkpoint = open_checkpoint(folder)
     parameters = load_parameters(checkpoint, np.float32)
     other = {name: jnp.asarray(values) for name, values in rotated(checkpoint.tensors(), checkpoint.config)}
     untied = replace(checkpoint.config, tied_head=False)
     assert {name: values.shape for name, values in other.items()} == parameter_shapes(untied)
     assert all((other[name] == 1).all() for name in other if name.endswith("norm"))
-    said = Scorer(checkpoint.config, parameters).logits(TOKENS)
-    np.testing.assert_allclose(Scorer(untied, other).logits(TOKENS), said, atol=2e-4 * np.abs(said).max())
+    expected = Scorer(checkpoint.config, parameters).logits(TOKENS)
+    found = Scorer(untied, other).logits(TOKENS)
+    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
 
 
 def test_host_and_device_round_alike(folder):
-    """Weight by weight the int8 and the scales that `model/quantize.py` makes of the turned model."""
+    """Every weight has the int8 values and scales that `model/quantize.py` gives for the rotated model."""
     checkpoint = open_checkpoint(folder)
     wide = {name: jnp.asarray(values) for name, values in rotated(checkpoint.tensors(), checkpoint.config)}
     expected = quantize(wide)
@@ -89,7 +91,7 @@ def test_host_and_device_round_alike(folder):
 
 @given(st.integers(0, 2**31), st.sampled_from([1e-30, 1.0, 1e20]))
 def test_rounding_is_to_the_nearest(seed, size):
-    """Each weight is at most half a scale away; a column of zeros stays one."""
+    """Each weight is at most half a scale away; a column of zeros stays zero."""
     weight = np.random.default_rng(seed).normal(size=(5, 7)).astype(np.float32) * size
     weight[:, 3] = 0
     rounded, scale = quantize_host(weight)
@@ -101,7 +103,7 @@ def test_rounding_is_to_the_nearest(seed, size):
 
 @pytest.mark.parametrize("shards", [1, 2, 4])
 def test_a_store_of_int8_is_loaded_as_it_is(folder, tmp_path_factory, shards):
-    """Converted once, it is int8 without a word, on any mesh, and says what quantising on the way in says."""
+    """A converted store is int8 without a flag, on any mesh, and gives the same as quantising on loading."""
     store = tmp_path_factory.mktemp("stores") / "int8"
     convert(folder, store, int8=True)
     checkpoint = open_checkpoint(store)
@@ -116,7 +118,7 @@ def test_a_store_of_int8_is_loaded_as_it_is(folder, tmp_path_factory, shards):
     assert np.isfinite(Scorer(checkpoint.config, stored, mesh).logits(TOKENS)).all()
 
 
-def test_a_half_made_store_goes_on_as_what_it_was(folder, tmp_path):
+def test_a_partial_store_continues_as_the_same_kind(folder, tmp_path):
     """Wide and int8 stores of one model are different stores."""
     convert(folder, tmp_path / "wide")
     with pytest.raises(CheckpointError, match="made from another source"):
@@ -125,7 +127,7 @@ def test_a_half_made_store_goes_on_as_what_it_was(folder, tmp_path):
 
 
 def test_bfloat16_keeps_scales_wide(folder):
-    """Computing in bfloat16, int8 weights stay int8 and their scales f32."""
+    """Computing in bfloat16, int8 weights stay int8 and their scales stay f32."""
     parameters: dict[str, jax.Array] = load_parameters(open_checkpoint(folder, int8=True), jnp.bfloat16)
     name = "layers.0.attention.q"
     assert (parameters[name].dtype, parameters[f"{name}_scale"].dtype) == (jnp.int8, jnp.float32)

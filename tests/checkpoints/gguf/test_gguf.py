@@ -1,4 +1,4 @@
-"""GGUF files: weights and config equal those of the model they were made from; damage is refused by name."""
+"""GGUF files: weights and config equal those of the original model; damage is refused by name."""
 
 import os
 import shutil
@@ -61,7 +61,7 @@ def test_equals_the_folder_it_was_made_from(tmp_path: Path, changes: dict[str, A
     ],
 )
 def test_quantised_weights(tmp_path: Path, kind: Kind, error: float) -> None:
-    """Each weight is within its format's step, and exactly what the gguf package makes of it."""
+    """Each weight is within its format's step, and equals the gguf package's result."""
     model = make_model()
     tensors = gguf_tensors(model)
     found = dict(GGUFFile(write_gguf(tmp_path / "m.gguf", gguf_metadata(model), tensors, kind)).tensors())
@@ -83,7 +83,7 @@ READ = [
 
 @pytest.mark.parametrize("kind", READ, ids=lambda kind: kind.name)
 def test_types_that_the_package_reads(tmp_path: Path, kind: Kind) -> None:
-    """The package only reads most of these, so random blocks are written and compared with its reading."""
+    """The package can only read most of these, so random blocks are written and compared with its results."""
     model = make_model(hidden_size=256, intermediate_size=256)
     block, size = gguf.GGML_QUANT_SIZES[kind]
     raw = np.random.default_rng(0).integers(0, 60, (256, 256 // block * size), dtype=np.uint8)
@@ -100,7 +100,7 @@ def test_every_type_that_the_package_reads_is_read() -> None:
 
 
 def split_file(path: Path, model: Any) -> list[Path]:
-    """The model in three files, as llama.cpp's `gguf-split` writes them: metadata in the first alone."""
+    """The model in three files, as llama.cpp's `gguf-split` writes them: only the first has metadata."""
     metadata, tensors = gguf_metadata(model), gguf_tensors(model)
     paths = [path / f"m-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
     for number, part in enumerate(paths):
@@ -126,7 +126,7 @@ def test_split_files(tmp_path: Path, model: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "change, opened, said",
+    "change, opened, reason",
     [
         (lambda p: None, 1, "m-00002-of-00003.gguf: part 1 of a model; expected its first file, m-00001"),
         (lambda p: p[2].unlink(), 0, "m-00003-of-00003.gguf: missing; part 3 of 3"),
@@ -136,17 +136,17 @@ def test_split_files(tmp_path: Path, model: Any) -> None:
     ],
 )
 def test_split_files_that_do_not_fit(
-    tmp_path: Path, model: Any, change: Callable[[list[Path]], Any], opened: int | str, said: str
+    tmp_path: Path, model: Any, change: Callable[[list[Path]], Any], opened: int | str, reason: str
 ) -> None:
     paths = split_file(tmp_path, model)
     change(paths)
     with pytest.raises(CheckpointError) as refusal:
         GGUFFile(paths[opened] if isinstance(opened, int) else tmp_path / opened)
-    assert said in str(refusal.value)
+    assert reason in str(refusal.value)
 
 
 @pytest.mark.parametrize("count", [3.0, "3", [3], 65535])
-def test_a_count_of_files_that_is_no_count(tmp_path: Path, model: Any, count: Any) -> None:
+def test_an_invalid_count_of_files(tmp_path: Path, model: Any, count: Any) -> None:
     path = tmp_path / "m-00001-of-00003.gguf"
     write_gguf(path, gguf_metadata(model) | {"split.count": count}, gguf_tensors(model))
     with pytest.raises(CheckpointError, match=r"split\.count is"):
@@ -166,10 +166,10 @@ def write(path: Path, model: Any, change: Callable[[Tensors], Any] | None = None
     return write_gguf(path / "m.gguf", gguf_metadata(model, **names), tensors)
 
 
-def refuse(path: Path, *said: str) -> None:
+def refuse(path: Path, *reasons: str) -> None:
     with pytest.raises(DistaffError) as refusal:
         GGUFFile(path)
-    for text in (path.name, *said):
+    for text in (path.name, *reasons):
         assert text in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -237,7 +237,7 @@ def test_llama_3_file(tmp_path: Path, model: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "metadata, said",
+    "metadata, reason",
     [
         ({"llama__attention__sliding_window": 8}, "llama.attention.sliding_window is 8"),
         ({"llama__rope__dimension_count": 8}, "llama.rope.dimension_count is 8; expected the head size 16"),
@@ -253,8 +253,10 @@ def test_llama_3_file(tmp_path: Path, model: Any) -> None:
         ({"llama__feed_forward_length": [96, 96]}, "feed_forward_length is [96, 96]"),
     ],
 )
-def test_metadata_that_does_not_fit(tmp_path: Path, model: Any, metadata: dict[str, Any], said: str) -> None:
-    refuse(write(tmp_path, model, **metadata), said)
+def test_metadata_that_does_not_fit(
+    tmp_path: Path, model: Any, metadata: dict[str, Any], reason: str
+) -> None:
+    refuse(write(tmp_path, model, **metadata), reason)
 
 
 def test_other_architectures(tmp_path: Path, model: Any) -> None:
@@ -263,7 +265,7 @@ def test_other_architectures(tmp_path: Path, model: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, reason",
     [
         (
             lambda t: t.pop("blk.1.ffn_up.weight"),
@@ -282,11 +284,11 @@ def test_other_architectures(tmp_path: Path, model: Any) -> None:
         ),
     ],
 )
-def test_tensors_that_do_not_fit(tmp_path: Path, model: Any, change: Any, said: str) -> None:
-    refuse(write(tmp_path, model, change), said)
+def test_tensors_that_do_not_fit(tmp_path: Path, model: Any, change: Any, reason: str) -> None:
+    refuse(write(tmp_path, model, change), reason)
 
 
-def test_kinds_that_are_not_dequantised(tmp_path: Path, model: Any) -> None:
+def test_kinds_that_cannot_be_dequantised(tmp_path: Path, model: Any) -> None:
     path = write(tmp_path, model)
     raw = path.read_bytes()
     at = raw.index(b"blk.0.ffn_up.weight") + len(b"blk.0.ffn_up.weight") + 4 + 16
@@ -299,7 +301,7 @@ def patched(offset: int, form: str, value: Any) -> Callable[[bytes], bytes]:
 
 
 @pytest.mark.parametrize(
-    "damage, said",
+    "damage, reason",
     [
         (lambda raw: b"", "not readable"),
         (lambda raw: raw[:3], "truncated"),
@@ -313,10 +315,10 @@ def patched(offset: int, form: str, value: Any) -> Callable[[bytes], bytes]:
         (patched(24, "<Q", 2**63), "truncated"),
     ],
 )
-def test_damaged_files(tmp_path: Path, model: Any, damage: Callable[[bytes], bytes], said: str) -> None:
+def test_damaged_files(tmp_path: Path, model: Any, damage: Callable[[bytes], bytes], reason: str) -> None:
     path = write(tmp_path, model)
     path.write_bytes(damage(path.read_bytes()))
-    refuse(path, said)
+    refuse(path, reason)
 
 
 def test_a_hostile_array_takes_no_memory(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The tokenizer built from a GGUF's lists gives the ids of the tokenizer the lists were written from."""
+"""The tokenizer built from a GGUF's lists gives the same ids as the original tokenizer."""
 
 from pathlib import Path
 from typing import Any
@@ -122,12 +122,12 @@ TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""Mistral Nemo's, as its tokenizer.json has it."""
+"""Mistral Nemo's pattern, from its tokenizer.json."""
 
 
 @given(text=st.text())
 @settings(max_examples=150, deadline=None)
-def test_tekken_splits_any_text_as_the_models_own(text: str) -> None:
+def test_tekken_splits_any_text_as_the_original_pattern(text: str) -> None:
     own = pre_tokenizers.Split(Regex(TEKKEN), "isolated").pre_tokenize_str(text)
     ours = pre_tokenizers.Split(Regex(SPLITS["tekken"].patterns[0]), "isolated").pre_tokenize_str(text)
     assert own == ours
@@ -169,7 +169,7 @@ def test_sentencepiece_ids(text: str) -> None:
 
 
 def greedy(text: str, scores: dict[str, float]) -> list[str]:
-    """SentencePiece's BPE by its definition: join the best-scored neighbours until none are a token."""
+    """SentencePiece's BPE by its definition: merge the best-scored neighbours until no pair is a token."""
     pieces = list("▁" + text.replace(" ", "▁")) if text else []
     while True:
         pairs = [(scores.get(pieces[i] + pieces[i + 1]), -i) for i in range(len(pieces) - 1)]
@@ -229,7 +229,7 @@ def test_byte_level_bos(pre: str, add: bool | None, begins: bool) -> None:
 
 
 def with_tokens(*texts: str, **changes: Any) -> dict[str, Any]:
-    """SmolLM2's vocabulary, with its last tokens called otherwise and typed normal; the end is token 0."""
+    """SmolLM2's vocabulary, with its last tokens renamed and of type normal; token 0 is the end token."""
     metadata = byte_level_metadata(SMOLLM, "smollm")
     tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
     start = len(tokens) - len(texts)
@@ -239,14 +239,14 @@ def with_tokens(*texts: str, **changes: Any) -> dict[str, Any]:
 
 
 def test_end_ids() -> None:
-    """What the metadata names, and tokens that llama.cpp knows by their text."""
+    """The ids in the metadata, and tokens that llama.cpp knows by their text."""
     metadata = byte_level_metadata(SMOLLM, "smollm") | {"tokenizer.ggml.eot_token_id": 5}
     assert end_ids(PATH, metadata) == (2, 5, 0)
 
 
 @pytest.mark.parametrize("kind", [1, 3, 4, 5])
-def test_turn_ends_of_any_type(kind: int, caplog: pytest.LogCaptureFixture) -> None:
-    """They are control tokens, whatever the file says: never text of a reply."""
+def test_end_tokens_of_any_type(kind: int, caplog: pytest.LogCaptureFixture) -> None:
+    """They are control tokens whatever type the file has: never text of a reply."""
     metadata = byte_level_metadata(SMOLLM, "smollm") | {"tokenizer.ggml.eos_token_id": 0}
     metadata["tokenizer.ggml.token_type"][2] = kind
     path = Path(f"typed{kind}.gguf")
@@ -271,13 +271,13 @@ def test_turn_ends_of_any_type(kind: int, caplog: pytest.LogCaptureFixture) -> N
         (["<|eot|>", "<end>", "<|im_start|", "<|file_sep|>", "<reponame>"], []),
     ],
 )
-def test_ends_that_are_known_by_their_text(texts: list[str], ends: list[str]) -> None:
+def test_end_tokens_that_are_known_by_their_text(texts: list[str], ends: list[str]) -> None:
     metadata = with_tokens(*texts)
     tokens = metadata["tokenizer.ggml.tokens"]
     assert [tokens[i] for i in end_ids(PATH, metadata)] == ["<|endoftext|>", "<|im_end|>", *ends]
 
 
-def test_a_named_token_that_is_not_there(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_named_token_that_does_not_exist(caplog: pytest.LogCaptureFixture) -> None:
     metadata = with_tokens(**{"tokenizer.ggml.eos_token_id": 9999, "tokenizer.ggml.bos_token_id": -1})
     parts = read_gguf_tokenizer(PATH, metadata)
     assert (parts.eos_ids, parts.special) == ((0, 2), {})
@@ -285,7 +285,7 @@ def test_a_named_token_that_is_not_there(caplog: pytest.LogCaptureFixture) -> No
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, reason",
     [
         ({"tokenizer.ggml.pre": "kimi-k2"}, "tokenizer.ggml.pre is 'kimi-k2'"),
         ({"tokenizer.ggml.model": "bert"}, "tokenizer.ggml.model is 'bert'"),
@@ -300,7 +300,7 @@ def test_a_named_token_that_is_not_there(caplog: pytest.LogCaptureFixture) -> No
         ({"tokenizer.ggml.model": "llama"}, "tokenizer.ggml.scores"),
     ],
 )
-def test_refusals(changes: dict[str, Any], said: str) -> None:
+def test_refusals(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(CheckpointError) as refusal:
         read_gguf_tokenizer(PATH, byte_level_metadata(SMOLLM, "smollm") | changes)
-    assert str(refusal.value).startswith("m.gguf: ") and said in str(refusal.value)
+    assert str(refusal.value).startswith("m.gguf: ") and reason in str(refusal.value)

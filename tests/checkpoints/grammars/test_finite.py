@@ -1,4 +1,4 @@
-"""Grammars that nothing finite satisfies are found, and only those."""
+"""Grammars without a finite text are found, and only those."""
 
 import json
 
@@ -59,8 +59,8 @@ def test_a_schema_without_a_finite_instance_is_refused(schema):
     ],
     ids=json.dumps,
 )
-def test_what_has_an_end_is_followed_to_it(schema):
-    """What cannot end is left out, so that no reply runs into it."""
+def test_finite_alternatives_are_followed_to_the_end(schema):
+    """Parts that cannot end are removed, so that no reply enters them."""
     check_schema(schema)
     endings = [walk(json_schema_grammar(schema), seed, likes=b"}n") for seed in range(4)]
     assert any(endings)
@@ -85,7 +85,7 @@ NAMES = ["a", "b", "c"]
 
 
 def instance(schema, definitions, depth):
-    """Whether it has an instance of at most this depth, by trying."""
+    """Whether it has an instance of at most this depth, by a search."""
     if isinstance(schema, bool) or not depth:
         return schema is True
     if "$ref" in schema:
@@ -102,7 +102,7 @@ def instance(schema, definitions, depth):
 @settings(max_examples=150, deadline=None)
 @given(st.fixed_dictionaries({name: _node(NAMES) for name in NAMES}))
 def test_a_schema_is_refused_exactly_if_it_has_no_instance(definitions):
-    """Held against a search: of three definitions, whatever has an instance has one of depth 8."""
+    """Compared with a search: with three definitions, a schema that has an instance has one of depth 8."""
     schema = {"$ref": "#/$defs/a", "$defs": definitions}
     try:
         finite(followable(schema))
@@ -133,8 +133,8 @@ def test_a_schema_is_refused_exactly_if_it_has_no_instance(definitions):
         ('root ::= ("a" | b{2,3})* [x-z]+ (c)?\nb ::= "x"\nc ::= root', False),
     ],
 )
-def test_a_grammar_whose_start_needs_itself_is_refused(grammar, endless):
-    """In either language; what is not read, as `~2` here, is left to the compiler."""
+def test_a_grammar_with_a_start_that_requires_itself_is_refused(grammar, endless):
+    """In both languages; syntax that is not read, such as `~2` here, is left to the compiler."""
     if not endless:
         lark_or_gbnf_grammar(grammar)
         return
@@ -145,5 +145,5 @@ def test_a_grammar_whose_start_needs_itself_is_refused(grammar, endless):
 @settings(max_examples=100)
 @given(st.text('ab:|()[]{}?*+"/%<>@~&,.01 \n'))
 def test_any_text_is_read(text):
-    """Nothing is raised, whatever it is."""
+    """No text raises an error."""
     assert isinstance(is_endless("start: " + text), bool)

@@ -1,4 +1,4 @@
-"""Grammars over two kinds of vocabulary: what they allow is what they say, to the byte."""
+"""Grammars over two kinds of vocabulary: they allow exactly their texts, byte for byte."""
 
 import json
 import string
@@ -72,7 +72,7 @@ def allowed(matcher, tokenizer: ChatTokenizer) -> set[int]:
 
 
 def follow(compiler, tokenizer, grammar: str, text: str) -> bool:
-    """Whether a reply may be this text and end there, said in the longest tokens that the masks allow."""
+    """Whether a reply may be this text and end there, in the longest tokens that the masks allow."""
     matcher, rest = compiler(grammar), text.encode()
     while rest:
         spelled = {token: tokenizer.token_bytes(token) for token in allowed(matcher, tokenizer)}
@@ -95,7 +95,7 @@ def spaced(value: dict[str, object]) -> str:
 @settings(max_examples=60, deadline=None)
 @given(PERSON)
 def test_valid_json_is_allowed(compiler, tokenizer, person):
-    """Any instance of the schema, in its order and spacing, can be said to the end."""
+    """Any instance of the schema, in its order and spacing, is allowed to its end."""
     assert follow(compiler, tokenizer, json_schema_grammar(SCHEMA), spaced(person))
     assert follow(compiler, tokenizer, json_object_grammar(), spaced(person))
 
@@ -103,7 +103,7 @@ def test_valid_json_is_allowed(compiler, tokenizer, person):
 @settings(max_examples=30, deadline=None)
 @given(PERSON, st.data())
 def test_invalid_json_is_not(compiler, tokenizer, person, data):
-    """A wrong type, a missing or a further property, or prose around it cannot."""
+    """A wrong type, a missing or additional property, or text around it is not allowed."""
     spoiled = data.draw(
         st.sampled_from(
             [
@@ -117,8 +117,8 @@ def test_invalid_json_is_not(compiler, tokenizer, person, data):
     assert not follow(compiler, tokenizer, json_schema_grammar(SCHEMA), "Sure: " + spaced(person))
 
 
-def test_the_end_is_allowed_where_the_text_is_complete_and_nowhere_else(compiler, tokenizer):
-    """Also where more may follow; `complete` says that nothing else may."""
+def test_the_end_is_allowed_only_if_the_text_is_complete(compiler, tokenizer):
+    """Also if more may follow; `complete` means that nothing else may."""
     grammar = choice_grammar(["yes", "yesterday"])
     assert follow(compiler, tokenizer, grammar, "yes") and follow(compiler, tokenizer, grammar, "yesterday")
     assert not follow(compiler, tokenizer, grammar, "yester")
@@ -131,8 +131,8 @@ def test_the_end_is_allowed_where_the_text_is_complete_and_nowhere_else(compiler
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.text(string.printable + "üß€😀", min_size=1, max_size=8), min_size=1, max_size=4))
-def test_choices_are_said_to_the_letter(compiler, tokenizer, choices):
-    """Quotes, line ends and any other character are themselves."""
+def test_choices_are_literal(compiler, tokenizer, choices):
+    """Quotes, line ends and all other characters are literal."""
     assert all(follow(compiler, tokenizer, choice_grammar(choices), choice) for choice in choices)
     assert not follow(compiler, tokenizer, choice_grammar(choices), max(choices, key=len) + "!")
 
@@ -145,8 +145,8 @@ def test_a_regular_expression_matches_from_end_to_end(compiler, tokenizer):
     assert not follow(compiler, tokenizer, grammar, "bob@x")
 
 
-def test_matchers_of_one_grammar_are_apart(compiler, tokenizer):
-    """What one reply has said does not move another, however often a grammar is asked for."""
+def test_matchers_of_one_grammar_are_independent(compiler, tokenizer):
+    """The tokens of one reply do not advance another, however often a grammar is requested."""
     first = compiler(json_object_grammar())
     before = allowed(first, tokenizer)
     first.consume(min(before))
@@ -155,9 +155,10 @@ def test_matchers_of_one_grammar_are_apart(compiler, tokenizer):
 
 @settings(max_examples=30, deadline=None)
 @given(PERSON, st.data())
-def test_a_matcher_stands_where_its_tokens_have_led(compiler, tokenizer, person, data):
-    """One that consumed a reply's beginning at once, asked for no mask, allows what the reply's own does."""
-    grammar, rest, said = json_schema_grammar(SCHEMA), spaced(person).encode(), []
+def test_a_matcher_depends_on_its_tokens_only(compiler, tokenizer, person, data):
+    """A matcher that consumed a reply's beginning without masks allows the same as the reply's own
+    matcher."""
+    grammar, rest, tokens = json_schema_grammar(SCHEMA), spaced(person).encode(), []
     matcher, cut = compiler(grammar), data.draw(st.integers(0, len(rest)))
     while len(rest) > cut:
         spelled = [(token, tokenizer.token_bytes(token)) for token in sorted(allowed(matcher, tokenizer))]
@@ -165,23 +166,23 @@ def test_a_matcher_stands_where_its_tokens_have_led(compiler, tokenizer, person,
             st.sampled_from([each for each in spelled if each[1] and rest.startswith(each[1])])
         )
         matcher.consume(token)
-        said, rest = [*said, token], rest[len(raw) :]
+        tokens, rest = [*tokens, token], rest[len(raw) :]
     again = compiler(grammar)
-    for token in said:
+    for token in tokens:
         again.consume(token)
     assert (again.error, again.complete) == (matcher.error, matcher.complete)
     assert again.complete or allowed(again, tokenizer) == allowed(matcher, tokenizer)
 
 
 def test_compiled_grammars_are_bounded(compiler):
-    """The newest are kept, no more than a fixed number."""
+    """The newest are kept, up to a fixed number."""
     for n in range(100):
         compiler(choice_grammar([f"choice {n}"]))
     assert len(compiler._compiled) == 64 and choice_grammar(["choice 99"]) in compiler._compiled
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "reason"),
     [
         (lambda: json_schema_grammar({"type": "foo"}), "foo"),
         (lambda: json_schema_grammar({"not": {"type": "string"}}), "not"),
@@ -199,18 +200,18 @@ def test_compiled_grammars_are_bounded(compiler):
         (lambda: "x" * (LONGEST_GRAMMAR + 1), str(LONGEST_GRAMMAR)),
     ],
 )
-def test_what_is_no_grammar_is_refused(make, said):
-    """In one line that says why."""
+def test_invalid_grammars_are_refused(make, reason):
+    """In one line with the reason."""
     with pytest.raises(GrammarError) as refused:
         check_grammar(make())
-    assert said in str(refused.value) and "\n" not in str(refused.value)
+    assert reason in str(refused.value) and "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
     "pattern", ["(a|aa){1,5000}{1,5000}", "(.{1,500}x){1,500}", "(x+x+)+y", "([a-z]{1,999}){1,999}"]
 )
-def test_monstrous_patterns_cost_a_bounded_time(compiler, tokenizer, pattern):
-    """They are refused, fail within their fuel, or are followed: nothing hangs and nothing is raised."""
+def test_expensive_patterns_take_a_bounded_time(compiler, tokenizer, pattern):
+    """They are refused, fail within their fuel, or are followed: nothing hangs and nothing else is raised."""
     try:
         check_grammar(regex_grammar(pattern))
         matcher = compiler(regex_grammar(pattern))

@@ -1,4 +1,4 @@
-"""Which schemas are followed, and that what is then written is valid by a validator that is not ours."""
+"""Which schemas are followed, and that an independent validator accepts the generated text."""
 
 import json
 from datetime import date, datetime
@@ -58,22 +58,22 @@ RESTRICT_NOTHING = [
     {"$id": "https://a.example", "$ref": "https://a.example#/$defs/n", "$defs": {"n": {"type": "null"}}},
     {"$ref": "#/components/schemas/a~1b", "components": {"schemas": {"a/b": {"type": "null"}}}},
 ]
-"""Or whose restriction is followed, though the compiler does not know the keyword."""
+"""Or their restriction is followed, although the compiler does not support the keyword."""
 
 
 @pytest.mark.parametrize("value", RESTRICT_NOTHING, ids=lambda value: json.dumps(value)[:60])
-def test_what_restricts_nothing_is_followed(value):
-    """On its own and as a property; and what is written is valid."""
+def test_keywords_that_restrict_nothing_are_followed(value):
+    """By itself and as a property; and the generated text is valid."""
     schema = {"type": "object", "properties": {"x": value}, "required": ["x"], "additionalProperties": False}
     if not {"$defs", "components"} & value.keys():
         check_schema(schema)
     for seed in range(3):
-        said = walk(json_schema_grammar(value), seed)
-        assert said is None or Draft202012Validator(value).is_valid(json.loads(said)), said
+        text = walk(json_schema_grammar(value), seed)
+        assert text is None or Draft202012Validator(value).is_valid(json.loads(text)), text
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "reason"),
     [
         ({"type": "array", "uniqueItems": True}, "'uniqueItems'"),
         ({"not": {"type": "string"}}, "'not'"),
@@ -107,14 +107,14 @@ def test_what_restricts_nothing_is_followed(value):
         (5, "an object or a boolean"),
     ],
 )
-def test_what_restricts_otherwise_is_refused_with_its_place(value, said):
-    """The reason in one line, and nothing of options that no user has."""
+def test_other_restrictions_are_refused_with_their_place(value, reason):
+    """The reason in one line, without options that no user has."""
     schema = {"type": "object", "properties": {"x": {"type": "array", "items": value, "minItems": 1}}}
     schema["required"] = ["x"]
     with pytest.raises(SchemaError) as refused:
         check_schema(schema)
     message = str(refused.value)
-    assert said in message and "\n" not in message and "coerce" not in message and "Enable" not in message
+    assert reason in message and "\n" not in message and "coerce" not in message and "Enable" not in message
     assert "'properties', 'x'" in message or "Unsatisfiable" in message or "#/$defs/missing" in message
 
 
@@ -126,7 +126,7 @@ def nested(depth, schema=None):
 
 
 def test_the_depth_of_a_schema_is_bounded():
-    """Of schemas, by name; of constants too. The compiler reads what is below the bound."""
+    """Of schemas, by keys; also of constants. The compiler reads everything below the bound."""
     check_schema(nested(DEEPEST // 2 - 1) | {"$defs": {"x": nested(DEEPEST // 2 - 1)}})
     value = 1
     for _ in range(150):
@@ -136,8 +136,8 @@ def test_the_depth_of_a_schema_is_bounded():
             check_schema(schema)
 
 
-def test_what_may_not_be_is_not_blamed():
-    """`additionalProperties: false`, which nothing satisfies, is at fault nowhere."""
+def test_forbidden_values_are_not_blamed():
+    """`additionalProperties: false`, which nothing satisfies, is never the cause."""
     schema = {"type": "object", "patternProperties": {"^x": True, "y$": True}, "additionalProperties": False}
     with pytest.raises(SchemaError) as refused:
         check_schema(schema)
@@ -156,8 +156,8 @@ def test_what_may_not_be_is_not_blamed():
     ],
 )
 def test_bounds_and_names_are_kept(schema, seed):
-    said = walk(json_schema_grammar(schema), seed)
-    assert said is not None and Draft202012Validator(schema).is_valid(json.loads(said)), said
+    text = walk(json_schema_grammar(schema), seed)
+    assert text is not None and Draft202012Validator(schema).is_valid(json.loads(text)), text
 
 
 @pytest.mark.parametrize(
@@ -169,36 +169,36 @@ def test_bounds_and_names_are_kept(schema, seed):
     ],
 )
 def test_a_multiple_is_found_in_time(schema):
-    """A model that repeats a digit for ever, which makes no multiple, ends all the same, with one."""
-    matcher, said = compiler()(json_schema_grammar(schema)), b""
+    """A model that repeats a digit forever, which gives no multiple, still ends, with a multiple."""
+    matcher, text = compiler()(json_schema_grammar(schema)), b""
     three = tokenizer().encode("3", add_special_tokens=False)[0]
-    while len(said) < 60 and not matcher.complete:
+    while len(text) < 60 and not matcher.complete:
         ids = allowed(matcher)
         token = three if three in ids else ids[0]
         if token in tokenizer().eos_ids:
             break
-        said += tokenizer().token_bytes(token) or b""
+        text += tokenizer().token_bytes(token) or b""
         matcher.consume(token)
-    assert len(said) < 60 and Draft202012Validator(schema).is_valid(json.loads(said)), said
+    assert len(text) < 60 and Draft202012Validator(schema).is_valid(json.loads(text)), text
 
 
 def test_integers_of_64_bits_are_followed():
     schema = {"enum": [2**62]}
     assert walk(json_schema_grammar(schema), 0) == str(2**62)
     schema = {"type": "integer", "minimum": 2**62, "maximum": 2**63 - 1}
-    said = walk(json_schema_grammar(schema), 0)
-    assert said is not None and Draft202012Validator(schema).is_valid(json.loads(said))
+    text = walk(json_schema_grammar(schema), 0)
+    assert text is not None and Draft202012Validator(schema).is_valid(json.loads(text))
 
 
 def test_a_place_in_a_definition_is_named():
-    """By the reference that leads there."""
+    """By the reference that points to it."""
     schema = {"$ref": "#/$defs/p", "$defs": {"p": {"properties": {"a": {"uniqueItems": True}}}}}
     with pytest.raises(SchemaError, match=r"context=\('#/\$defs/p', 'properties', 'a'\)"):
         check_schema(schema)
 
 
 def test_the_size_of_a_schema_is_bounded():
-    """However many references there are."""
+    """Independently of the number of references."""
     with pytest.raises(SchemaError, match=str(MOST_SCHEMAS)):
         followable({"anyOf": [{"type": "null"}] * (MOST_SCHEMAS + 1)})
 
@@ -223,13 +223,13 @@ class Tree(RootModel[Leaf | Branch]):
 
 @pytest.mark.parametrize("model", [Leaf, Branch, Tree])
 @pytest.mark.parametrize("closed", [False, True])
-def test_what_pydantic_emits_is_followed(model, closed):
-    """Recursion, defaults, optional properties, dictionaries; and pydantic takes what is written."""
+def test_pydantic_schemas_are_followed(model, closed):
+    """Recursion, defaults, optional properties, dictionaries; and pydantic accepts the generated text."""
     grammar = json_schema_grammar(model.model_json_schema(), closed=closed)
     for seed in range(8):
-        said = walk(grammar, seed)
-        if said is not None:
-            model.model_validate_json(said)
+        text = walk(grammar, seed)
+        if text is not None:
+            model.model_validate_json(text)
 
 
 SCALARS = st.one_of(
@@ -264,17 +264,18 @@ def _containers(inner):
 
 @settings(max_examples=60, deadline=None)
 @given(st.recursive(SCALARS, _containers, max_leaves=6), st.integers(0, 99), st.booleans())
-def test_what_is_written_is_valid(schema, seed, closed):
-    """Whatever is drawn, strict or not: an independent validator takes it, formats that it knows included."""
-    said = walk(json_schema_grammar(schema, closed=closed), seed)
-    if said is not None:
+def test_generated_text_is_valid(schema, seed, closed):
+    """For any schema, strict or not: an independent validator accepts it, including formats that it
+    supports."""
+    text = walk(json_schema_grammar(schema, closed=closed), seed)
+    if text is not None:
         Draft202012Validator(schema, format_checker=FormatChecker(["date", "uuid"])).validate(
-            json.loads(said)
+            json.loads(text)
         )
 
 
 def open_objects(schema):
-    """Of a schema as it was read, the objects that may have further properties."""
+    """The objects of a read schema that may have further properties."""
     if isinstance(schema, dict):
         if "properties" in schema and schema.get("additionalProperties", True) is not False:
             yield schema
@@ -288,12 +289,12 @@ def open_objects(schema):
 @settings(max_examples=60, deadline=None)
 @given(st.recursive(SCALARS, _containers, max_leaves=6))
 def test_a_strict_schema_is_closed(schema):
-    """Every object that says nothing of further properties has none."""
+    """Every object without a rule for further properties has none."""
     assert not list(open_objects(followable(schema, closed=True)))
 
 
-def test_what_several_schemas_restrict_at_once_stays_open():
-    """Closed, each would exclude what the other asks for, and nothing would be left."""
+def test_objects_that_several_schemas_restrict_stay_open():
+    """If closed, each would exclude what the other requires, and nothing would satisfy them."""
     parts = [{"type": "object", "properties": {n: {"type": "null"}}, "required": [n]} for n in "ab"]
     check_schema({"allOf": parts}, closed=True)
 
@@ -304,8 +305,8 @@ def test_what_several_schemas_restrict_at_once_stays_open():
 def test_dates_and_times_can_be_read(form, parse):
     """No second 60, no 30 February, no year 0; 29 February in leap years."""
     grammar = json_schema_grammar({"type": "string", "format": form})
-    said = [walk(grammar, seed, likes=b"") for seed in range(60)]
-    assert all(text is not None and parse(json.loads(text)) for text in said)
+    texts = [walk(grammar, seed, likes=b"") for seed in range(60)]
+    assert all(text is not None and parse(json.loads(text)) for text in texts)
 
 
 @pytest.mark.parametrize(("year", "leap"), [("2024", True), ("2023", False), ("1900", False), ("2000", True)])
@@ -334,16 +335,16 @@ DIGITS = b".0123456789"
     ],
 )
 def test_numbers_end(schema, most, seed):
-    """However fond of digits a model is, it comes to the end; bounds that ask for more digits get more."""
+    """Numbers end even if a model prefers digits; bounds that require more digits allow more."""
     schema = {"type": "array", "items": schema, "minItems": 2, "maxItems": 2}
-    said = walk(json_schema_grammar(schema), seed, most=100, likes=DIGITS)
-    assert said is not None
-    Draft202012Validator(schema).validate(json.loads(said))
-    assert max(map(len, said.translate(str.maketrans(".,[]eE+- ", "         ")).split())) <= most
+    text = walk(json_schema_grammar(schema), seed, most=100, likes=DIGITS)
+    assert text is not None
+    Draft202012Validator(schema).validate(json.loads(text))
+    assert max(map(len, text.translate(str.maketrans(".,[]eE+- ", "         ")).split())) <= most
 
 
 def test_numbers_in_free_json_end_too():
-    """Those of `json_object`; digits within strings are as many as they like to be."""
+    """Numbers in `json_object`; the digits in strings are not limited."""
     digits = "1" * 40
     matcher_text = walk(json_object_grammar(), 3, most=400, likes=b'{":}0123456789')
     assert matcher_text is None or json.loads(matcher_text) is not None

@@ -1,4 +1,4 @@
-"""Replies that a grammar allows, drawn token by token over a vocabulary of bytes."""
+"""Draws replies that a grammar allows, token by token, over a vocabulary of bytes."""
 
 import random
 from functools import cache
@@ -31,11 +31,11 @@ def allowed(matcher: GrammarMatcher) -> list[int]:
 
 
 def walk(grammar: str, seed: int, *, most: int = 600, likes: bytes = b'"}],0123456789') -> str | None:
-    """A reply that came to its end; None for one that has not after `most` tokens.
+    """A complete reply; None if it has not ended after `most` tokens.
 
-    What is drawn is, half the time, a token of the bytes that it `likes`, so that replies end.
+    Half of the tokens are drawn from the bytes in `likes`, so that replies end.
     """
-    matcher, draw, said = compiler()(grammar), random.Random(seed), b""
+    matcher, draw, text = compiler()(grammar), random.Random(seed), b""
     for _ in range(most):
         ids = allowed(matcher)
         assert matcher.error is None, matcher.error
@@ -43,9 +43,9 @@ def walk(grammar: str, seed: int, *, most: int = 600, likes: bytes = b'"}],01234
         liked = [i for i in ids if (tokenizer().token_bytes(i) or b" ")[:1] in likes]
         token = draw.choice(ends or (liked if liked and draw.random() < 0.5 else ids))
         if token in tokenizer().eos_ids:
-            return said.decode()
-        said += tokenizer().token_bytes(token) or b""
+            return text.decode()
+        text += tokenizer().token_bytes(token) or b""
         matcher.consume(token)
         if matcher.complete:
-            return said.decode()
+            return text.decode()
     return None

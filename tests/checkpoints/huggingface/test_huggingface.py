@@ -1,4 +1,5 @@
-"""Hugging Face folders: weights arrive as they left transformers; damage is refused before any is read."""
+"""Hugging Face folders: weights equal those that transformers wrote; damage is refused before weights are
+read."""
 
 import json
 import struct
@@ -77,7 +78,7 @@ def test_stored_types_are_kept(tmp_path: Path, dtype: str) -> None:
 
 
 def test_tied_head_with_a_copy(tmp_path: Path) -> None:
-    """An equal copy of the embedding is taken for what it is, another head is refused when it is read."""
+    """An equal copy of the embedding is accepted, another head is refused when it is read."""
     folder = save_folder(tmp_path, make_model(tie_word_embeddings=True))
     file = folder / "model.safetensors"
     tensors = load_file(file)
@@ -146,7 +147,7 @@ def test_damaged_safetensors(folder: Path, damage: Callable[[Path], None]) -> No
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, reason",
     [
         (lambda t: t.pop(GATE), f"tensor {GATE} is missing; expected shape [96, 64]"),
         (lambda t: t.update({QUERY_NORM: np.ones(16, np.float32)}), f"tensor {QUERY_NORM} is not part"),
@@ -158,14 +159,14 @@ def test_damaged_safetensors(folder: Path, damage: Callable[[Path], None]) -> No
     ],
 )
 def test_tensors_that_do_not_fit(
-    folder: Path, change: Callable[[dict[str, np.ndarray]], Any], said: str
+    folder: Path, change: Callable[[dict[str, np.ndarray]], Any], reason: str
 ) -> None:
     change_tensors(folder / "model.safetensors", change)
-    refuse(folder, "model.safetensors: ", said)
+    refuse(folder, "model.safetensors: ", reason)
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, reason",
     [
         ({"vocab_size": 321}, "tensor model.embed_tokens.weight has shape [320, 64]; expected [321, 64]"),
         ({"num_hidden_layers": 10**9}, "1000000000 layers are configured"),
@@ -174,9 +175,9 @@ def test_tensors_that_do_not_fit(
         ({"vocab_size": 10**15}, "model.embed_tokens.weight"),
     ],
 )
-def test_config_against_weights(folder: Path, changes: dict[str, Any], said: str) -> None:
+def test_config_against_weights(folder: Path, changes: dict[str, Any], reason: str) -> None:
     edit_json(folder / "config.json", **changes)
-    refuse(folder, said)
+    refuse(folder, reason)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
@@ -212,7 +213,7 @@ def test_no_weights(folder: Path) -> None:
     refuse(folder, "no weights; expected model.safetensors")
 
 
-def test_code_beside_the_weights_is_not_wanted(folder: Path) -> None:
+def test_code_beside_the_weights_is_not_used(folder: Path) -> None:
     edit_json(folder / "config.json", auto_map={"AutoModelForCausalLM": "modeling_evil.Evil"})
     (folder / "modeling_evil.py").write_text("raise SystemExit('ran')")
     with pytest.raises(ConfigError, match="auto_map"):

@@ -1,4 +1,4 @@
-"""config.json to ModelConfig: what transformers writes is understood, and nothing unknown is let through."""
+"""config.json to ModelConfig: configs of transformers are understood, and nothing unknown is accepted."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ ROPES: list[tuple[dict[str, Any], RopeScaling | None, int]] = [
         RopeScaling(kind="linear", factor=2.0, original_context=128),
         256,
     ),
-    # What the file states is the stretched context already.
+    # The file already states the stretched context.
     (
         {"rope_type": "linear", "factor": 2.0, "original_max_position_embeddings": 64},
         RopeScaling(kind="linear", factor=2.0, original_context=64),
@@ -62,7 +62,7 @@ ROPES: list[tuple[dict[str, Any], RopeScaling | None, int]] = [
         RopeScaling(kind="yarn", factor=4.0, original_context=32),
         128,
     ),
-    # Without a trained context transformers takes max_position_embeddings.
+    # Without a trained context transformers uses max_position_embeddings.
     ({"rope_type": "yarn", "factor": 4.0}, RopeScaling(kind="yarn", factor=4.0, original_context=128), 512),
     (
         {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 128},
@@ -94,13 +94,13 @@ ROPES: list[tuple[dict[str, Any], RopeScaling | None, int]] = [
         ),
         128,
     ),
-    # A null factor is what the two contexts state.
+    # A null factor follows from the two contexts.
     (
         {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 32},
         RopeScaling(kind="yarn", factor=4.0, original_context=32),
         128,
     ),
-    # transformers uses the two mscales only together, and a zero like an absent one.
+    # transformers uses the two mscales only together; zero counts as absent.
     (
         {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 0.0, "beta_fast": None},
         RopeScaling(kind="yarn", factor=4.0, original_context=128),
@@ -140,7 +140,7 @@ def test_transformers_own_configs(
 
 @pytest.mark.parametrize("key", ["rope_type", "type"])
 @pytest.mark.parametrize("rope, expected, context", ROPES)
-def test_rope_in_the_old_places(
+def test_rope_in_the_old_format(
     key: str, rope: dict[str, Any], expected: RopeScaling | None, context: int
 ) -> None:
     scaling = {key: rope["rope_type"], **{name: value for name, value in rope.items() if name != "rope_type"}}
@@ -158,7 +158,7 @@ def test_ignored_rope_keys_are_logged(caplog: pytest.LogCaptureFixture, tmp_path
 def test_the_same_rotation_as_transformers(
     rope: dict[str, Any], expected: RopeScaling | None, context: int
 ) -> None:
-    """What it computes from the same keys, also from those that it ignores."""
+    """Equals what transformers computes from the same keys, also with keys that it ignores."""
     stated = transformers.LlamaConfig(**SIZES, rope_parameters={"rope_theta": 10_000.0, **rope})
     theirs = LlamaRotaryEmbedding(stated)
     ours = read_config(PATH, llama(rope_parameters={"rope_theta": 10_000.0, **rope}))
@@ -249,7 +249,7 @@ def test_absent_key_value_heads() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "mixtral"])
 def test_absent_numbers(family: str) -> None:
-    """What each configuration class of transformers assumes; Mixtral's has other numbers than the others."""
+    """The defaults of each configuration class of transformers; Mixtral's differ from the others."""
     theirs = transformers.AutoConfig.for_model(family, **SIZES)
     ours = read_config(PATH, {**SIZES, "model_type": family})
     assert (ours.norm_epsilon, ours.rope_theta, ours.window) == (
@@ -258,7 +258,7 @@ def test_absent_numbers(family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, reason",
     [
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; expected 'silu'"),
         ({"model_type": "qwen2"}, "model_type is 'qwen2'"),
@@ -294,8 +294,8 @@ def test_absent_numbers(family: str) -> None:
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'"),
     ],
 )
-def test_refusals_name_file_key_and_value(changes: dict[str, Any], said: str) -> None:
+def test_refusals_name_file_key_and_value(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         read_config(PATH, llama(**changes))
     assert str(refusal.value).startswith("here/config.json: ")
-    assert said in str(refusal.value) and "\n" not in str(refusal.value)
+    assert reason in str(refusal.value) and "\n" not in str(refusal.value)

@@ -1,4 +1,4 @@
-"""Which files and tensors of a folder are read, as transformers reads them; links and names that lead out."""
+"""Which files and tensors of a folder are read, as in transformers; links and names that point outside."""
 
 import json
 import os
@@ -21,7 +21,8 @@ BUFFER = "model.layers.0.self_attn.rotary_emb.inv_freq"
 
 
 def equal(folder: Path, expected: dict[str, np.ndarray]) -> None:
-    """A folder holds these tensors, to the bit; and transformers too reads it, without a missing one."""
+    """Checks that a folder has these tensors, bit for bit, and that transformers reads all of them as
+    well."""
     found = dict(HuggingFaceFolder(folder).tensors())
     assert found.keys() == expected.keys()
     for name, values in expected.items():
@@ -59,7 +60,7 @@ def test_tensors_that_no_parameter_is_made_of(
 
 
 @pytest.mark.parametrize("name", ["consolidated.safetensors", "model-00003-of-00003.safetensors"])
-def test_files_that_the_index_does_not_ask_for(
+def test_files_that_the_index_does_not_list(
     sharded: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     expected = dict(HuggingFaceFolder(sharded).tensors())
@@ -71,7 +72,7 @@ def test_files_that_the_index_does_not_ask_for(
 def test_a_whole_file_comes_before_an_index(
     sharded: Path, saved: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A model that was saved again, whole, above its own older shards."""
+    """A model that was saved again as one file beside its older shards."""
     change_tensors(sharded / "model-00001-of-00002.safetensors", lambda t: [v.fill(7) for v in t.values()])
     shutil.copy(saved / "model.safetensors", sharded)
     equal(sharded, dict(HuggingFaceFolder(saved).tensors()))
@@ -90,8 +91,8 @@ def test_a_tensor_in_two_shards(
     assert f"{name} in {shards[1].name}: not read" in caplog.text
 
 
-def test_the_index_says_which_of_two_tensors_is_meant(sharded: Path) -> None:
-    """transformers takes the one in the last file."""
+def test_the_index_selects_one_of_two_tensors(sharded: Path) -> None:
+    """transformers uses the one in the last file."""
     expected = dict(HuggingFaceFolder(sharded).tensors())
     first, second = (sharded / f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
     name, values = next(iter(load_file(first).items()))
@@ -100,7 +101,7 @@ def test_the_index_says_which_of_two_tensors_is_meant(sharded: Path) -> None:
     assert all(np.array_equal(found[name], values) for name, values in expected.items())
 
 
-def test_a_tensor_in_another_shard_than_the_index_says(sharded: Path) -> None:
+def test_a_tensor_in_another_shard_than_the_index_lists(sharded: Path) -> None:
     expected = dict(HuggingFaceFolder(sharded).tensors())
     place(sharded, "model-00001-of-00002.safetensors")
     equal(sharded, expected)
@@ -110,7 +111,7 @@ def test_a_tensor_in_another_shard_than_the_index_says(sharded: Path) -> None:
 
 
 def place(folder: Path, file: Any) -> None:
-    """Has the index say that one tensor is in another file."""
+    """Changes the file of one tensor in the index."""
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())
     index["weight_map"][GATE] = file
@@ -137,7 +138,7 @@ def test_links_out_of_the_folder_are_not_followed(sharded: Path, target: str) ->
 
 @pytest.mark.parametrize("target", ["hub/models--a--b/blobs", "store/blobs"])
 def test_links_to_stores_by_digest_are_followed(sharded: Path, tmp_path: Path, target: str) -> None:
-    """As `huggingface-cli download --local-dir` made them before 0.23."""
+    """`huggingface-cli download --local-dir` made such links before 0.23."""
     expected = dict(HuggingFaceFolder(sharded).tensors())
     blobs = tmp_path / target
     blobs.mkdir(parents=True)
@@ -165,7 +166,7 @@ def test_the_hub_caches_links_are_followed(sharded: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, reason",
     [
         (
             lambda f: (f / "model-00001-of-00002.safetensors").unlink(),
@@ -174,6 +175,6 @@ def test_the_hub_caches_links_are_followed(sharded: Path, tmp_path: Path) -> Non
         (lambda f: (f / "model.safetensors.index.json").write_text("{}"), "weight_map is missing"),
     ],
 )
-def test_index_and_shards_disagree(sharded: Path, change: Callable[[Path], Any], said: str) -> None:
+def test_index_and_shards_disagree(sharded: Path, change: Callable[[Path], Any], reason: str) -> None:
     change(sharded)
-    refuse(sharded, said)
+    refuse(sharded, reason)

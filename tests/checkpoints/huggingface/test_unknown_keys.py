@@ -1,4 +1,4 @@
-"""Which unknown keys of a config.json are let by: those that no decoder computes with, and only those."""
+"""Which unknown keys of a config.json are accepted: only those that no decoder uses in its computation."""
 
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ HARMLESS: dict[str, Any] = {
     "use_parallel_residual": False, "final_logit_softcapping": 0.0, "custom_notes": {"a": [1]},
     "is_decoder": True, "rotary_pct": 1.0, "attention_type": "full", "attention_multiplier": None,
 }  # fmt: skip
-"""What transformers' Llama loads with and computes the same."""
+"""Keys with which transformers' Llama loads and computes the same."""
 
 MATHEMATICS: dict[str, Any] = {
     "logit_scale": 0.3, "logits_scaling": 8.0, "embedding_multiplier": 12, "residual_multiplier": 0.22,
@@ -74,7 +74,7 @@ MATHEMATICS: dict[str, Any] = {
     "residual_scale": 0.5, "transformers_weights": "other.safetensors", "tie_qkv": True,
     "router_bias": True, "softmax_scale": 1.0, "qk_layernorm_type": "rms",
 }  # fmt: skip
-"""What would make another model of a Llama."""
+"""Keys that would change a Llama's computation."""
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
@@ -106,7 +106,7 @@ def test_keys_that_may_change_the_mathematics(key: str) -> None:
     "key, value", [("attention_multiplier", 1.0), ("query_pre_attn_scalar", 1), ("qk_norm", "rms")]
 )
 def test_values_that_mean_nothing_elsewhere(key: str, value: Any) -> None:
-    """A scale of 1 in place of 1/sqrt(head size), as Granite's default is, and a norm that no Llama has."""
+    """A scale of 1 instead of 1/sqrt(head size), Granite's default, and a norm that no Llama has."""
     with pytest.raises(ConfigError, match=f"{key} is "):
         read_config(PATH, llama(**{key: value}))
 
@@ -120,6 +120,6 @@ def test_unknown_keys_are_logged_once(caplog: pytest.LogCaptureFixture, tmp_path
 
 
 def test_windows_that_are_switched_off() -> None:
-    """Qwen2 models in a Llama's shape; transformers' Llama has no window whatever they say."""
+    """Qwen2 models in Llama's format; transformers' Llama ignores their window."""
     off = {"use_sliding_window": False, "sliding_window": 32768, "max_window_layers": 28}
     assert read_config(PATH, llama(**off)) == read_config(PATH, llama())

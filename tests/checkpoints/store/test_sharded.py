@@ -1,4 +1,4 @@
-"""A checkpoint on a mesh: every device has its own share, and of a store reads nothing else."""
+"""A checkpoint on a mesh: every device has its own share, and reads only that from a store."""
 
 import os
 import shutil
@@ -42,13 +42,13 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def cut_small_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors of these tiny models are cut like large ones."""
+    """Tensors of these tiny models are split like large ones."""
     monkeypatch.setattr(slabs, "_LEAST_BYTES", 0)
 
 
 @given(array_shapes(min_dims=2, max_dims=3, max_side=6), st.data())
 def test_cut_and_join(shape: tuple[int, ...], data: st.DataObject) -> None:
-    """Joining undoes cutting; slab i is the i-th part of the axis."""
+    """`join` is the inverse of `cut`; slab i is the i-th part of the axis."""
     axis = data.draw(st.integers(0, len(shape) - 1))
     count = data.draw(st.sampled_from([n for n in range(1, shape[axis] + 1) if shape[axis] % n == 0]))
     values = np.arange(np.prod(shape)).reshape(shape)
@@ -60,7 +60,8 @@ def test_cut_and_join(shape: tuple[int, ...], data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_device_has_its_share(tmp_path: Path, name: str) -> None:
-    """From a Hugging Face folder and a store, on 1, 2 and 4 devices: what `place` makes of whole tensors."""
+    """From a Hugging Face folder and a store, on 1, 2 and 4 devices: the same as `place` with whole
+    tensors."""
     family = "mixtral" if "num_local_experts" in MODELS[name] else "llama"
     folder = save_folder(tmp_path / "folder", make_model(family, **MODELS[name]))
     convert(folder, tmp_path / "store")
@@ -94,7 +95,7 @@ def test_a_gguf_on_a_mesh(tmp_path: Path) -> None:
 
 
 def test_most_tensors_are_cut(tmp_path: Path) -> None:
-    """Whatever a mesh divides lies in slabs of whole heads, experts, or equal parts."""
+    """Tensors that a mesh divides have slabs of whole heads, experts, or equal parts."""
     folder = save_folder(tmp_path / "folder", make_model("mixtral", **MODELS["mixtral"]))
     convert(folder, tmp_path / "store")
     store = Store(tmp_path / "store")
@@ -108,7 +109,7 @@ def test_most_tensors_are_cut(tmp_path: Path) -> None:
 
 
 def test_nan_in_a_share_is_named(tmp_path: Path) -> None:
-    """A number that is none is found on the device that holds it."""
+    """NaN is found on the device that holds it."""
     model = make_model()
     model.model.layers[1].self_attn.k_proj.weight.data[-1, -1] = float("nan")
     folder = save_folder(tmp_path / "folder", model)
@@ -118,7 +119,7 @@ def test_nan_in_a_share_is_named(tmp_path: Path) -> None:
 
 
 def test_stores_of_one_piece_are_still_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store whose tensors are not cut, as earlier ones, loads on any mesh."""
+    """A store with tensors that are not split, as in earlier versions, loads on any mesh."""
     folder = save_folder(tmp_path / "folder", make_model())
     monkeypatch.setattr(slabs, "_LEAST_BYTES", 1 << 40)
     convert(folder, tmp_path / "store")
@@ -143,7 +144,7 @@ LARGE = ModelConfig(
 
 
 class Fabricated:
-    """A checkpoint of 4 GiB that is made up while it is read."""
+    """A checkpoint of 4 GiB that is generated while it is read."""
 
     int8 = False
 
@@ -192,10 +193,11 @@ print("MEASURED", store.nbytes, held, peak - before, process.io_counters().read_
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the process's account in /proc")
 def test_what_a_large_store_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """4 GiB onto four devices: each reads its own bytes alone, and the whole is not held twice.
+    """4 GiB onto four devices: each reads only its own bytes, and the whole is not in memory twice.
 
-    Beside the shares there are a layer's slabs, that layer joined, and what the allocator has not given back
-    yet: between 0.7 and 1.1 GiB, more on a busy machine. A restore that holds the whole twice takes 8 GiB.
+    In addition to the shares there are a layer's slabs, that layer joined, and memory that the allocator has
+    not yet released: between 0.7 and 1.1 GiB, more on a busy machine. A restore with the whole twice takes
+    8 GiB.
     """
     monkeypatch.undo()
     folder = save_folder(tmp_path / "folder", make_model())

@@ -1,4 +1,4 @@
-"""The store: bit-equal to its source, atomic, resumable, and refused when a single bit of it has changed."""
+"""The store: bit-equal to its source, atomic, resumable, and refused if a single bit has changed."""
 
 import json
 import os
@@ -49,8 +49,8 @@ def store(made: tuple[Path, Path], tmp_path: Path) -> Path:
 @pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16", "gguf"])
 def test_round_trip(tmp_path: Path, kind: str) -> None:
     path = make_source(tmp_path, kind)
-    heard: list[tuple[str, int, int]] = []
-    convert(path, tmp_path / "store", lambda *event: heard.append(event))
+    reported: list[tuple[str, int, int]] = []
+    convert(path, tmp_path / "store", lambda *event: reported.append(event))
     source, store = open_checkpoint(path), open_checkpoint(tmp_path / "store")
     assert (store.config, store.generation, store.nbytes) == (source.config, source.generation, source.nbytes)
     expected, found = dict(source.tensors()), dict(store.tensors())
@@ -58,7 +58,7 @@ def test_round_trip(tmp_path: Path, kind: str) -> None:
     for name, values in expected.items():
         assert (found[name].dtype, found[name].shape) == (values.dtype, values.shape)
         assert found[name].tobytes() == values.tobytes(), name
-    assert heard[-1] == ("convert", source.nbytes, source.nbytes)
+    assert reported[-1] == ("convert", source.nbytes, source.nbytes)
     messages = [{"role": "user", "content": "The dog's 12 brown foxes"}]
     ours, theirs = load_tokenizer(tmp_path / "store"), load_tokenizer(path)
     assert ours.encode_chat(messages) == theirs.encode_chat(messages)
@@ -69,26 +69,26 @@ def test_round_trip(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_load_parameters(made: tuple[Path, Path], dtype: str) -> None:
-    """From a store and from its source the same arrays, cast, on the device, with progress in bytes."""
-    heard: list[tuple[str, int, int]] = []
-    from_store = load_parameters(open_checkpoint(made[1]), dtype, lambda *event: heard.append(event))
+    """A store and its source give the same arrays, cast, on the device, with progress in bytes."""
+    reported: list[tuple[str, int, int]] = []
+    from_store = load_parameters(open_checkpoint(made[1]), dtype, lambda *event: reported.append(event))
     from_source = load_parameters(open_checkpoint(made[0]), dtype)
     assert list(from_store) == list(from_source)
     for name, values in from_store.items():
         assert values.dtype.name == dtype
         np.testing.assert_array_equal(np.asarray(values), np.asarray(from_source[name]), err_msg=name)
-    assert [phase for phase in dict.fromkeys(event[0] for event in heard)] == ["verify", "load"]
+    assert [phase for phase in dict.fromkeys(event[0] for event in reported)] == ["verify", "load"]
     for phase in ("verify", "load"):
-        events = [event for event in heard if event[0] == phase]
+        events = [event for event in reported if event[0] == phase]
         assert events[-1][1] == events[-1][2] and [event[1] for event in events] == sorted(
             e[1] for e in events
         )
-    assert heard[-1][2] == sum(values.nbytes for values in from_store.values())
+    assert reported[-1][2] == sum(values.nbytes for values in from_store.values())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_weights_that_are_no_numbers(tmp_path: Path, dtype: str, bad: float) -> None:
+def test_weights_that_are_not_finite(tmp_path: Path, dtype: str, bad: float) -> None:
     model = make_model()
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[5, 7] = bad
@@ -105,16 +105,16 @@ def test_a_cast_that_overflows_is_refused(tmp_path: Path) -> None:
         load_parameters(open_checkpoint(save_folder(tmp_path, model)), "float16")
 
 
-def refuse(store: Path, *said: str) -> None:
+def refuse(store: Path, *reasons: str) -> None:
     with pytest.raises(CheckpointError) as refusal:
         load_parameters(open_checkpoint(store), "float32")
-    for text in said:
+    for text in reasons:
         assert text in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
 def kinds_of_files(store: Path) -> list[Path]:
-    """One file of every name there is, and one of every tensor's data."""
+    """One file of every name, and one of every tensor's data."""
     chosen = {path.name if "weights" not in path.parts else path.parent.parent.name + path.name: path
               for path in sorted(store.rglob("*")) if path.is_file()}  # fmt: skip
     return list(chosen.values())
@@ -168,7 +168,7 @@ def test_a_damaged_tokenizer_is_not_loaded(store: Path) -> None:
 
 
 def rewrite(store: Path, **changes: Any) -> None:
-    """A manifest with other content and the right digest of itself."""
+    """Writes a manifest with other contents and the correct digest."""
     manifest = Store(store).manifest
     values = {name: getattr(manifest, name) for name in ("config", "source", "tensors", "files")} | changes
     (store / "distaff.json").write_bytes(Manifest(**values).to_json())
@@ -186,7 +186,7 @@ def test_manifests_that_do_not_fit(store: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content, said",
+    "content, reason",
     [
         (b"", "not readable as JSON"),
         (b"[]", "expected an object"),
@@ -195,9 +195,9 @@ def test_manifests_that_do_not_fit(store: Path) -> None:
         (b'{"format": 1}', "damaged"),
     ],
 )
-def test_damaged_manifests(store: Path, content: bytes, said: str) -> None:
+def test_damaged_manifests(store: Path, content: bytes, reason: str) -> None:
     (store / "distaff.json").write_bytes(content)
-    refuse(store, "distaff.json: ", said)
+    refuse(store, "distaff.json: ", reason)
 
 
 def test_destinations_that_exist(made: tuple[Path, Path], tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_destinations_that_exist(made: tuple[Path, Path], tmp_path: Path) -> Non
         convert(other, store)
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_missing_path(tmp_path: Path) -> None:
     with pytest.raises(SourceNotFound, match="nowhere: missing"):
         open_checkpoint(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"config\.json: missing|no weights"):
@@ -221,7 +221,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 
 def test_fingerprints(made: tuple[Path, Path], store: Path) -> None:
-    """A copy of a store is the same model, and says so."""
+    """A copy of a store is the same model, and has the same fingerprint."""
     first = open_checkpoint(made[1]).fingerprint
     assert open_checkpoint(store).fingerprint == first and len(first) == 64
     rewrite(store, source="elsewhere")
@@ -251,7 +251,7 @@ KILLED = """
 
 
 def test_killed_and_resumed(tmp_path: Path) -> None:
-    """`kill -9` between groups: nothing has the final name, and what was finished is not made again."""
+    """`kill -9` between groups: no file has the final name, and finished groups are not written again."""
     source, destination = make_source(tmp_path, "gguf"), tmp_path / "store"
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(KILLED), str(source), str(destination)],
@@ -259,7 +259,7 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )
     assert process.stdout is not None
-    for _ in range(2):  # two groups are noted
+    for _ in range(2):  # two groups are recorded
         assert process.stdout.readline()
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -1,4 +1,4 @@
-"""The pieces are the whole: streamed text equals decoded text, and no piece holds half a character."""
+"""Streamed text equals decoded text, and no piece has an incomplete character."""
 
 from collections.abc import Sequence
 
@@ -31,7 +31,7 @@ def test_text_comes_back(name: str, text: str) -> None:
     ids = TOKENIZERS[name].encode(text, add_special_tokens=False).ids
     pieces = stream(BYTES[name], ids)
     assert "".join(pieces) == TOKENIZERS[name].decode(ids)
-    if name != "metaspace":  # which takes a text's own first space for its prefix
+    if name != "metaspace":  # which treats a text's first space as its prefix
         assert "".join(pieces) == text
     assert not any("\ufffd" in piece for piece in pieces)
 
@@ -40,7 +40,7 @@ def test_text_comes_back(name: str, text: str) -> None:
 @given(text=st.text())
 @settings(max_examples=200, deadline=None)
 def test_any_text_comes_back(name: str, text: str) -> None:
-    """All of Unicode, with the library's own decoding as the witness."""
+    """All of Unicode, compared with the library's decoding."""
     tokenizer = TOKENIZERS[name]
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     assert "".join(stream(BYTES[name], ids)) == tokenizer.decode(ids, skip_special_tokens=True)
@@ -50,7 +50,7 @@ def test_any_text_comes_back(name: str, text: str) -> None:
 @given(ids=st.lists(st.integers(0, 320), max_size=30))
 @settings(max_examples=300, deadline=None)
 def test_any_ids(name: str, ids: list[int]) -> None:
-    """Any bytes at all, broken UTF-8 and ids without a token included, as the library decodes them whole."""
+    """Any bytes, including invalid UTF-8 and ids without a token, as the library decodes the whole."""
     assert "".join(stream(BYTES[name], ids)) == TOKENIZERS[name].decode(ids, skip_special_tokens=True)
 
 
@@ -58,14 +58,14 @@ def test_any_ids(name: str, ids: list[int]) -> None:
 @given(ids=st.lists(st.integers(0, 290), max_size=30), cut=st.integers(0, 30))
 @settings(max_examples=200, deadline=None)
 def test_streams_are_prefixes(name: str, ids: list[int], cut: int) -> None:
-    """What was shown after some tokens is how the whole text begins, whatever follows."""
+    """The text after some tokens is a prefix of the whole text, whatever follows."""
     whole = "".join(stream(BYTES[name], ids))
     assert whole.startswith("".join(stream(BYTES[name], ids)[:cut]))
 
 
 @given(raw=st.binary(max_size=20))
 def test_bytes_in_bytes_out(raw: bytes) -> None:
-    """Byte tokens of broken UTF-8: one replacement character for each maximal bad part."""
+    """Byte tokens of invalid UTF-8: one replacement character for each maximal invalid part."""
     tokenizer = TOKENIZERS["sentencepiece"]
     ids = [tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in raw]
     assert "".join(stream(BYTES["sentencepiece"], ids, prompt=[tokenizer.token_to_id("▁the")])) == raw.decode(
@@ -81,7 +81,8 @@ def test_a_character_in_four_pieces() -> None:
 
 
 def test_words_never_run_together() -> None:
-    """SentencePiece writes " dog" as "▁dog", also at a text's beginning, where the space is only a prefix."""
+    """SentencePiece writes " dog" as "▁dog", also at the beginning of a text, where the space is only a
+    prefix."""
     tokenizer, token_bytes = TOKENIZERS["sentencepiece"], BYTES["sentencepiece"]
     the, dog, bos = (tokenizer.token_to_id(text) for text in ("▁the", "▁dog", "<s>"))
     assert "".join(stream(token_bytes, [the, dog])) == "the dog"

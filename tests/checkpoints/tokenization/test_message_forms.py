@@ -1,6 +1,6 @@
-"""Conversations that OpenAI's API takes, under templates with the guards of real ones.
+"""Conversations that OpenAI's API accepts, with templates that have the checks of real ones.
 
-Each template is named after the family whose guards of order, calls and ids it has.
+Each template is named after the family with the same checks of order, calls and ids.
 """
 
 import itertools
@@ -72,7 +72,7 @@ STEPS = st.lists(ROLES | CALLS, min_size=1, max_size=6)
 
 
 def conversation(steps: list[Any]) -> list[dict[str, Any]]:
-    """Texts t0, t1 …: a role says one; a list of ids is calls of f0, f1 … and their results."""
+    """Texts t0, t1 …: one for each role; a list of ids is calls of f0, f1 … and their results."""
     messages: list[dict[str, Any]] = []
     texts, functions = (map(f"{letter}{{}}.".format, itertools.count()) for letter in "tf")
     for step in steps:
@@ -93,7 +93,7 @@ def render(template: ChatTemplate, messages: list[dict[str, Any]]) -> str:
 
 
 def ordered(text: str, parts: list[str]) -> bool:
-    """Each stands in the text once, in this order."""
+    """Checks that each is in the text once, in this order."""
     places = [text.index(part) for part in parts]
     return places == sorted(places) and all(text.count(part) == 1 for part in parts)
 
@@ -101,7 +101,7 @@ def ordered(text: str, parts: list[str]) -> bool:
 @pytest.mark.parametrize("name", OURS)
 @settings(max_examples=50, deadline=None)
 @given(steps=STEPS)
-def test_what_a_template_accepts_is_unchanged(name: str, steps: list[Any]) -> None:
+def test_accepted_conversations_are_unchanged(name: str, steps: list[Any]) -> None:
     """It is rendered as transformers renders it."""
     messages = conversation(steps)
     try:
@@ -114,8 +114,8 @@ def test_what_a_template_accepts_is_unchanged(name: str, steps: list[Any]) -> No
 @pytest.mark.parametrize("name", TOOLS)
 @settings(max_examples=50, deadline=None)
 @given(steps=STEPS)
-def test_every_conversation_is_taken(name: str, steps: list[Any]) -> None:
-    """Nothing is lost or doubled; texts keep their order, but for a result, which follows its own call."""
+def test_every_conversation_is_accepted(name: str, steps: list[Any]) -> None:
+    """Nothing is lost or repeated; texts keep their order, except results, which follow their calls."""
     messages = conversation(steps)
     before = json.dumps(messages)
     text = render(OURS[name], messages)
@@ -130,8 +130,8 @@ def test_every_conversation_is_taken(name: str, steps: list[Any]) -> None:
 @pytest.mark.parametrize("name", PLAIN)
 @settings(max_examples=50, deadline=None)
 @given(roles=st.lists(ROLES, min_size=1, max_size=6))
-def test_every_order_of_roles_is_taken(name: str, roles: list[str]) -> None:
-    """By templates without tools, and without a system role."""
+def test_every_order_of_roles_is_accepted(name: str, roles: list[str]) -> None:
+    """With templates without tools, and without a system role."""
     messages = conversation(roles)
     assert ordered(render(OURS[name], messages), [m["content"] for m in messages])
 
@@ -155,7 +155,7 @@ def test_how_roles_are_brought_into_order(name: str, roles: str, expected: str) 
 
 
 def test_calls_are_written_one_by_one() -> None:
-    """Each followed by its result, whatever the order of the results; the text stays with the first."""
+    """Each is followed by its result, for any order of the results; the text stays with the first."""
     messages = conversation(["user", ["a", "b"]])
     messages[2:] = reversed(messages[2:])
     first, second = "[assistant] t1. !f0. a [tool] t2. a", "[assistant]  !f1. b [tool] t3. b"
@@ -165,7 +165,7 @@ def test_calls_are_written_one_by_one() -> None:
 
 
 def test_only_what_is_refused_changes() -> None:
-    """A template that refuses ids alone gets the roles and calls as they were."""
+    """A template that refuses only ids gets unchanged roles and calls."""
     messages = conversation(["user", ["a", "b"], "user", "user"])
     text = render(ChatTemplate(_EACH + _SHORT + _SAY, {}), messages)
     roles = [part.split("]")[0] for part in text.split("[")[1:]]
@@ -182,7 +182,7 @@ def _pairs(messages: Any) -> list[tuple[str, str]]:
     st.lists(st.text(max_size=9) | st.from_regex("[a-zA-Z0-9]{9}", fullmatch=True), max_size=30, unique=True)
 )
 def test_short_ids(ids: list[str]) -> None:
-    """Nine letters or digits, kept where they are so; equal ids stay equal, different ones different."""
+    """Nine letters or digits; such ids are kept; equal ids stay equal, different ids stay different."""
     messages = [message for id in ids for message in conversation([[id]])]
     found = _pairs(shorten_ids(messages))
     assert all(a == b and len(a) == 9 and a.isascii() and a.isalnum() for a, b in found)
@@ -192,7 +192,7 @@ def test_short_ids(ids: list[str]) -> None:
     assert shorten_ids(messages[:2]) == shorten_ids(messages)[:2]
 
 
-def test_a_refusal_that_no_form_helps_is_the_first_one() -> None:
+def test_if_every_form_is_refused_the_first_error_is_raised() -> None:
     template = ChatTemplate("{{ raise_exception(messages | length | string ~ ' are too many') }}", {})
     with pytest.raises(TemplateError, match="2 are too many"):
         render(template, conversation(["assistant", "user"]))

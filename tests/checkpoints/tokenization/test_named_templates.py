@@ -35,7 +35,7 @@ def save(folder: Path, config: dict[str, Any], **files: str) -> Path:
 
 
 def rendered(ours: ChatTokenizer, tools: list[Any] | None) -> str | None:
-    """None where there is no template for it."""
+    """None if there is no template for it."""
     try:
         return ours.render(TALK, tools=tools)
     except TemplateError as error:
@@ -61,7 +61,7 @@ def rendered(ours: ChatTokenizer, tools: list[Any] | None) -> str | None:
 def test_where_templates_come_from(
     tmp_path: Path, config: dict[str, Any], files: dict[str, str], plain: str | None, with_tools: str | None
 ) -> None:
-    """transformers takes the same, from the same places."""
+    """transformers uses the same ones, from the same files."""
     folder = save(tmp_path, config, **files)
     ours, theirs = load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
     for tools, expected in ((None, plain), ([TOOL], with_tools)):
@@ -74,8 +74,8 @@ def test_where_templates_come_from(
     assert ours.has_template == bool(plain or with_tools)
 
 
-def test_a_default_of_the_config_stays_beside_files(tmp_path: Path) -> None:
-    """transformers loses it."""
+def test_a_default_in_the_config_is_kept_beside_files(tmp_path: Path) -> None:
+    """transformers ignores it."""
     ours = load_tokenizer(save(tmp_path, {"chat_template": "in config"}, tool_use="in folder"))
     assert (rendered(ours, None), rendered(ours, [TOOL])) == ("in config", "in folder")
 
@@ -87,8 +87,8 @@ def test_a_given_template_replaces_all(tmp_path: Path) -> None:
     assert rendered(ours, None) == rendered(ours, [TOOL]) == ours.tool_template == "given"
 
 
-def test_each_template_is_asked_for_its_own_words(tmp_path: Path) -> None:
-    """A plain default has none for tools, and a template for tools may not do without them."""
+def test_each_template_has_its_own_options(tmp_path: Path) -> None:
+    """A default without tools has none for them, and a template for tools may require them."""
     tool_use = "{% for tool in tools %}{{ tool.function.name }}{% endfor %}{{ style }}"
     ours = load_tokenizer(save(tmp_path, {}, default="{{ messages }}", tool_use=tool_use))
     assert (ours.knows_tools, ours.knows_calls) == (True, False)
@@ -97,7 +97,8 @@ def test_each_template_is_asked_for_its_own_words(tmp_path: Path) -> None:
 
 
 def test_all_are_kept(tmp_path: Path) -> None:
-    """By `save`, those that nothing here selects too; not one whose name leads out of the folder."""
+    """By `save`, including those that are never selected, except one with a name that points outside the
+    folder."""
     (tmp_path / "store").mkdir()
     listed = [*NAMED, {"name": "rag", "template": "r"}, {"name": "../../escaped", "template": "e"}]
     load_tokenizer(save(tmp_path, {"chat_template": listed})).save(tmp_path / "store")
@@ -114,7 +115,8 @@ def test_a_template_that_is_not_text(tmp_path: Path) -> None:
 
 
 def test_templates_of_a_gguf() -> None:
-    """`tokenizer.chat_template.NAME` beside `tokenizer.chat_template`, as gguf's writer puts them."""
+    """`tokenizer.chat_template.NAME` in addition to `tokenizer.chat_template`, as gguf's writer writes
+    them."""
     named = {"tokenizer.chat_templates": ["tool_use"], "tokenizer.chat_template.tool_use": "tools"}
     metadata = byte_level_metadata(byte_level(), "smollm") | named | {"tokenizer.chat_template": "plain"}
     ours = ChatTokenizer(read_gguf_tokenizer(Path("x.gguf"), metadata))
@@ -122,7 +124,7 @@ def test_templates_of_a_gguf() -> None:
 
 
 def test_templates_are_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Those in the folder too, and nothing else of a folder."""
+    """Including those in the sub-folder, and nothing else from a sub-folder."""
     asked: dict[str, Any] = {}
 
     def fetch(name: str, **options: Any) -> str:

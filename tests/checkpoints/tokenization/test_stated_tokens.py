@@ -1,4 +1,4 @@
-"""Tokens that stand beside a tokenizer.json: as transformers' AutoTokenizer reads the same folder."""
+"""Tokens that other files than tokenizer.json state: as transformers' AutoTokenizer reads the same folder."""
 
 import json
 import tempfile
@@ -67,7 +67,7 @@ OLDER = st.fixed_dictionaries(
 
 
 def write(folder: Path, config: dict[str, Any], pipeline: Tokenizer = PIPELINE, **files: Any) -> Path:
-    """A folder with a tokenizer and what stands beside it."""
+    """Writes a folder with a tokenizer and the files beside it."""
     pipeline.save(str(folder / "tokenizer.json"))
     files["config.json"] = {"model_type": "llama"}
     files["tokenizer_config.json"] = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
@@ -77,7 +77,7 @@ def write(folder: Path, config: dict[str, Any], pipeline: Tokenizer = PIPELINE, 
 
 
 def same(ours: ChatTokenizer, theirs: Any) -> None:
-    """Encoding, decoding and the named tokens are equal."""
+    """Checks that encoding, decoding and named tokens are equal."""
     for text in PROBES:
         assert ours.encode(text) == theirs(text).input_ids
         assert ours.encode(text, add_special_tokens=False) == theirs(text, add_special_tokens=False).input_ids
@@ -88,9 +88,9 @@ def same(ours: ChatTokenizer, theirs: Any) -> None:
 
 
 def contradicts_itself(config: dict[str, Any], older: dict[str, Any]) -> bool:
-    """Whether a token that is named with flags has a second name.
+    """Whether a token with a name and flags has a second name.
 
-    Whose flags count then depends on how transformers compares texts with tokens; no model states such.
+    Then transformers' comparison of texts with tokens decides which flags count; no model has such tokens.
     """
     stated = {**config, **older.get("special_tokens_map.json", {})}
     values: list[Any] = [stated[name] for name in NAMES if name in stated]
@@ -104,7 +104,7 @@ def contradicts_itself(config: dict[str, Any], older: dict[str, Any]) -> bool:
 @settings(max_examples=60, deadline=None)
 @given(config=CONFIG, older=OLDER)
 def test_tokens_are_those_of_transformers(config: dict[str, Any], older: dict[str, Any]) -> None:
-    """Whatever is stated, and wherever: new tokens, other flags, names, and what is to surround a text."""
+    """For all files and contents: new tokens, other flags, names, and tokens around a text."""
     assume(not contradicts_itself(config, older))
     with tempfile.TemporaryDirectory() as name:
         folder = write(Path(name), config, **older)
@@ -115,10 +115,10 @@ def test_tokens_are_those_of_transformers(config: dict[str, Any], older: dict[st
     "flags", [{}, {"add_eos_token": True}, {"add_eos_token": False}, {"add_bos_token": False}]
 )
 @pytest.mark.parametrize("surrounded", [(None, None), ("<|im_start|>", None), ("<|im_start|>", "<|im_end|>")])
-def test_the_pipeline_alone_surrounds_a_text(
+def test_only_the_pipeline_adds_tokens_around_a_text(
     tmp_path: Path, flags: dict[str, bool], surrounded: tuple[str | None, str | None]
 ) -> None:
-    """Whatever `add_bos_token` and `add_eos_token` say beside a tokenizer.json."""
+    """With a tokenizer.json, `add_bos_token` and `add_eos_token` have no effect."""
     pipeline = Tokenizer.from_str(PIPELINE.to_str())
     if any(surrounded):
         surround(pipeline, *surrounded)
@@ -130,7 +130,7 @@ def test_the_pipeline_alone_surrounds_a_text(
 
 
 def test_a_stated_special_token_is_not_shown(tmp_path: Path) -> None:
-    """And ends a reply, where it is the end token that only tokenizer_config.json states."""
+    """And it ends a reply, if it is the end token that only tokenizer_config.json states."""
     end = {"content": "<end>", "lstrip": False, "normalized": False, "rstrip": False, "special": True}
     ours = load_tokenizer(write(tmp_path, {"eos_token": "<end>", "added_tokens_decoder": {"312": end}}))
     assert ours.encode("<end>") == [312] and ours.eos_ids == (312,)
@@ -138,7 +138,7 @@ def test_a_stated_special_token_is_not_shown(tmp_path: Path) -> None:
 
 
 def test_an_end_token_beyond_the_models_vocabulary(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Is none of the model's ends, and said so once."""
+    """It is not one of the model's end tokens, which is logged once."""
     end = {"content": "<end>", "special": True}
     folder = write(tmp_path, {"eos_token": "<end>", "added_tokens_decoder": {"312": end}})
     (tmp_path / "config.json").write_text('{"vocab_size": 312, "eos_token_id": 2}')
@@ -148,7 +148,7 @@ def test_an_end_token_beyond_the_models_vocabulary(tmp_path: Path, caplog: pytes
 
 
 def test_stated_tokens_are_kept(tmp_path: Path) -> None:
-    """What `save` writes is read as what was saved."""
+    """What `save` writes is read back unchanged."""
     (tmp_path / "again").mkdir()
     config = {"pad_token": "[PAD]", "image_token": "<image>", "extra_special_tokens": ["<new>"]}
     ours = load_tokenizer(write(tmp_path, config))
@@ -161,7 +161,7 @@ def test_stated_tokens_are_kept(tmp_path: Path) -> None:
 
 
 def test_names_that_are_not_of_tokens_are_only_added(tmp_path: Path) -> None:
-    """A name in a file cannot take the place of what templates are given."""
+    """A name in a file cannot replace a variable that templates receive."""
     named = {"messages": "<a>", "chat_template": "<b>", "boi": "<c>", "audio_token": "<d>"}
     ours = load_tokenizer(
         write(tmp_path, {"extra_special_tokens": named, "chat_template": "{{ audio_token }}"})
