@@ -1,9 +1,9 @@
-"""What one request's body does to everybody else: `python -m benchmarks.bodies`.
+"""How one request's body affects other requests: `python -m benchmarks.bodies`.
 
-The law: `/health` is answered within 100 ms at p99 beside any one request. Each body here is the worst of
-its kind that HTTP lets in (8 MiB), and is sent several times while `/health` is asked without pause. Printed
-are the status that it gets, how long that took, and the slowest percentile of `/health` meanwhile. The web
-process runs over an engine that costs nothing, with the bundled model's tokenizer and chat template.
+The rule: `/health` is answered within 100 ms at p99 during any single request. Each body here is the worst of
+its kind that HTTP accepts (8 MiB), and is sent several times while `/health` is requested continuously.
+Prints its status, how long it took, and the 99th percentile of `/health` meanwhile. The web process has a
+fake engine, and the bundled model's tokenizer and chat template.
 """
 
 import argparse
@@ -31,15 +31,15 @@ from .server import Contender, running
 TIMES = 3
 LIMIT_SECONDS = 0.1
 _ROOM = (8 << 20) - 512
-"""Bytes of a body beside what is around its filling."""
+"""Bytes of a body without the text around its contents."""
 _CHAT = "/v1/chat/completions"
-_SAID = [{"role": "user", "content": "Hello!"}]
+_HELLO = [{"role": "user", "content": "Hello!"}]
 _DOCUMENT = "All human beings are born free, and equal in dignity; so says the declaration of 1948.\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One hostile request. `body` is made when it is needed: they are large."""
+    """One hostile request. `body` is made when it is needed, because it is large."""
 
     name: str
     path: str
@@ -48,29 +48,29 @@ class Case:
 
 
 def _chat(**more: object) -> bytes:
-    return json.dumps({"model": "tgi", "messages": _SAID, "max_tokens": 1} | more).encode()
+    return json.dumps({"model": "tgi", "messages": _HELLO, "max_tokens": 1} | more).encode()
 
 
 def _filled(before: str, item: str, after: str, room: int = _ROOM) -> bytes:
-    """`item` as often as there is room for, commas between."""
+    """`item` repeated to fill the room, separated by commas."""
     return (before + ",".join([item] * (room // (len(item) + 1))) + after).encode()
 
 
 def _in_chat(key: str, opening: str, item: str, closing: str) -> bytes:
-    return _filled(f'{{"model":"tgi","messages":{json.dumps(_SAID)},"{key}":{opening}', item, closing + "}")
+    return _filled(f'{{"model":"tgi","messages":{json.dumps(_HELLO)},"{key}":{opening}', item, closing + "}")
 
 
 def _numbered(count: int, key: str | None = None) -> bytes:
     pairs = ",".join([f'"{number}":1' for number in range(count)])
     return (
-        f'{{"model":"tgi","messages":{json.dumps(_SAID)},'
+        f'{{"model":"tgi","messages":{json.dumps(_HELLO)},'
         + (f'"{key}":{{{pairs}}}}}' if key else f"{pairs}}}")
     ).encode()
 
 
 def _of_text(text: str) -> bytes:
-    said = text * (_ROOM // len(json.dumps(text)))
-    return _chat(messages=[{"role": "user", "content": said}])
+    content = text * (_ROOM // len(json.dumps(text)))
+    return _chat(messages=[{"role": "user", "content": content}])
 
 
 CASES = (
@@ -78,9 +78,11 @@ CASES = (
     Case("keys of metadata, 600,000", _CHAT, partial(_numbered, 600_000, "metadata")),
     Case("keys of logit_bias, 600,000", _CHAT, lambda: _chat(logit_bias={str(n): 1 for n in range(600_000)})),
     Case(
-        "messages, 160,000", _CHAT, lambda: _filled('{"model":"tgi","messages":[', json.dumps(_SAID[0]), "]}")
+        "messages, 160,000",
+        _CHAT,
+        lambda: _filled('{"model":"tgi","messages":[', json.dumps(_HELLO[0]), "]}"),
     ),
-    Case("messages, 60,000", _CHAT, lambda: _chat(messages=_SAID * 60_000)),
+    Case("messages, 60,000", _CHAT, lambda: _chat(messages=_HELLO * 60_000)),
     Case("empty arrays", _CHAT, lambda: _in_chat("x", "[", "[]", "]")),
     Case("empty objects", _CHAT, lambda: _in_chat("x", "[", "{}", "]")),
     Case("stop strings", _CHAT, lambda: _in_chat("stop", "[", '"x"', "]")),
@@ -140,7 +142,7 @@ def _framed(case: Case) -> bytes:
 
 
 def _send(address: tuple[str, int], data: bytes, seconds: list[float], statuses: list[str]) -> None:
-    """Sends a request several times, each on a connection of its own."""
+    """Sends a request several times, each on a new connection."""
     for _ in range(TIMES):
         begun, received = time.perf_counter(), b""
         with socket.create_connection(address, timeout=120) as connection:
@@ -158,7 +160,7 @@ def _send(address: tuple[str, int], data: bytes, seconds: list[float], statuses:
 
 
 def _pings(address: tuple[str, int], going: Callable[[], bool]) -> Iterator[float]:
-    """Seconds that `/health` takes, asked again and again on one connection."""
+    """Seconds of each request of `/health`, sent repeatedly on one connection."""
     connection = http.client.HTTPConnection(*address, timeout=120)
     while going():
         begun = time.perf_counter()
@@ -170,7 +172,7 @@ def _pings(address: tuple[str, int], going: Callable[[], bool]) -> Iterator[floa
 
 
 def measure(address: tuple[str, int], case: Case) -> tuple[str, float, list[float]]:
-    """The status that a case gets, its seconds, and those of `/health` beside it."""
+    """The status of a case, its seconds, and those of `/health` meanwhile."""
     data, seconds, statuses = _framed(case), [], []
     sender = threading.Thread(target=_send, args=(address, data, seconds, statuses))
     sender.start()
@@ -196,7 +198,7 @@ def main(only: str) -> None:
                 f"slowest {1000 * pings[-1]:7.1f} of {len(pings)}",
                 flush=True,
             )
-        print(f"{failed} cases hold /health up for more than {1000 * LIMIT_SECONDS:.0f} ms at p99")
+        print(f"{failed} cases delay /health by more than {1000 * LIMIT_SECONDS:.0f} ms at p99")
 
 
 def serve(port: int) -> None:
@@ -210,7 +212,7 @@ def serve(port: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--serve", type=int, metavar="PORT")
-    parser.add_argument("--only", default="", help="cases whose names contain this")
+    parser.add_argument("--only", default="", help="only cases with names that contain this")
     arguments = parser.parse_args()
     if arguments.serve:
         serve(arguments.serve)

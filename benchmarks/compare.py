@@ -1,9 +1,9 @@
 """Distaff beside llama.cpp and transformers: the same weights, the same loads, in turns, on one machine.
 
 `make bench`, or `python -m benchmarks.compare [--servers …] [--loads …] [--streams …] [--rounds N]`. In every
-round each server is started, loaded and ended, one after the other, so that what a shared machine can do at
-the moment falls on all alike. Every figure is written to `figures.jsonl` in `--out` as it comes; the tables
-are of that file, so `--rounds 0` shows again what it holds. Plots lie beside it; the last line is JSON.
+round each server is started, loaded and ended, one after another, so that changes of a shared machine's speed
+affect all of them. Every figure is written to `figures.jsonl` in `--out` immediately; the tables are made
+from that file, so `--rounds 0` shows its contents again. Plots are written beside it; the last line is JSON.
 """
 
 import argparse
@@ -27,7 +27,7 @@ LOADS = ("chat", "long", "edit", "turns", "open", "pace")
 MAX_TOKENS = 64
 INTRUDER_TOKENS = 4000
 OPEN_SHARE = 0.7
-"""Of the capacity that the chats of the same round have shown, how much the open load asks for."""
+"""The open load, as a fraction of the capacity that the chats of the same round have shown."""
 
 
 def main() -> None:
@@ -69,11 +69,11 @@ def _arguments() -> argparse.Namespace:
 
 
 Found = tuple[int, str, float]
-"""How many streams, what, how much."""
+"""Number of streams, name, value."""
 
 
 def measure(server: str, loads: list[str], streams: list[int]) -> Iterator[tuple[str, int, str, float]]:
-    """Starts a server, puts the loads on it, ends it: load, streams, name and value of each figure."""
+    """Starts a server, applies the loads, ends it; yields load, streams, name and value of each figure."""
     with running(CONTENDERS[server]()) as served:
         yield "start", 0, "seconds", served.seconds_to_ready
         await_all_steps(served)
@@ -113,13 +113,13 @@ def _edit(served: Served, streams: list[int], capacity: float) -> Iterable[Found
 
 
 def _turns(served: Served, streams: list[int], capacity: float) -> Iterable[Found]:
-    for turn, seconds in enumerate(load.conversation(served, 8, 32), start=1):
+    for turn, seconds in enumerate(load.multi_turn(served, 8, 32), start=1):
         yield 0, f"ttft_turn_{turn}", seconds
 
 
 def _open(served: Served, streams: list[int], capacity: float) -> Iterable[Found]:
     if not capacity:
-        raise RuntimeError("what to ask for is not known: measure `chat` too")
+        raise RuntimeError("the capacity is unknown: measure `chat` as well")
     yield from _of(load.arrivals(served, OPEN_SHARE * capacity / MAX_TOKENS, 15.0, MAX_TOKENS))
 
 
@@ -133,7 +133,7 @@ _LOADS = {"chat": _chat, "long": _long, "edit": _edit, "turns": _turns, "open": 
 
 
 def limits() -> Iterable[tuple[str, float]]:
-    """The ceilings, measured between the servers."""
+    """The machine's limits, measured between the servers."""
     yield "read_bytes_per_second", read_bandwidth()
     yield "f32_operations_per_second", matmul_rate("float32")
     yield "int8_operations_per_second", matmul_rate("int8")
@@ -141,7 +141,7 @@ def limits() -> Iterable[tuple[str, float]]:
 
 
 def parameters_read() -> dict[str, float]:
-    """Parameters that a decode step reads, and that each token of a prompt is multiplied with."""
+    """The number of parameters that a decode step reads, and that each prompt token is multiplied with."""
     config = open_checkpoint(resolve(None)).config
     shapes = parameter_shapes(config, int8=True)
     sizes = {name: shape[0] * shape[1] for name, shape in shapes.items() if len(shape) == 2}

@@ -1,10 +1,10 @@
-"""What a mixture of experts costs on this CPU, against dense feed-forwards of the same rows.
+"""The cost of a mixture of experts on this CPU, compared with dense feed-forwards of the same rows.
 
     python -m benchmarks.experts [--quick]
 
 For each size, number of tokens and routing it times, in turns, the kernel, a dense feed-forward at each
-expert's number of rows, and one at the number of tokens, and compares minima: others on the machine only add
-time. Prints a table, and JSON on the last line.
+expert's number of rows, and one at the number of tokens, and compares minima, because other work on the
+machine only adds time. Prints a table, and JSON on the last line.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def line(times: Mapping[str, object]) -> str:
 
 
 def random_weights(width: int, inner: int) -> ExpertWeights:
-    """Experts of N(0, 1 / inputs), apart, as the runtime has them on a CPU."""
+    """Unstacked experts of N(0, 1 / inputs), as the runtime has them on a CPU."""
     rng = np.random.default_rng(0)
 
     def stack(inputs: int, outputs: int) -> tuple[jax.Array, ...]:
@@ -65,7 +65,8 @@ def random_weights(width: int, inner: int) -> ExpertWeights:
 
 
 def routings(tokens: int) -> dict[str, np.ndarray]:
-    """Experts of each token, i32 `[T, X]`: dealt out in turns, at random, and one expert on every hand."""
+    """Experts of each token, i32 `[T, X]`: assigned in turn, at random, and with one expert for every
+    token."""
     rng = np.random.default_rng(1)
     turns = np.arange(tokens * CHOICES).reshape(tokens, CHOICES) % EXPERTS
     drawn = [rng.permutation(EXPERTS)[:CHOICES] for _ in range(tokens)]
@@ -78,7 +79,7 @@ def routings(tokens: int) -> dict[str, np.ndarray]:
 
 
 def measure(weights: ExpertWeights, expert_TX: np.ndarray, turns: int) -> dict[str, float]:
-    """Milliseconds of the kernel, of a dense feed-forward per expert (their sum) and of a single one."""
+    """Milliseconds of the kernel, of one dense feed-forward per expert (their sum), and of a single one."""
     tokens = len(expert_TX)
     width = weights.gate[0].shape[1]
     x_TD = jnp.asarray(np.random.default_rng(2).standard_normal((tokens, width), np.float32))
@@ -87,8 +88,8 @@ def measure(weights: ExpertWeights, expert_TX: np.ndarray, turns: int) -> dict[s
     sizes = np.bincount(expert_TX.reshape(-1), minlength=EXPERTS).tolist()
 
     def dense(rows: int, e: int) -> None:
-        apart = (weights.gate[e], weights.up[e], weights.down[e])
-        _dense(x_TD[:rows], *apart).block_until_ready()
+        expert = (weights.gate[e], weights.up[e], weights.down[e])
+        _dense(x_TD[:rows], *expert).block_until_ready()
 
     timed = {"experts": lambda: kernel(x_TD, routed_TX, weight_TX, weights).block_until_ready()}
     timed |= {f"dense{e}": lambda e=e: dense(sizes[e], e) for e in range(EXPERTS) if sizes[e]}

@@ -1,8 +1,8 @@
-"""What was measured, and the arithmetic that makes figures of rounds into one to quote.
+"""The measured figures, and how the figures of several rounds are combined.
 
-Of a server's figure the median over the rounds counts, of a ratio the median of the rounds' own ratios, since
-a shared machine is fast in one round and slow in the next for all alike. Of a machine's ceiling the highest
-counts, for less is not a ceiling.
+For a server's figure, the median over the rounds is used; for a ratio, the median of the rounds' ratios,
+because a shared machine is faster in some rounds than in others for all servers. For a machine's limit, the
+maximum is used, because less is not a limit.
 """
 
 import statistics
@@ -15,7 +15,7 @@ MACHINE = "machine"
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One number: in which round, of which server and load, at how many streams (0: does not apply)."""
+    """One number: its round, server, load and number of streams (0: does not apply)."""
 
     round: int
     server: str
@@ -26,10 +26,10 @@ class Figure:
 
 
 class Figures:
-    """Figures by what they are of.
+    """All figures of a measurement.
 
     Attributes:
-      servers: those that were measured, in order.
+      servers: the measured servers, in order.
     """
 
     def __init__(self, figures: Iterable[Figure]) -> None:
@@ -39,7 +39,8 @@ class Figures:
         self.servers = list(dict.fromkeys(key[0] for key in self._values if key[0] != MACHINE))
 
     def rounds(self, server: str, load: str, streams: int, name: str) -> dict[int, float]:
-        """A figure in each round that has it; `prefill` is a prompt's tokens over the time to the first."""
+        """A figure in each round that has it; `prefill` is a prompt's tokens over the time to the first
+        token."""
         if name != "prefill":
             return self._values.get((server, load, streams, name), {})
         tokens = self.rounds(server, load, streams, "prompt_tokens")
@@ -52,7 +53,7 @@ class Figures:
         return statistics.median(values) if values else None
 
     def ceiling(self, name: str) -> float:
-        """The most that the machine has shown in any round; 0 if it was not asked."""
+        """The maximum that the machine has shown in any round; 0 if it was not measured."""
         return max(self.rounds(MACHINE, "limits", 0, name).values(), default=0.0)
 
     def ratios(self, ours: str, peer: str, load: str, streams: int, name: str) -> list[float]:
@@ -61,19 +62,19 @@ class Figures:
         return sorted(mine[number] / theirs[number] for number in mine if theirs.get(number))
 
     def streams(self, load: str) -> list[int]:
-        """For which numbers of streams a load was measured."""
+        """The numbers of streams for which a load was measured."""
         return sorted({key[2] for key in self._values if key[1] == load})
 
     def names(self, load: str) -> list[str]:
-        """What was measured of a load, in order."""
+        """The names of a load's figures, in order."""
         return list(dict.fromkeys(key[3] for key in self._values if key[1] == load))
 
 
 def bandwidth_ceiling(found: Figures) -> tuple[float, str]:
-    """Bytes a second that nothing has exceeded, and who showed them.
+    """The maximum of bytes read per second, and what showed it.
 
-    A server that decodes in f32 reads all weights once a token; where one does so faster than the test of the
-    machine has read, the test was no ceiling.
+    A server that decodes in f32 reads all weights once per token; if one does so faster than the machine's
+    read test, the test was not the limit.
     """
     shown = {"the read test": found.ceiling("read_bytes_per_second")}
     weights = 4 * found.ceiling("parameters_decode")

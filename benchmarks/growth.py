@@ -1,9 +1,9 @@
-"""Cost grows as the work does: step times over context, streams, layers and width, and memory over time.
+"""Cost grows with the work: step times over context, streams, layers and width, and memory over time.
 
-`python -m benchmarks.growth` runs models of random weights through the engine's own steps, without HTTP, and
-holds each time against the bytes and operations that `runtime/capacity` counts: a step should take longer by
-what it reads more. Then it sends small requests one after the other to an engine and watches the process's
-memory. It draws `build/bench/growth.png`; the last line is JSON.
+`python -m benchmarks.growth` runs models of random weights through the engine's steps, without HTTP, and
+compares each time with the bytes and operations that `runtime/capacity` counts: a step's time should grow
+with the bytes that it reads. Then it sends small requests one after another to an engine and measures the
+process's memory. It draws `build/bench/growth.png`; the last line is JSON.
 """
 
 import argparse
@@ -32,12 +32,12 @@ BASE = ModelConfig(
 )
 PAGE = 16
 STEPS = 40
-"""How many steps with all streams decoding are timed."""
+"""The number of timed steps with all streams decoding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One model at one load: seconds a decode step, and what the step reads and computes."""
+    """One model at one load: seconds per decode step, and the step's bytes and operations."""
 
     what: str
     size: int
@@ -46,44 +46,46 @@ class Point:
     operations: float
 
 
-class _Ear:
-    """Hears an engine: when each stream's tokens came."""
+class _Listener:
+    """Receives an engine's events; records when each stream's tokens arrived."""
 
     def __init__(self) -> None:
         self.times: dict[str, list[float]] = {}
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
 
-    def hear(self, events: Sequence[TokenEvent]) -> None:
+    def receive(self, events: Sequence[TokenEvent]) -> None:
         now = time.perf_counter()
-        with self._news:
+        with self._changed:
             for event in events:
                 self.times.setdefault(event.request_id, []).append(now)
-            self._news.notify_all()
+            self._changed.notify_all()
 
     def wait(self, streams: int) -> tuple[float, list[int]]:
         """The median seconds between tokens while all streams decode, and how many each had half way."""
-        with self._news:
-            self._news.wait_for(lambda: len(self.times) == streams)
+        with self._changed:
+            self._changed.wait_for(lambda: len(self.times) == streams)
             begun = max(times[0] for times in self.times.values())
             last = max(self.times, key=lambda name: self.times[name][0])
-            self._news.wait_for(lambda: len(self.times[last]) > STEPS)
+            self._changed.wait_for(lambda: len(self.times[last]) > STEPS)
             half = begun + (self.times[last][-1] - begun) / 2
             counts = [sum(each <= half for each in times) for times in self.times.values()]
             return float(np.median(np.diff(self.times[last]))), counts
 
 
 def decode(config: ModelConfig, what: str, size: int, *, streams: int, context: int) -> Point:
-    """The median time of a step in which so many streams of about this context decode."""
+    """The median time of a step with `streams` decoding streams of about this context."""
     pages = streams * (-(-2 * context // PAGE) + 64)
     settings = EngineSettings(slots=streams, kv_pages=pages, speculation=False, prefix_cache=False)
-    ear = _Ear()
-    engine = Engine(config, random_parameters(config, 0, jnp.dtype("float32")), settings, on_events=ear.hear)
+    listener = _Listener()
+    engine = Engine(
+        config, random_parameters(config, 0, jnp.dtype("float32")), settings, on_events=listener.receive
+    )
     engine.warm_up()
     engine.start()
     until(lambda: engine.stats.buckets_ready == engine.stats.buckets, "all steps are compiled")
     for request in _requests(config, streams, context):
         engine.submit(request)
-    seconds, counts = ear.wait(streams)
+    seconds, counts = listener.wait(streams)
     engine.stop()
     work = CostModel(config=config, shards=1, dtype="float32", int8=False, page_size=PAGE).decode(
         [context + count for count in counts]
@@ -92,7 +94,7 @@ def decode(config: ModelConfig, what: str, size: int, *, streams: int, context: 
 
 
 def _requests(config: ModelConfig, streams: int, context: int) -> list[Request]:
-    """Requests that go on for as long as there is room: the first ones decode until the last one does."""
+    """Requests that run as long as there is room, so that the first ones decode until the last one does."""
     generator = np.random.default_rng(0)
     params = SamplingParams(max_tokens=context + 512, temperature=0, ignore_eos=True)
     return [
@@ -104,7 +106,7 @@ def _requests(config: ModelConfig, streams: int, context: int) -> list[Request]:
 
 
 def points() -> Iterator[Point]:
-    """One thing grown at a time."""
+    """Varies one size at a time."""
     for context in (128, 512, 2048, 8192):
         yield decode(BASE, "context", context, streams=4, context=context)
     for streams in (1, 4, 16, 64):
@@ -117,7 +119,7 @@ def points() -> Iterator[Point]:
 
 
 def memory(requests: int) -> list[int]:
-    """Resident bytes of this process at eleven moments of so many requests, one after the other."""
+    """Resident bytes of this process at eleven times during `requests` consecutive requests."""
     config = replace(BASE, layers=1, width=64, feed_forward=128, heads=2, kv_heads=2, head_size=32)
     settings = EngineSettings(slots=4, kv_pages=256, context=512)
     engine = Engine(config, random_parameters(config, 0, jnp.dtype("float32")), settings)
@@ -136,7 +138,8 @@ def memory(requests: int) -> list[int]:
 
 
 def draw(found: Sequence[Point], folder: Path) -> None:
-    """Plots each growth: measured milliseconds, and those that its bytes take at the best point's pace."""
+    """Plots each series: measured milliseconds, and those that its bytes would take at the best point's
+    rate."""
     import matplotlib
 
     matplotlib.use("Agg")

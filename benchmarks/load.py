@@ -1,8 +1,8 @@
-"""Loads of chat completions against a running server, and what they tell.
+"""Loads of chat completions for a running server, and their figures.
 
 `closed` keeps N streams busy: each sends its next request when its last one has ended. `arrivals` sends
-requests at random times, whatever has been answered. `conversation` goes on with what it was told. Prompts
-share a system message and differ from their first word on behind it, also from run to run, so that no answer
+requests at random times, regardless of the answers. `multi_turn` continues a conversation with each reply.
+Prompts share a system message and differ from the first word after it, also between runs, so that no answer
 and no whole prompt can come from a cache.
 """
 
@@ -31,7 +31,7 @@ _TOPICS = (
 )  # fmt: skip
 _CLOSING = "Which of them do you like best, and why?"
 _TEMPLATE_TOKENS = 16
-"""What the chat template adds to a system and a user message, about."""
+"""About the number of tokens that the chat template adds to a system and a user message."""
 Conversation = list[dict[str, str]]
 _numbers = itertools.count(random.randrange(10**6))
 
@@ -49,7 +49,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """What a load of `streams` concurrent requests gave; times in seconds."""
+    """The figures of a load of `streams` concurrent requests; times in seconds."""
 
     streams: int
     requests: int
@@ -73,7 +73,8 @@ def question(number: int) -> str:
 
 
 def long_question(number: int, tokens: int = 1500) -> str:
-    """A user message that makes a prompt of about so many tokens, its words drawn anew for every number."""
+    """A user message that makes a prompt of about `tokens` tokens, with different random words for every
+    number."""
     generator, words = random.Random(number), [f"Request {number}. Here is a list of words:"]
     left = tokens - _tokens_of(" ".join([SYSTEM, words[0], _CLOSING])) - _TEMPLATE_TOKENS
     while left > 0:
@@ -103,7 +104,7 @@ def long_chat(number: int) -> Conversation:
 
 
 def edit(number: int) -> Conversation:
-    """A small change to a program that stands in the conversation: what prompt lookup is for."""
+    """A small change to a program in the conversation: the case for prompt lookup."""
     one, other = _TOPICS[number % 16], _TOPICS[(number + 5) % 16]
     return [
         *_begun(f"Request {number}: write a class that counts {one} and {other}."),
@@ -141,7 +142,7 @@ def _begun(text: str) -> Conversation:
 
 
 def body(served: Served, conversation: Conversation, max_tokens: int) -> dict:
-    """A streamed, greedy request of exactly `max_tokens` tokens, as far as the server can be told."""
+    """A streamed, greedy request of exactly `max_tokens` tokens, if the server supports that."""
     return {
         "model": served.contender.model,
         "messages": conversation,
@@ -154,7 +155,7 @@ def body(served: Served, conversation: Conversation, max_tokens: int) -> dict:
 
 
 def closed(served: Served, streams: int, per_stream: int, max_tokens: int, ask=chat) -> LoadResult:
-    """N streams, each with so many requests one after the other."""
+    """N streams, each with `per_stream` requests one after another."""
 
     async def run(client: httpx.AsyncClient) -> list[Reply]:
         async def worker() -> list[Reply]:
@@ -167,7 +168,7 @@ def closed(served: Served, streams: int, per_stream: int, max_tokens: int, ask=c
 
 
 def arrivals(served: Served, rate: float, seconds: float, max_tokens: int) -> LoadResult:
-    """Requests at random times (Poisson), `rate` of them a second on average."""
+    """Requests at random times (Poisson), `rate` per second on average."""
 
     async def run(client: httpx.AsyncClient) -> list[Reply]:
         tasks, left = [], seconds
@@ -176,62 +177,62 @@ def arrivals(served: Served, rate: float, seconds: float, max_tokens: int) -> Lo
             tasks.append(asyncio.create_task(send(client, request)))
             pause = random.expovariate(rate)
             left -= pause
-            await asyncio.sleep(pause)  # the load itself: this is when the next one comes
+            await asyncio.sleep(pause)  # the load itself: the time of the next request
         return await asyncio.gather(*tasks)
 
     return _measured(served, 0, run)
 
 
-def conversation(served: Served, turns: int, max_tokens: int) -> list[float]:
-    """Seconds to the first token of each turn of one conversation, which grows by what is asked and said."""
+def multi_turn(served: Served, turns: int, max_tokens: int) -> list[float]:
+    """Seconds to the first token of each turn of one conversation, which grows with every turn."""
 
     async def run() -> list[float]:
-        said, firsts = chat(next(_numbers)), []
+        messages, firsts = chat(next(_numbers)), []
         async with _client(served, 1) as client:
             for _ in range(turns):
-                reply = await send(client, body(served, said, max_tokens))
+                reply = await send(client, body(served, messages, max_tokens))
                 firsts.append(reply.first)
-                said += [{"role": "assistant", "content": reply.text}]
-                said += [{"role": "user", "content": question(next(_numbers))}]
+                messages += [{"role": "assistant", "content": reply.text}]
+                messages += [{"role": "user", "content": question(next(_numbers))}]
         return firsts
 
     return asyncio.run(run())
 
 
 def gaps_beside(served: Served, streams: int, intruder: str, max_tokens: int) -> tuple[float, float]:
-    """Seconds between tokens that 99 of 100 are below, of streams that run alone, and beside a prompt that
-    enters half way."""
+    """The 99th percentile of the seconds between tokens, of streams alone, and with a prompt that arrives
+    meanwhile."""
 
     async def run(*, beside: bool) -> float:
         async with _client(served, streams + 1) as client:
-            heard: list[list[float]] = [[] for _ in range(streams)]
+            arrived: list[list[float]] = [[] for _ in range(streams)]
             asked = [chat(next(_numbers)) for _ in range(streams)]
             tasks = [
                 asyncio.create_task(send(client, body(served, each, max_tokens), times))
-                for each, times in zip(asked, heard, strict=True)
+                for each, times in zip(asked, arrived, strict=True)
             ]
-            while any(len(h) < 8 and not task.done() for h, task in zip(heard, tasks, strict=True)):
-                await asyncio.sleep(0.01)  # all are to decode before the gaps are looked at
+            while any(len(times) < 8 and not task.done() for times, task in zip(arrived, tasks, strict=True)):
+                await asyncio.sleep(0.01)  # all must decode before the gaps are measured
             begun = time.perf_counter()
             if beside:
                 await send(client, body(served, _begun(intruder), 1))
             ended = time.perf_counter() if beside else float("inf")
             await asyncio.gather(*tasks)
-        gaps = sorted(gap for times in heard for gap in gaps_during(times, begun, ended))
+        gaps = sorted(gap for times in arrived for gap in gaps_during(times, begun, ended))
         if not gaps:
-            raise RuntimeError("no stream went on beside the long prompt")
+            raise RuntimeError("no stream continued during the long prompt")
         return gaps[round(0.99 * (len(gaps) - 1))]
 
     return asyncio.run(run(beside=False)), asyncio.run(run(beside=True))
 
 
 def gaps_during(times: Sequence[float], begun: float, ended: float) -> list[float]:
-    """Gaps between moments that overlap a window, also those that reach over its ends."""
+    """Gaps between times that overlap a window, also those that extend beyond it."""
     return [b - a for a, b in itertools.pairwise(times) if b > begun and a < ended]
 
 
 def _client(served: Served, streams: int) -> httpx.AsyncClient:
-    """A connection for each request: llama.cpp's server now and then closes one that it has answered on."""
+    """A new connection for each request, because llama.cpp's server sometimes closes one after an answer."""
     limits = httpx.Limits(max_connections=streams or None, max_keepalive_connections=0)
     return httpx.AsyncClient(base_url=served.url, timeout=600, limits=limits)
 
@@ -247,7 +248,7 @@ def _measured(served: Served, streams: int, run) -> LoadResult:
 
 
 async def send(client: httpx.AsyncClient, request: dict, times: list[float] | None = None) -> Reply:
-    """Sends a request and hears it to its end; `times` takes when each piece of text came."""
+    """Sends a request and reads the answer to its end; adds the time of each piece of text to `times`."""
     begun = time.perf_counter()
     pieces, first, usage = [], 0.0, None
     async with client.stream("POST", "/v1/chat/completions", json=request) as response:
@@ -268,11 +269,11 @@ async def send(client: httpx.AsyncClient, request: dict, times: list[float] | No
     text, total = "".join(pieces), time.perf_counter() - begun
     tokens = usage.get("completion_tokens") or len(_tokenizer().encode(text))
     prompt_tokens = usage.get("prompt_tokens") or 0
-    return Reply(first or total, total, prompt_tokens, tokens, text)  # without text, the end is the first
+    return Reply(first or total, total, prompt_tokens, tokens, text)  # without text: the end
 
 
 def summarise(streams: int, replies: Sequence[Reply], seconds: float) -> LoadResult:
-    """The figures of some replies that took so long together."""
+    """The figures of some replies that together took `seconds`."""
     firsts = sorted(reply.first for reply in replies)
     paces = sorted((reply.total - reply.first) / max(1, reply.tokens - 1) for reply in replies)
     return LoadResult(

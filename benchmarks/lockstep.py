@@ -1,9 +1,9 @@
-"""What it costs that the devices of a mesh are in two processes: `python -m benchmarks.lockstep`.
+"""The cost of a mesh with devices in two processes: `python -m benchmarks.lockstep`.
 
-The same random model over two CPU devices, in turns: in one process, in two of which one leads the other, and
-in two that each plan for themselves, which come to the same steps because there is one request. The last two
-differ by the control connection alone. Told are the time of a step, how long the engine's thread launches,
-reads and tells the follower, and the share of the time without a step in flight (none if overlap is kept).
+The same random model over two CPU devices, in turns: in one process; in two processes, one of which leads the
+other; and in two that plan independently, which reach the same steps because there is one request. The last
+two differ only in the control connection. Reports the time of a step, how long the engine's thread launches,
+reads and sends to the follower, and the share of the time without a step in flight (none if overlap is kept).
 """
 
 import argparse
@@ -26,20 +26,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--process", type=int)
     parser.add_argument("--coordinator")
-    parser.add_argument("--way", choices=(LED, UNLED), default=LED)
-    wish = parser.parse_args()
-    if wish.process is not None:
-        run(wish.process, wish.coordinator, wish.way)
+    parser.add_argument("--mode", choices=(LED, UNLED), default=LED)
+    arguments = parser.parse_args()
+    if arguments.process is not None:
+        run(arguments.process, arguments.coordinator, arguments.mode)
         return
     found: dict[str, list[dict[str, float]]] = {"one process": [], LED: [], UNLED: []}
     for _ in range(TURNS):
         found["one process"].append(measured(None))
-        for way in (LED, UNLED):
+        for mode in (LED, UNLED):
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
-            other = started(1, coordinator, way)
-            found[way].append(measured(coordinator, way))
+            other = started(1, coordinator, mode)
+            found[mode].append(measured(coordinator, mode))
             other.communicate(timeout=60)
     medians = {
         name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
@@ -50,26 +50,26 @@ def main() -> None:
     print(json.dumps(medians))
 
 
-def started(process: int, coordinator: str | None, way: str) -> subprocess.Popen[str]:
-    """One of the processes."""
-    words = [sys.executable, "-m", "benchmarks.lockstep", "--process", str(process), "--way", way]
+def started(process: int, coordinator: str | None, mode: str) -> subprocess.Popen[str]:
+    """Starts one of the processes."""
+    words = [sys.executable, "-m", "benchmarks.lockstep", "--process", str(process), "--mode", mode]
     words += ["--coordinator", coordinator] if coordinator else []
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
-def measured(coordinator: str | None, way: str = LED) -> dict[str, float]:
-    """What the first process, or a lone one, says of its run."""
-    out, _ = started(0, coordinator, way).communicate(timeout=300)
+def measured(coordinator: str | None, mode: str = LED) -> dict[str, float]:
+    """The figures that the first or only process reports."""
+    out, _ = started(0, coordinator, mode).communicate(timeout=300)
     return json.loads(out.strip().splitlines()[-1])
 
 
 def end(reason: str, code: int | None) -> None:
-    """Ends a process whose other one is lost."""
+    """Ends a process after the other one is lost."""
     print(reason, file=sys.stderr)
     os._exit(1)
 
 
-def run(process: int, coordinator: str | None, way: str) -> None:
+def run(process: int, coordinator: str | None, mode: str) -> None:
     """A process: leads and measures, or follows."""
     import jax.numpy as jnp
 
@@ -98,7 +98,7 @@ def run(process: int, coordinator: str | None, way: str) -> None:
     member = coordinator and Membership(coordinator=coordinator, process=process, processes=2)
     mesh = claim_mesh("model=2", member or None)
     parameters = place_all(random_parameters(config, 0, jnp.dtype("float32")), config, mesh)
-    led = member if way == LED else None
+    led = member if mode == LED else None
     if member and led and not member.leads:
         follower = Follower(member, end)
         runner = assemble(config, parameters, settings, mesh)
@@ -116,11 +116,11 @@ def run(process: int, coordinator: str | None, way: str) -> None:
 
 
 def decode(engine: Any, leader: Any) -> dict[str, float]:
-    """Decodes a stream and takes the times of launches and reads."""
+    """Decodes a stream and measures the times of launches and reads."""
     from distaff.runtime.request import Request, SamplingParams
 
     in_flight, idle, since = 0, 0.0, 0.0
-    told = launching = reading = 0.0
+    sending = launching = reading = 0.0
     runner = engine._loop.runner
     launch, read = runner.launch, runner.read
 
@@ -142,15 +142,15 @@ def decode(engine: Any, leader: Any) -> dict[str, float]:
         return iter(rows)
 
     if leader:
-        tell = leader.launch
+        send = leader.launch
 
-        def timed_tell(bucket, buffer):
-            nonlocal told
+        def timed_send(bucket, buffer):
+            nonlocal sending
             begun = time.perf_counter()
-            tell(bucket, buffer)
-            told += time.perf_counter() - begun
+            send(bucket, buffer)
+            sending += time.perf_counter() - begun
 
-        leader.launch = timed_tell
+        leader.launch = timed_send
     runner.launch, runner.read = timed_launch, timed_read
     params = SamplingParams(temperature=0.0, max_tokens=TOKENS)
     begun, before = time.perf_counter(), engine.stats.steps
@@ -161,7 +161,7 @@ def decode(engine: Any, leader: Any) -> dict[str, float]:
         "of these to launch": 1e3 * launching / steps,
         "to read": 1e3 * reading / steps,
         "share without a step in flight": idle / spent,
-        "us a step to tell the follower": 1e6 * told / steps,
+        "us a step to send to the follower": 1e6 * sending / steps,
     }
 
 

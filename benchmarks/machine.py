@@ -1,4 +1,4 @@
-"""What this machine can do at best: the ceilings that figures are held against."""
+"""This machine's limits, which figures are compared with."""
 
 import functools
 import os
@@ -17,7 +17,7 @@ _SIZES = (1024, 2048)
 
 
 def _fastest(work: Callable[[], object], repeats: int) -> float:
-    """Seconds of the quickest of some runs, after one that may compile."""
+    """Seconds of the fastest of some runs, after one that may compile."""
     work()
     return fastest(work, repeats)
 
@@ -29,21 +29,21 @@ def _numbers(count: int) -> jax.Array:
 def read_bandwidth(repeats: int = 7) -> float:
     """Bytes per second at which all cores together read memory: the best of several sums and products.
 
-    Over 1 GiB and over half of it, as XLA sums and as it multiplies a vector with a matrix, and as one thread
-    a core of numpy's reads.
+    Over 1 GiB and half of it: XLA's sum, XLA's product of a vector and a matrix, and numpy with one thread
+    per core.
     """
     rates = []
     for count in (_GIB // 4, _GIB // 8):
         numbers = _numbers(count)
-        matrices = jnp.split(numbers.reshape(2, 1024, -1), 2)  # a product each, side by side
+        matrices = jnp.split(numbers.reshape(2, 1024, -1), 2)  # one product each, in parallel
         parts = np.array_split(np.asarray(numbers), os.cpu_count() or 1)
         row = jnp.ones((1, 1024))
-        for way in (
+        for work in (
             functools.partial(_sum, numbers),
             functools.partial(_products, row, matrices),
             functools.partial(_numpy_sums, parts),
         ):
-            rates.append(numbers.nbytes / _fastest(way, repeats))
+            rates.append(numbers.nbytes / _fastest(work, repeats))
     return max(rates)
 
 
@@ -65,11 +65,11 @@ def _products(row: jax.Array, matrices: list[jax.Array]) -> None:
 
 def _numpy_sums(parts: list[np.ndarray]) -> None:
     with ThreadPoolExecutor(len(parts)) as pool:
-        list(pool.map(np.max, parts))  # reads at the memory's pace: a maximum waits for no sum before it
+        list(pool.map(np.max, parts))  # limited by memory: a maximum does not wait for a previous sum
 
 
 def matmul_rate(dtype: str, repeats: int = 5) -> float:
-    """Operations per second of square products, the best of some sizes and, in f32, of XLA and numpy."""
+    """Operations per second of square products: the best of some sizes and, in f32, of XLA and numpy."""
     rates = [_rate(size, _xla(size, dtype), repeats) for size in _SIZES]
     if dtype == "float32":
         rates += [_rate(size, _numpy(size), repeats) for size in _SIZES]

@@ -1,9 +1,9 @@
-"""What HTTP, text and grammars cost: `python -m benchmarks.overhead`.
+"""The cost of HTTP, text and grammars: `python -m benchmarks.overhead`.
 
-Three figures. The web process's seconds of CPU for 1,000 tokens at 32 streams, and its share of all. Tokens
-per second of 8 streams held to a JSON schema, over those of 8 free ones, in turns. And requests per second
-that the web process sustains at 64 streams over an engine that costs nothing, over those of a bare Sanic
-route that sends as many events.
+Three figures. The web process's CPU seconds per 1,000 tokens at 32 streams, and its share of all. Tokens per
+second of 8 streams with a JSON schema, relative to those of 8 free ones, in turns. And requests per second
+that the web process sustains at 64 streams with a fake engine, relative to those of a plain Sanic route that
+sends as many events.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from .server import Contender, await_all_steps, distaff, running
 
 TURNS = 3
 EVENTS = 64
-"""Tokens of an answer in the last figure."""
+"""Tokens per answer in the last figure."""
 _SCHEMA = {"type": "array", "items": {"type": "object", "properties": {"name": {"type": "string"}}}}
 _ENDLESS = {**_SCHEMA, "minItems": 1000}
 
 
 def _load(url: str, streams: int, each: int, body: Callable[[int], dict]) -> tuple[float, int]:
-    """Seconds and tokens of so many streams, each with so many requests one after the other."""
+    """Seconds and tokens of `streams` streams, each with `each` consecutive requests."""
 
     async def one(client: httpx.AsyncClient, number: int) -> int:
         async with client.stream("POST", "/v1/chat/completions", json=body(number)) as reply:
@@ -86,7 +86,7 @@ def of_the_real_model() -> None:
         for _ in range(TURNS):
             held, free = _pace(served.url, {"guided_json": _ENDLESS}), _pace(served.url, {"ignore_eos": True})
             ratios.append(held / free)
-            print(f"8 streams: held to a schema {held:.1f}, free {free:.1f} tokens/s: {held / free:.3f}")
+            print(f"8 streams: with a schema {held:.1f}, free {free:.1f} tokens/s: {held / free:.3f}")
         print(f"median of the ratios: {statistics.median(ratios):.3f}", flush=True)
 
 
@@ -112,7 +112,7 @@ def _command(kind: str, port: int) -> list[str]:
 
 
 def serve(kind: str, port: int) -> None:
-    """Serves fake answers: by our app, or by a route that only sends events."""
+    """Serves fake answers with our app, or with a route that only sends events."""
     if kind == "distaff":
         engine = FakeEngine("x" * EVENTS)
         engine.capacity = 1000
@@ -134,7 +134,7 @@ async def _events(request: Request) -> None:
     for number in range(EVENTS + 2):
         chunk = {"id": "x", "object": "chat.completion.chunk", "n": number, "choices": [{"delta": "x"}]}
         await response.send(f"data: {json.dumps(chunk, separators=(',', ':'))}\n\n")
-        await asyncio.sleep(0)  # as a token of the fake engine's comes: not before others had their turn
+        await asyncio.sleep(0)  # like a token of the fake engine: after other tasks have run
     await response.send(b"", end_stream=True)
 
 

@@ -1,8 +1,8 @@
-"""What int8 costs in quality: the divergence of its next-token distributions from those of f32, on real text.
+"""The quality of int8: the divergence of its next-token distributions from those of f32, on real text.
 
 `python -m benchmarks.quality` reads windows of English prose from Python's own documentation (in the standard
 library, so nothing is downloaded), and for each position compares the whole distributions: the mean
-Kullback-Leibler divergence KL(f32 || int8) in nats, and how often both like the same token best; for int8
+Kullback-Leibler divergence KL(f32 || int8) in nats, and how often both have the same best token; for int8
 weights, for an int8 cache, and for both. The last line is JSON.
 """
 
@@ -38,7 +38,7 @@ class Quality:
 
 
 def windows(tokenizer: ChatTokenizer, count: int, length: int) -> list[list[int]]:
-    """So many runs of `length` tokens, spread evenly over the documentation, which has 700 kB."""
+    """`count` runs of `length` tokens, spread evenly over the documentation, which has 700 kB."""
     text = "\n\n".join(pydoc_data.topics.topics.values())
     tokens = tokenizer.encode(text)
     starts = np.linspace(0, len(tokens) - length, count).astype(int)
@@ -53,7 +53,7 @@ def scorer(model: str | None, *, int8: bool = False, int8_cache: bool = False) -
 
 
 def compare(reference: Scorer, other: Scorer, texts: Sequence[Sequence[int]]) -> Quality:
-    """Holds one model's distributions against another's."""
+    """Compares one model's distributions with another's."""
     divergences, agreements = [], []
     for divergence_T, agreement_T in _each(reference, other, texts):
         divergences.append(divergence_T)
@@ -86,8 +86,8 @@ def main() -> None:
     arguments = parser.parse_args()
     texts = windows(load_tokenizer(resolve(arguments.model)), arguments.windows, arguments.length)
     reference, results = scorer(arguments.model), {}
-    for name, wishes in VARIANTS.items():
-        found = compare(reference, scorer(arguments.model, **wishes), texts)
+    for name, options in VARIANTS.items():
+        found = compare(reference, scorer(arguments.model, **options), texts)
         results[name] = asdict(found)
         print(
             f"{name} against f32, {found.positions} positions: mean KL {found.mean_kl:.5f} nats "

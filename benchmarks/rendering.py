@@ -1,7 +1,7 @@
-"""What rendering a chat template in another process costs: `python -m benchmarks.rendering`.
+"""The cost of rendering a chat template in another process: `python -m benchmarks.rendering`.
 
-Milliseconds to render conversations of several sizes by the bundled model's template: in this process, in a
-renderer process, and in a renderer process asked from an event loop by way of a thread, as the server does.
+Milliseconds to render conversations of several sizes with the bundled model's template: in this process, in a
+renderer process, and in a renderer process called from an event loop through a thread, as in the server.
 """
 
 import asyncio
@@ -42,27 +42,27 @@ async def _through_threads(work: Callable[[], object]) -> list[float]:
 
 
 def main() -> None:
-    """Prints median and 99th percentile of each way."""
+    """Prints the median and the 99th percentile of each method."""
     tokenizer = load_tokenizer(resolve(None))
     source, special = tokenizer.chat_template or "", tokenizer.special_tokens
     local, remote = ChatTemplate(source, special), RemoteTemplate(source, special)
     for size, (messages, sentences) in SIZES.items():
-        said = _conversation(messages, sentences)
+        conversation = _conversation(messages, sentences)
 
-        def here(said: list[dict[str, str]] = said) -> str:
-            return local.render(said, add_generation_prompt=True, continue_final_message=False)
+        def here(conversation: list[dict[str, str]] = conversation) -> str:
+            return local.render(conversation, add_generation_prompt=True, continue_final_message=False)
 
-        def there(said: list[dict[str, str]] = said) -> str:
-            return remote.render(said, add_generation_prompt=True, continue_final_message=False)
+        def there(conversation: list[dict[str, str]] = conversation) -> str:
+            return remote.render(conversation, add_generation_prompt=True, continue_final_message=False)
 
         assert here() == there()
-        ways = {"here": list(_measure(here)), "there": list(_measure(there))}
-        ways["by thread"] = asyncio.run(_through_threads(there))
-        told = [
-            f"{way} {statistics.median(took):.3f} / {statistics.quantiles(took, n=100)[98]:.3f}"
-            for way, took in ways.items()
+        methods = {"here": list(_measure(here)), "there": list(_measure(there))}
+        methods["by thread"] = asyncio.run(_through_threads(there))
+        figures = [
+            f"{method} {statistics.median(took):.3f} / {statistics.quantiles(took, n=100)[98]:.3f}"
+            for method, took in methods.items()
         ]
-        print(f"{size}: {', '.join(told)} ms (median / p99)", flush=True)
+        print(f"{size}: {', '.join(figures)} ms (median / p99)", flush=True)
     remote.close()
 
 

@@ -1,4 +1,4 @@
-"""What `compare` has measured, for people: tables against targets, and plots."""
+"""The results of `compare`: tables with targets, and plots."""
 
 import statistics
 from pathlib import Path
@@ -9,7 +9,7 @@ from rich.table import Table
 from .figures import Figures, bandwidth_ceiling
 
 TARGETS = (
-    # ours, peer, load, streams, name, at least (or, below zero, at most)
+    # ours, peer, load, streams, name, at least (or, if negative, at most)
     ("distaff-f32", "llama-f32", "chat", 1, "tokens_per_second", 1.0),
     ("distaff-f32", "llama-f32", "chat", 8, "tokens_per_second", 1.2),
     ("distaff-f32", "llama-f32", "chat", 32, "tokens_per_second", 1.5),
@@ -98,7 +98,7 @@ def _target_table(found: Figures) -> Table:
 
 
 def _limits(found: Figures) -> str:
-    """How far decoding is from reading the weights once a token, prompts from the rate of products."""
+    """How close decoding is to reading the weights once per token, and prompts to the rate of products."""
     read, who = bandwidth_ceiling(found)
     lines = [
         f"this machine reads {read / 1e9:.1f} GB/s (shown by {who}) and does "
@@ -118,7 +118,7 @@ def _limits(found: Figures) -> str:
 
 
 def draw(found: Figures, folder: Path) -> None:
-    """Plots of the chats: tokens per second and time to the first token over streams."""
+    """Plots the chats: tokens per second and time to the first token over streams."""
     import matplotlib
 
     matplotlib.use("Agg")

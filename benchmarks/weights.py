@@ -1,7 +1,7 @@
-"""The bundled model's weights in the formats that peers read: the same numbers, dequantised once.
+"""The bundled model's weights in the formats of the other servers: the same numbers, dequantised once.
 
-GGUF in F32 and Q8_0 for llama.cpp, beside the file as it is shipped; a Hugging Face folder for transformers.
-Everything else in the GGUF (tokenizer, template, sizes) is copied from the shipped one. Made once, kept in
+GGUF in F32 and Q8_0 for llama.cpp, in addition to the shipped file; a Hugging Face folder for transformers.
+Everything else in the GGUF (tokenizer, template, sizes) is copied from the shipped one. Made once and kept in
 `build/bench`.
 """
 
@@ -24,7 +24,7 @@ FOLDER = Path("build/bench")
 
 
 def shipped() -> Path:
-    """The bundled GGUF, Q4_1, as it came."""
+    """The bundled GGUF, Q4_1, unchanged."""
     return fetch_gguf(bundled()[0], cache_folder(), None)
 
 
@@ -91,7 +91,7 @@ def _config(checkpoint) -> dict:
 
 
 def config_sizes(config: ModelConfig) -> dict[str, object]:
-    """What config.json says of a model without rope scaling and biases, whatever its family."""
+    """The config.json keys of any model without rope scaling and biases."""
     return {
         "vocab_size": config.vocabulary,
         "hidden_size": config.width,

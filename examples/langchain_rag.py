@@ -1,4 +1,4 @@
-"""Answers from a text of ours with LangChain: Chroma finds passages, which are told as sources.
+"""Answers from a text with LangChain: Chroma finds passages, which are listed as sources.
 
 Run it with `python examples/langchain_rag.py [QUESTION]`; DISTAFF_URL names another server. Embeddings and
 store are in this process.

@@ -12,7 +12,7 @@ URL = os.environ.get("DISTAFF_URL", "http://127.0.0.1:8000/v1")
 
 
 def model(is_chat_model: bool) -> OpenAILike:
-    """LlamaIndex takes a model for one that completes unless it is told that it chats."""
+    """LlamaIndex assumes a completion model unless it is configured as a chat model."""
     return OpenAILike(
         model="tgi", api_base=URL, api_key="-", temperature=0, max_tokens=30, is_chat_model=is_chat_model
     )

@@ -1,4 +1,4 @@
-"""An agent of the OpenAI Agents SDK that calls a function, hears what it returns, and answers.
+"""An agent of the OpenAI Agents SDK that calls a function, receives its result, and answers.
 
 Once by the Responses API, which the SDK takes unless told otherwise, and once by chat completions.
 

@@ -1,4 +1,4 @@
-"""The arithmetic that turns figures of rounds into those that are quoted."""
+"""How the figures of several rounds are combined."""
 
 import io
 
@@ -14,7 +14,7 @@ def rates(server: str, *values: float, name: str = "tokens_per_second") -> list[
 
 
 def test_a_ratio_is_of_rounds_and_not_of_medians():
-    """Round by round 2, 2 and 0.5; the medians' ratio would be 10 to 10."""
+    """The rounds' ratios are 2, 2 and 0.5; the ratio of the medians would be 10 to 10."""
     found = Figures(rates("distaff-f32", 20, 2, 10) + rates("llama-f32", 10, 1, 20))
     assert found.ratios("distaff-f32", "llama-f32", "chat", 1, "tokens_per_second") == [0.5, 2, 2]
     assert found.get("distaff-f32", "chat", 1, "tokens_per_second") == 10
@@ -39,7 +39,7 @@ def test_prefill_is_prompt_tokens_over_the_time_to_the_first():
     [(50e9, 0.02, 50e9, "the read test"), (50e9, 0.005, 80e9, "llama-f32")],
 )
 def test_no_server_exceeds_the_bandwidth_ceiling(read, pace, ceiling, who):
-    """Where the read test was slower than a server read its weights, the server is the ceiling."""
+    """If the read test was slower than a server's reading of its weights, the server is the limit."""
     machine = [
         Figure(1, "machine", "limits", 0, "read_bytes_per_second", read / 2),
         Figure(2, "machine", "limits", 0, "read_bytes_per_second", read),

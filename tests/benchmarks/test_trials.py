@@ -1,4 +1,4 @@
-"""What the trials read out of answers and metrics, where what they must find is known."""
+"""What the trials read from answers and metrics with known contents."""
 
 import asyncio
 import json
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import pytest
 
 from benchmarks import fatal, mixed
-from benchmarks.faults import Differences
-from benchmarks.mixed import Expected, limit_of, with_limit
-from benchmarks.replies import Content, content_of, first_token, longest_pause
-from benchmarks.retries import is_true
-from benchmarks.sse import Answer, Call, ask
-from benchmarks.tiny import is_plain
-from benchmarks.trial import Metrics, percentile
-from benchmarks.uneven import is_idle
+from benchmarks.trials.faults import Differences
+from benchmarks.trials.mixed import Expected, limit_of, with_limit
+from benchmarks.trials.replies import Content, content_of, first_token, longest_pause
+from benchmarks.trials.retries import is_true
+from benchmarks.trials.sse import Answer, Call, ask
+from benchmarks.trials.tiny import is_plain
+from benchmarks.trials.trial import Metrics, percentile
+from benchmarks.trials.uneven import is_idle
 
 CHAT, COMPLETION, RESPONSE, TGI = (
     "/v1/chat/completions",
@@ -26,14 +26,14 @@ USAGE = {"prompt_tokens": 3, "completion_tokens": 2}
 
 
 def streamed(*events: object, done: bool = True, whole: bool = True) -> Answer:
-    """An answer asked at 0 and begun at 1, whose events come at 2, 3 …"""
+    """An answer requested at 0 and begun at 1, with events at 2, 3 …"""
     texts = [f"data: {json.dumps(event)}\n\n".encode() for event in events] + [b"data: [DONE]\n\n"] * done
     pieces = [(2.0 + n, text) for n, text in enumerate(texts)]
     return Answer(0.0, 1.0, 200, {"content-type": "text/event-stream; charset=utf-8"}, pieces, whole)
 
 
 def in_one(body: object) -> Answer:
-    """An answer that is one object."""
+    """An answer in one object."""
     return Answer(
         0.0, 1.0, 200, {"content-type": "application/json"}, [(2.0, json.dumps(body).encode())], True
     )
@@ -44,8 +44,8 @@ def chunk(delta: dict, finish: str | None = None, **more: object) -> dict:
     return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None} | more]}
 
 
-def test_a_streamed_chat_says_what_one_in_one_piece_says():
-    """Texts, calls, names of tokens, finish reasons and usage, whatever the pieces."""
+def test_a_streamed_chat_equals_one_in_one_piece():
+    """Texts, calls, names of tokens, finish reasons and usage, for any pieces."""
     entries = [{"token": "a", "logprob": -1.0}, {"token": "b", "logprob": -2.0}]
     pieces = [
         chunk({"role": "assistant", "content": ""}),
@@ -60,7 +60,7 @@ def test_a_streamed_chat_says_what_one_in_one_piece_says():
 
 
 def test_the_calls_of_a_stream_are_those_of_an_object():
-    """By names and arguments; ids are drawn."""
+    """Names and arguments; ids are random."""
     begun = {"index": 0, "id": "call_1", "function": {"name": "f", "arguments": ""}}
     rest = {"index": 0, "function": {"arguments": "{}"}}
     events = [chunk({"tool_calls": [begun]}), chunk({"tool_calls": [rest]}), chunk({}, "tool_calls")]
@@ -71,7 +71,7 @@ def test_the_calls_of_a_stream_are_those_of_an_object():
 
 
 def test_completions_responses_and_tgi_are_read_in_their_own_shapes():
-    """What is streamed of a response must add up to the object at its end."""
+    """The deltas of a response must add up to the object at its end."""
     choices = [
         {"index": n, "text": t, "finish_reason": None, "logprobs": None} for n, t in ((0, "a"), (1, "b"))
     ]
@@ -103,12 +103,12 @@ def test_completions_responses_and_tgi_are_read_in_their_own_shapes():
         streamed(chunk({"content": "a"}), {"error": {"message": "lost"}}),
     ],
 )
-def test_what_is_not_whole_is_an_error(answer: Answer):
-    """Also where the connection ended in good order."""
+def test_incomplete_answers_are_errors(answer: Answer):
+    """Also if the connection was closed in order."""
     assert content_of(CHAT, answer).error
 
 
-def test_times_are_of_events_that_say_something():
+def test_times_are_of_events_with_content():
     """Neither the chunk with the role, nor the last one, nor a comment; an event may come in two pieces."""
     answer = streamed(chunk({"role": "assistant", "content": ""}), chunk({"content": "a"}))
     answer.pieces += [(9.0, b": alive\n\n"), (9.5, b"data: " + json.dumps(chunk({"content": "b"})).encode())]
@@ -155,8 +155,8 @@ def metrics(running: Sequence[int], ready: Sequence[int]) -> Metrics:
     )
 
 
-def test_somebody_waits_beside_a_free_slot_of_a_ready_engine_only():
-    """Not where all slots are taken, nobody waits, or the free slot is of an engine that does not serve."""
+def test_idle_means_a_free_slot_of_a_ready_engine_while_a_request_waits():
+    """Not if all slots are in use, no request waits, or the free slot is of an engine that is not ready."""
     assert is_idle(metrics([4, 3], [1, 1]), 4, 8)
     assert not is_idle(metrics([4, 4], [1, 1]), 4, 9)
     assert not is_idle(metrics([4, 3], [1, 1]), 4, 7)
@@ -164,7 +164,7 @@ def test_somebody_waits_beside_a_free_slot_of_a_ready_engine_only():
 
 
 def test_the_planted_fault_needs_its_prompt_and_so_many_tokens():
-    """Another request never sets it off."""
+    """Another request never triggers it."""
     fuse = fatal.Fuse()
     fuse.submitted("deadly", [*fatal.PROMPT, 1])
     fuse.submitted("harmless", fatal.PROMPT[1:])
@@ -173,7 +173,7 @@ def test_the_planted_fault_needs_its_prompt_and_so_many_tokens():
 
 
 def test_percentiles_and_plain_tokens():
-    """The greatest of few is their 99th percentile."""
+    """The maximum of few values is their 99th percentile."""
     assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0 and percentile(range(10), 0.99) == 9
     assert is_plain("Ġa") and is_plain("<") and not is_plain("<|im_end|>") and not is_plain("é")
 
@@ -191,10 +191,10 @@ REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 7\r\nContent-Length
         (b"", 0, b"", False),
     ],
 )
-async def test_a_client_knows_what_came_and_whether_it_was_all(
+async def test_a_client_knows_the_answer_and_whether_it_is_whole(
     sent: bytes, status: int, body: bytes, whole: bool
 ):
-    """Over a real connection, which the server ends after what it has sent."""
+    """Over a real connection, which the server closes after it has sent the answer."""
     seen: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

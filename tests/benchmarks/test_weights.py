@@ -1,4 +1,4 @@
-"""The files that peers read hold the numbers that we serve."""
+"""The files for other servers have the same numbers as ours."""
 
 import numpy as np
 import pytest
@@ -10,13 +10,13 @@ from distaff.checkpoints import open_checkpoint, resolve
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where this test's files lie: half a gigabyte, gone after it."""
+    """The folder of this test's files: half a gigabyte, removed after it."""
     return tmp_path_factory.mktemp("weights")
 
 
 @pytest.mark.parametrize(("kind", "largest"), [("F32", 0.0), ("Q8_0", 1 / 200)])
 def test_a_gguf_holds_the_same_numbers(folder, monkeypatch, kind, largest):
-    """In F32 to the bit; in Q8_0 each within a rounding of its block's largest."""
+    """In F32 bit for bit; in Q8_0 each within a rounding step of its block's largest."""
     monkeypatch.setattr(weights, "FOLDER", folder)
     path = weights.gguf_file(kind)
     ours, theirs = (open_checkpoint(where) for where in (resolve(None), path))
@@ -28,7 +28,7 @@ def test_a_gguf_holds_the_same_numbers(folder, monkeypatch, kind, largest):
 
 
 def test_a_folder_for_transformers_holds_the_same_numbers(folder, monkeypatch):
-    """Under Hugging Face's names, products turned as it stores them."""
+    """With Hugging Face's names, linears transposed as it stores them."""
     monkeypatch.setattr(weights, "FOLDER", folder)
     tensors = load_file(weights.transformers_folder() / "model.safetensors")
     ours = dict(open_checkpoint(resolve(None)).tensors())

@@ -1,7 +1,7 @@
-"""What the trials under load and under faults share: a server to try, its figures, a table of what was found.
+"""The common parts of the trials: the server, its metrics, a table of results.
 
-A trial states each figure with the bound that it must keep. The one idea: `run` ends a program with exit code
-1 if a bound is missed.
+A trial reports each figure with its bound. The one idea: `run` ends a program with exit code 1 if a bound is
+missed.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import uvloop
 
-from .server import Contender, Served, distaff, running
+from ..server import Contender, Served, distaff, running
 from .sse import Call, ask
 
 
@@ -24,7 +24,7 @@ class Row:
     """One figure of a trial.
 
     Attributes:
-      met: whether it keeps its bound; None where it has none.
+      met: whether it is within its bound; None without a bound.
     """
 
     trial: str
@@ -46,22 +46,22 @@ class Table:
     rows: list[Row] = field(default_factory=list)
 
     def note(self, figure: str, measured: str) -> None:
-        """A figure without a bound."""
+        """Adds a figure without a bound."""
         self.rows.append(Row(self.trial, figure, measured))
 
     def bound(self, figure: str, measured: str, bound: str, met: bool) -> None:
-        """A figure with one."""
+        """Adds a figure with a bound."""
         self.rows.append(Row(self.trial, figure, measured, bound, met))
 
 
 def percentile(values: Sequence[float], part: float) -> float:
-    """The value that `part` of them do not exceed; NaN of none."""
+    """The value that a fraction `part` of the values does not exceed; NaN if there are none."""
     ordered = sorted(values)
     return ordered[round(part * (len(ordered) - 1))] if ordered else float("nan")
 
 
 def spread(values: Sequence[float], unit: str = "s") -> str:
-    """The median, the 99th percentile and how many they are of."""
+    """The median, the 99th percentile and the number of values."""
     factor = 1000 if unit == "ms" else 1
     p50, p99 = (factor * percentile(values, part) for part in (0.5, 0.99))
     return f"p50 {p50:.3g}, p99 {p99:.3g} {unit} of {len(values)}"
@@ -69,31 +69,31 @@ def spread(values: Sequence[float], unit: str = "s") -> str:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """One scrape of `/metrics`: the samples by name and labels as they are written."""
+    """One scrape of `/metrics`: the samples by name with labels."""
 
     samples: dict[str, float]
 
     def replicas(self, name: str) -> dict[int, float]:
-        """A metric of the engines, by replica."""
+        """An engine metric, by replica."""
         start = f'{name}{{replica="'
         found = {sample: value for sample, value in self.samples.items() if sample.startswith(start)}
         return {int(sample[len(start) :].partition('"')[0]): value for sample, value in found.items()}
 
     @property
     def generated(self) -> float:
-        """Tokens that all engines have generated since their start."""
+        """Tokens that all engines have generated since they started."""
         return sum(self.replicas("distaff_engine_generated_tokens_total").values())
 
 
 async def scrape(url: str, key: str | None = None) -> Metrics:
-    """Asks for `/metrics` once."""
+    """Requests `/metrics` once."""
     text = (await ask(url, Call("/metrics"), key)).body.decode()
     pairs = (line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#"))
     return Metrics({name: float(value) for name, _, value in pairs})
 
 
 def engines(served: Served) -> dict[int, psutil.Process]:
-    """The engine processes that exist at the moment, by replica."""
+    """The current engine processes, by replica."""
     found = {}
     for child in served.process.children():
         with contextlib.suppress(psutil.Error):
@@ -104,7 +104,7 @@ def engines(served: Served) -> dict[int, psutil.Process]:
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """The options that all trials have; what it does not know goes to `distaff serve`."""
+    """The options of all trials; unknown options are passed to `distaff serve`."""
     made = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     made.add_argument("--model", default="tiny", help="`tiny`, `bundled`, or as MODEL of `distaff serve`")
     made.add_argument("--replicas", type=int, default=1)
@@ -115,7 +115,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 def contender(options: argparse.Namespace, rest: Sequence[str]) -> Contender:
     """The server that the options name."""
     if options.model == "tiny":
-        from .tiny import tiny_model  # brings PyTorch, which takes seconds to import
+        from .tiny import tiny_model  # imports PyTorch, which takes seconds
 
         model = [str(tiny_model())]
     else:
@@ -126,7 +126,8 @@ def contender(options: argparse.Namespace, rest: Sequence[str]) -> Contender:
 
 @contextlib.contextmanager
 def serving(options: argparse.Namespace, contended: Contender, key: str | None = None) -> Iterator[Served]:
-    """Runs a server until all replicas are ready and all their steps compiled, and as long as needed."""
+    """Starts a server, waits until all replicas are ready with all steps compiled, and runs it during the
+    context."""
     with running(contended) as served:
         asyncio.run(_complete(served.url, options.replicas, key))
         yield served
@@ -135,7 +136,7 @@ def serving(options: argparse.Namespace, contended: Contender, key: str | None =
 async def _complete(url: str, replicas: int, key: str | None) -> None:
     async with asyncio.timeout(300):
         while not await _is_complete(url, replicas, key):
-            await asyncio.sleep(0.2)  # until it is asked again
+            await asyncio.sleep(0.2)  # until the next poll
 
 
 async def _is_complete(url: str, replicas: int, key: str | None) -> bool:
@@ -145,7 +146,7 @@ async def _is_complete(url: str, replicas: int, key: str | None) -> bool:
 
 
 def run(trial: Callable[[], Coroutine[Any, Any, Table]]) -> None:
-    """Runs a trial on an event loop of its own, prints its rows, and ends the program."""
+    """Runs a trial on a new event loop, prints its rows, and ends the program."""
     table = uvloop.run(trial())
     print("| trial | figure | measured | bound | |\n|---|---|---|---|---|")
     for row in table.rows:

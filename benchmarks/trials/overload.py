@@ -1,11 +1,11 @@
-"""Ten times as much as the server can do, whatever it answers: `python -m benchmarks.overload`.
+"""Ten times the server's capacity, regardless of its answers: `python -m benchmarks.trials.overload`.
 
-First a closed loop finds what it can do; then requests arrive at random (Poisson) at ten times that rate;
-then the closed loop runs once more, for the machine may have become quicker or slower meanwhile.
-Measured are how soon it refuses, how long those that it admits wait, how much of its throughput is left, and
-what `Retry-After` is worth: some of the refused wait that long and ask again until they are in, others ask
-twice a second, which finds when there really was room. Answers are made so long that the server can do about
-two a second, so that the load costs the client and the web process little.
+First a closed loop finds the capacity; then requests arrive at random (Poisson) at ten times that rate; then
+the closed loop runs once more, because the machine may have become faster or slower meanwhile. Measures how
+quickly the server refuses, how long admitted requests wait, how much throughput remains, and how good
+`Retry-After` is: some refused clients wait that long and retry until they are admitted, others retry twice a
+second, which shows when there really was room. The answers' length is chosen so that the server completes
+about two per second, so that the load costs the client and the web process little.
 """
 
 import asyncio
@@ -27,25 +27,25 @@ TIMES = 10.0
 REFUSAL_SECONDS = 0.05
 LEAST_THROUGHPUT = 0.95
 _RATE = 2.0
-"""Answers a second that the server is to be able to do."""
+"""Answers per second that the server should be able to complete."""
 _SHORTEST, _LONGEST = 32, 4096
 _PACE_TOKENS = 128
 _AGAIN_TOKENS = 8
-"""Of those that ask again, with the same prompt: what they look at is when they are admitted."""
+"""The length for retries with the same prompt: only the time of admission matters."""
 _CLOSED_SECONDS = (20.0, 50.0)
-"""Of the closed loop that sizes the answers, and of the one that is compared with."""
+"""The durations of the closed loop that determines the answers' length, and of the one for comparison."""
 _DELAY_SECONDS = 0.02
 _SETTLE_SECONDS = 180.0
-"""The longest after the load that anything is waited for."""
+"""The maximum wait after the load."""
 
 
 @dataclass(slots=True)
 class Overload:
-    """The requests of an open loop, and those of the refused that ask again.
+    """The requests of an open loop, and retries of refused ones.
 
     Attributes:
-      answers: in the order in which they ended. pace: tokens a second while it ran.
-      delays: seconds by which this client itself is late: no latency is known better.
+      answers: in the order in which they ended. pace: tokens per second while it ran.
+      delays: seconds by which this client itself is late, which limits the precision of latencies.
     """
 
     url: str
@@ -57,7 +57,7 @@ class Overload:
     delays: list[float] = field(default_factory=list)
 
     async def load(self, retries: Retries) -> None:
-        """Sends requests until the time is up, then waits until all have ended."""
+        """Sends requests until the time is over, then waits until all have ended."""
         async with asyncio.TaskGroup() as group:
             measured = group.create_task(pace_of(self.url, self.seconds))
             watched = group.create_task(self._watch())
@@ -85,16 +85,16 @@ class Overload:
 
 
 async def pace_of(url: str, seconds: float, skipped: float = 0.1) -> float:
-    """Tokens a second that the engines generate in a while, without a part at its beginning."""
-    await asyncio.sleep(skipped * seconds)  # until the load is what it is from then on
+    """Tokens per second that the engines generate in a period, without its beginning."""
+    await asyncio.sleep(skipped * seconds)  # until the load is steady
     return await pace(url, (1 - skipped) * seconds)
 
 
 async def closed(url: str, streams: int, tokens: int, seconds: float) -> float:
-    """Tokens a second of so many streams, each of which begins again when it ends.
+    """Tokens per second of `streams` streams; each starts again when it ends.
 
-    Their first answers are of all lengths, so that the streams are at different places from then on, as those
-    of independent clients are: steps are quicker where all contexts are short together.
+    Their first answers have different lengths, so that the streams are at different positions from then on,
+    like those of independent clients: steps are faster if all contexts are short at the same time.
     """
     firsts = itertools.count(1)
 
@@ -106,7 +106,7 @@ async def closed(url: str, streams: int, tokens: int, seconds: float) -> float:
 
 
 async def trial(url: str, name: str, streams: int, seconds: float, max_wait: float) -> Table:
-    """The closed loop, the open one, what the refused find, and the closed loop again."""
+    """The closed loop, the open loop with retries, and the closed loop again."""
     sizing, compared = _CLOSED_SECONDS
     possible = await closed(url, streams, _PACE_TOKENS, sizing)
     tokens = min(_LONGEST, max(_SHORTEST, round(possible / _RATE)))
@@ -114,7 +114,7 @@ async def trial(url: str, name: str, streams: int, seconds: float, max_wait: flo
     overload = Overload(url, tokens, TIMES * capacity / tokens, seconds)
     async with Retries(lambda again: ask(url, again), time.perf_counter() + seconds) as retries:
         await overload.load(retries)
-        await retries.settle(_SETTLE_SECONDS)
+        await retries.wait_for_all(_SETTLE_SECONDS)
     capacities = capacity, await closed(url, streams, tokens, compared)
     table = Table(name)
     before, after = capacities
@@ -159,7 +159,7 @@ def main() -> None:
     """Measures and prints."""
     made = parser(__doc__)
     made.add_argument("--seconds", type=float, default=300.0, help="of the overload")
-    made.add_argument("--max-wait", type=float, default=30.0, help="what the server bounds waits by")
+    made.add_argument("--max-wait", type=float, default=30.0, help="the server's limit on waits")
     options, rest = made.parse_known_args()
     if options.max_wait != made.get_default("max_wait"):
         rest += ["--max-wait", str(options.max_wait)]

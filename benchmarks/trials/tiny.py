@@ -1,20 +1,20 @@
-"""The tiny random model of the trials, so small that what is tried is the server and not the arithmetic.
+"""The tiny random model of the trials: so small that they measure the server and not the arithmetic.
 
-It is the tests' random Llama with a longer context and two changes of its head: it says printable ASCII only,
-so that each token is sent as soon as it is there, and it never ends an answer by itself.
+It is the tests' random Llama with a longer context and two changes of its head: it generates only printable
+ASCII, so that each token can be sent immediately, and it never ends an answer by itself.
 """
 
 from pathlib import Path
 
 from tests.checkpoints.making import byte_level, make_model, save_folder
 
-from . import weights
+from .. import weights
 
 CONTEXT = 8192
 
 
 def tiny_model() -> Path:
-    """Its folder, made once."""
+    """The model's folder, which is made once."""
     folder = weights.FOLDER / f"tiny-{CONTEXT}"
     if not folder.exists():
         tokenizer = byte_level()
@@ -29,6 +29,7 @@ def tiny_model() -> Path:
 
 
 def is_plain(name: str) -> bool:
-    """Whether a token of a byte-level vocabulary is printable ASCII, spaces included, and no special one."""
+    """Whether a token of a byte-level vocabulary is printable ASCII, spaces included, and not a special
+    token."""
     text = name.replace("Ġ", " ")
     return text.isascii() and text.isprintable() and not (text.startswith("<") and text.endswith(">"))

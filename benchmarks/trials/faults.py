@@ -1,9 +1,9 @@
-"""Streams while engines are killed under them: `python -m benchmarks.faults --replicas 2`.
+"""Streams while their engines are killed: `python -m benchmarks.trials.faults --replicas 2`.
 
-32 calls of all protocols run again and again while engine after engine gets a SIGKILL. Before that the same
-calls run undisturbed on the same server, twice: once for what they must say, and once more for how far they
-agree with themselves. No stream may end by a death, texts and usage must be equal, and the longest pause is
-shown beside the longest that a replica was away.
+32 calls of all protocols run repeatedly while one engine after another gets a SIGKILL. Before that the same
+calls run undisturbed on the same server, twice: once for the expected results, and once more to see how far
+they are reproducible. No stream may end because of a crash, texts and usage must be equal, and the longest
+pause is shown with the longest time that a replica was away.
 """
 
 import argparse
@@ -16,17 +16,17 @@ from dataclasses import dataclass, field
 
 import psutil
 
+from ..server import Contender, Served
 from .mixed import Expected, calls, sized, undisturbed
 from .replies import Content, content_of, longest_pause
-from .server import Contender, Served
 from .sse import ask
 from .trial import Table, contender, engines, parser, percentile, run, scrape, serving, spread
 
 _POLL_SECONDS = 0.2
 _PAUSE_SLACK_SECONDS = 2.0
-"""What a pause may be longer than the restart: what was said before is computed again."""
+"""How much longer than the restart a pause may be: previous tokens are computed again."""
 _RECOVERY_SECONDS = 120.0
-"""The longest that a replica may be away after the last kill."""
+"""The maximum time that a replica may be away after the last kill."""
 _LOGPROB_DIFFERENCE = 0.01
 _MOST_SHOWN = 5
 
@@ -57,7 +57,7 @@ class Differences:
         if received.choices != wanted.choices:
             self.texts.append(f"{name}: {_first_difference(received.choices, wanted.choices)}")
         self.usage += received.usage != wanted.usage
-        self.logprobs += _far_apart(received.logprobs, wanted.logprobs)
+        self.logprobs += _differ(received.logprobs, wanted.logprobs)
 
 
 def _brief(expected: Expected) -> str:
@@ -66,24 +66,24 @@ def _brief(expected: Expected) -> str:
 
 
 def _first_difference(received: object, wanted: object) -> str:
-    """Where two renderings part."""
+    """The first difference of two texts."""
     one, other = repr(received), repr(wanted)
     place = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))
     here = slice(place, place + 40)
     return f"from character {place} of {len(other)}: {one[here]!r}, not {other[here]!r}"
 
 
-def _far_apart(received: Sequence[float], wanted: Sequence[float]) -> bool:
+def _differ(received: Sequence[float], wanted: Sequence[float]) -> bool:
     same = len(received) == len(wanted)
     return not same or any(abs(a - b) > _LOGPROB_DIFFERENCE for a, b in zip(received, wanted, strict=True))
 
 
 @dataclass(slots=True)
 class Killer:
-    """Kills the engines in turn, each once it is ready.
+    """Kills the engines in turn, each when it is ready.
 
     Attributes:
-      kills: how many. away: seconds from a kill until that replica was ready again.
+      kills: their number. away: seconds from a kill until that replica was ready again.
     """
 
     served: Served
@@ -94,7 +94,7 @@ class Killer:
     _killed: dict[int, float] = field(default_factory=dict)
 
     async def run(self, seconds: float) -> None:
-        """Until the time is up."""
+        """Runs until the time is over."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while True:
@@ -102,7 +102,7 @@ class Killer:
                     await self.kill_next()
 
     async def kill_next(self) -> float:
-        """Kills the next engine as soon as it is ready; returns when that was."""
+        """Kills the next engine as soon as it is ready; returns the time of the kill."""
         while True:
             turn = self.kills % self.replicas
             if turn in await self._look() and self._kill(turn):
@@ -116,18 +116,18 @@ class Killer:
             await asyncio.sleep(_POLL_SECONDS)  # readiness is polled: /metrics has no event for it
 
     async def _watch(self, seconds: float) -> None:
-        """Looks for a while at who is ready again."""
+        """Checks for a while which replicas are ready again."""
         ends = time.perf_counter() + seconds
         while time.perf_counter() < ends:
             await self._look()
             await asyncio.sleep(_POLL_SECONDS)  # readiness is polled: /metrics has no event for it
 
     async def _look(self) -> set[int]:
-        """Which replicas are ready; notes those that are so again."""
+        """The ready replicas; records those that are ready again."""
         found = (await scrape(self.served.url)).replicas("distaff_engine_ready")
         ready = {replica for replica, value in found.items() if value}
         for replica in ready & set(self._killed):
-            if time.perf_counter() - self._killed[replica] > 1:  # its death is seen at once, but not at that
+            if time.perf_counter() - self._killed[replica] > 1:  # the crash is not visible immediately
                 self.away.append(time.perf_counter() - self._killed.pop(replica))
         return ready
 
@@ -142,7 +142,7 @@ class Killer:
 
 
 async def repeat(url: str, expected: Expected, ends: float, found: Differences) -> None:
-    """Asks the same again and again until the time is up."""
+    """Sends the same request repeatedly until the time is over."""
     while time.perf_counter() < ends:
         answer = await ask(url, expected.call)
         received = content_of(expected.call.path, answer)
@@ -151,7 +151,7 @@ async def repeat(url: str, expected: Expected, ends: float, found: Differences) 
             found.pauses.append(longest_pause(answer))
             found.seconds.append(answer.pieces[-1][0] - answer.asked)
         else:
-            await asyncio.sleep(1)  # a server without an engine is not to be asked in a busy loop
+            await asyncio.sleep(1)  # no busy loop while the server has no engine
 
 
 async def trial(served: Served, options: argparse.Namespace) -> Table:
@@ -213,18 +213,18 @@ def _rows_of_pauses(
 
 
 def add_lengths(made: argparse.ArgumentParser) -> None:
-    """The options of trials that compare texts."""
+    """Adds the options of trials that compare texts."""
     made.add_argument("--longest", type=int, default=3000, help="tokens of an answer")
     made.add_argument(
         "--deterministic",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="serve with --deterministic; else last bits follow the batch, and a near tie may turn a text",
+        help="serve with --deterministic; otherwise a near tie may change a text with the batch",
     )
 
 
 def comparable(options: argparse.Namespace, rest: Sequence[str]) -> Contender:
-    """The server for them."""
+    """The server of these trials."""
     return contender(options, [*(["--deterministic"] if options.deterministic else []), *rest])
 
 

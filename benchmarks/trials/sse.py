@@ -1,7 +1,7 @@
-"""A client that costs little: one request a connection, and when each piece of its answer came.
+"""A cheap client: one request per connection, with the arrival time of each piece of the answer.
 
-It shares its cores with the server that it measures, so it reads HTTP/1.1 as the server writes it and parses
-nothing while the answer runs. What the pieces say is read afterwards, by `replies.py`.
+It shares its cores with the server that it measures, so it reads raw HTTP/1.1 and parses nothing while the
+answer arrives. `replies.py` parses the pieces afterwards.
 """
 
 import asyncio
@@ -13,12 +13,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 _LIMIT = 1 << 22
-"""Bytes that one chunk of an answer may have."""
+"""Maximum size of a chunk of an answer in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request. `body` None: it is a GET."""
+    """A request; a GET if `body` is None."""
 
     path: str
     body: Mapping[str, Any] | None = None
@@ -26,12 +26,12 @@ class Call:
 
 @dataclass(slots=True)
 class Answer:
-    """What came, at which `time.perf_counter()`.
+    """An answer; times are of `time.perf_counter()`.
 
     Attributes:
       asked: before the connection was opened. answered: when the head was complete.
-      status: of the head; 0: none came. headers: by names in lower case.
-      pieces: the chunks of the body. whole: the body has come to its end.
+      status: of the head; 0: none arrived. headers: by lower-case name.
+      pieces: the chunks of the body with their times. whole: the body is complete.
     """
 
     asked: float
@@ -43,17 +43,17 @@ class Answer:
 
     @property
     def body(self) -> bytes:
-        """All of it."""
+        """The whole body."""
         return b"".join(piece for _, piece in self.pieces)
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds, where the head names them."""
+        """The header's seconds, if there is one."""
         value = self.headers.get("retry-after")
         return None if value is None else float(value)
 
     def events(self) -> Iterator[tuple[float, Any]]:
-        """The server-sent events that hold JSON, each with the moment at which its last byte came."""
+        """The server-sent events that hold JSON, each with the arrival time of its last byte."""
         rest = b""
         for moment, piece in self.pieces:
             *events, rest = (rest + piece).split(b"\n\n")
@@ -64,7 +64,7 @@ class Answer:
 
 
 async def ask(url: str, call: Call, key: str | None = None) -> Answer:
-    """Sends a request and reads its answer to the end; a connection that breaks leaves it not whole."""
+    """Sends a request and reads its answer to the end; if the connection breaks, the answer is not whole."""
     parts = urlsplit(url)
     answer = Answer(asked=time.perf_counter())
     try:
@@ -109,7 +109,7 @@ async def _read(reader: asyncio.StreamReader, answer: Answer) -> None:
 
 
 async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """The chunks of a body up to the empty one, which ends it."""
+    """The chunks of a body up to the final empty one."""
     while True:
         line = await reader.readuntil(b"\r\n")
         size = int(line.partition(b";")[0], 16)

@@ -1,9 +1,9 @@
-"""What `Retry-After` is worth: what refused clients find that wait so long, or less.
+"""How good `Retry-After` is: the experience of refused clients that wait so long, or less.
 
-A patient client waits as long as it says, asks again, and does so until it is admitted; an impatient one
-asks twice a second. It was true if the patient client is admitted at its first return, and the impatient one
-not long before. Both are sampled during an overload, where others take the room that there is, and at its
-end, where nobody else comes any more.
+A patient client waits as long as `Retry-After` states, and retries until it is admitted; an impatient one
+retries twice a second. The header was correct if the patient client is admitted at its first retry, and the
+impatient one not long before. Both are sampled during an overload, when others use the capacity, and at its
+end, when no other requests arrive.
 """
 
 import asyncio
@@ -19,21 +19,21 @@ _ROUNDING_SECONDS = 1.0
 """`Retry-After` is in whole seconds."""
 _IMPATIENT_SECONDS = 0.5
 _MOST_RUNNING = 12
-"""Of each kind at a time: they are to find out, not to be the load."""
+"""The maximum of each kind at a time: they measure, they are not the load."""
 _LATE_SECONDS = 5.0
-"""Before the overload's end: who is refused then returns when it is over."""
+"""Time before the overload's end: a client that is refused then retries when it is over."""
 
 Ask = Callable[[Call], Awaitable[Answer]]
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What one client found.
+    """The result of one client.
 
     Attributes:
-      patient: it waited as long as announced. announced: at first, in seconds.
-      waited: seconds from its first refusal until it was admitted. returns: how often it asked for that.
-      first: seconds from then to its first token. late: it was refused at the end of the overload.
+      patient: it waited as long as announced. announced: the first `Retry-After`, in seconds.
+      waited: seconds from its first refusal until it was admitted. returns: the number of retries.
+      first: seconds from admission to its first token. late: it was refused at the end of the overload.
     """
 
     patient: bool
@@ -45,21 +45,21 @@ class Found:
 
     @property
     def true(self) -> bool:
-        """Whether what was announced and what it found differ by no more than the factor."""
+        """Whether the announced and the actual wait differ by at most the factor."""
         return is_true(self.announced, self.waited)
 
 
 def is_true(announced: float, waited: float) -> bool:
-    """Whether two times differ by no more than the factor and a second's rounding."""
+    """Whether two times differ by at most the factor and a second of rounding."""
     shorter, longer = sorted((announced, waited))
     return longer <= FACTOR * shorter + _ROUNDING_SECONDS
 
 
 class Retries:
-    """A sample of the refused, of each kind."""
+    """A sample of refused clients of each kind."""
 
     def __init__(self, ask: Ask, ends: float) -> None:
-        """`ends`: when the overload does, by `time.perf_counter()`."""
+        """`ends`: the end of the overload, by `time.perf_counter()`."""
         self.found: list[Found] = []
         self._ask = ask
         self._late = ends - _LATE_SECONDS
@@ -73,7 +73,7 @@ class Retries:
         await self._end(self._tasks)
 
     def refused(self, answer: Answer, again: Call) -> None:
-        """Takes a refused request into the sample, if there is room in it; `again`: what it returns with."""
+        """Adds a refused request to the sample, if there is room; `again`: the request for retries."""
         for (patient, late), running in self._running.items():
             if late == (answer.asked > self._late) and len(running) < _MOST_RUNNING:
                 task = asyncio.create_task(self._return(answer, again, patient, late))
@@ -81,8 +81,8 @@ class Retries:
                 task.add_done_callback(running.discard)
                 return
 
-    async def settle(self, seconds: float) -> None:
-        """Waits until all are in, at most so long."""
+    async def wait_for_all(self, seconds: float) -> None:
+        """Waits until all are admitted, at most `seconds`."""
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=seconds)
             await self._end(late)
@@ -101,14 +101,14 @@ class Retries:
         announced, returns, answer = refusal.retry_after or 0.0, 0, refusal
         while answer.status != 200:
             pause = answer.retry_after if patient else None
-            await asyncio.sleep(_IMPATIENT_SECONDS if pause is None else pause)  # what is tried
+            await asyncio.sleep(_IMPATIENT_SECONDS if pause is None else pause)  # the measured wait
             answer = await self._ask(again)
             returns += 1
         waited = answer.asked - refusal.answered
         self.found.append(Found(patient, announced, waited, returns, first_token(answer), late))
 
     def rows(self, table: Table) -> None:
-        """What was found, by kind and by when."""
+        """Adds the results by kind and time."""
         for late, when in ((False, "during the overload"), (True, "at its end")):
             for patient, who in ((True, "waits as announced"), (False, "asks twice a second")):
                 some = [each for each in self.found if (each.patient, each.late) == (patient, late)]

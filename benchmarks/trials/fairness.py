@@ -1,7 +1,7 @@
-"""One key that asks for everything beside one that asks for little: `python -m benchmarks.fairness`.
+"""One key with very many requests beside one with few: `python -m benchmarks.trials.fairness`.
 
-Key B asks once a second: alone at first, then while key A keeps 500 streams open. What B waits for its first
-token must stay within twice what it is alone, B must never be refused, and A uses what is left.
+Key B sends a request once a second: first alone, then while key A keeps 500 streams open. B's time to the
+first token must be at most twice that alone, B must never be refused, and A uses the remaining capacity.
 """
 
 import asyncio
@@ -12,23 +12,23 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from .load import chat
+from ..load import chat
+from ..server import Contender
 from .replies import first_token
-from .server import Contender
 from .sse import Answer, Call, ask
 from .trial import Table, contender, parser, percentile, run, scrape, serving, spread
 
 BOUND = 2.0
 KEY_A, KEY_B = "key-of-the-many-streams", "key-of-the-one-request"
 _RUN_IN_SECONDS = 5.0
-"""For A's streams to fill all slots before anything is measured."""
+"""Time for A's streams to fill all slots before anything is measured."""
 _LONGEST_RETRY = 30.0
 _numbers = itertools.count(random.randrange(10**6))
 
 
 @contextlib.asynccontextmanager
 async def repeated(stream: Callable[[], Awaitable[None]], count: int) -> AsyncIterator[None]:
-    """Keeps `count` calls of `stream` running, each begun again when it ends, while the block runs."""
+    """Keeps `count` calls of `stream` running, each started again when it ends, while the block runs."""
 
     async def repeat() -> None:
         while True:
@@ -45,7 +45,7 @@ async def repeated(stream: Callable[[], Awaitable[None]], count: int) -> AsyncIt
 
 @dataclass(slots=True)
 class Many:
-    """Key A's requests: how many were answered and refused."""
+    """Key A's requests; counts answers and refusals."""
 
     url: str
     tokens: int
@@ -53,7 +53,7 @@ class Many:
     refused: int = 0
 
     async def stream(self) -> None:
-        """One request; after a refusal the same again, when the answer says so."""
+        """One request; after a refusal, the same again after the wait that `Retry-After` requests."""
         asked = body(self.tokens)
         while (answer := await ask(self.url, asked, KEY_A)).status != 200:
             self.refused += 1
@@ -62,13 +62,13 @@ class Many:
 
 
 def body(tokens: int) -> Call:
-    """A greedy chat of exactly so many tokens, different from all before."""
+    """A greedy chat of exactly `tokens` tokens, different from all previous ones."""
     asked = {"model": "tgi", "messages": chat(next(_numbers)), "max_tokens": tokens, "temperature": 0}
     return Call("/v1/chat/completions", asked | {"ignore_eos": True, "stream": True})
 
 
 async def once_a_second(url: str, seconds: float, tokens: int) -> list[Answer]:
-    """Key B: a request each second, whatever became of the last one."""
+    """Key B: a request every second, independent of the last one's state."""
     tasks = []
     for _ in range(max(1, round(seconds))):
         tasks.append(asyncio.create_task(ask(url, body(tokens), KEY_B)))
@@ -77,14 +77,14 @@ async def once_a_second(url: str, seconds: float, tokens: int) -> list[Answer]:
 
 
 async def pace(url: str, seconds: float, key: str | None = None) -> float:
-    """Tokens a second that the engines generate meanwhile."""
+    """Tokens per second that the engines generate meanwhile."""
     before, begun = (await scrape(url, key)).generated, time.perf_counter()
     await asyncio.sleep(seconds)  # the window that is measured
     return ((await scrape(url, key)).generated - before) / (time.perf_counter() - begun)
 
 
 async def trial(url: str, name: str, streams: int, seconds: float, tokens: tuple[int, int]) -> Table:
-    """B alone, A alone, both."""
+    """B alone, A alone, then both."""
     of_a, of_b = tokens
     alone = await once_a_second(url, seconds, of_b)
     many = Many(url, of_a)

@@ -1,8 +1,8 @@
-"""Two replicas of unlike speed: `python -m benchmarks.uneven`.
+"""Two replicas of different speed: `python -m benchmarks.trials.uneven`.
 
-The last replica's engine gets the lowest priority (nice 19), then come bursts of more requests than all slots
-take. Looked at is how long anybody waited while an engine that was ready had a free slot: the client knows
-how many requests are open, the engines say how many they run.
+The last replica's engine gets the lowest priority (nice 19), then bursts of more requests than slots arrive.
+Measures how long a request waited while a ready engine had a free slot: the client knows how many requests
+are open, the engines report how many they run.
 """
 
 import argparse
@@ -12,27 +12,27 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ..server import Served
 from .fairness import body
 from .replies import first_token
-from .server import Served
 from .sse import Answer, ask
 from .trial import Metrics, Table, contender, engines, parser, percentile, run, scrape, serving, spread
 
 MOST_SECONDS = 0.5
-"""What the client knows and what the engines say is of slightly different moments."""
+"""The client's and the engines' numbers are of slightly different times."""
 _LOOK_SECONDS = 0.1
 _NICE = 19
 _BURST = 4
-"""Requests of a burst, for each slot of all."""
+"""Requests per burst, for each slot of all engines."""
 
 
 @dataclass(slots=True)
 class Watch:
-    """Looks again and again whether somebody waits beside a free slot.
+    """Checks repeatedly whether a request waits while a slot is free.
 
     Attributes:
-      spells: seconds for which that was so without a break. open: the client's requests under way.
-      paces: tokens a second of each replica between two looks at which all slots were in use.
+      spells: seconds of each such period. open: the client's open requests.
+      paces: tokens per second of each replica between two checks with all slots in use.
     """
 
     url: str
@@ -43,7 +43,7 @@ class Watch:
     _since: float | None = None
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Runs until it is cancelled."""
         last: tuple[float, Metrics] | None = None
         while True:
             now, found = time.perf_counter(), await scrape(self.url)
@@ -71,7 +71,7 @@ def is_idle(found: Metrics, slots: int, open: int) -> bool:
 
 
 def is_full(found: Metrics, slots: int) -> bool:
-    """Whether all engines run as many requests as they have slots."""
+    """Whether all slots of all engines are in use."""
     return min(found.replicas("distaff_engine_running").values()) >= slots
 
 
@@ -81,13 +81,13 @@ def _rates(before: Metrics, after: Metrics, seconds: float) -> dict[int, float]:
 
 
 def slow_down(served: Served, replica: int) -> None:
-    """Gives all threads of an engine the lowest priority; later ones inherit it."""
+    """Gives all threads of an engine the lowest priority; new threads inherit it."""
     for thread in engines(served)[replica].threads():
         os.setpriority(os.PRIO_PROCESS, thread.id, _NICE)
 
 
 async def burst(watch: Watch, count: int, tokens: int) -> list[Answer]:
-    """So many requests at once, to their ends."""
+    """Sends `count` requests at once and waits until they end."""
 
     async def one() -> Answer:
         watch.open += 1
@@ -100,7 +100,7 @@ async def burst(watch: Watch, count: int, tokens: int) -> list[Answer]:
 
 
 async def trial(served: Served, options: argparse.Namespace) -> Table:
-    """Bursts until the time is up."""
+    """Sends bursts until the time is over."""
     slow_down(served, options.replicas - 1)
     watch, answers = Watch(served.url, options.slots), list[Answer]()
     looking = asyncio.create_task(watch.run())
@@ -109,7 +109,7 @@ async def trial(served: Served, options: argparse.Namespace) -> Table:
         count = _BURST * options.replicas * options.slots
         answers += await burst(watch, count, options.tokens)
     looking.cancel()
-    table = Table(f"unlike speed, {options.model}, {options.replicas} replicas")
+    table = Table(f"different speed, {options.model}, {options.replicas} replicas")
     medians = (percentile([each[n] for each in watch.paces], 0.5) for n in range(options.replicas))
     table.note("tokens/s of each replica while all slots run", ", ".join(f"{m:.0f}" for m in medians))
     _rows(table, answers, watch.spells)
@@ -123,7 +123,7 @@ def _rows(table: Table, answers: Sequence[Answer], spells: Sequence[float]) -> N
     table.bound("answers that failed", f"{failed} of {len(answers)}", "none", failed == 0)
     longest = max(spells, default=0.0)
     table.bound(
-        "somebody waited while an engine had room",
+        "a request waited while an engine had room",
         f"longest {longest:.1f} s, {sum(spells):.1f} s of all",
         f"at most {MOST_SECONDS:g} s",
         longest <= MOST_SECONDS,

@@ -1,9 +1,8 @@
-"""How soon a killed engine serves again, and what its neighbour feels of it: `python -m benchmarks.restart`.
+"""How soon a killed engine serves again, beside another one: `python -m benchmarks.trials.restart`.
 
-A server with one engine is started twice: the second start finds all compiled steps in the cache, and its
-time is what a restart is compared with. Then two replicas serve a few endless streams, and one of them is
-killed, several times: measured are the seconds until it is ready, and the time between tokens before and
-meanwhile.
+A server with one engine is started twice: the second start finds all compiled steps in the cache, and a
+restart is compared with its time. Then two replicas serve a few endless streams, and one of them is killed,
+several times. Measures the seconds until it is ready, and the time between tokens before and meanwhile.
 """
 
 import argparse
@@ -13,19 +12,19 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from ..load import gaps_during
+from ..server import Served, running
 from .fairness import body, repeated
 from .faults import Killer
-from .load import gaps_during
-from .server import Served, running
 from .sse import Answer, ask
 from .trial import Table, contender, parser, percentile, run, serving, spread
 
 MOST_TIMES_FIRST = 1.5
 MOST_SLOWER = 2.0
 _CALM_SECONDS = 10.0
-"""Before each kill, which is what the restart is compared with."""
+"""The time before each kill, for comparison."""
 _AGAIN_SECONDS = 0.2
-"""Before a stream that failed is begun again."""
+"""The pause before a failed stream is started again."""
 
 
 @dataclass(slots=True)
@@ -33,7 +32,7 @@ class Streams:
     """The answers of a few streams.
 
     Attributes:
-      answers: those that have ended.
+      answers: the completed ones.
     """
 
     url: str
@@ -45,17 +44,17 @@ class Streams:
         answer = await ask(self.url, body(self.tokens))
         self.answers.append(answer)
         if not answer.whole or answer.status != 200:
-            await asyncio.sleep(_AGAIN_SECONDS)  # a server without an engine is not asked in a busy loop
+            await asyncio.sleep(_AGAIN_SECONDS)  # no busy loop while the server has no engine
 
     def gaps(self, begun: float, ended: float) -> list[float]:
-        """Seconds between pieces within a window, of the answers that have ended."""
+        """Seconds between pieces within a window, of the completed answers."""
         moments = [[moment for moment, _ in answer.pieces] for answer in self.answers]
         inside = [[moment for moment in each if begun <= moment <= ended] for each in moments]
         return [gap for each in inside for gap in gaps_during(each, begun, ended)]
 
 
 async def trial(served: Served, options: argparse.Namespace, first: float) -> Table:
-    """Calm, a kill, until it is ready again; in turns."""
+    """Repeats: a calm period, a kill, a wait until the engine is ready again."""
     windows = []
     streams = Streams(served.url, options.tokens)
     async with repeated(streams.stream, 2 * options.replicas):
@@ -88,7 +87,7 @@ def _rows(table: Table, first: float, away: list[float], before: list[float], me
 
 
 def _warm_start(options: argparse.Namespace, rest: Iterable[str]) -> float:
-    """Seconds to ready of one engine alone, its steps in the cache."""
+    """Seconds until a single engine is ready, with its steps in the cache."""
     alone = argparse.Namespace(**vars(options) | {"replicas": 1})
     contended = contender(alone, list(rest))
     with serving(alone, contended):

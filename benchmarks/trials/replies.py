@@ -1,7 +1,7 @@
-"""What an answer said, in whichever of the four protocols, in a form that two runs can be compared by.
+"""The content of an answer in any of the four protocols, in a form that can be compared between runs.
 
-Ids and times are left out; texts, calls, finish reasons, token names and usage must be equal. The one idea: a
-streamed answer and one in one piece are folded by the same function.
+Ids and times are left out; texts, calls, finish reasons, token names and usage must be equal. The one idea:
+the same function reads a streamed answer and one in one piece.
 """
 
 import itertools
@@ -17,12 +17,12 @@ Events = Sequence[dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What was said.
+    """The content of an answer.
 
     Attributes:
-      choices: of each its text, calls, finish reason and the names of its tokens.
-      logprobs: of all tokens, where they were asked for. usage: prompt and completion tokens.
-      error: what it ended with instead of an end of its own. refused: it never began.
+      choices: text, calls, finish reason and token names of each.
+      logprobs: of all tokens, if requested. usage: prompt and completion tokens.
+      error: the error with which it ended, if any. refused: it never began.
     """
 
     choices: tuple[Any, ...] = ()
@@ -51,18 +51,19 @@ def content_of(path: str, answer: Answer) -> Content:
 
 
 def first_token(answer: Answer) -> float | None:
-    """Seconds from the request to the first event with something generated; None: it never came."""
-    return next((moment - answer.asked for moment, event in answer.events() if _speaks(event)), None)
+    """Seconds from the request to the first event with generated content; None: there was none."""
+    return next((moment - answer.asked for moment, event in answer.events() if _has_content(event)), None)
 
 
 def longest_pause(answer: Answer) -> float:
-    """Seconds between two events with something generated, or before the first; comments are no events."""
-    moments = [answer.answered, *(moment for moment, event in answer.events() if _speaks(event))]
+    """The maximum number of seconds between events with generated content, or before the first; comments do
+    not count."""
+    moments = [answer.answered, *(moment for moment, event in answer.events() if _has_content(event))]
     return max((b - a for a, b in itertools.pairwise(moments)), default=0.0)
 
 
 def _closed(path: str, answer: Answer, events: Events) -> bool:
-    """Whether a stream has come to the end that its protocol has."""
+    """Whether a stream has reached its protocol's end."""
     if path == "/v1/responses":
         return bool(events) and events[-1]["type"] in ("response.completed", "response.incomplete")
     if path == "/generate_stream":
@@ -70,7 +71,7 @@ def _closed(path: str, answer: Answer, events: Events) -> bool:
     return answer.body.endswith(b"data: [DONE]\n\n")
 
 
-def _speaks(event: dict[str, Any]) -> bool:
+def _has_content(event: dict[str, Any]) -> bool:
     if "token" in event:
         return True
     if "choices" in event:
@@ -120,7 +121,7 @@ def _completion(events: Events) -> Content:
 
 
 def _response(events: Events) -> Content:
-    """The object that the last event carries; what was streamed before must say the same."""
+    """The object in the last event; the deltas before it must add up to the same text."""
     final = events[-1].get("response") or events[-1]
     texts = ["".join(part["text"] for part in item.get("content", ())) for item in final["output"]]
     whole = [text + item.get("arguments", "") for text, item in zip(texts, final["output"], strict=True)]

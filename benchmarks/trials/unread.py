@@ -1,9 +1,9 @@
-"""What clients that do not read cost: `python -m benchmarks.unread`.
+"""What clients that do not read cost: `python -m benchmarks.trials.unread`.
 
-Fifty clients ask for long streams with log-probabilities and read nothing, three times over. Printed is the
-resident memory of the web process before each fifty, at its most beside them, and after the last is cut off;
-and how many were cut off. The web process runs over an engine that costs nothing, in its own process, as
-fast as it can speak.
+Fifty clients request long streams with log-probabilities and read nothing, three times. Prints the resident
+memory of the web process before each fifty, its maximum meanwhile, and after the last one is disconnected;
+and how many were disconnected. The web process has a fake engine in its own process, which generates as fast
+as possible.
 """
 
 import argparse
@@ -21,17 +21,17 @@ from distaff.server.app import RUN_OPTIONS, create_app
 from distaff.server.settings import ServerSettings
 from distaff.server.testing import FakeEngine, FakeText
 
-from .server import Contender, running
+from ..server import Contender, running
 
 CLIENTS = 50
 WAVES = 3
 SECONDS = 300.0
-"""The longest that is waited for all of them to be cut off."""
+"""The maximum wait until all of them are disconnected."""
 _TOKENS = 200_000
 
 
 def _ask(address: tuple[str, int]) -> socket.socket:
-    """A client that has asked, and does not read."""
+    """Opens a client that sends a request and does not read."""
     call = {
         "model": "tgi", "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": _TOKENS,
         "ignore_eos": True, "stream": True, "logprobs": True, "top_logprobs": 20,
@@ -46,7 +46,7 @@ def _ask(address: tuple[str, int]) -> socket.socket:
 
 
 def _open(web: psutil.Process, port: int) -> int:
-    """How many clients the web process has not cut off."""
+    """The number of clients that the web process has not disconnected."""
     return sum(
         each.status == psutil.CONN_ESTABLISHED and each.laddr.port == port for each in web.net_connections()
     )
@@ -54,7 +54,7 @@ def _open(web: psutil.Process, port: int) -> int:
 
 def main() -> None:
     """Measures and prints."""
-    words = [sys.executable, "-m", "benchmarks.unread", "--serve"]
+    words = [sys.executable, "-m", "benchmarks.trials.unread", "--serve"]
     with running(Contender(lambda port: [*words, str(port)], "/ready")) as served:
         parts = urlsplit(served.url)
         for _ in range(WAVES):
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def _wave(web: psutil.Process, address: tuple[str, int]) -> str:
-    """What one crowd costs."""
+    """Measures one wave of clients."""
     before = most = web.memory_info().rss
     clients = [_ask(address) for _ in range(CLIENTS)]
     time.sleep(1)
@@ -74,7 +74,7 @@ def _wave(web: psutil.Process, address: tuple[str, int]) -> str:
     for client in clients:
         client.close()
     figures = f"{before >> 20} before, {most >> 20} at most, {after >> 20} after"
-    return f"{CLIENTS - left} of {CLIENTS} cut off; MiB resident: {figures}"
+    return f"{CLIENTS - left} of {CLIENTS} disconnected; MiB resident: {figures}"
 
 
 def serve(port: int) -> None:

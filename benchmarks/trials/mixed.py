@@ -1,8 +1,8 @@
-"""32 calls as different as the protocols allow, and what they say when nothing disturbs them.
+"""32 calls as different as the protocols allow, and their results without disturbance.
 
-Chats, completions, responses and TGI's own; greedy and seeded; schemas, tools, several choices,
-log-probabilities, penalties; streamed and in one piece. Each is made as long as it takes to last 5 to 15 s on
-the server at hand.
+Chats, completions, responses and TGI's routes; greedy and seeded; schemas, tools, several choices,
+log-probabilities, penalties; streamed and in one piece. The length of each is chosen so that it takes 5 to 15
+s on the measured server.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from .sse import Answer, Call, ask
 SHORTEST_SECONDS, LONGEST_SECONDS = 5.0, 15.0
 _FIRST_TOKENS = 128
 _ROUNDS = 3
-"""How often lengths are corrected, since calls that end early leave more to the others."""
+"""How often lengths are corrected, because calls that end early leave more capacity to the others."""
 _NUMBERS = {
     "type": "object",
     "properties": {
@@ -44,7 +44,7 @@ _LIMITS = {
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """A call, what it says undisturbed, and how many seconds that took."""
+    """A call, its result without disturbance, and how many seconds it took."""
 
     call: Call
     content: Content
@@ -145,7 +145,7 @@ def _topic(number: int) -> str:
 
 
 def _call(path: str, body: Mapping[str, Any]) -> Call:
-    """A streamed call, unless it says otherwise, which ends with its usage."""
+    """A call that is streamed, unless `body` sets `stream`, and ends with its usage."""
     full = {"model": "tgi", "stream": True, **body}
     if full["stream"] and path != "/v1/responses":
         full["stream_options"] = {"include_usage": True}
@@ -153,10 +153,10 @@ def _call(path: str, body: Mapping[str, Any]) -> Call:
 
 
 async def undisturbed(url: str, asked: Sequence[Call], key: str | None = None) -> list[Expected]:
-    """What they say all at once.
+    """The results of all calls, sent at once.
 
     Raises:
-      RuntimeError: one of them fails although nothing disturbs it.
+      RuntimeError: one of them fails without disturbance.
     """
 
     async def one(call: Call) -> Expected:
@@ -174,7 +174,7 @@ def _seconds(answer: Answer) -> float:
 
 
 async def sized(url: str, asked: Sequence[Call], context: int) -> list[Call]:
-    """The calls with limits by which they last as long as they are to; each has a length of its own."""
+    """The calls with token limits that give the intended durations; each has its own duration."""
     for _ in range(_ROUNDS):
         measured = await undisturbed(url, asked)
         asked = [
@@ -184,7 +184,7 @@ async def sized(url: str, asked: Sequence[Call], context: int) -> list[Call]:
 
 
 def _length(measured: Expected, number: int, context: int) -> int:
-    """The limit by which a call would last as long as its number says, by its own pace."""
+    """The limit that gives the duration for a call's number, at the measured speed."""
     wanted = SHORTEST_SECONDS + (LONGEST_SECONDS - SHORTEST_SECONDS) * (1 + number % 4) / 5
     pace = limit_of(measured.call) / measured.seconds
     return max(16, min(round(pace * wanted), context))

@@ -1,8 +1,8 @@
-"""A request that kills its engine, among others that do not: `python -m benchmarks.planted --replicas 2`.
+"""A request that crashes its engine, among others: `python -m benchmarks.trials.planted --replicas 2`.
 
-Sixteen mixed calls run, and among them one that crashes its engine, by a fault that is planted in the
-benchmark's own server (`fatal.py`). It must end with an error at the third death at the latest; the others
-must end as they do without it.
+Sixteen mixed calls run with one call that crashes its engine, through a fault in the benchmark's own server
+(`fatal.py`). That call must end with an error after three crashes at most; the others must have the same
+results as without it.
 """
 
 import argparse
@@ -14,18 +14,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..server import Contender
 from . import fatal
 from .faults import Differences, add_lengths, comparable
 from .mixed import calls, sized, undisturbed
 from .replies import content_of, longest_pause
-from .server import Contender
 from .sse import Answer, Call, ask
 from .trial import Table, parser, run, serving
 
 MOST_DEATHS = 3
 _OTHERS = 16
 _RUN_IN_SECONDS = 2.0
-"""For the others to be under way."""
+"""Until the others are running."""
 _LONGEST_SECONDS = 300.0
 
 KILLER = Call(
@@ -61,8 +61,8 @@ def _rows(table: Table, found: Differences, answers: Sequence[Answer], deaths: P
     for figure, wrong in (
         ("others that were refused", found.refused),
         ("others that ended with an error", len(found.ended)),
-        ("others whose texts differ", len(found.texts)),
-        ("others whose usage differs", found.usage),
+        ("others with different texts", len(found.texts)),
+        ("others with different usage", found.usage),
     ):
         table.bound(figure, f"{wrong} of {found.answers}", "none", wrong == 0)
     table.note("longest pause of the others", f"{max(map(longest_pause, answers)):.1f} s")
@@ -71,10 +71,10 @@ def _rows(table: Table, found: Differences, answers: Sequence[Answer], deaths: P
 
 
 def _with_fault(contended: Contender, deaths: Path) -> Contender:
-    """The same command line, run by the module with the fault."""
+    """The same command line, run with the module that has the fault."""
     return replace(
         contended,
-        command=lambda port: [sys.executable, "-m", "benchmarks.fatal", *contended.command(port)[1:]],
+        command=lambda port: [sys.executable, "-m", "benchmarks.trials.fatal", *contended.command(port)[1:]],
         environment=lambda: {fatal.DEATHS: str(deaths)},
     )
 

@@ -1,9 +1,9 @@
-"""A server whose engines have a planted fault: `python -m benchmarks.fatal serve …`, as `distaff serve …`.
+"""`distaff serve` with a planted fault in its engines: `python -m benchmarks.trials.fatal serve …`.
 
-The shipped server has no such option. This module runs the real command line, but has the engine processes
-run by itself; there it builds the real engine and watches it: a prompt that begins with `PROMPT` ends the
-process with SIGABRT, as a failed check in native code does, once `TOKENS` tokens have been generated for it.
-Each death adds a line to the file that the environment names.
+The shipped server has no such option. This module runs the real command line, but also runs the engine
+processes. There it builds the real engine and watches it: a prompt that begins with `PROMPT` ends the process
+with SIGABRT, as a failed check in native code does, after `TOKENS` tokens have been generated for it. Each
+crash adds a line to the file that an environment variable names.
 """
 
 import os
@@ -16,22 +16,22 @@ from typing import Any
 PROMPT = (7, 11, 13, 17, 19, 23, 29, 31)
 TOKENS = 5
 DEATHS = "DISTAFF_BENCHMARK_DEATHS"
-"""The environment variable that names the file of deaths."""
+"""The environment variable with the path of the crash log."""
 
 
 class Fuse:
-    """Knows the deadly requests of one engine, and counts what was generated for them."""
+    """Tracks the crashing requests of one engine, and counts their tokens."""
 
     def __init__(self) -> None:
         self._tokens: dict[str, int] = {}
 
     def submitted(self, id: str, prompt: Sequence[int]) -> None:
-        """A request came."""
+        """A request was submitted."""
         if tuple(prompt[: len(PROMPT)]) == PROMPT:
             self._tokens[id] = 0
 
     def generated(self, id: str) -> bool:
-        """A token of a request; whether it is the deadly one."""
+        """A token was generated; returns whether it triggers the crash."""
         if id not in self._tokens:
             return False
         self._tokens[id] += 1
@@ -39,7 +39,7 @@ class Fuse:
 
 
 def die() -> None:
-    """Leaves a line and kills this process."""
+    """Writes a line and aborts this process."""
     with Path(os.environ[DEATHS]).open("a") as file:
         file.write(f"{time.time()} {os.getpid()}\n")
     os.abort()
@@ -74,15 +74,15 @@ def work() -> None:
 
 
 def serve() -> None:
-    """The command line; engine processes are run by this module."""
+    """The command line; this module runs the engine processes."""
     from distaff.server.command import cli
     from distaff.server.command import serve as web
 
     class Planted(web.WebProcess):
-        """The web process over engines with the fault."""
+        """The web process with engines that have the fault."""
 
         def __init__(self, settings: Any, engine_commands: Sequence[Sequence[str]], *rest: Any, **more: Any):
-            ours = {"distaff.server.worker.main": "benchmarks.fatal"}
+            ours = {"distaff.server.worker.main": "benchmarks.trials.fatal"}
             commands = [[ours.get(word, word) for word in command] for command in engine_commands]
             super().__init__(settings, commands, *rest, **more)
 

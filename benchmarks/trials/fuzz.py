@@ -1,10 +1,11 @@
-"""A long fuzz of a server that runs elsewhere: `python -m benchmarks.fuzz URL --seconds 3600`.
+"""A long fuzz of a running server: `python -m benchmarks.trials.fuzz URL --seconds 3600`.
 
-Two sources of requests take turns until the time is spent: schemathesis, which draws within and outside what
-`/openapi.json` allows, and bodies drawn by hand for every route that takes one: parameters of the route with
-values of any type and size, and bytes that are no JSON at all. Counted are the statuses; printed is each
-answer that shows a defect, with the request that caused it. Overload is none: 503 with Retry-After, TGI's
-429. An engine's restart is seen in `/metrics`: its count of steps begins again. Exit code 1 for any of these.
+Two sources of requests alternate until the time is over: schemathesis, which draws within and outside what
+`/openapi.json` allows, and random bodies for every route that accepts one: parameters of the route with
+values of any type and size, and bytes that are not JSON. Counts the statuses, and prints each answer that
+shows a defect with the request that caused it. Overload is not a defect: 503 with Retry-After, TGI's 429. An
+engine's restart is detected in `/metrics`: its count of steps starts again. Exit code 1 for any defect or
+restart.
 """
 
 import argparse
@@ -25,10 +26,10 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis.core.result import Ok
 
 _BATCH = 50
-"""Requests of one operation before the next has its turn."""
+"""Requests of one operation before the next one."""
 _MOST_SHOWN = 2000
 _MOST_TOKENS = 16
-"""Of most answers, so that an hour holds many."""
+"""The length of most answers, so that an hour has many."""
 _JSON = (dict, list, str, int, float, bool, type(None))
 _TEXT = {
     "messages": [{"role": "user", "content": "Hello!"}],
@@ -53,7 +54,7 @@ _VALUES = st.recursive(
 
 
 class Findings:
-    """What became of all requests."""
+    """The results of all requests."""
 
     def __init__(self) -> None:
         self.statuses: Counter[str] = Counter()
@@ -73,14 +74,14 @@ class Findings:
 
 
 class Restarts:
-    """How often an engine has begun again, as far as its count of steps tells."""
+    """The number of engine restarts, according to the counts of steps."""
 
     def __init__(self) -> None:
         self.seen = 0
         self._steps: dict[str, float] = {}
 
     def look(self, client: httpx.Client) -> None:
-        """Compares each replica's steps with those it had before."""
+        """Compares each replica's steps with the previous scrape."""
         for line in client.get("/metrics").text.splitlines():
             name, _, value = line.rpartition(" ")
             if name.startswith("distaff_engine_steps_total"):
@@ -89,12 +90,12 @@ class Restarts:
 
 
 def main() -> int:
-    """Fuzzes until the time is spent."""
+    """Fuzzes until the time is over."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("url", help="of the server, without /v1")
     parser.add_argument("--seconds", type=float, default=3600.0, help="how long")
-    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
-    parser.add_argument("--key", help="an API key, where the server wants one")
+    parser.add_argument("--seed", type=int, default=0, help="for all random choices")
+    parser.add_argument("--key", help="an API key, if the server needs one")
     arguments = parser.parse_args()
     headers = {"authorization": f"Bearer {arguments.key}"} if arguments.key else {}
     findings, deadline = Findings(), time.monotonic() + arguments.seconds
@@ -105,7 +106,7 @@ def main() -> int:
             number = rounds.randrange(2**32)
             _explore(document, client, findings, number, deadline)
             restarts.look(client)
-            _pour(document, client, findings, number, deadline)
+            _send_random_bodies(document, client, findings, number, deadline)
             restarts.look(client)
     for name, count in sorted(findings.statuses.items()):
         print(f"{count:8} {name}")
@@ -125,7 +126,7 @@ def _explore(
     schema = schemathesis.openapi.from_dict(document)
     for result in schema.get_all_operations():
         if not isinstance(result, Ok):
-            raise SystemExit(f"/openapi.json has an operation that cannot be read: {result.err()}")
+            raise SystemExit(f"/openapi.json has an invalid operation: {result.err()}")
         operation = result.ok()
         for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
 
@@ -137,11 +138,11 @@ def _explore(
 
             try:
                 _draw(operation.as_strategy(generation_mode=mode), ask, number)
-            except Unsatisfiable:  # such as a body outside the schema where there is none
+            except Unsatisfiable:  # such as a body outside the schema if there is none
                 findings.statuses[f"{operation.label} has nothing to draw, {mode.value}"] += 1
 
 
-def _pour(
+def _send_random_bodies(
     document: dict[str, Any], client: httpx.Client, findings: Findings, number: int, deadline: float
 ) -> None:
     """One round of bodies that follow no schema."""
@@ -159,7 +160,7 @@ def _unless_late(client: httpx.Client, findings: Findings, path: str, deadline: 
 
 
 def _send(client: httpx.Client, findings: Findings, method: str, path: str, content: bytes | None) -> None:
-    """One request, and what became of it."""
+    """Sends one request and records its result."""
     operation = f"{method} {path.partition('?')[0] if not path.startswith('/v1/models/') else '/v1/models/…'}"
     try:
         answer = client.request(method, path, content=content, headers={"content-type": "application/json"})
@@ -180,7 +181,7 @@ def _bodies(names: list[str], example: dict[str, Any]) -> st.SearchStrategy[byte
 
 
 def _bound(body: Any) -> Any:
-    """Most answers are kept short; what is drawn for a limit stays."""
+    """Keeps most answers short; a drawn limit is not changed."""
     if isinstance(body, dict) and "inputs" not in body:
         for text, name in (
             ("messages", "max_tokens"),
@@ -193,7 +194,7 @@ def _bound(body: Any) -> Any:
 
 
 def _draw(strategy: st.SearchStrategy[Any], ask: Callable[[Any], None], number: int) -> None:
-    """A batch of what a strategy draws, reproducible by its number; nothing is shrunk or kept."""
+    """Draws a batch from a strategy, reproducible by its number; nothing is shrunk or stored."""
 
     def one(drawn: Any) -> None:
         ask(drawn)
