@@ -2,7 +2,7 @@
 
 Run it with `python examples/hf_inference.py`; DISTAFF_URL names another server. It works with huggingface_hub
 0.36 and 2.4. HF_HUB_OFFLINE must not be set: it forbids requests even to a server on this machine.
-HF_HUB_DISABLE_TELEMETRY=1 keeps version 2 from asking the hub for what its User-Agent is to say.
+HF_HUB_DISABLE_TELEMETRY=1 keeps version 2 from querying the hub for its User-Agent.
 """
 
 import os

@@ -24,7 +24,7 @@ NOTES = Path(__file__).with_name("data") / "spinning.txt"
 
 
 class LocalEmbeddings(Embeddings):
-    """MiniLM as LangChain asks for it."""
+    """MiniLM with LangChain's interface."""
 
     def __init__(self) -> None:
         self.model = MiniLM()
@@ -55,9 +55,9 @@ def main() -> None:
         context=store.as_retriever(search_kwargs={"k": 3}), question=RunnablePassthrough()
     ).assign(answer=answer)
 
-    told = chain.invoke(" ".join(sys.argv[1:]) or "What does a distaff hold?")
-    print(f"answer: {told['answer']!r}")
-    for document in told["context"]:
+    result = chain.invoke(" ".join(sys.argv[1:]) or "What does a distaff hold?")
+    print(f"answer: {result['answer']!r}")
+    for document in result["context"]:
         where = document.metadata
         print(f"source: {(where['source'], where['start_index'], document.page_content)}")
 

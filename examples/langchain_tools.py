@@ -1,7 +1,7 @@
-"""LangChain's ChatOpenAI with a tool that the model must call, and with an answer of a given form.
+"""LangChain's ChatOpenAI with a tool that the model must call, and with an answer in a given format.
 
 Run it with `python examples/langchain_tools.py`; DISTAFF_URL names another server. A small model may call
-with odd arguments, but they are of the declared types.
+with odd arguments, but they have the declared types.
 """
 
 import os
@@ -37,8 +37,8 @@ def main() -> None:
 
     results = [staple.invoke(call) for call in asked.tool_calls]
     print(f"returned: {[result.content for result in results]}")
-    told = model.bind_tools([staple], tool_choice="none").invoke([question, asked, *results])
-    print(f"answer: {told.content!r}")
+    answer = model.bind_tools([staple], tool_choice="none").invoke([question, asked, *results])
+    print(f"answer: {answer.content!r}")
 
     yarn = model.with_structured_output(Yarn).invoke(
         "A skein of red wool. Which fibre is it, and is it dyed?"

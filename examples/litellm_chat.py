@@ -1,7 +1,7 @@
-"""LiteLLM with the prefix `openai/`: a whole answer, then the same one in chunks that LiteLLM puts together.
+"""LiteLLM with the prefix `openai/`: a whole answer, then the same one in chunks that LiteLLM joins.
 
 Run it with `python examples/litellm_chat.py`; DISTAFF_URL names another server.
-LITELLM_LOCAL_MODEL_COST_MAP=True keeps LiteLLM from fetching its list of prices when it is imported.
+LITELLM_LOCAL_MODEL_COST_MAP=True keeps LiteLLM from downloading its price list when it is imported.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""LlamaIndex's CitationQueryEngine over a text of ours: an answer, and the numbered sources it was given.
+"""LlamaIndex's CitationQueryEngine over a text: an answer with its numbered sources.
 
 Run it with `python examples/llama_index_citations.py [QUESTION]`; DISTAFF_URL names another server.
 Embeddings and index are in this process.
@@ -21,7 +21,7 @@ NOTES = Path(__file__).with_name("data") / "spinning.txt"
 
 
 class LocalEmbedding(BaseEmbedding):
-    """MiniLM as LlamaIndex asks for it."""
+    """MiniLM with LlamaIndex's interface."""
 
     _model: MiniLM = PrivateAttr(default_factory=MiniLM)
 

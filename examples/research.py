@@ -1,6 +1,6 @@
 """Distaff without a server: perplexities of a few sentences, then a batch and a chat.
 
-Run it with `python examples/research.py [MODEL]`; without a model it takes the bundled default.
+Run it with `python examples/research.py [MODEL]`; without a model it uses the bundled default.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Hugging Face's `text-generation` client, which uses the routes of text-generation-inference.
 
 Run it with `python examples/text_generation_client.py`; DISTAFF_URL names another server. These routes take a
-text, not messages, and lie at the server's root, not below /v1.
+text, not messages, and are at the server's root, not below /v1.
 """
 
 import os

@@ -14,11 +14,11 @@ from ...checkpoints.grammars.grammar import (
     check_grammar,
     check_schema,
     choice_grammar,
+    describe_patterns,
     json_object_grammar,
     json_schema_grammar,
     lark_or_gbnf_grammar,
     regex_grammar,
-    describe_patterns,
 )
 from ..errors import BadRequest
 from .body import parse_inner
