@@ -1,6 +1,6 @@
 """instructor: an answer as a pydantic object, with a tool call and with `response_format`.
 
-Run it with `python examples/instructor_extract.py`; DISTAFF_URL names another server. The format is guaranteed;
+Run it with `python examples/instructor_extract.py`; DISTAFF_URL names another server. The format is certain;
 the facts are as good as the model.
 """
 

@@ -1,4 +1,4 @@
-"""LlamaIndex's OpenAILike: chat with /v1/chat/completions, completion with /v1/completions, whole and in pieces.
+"""LlamaIndex's OpenAILike: chat by /v1/chat/completions, completion by /v1/completions, whole and in pieces.
 
 Run it with `python examples/llama_index_chat.py`; DISTAFF_URL names another server.
 """
