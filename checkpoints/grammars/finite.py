@@ -132,7 +132,7 @@ def _refuse_circles(definitions: dict[str, Schema]) -> None:
     try:
         TopologicalSorter({name: set(_same(part)) for name, part in definitions.items()}).prepare()
     except CycleError:
-        raise SchemaError("a '$ref' in it leads back to itself", ()) from None
+        raise SchemaError("a '$ref' in it refers to itself", ()) from None
 
 
 def _same(part: Any) -> Iterator[str]:

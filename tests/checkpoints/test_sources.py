@@ -44,11 +44,11 @@ def test_names_that_may_be_models(name: str | None) -> None:
         ("~/no-such-model", "no such file or folder"),
         ("missing.gguf", "no such file or folder"),
         ("a/b/c", "no such file or folder"),
-        ("smollm3", "'smollm3' is no path and no model; expected a path, ORG/NAME on the hub, or smollm2"),
+        ("smollm3", "'smollm3' is neither a path nor a model; expected a path, ORG/NAME on the hub, or smollm2"),
         ("", "'' is no path"),
-        ("-x/y", "no path and no model"),
-        ("org/na me", "no path and no model"),
-        ("org/name\n", "no path and no model"),
+        ("-x/y", "neither a path nor a model"),
+        ("org/na me", "neither a path nor a model"),
+        ("org/name\n", "neither a path nor a model"),
     ],
 )
 def test_names_that_are_not_models(name: str, reason: str) -> None:

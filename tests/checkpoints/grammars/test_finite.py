@@ -37,7 +37,7 @@ CHILD = {"type": "object", "properties": {"child": {"$ref": "#"}}}
     ids=json.dumps,
 )
 def test_a_schema_without_a_finite_instance_is_refused(schema):
-    with pytest.raises(SchemaError, match=r"nothing finite|leads back"):
+    with pytest.raises(SchemaError, match=r"no finite value|refers to itself"):
         check_schema(schema)
 
 

@@ -133,7 +133,7 @@ def test_links_out_of_the_folder_are_not_followed(sharded: Path, target: str) ->
     outside.parent.mkdir(parents=True, exist_ok=True)
     shard.rename(outside)
     shard.symlink_to(outside)
-    refuse(sharded, shard.name, f"leads outside the folder, to {outside}")
+    refuse(sharded, shard.name, f"points outside the folder, to {outside}")
 
 
 @pytest.mark.parametrize("target", ["hub/models--a--b/blobs", "store/blobs"])

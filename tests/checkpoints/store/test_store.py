@@ -206,7 +206,7 @@ def test_destinations_that_exist(made: tuple[Path, Path], tmp_path: Path) -> Non
     convert(source, store)
     assert (store / "distaff.json").read_bytes() == before
     (tmp_path / "taken").mkdir()
-    with pytest.raises(CheckpointError, match="taken: exists and is no store"):
+    with pytest.raises(CheckpointError, match="taken: exists and is not a store"):
         convert(source, tmp_path / "taken")
     other = make_source(tmp_path, "float32")
     with pytest.raises(CheckpointError, match="made from another source"):
