@@ -137,7 +137,7 @@ def _contained(folder: Path, name: str) -> Path:
     real = path.resolve()
     if not real.is_file() or not (real.is_relative_to(folder.resolve()) or real.parent.name == "blobs"):
         raise CheckpointError(
-            f"{path} points outside the folder, to {real}; expected a plain file there, or in a folder `blobs`"
+            f"{path} points outside the folder, to {real}; expected a plain file there or in a folder `blobs`"
         )
     return path
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from benchmarks import fatal, mixed
+from benchmarks.trials import fatal, mixed
 from benchmarks.trials.faults import Differences
 from benchmarks.trials.mixed import Expected, limit_of, with_limit
 from benchmarks.trials.replies import Content, content_of, first_token, longest_pause

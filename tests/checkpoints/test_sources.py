@@ -44,7 +44,10 @@ def test_names_that_may_be_models(name: str | None) -> None:
         ("~/no-such-model", "no such file or folder"),
         ("missing.gguf", "no such file or folder"),
         ("a/b/c", "no such file or folder"),
-        ("smollm3", "'smollm3' is neither a path nor a model; expected a path, ORG/NAME on the hub, or smollm2"),
+        (
+            "smollm3",
+            "'smollm3' is neither a path nor a model; expected a path, ORG/NAME on the hub, or smollm2",
+        ),
         ("", "'' is neither a path"),
         ("-x/y", "neither a path nor a model"),
         ("org/na me", "neither a path nor a model"),

@@ -150,8 +150,7 @@ def test_drafts_change_nothing(without, drafting_engine, monkeypatch):
         {"logit_bias": ((7, 2.0),), "min_tokens": 9, "stop_ids": (198,)},
     ]
     crowds = [
-        [looping(f"{rows}.{n}", n, max_tokens=50, **kinds[n]) for n in range(rows)]
-        for rows in (1, 3, 7)
+        [looping(f"{rows}.{n}", n, max_tokens=50, **kinds[n]) for n in range(rows)] for rows in (1, 3, 7)
     ]
     outputs = [without(requests) for requests in crowds]
     set_drafts(monkeypatch, zip(crowds[2], outputs[2], strict=True))
