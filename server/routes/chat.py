@@ -19,7 +19,7 @@ blueprint = Blueprint("chat")
 async def create_chat_completion(request: ApiRequest) -> HTTPResponse | None:
     """Answers in one piece or as a stream."""
     call = await read_call(
-        request, lambda body, s: parse_chat(body, most_choices=s.most_choices, strict=s.strict)
+        request, lambda body, s: parse_chat(body, most_choices=s.most_choices, strict=s.flags.strict)
     )
     prepared = await prepare_chat(request, call, "chatcmpl-")
     reply = ChatReply(

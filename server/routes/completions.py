@@ -28,7 +28,7 @@ async def create_completion(request: ApiRequest) -> HTTPResponse | None:
     """Answers in one piece or as a stream."""
     context = request.app.ctx
     call = await read_call(
-        request, lambda body, s: parse_completion(body, most_choices=s.most_choices, strict=s.strict)
+        request, lambda body, s: parse_completion(body, most_choices=s.most_choices, strict=s.flags.strict)
     )
     info, text = context.engine_info(), context.served.ready()
     _check_possible(call, info)

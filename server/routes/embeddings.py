@@ -31,7 +31,7 @@ async def create_embeddings(request: ApiRequest) -> HTTPResponse:
     context = request.app.ctx
     if not context.settings.flags.embeddings:
         raise NotFound
-    call = await read_call(request, lambda body, s: parse_embedding(body, strict=s.strict))
+    call = await read_call(request, lambda body, s: parse_embedding(body, strict=s.flags.strict))
     info, text = context.engine_info(), context.served.ready()
     if not info.scores:
         raise BadRequest("A deterministic server does not support embeddings.", "model", "unsupported_value")

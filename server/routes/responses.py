@@ -15,7 +15,7 @@ blueprint = Blueprint("responses")
 @blueprint.post("/v1/responses")
 async def create_response(request: ApiRequest) -> HTTPResponse | None:
     """Answers in one piece or as a stream of named events."""
-    call = await read_call(request, lambda body, s: parse_response(body, strict=s.strict))
+    call = await read_call(request, lambda body, s: parse_response(body, strict=s.flags.strict))
     prepared = await prepare_chat(request, call.chat, "resp_", "input")
     reply = ResponseReply(
         prepared.heading, call.echo, temperature=prepared.params.temperature, top_p=prepared.params.top_p
