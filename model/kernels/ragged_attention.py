@@ -1,7 +1,7 @@
 """Attention on a TPU: the ragged paged attention kernel that ships with JAX, fed from a `Batch`.
 
 Its pools have our layout, `[P, page, 2K, H]` with a head's key and value adjacent, and its sequences are our
-rows, whose tokens are consecutive. It takes the queries of a row as the last ones of its sequence, which they
+rows with consecutive tokens. It takes the queries of a row as the last ones of its sequence, which they
 are. Cases that it does not support (see `fits`) go to the portable kernel.
 """
 

@@ -129,7 +129,7 @@ def test_the_bundled_model() -> None:
 
 
 def fake_pip(folder: Path, code: str) -> str:
-    """A `python` whose `-m pip download` does something else."""
+    """A `python` with a replaced `-m pip download`."""
     script = folder / "python"
     script.write_text(
         f"#!{sys.executable}\nimport sys\ntarget = sys.argv[sys.argv.index('--dest') + 1]\n{code}\n"
