@@ -26,8 +26,9 @@ class RestartBudget:
         """Counts a failure; returns the seconds to wait before the next start, or None if there is none.
 
         Args:
-          worked: it has finished requests since it was started. Earlier failures are then forgotten and the
-            next start is immediate, unless the last such failure was a moment ago.
+          worked: it has finished requests since it was started, or another program killed it. Earlier
+            failures are then forgotten and the next start is immediate, unless the last such failure was a
+            moment ago.
         """
         now = self._clock()
         if worked and self._most > 1:

@@ -220,7 +220,9 @@ class EngineSupervisor:
             return f"cannot be started: {error}"
         await child.lost()
         self._stop_accepting()
-        self._on_news(Lost(await child.killed_by_others()))
+        killed = await child.killed_by_others()
+        self._worked |= killed  # the next start will not fail because of that
+        self._on_news(Lost(killed))
         how = await child.reap()
         self._child = None
         return how

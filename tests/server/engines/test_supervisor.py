@@ -18,7 +18,7 @@ from distaff.server.dispatch.event_stream import BufferedStream
 from distaff.server.engine_client import EngineState
 from distaff.server.engines import engine_process, wire
 from distaff.server.engines.replicas import EngineGroup
-from distaff.server.engines.restart_budget import RestartBudget
+from distaff.server.engines.restart_budget import MOST_FAILURES, RestartBudget
 from distaff.server.engines.supervisor import EngineSupervisor, GivenUp, Lost, News
 
 from ...patience import patient
@@ -275,6 +275,15 @@ async def test_a_pause_of_our_own_is_not_held_against_the_engine(
     time.sleep(3.0)
     await asyncio.sleep(1.5)
     assert (engine.state, engine.pid) == ("ready", first)
+
+
+async def test_kills_by_another_program_do_not_use_up_the_restarts(start: Start):
+    """Not even of an engine that has finished no request since its start."""
+    engine = await ready(await start("ready"))
+    for _ in range(MOST_FAILURES + 1):
+        killed = engine.pid
+        os.kill(killed, signal.SIGKILL)
+        await until(lambda killed=killed: engine.state == "ready" and engine.pid not in (None, killed), 10)
 
 
 async def test_a_crash_loop_is_given_up_at_the_third_failure(start: Start):
