@@ -97,9 +97,9 @@ def engines(served: Served) -> dict[int, psutil.Process]:
     found = {}
     for child in served.process.children():
         with contextlib.suppress(psutil.Error):
-            _, mark, rest = " ".join(child.cmdline()).partition('"replica":')
+            _, mark, rest = " ".join(child.cmdline()).partition("--replica ")
             if mark:
-                found[int(rest.partition(",")[0])] = child
+                found[int(rest.partition(" ")[0])] = child
     return found
 
 

@@ -44,7 +44,7 @@ class Server:
     def engine(self, replica: int = 0) -> psutil.Process:
         """A replica's engine process."""
         children = psutil.Process(self.process.pid).children()
-        (engine,) = (child for child in children if f'"replica":{replica},' in " ".join(child.cmdline()))
+        (engine,) = (child for child in children if f"--replica {replica} " in " ".join(child.cmdline()))
         return engine
 
     def metric(self, name: str, replica: int = 0) -> float:

@@ -57,6 +57,7 @@ Start = Callable[..., Awaitable[Group]]
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
     """Starts groups; each must leave nothing behind."""
+    before = set(psutil.Process().children(recursive=True))
     started: list[Group] = []
 
     async def begin(*modes: str, most_under_way: int | None = None) -> Group:
@@ -67,7 +68,7 @@ async def start() -> AsyncIterator[Start]:
     yield begin
     for group in started:
         await group.engines.stop()
-    assert not psutil.Process().children(recursive=True)
+    assert not set(psutil.Process().children(recursive=True)) - before
 
 
 async def test_one_killed_replica_is_restarted_while_all_streams_run_on(start: Start):

@@ -56,6 +56,7 @@ Start = Callable[[str], Awaitable[Supervised]]
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
     """Starts engine processes; each must leave nothing behind."""
+    before = set(psutil.Process().children(recursive=True))
     started: list[Supervised] = []
 
     async def begin(mode: str) -> Supervised:
@@ -66,7 +67,7 @@ async def start() -> AsyncIterator[Start]:
     yield begin
     for engine in started:
         await engine.group.stop()
-    assert not psutil.Process().children(recursive=True)
+    assert not set(psutil.Process().children(recursive=True)) - before
 
 
 async def ready(engine: Supervised) -> Supervised:
