@@ -2,6 +2,9 @@
 
 The phases of an iteration are `receive` (requests and aborts), `plan`, `launch`, `wait` (for the device),
 `output` (samples become events) and `mask` (grammars compute the allowed ids). The rest is the loop itself.
+
+Start-up is not part of this: `build_engine` in `server/worker/main.py` has its order, `Runner.warm_up`
+compiles the steps, and `Progress` frames report what is done (`server/engines/wire.py`).
 """
 
 import logging

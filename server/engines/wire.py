@@ -48,7 +48,8 @@ class Progress(Frame, frozen=True):
     """A piece of a long task is done.
 
     Attributes:
-      phase: `download`, `convert`, `load` or `compile`. done, total: of the same unit; total 0 is unknown.
+      phase: `download`, `convert`, `verify`, `load` or `compile`. done, total: of the same unit; a total of 0
+        is unknown.
     """
 
     phase: str
@@ -63,7 +64,7 @@ class Located(Frame, frozen=True):
 
 
 class Ready(Frame, frozen=True):
-    """Every executable is built; requests may come."""
+    """The executables that are enough for any request are built; the rest follow in the background."""
 
     info: EngineInfo
 
