@@ -40,7 +40,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ToolCall:
     """The start of a choice's tool call number `call`."""
 
     choice: int
@@ -67,7 +67,7 @@ class End:
     logprobs: list[Entry] | None = None
 
 
-Delta = Start | Piece | Call | Arguments | End
+Delta = Start | Piece | ToolCall | Arguments | End
 
 
 class ChoiceText:
@@ -188,7 +188,7 @@ class ChoiceText:
         if self._started or (self._parser is not None and not found and not ended):
             return found
         self._started = True
-        return [Start(choice, bool(found) and isinstance(found[0], Call)), *found]
+        return [Start(choice, bool(found) and isinstance(found[0], ToolCall)), *found]
 
     def _piece(self, choice: int, text: str, *, all: bool = False) -> list[Delta]:
         """The text as a piece; with log-probabilities only up to the end of a token, unless `all` is set.
@@ -208,7 +208,7 @@ class ChoiceText:
             case CallStart(name):
                 before = self._piece(choice, "", all=True)
                 self._calls += 1
-                return [*before, Call(choice, self._calls - 1, fresh_id(*self._call_id), name)]
+                return [*before, ToolCall(choice, self._calls - 1, fresh_id(*self._call_id), name)]
             case CallArguments(text):
                 return [Arguments(choice, self._calls - 1, text)]
 

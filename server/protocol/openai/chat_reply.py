@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from ...encode import to_event, to_json
-from ...text.deltas import Arguments, Call, Delta, End, Piece, Start
+from ...text.deltas import Arguments, Delta, End, Piece, Start, ToolCall
 from ...text.logprobs import Entry
 from ..delivery import Delivery
 from ..heading import Heading
@@ -77,7 +77,7 @@ class ChatReply(OpenAiReply):
                     yield self._chunk(index, self._start(calls), so_far, _listed(self._none_yet()))
             case Piece(index, text, entries):
                 yield self._chunk(index, {"content": text}, so_far, _listed(entries))
-            case Call(index, number, id, name):
+            case ToolCall(index, number, id, name):
                 function = {"name": name, "arguments": ""}
                 calls = [{"index": number, "id": id, "type": "function", "function": function}]
                 opening = {"role": "assistant", "content": None} if self._single and number == 0 else {}
@@ -96,7 +96,7 @@ class ChatReply(OpenAiReply):
             case Piece(_, text, entries):
                 folded.text.append(text)
                 folded.add_entries(entries)
-            case Call(_, _, id, name):
+            case ToolCall(_, _, id, name):
                 function = {"name": name, "arguments": ""}
                 folded.calls.append({"id": id, "type": "function", "function": function})
             case Arguments(_, number, text):

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...encode import to_named_event
 from ...errors import ApiError
-from ...text.deltas import Arguments, Call, Delta, End, Piece, Start
+from ...text.deltas import Arguments, Delta, End, Piece, Start, ToolCall
 from ...text.logprobs import Entry
 from ..heading import Heading, fresh_id
 from ..usage import Usage
@@ -73,7 +73,7 @@ class ResponseReply:
                 if not self._in_item("message"):
                     yield from self._begin_message()
                 yield self._add_text(text, entries or [])
-            case Call(_, _, id, name):
+            case ToolCall(_, _, id, name):
                 yield from self._begin_call(id, name)
             case Arguments(_, _, text):
                 self._items[-1]["arguments"] += text
