@@ -72,7 +72,7 @@ class Dispatcher:
         self._suspects: deque[TrackedSequence] = deque()
         self._isolated: EngineHandle | None = None
         self._arrivals = 0
-        self._pumping = False
+        self._dispatch_scheduled = False
         self._fingerprint: str | None = None
         self.moved: Counter[MoveCause] = Counter(dict.fromkeys(MOVE_CAUSES, 0))
 
@@ -161,7 +161,7 @@ class Dispatcher:
 
     def dispatch(self) -> None:
         """Sends waiting sequences to engines that have room."""
-        self._pumping = False
+        self._dispatch_scheduled = False
         self._run_isolated()
         while self._begin_next() or self._make_way():
             pass
@@ -213,8 +213,8 @@ class Dispatcher:
 
     def _dispatch_soon(self) -> None:
         """Schedules one `dispatch` for all streams that end in this turn of the event loop."""
-        if not self._pumping:
-            self._pumping = True
+        if not self._dispatch_scheduled:
+            self._dispatch_scheduled = True
             self._later(0.0, self.dispatch)
 
     def _leave(self, sequence: TrackedSequence, *, working: bool) -> None:
