@@ -188,7 +188,7 @@ class Loop:
 
     def _sample_masked(self, in_flight: InFlightStep) -> InFlightStep:
         """Samples the rows that need a grammar's mask; the tokens before them are known by now."""
-        if not any(row.held for row in in_flight.plan.rows):
+        if not any(row.awaits_mask for row in in_flight.plan.rows):
             return in_flight
         with self.phases.phase("mask"):
             return self.runner.sample_masked(in_flight)

@@ -109,7 +109,7 @@ _ROW_FIELDS = {
     "end_position": np.int32,
     **{name: np.int32 if kind is int else np.float32 for name, kind in packed_parameters().items()},
 }
-_STEP_FIELDS = ("first", "held")
+_STEP_FIELDS = ("first", "awaits_mask")
 _TOKEN_FIELDS = ("token", "position", "length", "counted")
 _TILE_FIELDS = ("tile_start", "tile_length", "tile_row")
 
@@ -120,13 +120,12 @@ class Layout:
     Fields per token: `token` (-1: the row's last sample), `position` (-1: padding), `length` (see
     `model.rotary`), `counted` (1 if penalties count it). Per row: the parameters of
     `request.packed_parameters` and the other sampling settings, `slot` (the number of slots for padding),
-    `first` (1 if the sequence has just taken the slot), `held` (1 if the logits wait for a mask), `seed` and
-    the page `table`; `sample_position` is 0 if a row does not sample, before `end_position` the sequence must
-    not end; `rows` is the number in use. In tiled
-    buckets also `row` per token; per row `end`, behind its tokens in T, and `single` and `last` (indices into
-    T, T for none: a row without a single token, a row that does not sample); the tiles; and, if prompts
-    can be scored, per token `target`, the id that follows it, -1 for a token without a score. A sample bucket
-    has only the settings and `mask`.
+    `first` (1 if the sequence has just taken the slot), `awaits_mask` (1 if the logits wait for a mask),
+    `seed` and the page `table`; `sample_position` is 0 if a row does not sample, before `end_position` the
+    sequence must not end; `rows` is the number in use. In tiled buckets also `row` per token; per row `end`,
+    behind its tokens in T, and `single` and `last` (indices into T, T for none: a row without a single token,
+    a row that does not sample); the tiles; and, if prompts can be scored, per token `target`, the id that
+    follows it, -1 for a token without a score. A sample bucket has only the settings and `mask`.
     """
 
     def __init__(self, bucket: Bucket, shapes: Shapes) -> None:

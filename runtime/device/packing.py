@@ -119,7 +119,7 @@ def _pack_row(views: Views, lines: slice, row: Row) -> None:
     views["table"][lines, : len(sequence.pages)] = sequence.pages
     views["slot"][lines] = row.slot
     views["first"][lines] = row.first
-    views["held"][lines] = row.held
+    views["awaits_mask"][lines] = row.awaits_mask
     if row.samples:
         _pack_settings(views, slice(lines.stop - 1 - len(row.drafts), lines.stop), row)
 

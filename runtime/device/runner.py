@@ -189,7 +189,7 @@ class Runner:
 
     def sample_masked(self, in_flight: InFlightStep) -> InFlightStep:
         """Samples the rows of a step that wait for a mask; all earlier steps must have been read."""
-        rows = [row for row in in_flight.plan.rows if row.held and not row.sequence.finished]
+        rows = [row for row in in_flight.plan.rows if row.awaits_mask and not row.sequence.finished]
         if not rows:
             return in_flight
         bucket = choose(self.ready, "sample", len(rows))
@@ -241,7 +241,7 @@ class Runner:
         Results for prompt tokens are added to their sequences.
         """
         rows, lines = in_flight.plan.rows, sampling_lines(in_flight.plan, in_flight.bucket)
-        free = [(row, at) for row, at in zip(rows, lines, strict=True) if row.samples and not row.held]
+        free = [(row, at) for row, at in zip(rows, lines, strict=True) if row.samples and not row.awaits_mask]
         results = self._read_samples(free, in_flight.samples)
         faults = dict(in_flight.faults)
         if in_flight.scores and in_flight.plan.scored:
@@ -252,7 +252,7 @@ class Runner:
             drawn = dict(
                 self._read_samples([(row, range(n, n + 1)) for n, row in enumerate(masked)], samples)
             )
-        results += [(row, drawn.get(row, [])) for row in rows if row.held]
+        results += [(row, drawn.get(row, [])) for row in rows if row.awaits_mask]
         return [(row, faults.pop(row, sampled)) for row, sampled in results] + list(faults.items())
 
     def _read_samples(

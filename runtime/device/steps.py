@@ -104,11 +104,11 @@ def _sample_or_hold(
     samples = _draw(state, slot_B, logits_BV, fields)
     if not shapes.mask:
         return state._replace(last_S=state.last_S.at[slot_B].set(samples.token_B, mode="drop")), samples
-    held_B = fields["held"] > 0
-    free_B = jnp.where(held_B, shapes.slots, slot_B)
-    stored_B = jnp.where(held_B, slot_B, shapes.slots)
+    waiting_B = fields["awaits_mask"] > 0
+    free_B = jnp.where(waiting_B, shapes.slots, slot_B)
+    stored_B = jnp.where(waiting_B, slot_B, shapes.slots)
     logits_SV = lax.cond(
-        jnp.any(held_B),
+        jnp.any(waiting_B),
         lambda: state.logits_SV.at[stored_B].set(logits_BV, mode="drop"),
         lambda: state.logits_SV,
     )

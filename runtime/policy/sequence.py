@@ -107,7 +107,7 @@ class Row:
     drafts: tuple[int, ...] = ()
 
     @property
-    def held(self) -> bool:
+    def awaits_mask(self) -> bool:
         """Whether its sample waits for a grammar's mask."""
         return self.samples and self.sequence.matcher is not None
 
