@@ -36,7 +36,7 @@ class Attention(Linears):
         """Returns the layer's `[T, D]` and the pool with this step's keys and values."""
         q_TNH = rotate(self._heads("q", x_TD), *rotary)
         k_TKH = rotate(self._heads("k", x_TD), *rotary)
-        pool = write_pages(pool, k_TKH, self._heads("v", x_TD), batch.slots_T)
+        pool = write_pages(pool, k_TKH, self._heads("v", x_TD), batch.entries_T)
         with jax.named_scope("attend"):
             out_TNH = self.target.kernels.attention(q_TNH, pool, batch, window=self.window)
         return self.rows("o", out_TNH.reshape(x_TD.shape[0], -1)), pool

@@ -61,22 +61,22 @@ def page_bytes(config: ModelConfig, page_size: int, dtype: jnp.dtype) -> int:
     return config.layers * page_size * 2 * config.kv_heads * entry
 
 
-def write_pages(pool: Pool, k_TKH: jax.Array, v_TKH: jax.Array, slots_T: jax.Array) -> Pool:
-    """Stores each token's key and value at its slot (page * page_size + offset) of a pool.
+def write_pages(pool: Pool, k_TKH: jax.Array, v_TKH: jax.Array, entries_T: jax.Array) -> Pool:
+    """Stores each token's key and value at its entry (page * page_size + offset) of a pool.
 
     Only finite values are stored: a row that overflowed fails because of its own logits, and its pages must
     not affect the sequence that owns them next (0 * NaN is NaN, even if masked).
     """
     kv_TEH = jnp.stack([k_TKH, v_TKH], axis=2).reshape(-1, *pool.shape[2:])
     if not isinstance(pool, Int8Pool):
-        return _stored(pool, jnp.nan_to_num(kv_TEH.astype(pool.dtype)), slots_T)
+        return _stored(pool, jnp.nan_to_num(kv_TEH.astype(pool.dtype)), entries_T)
     rounded_TEH, scale_TE = quantize_last(jnp.nan_to_num(kv_TEH))
-    return Int8Pool(_stored(pool.values, rounded_TEH, slots_T), _stored(pool.scales, scale_TE, slots_T))
+    return Int8Pool(_stored(pool.values, rounded_TEH, entries_T), _stored(pool.scales, scale_TE, entries_T))
 
 
-def _stored(pool: jax.Array, entries: jax.Array, slots_T: jax.Array) -> jax.Array:
+def _stored(pool: jax.Array, values: jax.Array, entries_T: jax.Array) -> jax.Array:
     flat = pool.reshape(-1, *pool.shape[2:])
-    return flat.at[slots_T].set(entries, mode="drop").reshape(pool.shape)
+    return flat.at[entries_T].set(values, mode="drop").reshape(pool.shape)
 
 
 @jax.tree_util.register_dataclass
@@ -105,7 +105,7 @@ class Batch:
     Attributes:
       positions_T: i32 `[T]`, absolute positions in their sequences.
       lengths_T: i32 `[T]`, see `rotary.rotary_tables`.
-      slots_T: i32 `[T]`, where keys and values are stored; padding points into the trash page.
+      entries_T: i32 `[T]`, the entries where keys and values are stored; padding points into the trash page.
       tables_BM: i32 `[B, M]`, the pages of each row's sequence, in order.
       starts_R: i32 `[B + 1]`, where each row's tokens begin in T; the last entry is where the last row ends.
         Rows are consecutive. rows: i32 `[]`, how many of the B rows are in use; these come first.
@@ -115,7 +115,7 @@ class Batch:
 
     positions_T: jax.Array
     lengths_T: jax.Array
-    slots_T: jax.Array
+    entries_T: jax.Array
     tables_BM: jax.Array
     starts_R: jax.Array
     rows: jax.Array

@@ -118,7 +118,7 @@ def _hidden(model: Transformer, tokens_T: jax.Array, length: jax.Array, cache_dt
     batch = Batch(
         positions_T=place_T,
         lengths_T=jnp.full_like(place_T, length),
-        slots_T=place_T + _PAGE,
+        entries_T=place_T + _PAGE,
         tables_BM=jnp.arange(1, pages + 1, dtype=jnp.int32)[None, :],
         starts_R=jnp.array([0, tokens], jnp.int32),
         rows=jnp.int32(1),

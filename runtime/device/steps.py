@@ -86,7 +86,7 @@ def make_step(skeleton: Skeleton, bucket: Bucket, shapes: Shapes) -> Step:
         token_T = jnp.where(token_T < 0, state.last_S.at[slot_T].get(mode="clip"), token_T)
         counts_SV = _count(state.counts_SV, slot_T, token_T, fields["counted"])
         hidden_TD, cache = model(token_T, state.cache, batch)
-        broken_S, broken_P = _mark_broken(state, fields, slot_T, hidden_TD, batch.slots_T, shapes.page_size)
+        broken_S, broken_P = _mark_broken(state, fields, slot_T, hidden_TD, batch.entries_T, shapes.page_size)
         state = state._replace(cache=cache, counts_SV=counts_SV, broken_S=broken_S, broken_P=broken_P)
         last_BD = hidden_TD.at[fields["last"]].get(mode="fill", fill_value=0) if bucket.tiled else hidden_TD
         state, samples = _sample_or_hold(state, model.logits(last_BD), fields, shapes)
@@ -158,7 +158,7 @@ def _arrange(bucket: Bucket, shapes: Shapes, fields: Mapping[str, jax.Array]) ->
     batch = Batch(
         positions_T=position_T,
         lengths_T=fields["length"],
-        slots_T=_cache_slots(position_T, row_T, table_BM, shapes.page_size),
+        entries_T=_cache_entries(position_T, row_T, table_BM, shapes.page_size),
         tables_BM=table_BM,
         starts_R=jnp.pad(end_B, (1, 0)),
         rows=fields["rows"][0],
@@ -182,7 +182,7 @@ def _mark_broken(
     fields: Mapping[str, jax.Array],
     slot_T: jax.Array,
     hidden_TD: jax.Array,
-    cache_slot_T: jax.Array,
+    entries_T: jax.Array,
     page_size: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Marks the sequences and pages in which a number that is not finite has occurred.
@@ -196,8 +196,8 @@ def _mark_broken(
     """
     slots, pages = state.broken_S.shape[0], state.broken_P.shape[0]
     used_T = (fields["position"] >= 0) & (slot_T < slots)
-    page_T = cache_slot_T // page_size
-    cleared_T = used_T & (cache_slot_T % page_size == 0)
+    page_T = entries_T // page_size
+    cleared_T = used_T & (entries_T % page_size == 0)
     bad_T = used_T & ~jnp.isfinite(hidden_TD).all(axis=-1)
     broken_P = state.broken_P.at[jnp.where(cleared_T, page_T, pages)].set(False, mode="drop")
     broken_P = broken_P.at[jnp.where(bad_T, page_T, pages)].set(True, mode="drop")
@@ -210,11 +210,11 @@ def _mark_broken(
     return broken_S.at[jnp.where(bad_T, slot_T, slots)].set(True, mode="drop"), broken_P
 
 
-def _cache_slots(position_T: jax.Array, row_T: jax.Array, table_BM: jax.Array, page_size: int) -> jax.Array:
-    """The cache position for each token's key and value; the trash page for padding."""
+def _cache_entries(position_T: jax.Array, row_T: jax.Array, table_BM: jax.Array, page_size: int) -> jax.Array:
+    """The cache entry for each token's key and value; the trash page for padding."""
     place_T = jnp.maximum(position_T, 0)
-    slot_T = table_BM[row_T, place_T // page_size] * page_size + place_T % page_size
-    return jnp.where(position_T < 0, 0, slot_T)
+    entry_T = table_BM[row_T, place_T // page_size] * page_size + place_T % page_size
+    return jnp.where(position_T < 0, 0, entry_T)
 
 
 def _tiles(fields: Mapping[str, jax.Array]) -> Tiles:

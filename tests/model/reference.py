@@ -243,8 +243,8 @@ class Driver:
         return {row: logits_BV[row : row + 1] for row in tokens}
 
     def _lay_out(self, size: int, chunks: Mapping[int, tuple[int, Sequence[int]]]) -> dict[str, np.ndarray]:
-        """Tokens, positions, lengths and cache slots of a step, from `{start: (row, tokens)}`."""
-        lay = {name: np.zeros(size, np.int32) for name in ("tokens", "lengths", "slots")}
+        """Tokens, positions, lengths and cache entries of a step, from `{start: (row, tokens)}`."""
+        lay = {name: np.zeros(size, np.int32) for name in ("tokens", "lengths", "entries")}
         lay["positions"] = np.full(size, -1, np.int32)
         for start, (row, chunk) in chunks.items():
             where = slice(start, start + len(chunk))
@@ -252,7 +252,7 @@ class Driver:
             page = self.tables[row, position // self.page_size]
             lay["tokens"][where], lay["positions"][where] = chunk, position
             lay["lengths"][where] = np.maximum(self.prompts[row], position + 1)
-            lay["slots"][where] = page * self.page_size + position % self.page_size
+            lay["entries"][where] = page * self.page_size + position % self.page_size
             self.done[row] += len(chunk)
         return lay
 
@@ -262,7 +262,7 @@ class Driver:
         batch = Batch(
             positions_T=jnp.asarray(lay["positions"]),
             lengths_T=jnp.asarray(lay["lengths"]),
-            slots_T=jnp.asarray(lay["slots"]),
+            entries_T=jnp.asarray(lay["entries"]),
             tables_BM=jnp.asarray(lay["tables"], jnp.int32),
             starts_R=jnp.asarray(lay["starts"], jnp.int32),
             rows=jnp.int32(rows),

@@ -56,7 +56,7 @@ def lay_out(world: World, runs: Sequence[Run], tokens: int, *, tiles: bool) -> B
     return Batch(
         positions_T=jnp.asarray(positions),
         lengths_T=jnp.asarray(positions + 1),
-        slots_T=jnp.zeros(tokens, jnp.int32),
+        entries_T=jnp.zeros(tokens, jnp.int32),
         tables_BM=jnp.asarray(world.tables, jnp.int32),
         starts_R=jnp.asarray(np.pad(ends, (0, rows + 1 - len(ends))), jnp.int32),
         rows=jnp.int32(len(runs)),

@@ -152,7 +152,7 @@ def batch_of(world: World, runs: Sequence[Run], tokens: int) -> Batch:
     return Batch(
         positions_T=jnp.asarray(positions),
         lengths_T=jnp.asarray(positions + 1),
-        slots_T=jnp.zeros(tokens, jnp.int32),
+        entries_T=jnp.zeros(tokens, jnp.int32),
         tables_BM=jnp.asarray(world.tables, jnp.int32),
         starts_R=jnp.zeros(ROWS + 1, jnp.int32),  # this kernel uses singles and tiles
         rows=jnp.int32(len(runs)),

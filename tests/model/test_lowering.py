@@ -48,7 +48,7 @@ def abstract_batch(kind: str) -> Batch:
     return Batch(
         positions_T=integers(tokens),
         lengths_T=integers(tokens),
-        slots_T=integers(tokens),
+        entries_T=integers(tokens),
         tables_BM=integers(ROWS, COLUMNS),
         starts_R=integers(ROWS + 1),
         rows=integers(),

@@ -82,15 +82,15 @@ def test_pool_stays_finite(dtype: str) -> None:
     """NaN and infinities of an overflowed row never get into the pool that the next sequence uses."""
     (pool,) = create_cache(small(layers=1), 3, 4, jnp.dtype(dtype))
     bad_TKH = jnp.asarray([np.nan, np.inf, -np.inf, 1.0], dtype)[:, None, None] * jnp.ones((4, 2, 8), dtype)
-    slots_T = jnp.asarray([0, 5, 6, 7])
-    written = jax.jit(write_pages)(pool, bad_TKH, bad_TKH, slots_T)
+    entries_T = jnp.asarray([0, 5, 6, 7])
+    written = jax.jit(write_pages)(pool, bad_TKH, bad_TKH, entries_T)
     assert jnp.isfinite(written).all()
     assert (written.reshape(12, -1)[7] == 1.0).all()
 
 
-def test_write_pages_changes_its_slots_only() -> None:
-    """Keys and values are adjacent at their slots; every other slot is unchanged, also for slots that are too
-    high."""
+def test_write_pages_changes_its_entries_only() -> None:
+    """Keys and values are adjacent in their entries; every other entry is unchanged, also for an index
+    that is too high."""
     (pool,) = create_cache(small(layers=1), 3, 4, F32)
     k_TKH = 1.0 + jnp.arange(32, dtype=F32).reshape(2, 2, 8)
     flat = np.asarray(write_pages(pool - 9, k_TKH, -k_TKH, jnp.asarray([6, 99]))).reshape(12, 2, 2, 8)

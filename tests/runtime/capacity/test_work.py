@@ -112,7 +112,7 @@ def costs(config: ModelConfig, tokens: int) -> dict[str, float]:
     batch = Batch(
         positions_T=ids,
         lengths_T=ids,
-        slots_T=ids,
+        entries_T=ids,
         tables_BM=jax.ShapeDtypeStruct((tokens, 4), jnp.int32),
         starts_R=jax.ShapeDtypeStruct((tokens + 1,), jnp.int32),
         rows=jax.ShapeDtypeStruct((), jnp.int32),
