@@ -21,7 +21,7 @@ from ..answering.context import App
 from ..app import RUN_OPTIONS, create_app
 from ..dispatch.admission import Admission
 from ..engines import wire
-from ..engines.replicas import EngineGroup
+from ..engines.engine_group import EngineGroup
 from ..engines.supervisor import GivenUp, News
 from ..exit_codes import Failed
 from ..flags import ServeFlags

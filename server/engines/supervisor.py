@@ -2,7 +2,7 @@
 
 It runs one process after another, and records whether the last one finished any request. `engine_process.py`
 spawns a process and detects its death, `dispatcher.py` decides what it computes and moves its sequences when
-it dies, `replicas.py` joins several engines into one. Users are notified at once of every change of the
+it dies, `engine_group.py` joins several engines into one. Users are notified at once of every change of the
 process, and HTTP stays up.
 """
 

@@ -17,7 +17,7 @@ from distaff.server import exit_codes
 from distaff.server.dispatch.event_stream import BufferedStream
 from distaff.server.engine_client import EngineState
 from distaff.server.engines import engine_process, wire
-from distaff.server.engines.replicas import EngineGroup
+from distaff.server.engines.engine_group import EngineGroup
 from distaff.server.engines.restart_budget import MOST_FAILURES, RestartBudget
 from distaff.server.engines.supervisor import EngineSupervisor, GivenUp, Lost, News
 

@@ -15,7 +15,7 @@ from distaff.server.dispatch.admission import Admission
 from distaff.server.dispatch.event_stream import BufferedStream
 from distaff.server.dispatch.routing import BLOCK
 from distaff.server.engines import engine_process, wire
-from distaff.server.engines.replicas import EngineGroup
+from distaff.server.engines.engine_group import EngineGroup
 from distaff.server.engines.supervisor import GivenUp, News
 
 from ...patience import patient
