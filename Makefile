@@ -1,6 +1,8 @@
 # Two commands set Distaff up: `make serve` and `make test`. What they share is `make setup`.
 #   make serve [MODEL=...] [EXTRA=cuda|tpu] [ARGS="--port 8001"]
 #   make test [LATEST=1]
+# Beside them `make test-clients` runs the client examples and OpenAI's JavaScript client, which have environments of
+# their own. CI runs both.
 # What they install is pinned by constraints.txt and examples/constraints.txt, which `make lock` writes from the ranges
 # of pyproject.toml and examples/requirements.txt. LATEST=1 takes the newest that pyproject.toml allows, in an
 # environment of its own, and there what a third party deprecates is shown, not fatal.
@@ -21,20 +23,24 @@ INTEGRATIONS := .venv-clients
 TYPES := build/types/distaff
 PINNED := $(if $(LATEST),--upgrade --upgrade-strategy eager,--constraint constraints.txt)
 SHOWN := $(if $(LATEST),$(patsubst %,-W default::%,DeprecationWarning PendingDeprecationWarning FutureWarning))
+PYTEST := -m pytest --durations=40
 UV := build/uv/bin/uv
 # Without --upgrade it keeps what is pinned, as far as the ranges still allow that.
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --no-annotate \
   --custom-compile-command 'make lock'
 
-.PHONY: serve setup test check lock format bench clean ALWAYS
+.PHONY: serve setup test test-clients check lock format bench clean ALWAYS
 
 serve: setup
 	@exec $(BIN)/distaff serve $(MODEL) $(ARGS)
 
 setup: $(VENV)/.installed-$(EXTRA)
 
-test: $(VENV)/.installed-test $(CLIENTS)/node_modules/openai $(INTEGRATIONS)/.installed
-	$(BIN)/python -m pytest $(SHOWN)
+test: $(VENV)/.installed-test
+	$(BIN)/python $(PYTEST) -m 'not clients' $(SHOWN)
+
+test-clients: $(VENV)/.installed-test $(CLIENTS)/node_modules/openai $(INTEGRATIONS)/.installed
+	$(BIN)/python $(PYTEST) -m clients $(SHOWN)
 
 check: $(VENV)/.installed-test $(TYPES) build/lock/checked
 	$(BIN)/ruff format --check .

@@ -83,7 +83,7 @@ def test_every_exit_code_is_documented() -> None:
 def test_what_a_page_names_exists(page: Path) -> None:
     """Targets of the Makefile, files of ours, other pages and their sections."""
     text, makefile = page.read_text(), (ROOT / "Makefile").read_text()
-    for target in re.findall(r"`make ([a-z ]+)", text):
+    for target in re.findall(r"`make ([a-z -]+)", text):
         for word in target.split():
             assert re.search(rf"^{word}:", makefile, re.MULTILINE), word
     for path in re.findall(r"`((?:model|checkpoints|runtime|server|tests|examples|docs)/[\w./-]*)`", text):

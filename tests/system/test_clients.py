@@ -108,6 +108,7 @@ sys.exit(node([{str(CLIENTS / name)!r}, {server.url + "/v1"!r}]))"""
     return json.loads(done.stdout)
 
 
+@pytest.mark.clients
 def test_the_javascript_clients_tools(server: Server) -> None:
     """`runTools` calls and answers, a call is streamed, a schema held, a stream aborted."""
     heard = run_javascript("tools.mjs", server)
@@ -119,6 +120,7 @@ def test_the_javascript_clients_tools(server: Server) -> None:
     assert heard["aborted"] in (3, "APIUserAbortError")
 
 
+@pytest.mark.clients
 def test_the_javascript_clients_responses(server: Server) -> None:
     """The Responses API streamed, folded by the helper and whole; a call, and what it returned."""
     heard = run_javascript("responses.mjs", server)
@@ -130,6 +132,7 @@ def test_the_javascript_clients_responses(server: Server) -> None:
     assert heard["returned"] in ("completed", "incomplete")
 
 
+@pytest.mark.clients
 def test_the_javascript_client(server: Server) -> None:
     """Streaming, the stream helper, a whole reply, an error and a break, from OpenAI's JavaScript client."""
     heard = run_javascript("seed.mjs", server)

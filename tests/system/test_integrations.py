@@ -154,8 +154,8 @@ def outside() -> Iterator[socket.socket]:
 
 @pytest.mark.parametrize(
     ("example", "python"),
-    [(example, CLIENTS) for example in CHECKS] + [("hf_inference", Path(sys.executable))],
-    ids=[*CHECKS, "hf_inference-2"],
+    [pytest.param(example, CLIENTS, id=example, marks=pytest.mark.clients) for example in CHECKS]
+    + [pytest.param("hf_inference", Path(sys.executable), id="hf_inference-2")],
 )
 def test_an_example_keeps_its_promise(
     example: str, python: Path, server: Server, outside: socket.socket, tmp_path: Path
@@ -185,6 +185,7 @@ def test_every_client_example_is_run() -> None:
     assert files - {"research", "minilm"} == set(CHECKS)
 
 
+@pytest.mark.clients
 def test_minilm_is_the_model_that_transformers_computes() -> None:
     """The examples' embeddings are the real ones: for short, foreign, long and cut texts."""
     texts = ["A distaff holds fibre.", "Größe 42: ça va? 你好", NOTES[:900], "wool " * 400]
