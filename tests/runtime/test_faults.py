@@ -17,10 +17,10 @@ from distaff.runtime.policy.pages import PagePool
 from distaff.runtime.policy.prefix import PrefixCache
 from distaff.runtime.policy.scheduler import Scheduler
 from distaff.runtime.policy.scores import PromptScores
-from distaff.runtime.policy.sequence import Plan, Sequence, SequenceFault
+from distaff.runtime.policy.sequence import Plan, Row, Sequence, SequenceFault
 from distaff.runtime.request import EngineFailed, TokenEvent
 
-from .policy.simulation import Device, alone, make_sequence
+from .policy.simulation import SimulatedRunner, alone, make_sequence
 from .tiny import EventCollector, ModuloGrammar, ask, assert_greedy, tokens_of
 
 
@@ -198,13 +198,12 @@ class FaultyDrafter(Drafter):
         return super().propose(tokens, most)
 
 
-class FaultyRunner:
-    """A simulated device behind a runner that cannot pack or read every row."""
-
-    has_compiled = False
+class FaultyRunner(SimulatedRunner):
+    """A simulated runner that cannot pack or read every row."""
 
     def __init__(self, saboteur: Saboteur, page_size: int) -> None:
-        self.device, self._saboteur = Device(page_size), saboteur
+        super().__init__(page_size)
+        self._saboteur = saboteur
 
     def launch(self, plan: Plan) -> InFlightStep:
         for row in plan.rows:
@@ -212,13 +211,10 @@ class FaultyRunner:
                 self._saboteur.strike(row.sequence)
             except ValueError as error:
                 raise SequenceFault(row.sequence) from error
-        bucket = SimpleNamespace(kind="decode", tokens=plan.tokens)
-        in_flight = SimpleNamespace(plan=plan, bucket=bucket, launched=0.0, done=False)
-        in_flight.sampled = self.device.step(plan)
-        return cast(InFlightStep, in_flight)
+        return super().launch(plan)
 
-    def read(self, in_flight: Any) -> list[Any]:
-        return [(row, self._one(row, sampled)) for row, sampled in in_flight.sampled]
+    def read(self, step: Any) -> list[tuple[Row, Any]]:
+        return [(row, self._one(row, sampled)) for row, sampled in super().read(step)]
 
     def _one(self, row: Any, sampled: Any) -> Any:
         try:
@@ -226,9 +222,6 @@ class FaultyRunner:
         except ValueError as error:
             return error
         return sampled
-
-    def sample_masked(self, in_flight: InFlightStep) -> InFlightStep:
-        return in_flight
 
 
 PROMPTS = st.lists(st.integers(1, 2), min_size=1, max_size=9)

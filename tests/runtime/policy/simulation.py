@@ -1,4 +1,4 @@
-"""The engine's loop with a device made of dictionaries, for tests of the scheduler alone.
+"""The engine's loop and scheduler over a device made of dictionaries, without arrays or threads.
 
 The device writes token ids where the engine would write keys and values, and "samples" a hash of the history
 that it reads back through the sequence's pages. So a page shared by mistake, a missing position, a position
@@ -7,12 +7,16 @@ computed twice with wrong tokens, or a row with another sequence's sample all gi
 
 import hashlib
 from collections.abc import Sequence as List
+from types import SimpleNamespace
+from typing import Any, cast
 
-from distaff.runtime.policy.output_processor import OutputProcessor, Sampled
+from distaff.runtime.device.runner import InFlightStep, Runner
+from distaff.runtime.loop import Loop
+from distaff.runtime.policy.output_processor import Sampled
 from distaff.runtime.policy.pages import PagePool
 from distaff.runtime.policy.scheduler import Scheduler
 from distaff.runtime.policy.sequence import Plan, Row, Sequence
-from distaff.runtime.request import Request, SamplingParams
+from distaff.runtime.request import Request, SamplingParams, TokenEvent
 
 STOP = 0
 """The id that ends a sequence; the device draws it once in 16."""
@@ -69,11 +73,45 @@ class Device:
         return [(token, None) for token in sampled]
 
 
-class Loop:
-    """Plans step n+1, runs it, and only then processes step n's samples; reverses that for drafts.
+class SimulatedRunner:
+    """A runner over such a device. No step is of a kind that was tried, so the step times never change.
 
-    With `drafts`, drafts cost no time; without, the times of steps are unknown, so there are none. `awaited`
-    are the sequences with samples in flight when the newest step was planned.
+    Attributes:
+      awaited: the sequences with samples in flight when the newest step was launched.
+    """
+
+    has_compiled = False
+
+    def __init__(self, page_size: int) -> None:
+        self.device = Device(page_size)
+        self.awaited: set[Sequence] = set()
+        self._unread: list[Any] = []
+
+    def launch(self, plan: Plan) -> InFlightStep:
+        self.awaited = {row.sequence for step in self._unread for row, _ in step.sampled}
+        bucket = SimpleNamespace(kind="simulated", tokens=plan.tokens)
+        step = SimpleNamespace(plan=plan, bucket=bucket, launched=0.0, done=False)
+        step.sampled = self.device.step(plan)
+        self._unread.append(step)
+        return cast(InFlightStep, step)
+
+    def read(self, step: Any) -> list[tuple[Row, Any]]:
+        self._unread.remove(step)
+        return step.sampled
+
+    def sample_masked(self, step: InFlightStep) -> InFlightStep:
+        return step
+
+
+class SimulatedLoop:
+    """The engine's loop, run by the test instead of a thread.
+
+    With `drafts`, drafts cost no time; without, the times of steps are unknown, so there are none.
+
+    Attributes:
+      events: all events that were reported, in order.
+      sequences: all that were submitted, in order; a sequence's id is its place here.
+      aborted: those that were aborted before they ended.
     """
 
     def __init__(
@@ -93,42 +131,38 @@ class Loop:
         )
         if drafts:
             self.scheduler.step_times.record_trial("decode", budget, 1.0)
-        self.device = Device(page_size)
-        self.outputs = OutputProcessor(self.drop)
-        self.in_flight: Plan | None = None
-        self.sampled: list[tuple[Row, Sampled]] = []
+        self.events: list[TokenEvent] = []
         self.sequences: list[Sequence] = []
         self.aborted: set[Sequence] = set()
-        self.awaited: set[Sequence] = set()
+        self._runner = SimulatedRunner(page_size)
+        self._loop = Loop(cast(Runner, self._runner), self.scheduler, self.events.extend)
+        self.outputs = self._loop.outputs
+        self._in_flight: InFlightStep | None = None
 
     def submit(self, prompt: List[int], max_tokens: int, client: str = "") -> Sequence:
+        """Adds a sequence as the loop adds one from its inbox."""
         sequence = make_sequence(len(self.sequences), prompt, max_tokens, client)
         self.sequences.append(sequence)
-        self.scheduler.add(sequence)
+        self._loop._active_ids.add(sequence.request.id)
+        self._loop._add(sequence)
         return sequence
 
     def abort(self, sequence: Sequence) -> None:
         if not sequence.finished:
             self.aborted.add(sequence)
-        self.scheduler.finish(sequence)
-
-    def drop(self, name: str) -> None:
-        self.scheduler.finish(self.sequences[int(name)])
+        self._loop._abort(sequence.request.id)
 
     def run_once(self) -> Plan | None:
-        if self.in_flight and (self.in_flight.drafted or self.scheduler.should_read_first):
-            self.process_samples()
-        self.awaited = {row.sequence for row, _ in self.sampled}
-        plan = self.scheduler.plan()
-        following = self.device.step(plan) if plan else []
-        self.process_samples()
-        self.in_flight, self.sampled = plan, following
-        return plan
+        """One iteration of the loop; returns what it planned. An idle loop waits for its inbox, so the inbox
+        is never empty."""
+        self._loop.enqueue(lambda: None)
+        self._in_flight = self._loop._run_once(self._in_flight)
+        return self._in_flight.plan if self._in_flight else None
 
-    def process_samples(self) -> None:
-        if self.in_flight:
-            self.outputs.process(self.sampled)
-        self.in_flight, self.sampled = None, []
+    @property
+    def awaited(self) -> set[Sequence]:
+        """The sequences with samples in flight when the newest step was planned."""
+        return self._runner.awaited
 
     @property
     def unfinished(self) -> list[Sequence]:

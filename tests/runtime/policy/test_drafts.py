@@ -14,7 +14,7 @@ from distaff.runtime.request import Request
 
 from ..conftest import Bench
 from ..tiny import EventCollector, ask, assert_greedy, random_prompt, reference_logits
-from .simulation import Loop, alone
+from .simulation import SimulatedLoop, alone
 
 TEXT = st.lists(st.integers(0, 3), max_size=60)
 
@@ -79,7 +79,7 @@ def test_right_drafts_save_steps():
     """A repetitive sequence ends in fewer steps than it has tokens, with the same output."""
     prompt, iterations = [10, 12] * 3, {}
     for drafts in (False, True):
-        loop = Loop(slots=1, pages=80, page_size=2, budget=8, drafts=drafts)
+        loop = SimulatedLoop(slots=1, pages=80, page_size=2, budget=8, drafts=drafts)
         loop.submit(prompt, 60)
         iterations[drafts] = 0
         while loop.unfinished:

@@ -1,21 +1,21 @@
-"""The scheduler on a simulated device: all sequences are correct, with any arrivals, ends and aborts."""
+"""Loop and scheduler on a simulated device: sequences are correct with any arrivals, ends and aborts."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from .simulation import Loop, alone
+from .simulation import SimulatedLoop, alone
 
 
-def held_pages(loop: Loop) -> list[int]:
+def held_pages(loop: SimulatedLoop) -> list[int]:
     """The pages of all sequences; a page with two holders is listed twice."""
     return [page for sequence in loop.sequences for page in sequence.pages]
 
 
 def test_a_preempted_sequence_waits_for_its_sample():
     """With a sample in flight it gets no slot in the same step, even if pages are free."""
-    loop = Loop(slots=2, pages=7, page_size=1, budget=3)
+    loop = SimulatedLoop(slots=2, pages=7, page_size=1, budget=3)
     loop.submit([4], 6), loop.submit([5] * 3, 4)
     older, younger = loop.sequences
     while not loop.scheduler.preemptions:
@@ -26,7 +26,7 @@ def test_a_preempted_sequence_waits_for_its_sample():
 
 def test_no_sequence_with_a_row_is_preempted():
     """A plan has no row of a sequence without pages, in any order of running sequences."""
-    loop = Loop(slots=2, pages=4, page_size=1, budget=4)
+    loop = SimulatedLoop(slots=2, pages=4, page_size=1, budget=4)
     loop.submit([1], 3), loop.submit([2], 3)
     loop.run(2)
     loop.scheduler.running.reverse()
@@ -36,7 +36,7 @@ def test_no_sequence_with_a_row_is_preempted():
 
 def test_a_new_sequence_leaves_a_page_for_each_running_one():
     """A sequence that would be preempted in the next step gets no slot in this one."""
-    loop = Loop(slots=2, pages=4, page_size=1, budget=4)
+    loop = SimulatedLoop(slots=2, pages=4, page_size=1, budget=4)
     loop.submit([1], 3), loop.submit([2] * 2, 1)
     loop.run_once()
     assert [len(s.pages) for s in loop.sequences] == [1, 2]
@@ -47,7 +47,7 @@ def test_a_new_sequence_leaves_a_page_for_each_running_one():
 
 def test_a_half_computed_prompt_waits_for_pages():
     """There is no preemption while the holder of the missing pages only waits for its last sample."""
-    loop = Loop(slots=2, pages=6, page_size=1, budget=4)
+    loop = SimulatedLoop(slots=2, pages=6, page_size=1, budget=4)
     loop.submit([1] * 3, 1), loop.submit([2] * 5, 1)
     loop.run(50)
     assert not loop.unfinished and loop.scheduler.preemptions == 0
@@ -55,7 +55,7 @@ def test_a_half_computed_prompt_waits_for_pages():
 
 def test_a_single_token_without_a_sample_is_no_decode_row():
     """A chunk of one token, because of the budget, must not be a decode row: it samples nothing."""
-    loop = Loop(slots=2, pages=8, page_size=1, budget=2)
+    loop = SimulatedLoop(slots=2, pages=8, page_size=1, budget=2)
     loop.submit([1], 4), loop.submit([2] * 3, 1)
     plan = loop.run_once()
     assert [(row.count, row.samples) for row in plan.rows] == [(1, True), (1, False)]
@@ -64,7 +64,7 @@ def test_a_single_token_without_a_sample_is_no_decode_row():
 
 def test_decode_rows_come_before_prompts():
     """A long prompt never delays decoding sequences: they all have a row in every step."""
-    loop = Loop(slots=4, pages=40, page_size=4, budget=8)
+    loop = SimulatedLoop(slots=4, pages=40, page_size=4, budget=8)
     for name in range(3):
         loop.submit([1 + name], 12)
     loop.run_once()
@@ -78,18 +78,18 @@ def test_decode_rows_come_before_prompts():
 def test_a_budget_below_the_slots_is_refused():
     """Each running sequence must fit into a step."""
     with pytest.raises(AssertionError, match="a budget of 3 tokens cannot feed 4 slots"):
-        Loop(slots=4, pages=8, page_size=1, budget=3)
+        SimulatedLoop(slots=4, pages=8, page_size=1, budget=3)
 
 
 def test_pages_are_taken_from_the_client_that_holds_most():
     """Its youngest sequence is preempted, although others are younger; the oldest of all never is."""
-    loop = Loop(slots=4, pages=12, page_size=1, budget=16)
+    loop = SimulatedLoop(slots=4, pages=12, page_size=1, budget=16)
     for prompt, client in (([1, 2], "one"), ([2, 3, 4], "many"), ([3, 4, 5], "many"), ([4], "one")):
         loop.submit(prompt, 9, client)
     while not loop.scheduler.preemptions:
         loop.run_once()
     assert [s.arrival for s in loop.scheduler.waiting] == [2]
-    loop = Loop(slots=2, pages=8, page_size=1, budget=16)
+    loop = SimulatedLoop(slots=2, pages=8, page_size=1, budget=16)
     loop.submit([1, 2, 3], 5, "many"), loop.submit([2], 5, "one")
     while not loop.scheduler.preemptions:
         loop.run_once()
@@ -98,7 +98,7 @@ def test_pages_are_taken_from_the_client_that_holds_most():
 
 def steps_to_a_first_token(client: str) -> int:
     """Of a short sequence that arrives when long ones of the client "many" need too many pages."""
-    loop = Loop(slots=8, pages=30, page_size=2, budget=16)
+    loop = SimulatedLoop(slots=8, pages=30, page_size=2, budget=16)
     for name in range(7):
         loop.submit([1 + name] * 4, 20, "many")
     while not loop.scheduler.preemptions:
@@ -124,7 +124,7 @@ def test_clients_without_pages_get_slots_first():
 def test_no_request_is_overtaken_for_ever(long, often, budget):
     """A client with endless short sequences cannot block another client: there is a bound that does not
     depend on how many arrive."""
-    loop = Loop(slots=4, pages=21, page_size=1, budget=budget)
+    loop = SimulatedLoop(slots=4, pages=21, page_size=1, budget=budget)
     for length in long:
         loop.submit([5] * length, 21 - length, "few")
     iterations = 0
@@ -150,7 +150,7 @@ class Traffic(RuleBasedStateMachine):
     )
     def build(self, slots, page_size, more_pages, more_budget, share, drafts, clients):
         pages, budget = slots + more_pages, slots + more_budget
-        self.loop = Loop(
+        self.loop = SimulatedLoop(
             slots=slots, pages=pages, page_size=page_size, budget=budget, share=share, drafts=drafts
         )
         self.budget, self.clients = budget, clients
@@ -252,6 +252,15 @@ class Traffic(RuleBasedStateMachine):
             expected = alone(sequence.request.prompt, sequence.limit)
             whole = sequence not in self.loop.aborted
             assert sequence.tokens == (expected if whole else expected[: len(sequence.tokens)])
+            self.check_events(sequence, ends=whole)
+
+    def check_events(self, sequence, *, ends):
+        """Each token is reported once, in order, and one end after them, except for an aborted sequence."""
+        events = [event for event in self.loop.events if event.request_id == sequence.request.id]
+        tokens = [event.token for event in events if event.token is not None]
+        assert tokens == sequence.tokens[len(sequence.request.prompt) :]
+        assert [event.finish for event in events[:-1]] == [None] * len(events[:-1])
+        assert bool(events and events[-1].finish in ("stop", "length")) == ends
 
 
 TestTraffic = Traffic.TestCase

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from distaff.runtime.policy.step_times import PATIENCE, StepTimes
 
-from .simulation import Loop
+from .simulation import SimulatedLoop
 
 
 def known(decode: dict[int, float], mixed: dict[int, float]) -> StepTimes:
@@ -77,7 +77,7 @@ def test_a_size_that_was_slow_is_tried_again():
 
 def test_a_long_prompt_is_computed_in_chunks_beside_decode_rows():
     """While others decode, each step holds as much as the step times allow, and all have a row in it."""
-    loop = Loop(slots=4, pages=80, page_size=4, budget=64)
+    loop = SimulatedLoop(slots=4, pages=80, page_size=4, budget=64)
     loop.scheduler.step_times = known({4: 1.0}, {8: 2.0, 16: 2.4, 64: 9.0})
     loop.submit([1], 40)
     loop.run_once()
