@@ -48,12 +48,13 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def reset(self) -> None:
-        """The engine and the text as they were at first."""
+        """Restores the engine, the text and the unknown parameters that were logged to those at first."""
         fresh = FakeEngine()
         fresh.state = "ready"
         for name, value in vars(fresh).items():
             setattr(self.engine, name, value)
         self.served.text = FakeText()
+        self.app.ctx.seen_unknown.clear()
 
     def close(self) -> None:
         self.loop.call_soon_threadsafe(self._stop.set)
