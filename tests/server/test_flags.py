@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from distaff.runtime.device.settings import EngineSettings
+from distaff.runtime.device.settings import EngineSettings, platform_of
 from distaff.server.command.cli import taking
 from distaff.server.flags import Compiled, ServeFlags, Tgi, flag, marked
 from distaff.server.worker.from_flags import engine_settings_of
@@ -50,7 +50,8 @@ def test_all_flags_reach_the_engine_process() -> None:
 def test_the_engines_settings_are_the_flags() -> None:
     """Those of a flag's name, and the few that are converted."""
     settings = engine_settings_of(GIVEN, Cpu())
-    converted = {"kv_pages": 2, "profile": "/p", "kernels": (("a", "b"),), "prefix_cache": False}
+    pages = 35 // platform_of(Cpu()).page_size
+    converted = {"kv_pages": pages, "profile": "/p", "kernels": (("a", "b"),), "prefix_cache": False}
     converted |= {"speculation": False, "grammars": True, "scores": True}
     for field in fields(EngineSettings):
         expected = converted[field.name] if field.name in converted else getattr(GIVEN, field.name)

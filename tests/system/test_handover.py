@@ -75,8 +75,8 @@ def said(events: list[TokenEvent]) -> list[tuple[object, ...]]:
 async def test_what_a_killed_process_had_begun_another_continues(tmp_path: Path) -> None:
     """Greedy and drawn, with penalties and under a grammar: to the bit, as the engines are deterministic.
     They say how many pages they have and how long their steps take."""
-    folder = save_folder(tmp_path, make_model())
-    flags = ServeFlags(model=str(folder), slots=4, context=128, kv_tokens=2048, deterministic=True)
+    folder = save_folder(tmp_path, make_model(max_position_embeddings=512))
+    flags = ServeFlags(model=str(folder), slots=4, context=512, kv_tokens=2048, deterministic=True)
     first, second = Worker(), Worker()
     try:
         await asyncio.gather(first.start(flags), second.start(flags))
@@ -84,7 +84,7 @@ async def test_what_a_killed_process_had_begun_another_continues(tmp_path: Path)
         info = second.info
         assert info and info.page_size * info.pages >= 2048
         requests = [
-            Request(id=f"{n}", prompt=tuple(range(5 + n, 40)), params=SamplingParams(max_tokens=80, **kind))
+            Request(id=f"{n}", prompt=tuple(range(5 + n, 40)), params=SamplingParams(max_tokens=400, **kind))
             for n, kind in enumerate(KINDS)
         ]
         for request in requests:
