@@ -15,9 +15,6 @@ EngineState = Literal["starting", "loading", "ready", "restarting", "draining", 
 """`starting`: no process yet. `loading`: it reads weights or compiles. `restarting`: it was lost and a new
 process is starting. `draining`: accepts no new requests. `stopped`: will not be restarted."""
 
-TAKING: frozenset[EngineState] = frozenset({"ready", "restarting"})
-"""The states in which sequences are accepted; those that arrive during a restart wait for its end."""
-
 MoveCause = Literal["engine_lost", "preempted", "draining"]
 """Why a sequence was moved off an engine. `engine_lost`: the engine was lost. `preempted`: another client is
 entitled to its slot. `draining`: the engine accepts no new requests."""
@@ -127,17 +124,22 @@ class EngineClient(Replica, Protocol):
         on the same one, by cause."""
         ...
 
+    @property
+    def takes(self) -> bool:
+        """Whether it accepts sequences: an engine is ready, or was and restarts; then they wait for it."""
+        ...
+
     def submit(self, requests: Sequence[Request]) -> Sequence[EventStream]:
         """Submits the sequences of a call, all or none.
 
         Raises:
-          NotReady: not in one of the states `TAKING`.
+          NotReady: it accepts none.
           Overloaded: they would wait too long, or there are too many.
         """
         ...
 
     def profile(self, on: bool) -> None:
-        """Starts or stops a profile of the device and the engine."""
+        """Starts or stops a profile of the device and the engine. Raises NotReady: no engine is ready."""
         ...
 
     async def start(self) -> None:

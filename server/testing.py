@@ -159,8 +159,12 @@ class FakeEngine:
     def stats(self) -> EngineStats:
         return EngineStats(running=len(self.running), total_pages=100, free_pages=100 - len(self.running))
 
+    @property
+    def takes(self) -> bool:
+        return self.state == "ready"
+
     def submit(self, requests: Sequence[Request]) -> Sequence["FakeStream"]:
-        if self.state != "ready":
+        if not self.takes:
             raise NotReady(f"the engine is {self.state}")
         if len(self.running) + len(requests) > self.capacity:
             raise Overloaded(f"{self.capacity} sequences are running", self.retry_after)

@@ -16,7 +16,7 @@ from sanic.http import Http
 
 from ...runtime.request import NotReady
 from ..endings import Ending, ending_of, log_ending
-from ..engine_client import TAKING, EngineClient, EngineInfo
+from ..engine_client import EngineClient, EngineInfo
 from ..errors import ApiError, ModelNotFound, as_api_error
 from ..metrics import Metrics
 from ..settings import ServerSettings
@@ -67,7 +67,7 @@ class AppContext:
     def engine_info(self) -> EngineInfo:
         """The engine's properties; raises NotReady while it accepts no requests."""
         info = self.engine.info
-        if self.draining or info is None or self.engine.state not in TAKING:
+        if self.draining or info is None or not self.engine.takes:
             raise NotReady(f"the engine is {self.engine.state}", self.engine.ready_in)
         return info
 

@@ -125,19 +125,26 @@ class EngineGroup:
         """How often a sequence was moved off one of them, by cause."""
         return self._dispatcher.moved
 
+    @property
+    def takes(self) -> bool:
+        """Whether a replica accepts sequences, or one that did is restarting."""
+        return not self._closing and self._dispatcher.takes
+
     def submit(self, requests: Sequence[Request]) -> list[BufferedStream]:
         """Submits the sequences of a call, all or none; each runs on the first replica that has room.
 
         Raises:
-          NotReady: no replica accepts sequences, and none that did is restarting.
+          NotReady: it accepts none, see `takes`.
           Overloaded: they would wait too long, or there are too many.
         """
-        if self._closing or not self._dispatcher.takes:
+        if not self.takes:
             raise NotReady(f"the engine is {self.state}", self.ready_in)
         return self._dispatcher.submit(requests)
 
     def profile(self, on: bool) -> None:
-        """Starts or stops a profile of every replica that is ready."""
+        """Starts or stops a profile of every replica that is ready. Raises NotReady: none is."""
+        if not self._ready():
+            raise NotReady(f"the engine is {self.state}", self.ready_in)
         for engine in self._ready().values():
             engine.profile(on)
 

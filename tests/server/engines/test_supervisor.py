@@ -115,6 +115,8 @@ async def test_after_sigkill_the_engine_comes_back_and_streams_go_on(start: Star
     await asyncio.sleep(0.2)
     os.kill(first, signal.SIGKILL)
     await until(lambda: engine.state == "restarting", patient(1.0))
+    with pytest.raises(NotReady):
+        engine.group.profile(True)
     (new,) = engine.group.submit([request("b", max_tokens=5, token=9)])
     assert engine.group.queued[0] == 7
     assert [event.token for event in await collect(new)] == [9] * 5
