@@ -7,10 +7,11 @@ are open, the engines report how many they run.
 
 import argparse
 import asyncio
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from distaff.server.process.system import lower_priority
 
 from ..server import Served
 from .fairness import body
@@ -81,9 +82,8 @@ def _rates(before: Metrics, after: Metrics, seconds: float) -> dict[int, float]:
 
 
 def slow_down(served: Served, replica: int) -> None:
-    """Gives all threads of an engine the lowest priority; new threads inherit it."""
-    for thread in engines(served)[replica].threads():
-        os.setpriority(os.PRIO_PROCESS, thread.id, _NICE)
+    """Gives an engine the lowest priority."""
+    lower_priority(engines(served)[replica].pid, _NICE)
 
 
 async def burst(watch: Watch, count: int, tokens: int) -> list[Answer]:

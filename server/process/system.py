@@ -19,10 +19,6 @@ _PR_SET_PDEATHSIG = 1
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 _VMSTAT = Path("/proc/vmstat")
-_TASKS = Path("/proc/self/task")
-
-_NICENESS = 10
-"""Added to each thread's niceness: it then gets a tenth of the time of a thread that wants the same core."""
 
 
 def engine_environment() -> dict[str, str]:
@@ -104,14 +100,21 @@ def limit_threads(sharing: int = 1) -> None:
         os.environ.setdefault("NPROC", str(cores))
 
 
-def lower_priority() -> None:
-    """Lowers the priority of every thread of this process, and of all that they start. Linux only.
+def lower_priority(process: int, niceness: int) -> None:
+    """Makes all threads of a process nicer by `niceness`, and a session that it leads. Linux only.
 
-    For an engine that computes on the processors: otherwise the web process would wait for its many threads
-    several times per request, each time for a few microseconds of its own work. See sched(7).
+    An engine that computes on the processors has many threads, and the web process would otherwise wait for a
+    core many times for each request, for a few microseconds of work each time. With autogroups, which most
+    distributions turn on, the kernel compares the niceness of threads only within a session, and sessions by
+    a niceness of their own; without them, for example in a container, that of all threads. See sched(7).
     """
-    if sys.platform == "linux":
-        for thread in _TASKS.iterdir():
-            number = int(thread.name)
-            with contextlib.suppress(ProcessLookupError):  # it has ended
-                os.setpriority(os.PRIO_PROCESS, number, os.getpriority(os.PRIO_PROCESS, number) + _NICENESS)
+    if sys.platform != "linux":
+        return
+    account = Path(f"/proc/{process}")
+    for thread in (account / "task").iterdir():
+        number = int(thread.name)
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.setpriority(os.PRIO_PROCESS, number, os.getpriority(os.PRIO_PROCESS, number) + niceness)
+    if os.getsid(process) == process:
+        with contextlib.suppress(OSError):  # a kernel without autogroups
+            (account / "autogroup").write_text(str(niceness))

@@ -34,8 +34,6 @@ def claim_mesh_of(flags: ServeFlags) -> "Mesh":
 
     with settings_refused():
         mesh = claim_mesh(flags.mesh, flags.membership)
-    if mesh.local_devices[0].platform == "cpu":
-        system.lower_priority()
     kind = mesh.local_devices[0].device_kind
     keep_compiled(cache_folder(), kind)
     cores = system.usable_cores(sharing=flags.replicas)

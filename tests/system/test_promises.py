@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 import time
+from pathlib import Path
 
 import httpx
 import psutil
@@ -101,6 +102,8 @@ async def test_a_killed_engine_ends_no_stream(server: Server) -> None:
 def test_an_engine_on_processors_leaves_them_to_the_web_process(server: Server) -> None:
     engine = server.engine()
     assert engine.nice() == min(psutil.Process(engine.ppid()).nice() + 10, 19)
+    group = Path(f"/proc/{engine.pid}/autogroup")
+    assert not group.exists() or group.read_text().endswith("nice 10\n")
 
 
 def test_sigterm_lets_running_streams_end() -> None:

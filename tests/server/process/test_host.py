@@ -31,11 +31,13 @@ def test_cores_follow_the_control_groups_quota(tmp_path: Path, files: dict[str, 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere priorities are a process's, not a thread's")
-@pytest.mark.parametrize("before", [0, 5, 15])
-def test_all_threads_leave_the_processors_to_others(before: int):
-    """Those that run already and those that they start, also where the operator made the server nice."""
+@pytest.mark.parametrize(("before", "leads"), [(0, True), (5, False), (15, True)])
+def test_all_threads_leave_the_processors_to_others(before: int, leads: bool):
+    """Those that run already and those that they start, also where the operator made the server nice; and the
+    session, if it is the process's own."""
     code = f"""
 import os, threading
+from pathlib import Path
 from distaff.server.process.system import lower_priority
 os.nice({before})
 done, nices = threading.Event(), []
@@ -43,15 +45,18 @@ def look():
     nices.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
 early = threading.Thread(target=lambda: (done.wait(), look()))
 early.start()
-lower_priority()
+lower_priority(os.getpid(), 10)
 late = threading.Thread(target=look)
 late.start()
 done.set()
 early.join(), late.join(), look()
-print(*nices)"""
-    reported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+group = Path("/proc/self/autogroup")
+print(*nices, *(group.read_text().split()[-1:] if group.exists() else ()))"""
+    command, group = [sys.executable, "-c", code], Path("/proc/self/autogroup")
+    done = subprocess.run(command, capture_output=True, text=True, check=True, start_new_session=leads)
     base = os.getpriority(os.PRIO_PROCESS, 0)
-    assert reported.split() == [str(min(base + before + 10, 19))] * 3
+    session = [("10" if leads else group.read_text().split()[-1])] if group.exists() else []
+    assert done.stdout.split() == [str(min(base + before + 10, 19))] * 3 + session
 
 
 def test_processes_that_share_a_quota_share_its_cores(tmp_path: Path):
