@@ -55,7 +55,7 @@ print(*nices, *(group.read_text().split()[-1:] if group.exists() else ()))"""
     command, group = [sys.executable, "-c", code], Path("/proc/self/autogroup")
     done = subprocess.run(command, capture_output=True, text=True, check=True, start_new_session=leads)
     base = os.getpriority(os.PRIO_PROCESS, 0)
-    session = [("10" if leads else group.read_text().split()[-1])] if group.exists() else []
+    session = (["10"] if leads else group.read_text().split()[-1:]) if group.exists() else []
     assert done.stdout.split() == [str(min(base + before + 10, 19))] * 3 + session
 
 
