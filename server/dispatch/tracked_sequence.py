@@ -12,16 +12,13 @@ from .event_stream import BufferedStream
 
 log = logging.getLogger(__name__)
 
-MOST_DEATHS = 2
-"""A sequence that was running when this many engines died is run in isolation."""
-MOST_DEATHS_IN_ALL = 16
-"""The most engines that may die while they run one sequence, however far it gets in between."""
-PROGRESS_CRASHED = 16
+MOST_CRASHES = 2
+"""A sequence that was running when this many engines crashed is run in isolation."""
+MOST_DEATHS = 16
+"""The most engines that may die while they run one sequence, for any reason, however far it gets."""
+PROGRESS = 16
 """A sequence is cleared of suspicion this many tokens after the position of an engine's crash: more than an
 engine has in flight when it crashes."""
-PROGRESS_KILLED = 2
-"""The same if an external signal killed the engine, so that a sequence is hardly the cause: the number of
-tokens in flight without drafts."""
 
 
 @dataclass(eq=False, slots=True)
@@ -38,7 +35,8 @@ class TrackedSequence:
       wire_id: its id on the wire: a new one each time that it moves.
       began: when it was sent to that engine. started: whether the engine has returned a token of it.
       moves: how often it has been moved off an engine.
-      deaths: engines that died while they computed it, at about the same position. all_deaths: anywhere.
+      crashes: engines that crashed while they computed it, at about the same position.
+      deaths: engines that died while they computed it, at any position and for any reason.
       held_until: until when it waits for the engine with its prefix; None if that is undecided.
       held_for: that engine's number; None if it waits for none.
       stuck_since: since when no engine with a free slot has the pages for it; None if not observed.
@@ -56,8 +54,8 @@ class TrackedSequence:
     began: float = 0.0
     started: bool = False
     moves: int = 0
+    crashes: int = 0
     deaths: int = 0
-    all_deaths: int = 0
     held_until: float | None = None
     held_for: int | None = None
     stuck_since: float | None = None
@@ -75,26 +73,29 @@ class TrackedSequence:
     @property
     def suspected(self) -> bool:
         """Whether it may have crashed engines."""
-        return self.deaths >= MOST_DEATHS
+        return self.crashes >= MOST_CRASHES
 
     @property
     def guilty(self) -> bool:
-        """Whether it must not run again: an engine has died while it ran in isolation."""
-        return self.deaths > MOST_DEATHS or self.all_deaths > MOST_DEATHS_IN_ALL
+        """Whether it must not run again: an engine crashed while it ran in isolation, or too many died."""
+        return self.crashes > MOST_CRASHES or self.deaths > MOST_DEATHS
 
     def died(self, *, killed: bool) -> None:
-        """Records the death of the engine that computed it; `killed`: by an external signal."""
-        self.all_deaths += 1
-        self.clear_if_past()
-        if not self.deaths:
-            self._cleared_at = len(self.tokens) + (PROGRESS_KILLED if killed else PROGRESS_CRASHED)
+        """Records the death of the engine that computed it; `killed`: by an external signal, so that no
+        sequence is the cause."""
         self.deaths += 1
+        self.clear_if_past()
+        if killed:
+            return
+        if not self.crashes:
+            self._cleared_at = len(self.tokens) + PROGRESS
+        self.crashes += 1
 
     def clear_if_past(self) -> bool:
         """Clears the suspicion if it has passed the position where engines died; returns whether it has."""
         if len(self.tokens) <= self._cleared_at:
             return False
-        self.deaths = 0
+        self.crashes = 0
         return True
 
     def record(self, event: TokenEvent) -> TokenEvent:

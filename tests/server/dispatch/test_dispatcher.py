@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from distaff.runtime.request import EngineFailed, Overloaded
 from distaff.server.dispatch.admission import Admission
-from distaff.server.dispatch.tracked_sequence import MOST_DEATHS_IN_ALL, PROGRESS_CRASHED, PROGRESS_KILLED
+from distaff.server.dispatch.tracked_sequence import MOST_DEATHS, PROGRESS
 
 from .scripted import INFO, POISON, SLOTS, World, heard, request, token_at
 
@@ -198,52 +198,66 @@ def test_a_request_that_kills_its_engine_ends_at_the_third_death_and_the_others_
         assert heard(other) == ([token_at(other.request, position) for position in range(60)], "length")
 
 
-@pytest.mark.parametrize(
-    ("by_others", "steps", "progress"), [(False, 1, PROGRESS_CRASHED), (True, 0, PROGRESS_KILLED)]
-)
-def test_who_is_suspected_runs_alone_until_it_is_past_the_place_of_the_deaths(by_others, steps, progress):
+def test_a_suspect_runs_alone_until_it_is_past_the_position_of_the_crashes():
     world = World(1)
     world.begin(0)
     world.submit(*(request(str(i), 60) for i in range(3)))
     for _ in range(2):
-        for _ in range(steps):
-            world.step(0)
-        world.kill(0, by_others=by_others)
+        world.step(0)
+        world.kill(0)
         world.begin(0)
     alone = [len(world.engines[0].rows)]
     while len(world.engines[0].rows) == 1:
         world.step(0)
         alone.append(len(world.engines[0].rows))
-    assert 3 * progress <= len(alone) <= 3 * (progress + 3)
+    assert 3 * PROGRESS <= len(alone) <= 3 * (PROGRESS + 3)
     assert len(world.engines[0].rows) == 3
 
 
-@pytest.mark.parametrize(("by_others", "progress"), [(False, PROGRESS_CRASHED), (True, PROGRESS_KILLED)])
-def test_deaths_far_from_each_other_are_nobodys_fault(by_others, progress):
+@pytest.mark.parametrize(("by_others", "progress"), [(False, PROGRESS + 1), (True, 1), (True, 0)])
+def test_no_sequence_is_suspected_for_distant_crashes_or_for_kills_from_outside(
+    by_others: bool, progress: int
+):
     world = World(1)
     world.begin(0)
     (stream, *_) = world.submit(*(request(str(i), 200) for i in range(SLOTS)))
     for _ in range(8):
-        for _ in range(progress + 1):
+        for _ in range(progress):
             world.step(0)
         world.kill(0, by_others=by_others)
         world.begin(0)
-        assert len(world.engines[0].rows) == SLOTS  # nobody runs apart
+        assert len(world.engines[0].rows) == SLOTS  # nobody runs alone
     world.run()
     assert heard(stream)[1] == "length"
 
 
-def test_no_sequence_outlives_too_many_engines_however_far_it_comes():
+def test_kills_from_outside_do_not_hide_a_request_that_crashes_its_engine():
+    world = World(1)
+    world.begin(0)
+    (poison,) = world.submit(request("poison", 50, prompt=(POISON, 5)))
+    crashes = 0
+    while world.dispatcher.under_way:
+        world.kill(0, by_others=True)
+        world.begin(0)
+        while world.engines[0].state == "ready" and world.dispatcher.under_way:
+            world.step(0)
+        crashes += 1
+        world.begin(0)
+    assert crashes == 3 and isinstance(heard(poison)[1], EngineFailed)
+
+
+@pytest.mark.parametrize(("by_others", "progress"), [(False, PROGRESS + 1), (True, 0)])
+def test_no_sequence_outlives_too_many_engines(by_others: bool, progress: int):
     world = World(1)
     world.begin(0)
     (stream,) = world.submit(request("a", 4000))
     while not stream.ended:
-        for _ in range(PROGRESS_CRASHED + 1):
+        for _ in range(progress):
             world.step(0)
-        world.kill(0)
+        world.kill(0, by_others=by_others)
         world.begin(0)
     assert isinstance(heard(stream)[1], EngineFailed)
-    assert world.dispatcher.moved["engine_lost"] == MOST_DEATHS_IN_ALL
+    assert world.dispatcher.moved["engine_lost"] == MOST_DEATHS
 
 
 @pytest.mark.parametrize("before_the_kill", [True, False])
