@@ -30,7 +30,7 @@ class _Task:
     """A task that waits for a thread; all cost the same."""
 
     client: str
-    arrival: int
+    order: tuple[float, int]
     begun: asyncio.Future[None]
     cost: float = 1.0
     length: int = 0
@@ -54,7 +54,7 @@ class FairPool:
           RenderingOverloaded: no thread became free within `longest` seconds.
         """
         loop = asyncio.get_running_loop()
-        task = _Task(client, next(self._arrivals), loop.create_future())
+        task = _Task(client, (0.0, next(self._arrivals)), loop.create_future())
         self._queue.push(task)
         self._begin()
         try:

@@ -194,7 +194,7 @@ class Dispatcher:
     def _pass_on(self, handle: EngineHandle, sequence: TrackedSequence, event: TokenEvent) -> None:
         """Puts an event into the sequence's stream."""
         self._forecast.progress(0 if sequence.started else sequence.length, event.token is not None)
-        event = sequence.record(event)
+        event = sequence.record(event, self._clock())
         if event.finish in ("stop", "length"):
             self._forecast.learn(len(sequence.tokens), cut=event.finish == "length")
         if self._isolated is handle and sequence.clear_if_past():

@@ -3,7 +3,7 @@
 Contains neither engines nor clocks. The algorithm is deficit round robin (Shreedhar and Varghese 1996) with
 the finest quantum, known for inference as the virtual token counter (Sheng et al. 2024, arXiv:2401.00588):
 each client has a counter of the service that it has received, and the client with the lowest counter is next.
-A client that returns after a pause has no credit for it. Within a client the order is by arrival.
+A client that returns after a pause has no credit for it. The order within a client is up to the entries.
 """
 
 from bisect import insort
@@ -20,8 +20,8 @@ class Waiting(Protocol):
         ...
 
     @property
-    def arrival(self) -> int:
-        """Its unique number in the order of arrival."""
+    def order(self) -> tuple[float, int]:
+        """Its unique position among the client's entries. It must not change while the entry waits."""
         ...
 
     @property
@@ -91,9 +91,9 @@ class FairQueue(Generic[EntryT]):
         return [self._entries[client] for client in order]
 
     def push(self, entry: EntryT) -> None:
-        """Adds an entry, behind those of its client that arrived before it."""
+        """Adds an entry, in its position among those of its client."""
         self._given[entry.client] = self._start(entry.client)
-        insort(self._entries.setdefault(entry.client, []), entry, key=lambda each: each.arrival)
+        insort(self._entries.setdefault(entry.client, []), entry, key=lambda each: each.order)
         self._cost[entry.client] = self._cost.get(entry.client, 0.0) + entry.cost
         self._tokens[entry.client] = self.tokens_of(entry.client) + entry.length
 

@@ -5,6 +5,7 @@ Another engine needs only the prompt and the received tokens to continue it.
 """
 
 import logging
+import math
 from dataclasses import dataclass, field, replace
 
 from ...runtime.request import EngineFailed, Request, TokenEvent
@@ -31,6 +32,7 @@ class TrackedSequence:
       cost: its cost in seconds of a slot; changes only while it does not wait.
       digests: of its prompt's prefixes, for the router.
       tokens: the tokens received so far.
+      last_token: when the last of them was received; infinite before the first.
       engine: the number of the engine that computes it; None while it waits.
       wire_id: its id on the wire: a new one each time that it moves.
       began: when it was sent to that engine. started: whether the engine has returned a token of it.
@@ -49,6 +51,7 @@ class TrackedSequence:
     cost: float = 0.0
     digests: list[bytes] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
+    last_token: float = math.inf
     engine: int | None = None
     wire_id: str = ""
     began: float = 0.0
@@ -64,6 +67,12 @@ class TrackedSequence:
     @property
     def client(self) -> str:
         return self.request.client
+
+    @property
+    def order(self) -> tuple[float, int]:
+        """Its position in its client's queue: interrupted streams first, the longest pause first; then by
+        arrival."""
+        return self.last_token, self.arrival
 
     @property
     def length(self) -> int:
@@ -98,13 +107,18 @@ class TrackedSequence:
         self.crashes = 0
         return True
 
-    def record(self, event: TokenEvent) -> TokenEvent:
-        """Records an event of its engine, and returns it adjusted as if there were only one engine."""
+    def record(self, event: TokenEvent, now: float) -> TokenEvent:
+        """Records an event that its engine sent, and returns it adjusted as if there were only one engine.
+
+        Args:
+          now: seconds, by the clock of `last_token`.
+        """
         if not self.tokens and event.waited is not None:
             event = replace(event, waited=event.waited + self.began - self.submitted)
         self.started = True
         if event.token is not None:
             self.tokens.append(event.token)
+            self.last_token = now
         return event if event.request_id == self.request.id else replace(event, request_id=self.request.id)
 
     def expire(self, moves: int, seconds: float) -> None:

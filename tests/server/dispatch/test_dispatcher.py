@@ -166,6 +166,22 @@ def test_a_sequence_goes_on_behind_what_it_has_said():
     assert world.dispatcher.moved == {"engine_lost": 1, "preempted": 0, "draining": 0}
 
 
+def test_the_stream_that_has_paused_longest_continues_first():
+    world = World()
+    world.begin(0)
+    world.begin(1)
+    world.submit(request("first", 10), request("second", 10))
+    assert (begun(world, 0), begun(world, 1)) == (["first"], ["second"])
+    world.step(1)
+    world.step(0)
+    for number in range(2):
+        world.kill(number, by_others=True)
+    world.submit(request("new", 10))
+    world.engines[0].given.clear()
+    world.begin(0)
+    assert [given.id for given in world.engines[0].given] == ["second~1", "first~2", "new"]
+
+
 def test_an_engine_of_other_weights_continues_nothing_that_has_begun():
     world = World(1)
     world.begin(0)

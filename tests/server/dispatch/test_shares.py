@@ -26,6 +26,10 @@ class Entry:
     cost: float
     length: int = 1
 
+    @property
+    def order(self) -> tuple[float, int]:
+        return 0.0, self.arrival
+
 
 class Shares(RuleBasedStateMachine):
     """The queue against lists that are searched each time; whole costs, so that sums are exact."""
