@@ -177,14 +177,23 @@ class Engine:
         """Starts or ends a profile in the folder of the settings; from any thread; can take seconds."""
         self._profiler.switch(on)
 
-    def submit(self, request: Request) -> None:
-        """Queues a request; returns at once.
+    def next_arrival(self) -> int:
+        """A position in the order of arrival, for a request that is submitted later; from any thread."""
+        return next(self._arrivals)
+
+    def submit(self, request: Request, arrival: int | None = None) -> None:
+        """Queues a request; returns when its grammar, if it has one, is compiled.
+
+        Args:
+          arrival: its position in the order of arrival, from `next_arrival`; None for the last one.
 
         Raises:
           InvalidRequest: this engine can never serve it.
           NotReady: the engine does not run.
         """
-        self._loop.submit(self._create_sequence(request))
+        self._loop.submit(
+            self._create_sequence(request, next(self._arrivals) if arrival is None else arrival)
+        )
 
     def abort(self, request_id: str) -> None:
         """Ends a request, running or not; it receives no more events. Unknown ids are ignored."""
@@ -226,7 +235,7 @@ class Engine:
                 self.abort(request_id)
                 self._event_queues.close(request_id)
 
-    def _create_sequence(self, request: Request) -> Sequence:
+    def _create_sequence(self, request: Request, arrival: int) -> Sequence:
         limit, params = check(request, self.vocabulary, self.context), request.params
         if params.scores_prompt and not self._loop.runner.shapes.scores:
             raise InvalidRequest(
@@ -237,7 +246,7 @@ class Engine:
             request=request,
             seed=draw_seed() if params.seed is None else params.seed % 2**64,
             limit=limit,
-            arrival=next(self._arrivals),
+            arrival=arrival,
             tokens=[*request.prompt, *request.generated],
             submitted=time.monotonic(),
             matcher=create_matcher(request, self._grammars),

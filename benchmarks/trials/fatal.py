@@ -62,9 +62,9 @@ def work() -> None:
         engine, info = build(flags, replica, send, watch)
         submit = engine.submit
 
-        def submit_watched(request: Any) -> None:
+        def submit_watched(request: Any, arrival: int | None = None) -> None:
             fuse.submitted(request.id, request.prompt)
-            submit(request)
+            submit(request, arrival)
 
         engine.submit = submit_watched
         return engine, info

@@ -69,8 +69,11 @@ class Scheduler:
         self._free_slots = list(range(slots - 1, -1, -1))
 
     def add(self, sequence: Sequence) -> None:
-        """Queues a new sequence after all waiting ones."""
-        self.waiting.append(sequence)
+        """Queues a new sequence, behind the waiting ones that arrived before it."""
+        position = len(self.waiting)
+        while position and self.waiting[position - 1].arrival > sequence.arrival:
+            position -= 1
+        self.waiting.insert(position, sequence)
 
     def finish(self, sequence: Sequence) -> None:
         """Removes a sequence and releases its slot and pages. Idempotent."""
@@ -252,9 +255,9 @@ class Scheduler:
         self.preemptions += 1
 
     def _requeue(self, sequence: Sequence) -> None:
-        """Makes a running sequence wait again, in the order of arrival."""
+        """Makes a running sequence wait again."""
         self._release_slot(sequence)
-        self.waiting.insert(sum(s.arrival < sequence.arrival for s in self.waiting), sequence)
+        self.add(sequence)
 
     def _assign_slot(self, sequence: Sequence) -> None:
         self.waiting.remove(sequence)

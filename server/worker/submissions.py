@@ -2,7 +2,8 @@
 
 Compiling a grammar may take long, up to a bound, and the thread that reads the web process's frames must not
 wait for it, because aborts and other requests follow. The id of a request is kept while its grammar compiles,
-and an abort removes the id; the compiling thread submits the request only if the id is still there.
+and an abort removes the id; the compiling thread submits the request only if the id is still there. A request
+keeps its position in the order of arrival, so that those that follow do not get ahead meanwhile.
 """
 
 import logging
@@ -26,7 +27,9 @@ Refuse = Callable[[TokenEvent], None]
 class TakesRequests(Protocol):
     """The interface of an engine that this module needs."""
 
-    def submit(self, request: Request) -> None: ...
+    def submit(self, request: Request, arrival: int | None = None) -> None: ...
+
+    def next_arrival(self) -> int: ...
 
     def abort(self, request_id: str) -> None: ...
 
@@ -49,7 +52,7 @@ class Submissions:
             return
         with self._lock:
             self._compiling.add(request.id)
-        self._pool.submit(self._compile, request)
+        self._pool.submit(self._compile, request, self._engine.next_arrival())
 
     def abort(self, request_id: str) -> None:
         """Aborts a request in any state."""
@@ -59,21 +62,21 @@ class Submissions:
         if not compiling:
             self._engine.abort(request_id)
 
-    def _compile(self, request: Request) -> None:
+    def _compile(self, request: Request, arrival: int) -> None:
         with self._lock:
             if request.id not in self._compiling:
                 return
-        self._enter(request)
+        self._enter(request, arrival)
         with self._lock:
             aborted = request.id not in self._compiling
             self._compiling.discard(request.id)
         if aborted:
             self._engine.abort(request.id)
 
-    def _enter(self, request: Request) -> None:
+    def _enter(self, request: Request, arrival: int | None = None) -> None:
         """Submits a request. An error affects only this request."""
         try:
-            self._engine.submit(request)
+            self._engine.submit(request, arrival)
         except DistaffError as error:
             self._refuse(refusal(request, error))
         except BaseException as error:  # a panic in a grammar library is not an Exception

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from .simulation import SimulatedLoop, alone
+from .simulation import SimulatedLoop, alone, make_sequence
 
 
 def held_pages(loop: SimulatedLoop) -> list[int]:
@@ -22,6 +22,13 @@ def test_a_preempted_sequence_waits_for_its_sample():
         plan = loop.run_once()
     assert [row.sequence for row in plan.rows] == [older] and loop.pool.available >= 3
     assert younger.tokens == alone([5] * 3, 7)[: len(younger.tokens)]
+
+
+def test_a_sequence_that_is_added_late_has_its_place_in_the_order_of_arrival():
+    loop = SimulatedLoop(slots=1, pages=8, page_size=1, budget=2)
+    for arrival in (2, 0, 3, 1):
+        loop.scheduler.add(make_sequence(arrival, [1, 2], 1))
+    assert [s.arrival for s in loop.scheduler.waiting] == [0, 1, 2, 3]
 
 
 def test_no_sequence_with_a_row_is_preempted():

@@ -64,7 +64,10 @@ class FakeEngine:
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, request: Request) -> None:
+    def next_arrival(self) -> int:
+        return 0
+
+    def submit(self, request: Request, arrival: int | None = None) -> None:
         if self._mode == "refuse":
             raise InvalidRequest("no", "prompt")
         if self._mode == "panic" and request.params.grammar:

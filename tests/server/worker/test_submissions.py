@@ -1,5 +1,6 @@
 """Requests whose grammars are compiled on their way in: aborts on the way take effect."""
 
+import itertools
 import threading
 
 import pytest
@@ -13,21 +14,26 @@ from ..engines.engine_processes import request
 
 
 class Engine:
-    """Notes what is in it; takes a request with a grammar when it is allowed to."""
+    """Records what is in it; accepts a request with a grammar when it is allowed to."""
 
     def __init__(self) -> None:
-        self.inside: set[str] = set()
+        self.inside: dict[str, int] = {}
+        self.arrivals = itertools.count()
         self.compiling = threading.Semaphore(0)
         self.allowed = threading.Event()
 
-    def submit(self, request: Request) -> None:
+    def next_arrival(self) -> int:
+        return next(self.arrivals)
+
+    def submit(self, request: Request, arrival: int | None = None) -> None:
+        arrival = next(self.arrivals) if arrival is None else arrival
         if request.params.grammar is not None:
             self.compiling.release()
             assert self.allowed.wait(10)
-        self.inside.add(request.id)
+        self.inside[request.id] = arrival
 
     def abort(self, request_id: str) -> None:
-        self.inside.discard(request_id)
+        self.inside.pop(request_id, None)
 
 
 def test_an_abort_while_its_grammar_is_compiled_takes_effect():
@@ -38,7 +44,18 @@ def test_an_abort_while_its_grammar_is_compiled_takes_effect():
     submissions.abort("a")
     engine.allowed.set()
     submissions._pool.shutdown()
-    assert engine.inside == set()
+    assert not engine.inside
+
+
+def test_a_request_whose_grammar_is_compiled_keeps_its_place():
+    engine = Engine()
+    submissions = Submissions(engine, lambda refused: None)
+    for name, grammar in [("a", "slow"), ("b", None), ("c", "slow"), ("d", None)]:
+        submissions.submit(request(name, grammar=grammar))
+    assert sorted(engine.inside) == ["b", "d"]
+    engine.allowed.set()
+    submissions._pool.shutdown()
+    assert sorted(engine.inside, key=lambda name: engine.inside[name]) == ["a", "b", "c", "d"]
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), max_size=12))
@@ -58,7 +75,7 @@ def test_what_is_in_the_engine_in_the_end_is_what_was_not_aborted(plan: list[tup
     engine.allowed.set()
     submissions._pool.shutdown()
     kept = {str(number) for number, (_, at_once, later) in enumerate(plan) if not (at_once or later)}
-    assert engine.inside == kept
+    assert set(engine.inside) == kept
 
 
 @pytest.mark.parametrize(
@@ -73,7 +90,7 @@ def test_only_a_request_that_met_no_running_engine_is_lost(error, param, lost):
     """Another engine may take that one; what was refused for its own sake would be refused again."""
 
     class Refusing(Engine):
-        def submit(self, request: Request) -> None:
+        def submit(self, request: Request, arrival: int | None = None) -> None:
             raise error
 
     refused: list[TokenEvent] = []
