@@ -1,17 +1,16 @@
 """Two replicas of different speed: `python -m benchmarks.trials.uneven`.
 
-The last replica's engine gets the lowest priority (nice 19), then bursts of more requests than slots arrive.
-Measures how long a request waited while a ready engine had a free slot: the client knows how many requests
-are open, the engines report how many they run.
+The last replica's engine is stopped for three quarters of the time, in turns of a few steps, while bursts of
+more requests than slots arrive. Measures how long a request waited while a ready engine had a free slot: the
+client knows how many requests are open, the engines report how many they run.
 """
 
 import argparse
 import asyncio
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-
-from distaff.server.process.system import lower_priority
 
 from ..server import Served
 from .fairness import body
@@ -22,7 +21,7 @@ from .trial import Metrics, Table, contender, engines, parser, percentile, run, 
 MOST_SECONDS = 0.5
 """The client's and the engines' numbers are of slightly different times."""
 _LOOK_SECONDS = 0.1
-_NICE = 19
+_STOPPED_SECONDS, _RUNNING_SECONDS = 0.06, 0.02
 _BURST = 4
 """Requests per burst, for each slot of all engines."""
 
@@ -81,9 +80,27 @@ def _rates(before: Metrics, after: Metrics, seconds: float) -> dict[int, float]:
     return {replica: (last[replica] - first[replica]) / seconds for replica in last}
 
 
-def slow_down(served: Served, replica: int) -> None:
-    """Gives an engine the lowest priority."""
-    lower_priority(engines(served)[replica].pid, _NICE)
+@contextlib.asynccontextmanager
+async def slowed_down(served: Served, replica: int) -> AsyncIterator[None]:
+    """Stops an engine again and again during the context, as if its processor were several times slower.
+
+    A lower priority would slow it down only while something else needs its cores.
+    """
+    engine = engines(served)[replica]
+
+    async def alternate() -> None:
+        while True:
+            engine.suspend()
+            await asyncio.sleep(_STOPPED_SECONDS)  # the speed itself
+            engine.resume()
+            await asyncio.sleep(_RUNNING_SECONDS)  # the speed itself
+
+    task = asyncio.create_task(alternate())
+    try:
+        yield
+    finally:
+        task.cancel()
+        engine.resume()
 
 
 async def burst(watch: Watch, count: int, tokens: int) -> list[Answer]:
@@ -101,13 +118,13 @@ async def burst(watch: Watch, count: int, tokens: int) -> list[Answer]:
 
 async def trial(served: Served, options: argparse.Namespace) -> Table:
     """Sends bursts until the time is over."""
-    slow_down(served, options.replicas - 1)
     watch, answers = Watch(served.url, options.slots), list[Answer]()
     looking = asyncio.create_task(watch.run())
     ends = time.perf_counter() + options.seconds
-    while time.perf_counter() < ends:
-        count = _BURST * options.replicas * options.slots
-        answers += await burst(watch, count, options.tokens)
+    async with slowed_down(served, options.replicas - 1):
+        while time.perf_counter() < ends:
+            count = _BURST * options.replicas * options.slots
+            answers += await burst(watch, count, options.tokens)
     looking.cancel()
     table = Table(f"different speed, {options.model}, {options.replicas} replicas")
     medians = (percentile([each[n] for each in watch.paces], 0.5) for n in range(options.replicas))
