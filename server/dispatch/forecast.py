@@ -19,7 +19,8 @@ _UNKNOWN_LENGTH = 256
 _NEWS = 0.05
 """The weight of the newest sequence in an average."""
 _WINDOW_SECONDS, _NEW_WINDOW = 2.0, 0.3
-"""The weight of the newest window in the measured factor."""
+"""The length of a window in which the factor is measured, without times in which nothing runs, and the weight
+of the newest window."""
 _FASTEST, _SLOWEST = 0.01, 100.0
 """Bounds of the factor: one outlier must not spoil all predictions."""
 _UNMEASURED = 0.25
@@ -52,8 +53,8 @@ class Forecast:
         self._length: float | None = None
         self._ended = 0
         self._known = False
-        self._now = self._since = 0.0
-        self._occupied = self._progress = 0.0
+        self._now = 0.0
+        self._busy = self._occupied = self._progress = 0.0
 
     def learn_steps(self, steps: Sequence[Steps]) -> None:
         """Uses the mean of the step times of all engines that accept sequences.
@@ -70,7 +71,7 @@ class Forecast:
         if self._known:
             self.factor *= self._decode / decode
         self._decode, self._prompt = decode, prompt
-        self._occupied = self._progress = 0.0
+        self._busy = self._occupied = self._progress = 0.0
 
     def learn(self, tokens: int, *, cut: bool = False) -> None:
         """Records a finished sequence of `tokens` generated tokens.
@@ -86,15 +87,16 @@ class Forecast:
 
     def elapse(self, now: float, running: int) -> None:
         """Records time that passed with `running` sequences in slots. Call it before that number changes."""
-        self._occupied += running * (now - self._now)
+        if running:
+            self._busy += now - self._now
+            self._occupied += running * (now - self._now)
         self._now = now
-        if now - self._since < _WINDOW_SECONDS or self._progress <= 0.0:
+        if self._busy < _WINDOW_SECONDS or self._progress <= 0.0:
             return
         ratio = min(max(self._occupied / self._progress, _FASTEST), _SLOWEST)
         self.factor += (_NEW_WINDOW if self._known else 1.0) * (ratio - self.factor)
         self._known = True
-        self._occupied = self._progress = 0.0
-        self._since = now
+        self._busy = self._occupied = self._progress = 0.0
 
     def progress(self, prompt: int, tokens: int) -> None:
         """Records the progress of a sequence in its slot."""

@@ -267,6 +267,23 @@ def test_a_forecast_learns_how_slow_the_engines_are(factor: float, running: int)
     assert forecast.factor == pytest.approx(2 * factor, rel=0.01 if factor > 0.5 else 0.5)
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_the_first_token_after_an_idle_time_says_nothing_about_speed(known: bool) -> None:
+    """Its sequences have waited for a prompt's step, which is not yet counted as progress."""
+    forecast = Forecast()
+    forecast.learn_steps(TRIED)
+    now = 0.0
+    for _ in range(10 * known):
+        forecast.progress(0, 2)
+        forecast.elapse(now := now + 1.0, 1)
+    before = forecast.factor
+    forecast.elapse(now := now + 3600.0, 0)
+    forecast.elapse(now := now + 0.5, 16)
+    forecast.progress(0, 1)
+    forecast.elapse(now + 0.5, 16)
+    assert forecast.factor == before
+
+
 @given(length=st.integers(1, 500))
 def test_a_forecast_learns_how_long_answers_are(length: int) -> None:
     forecast = Forecast()
