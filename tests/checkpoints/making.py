@@ -8,7 +8,6 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -40,6 +39,8 @@ CHATML = (
 
 def make_model(family: str = "llama", **changes: Any) -> transformers.PreTrainedModel:
     """A random model of transformers, float32; every parameter is far from its initial value."""
+    import torch  # here, because the tokenizers below are also used without it
+
     config_class, model_class = {
         "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
         "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),

@@ -3,14 +3,25 @@
 Llama 3.1 8B is compiled completely. For the other models the decode step is compiled completely and the
 prompt's step with two layers, because all layers are equal; `distaff plan` compiles all of them
 (docs/capacity.md).
+
+Every run traces and lowers every step. What libtpu makes of a lowered step is kept beside JAX's compilation
+cache, under a digest of the step and of the versions: libtpu compiles again only if one of them changes.
 """
 
+import gzip
+import hashlib
 import importlib.util
+import json
+import os
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import jax
 import pytest
 
 from distaff.checkpoints.config_only import read_config_only
@@ -63,6 +74,63 @@ CASES = [
 ]
 
 
+FOLDERS = "jax_hlo_source_file_canonicalization_regex"
+"""The part of a source file's path that JAX leaves out of a lowered step."""
+SIZES = tuple(f"{name}_size_in_bytes" for name in ("argument", "temp", "alias", "generated_code"))
+
+
+class KeptStep:
+    """A lowered step whose compilation is read from a file if the same step was compiled before."""
+
+    def __init__(self, lowered: jax.stages.Lowered, topology: str) -> None:
+        parts = (lowered.as_text(), topology, *(version(name) for name in ("jax", "jaxlib", "libtpu")))
+        digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        self._lowered = lowered
+        self._path = Path(jax.config.jax_compilation_cache_dir) / "absent-devices" / f"{digest}.json.gz"
+        self._content: dict[str, Any] = {}
+
+    def compile(self) -> "KeptStep":
+        """Compiles if there is no file, and reads it."""
+        if not self._path.exists():
+            self._write(self._lowered.compile())
+        self._content = json.loads(gzip.decompress(self._path.read_bytes()))
+        return self
+
+    def _write(self, compiled: jax.stages.Compiled) -> None:
+        memory = compiled.memory_analysis()
+        content = {
+            "text": compiled.as_text(),
+            "costs": compiled.cost_analysis(),
+            "sizes": {name: getattr(memory, name) for name in SIZES},
+        }
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._path.with_suffix(f".{os.getpid()}")
+        partial.write_bytes(gzip.compress(json.dumps(content).encode(), 1))
+        partial.replace(self._path)
+
+    def as_text(self) -> str:
+        return self._content["text"]
+
+    def cost_analysis(self) -> dict[str, float]:
+        return self._content["costs"]
+
+    def memory_analysis(self) -> SimpleNamespace:
+        return SimpleNamespace(**self._content["sizes"])
+
+
+class KeepingBuilder(ProgramBuilder):
+    """A builder whose compilations are kept."""
+
+    def lower(self, traced: jax.stages.Traced) -> Any:
+        """Leaves folders out of source locations, so that equal checkouts have equal digests."""
+        before = jax.config.values[FOLDERS]
+        jax.config.update(FOLDERS, ".*/")
+        try:
+            return KeptStep(super().lower(traced), str(self._spec.topology))
+        finally:
+            jax.config.update(FOLDERS, before)
+
+
 @cache
 def compiled(case: Case, kind: str) -> tuple[Program, int]:
     """A case's largest step of a kind, and its number of layers."""
@@ -71,7 +139,7 @@ def compiled(case: Case, kind: str) -> tuple[Program, int]:
     spec = program_spec(sizing)
     if kind == "mixed" and not case.whole_prompts:
         spec = replace(spec, config=replace(sizing.config, layers=2))
-    program = ProgramBuilder(spec, compiles=True).build(decode if kind == "decode" else mixed)
+    program = KeepingBuilder(spec, compiles=True).build(decode if kind == "decode" else mixed)
     return program, spec.config.layers
 
 
