@@ -1,8 +1,8 @@
 # Two commands set Distaff up: `make serve` and `make test`. What they share is `make setup`.
 #   make serve [MODEL=...] [EXTRA=cuda|tpu] [ARGS="--port 8001"]
 #   make test [LATEST=1]
-# Beside them `make test-clients` runs the client examples and OpenAI's JavaScript client, which have environments of
-# their own. CI runs both.
+# Beside them `make test-clients` runs the client examples and OpenAI's JavaScript client, and `make test-next` runs the
+# tests of runtime and server with a newer Python and JAX; both have environments of their own. CI runs the former.
 # What they install is pinned by constraints.txt and examples/constraints.txt, which `make lock` writes from the ranges
 # of pyproject.toml and examples/requirements.txt. LATEST=1 takes the newest that pyproject.toml allows, in an
 # environment of its own, and there what a third party deprecates is shown, not fatal.
@@ -20,6 +20,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CLIENTS := tests/clients
 PEERS := .venv-peers
 INTEGRATIONS := .venv-clients
+NEXT := .venv-next
+NEXT_JAX := 0.11.2
+NEXT_PYTHON ?= $(shell for v in python3.13 python3.12 $$(pyenv root 2>/dev/null)/versions/3.1[23]*/bin/python; do \
+  $$v -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$v && break; done)
 TYPES := build/types/distaff
 PINNED := $(if $(LATEST),--upgrade --upgrade-strategy eager,--constraint constraints.txt)
 SHOWN := $(if $(LATEST),$(patsubst %,-W default::%,DeprecationWarning PendingDeprecationWarning FutureWarning))
@@ -29,7 +33,7 @@ UV := build/uv/bin/uv
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --no-annotate \
   --custom-compile-command 'make lock'
 
-.PHONY: serve setup test test-clients check lock format bench clean ALWAYS
+.PHONY: serve setup test test-clients test-next check lock format bench clean ALWAYS
 
 serve: setup
 	@exec $(BIN)/distaff serve $(MODEL) $(ARGS)
@@ -41,6 +45,9 @@ test: $(VENV)/.installed-test
 
 test-clients: $(VENV)/.installed-test $(CLIENTS)/node_modules/openai $(INTEGRATIONS)/.installed
 	$(BIN)/python $(PYTEST) -m clients $(SHOWN)
+
+test-next: $(NEXT)/.installed
+	$(NEXT)/bin/python $(PYTEST) tests/runtime tests/server
 
 check: $(VENV)/.installed-test $(TYPES) build/lock/checked
 	$(BIN)/ruff format --check .
@@ -92,6 +99,17 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt $(if $(LATEST),ALWAYS) | $(
 $(VENV)/.installed-: pyproject.toml constraints.txt $(if $(LATEST),ALWAYS) | $(VENV)/bin/python
 	$(PIP) install $(PINNED) setuptools
 	$(PIP) install $(PINNED) --no-build-isolation -e .
+	@touch $@
+
+# The same pins except for JAX. There is no PyTorch, because its wheel for CPUs exists for some Pythons only.
+$(NEXT)/.installed: pyproject.toml constraints.txt Makefile
+	@test -n "$(NEXT_PYTHON)" || { echo "make test-next needs Python 3.12 or newer; found none"; exit 1; }
+	$(NEXT_PYTHON) -m venv $(NEXT)
+	mkdir -p build/next
+	sed '/^jax/d' constraints.txt > build/next/constraints.txt
+	printf 'jax==$(NEXT_JAX)\njaxlib==$(NEXT_JAX)\n' >> build/next/constraints.txt
+	$(NEXT)/bin/python -m pip install --constraint build/next/constraints.txt setuptools
+	$(NEXT)/bin/python -m pip install --constraint build/next/constraints.txt --no-build-isolation -e '.[test-next]'
 	@touch $@
 
 # The servers that we are measured against; llama.cpp is compiled, which takes ten to twenty minutes.
