@@ -21,7 +21,7 @@ CLIENTS := tests/clients
 PEERS := .venv-peers
 INTEGRATIONS := .venv-clients
 NEXT := .venv-next
-NEXT_JAX := 0.11.2
+NEXT_PINS := jax==0.11.2 jaxlib==0.11.2 flax==0.12.12
 NEXT_PYTHON ?= $(shell for v in python3.13 python3.12 $$(pyenv root 2>/dev/null)/versions/3.1[23]*/bin/python; do \
   $$v -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$v && break; done)
 TYPES := build/types/distaff
@@ -101,13 +101,13 @@ $(VENV)/.installed-: pyproject.toml constraints.txt $(if $(LATEST),ALWAYS) | $(V
 	$(PIP) install $(PINNED) --no-build-isolation -e .
 	@touch $@
 
-# The same pins except for JAX. There is no PyTorch, because its wheel for CPUs exists for some Pythons only.
+# The same pins except for JAX and Flax. There is no PyTorch, because its wheel for CPUs exists for some Pythons only.
 $(NEXT)/.installed: pyproject.toml constraints.txt Makefile
 	@test -n "$(NEXT_PYTHON)" || { echo "make test-next needs Python 3.12 or newer; found none"; exit 1; }
 	$(NEXT_PYTHON) -m venv $(NEXT)
 	mkdir -p build/next
-	sed '/^jax/d' constraints.txt > build/next/constraints.txt
-	printf 'jax==$(NEXT_JAX)\njaxlib==$(NEXT_JAX)\n' >> build/next/constraints.txt
+	sed '/^jax/d; /^flax/d' constraints.txt > build/next/constraints.txt
+	printf '%s\n' $(NEXT_PINS) >> build/next/constraints.txt
 	$(NEXT)/bin/python -m pip install --constraint build/next/constraints.txt setuptools
 	$(NEXT)/bin/python -m pip install --constraint build/next/constraints.txt --no-build-isolation -e '.[test-next]'
 	@touch $@
