@@ -64,9 +64,7 @@ class Dispatcher:
         self._clock, self._later = clock, later
         self._most_pause = most_pause
         self._forecast = Forecast()
-        self._affinity = Affinity(
-            handles, self._forecast, clock, lambda seconds: later(seconds, self.dispatch)
-        )
+        self._affinity = Affinity(handles, self._forecast, clock, lambda after: later(after, self.dispatch))
         self._queue: FairQueue[TrackedSequence] = FairQueue()
         self._sharing = Sharing(self._queue, clock)
         self._suspects: deque[TrackedSequence] = deque()
@@ -122,11 +120,11 @@ class Dispatcher:
 
     def receive(self, handle: EngineHandle, events: Sequence[TokenEvent]) -> None:
         """Handles an engine's events. Failures that it reports while it dies are not passed on."""
-        self._elapse()
+        now = self._elapse()
         for event in events:
             sequence = handle.open.get(event.request_id)  # None if it was moved or aborted meanwhile
             if sequence is not None and not event.lost:
-                self._pass_on(handle, sequence, event)
+                self._pass_on(sequence, event, now)
         self.dispatch()
 
     def lose(self, handle: EngineHandle, *, killed: bool = False) -> None:
@@ -191,13 +189,14 @@ class Dispatcher:
         """The engines that accept sequences, except one that is reserved for an isolated sequence."""
         return [handle for handle in self._handles if handle.takes and handle is not self._isolated]
 
-    def _pass_on(self, handle: EngineHandle, sequence: TrackedSequence, event: TokenEvent) -> None:
+    def _pass_on(self, sequence: TrackedSequence, event: TokenEvent, now: float) -> None:
         """Puts an event into the sequence's stream."""
-        self._forecast.progress(0 if sequence.started else sequence.length, event.token is not None)
-        event = sequence.record(event, self._clock())
+        prompt, waited = (0, 0.0) if sequence.started else (sequence.length, now - sequence.began)
+        self._forecast.progress(prompt, event.token is not None, waited)
+        event = sequence.record(event, now)
         if event.finish in ("stop", "length"):
             self._forecast.learn(len(sequence.tokens), cut=event.finish == "length")
-        if self._isolated is handle and sequence.clear_if_past():
+        if self._isolated and self._isolated.number == sequence.engine and sequence.clear_if_past():
             self._isolated = None
         sequence.stream.put(event)
 
@@ -247,12 +246,13 @@ class Dispatcher:
         """Ends a sequence with an error if it still waits for an engine after the longest pause."""
         self._later(self._most_pause, partial(sequence.expire, sequence.moves, self._most_pause))
 
-    def _elapse(self) -> None:
-        """Updates the forecast's measurement of the engines' speed, before the load changes."""
-        self._forecast.elapse(self._clock(), sum(len(handle.open) for handle in self._handles))
+    def _elapse(self) -> float:
+        """Updates the measurement of the engines' speed, before the load changes; returns the time."""
+        now = self._clock()
+        self._forecast.elapse(now, sum(handle.generating for handle in self._handles))
+        return now
 
     def _begin(self, sequence: TrackedSequence, handle: EngineHandle) -> None:
-        self._elapse()
         self._queue.take(sequence)
         handle.begin(sequence, self._clock())
         self._affinity.remember(handle, sequence)

@@ -79,9 +79,14 @@ class EngineHandle:
         return len(self.open) / max(self.slots, 1)
 
     @property
+    def generating(self) -> int:
+        """The number of its sequences that have produced a token."""
+        return sum(sequence.started for sequence in self.open.values())
+
+    @property
     def all_started(self) -> bool:
         """Whether all its sequences have produced a token, so that none of them waits for pages."""
-        return all(sequence.started for sequence in self.open.values())
+        return self.generating == len(self.open)
 
     @property
     def spare(self) -> float:

@@ -19,8 +19,8 @@ _UNKNOWN_LENGTH = 256
 _NEWS = 0.05
 """The weight of the newest sequence in an average."""
 _WINDOW_SECONDS, _NEW_WINDOW = 2.0, 0.3
-"""The length of a window in which the factor is measured, without times in which nothing runs, and the weight
-of the newest window."""
+"""The length of a window in which the factor is measured, without times in which nothing is generated, and
+the weight of the newest window."""
 _FASTEST, _SLOWEST = 0.01, 100.0
 """Bounds of the factor: one outlier must not spoil all predictions."""
 _UNMEASURED = 0.25
@@ -85,11 +85,11 @@ class Forecast:
             usual = tokens if self._length is None else self._length
             self._length = usual + weight * (tokens - usual)
 
-    def elapse(self, now: float, running: int) -> None:
-        """Records time that passed with `running` sequences in slots. Call it before that number changes."""
-        if running:
+    def elapse(self, now: float, generating: int) -> None:
+        """Records time that passed while so many sequences generated. Call it before that number changes."""
+        if generating:
             self._busy += now - self._now
-            self._occupied += running * (now - self._now)
+            self._occupied += generating * (now - self._now)
         self._now = now
         if self._busy < _WINDOW_SECONDS or self._progress <= 0.0:
             return
@@ -98,8 +98,14 @@ class Forecast:
         self._known = True
         self._busy = self._occupied = self._progress = 0.0
 
-    def progress(self, prompt: int, tokens: int) -> None:
-        """Records the progress of a sequence in its slot."""
+    def progress(self, prompt: int, tokens: int, waited: float = 0.0) -> None:
+        """Records the progress of a sequence in its slot.
+
+        Args:
+          waited: seconds in the slot until the first token, which `elapse` does not count. So slot time
+            counts together with the progress that was made in it, never earlier.
+        """
+        self._occupied += waited
         self._progress += self._tried(prompt, tokens)
 
     def cost(self, request: Request, known: int = 0) -> float:

@@ -70,7 +70,7 @@ class TrackedSequence:
 
     @property
     def order(self) -> tuple[float, int]:
-        """Its position in its client's queue: interrupted streams first, the longest pause first; then by
+        """Its position in its client's queue: interrupted streams first, by the length of the pause; then by
         arrival."""
         return self.last_token, self.arrival
 

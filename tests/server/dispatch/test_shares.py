@@ -267,21 +267,36 @@ def test_a_forecast_learns_how_slow_the_engines_are(factor: float, running: int)
     assert forecast.factor == pytest.approx(2 * factor, rel=0.01 if factor > 0.5 else 0.5)
 
 
-@pytest.mark.parametrize("known", [False, True])
-def test_the_first_token_after_an_idle_time_says_nothing_about_speed(known: bool) -> None:
-    """Its sequences have waited for a prompt's step, which is not yet counted as progress."""
+@pytest.mark.parametrize("rounds", [0, 9, 10])
+def test_the_first_token_after_an_idle_time_says_nothing_about_speed(rounds: int) -> None:
+    """Also where the idle time interrupts a window of the measurement."""
     forecast = Forecast()
     forecast.learn_steps(TRIED)
     now = 0.0
-    for _ in range(10 * known):
+    for _ in range(rounds):
         forecast.progress(0, 2)
         forecast.elapse(now := now + 1.0, 1)
     before = forecast.factor
     forecast.elapse(now := now + 3600.0, 0)
-    forecast.elapse(now := now + 0.5, 16)
-    forecast.progress(0, 1)
-    forecast.elapse(now + 0.5, 16)
+    forecast.elapse(now := now + 3.0, 0)
+    forecast.progress(25, 1, waited=3.0)
+    forecast.elapse(now + 0.5, 1)
     assert forecast.factor == before
+
+
+def test_the_wait_for_a_prompts_step_counts_once_its_token_is_there() -> None:
+    """Three sequences are in slots for 11 s, which is what the prompt and a token of one of them take. Only that
+    one has progressed, so the others' time says nothing yet."""
+    world = World(1)
+    world.begin(0)
+    forecast = world.dispatcher._forecast
+    forecast.factor = 2.0
+    world.submit(*(request(name, 50, prompt=(2,) * 100) for name in "abc"))
+    world.wait(11.0)
+    for _ in range(5):
+        world.dispatcher.receive(world.handles[0], [world.engines[0]._say("a")])
+        world.wait(1.0)
+    assert forecast.factor == pytest.approx(1.0, rel=0.1)
 
 
 @given(length=st.integers(1, 500))
