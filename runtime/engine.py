@@ -191,9 +191,8 @@ class Engine:
           InvalidRequest: this engine can never serve it.
           NotReady: the engine does not run.
         """
-        self._loop.submit(
-            self._create_sequence(request, next(self._arrivals) if arrival is None else arrival)
-        )
+        arrival = self.next_arrival() if arrival is None else arrival
+        self._loop.submit(self._create_sequence(request, arrival))
 
     def abort(self, request_id: str) -> None:
         """Ends a request, running or not; it receives no more events. Unknown ids are ignored."""

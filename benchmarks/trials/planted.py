@@ -22,7 +22,7 @@ from .replies import content_of, longest_pause
 from .sse import Answer, Call, ask
 from .trial import Table, parser, run, serving
 
-MOST_DEATHS = 3
+MOST_CRASHES = 3
 _OTHERS = 16
 _RUN_IN_SECONDS = 2.0
 """Until the others are running."""
@@ -57,7 +57,7 @@ async def trial(url: str, options: argparse.Namespace, deaths: Path) -> Table:
 
 def _rows(table: Table, found: Differences, answers: Sequence[Answer], deaths: Path) -> None:
     count = len(deaths.read_text().splitlines())
-    table.bound("deaths", str(count), f"1 to {MOST_DEATHS}", 1 <= count <= MOST_DEATHS)
+    table.bound("crashes", str(count), f"1 to {MOST_CRASHES}", 1 <= count <= MOST_CRASHES)
     for figure, wrong in (
         ("others that were refused", found.refused),
         ("others that ended with an error", len(found.ended)),

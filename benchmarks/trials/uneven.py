@@ -1,8 +1,8 @@
 """Two replicas of different speed: `python -m benchmarks.trials.uneven`.
 
-The last replica's engine is stopped for three quarters of the time, in turns of a few steps, while bursts of
-more requests than slots arrive. Measures how long a request waited while a ready engine had a free slot: the
-client knows how many requests are open, the engines report how many they run.
+The last replica's engine is stopped for 60 ms of every 80 ms while bursts of more requests than slots arrive.
+Measures how long a request waited while a ready engine had a free slot: the client knows how many requests
+are open, the engines report how many they run.
 """
 
 import argparse
@@ -11,6 +11,8 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+
+import psutil
 
 from ..server import Served
 from .fairness import body
@@ -91,16 +93,19 @@ async def slowed_down(served: Served, replica: int) -> AsyncIterator[None]:
     async def alternate() -> None:
         while True:
             engine.suspend()
-            await asyncio.sleep(_STOPPED_SECONDS)  # the speed itself
+            await asyncio.sleep(_STOPPED_SECONDS)  # the two lengths are the engine's speed
             engine.resume()
-            await asyncio.sleep(_RUNNING_SECONDS)  # the speed itself
+            await asyncio.sleep(_RUNNING_SECONDS)
 
     task = asyncio.create_task(alternate())
     try:
         yield
     finally:
         task.cancel()
-        engine.resume()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it was replaced: the task has failed as well
+            engine.resume()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 async def burst(watch: Watch, count: int, tokens: int) -> list[Answer]:
@@ -127,8 +132,9 @@ async def trial(served: Served, options: argparse.Namespace) -> Table:
             answers += await burst(watch, count, options.tokens)
     looking.cancel()
     table = Table(f"different speed, {options.model}, {options.replicas} replicas")
-    medians = (percentile([each[n] for each in watch.paces], 0.5) for n in range(options.replicas))
-    table.note("tokens/s of each replica while all slots run", ", ".join(f"{m:.0f}" for m in medians))
+    rates = [percentile([each[n] for each in watch.paces], 0.5) for n in range(options.replicas)]
+    shown, slow = ", ".join(f"{rate:.0f}" for rate in rates), rates[-1] <= min(rates[:-1]) / 2
+    table.bound("tokens/s of each replica while all slots run", shown, "the last: at most half", slow)
     _rows(table, answers, watch.spells)
     return table
 
@@ -154,6 +160,8 @@ def main() -> None:
     made.add_argument("--seconds", type=float, default=60.0, help="of bursts")
     made.add_argument("--tokens", type=int, default=1500, help="of an answer")
     options, rest = made.parse_known_args()
+    if options.replicas < 2:
+        made.error(f"--replicas is {options.replicas}; expected at least 2")
     with serving(options, contender(options, ["--max-wait", "300", *rest])) as served:  # none is refused
         run(lambda: trial(served, options))
 

@@ -13,7 +13,8 @@ When pages run out, the client that holds the most pages loses some: its younges
 later. Clients with few pages receive slots first. Released pages can be found again, like all cached pages,
 until they are evicted (`prefix.py`).
 
-No request starves. The oldest running sequence is never preempted, so it advances and ends. While the oldest
+No request starves. Requests are ordered by arrival, also one that is added late because its grammar was
+compiled. The oldest running sequence is never preempted, so it advances and ends. While the oldest
 request of all waits, only requests of other clients can overtake it, and only while its own client holds
 pages. Those sequences end; then it receives the next slot and is the oldest running sequence.
 
@@ -69,7 +70,7 @@ class Scheduler:
         self._free_slots = list(range(slots - 1, -1, -1))
 
     def add(self, sequence: Sequence) -> None:
-        """Queues a new sequence, behind the waiting ones that arrived before it."""
+        """Queues a sequence, behind the waiting ones that arrived before it."""
         position = len(self.waiting)
         while position and self.waiting[position - 1].arrival > sequence.arrival:
             position -= 1

@@ -139,9 +139,12 @@ class SimulatedLoop:
         self.outputs = self._loop.outputs
         self._in_flight: InFlightStep | None = None
 
-    def submit(self, prompt: List[int], max_tokens: int, client: str = "") -> Sequence:
-        """Adds a sequence as the loop adds one from its inbox."""
+    def submit(
+        self, prompt: List[int], max_tokens: int, client: str = "", arrival: int | None = None
+    ) -> Sequence:
+        """Adds a sequence as the loop adds one from its inbox; `arrival` is by default its place here."""
         sequence = make_sequence(len(self.sequences), prompt, max_tokens, client)
+        sequence.arrival = sequence.arrival if arrival is None else arrival
         self.sequences.append(sequence)
         self._loop._active_ids.add(sequence.request.id)
         self._loop._add(sequence)

@@ -1,5 +1,7 @@
 """Loop and scheduler on a simulated device: sequences are correct with any arrivals, ends and aborts."""
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -144,7 +146,10 @@ def test_no_request_is_overtaken_for_ever(long, often, budget):
 
 
 class Traffic(RuleBasedStateMachine):
-    """Random arrivals and aborts on a random small engine; the pool is often too small for all."""
+    """Random arrivals and aborts on a random small engine; the pool is often too small for all.
+
+    Some sequences are added long after they arrived, as those whose grammars are compiled.
+    """
 
     @initialize(
         slots=st.integers(1, 4),
@@ -161,6 +166,12 @@ class Traffic(RuleBasedStateMachine):
             slots=slots, pages=pages, page_size=page_size, budget=budget, share=share, drafts=drafts
         )
         self.budget, self.clients = budget, clients
+        self.arrivals, self.late = itertools.count(), list[int]()
+
+    @rule()
+    def arrive(self):
+        """A sequence arrives that is added later."""
+        self.late.append(next(self.arrivals))
 
     @precondition(lambda self: self.loop.context > 1)
     @rule(data=st.data())
@@ -171,7 +182,9 @@ class Traffic(RuleBasedStateMachine):
             before = data.draw(st.sampled_from(self.loop.sequences)).tokens
             prompt = [*before, *prompt][: self.loop.context - 1]
         max_tokens = data.draw(st.integers(1, self.loop.context - len(prompt)))
-        self.loop.submit(prompt, max_tokens, data.draw(st.sampled_from(self.clients)))
+        is_late = self.late and data.draw(st.booleans())
+        arrival = self.late.pop(0) if is_late else next(self.arrivals)
+        self.loop.submit(prompt, max_tokens, data.draw(st.sampled_from(self.clients)), arrival)
 
     @precondition(lambda self: self.loop.sequences)
     @rule(data=st.data())
