@@ -103,7 +103,7 @@ $(VENV)/.installed-: pyproject.toml constraints.txt $(if $(LATEST),ALWAYS) | $(V
 
 # The same pins except for JAX and Flax. There is no PyTorch, because its wheel for CPUs exists for some Pythons only.
 $(NEXT)/.installed: pyproject.toml constraints.txt Makefile
-	@test -n "$(NEXT_PYTHON)" || { echo "make test-next needs Python 3.12 or newer; found none"; exit 1; }
+	@test -n "$(NEXT_PYTHON)" || { echo "make test-next needs Python 3.12 or 3.13; found none"; exit 1; }
 	$(NEXT_PYTHON) -m venv $(NEXT)
 	mkdir -p build/next
 	sed '/^jax/d; /^flax/d' constraints.txt > build/next/constraints.txt

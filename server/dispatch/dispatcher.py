@@ -131,7 +131,7 @@ class Dispatcher:
         """Handles an engine's death: its sequences continue elsewhere, except one that may be the cause.
 
         Args:
-          killed: by an external signal.
+          killed: with SIGKILL, by another program.
         """
         for sequence in list(handle.open.values()):
             sequence.died(killed=killed)

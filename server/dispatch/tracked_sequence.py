@@ -90,7 +90,7 @@ class TrackedSequence:
         return self.crashes > MOST_CRASHES or self.deaths > MOST_DEATHS
 
     def died(self, *, killed: bool) -> None:
-        """Records the death of the engine that computed it; `killed`: by an external signal, so that no
+        """Records the death of the engine that computed it; `killed`: by another program, so that no
         sequence is the cause."""
         self.deaths += 1
         self.clear_if_past()

@@ -285,8 +285,7 @@ def test_the_first_token_after_an_idle_time_says_nothing_about_speed(rounds: int
 
 
 def test_the_wait_for_a_prompts_step_counts_once_its_token_is_there() -> None:
-    """Three sequences are in slots for 11 s, which is what the prompt and a token of one of them take. Only that
-    one has progressed, so the others' time says nothing yet."""
+    """Three sequences are in slots for 11 s, which is what the prompt and a token of one of them take."""
     world = World(1)
     world.begin(0)
     forecast = world.dispatcher._forecast
