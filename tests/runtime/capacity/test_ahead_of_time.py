@@ -5,7 +5,8 @@ prompt's step with two layers, because all layers are equal; `distaff plan` comp
 (docs/capacity.md).
 
 Every run traces and lowers every step. What libtpu makes of a lowered step is kept beside JAX's compilation
-cache, under a digest of the step and of the versions: libtpu compiles again only if one of them changes.
+cache, under a digest of everything that determines it: the step with its names and source lines, the
+topology, the versions and the compiler's flags. libtpu compiles again only if one of them changes.
 """
 
 import gzip
@@ -80,10 +81,12 @@ SIZES = tuple(f"{name}_size_in_bytes" for name in ("argument", "temp", "alias", 
 
 
 class KeptStep:
-    """A lowered step whose compilation is read from a file if the same step was compiled before."""
+    """A lowered step. `compile` reads its result from a file if the same step has been compiled before."""
 
     def __init__(self, lowered: jax.stages.Lowered, topology: str) -> None:
-        parts = (lowered.as_text(), topology, *(version(name) for name in ("jax", "jaxlib", "libtpu")))
+        versions = (version(name) for name in ("jax", "jaxlib", "libtpu"))
+        flags = (os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"))
+        parts = (lowered.as_text(debug_info=True), topology, *versions, *flags)
         digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
         self._lowered = lowered
         self._path = Path(jax.config.jax_compilation_cache_dir) / "absent-devices" / f"{digest}.json.gz"
@@ -119,7 +122,7 @@ class KeptStep:
 
 
 class KeepingBuilder(ProgramBuilder):
-    """A builder whose compilations are kept."""
+    """A builder that keeps what the compiler returns."""
 
     def lower(self, traced: jax.stages.Traced) -> Any:
         """Leaves folders out of source locations, so that equal checkouts have equal digests."""
