@@ -1,6 +1,7 @@
 """The engine's thread: receives requests, plans step n+1, dispatches it, and only then reads step n.
 
-So host work and device work overlap. Step n is read first only if drafts gain more than the overlap. The
+So host work and device work overlap. Step n is read first only if that gains more than the overlap: if there
+are drafts, or if the step is long and other clients' requests should be in the next one. The
 thread owns the device and every sequence. Other threads put actions into one inbox, and the loop runs them
 between two steps. So only the acceptance of requests needs a lock.
 
@@ -145,9 +146,11 @@ class Loop:
         if self._idle:
             self._free_since = time.monotonic()
         was_busy = in_flight is not None
-        if in_flight and (in_flight.plan.drafted or self.runner.has_compiled or self._should_read_first()):
+        if in_flight and self._should_read_first(in_flight):
             self._finish_step(in_flight)
             in_flight = None
+            with self.phases.phase("receive"):
+                self._process_inbox(idle=False)
         if self.runner.has_compiled:
             self._add_compiled()
         following = self._plan_and_launch(in_flight)
@@ -156,9 +159,11 @@ class Loop:
             self._finish_step(in_flight)
         return self._sample_masked(following) if following else None
 
-    def _should_read_first(self) -> bool:
+    def _should_read_first(self, in_flight: InFlightStep) -> bool:
+        if in_flight.plan.drafted or self.runner.has_compiled:
+            return True
         try:
-            return self.scheduler.should_read_first
+            return self.scheduler.should_read_first(in_flight.bucket.kind, in_flight.bucket.tokens)
         except SequenceFault as fault:
             self._fail(fault)
             return True

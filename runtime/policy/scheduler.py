@@ -28,6 +28,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import replace
 
+from .clients import ActiveClients
 from .pages import PagePool
 from .prefix import PrefixCache
 from .sequence import Plan, Row, Sequence, SequenceFault
@@ -62,6 +63,7 @@ class Scheduler:
         self.page_size = page_size
         self.budget = budget
         self.step_times = StepTimes()
+        self._clients = ActiveClients()
         self._prefix = PrefixCache(pages, page_size, enabled=share)
         self._speculate = speculate
         self.waiting: deque[Sequence] = deque()
@@ -71,6 +73,7 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queues a sequence, behind the waiting ones that arrived before it."""
+        self._clients.record(sequence.request.client, sequence.submitted)
         position = len(self.waiting)
         while position and self.waiting[position - 1].arrival > sequence.arrival:
             position -= 1
@@ -108,7 +111,8 @@ class Scheduler:
         try:
             self._add_decode_rows(rows)
             prefilling, decoding = self._prefilling(), len(rows)
-            most = self.step_times.most_tokens(decoding, len(prefilling)) or self.budget
+            urgent = self._clients.urgent(prefilling, (row.sequence for row in rows))
+            most = self.step_times.most_tokens(decoding, urgent) or self.budget
             self._add_chunks(rows, prefilling, min(self.budget, most) - decoding)
             tiled = len(rows) > decoding or any(row.scored for row in rows)
             drafted = rows if tiled else self._with_drafts(rows)
@@ -131,13 +135,17 @@ class Scheduler:
         for row in rows:
             self._requeue(row.sequence)
 
-    @property
-    def should_read_first(self) -> bool:
-        """Whether to read the samples in flight before the next step is planned, because drafts pay.
+    def should_read_first(self, kind: str, tokens: int) -> bool:
+        """Whether to read the step in flight, of this kind and size, before the next one is planned.
+
+        That pays if there are drafts. It is fair if the step is long and there are several clients: a request
+        that arrives meanwhile is then in the next step.
 
         Raises:
           SequenceFault: the drafts of a sequence cannot be computed.
         """
+        if self._clients.should_await(self.step_times.seconds(kind, tokens) or 0.0):
+            return True
         if not self._speculate or self._prefilling():
             return False
         running = [s for s in self.running if s.missing == 1]

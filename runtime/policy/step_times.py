@@ -2,7 +2,8 @@
 
 The one idea: a stream should not notice that another request's prompt is being computed. While any sequence
 decodes, a step takes so many prompt tokens that it lasts at most `PATIENCE` times as long as decoding alone.
-If several prompts wait, the limit is that many times higher, and higher again if they are the majority.
+If several prompts wait, the limit is that many times higher, and higher again if they are the majority;
+`clients.py` decides which ones count.
 
 A size with a long measured time is not chosen, so nothing would show that it has become faster. Therefore the
 measured time of a size moves back towards the time of its trial while other sizes run.
@@ -49,7 +50,7 @@ class StepTimes:
         return None if size is None else self._seconds[kind][size]
 
     def most_tokens(self, decoding: int, waiting: int) -> int | None:
-        """The largest size of step to fill, for these numbers of decode rows and waiting prompts.
+        """The largest size of step to fill, for these numbers of decode rows and of prompts that count.
 
         None if there is no known reason against the largest size.
         """

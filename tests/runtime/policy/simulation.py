@@ -6,6 +6,7 @@ computed twice with wrong tokens, or a row with another sequence's sample all gi
 """
 
 import hashlib
+from collections.abc import Callable
 from collections.abc import Sequence as List
 from types import SimpleNamespace
 from typing import Any, cast
@@ -78,6 +79,7 @@ class SimulatedRunner:
 
     Attributes:
       awaited: the sequences with samples in flight when the newest step was launched.
+      while_awaited: is called once, while a step is awaited.
     """
 
     has_compiled = False
@@ -85,6 +87,7 @@ class SimulatedRunner:
     def __init__(self, page_size: int) -> None:
         self.device = Device(page_size)
         self.awaited: set[Sequence] = set()
+        self.while_awaited: Callable[[], None] | None = None
         self._unread: list[Any] = []
 
     def launch(self, plan: Plan) -> InFlightStep:
@@ -97,6 +100,9 @@ class SimulatedRunner:
 
     def read(self, step: Any) -> list[tuple[Row, Any]]:
         self._unread.remove(step)
+        if self.while_awaited:
+            self.while_awaited()
+            self.while_awaited = None
         return step.sampled
 
     def sample_masked(self, step: InFlightStep) -> InFlightStep:
@@ -149,6 +155,10 @@ class SimulatedLoop:
         self._loop._active_ids.add(sequence.request.id)
         self._loop._add(sequence)
         return sequence
+
+    def during_step(self, action: Callable[[], Any]) -> None:
+        """Lets the action arrive in the inbox while the step in flight is awaited."""
+        self._runner.while_awaited = lambda: self._loop.enqueue(action)
 
     def abort(self, sequence: Sequence) -> None:
         if not sequence.finished:

@@ -1,0 +1,45 @@
+"""Which clients' prompts can make a step longer. No JAX, no clock: requests carry the time of their arrival.
+
+The one idea: a client can delay itself, but not the others. If one client alone uses the engine, all of its
+prompts make a step longer, because fewer, longer steps are quicker in total. If there are several clients, a
+longer step would delay the next request of each of them. Then only clients without a decoding sequence count,
+once each.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from .sequence import Sequence
+
+ACTIVE_SECONDS = 10.0
+"""A client is active until no request of it has arrived for so long."""
+
+LONG_SECONDS = 0.1
+"""The time of a step for which the device may wait some milliseconds for the next plan."""
+
+
+class ActiveClients:
+    """The clients that have sent a request within the last seconds before the newest request."""
+
+    def __init__(self) -> None:
+        self._arrivals: OrderedDict[str, float] = OrderedDict()
+
+    def record(self, client: str, submitted: float) -> None:
+        """Records the arrival of a request, `submitted` by `time.monotonic`."""
+        self._arrivals[client] = max(submitted, self._arrivals.get(client, submitted))
+        self._arrivals.move_to_end(client)
+        while next(iter(self._arrivals.values())) < submitted - ACTIVE_SECONDS:
+            self._arrivals.popitem(last=False)
+
+    def should_await(self, seconds: float) -> bool:
+        """Whether a step of so many seconds should end before the next one is planned: it is long, and more
+        than one client is active."""
+        return seconds >= LONG_SECONDS and len(self._arrivals) > 1
+
+    def urgent(self, prefilling: Iterable[Sequence], decoding: Iterable[Sequence]) -> int:
+        """The number of prompts for which the next step can be longer."""
+        prompts = [sequence.request.client for sequence in prefilling]
+        served = {sequence.request.client for sequence in decoding}
+        if len(served.union(prompts, self._arrivals)) == 1:
+            return len(prompts)
+        return len(set(prompts) - served)

@@ -1,0 +1,69 @@
+"""One client's prompts lengthen no step that another client waits for."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distaff.runtime.policy.clients import ACTIVE_SECONDS, LONG_SECONDS, ActiveClients
+
+from .simulation import SimulatedLoop, make_sequence
+
+NAMES = st.lists(st.sampled_from("abc"), max_size=6)
+
+
+def active(*clients: str) -> ActiveClients:
+    """Clients whose requests have just arrived."""
+    made = ActiveClients()
+    for client in clients:
+        made.record(client, 100.0)
+    return made
+
+
+def sequences(clients):
+    return [make_sequence(number, [1, 2], 1, client) for number, client in enumerate(clients)]
+
+
+@given(NAMES, NAMES, NAMES)
+def test_a_client_can_delay_only_itself(recent, prefilling, decoding):
+    """All prompts of a single client count; of several, each that has no decoding sequence counts once."""
+    clients = active(*recent, *prefilling, *decoding)
+    urgent = clients.urgent(sequences(prefilling), sequences(decoding))
+    if len({*recent, *prefilling, *decoding}) < 2:
+        assert urgent == len(prefilling)
+    else:
+        assert urgent == sum(client in prefilling and client not in decoding for client in "abc")
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.floats(0, 30)), min_size=1))
+def test_a_client_is_active_for_some_seconds_after_its_last_request(arrivals):
+    arrivals.sort(key=lambda arrival: arrival[1])
+    clients = ActiveClients()
+    for client, at in arrivals:
+        clients.record(client, at)
+    newest = arrivals[-1][1]
+    late = {client for client, at in arrivals if at >= newest - ACTIVE_SECONDS}
+    assert clients.should_await(LONG_SECONDS) == (len(late) > 1)
+
+
+def test_a_sequence_that_is_queued_again_makes_no_client_older():
+    clients = active("a", "b")
+    clients.record("b", 1.0), clients.record("a", 109.0)
+    assert clients.should_await(LONG_SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("clients", "seconds", "position"),
+    [("ab", 0.2, 1), ("aa", 0.2, 2), ("ab", 0.01, 2)],
+    ids=["long steps of two clients", "one client", "short steps"],
+)
+def test_a_request_that_arrives_during_a_long_step_is_in_the_next(clients, seconds, position):
+    """A step is launched behind the one that runs, unless that one is long and several clients are active."""
+    loop = SimulatedLoop(slots=4, pages=40, page_size=4, budget=8)
+    loop.scheduler.step_times.record_trial("simulated", 8, seconds)
+    for client in clients:
+        loop.submit([3] * 2, 30, client)
+    loop.run_once()
+    loop.during_step(lambda: loop.submit([5] * 2, 1, "a"))
+    plans = [loop.run_once() for _ in range(2)]
+    new = loop.sequences[-1]
+    assert [any(row.sequence is new for row in plan.rows) for plan in plans].index(True) + 1 == position
