@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .fairness import body, pace, repeated
-from .mixed import with_limit
 from .replies import first_token
 from .retries import Retries
 from .sse import Answer, ask
@@ -30,8 +29,6 @@ _RATE = 2.0
 """Answers per second that the server should be able to complete."""
 _SHORTEST, _LONGEST = 32, 4096
 _PACE_TOKENS = 128
-_AGAIN_TOKENS = 8
-"""The length for retries with the same prompt: only the time of admission matters."""
 _CLOSED_SECONDS = (20.0, 50.0)
 """The durations of the closed loop that determines the answers' length, and of the one for comparison."""
 _DELAY_SECONDS = 0.02
@@ -81,7 +78,7 @@ class Overload:
         answer = await ask(self.url, call)
         self.answers.append(answer)
         if answer.status != 200 and answer.retry_after is not None:
-            retries.refused(answer, with_limit(call, _AGAIN_TOKENS))
+            retries.refused(answer, call)
 
 
 async def pace_of(url: str, seconds: float, skipped: float = 0.1) -> float:
@@ -112,7 +109,7 @@ async def trial(url: str, name: str, streams: int, seconds: float, max_wait: flo
     tokens = min(_LONGEST, max(_SHORTEST, round(possible / _RATE)))
     capacity = await closed(url, streams, tokens, compared)
     overload = Overload(url, tokens, TIMES * capacity / tokens, seconds)
-    async with Retries(lambda again: ask(url, again), time.perf_counter() + seconds) as retries:
+    async with Retries(lambda call: ask(url, call), time.perf_counter() + seconds) as retries:
         await overload.load(retries)
         await retries.wait_for_all(_SETTLE_SECONDS)
     capacities = capacity, await closed(url, streams, tokens, compared)

@@ -18,8 +18,9 @@ FACTOR = 2.0
 _ROUNDING_SECONDS = 1.0
 """`Retry-After` is in whole seconds."""
 _IMPATIENT_SECONDS = 0.5
-_MOST_RUNNING = 12
-"""The maximum of each kind at a time: they measure, they are not the load."""
+_MOST_PATIENT, _MOST_IMPATIENT = 12, 2
+"""The maximum of each kind at a time: they measure, they are not the load. Twelve impatient ones would send
+24 requests a second."""
 _LATE_SECONDS = 5.0
 """Time before the overload's end: a client that is refused then retries when it is over."""
 
@@ -72,11 +73,12 @@ class Retries:
     async def __aexit__(self, *_: object) -> None:
         await self._end(self._tasks)
 
-    def refused(self, answer: Answer, again: Call) -> None:
-        """Adds a refused request to the sample, if there is room; `again`: the request for retries."""
+    def refused(self, answer: Answer, call: Call) -> None:
+        """Adds a refused request to the sample, if there is room; `call` is sent again."""
         for (patient, late), running in self._running.items():
-            if late == (answer.asked > self._late) and len(running) < _MOST_RUNNING:
-                task = asyncio.create_task(self._return(answer, again, patient, late))
+            most = _MOST_PATIENT if patient else _MOST_IMPATIENT
+            if late == (answer.asked > self._late) and len(running) < most:
+                task = asyncio.create_task(self._return(answer, call, patient, late))
                 running.add(task)
                 task.add_done_callback(running.discard)
                 return
@@ -97,12 +99,12 @@ class Retries:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _return(self, refusal: Answer, again: Call, patient: bool, late: bool) -> None:
+    async def _return(self, refusal: Answer, call: Call, patient: bool, late: bool) -> None:
         announced, returns, answer = refusal.retry_after or 0.0, 0, refusal
         while answer.status != 200:
             pause = answer.retry_after if patient else None
             await asyncio.sleep(_IMPATIENT_SECONDS if pause is None else pause)  # the measured wait
-            answer = await self._ask(again)
+            answer = await self._ask(call)
             returns += 1
         waited = answer.asked - refusal.answered
         self.found.append(Found(patient, announced, waited, returns, first_token(answer), late))
