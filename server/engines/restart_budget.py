@@ -8,6 +8,8 @@ from collections.abc import Callable
 MOST_FAILURES = 3
 """After this many failures within WINDOW_SECONDS without finished requests in between, it is given up."""
 WINDOW_SECONDS = 300.0
+PAUSE_SECONDS = 1.0
+"""The first pause before a restart; each further one is twice as long."""
 
 _QUICK_SECONDS = 5.0
 """Two failures this close together count, even if requests finished in between."""
@@ -34,7 +36,7 @@ class RestartBudget:
         if worked and self._most > 1:
             self._failures.clear()
             quick, self._worked = now - self._worked < _QUICK_SECONDS, now
-            return 1.0 if quick else 0.0
+            return PAUSE_SECONDS if quick else 0.0
         self._failures.append(now)
         recent = sum(now - failure < WINDOW_SECONDS for failure in self._failures)
-        return None if recent >= self._most else 2.0 ** (recent - 1)
+        return None if recent >= self._most else PAUSE_SECONDS * 2.0 ** (recent - 1)

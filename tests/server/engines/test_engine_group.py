@@ -14,7 +14,7 @@ from distaff.server import exit_codes
 from distaff.server.dispatch.admission import Admission
 from distaff.server.dispatch.event_stream import BufferedStream
 from distaff.server.dispatch.routing import BLOCK
-from distaff.server.engines import engine_process, wire
+from distaff.server.engines import engine_process, restart_budget, wire
 from distaff.server.engines.engine_group import EngineGroup
 from distaff.server.engines.supervisor import GivenUp, News
 
@@ -144,7 +144,10 @@ async def test_the_others_begin_once_the_checkpoint_is_there(start: Start):
     assert progress == [wire.Progress("load", 1, 1)]  # the first replica's alone
 
 
-async def test_a_crash_looping_replica_is_given_up_alone(start: Start, caplog: pytest.LogCaptureFixture):
+async def test_a_crash_looping_replica_is_given_up_alone(
+    start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(restart_budget, "PAUSE_SECONDS", 0.1)
     group = await start("ready", "crash")
     await until(lambda: group.states == ["ready", "stopped"], 15)
     assert "replica 1 ended with exit code 3; it failed too often and is given up; 1 of 2" in caplog.text
@@ -159,7 +162,10 @@ async def test_a_crash_looping_replica_is_given_up_alone(start: Start, caplog: p
     assert group.news[-1].exit_code == exit_codes.ENGINE_LOST
 
 
-async def test_a_first_replica_that_cannot_be_started_does_not_keep_the_others(start: Start):
+async def test_a_first_replica_that_cannot_be_started_does_not_keep_the_others(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(restart_budget, "PAUSE_SECONDS", 0.1)
     group = await start("ready", "ready")
     group.commands[0][0] = "/nonexistent/python"
     await until(lambda: group.states == ["stopped", "ready"], 15)
@@ -173,8 +179,11 @@ async def test_a_replica_that_cannot_come_up_ends_all(start: Start, modes: tuple
     assert group.news[-1] == GivenUp("model.safetensors: damaged", 65)
 
 
-async def test_a_replica_that_was_fine_before_is_given_up_alone(start: Start):
+async def test_a_replica_that_was_fine_before_is_given_up_alone(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+):
     """A checkpoint that is damaged under a running server, and stays so."""
+    monkeypatch.setattr(restart_budget, "PAUSE_SECONDS", 0.1)
     group = await (await start("ready", "ready")).all_ready()
     group.commands[0][-1] = "fatal"
     group.kill(0)
@@ -259,17 +268,19 @@ async def test_figures_are_sums_and_a_dead_replica_runs_nothing(start: Start):
 
 async def test_it_is_heard_of_as_long_as_one_replica_is(start: Start, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(engine_process, "SILENCE_SECONDS", 60.0)
+    monkeypatch.setattr(restart_budget, "PAUSE_SECONDS", 0.1)
+    monkeypatch.setenv("HEARTBEAT", "0.2")
     group = await (await start("ready", "ready")).all_ready()
     pids = [engine.pid or 0 for engine in group.engines.replicas]
     os.kill(pids[0], signal.SIGSTOP)
-    await until(lambda: group.engines.replicas[0].heartbeat_age > 2)
-    assert group.engines.heartbeat_age < 1.5
+    await until(lambda: group.engines.replicas[0].heartbeat_age > 1.2)
+    assert group.engines.heartbeat_age < 0.8
     os.kill(pids[1], signal.SIGSTOP)
-    await until(lambda: group.engines.heartbeat_age > 2)
+    await until(lambda: group.engines.heartbeat_age > 1.2)
     group.commands[0][-1] = "fatal"
     os.kill(pids[0], signal.SIGKILL)
     await until(lambda: group.states[0] == "stopped")
-    assert group.engines.heartbeat_age > 2  # nobody hears of the one that is given up
+    assert group.engines.heartbeat_age > 1.2  # nobody hears of the one that is given up
     os.kill(pids[1], signal.SIGKILL)
 
 
@@ -291,7 +302,10 @@ async def test_draining_waits_for_short_streams_of_every_replica(start: Start):
 
 
 @pytest.mark.parametrize("modes", [("load", "ready"), ("ready", "load"), ("crash", "ready")])
-async def test_stopping_is_quick_whatever_the_replicas_do(start: Start, modes: tuple[str, str]):
+async def test_stopping_is_quick_whatever_the_replicas_do(
+    start: Start, monkeypatch: pytest.MonkeyPatch, modes: tuple[str, str]
+):
+    monkeypatch.setattr(restart_budget, "PAUSE_SECONDS", 0.1)
     group = await start(*modes)
     await until(lambda: "ready" in group.states)
     began = time.monotonic()

@@ -16,7 +16,7 @@ from distaff.runtime.request import EngineFailed, NotReady, Request
 from distaff.server import exit_codes
 from distaff.server.dispatch.event_stream import BufferedStream
 from distaff.server.engine_client import EngineState
-from distaff.server.engines import engine_process, wire
+from distaff.server.engines import engine_process, restart_budget, wire
 from distaff.server.engines.engine_group import EngineGroup
 from distaff.server.engines.restart_budget import MOST_FAILURES, RestartBudget
 from distaff.server.engines.supervisor import EngineSupervisor, GivenUp, Lost, News
@@ -126,6 +126,13 @@ async def test_after_sigkill_the_engine_comes_back_and_streams_go_on(start: Star
     assert engine.pid != first and engine.group.moved["engine_lost"] == 4
 
 
+def shorten(monkeypatch: pytest.MonkeyPatch, silence: float) -> None:
+    """An engine whose loop hangs is silent after half a second, and counts as dead after `silence` more."""
+    monkeypatch.setattr(engine_process, "SILENCE_SECONDS", silence)
+    monkeypatch.setenv("HEARTBEAT", "0.2")
+    monkeypatch.setenv("PATIENCE", "0.5")
+
+
 async def lost_by(sent: signal.Signals) -> Lost:
     """What is known of an engine's death by a signal."""
     news: list[News] = []
@@ -147,7 +154,7 @@ async def test_what_ended_a_process_is_known(
     monkeypatch: pytest.MonkeyPatch, sent: signal.Signals, killed: bool
 ):
     """Somebody else's SIGKILL blames nobody; a crash, and a hang that we ended, may be a sequence's fault."""
-    monkeypatch.setattr(engine_process, "SILENCE_SECONDS", 2.0)
+    shorten(monkeypatch, silence=1.0)
     assert await lost_by(sent) == Lost(killed)
 
 
@@ -171,7 +178,8 @@ async def test_a_stopped_process_is_noticed_within_ten_seconds(start: Start):
 
 async def test_a_loop_that_no_longer_turns_is_noticed(start: Start, monkeypatch: pytest.MonkeyPatch):
     """The process lives and its threads run; only the engine's own loop hangs."""
-    monkeypatch.setattr(engine_process, "SILENCE_SECONDS", 2.0)
+    shorten(monkeypatch, silence=1.0)
+    monkeypatch.setattr(restart_budget, "PAUSE_SECONDS", 0.1)
     engine = await ready(await start("hang"))
     with pytest.raises(EngineFailed):  # of which three engines have died, one after the other
         await asyncio.wait_for(collect(engine.submit(request("a"))), 30)
@@ -272,16 +280,19 @@ async def test_supervision_that_fails_is_the_end_and_says_so(
 async def test_a_pause_of_our_own_is_not_held_against_the_engine(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(engine_process, "SILENCE_SECONDS", 2.0)
+    shorten(monkeypatch, silence=1.0)
     engine = await ready(await start("ready"))
     first = engine.pid
-    time.sleep(3.0)
-    await asyncio.sleep(1.5)
+    time.sleep(1.5)
+    await asyncio.sleep(0.75)
     assert (engine.state, engine.pid) == ("ready", first)
 
 
-async def test_kills_by_another_program_do_not_use_up_the_restarts(start: Start):
+async def test_kills_by_another_program_do_not_use_up_the_restarts(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+):
     """Not even of an engine that has finished no request since its start."""
+    monkeypatch.setattr(restart_budget, "PAUSE_SECONDS", 0.1)
     engine = await ready(await start("ready"))
     for _ in range(MOST_FAILURES + 1):
         killed = engine.pid
@@ -306,15 +317,17 @@ async def test_what_cannot_be_helped_is_not_tried_again(start: Start):
 
 
 async def test_an_engine_that_has_served_is_tried_again_whatever_it_says(
-    start: Start, caplog: pytest.LogCaptureFixture
+    start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     """A checkpoint that is being replaced, memory that is taken for a moment: the words may not last."""
+    monkeypatch.setattr(restart_budget, "PAUSE_SECONDS", 0.1)
     engine = await ready(await start("ready"))
     modes = engine.engine._command
     assert isinstance(modes, list)
     modes[-1] = "fatal"
     os.kill(engine.pid, signal.SIGKILL)
-    await until(lambda: "failed: model.safetensors: damaged; the next one starts in 2 s" in caplog.text)
+    failed = "failed: model.safetensors: damaged; the next one starts in"
+    await until(lambda: caplog.text.count(failed) == 2)
     modes[-1] = "ready"
     await ready(engine)
     assert not [news for news in engine.news if isinstance(news, GivenUp)]
@@ -324,7 +337,8 @@ async def test_an_engine_that_has_served_is_tried_again_whatever_it_says(
     assert engine.news[-1] == GivenUp("model.safetensors: damaged", 65)
 
 
-async def test_a_program_that_cannot_be_started_is_given_up():
+async def test_a_program_that_cannot_be_started_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(restart_budget, "PAUSE_SECONDS", 0.1)
     news: list[News] = []
     engine = EngineSupervisor(["/nonexistent/python"], news.append, lambda events: None)
     await engine.start()
