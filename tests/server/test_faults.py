@@ -16,6 +16,8 @@ import httpx
 import psutil
 import pytest
 
+from ..processes import wait_ended
+
 SCRIPT = Path(__file__).with_name("web_over_fake_engine.py")
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
@@ -23,10 +25,10 @@ MESSAGES = [{"role": "user", "content": "Hi"}]
 class Web:
     """A running server."""
 
-    def __init__(self, folder: Path, mode: str, drain: float) -> None:
+    def __init__(self, folder: Path, mode: str, drain: float, pause: float) -> None:
         self._out, self._log = folder / "out", folder / "log"
         with self._out.open("w") as out, self._log.open("w") as log:
-            command = [sys.executable, str(SCRIPT), mode, str(drain)]
+            command = [sys.executable, str(SCRIPT), mode, str(drain), str(pause)]
             self.process = psutil.Popen(command, stdout=out, stderr=log, stdin=subprocess.DEVNULL)
         self.url = self.wait_for_line(r"listening on (\S+);")
 
@@ -74,7 +76,7 @@ class Web:
             children = self.process.children(recursive=True)
             self.process.kill()
             self.process.wait(10)
-            assert not psutil.wait_procs(children, 5)[1]
+            assert not wait_ended(children, 5)
 
 
 class Reader:
@@ -128,8 +130,8 @@ def wait_for(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
 def web(tmp_path: Path) -> Iterator[Callable[..., Web]]:
     started: list[Web] = []
 
-    def start(mode: str = "ready", drain: float = 10.0) -> Web:
-        started.append(Web(tmp_path, mode, drain))
+    def start(mode: str = "ready", drain: float = 10.0, pause: float = 1.0) -> Web:
+        started.append(Web(tmp_path, mode, drain, pause))
         return started[-1]
 
     yield start
@@ -165,7 +167,7 @@ def test_a_killed_web_process_takes_the_engine_with_it(web: Callable[..., Web]):
     server.stream().started()
     engine = server.engine
     server.process.kill()
-    engine.wait(5)
+    assert not wait_ended([engine], 5)
 
 
 def test_sigterm_lets_a_short_stream_finish_and_exits_0(web: Callable[..., Web]):
@@ -197,7 +199,7 @@ def test_a_second_signal_ends_at_once(web: Callable[..., Web], number: signal.Si
     wait_for(lambda: server.ready() == 503)
     server.process.send_signal(number)
     assert server.process.wait(2) == 128 + number
-    engine.wait(2)
+    assert not wait_ended([engine], 2)
 
 
 @pytest.mark.parametrize("mode", ["load", "ready"])
@@ -231,7 +233,7 @@ def test_sigterm_while_the_engine_is_between_two_lives(web: Callable[..., Web]):
 def test_an_engine_that_will_not_come_up_ends_the_server(
     web: Callable[..., Web], mode: str, code: int, line: str
 ):
-    server = web(mode)
+    server = web(mode, pause=0.1)
     assert server.process.wait(15) == code
     assert server.log.splitlines()[-1].startswith(line)
     assert "Traceback" not in server.log
@@ -285,7 +287,7 @@ def test_one_of_two_engines_is_killed_and_nobody_else_notices(web: Callable[...,
 
 
 def test_a_replica_that_keeps_failing_is_given_up_alone(web: Callable[..., Web]):
-    server = web("ready,crash").wait_until_ready()
+    server = web("ready,crash", pause=0.1).wait_until_ready()
     server.wait_for_line("replica 1 ended with exit code 3; it failed too often and is given up; 1 of 2")
     assert server.metric("distaff_engine_given_up", 0) == 0
     assert server.metric("distaff_engine_given_up", 1) == 1

@@ -1,7 +1,8 @@
 """The web process as `distaff serve` puts it together, over the engine process without JAX.
 
-`python web_over_fake_engine.py MODES DRAIN_SECONDS`: a replica for each of the modes, which commas separate;
-listens on a free port and logs which; on SIGUSR1 says which modules of JAX it has imported.
+`python web_over_fake_engine.py MODES DRAIN_SECONDS PAUSE_SECONDS`: a replica for each of the modes, which
+commas separate; the first pause before a restart is that long; listens on a free port and logs which; on
+SIGUSR1 says which modules of JAX it has imported.
 """
 
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 from distaff.server.command.cli import run
 from distaff.server.command.listener import listen
 from distaff.server.command.serve import WebProcess
+from distaff.server.engines import restart_budget
 from distaff.server.logs import configure_logging
 from distaff.server.process.progress import progress_display
 from distaff.server.settings import ServerSettings
@@ -25,7 +27,8 @@ def say_modules(number: int, frame: object) -> None:
     print("modules:", heavy, flush=True)
 
 
-def main(modes: str, drain: str) -> None:
+def main(modes: str, drain: str, pause: str) -> None:
+    restart_budget.PAUSE_SECONDS = float(pause)
     configure_logging("INFO")
     signal.signal(signal.SIGUSR1, say_modules)
     WebProcess(

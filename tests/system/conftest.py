@@ -14,6 +14,8 @@ import psutil
 import pytest
 from openai import OpenAI
 
+from ..processes import wait_ended
+
 DISTAFF = Path(sys.executable).with_name("distaff")
 SMALL = ("--slots", "8", "--context", "1024")
 """How the bundled model is served where the sizes do not matter: the first server of all compiles its steps,
@@ -76,7 +78,7 @@ def running(*arguments: str) -> Iterator[Server]:
         children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.terminate()
         process.communicate(timeout=90)
-        assert not psutil.wait_procs(children, timeout=10)[1], "a child outlived the server"
+        assert not wait_ended(children, 10), "a child outlived the server"
 
 
 @pytest.fixture(scope="session")

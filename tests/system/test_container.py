@@ -22,6 +22,7 @@ import pytest
 
 from distaff.checkpoints.sources import cache_folder
 
+from ..processes import wait_ended
 from .conftest import Server, free_port
 
 ROOT = Path(__file__).parents[2]
@@ -123,7 +124,7 @@ def endpoint(commands: Path, folder: Path, **variables: str) -> Iterator[tuple[s
         children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.kill()
         process.wait(30)
-        assert not psutil.wait_procs(children, timeout=30)[1], "a child outlived the server"
+        assert not wait_ended(children, 30), "a child outlived the server"
 
 
 @pytest.mark.timeout(900)
