@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import venv
@@ -69,8 +70,11 @@ def test_the_context_has_what_is_copied_and_no_more():
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of the commands that the image has, installed from what the image would be given alone."""
+def installing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """A virtual environment, and what installs the command in it from what the image would be given alone.
+
+    That takes half a minute, in which the tests that do not need it are run.
+    """
     image = tmp_path_factory.mktemp("image")
     context, environment = image / "context", image / "venv"
     for words in words_of("COPY"):
@@ -81,16 +85,29 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (install,) = (words for words in words_of("RUN") if words.startswith("pip install"))
     path = f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"
     plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        ["sh", "-c", install],
-        cwd=context,
-        env=plain | {"PATH": path, "EXTRA": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    yield environment / "bin"
+    with (image / "log").open("wb") as log:
+        process = subprocess.Popen(
+            ["sh", "-c", install],
+            cwd=context,
+            env=plain | {"PATH": path, "EXTRA": ""},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    yield environment / "bin", process
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     shutil.rmtree(image)  # more than a gigabyte
+
+
+@pytest.fixture
+def installed(installing: tuple[Path, subprocess.Popen[bytes]]) -> Path:
+    """The folder of the commands that the image has."""
+    commands, process = installing
+    code = process.wait()
+    assert code == 0, (commands.parents[1] / "log").read_text()[-4000:]
+    return commands
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -127,6 +144,34 @@ def endpoint(commands: Path, folder: Path, **variables: str) -> Iterator[tuple[s
         assert not wait_ended(children, 30), "a child outlived the server"
 
 
+@pytest.mark.usefixtures("installing")
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"MAX_TOTAL_TOKENS": "8193"}, "context is 8193; the model was made for 8192 at most"),
+        (
+            {"MAX_INPUT_LENGTH": "4000", "MAX_BATCH_TOTAL_TOKENS": "4000"},
+            "max_input is 4000; expected less than the context of 4000 tokens",
+        ),
+        (
+            {"MAX_BATCH_PREFILL_TOKENS": "31"},
+            "prefill_tokens is 31; expected at least one for each of 32 slots",
+        ),
+        ({"MAX_BATCH_TOTAL_TOKENS": "15"}, "kv_tokens is 15; expected at least a page of 16 tokens"),
+    ],
+)
+def test_what_the_model_cannot_honour_ends_it(variables: dict[str, str], message: str):
+    """The engine says so, with the value; exit code 78."""
+    done = subprocess.run(
+        [sys.executable, "-m", "distaff.server.command.cli", "endpoint"],
+        env=os.environ | {"PORT": str(free_port()), **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (78, f"distaff: {message}")
+
+
 @pytest.mark.timeout(900)
 def test_the_entry_point_keeps_the_contract(installed: Path, tmp_path: Path):
     """Healthy once it can answer; within the limits that were asked for; SIGTERM ends it well."""
@@ -155,30 +200,3 @@ def test_the_entry_point_keeps_the_contract(installed: Path, tmp_path: Path):
 
 def _asked(inputs: str, tokens: int) -> dict[str, object]:
     return {"inputs": inputs, "parameters": {"max_new_tokens": tokens}}
-
-
-@pytest.mark.parametrize(
-    ("variables", "message"),
-    [
-        ({"MAX_TOTAL_TOKENS": "8193"}, "context is 8193; the model was made for 8192 at most"),
-        (
-            {"MAX_INPUT_LENGTH": "4000", "MAX_BATCH_TOTAL_TOKENS": "4000"},
-            "max_input is 4000; expected less than the context of 4000 tokens",
-        ),
-        (
-            {"MAX_BATCH_PREFILL_TOKENS": "31"},
-            "prefill_tokens is 31; expected at least one for each of 32 slots",
-        ),
-        ({"MAX_BATCH_TOTAL_TOKENS": "15"}, "kv_tokens is 15; expected at least a page of 16 tokens"),
-    ],
-)
-def test_what_the_model_cannot_honour_ends_it(variables: dict[str, str], message: str):
-    """The engine says so, with the value; exit code 78."""
-    done = subprocess.run(
-        [sys.executable, "-m", "distaff.server.command.cli", "endpoint"],
-        env=os.environ | {"PORT": str(free_port()), **variables},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (78, f"distaff: {message}")
