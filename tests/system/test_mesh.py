@@ -28,7 +28,9 @@ def answers(url: str) -> list[tuple[str, list[float]]]:
 def test_four_devices_answer_as_one(server: Server) -> None:
     """The same text, and log-probabilities that differ by rounding alone."""
     expected = answers(server.url)
-    with running("--mesh", "model=4", "--slots", "2", "--context", "256") as divided:
+    with running(
+        "--mesh", "model=4", "--slots", "2", "--context", "256", "--prefill-tokens", "64"
+    ) as divided:
         divided.wait_ready()
         found = answers(divided.url)
     for (text, scores), (expected_text, expected_scores) in zip(found, expected, strict=True):

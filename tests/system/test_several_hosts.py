@@ -10,7 +10,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from .conftest import DISTAFF, Server, free_port, running
 
 FLAGS = "--slots 2 --context 128 --kv-pages 16 --prefill-tokens 32 --mesh model=2".split()
 """Two steps for prompts instead of five: every pair compiles them again."""
+FEWEST = "--slots 1 --context 128 --kv-pages 16 --prefill-tokens 16 --mesh model=2".split()
+"""One step of each kind, for a pair that only has to have one stream when it is lost."""
 MESSAGES = [{"role": "user", "content": "the quick brown fox"}]
 WITHIN = 10.0
 """Seconds in which all processes are gone when one is lost."""
@@ -50,9 +52,11 @@ class Pair:
 
 
 @contextlib.contextmanager
-def two_hosts(model: Path, *follower_flags: str, copy: Path | None = None) -> Iterator[Pair]:
+def two_hosts(
+    model: Path, *follower_flags: str, copy: Path | None = None, flags: Sequence[str] = FLAGS
+) -> Iterator[Pair]:
     """Starts both, the follower on a copy of the model; the follower is ended in any case."""
-    shared = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2", *FLAGS]
+    shared = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2", *flags]
     follower = subprocess.Popen(
         [str(DISTAFF), "serve", str(copy or model), *shared, "--process-id", "1", *follower_flags],
         stdout=subprocess.PIPE,
@@ -131,7 +135,7 @@ def endless(server: Server, heard: list[str]) -> None:
 def test_the_loss_of_one_ends_all(model: Path, victim: str) -> None:
     """A killed follower, a killed leading engine, a follower that stands still, in the midst of a stream: the
     client is told, both end non-zero in time, and nothing is started again."""
-    with two_hosts(model) as pair:
+    with two_hosts(model, flags=FEWEST) as pair:
         pair.leader.wait_ready()
         heard: list[str] = []
         asking = threading.Thread(target=endless, args=(pair.leader, heard))
@@ -153,7 +157,7 @@ def test_the_loss_of_one_ends_all(model: Path, victim: str) -> None:
 
 def test_the_loss_of_an_idle_follower_is_noticed(model: Path) -> None:
     """Nothing runs; the follower is killed; the server answers 503 for a moment, then ends with 70."""
-    with two_hosts(model) as pair:
+    with two_hosts(model, flags=FEWEST) as pair:
         pair.leader.wait_ready()
         pair.follower.kill()
         seen = set()
