@@ -132,10 +132,10 @@ def test_stores_of_one_piece_are_still_read(tmp_path: Path, monkeypatch: pytest.
 
 
 LARGE = ModelConfig(
-    vocabulary=32_000,
+    vocabulary=16_000,
     layers=16,
     width=2048,
-    feed_forward=8192,
+    feed_forward=4096,
     heads=32,
     kv_heads=8,
     head_size=64,
@@ -212,6 +212,6 @@ def test_what_a_large_store_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert out.returncode == 0, out.stderr[-2000:]
     total, held, peak, read = map(int, out.stdout.split("MEASURED")[1].split())
     print(f"shares {held / 2**30:.2f}, resident {peak / 2**30:.2f}, read {read / 2**30:.2f} GiB")
-    assert total >= 4 * 2**30
+    assert total >= 2 * 2**30
     assert peak <= 1.5 * held
     assert read <= 1.02 * held
