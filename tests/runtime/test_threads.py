@@ -20,7 +20,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of 
 """
 THREAD = """
 import os, threading, time
+from distaff.runtime import threads
 from distaff.runtime.threads import AwaitedThread
+threads._QUIET_SECONDS = 0.2
 started = threading.Event()
 def work():
     started.set()

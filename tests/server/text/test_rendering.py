@@ -136,7 +136,10 @@ def test_renderers_that_are_killed_are_replaced(make_remote: Callable[..., Remot
     assert render(template, "x") == "x"
 
 
-def test_a_stopped_renderer_is_replaced(make_remote: Callable[..., RemoteTemplate]) -> None:
+def test_a_stopped_renderer_is_replaced(
+    make_remote: Callable[..., RemoteTemplate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendering, "_GRACE_SECONDS", 0.5)
     template = make_remote(HOSTILE)
     os.kill(template.pids[-1], signal.SIGSTOP)
     with pytest.raises(TemplateError, match=TOO_SLOW):
