@@ -144,7 +144,7 @@ LARGE = ModelConfig(
 
 
 class Fabricated:
-    """A checkpoint of 4 GiB that is generated while it is read."""
+    """A checkpoint of 2.4 GiB that is generated while it is read."""
 
     int8 = False
 
@@ -193,11 +193,11 @@ print("MEASURED", store.nbytes, held, peak - before, process.io_counters().read_
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the process's account in /proc")
 def test_what_a_large_store_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """4 GiB onto four devices: each reads only its own bytes, and the whole is not in memory twice.
+    """2.4 GiB onto four devices: each reads only its own bytes, and the whole is not in memory twice.
 
     In addition to the shares there are a layer's slabs, that layer joined, and memory that the allocator has
-    not yet released: between 0.7 and 1.1 GiB, more on a busy machine. A restore with the whole twice takes
-    8 GiB.
+    not yet released: about 0.6 GiB, more on a busy machine. A restore with the whole twice takes
+    4.8 GiB.
     """
     monkeypatch.undo()
     folder = save_folder(tmp_path / "folder", make_model())
