@@ -81,8 +81,8 @@ async def test_a_newcomer_joins_while_others_decode(server: Server) -> None:
 
 async def test_a_killed_engine_ends_no_stream(server: Server) -> None:
     """kill -9: 503 from /ready until the next engine serves; all answers are those of an undisturbed run."""
-    asks = [_body(number, max_tokens=60) for number in (3, 4)]
-    asks.append(_body(5, max_tokens=60, temperature=0.8, seed=7, frequency_penalty=0.5))
+    asks = [_body(number, max_tokens=120) for number in (3, 4)]
+    asks.append(_body(5, max_tokens=120, temperature=0.8, seed=7, frequency_penalty=0.5))
     async with httpx.AsyncClient(base_url=server.url, timeout=300) as client:
         undisturbed = await asyncio.gather(*(_text(client, body) for body in asks))
         unstreamed = asyncio.create_task(_text(client, asks[2]))

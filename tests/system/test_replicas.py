@@ -72,8 +72,8 @@ async def test_beginnings_stick_to_replicas_and_a_killed_one_leaves_the_other_al
             whole: list[str] = []
             moved: list[str] = []
             readers = [
-                asyncio.create_task(_stream(client, _body("cats", max_tokens=64), whole)),
-                asyncio.create_task(_stream(client, _body("dogs", max_tokens=64), moved)),
+                asyncio.create_task(_stream(client, _body("cats", max_tokens=150), whole)),
+                asyncio.create_task(_stream(client, _body("dogs", max_tokens=150), moved)),
             ]
             await _until(lambda: min(len(whole), len(moved)) > 3, 20)
             server.engine(dogs).send_signal(signal.SIGKILL)
@@ -83,7 +83,7 @@ async def test_beginnings_stick_to_replicas_and_a_killed_one_leaves_the_other_al
             assert await _home(client, server, "dogs") == cats
             for topic, told in (("cats", whole), ("dogs", moved)):
                 again: list[str] = []
-                await _stream(client, _body(topic, max_tokens=64), again)
+                await _stream(client, _body(topic, max_tokens=150), again)
                 assert "".join(told) == "".join(again) and "engine_error" not in told
             while not _all_ready(server):
                 assert server.ready()
