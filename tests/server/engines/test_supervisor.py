@@ -127,7 +127,7 @@ async def test_after_sigkill_the_engine_comes_back_and_streams_go_on(start: Star
 
 
 def shorten(monkeypatch: pytest.MonkeyPatch, silence: float) -> None:
-    """An engine whose loop hangs is silent after half a second, and counts as dead after `silence` more."""
+    """An engine whose loop hangs stops its heartbeats after 0.5 s, and counts as dead `silence` s later."""
     monkeypatch.setattr(engine_process, "SILENCE_SECONDS", silence)
     monkeypatch.setenv("HEARTBEAT", "0.2")
     monkeypatch.setenv("PATIENCE", "0.5")
@@ -280,11 +280,15 @@ async def test_supervision_that_fails_is_the_end_and_says_so(
 async def test_a_pause_of_our_own_is_not_held_against_the_engine(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ):
-    shorten(monkeypatch, silence=1.0)
+    """As if the machine slept: both processes stand still, and no heartbeat waits to be read."""
+    shorten(monkeypatch, silence=2.0)
     engine = await ready(await start("ready"))
     first = engine.pid
-    time.sleep(1.5)
-    await asyncio.sleep(0.75)
+    os.kill(first, signal.SIGSTOP)
+    await asyncio.sleep(0.6)  # until the last heartbeats are read
+    time.sleep(3.0)  # the pause itself
+    os.kill(first, signal.SIGCONT)
+    await asyncio.sleep(1.5)  # in which the process is looked at six times
     assert (engine.state, engine.pid) == ("ready", first)
 
 
@@ -317,17 +321,15 @@ async def test_what_cannot_be_helped_is_not_tried_again(start: Start):
 
 
 async def test_an_engine_that_has_served_is_tried_again_whatever_it_says(
-    start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    start: Start, caplog: pytest.LogCaptureFixture
 ):
     """A checkpoint that is being replaced, memory that is taken for a moment: the words may not last."""
-    monkeypatch.setattr(restart_budget, "PAUSE_SECONDS", 0.1)
     engine = await ready(await start("ready"))
     modes = engine.engine._command
     assert isinstance(modes, list)
     modes[-1] = "fatal"
     os.kill(engine.pid, signal.SIGKILL)
-    failed = "failed: model.safetensors: damaged; the next one starts in"
-    await until(lambda: caplog.text.count(failed) == 2)
+    await until(lambda: "failed: model.safetensors: damaged; the next one starts in 2 s" in caplog.text)
     modes[-1] = "ready"
     await ready(engine)
     assert not [news for news in engine.news if isinstance(news, GivenUp)]
