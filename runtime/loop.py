@@ -1,9 +1,9 @@
 """The engine's thread: receives requests, plans step n+1, dispatches it, and only then reads step n.
 
 So host work and device work overlap. Step n is read first only if that gains more than the overlap: if there
-are drafts, or if the step is long and other clients' requests should be in the next one. The
-thread owns the device and every sequence. Other threads put actions into one inbox, and the loop runs them
-between two steps. So only the acceptance of requests needs a lock.
+are drafts, or if the step is long and other clients' requests should be in the next one. The thread owns the
+device and every sequence. Other threads put actions into one inbox, and the loop runs them between two steps.
+So only the acceptance of requests needs a lock.
 
 An error on the host that concerns one sequence (in planning, packing or reading samples) ends only that
 sequence. An error on the device ends the engine, because the contents of its memory are unknown.
@@ -106,6 +106,7 @@ class Loop:
 
     def _add(self, sequence: Sequence) -> None:
         self._sequences[sequence.request.id] = sequence
+        self.scheduler.clients.record(sequence.request.client, sequence.submitted)
         self.scheduler.add(sequence)
 
     def _abort(self, request_id: str) -> None:
@@ -141,16 +142,14 @@ class Loop:
         sequences: a plan that was not possible stays impossible until then.
         """
         self.beat = time.monotonic()
-        with self.phases.phase("receive"):
-            self._process_inbox(idle=self._idle)
-        if self._idle:
-            self._free_since = time.monotonic()
         was_busy = in_flight is not None
         if in_flight and self._should_read_first(in_flight):
             self._finish_step(in_flight)
             in_flight = None
-            with self.phases.phase("receive"):
-                self._process_inbox(idle=False)
+        with self.phases.phase("receive"):
+            self._process_inbox(idle=self._idle)
+        if self._idle:
+            self._free_since = time.monotonic()
         if self.runner.has_compiled:
             self._add_compiled()
         following = self._plan_and_launch(in_flight)

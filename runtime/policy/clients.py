@@ -25,7 +25,7 @@ class ActiveClients:
         self._arrivals: OrderedDict[str, float] = OrderedDict()
 
     def record(self, client: str, submitted: float) -> None:
-        """Records the arrival of a request, `submitted` by `time.monotonic`."""
+        """Records a new request, `submitted` by `time.monotonic`; not always in the order of these times."""
         self._arrivals[client] = max(submitted, self._arrivals.get(client, submitted))
         self._arrivals.move_to_end(client)
         while next(iter(self._arrivals.values())) < submitted - ACTIVE_SECONDS:
@@ -36,7 +36,7 @@ class ActiveClients:
         than one client is active."""
         return seconds >= LONG_SECONDS and len(self._arrivals) > 1
 
-    def urgent(self, prefilling: Iterable[Sequence], decoding: Iterable[Sequence]) -> int:
+    def count_urgent(self, prefilling: Iterable[Sequence], decoding: Iterable[Sequence]) -> int:
         """The number of prompts for which the next step can be longer."""
         prompts = [sequence.request.client for sequence in prefilling]
         served = {sequence.request.client for sequence in decoding}

@@ -63,7 +63,7 @@ class Scheduler:
         self.page_size = page_size
         self.budget = budget
         self.step_times = StepTimes()
-        self._clients = ActiveClients()
+        self.clients = ActiveClients()
         self._prefix = PrefixCache(pages, page_size, enabled=share)
         self._speculate = speculate
         self.waiting: deque[Sequence] = deque()
@@ -73,7 +73,6 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queues a sequence, behind the waiting ones that arrived before it."""
-        self._clients.record(sequence.request.client, sequence.submitted)
         position = len(self.waiting)
         while position and self.waiting[position - 1].arrival > sequence.arrival:
             position -= 1
@@ -111,7 +110,7 @@ class Scheduler:
         try:
             self._add_decode_rows(rows)
             prefilling, decoding = self._prefilling(), len(rows)
-            urgent = self._clients.urgent(prefilling, (row.sequence for row in rows))
+            urgent = self.clients.count_urgent(prefilling, (row.sequence for row in rows))
             most = self.step_times.most_tokens(decoding, urgent) or self.budget
             self._add_chunks(rows, prefilling, min(self.budget, most) - decoding)
             tiled = len(rows) > decoding or any(row.scored for row in rows)
@@ -144,7 +143,7 @@ class Scheduler:
         Raises:
           SequenceFault: the drafts of a sequence cannot be computed.
         """
-        if self._clients.should_await(self.step_times.seconds(kind, tokens) or 0.0):
+        if self.clients.should_await(self.step_times.seconds(kind, tokens) or 0.0):
             return True
         if not self._speculate or self._prefilling():
             return False

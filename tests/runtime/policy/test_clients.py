@@ -12,7 +12,7 @@ NAMES = st.lists(st.sampled_from("abc"), max_size=6)
 
 
 def active(*clients: str) -> ActiveClients:
-    """Clients whose requests have just arrived."""
+    """Clients that have just sent a request."""
     made = ActiveClients()
     for client in clients:
         made.record(client, 100.0)
@@ -27,7 +27,7 @@ def sequences(clients):
 def test_a_client_can_delay_only_itself(recent, prefilling, decoding):
     """All prompts of a single client count; of several, each that has no decoding sequence counts once."""
     clients = active(*recent, *prefilling, *decoding)
-    urgent = clients.urgent(sequences(prefilling), sequences(decoding))
+    urgent = clients.count_urgent(sequences(prefilling), sequences(decoding))
     if len({*recent, *prefilling, *decoding}) < 2:
         assert urgent == len(prefilling)
     else:
@@ -45,7 +45,7 @@ def test_a_client_is_active_for_some_seconds_after_its_last_request(arrivals):
     assert clients.should_await(LONG_SECONDS) == (len(late) > 1)
 
 
-def test_a_sequence_that_is_queued_again_makes_no_client_older():
+def test_a_request_that_comes_late_makes_no_client_older():
     clients = active("a", "b")
     clients.record("b", 1.0), clients.record("a", 109.0)
     assert clients.should_await(LONG_SECONDS)

@@ -148,7 +148,7 @@ def test_no_request_is_overtaken_for_ever(long, often, budget):
 class Traffic(RuleBasedStateMachine):
     """Random arrivals and aborts on a random small engine; the pool is often too small for all.
 
-    Some sequences are added long after they arrived, as those whose grammars are compiled.
+    Some sequences are added long after their arrival, like those that wait for a grammar.
     """
 
     @initialize(
