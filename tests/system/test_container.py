@@ -73,7 +73,7 @@ def test_the_context_has_what_is_copied_and_no_more():
 def installing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
     """A virtual environment, and what installs the command in it from what the image would be given alone.
 
-    That takes half a minute, in which the tests that do not need it are run.
+    The installation takes half a minute; tests that do not need it run meanwhile.
     """
     image = tmp_path_factory.mktemp("image")
     context, environment = image / "context", image / "venv"

@@ -280,7 +280,7 @@ async def test_it_is_heard_of_as_long_as_one_replica_is(start: Start, monkeypatc
     group.commands[0][-1] = "fatal"
     os.kill(pids[0], signal.SIGKILL)
     await until(lambda: group.states[0] == "stopped")
-    assert group.engines.heartbeat_age > 1.2  # nobody hears of the one that is given up
+    assert group.engines.heartbeat_age > 1.2  # a replica that is given up does not count
     os.kill(pids[1], signal.SIGKILL)
 
 
