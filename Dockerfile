@@ -3,19 +3,28 @@
 #   docker build -t distaff --build-arg EXTRA=cuda .       the wheels bring CUDA; the host needs its driver alone
 #   docker build -t distaff --build-arg EXTRA=tpu .
 ARG PYTHON=3.12
+
+# The native kernels need a C++ compiler, which the image itself does not.
+FROM python:${PYTHON}-bookworm AS build
+WORKDIR /opt/distaff
+COPY pyproject.toml setup.py constraints.txt README.md LICENSE ./
+COPY model model
+COPY checkpoints checkpoints
+COPY runtime runtime
+COPY server server
+RUN pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt setuptools jaxlib && \
+    pip wheel --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir wheels .
+
 FROM python:${PYTHON}-slim-bookworm
 
 # An extra of pyproject.toml: nothing, cuda or tpu.
 ARG EXTRA=
 
 WORKDIR /opt/distaff
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-COPY model model
-COPY checkpoints checkpoints
-COPY runtime runtime
-COPY server server
+COPY constraints.txt ./
+COPY --from=build /opt/distaff/wheels wheels
 RUN pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt \
-    "distaff[${EXTRA}] @ file://${PWD}"
+    "distaff[${EXTRA}] @ file://$(echo "${PWD}"/wheels/*.whl)"
 
 # Models, stores and compiled steps; a volume here spares the next start all three.
 RUN useradd --uid 1000 --create-home distaff && install --directory --owner=distaff /data

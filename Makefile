@@ -27,6 +27,7 @@ NEXT_PYTHON ?= $(shell for v in python3.13 python3.12 $$(pyenv root 2>/dev/null)
 TYPES := build/types/distaff
 PINNED := $(if $(LATEST),--upgrade --upgrade-strategy eager,--constraint constraints.txt)
 SHOWN := $(if $(LATEST),$(patsubst %,-W default::%,DeprecationWarning PendingDeprecationWarning FutureWarning))
+INSTALLED := pyproject.toml constraints.txt setup.py $(wildcard model/kernels/native/*)
 PYTEST := -m pytest --durations=40
 UV := build/uv/bin/uv
 # Without --upgrade it keeps what is pinned, as far as the ranges still allow that.
@@ -90,25 +91,26 @@ $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Distaff needs Python 3.11 or newer; found none on the PATH"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# The build's own tool is pinned too, so nothing is built in an isolated environment.
-$(VENV)/.installed-%: pyproject.toml constraints.txt $(if $(LATEST),ALWAYS) | $(VENV)/bin/python
-	$(PIP) install $(PINNED) setuptools
+# What builds is pinned too, so nothing is built in an isolated environment: setuptools, and jaxlib, which has the headers
+# that the native kernels are compiled with.
+$(VENV)/.installed-%: $(INSTALLED) $(if $(LATEST),ALWAYS) | $(VENV)/bin/python
+	$(PIP) install $(PINNED) setuptools jaxlib
 	$(PIP) install --progress-bar on $(PINNED) --no-build-isolation -e '.[$*]'
 	@touch $@
 
-$(VENV)/.installed-: pyproject.toml constraints.txt $(if $(LATEST),ALWAYS) | $(VENV)/bin/python
-	$(PIP) install $(PINNED) setuptools
+$(VENV)/.installed-: $(INSTALLED) $(if $(LATEST),ALWAYS) | $(VENV)/bin/python
+	$(PIP) install $(PINNED) setuptools jaxlib
 	$(PIP) install $(PINNED) --no-build-isolation -e .
 	@touch $@
 
 # The same pins except for JAX and Flax. There is no PyTorch, because its wheel for CPUs exists for some Pythons only.
-$(NEXT)/.installed: pyproject.toml constraints.txt Makefile
+$(NEXT)/.installed: $(INSTALLED) Makefile
 	@test -n "$(NEXT_PYTHON)" || { echo "make test-next needs Python 3.12 or 3.13; found none"; exit 1; }
 	$(NEXT_PYTHON) -m venv $(NEXT)
 	mkdir -p build/next
 	sed '/^jax/d; /^flax/d' constraints.txt > build/next/constraints.txt
 	printf '%s\n' $(NEXT_PINS) >> build/next/constraints.txt
-	$(NEXT)/bin/python -m pip install --constraint build/next/constraints.txt setuptools
+	$(NEXT)/bin/python -m pip install --constraint build/next/constraints.txt setuptools jaxlib
 	$(NEXT)/bin/python -m pip install --constraint build/next/constraints.txt --no-build-isolation -e '.[test-next]'
 	@touch $@
 

@@ -103,7 +103,8 @@ def measure(weights: ExpertWeights, expert_TX: np.ndarray, turns: int) -> dict[s
 
 @jax.jit
 def _dense(x_TD: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
-    return split_k(jax.nn.silu(split_k(x_TD, gate[0])) * split_k(x_TD, up[0]), down[0])
+    gate_TF, up_TF = split_k(x_TD, gate[0], up[0])
+    return split_k(jax.nn.silu(gate_TF) * up_TF, down[0])[0]
 
 
 def minima(timed: Mapping[str, Callable[[], object]], turns: int) -> dict[str, float]:

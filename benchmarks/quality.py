@@ -49,7 +49,7 @@ def scorer(model: str | None, *, int8: bool = False, int8_cache: bool = False) -
     """A model in f32, or with int8 linear weights, or with int8 keys and values."""
     checkpoint = open_checkpoint(resolve(model), int8=int8)
     parameters = load_parameters(checkpoint, np.float32)
-    return Scorer(checkpoint.config, parameters, kv_cache_dtype="int8" if int8_cache else None)
+    return Scorer.of(checkpoint.config, parameters, kv_cache_dtype="int8" if int8_cache else None)
 
 
 def compare(reference: Scorer, other: Scorer, texts: Sequence[Sequence[int]]) -> Quality:

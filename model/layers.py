@@ -61,19 +61,23 @@ class Linears(nnx.Module):
         if bias:
             setattr(self, f"{name}_bias", nnx.Param(jnp.zeros(shape[-1:], dtype)))
 
-    def columns(self, name: str, x_TD: jax.Array) -> jax.Array:
-        """This device's outputs `[T, F]` for complete inputs."""
-        return self._biased(name, self._product(name, x_TD))
+    def columns(self, x_TD: jax.Array, *names: str) -> tuple[jax.Array, ...]:
+        """This device's outputs `[T, F]` of each map, for complete inputs."""
+        products = (y_TF.astype(x_TD.dtype) for y_TF in self.products(x_TD, *names))
+        return tuple(map(self._biased, names, products))
 
-    def rows(self, name: str, x_TF: jax.Array) -> jax.Array:
+    def rows(self, x_TF: jax.Array, name: str) -> jax.Array:
         """All outputs `[T, D]`: the sum of the devices' products with their own inputs."""
-        return self._biased(name, psum(self._product(name, x_TF), self.target.shards))
+        (product_TD,) = self.products(x_TF, name)
+        return self._biased(name, psum(product_TD.astype(x_TF.dtype), self.target.shards))
 
-    def _product(self, name: str, x_TD: jax.Array) -> jax.Array:
-        weight, kernels = getattr(self, name)[...], self.target.kernels
+    def products(self, x_TD: jax.Array, *names: str) -> tuple[jax.Array, ...]:
+        """This device's product with each map's weight, without bias, in f32."""
+        weights, kernels = [getattr(self, name)[...] for name in names], self.target.kernels
         if self.target.int8:
-            return kernels.int8_linear(x_TD, weight, getattr(self, f"{name}_scale")[...])
-        return kernels.linear(x_TD, weight)
+            scales = [getattr(self, f"{name}_scale")[...] for name in names]
+            return kernels.int8_linear(x_TD, *zip(weights, scales, strict=True))
+        return kernels.linear(x_TD, *weights)
 
     def _biased(self, name: str, y_TF: jax.Array) -> jax.Array:
         bias = getattr(self, f"{name}_bias", None)
@@ -94,5 +98,5 @@ class FeedForward(Linears):
 
     def __call__(self, x_TD: jax.Array) -> jax.Array:
         """Maps `[T, D]` to `[T, D]`."""
-        hidden_TF = jax.nn.silu(self.columns("gate", x_TD)) * self.columns("up", x_TD)
-        return self.rows("down", hidden_TF)
+        gate_TF, up_TF = self.columns(x_TD, "gate", "up")
+        return self.rows(jax.nn.silu(gate_TF) * up_TF, "down")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from jax.sharding import Mesh
 
 from .kernels.registry import Kernels, choose
+from .layout import Layout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,9 +28,10 @@ class Target:
     unstacked: bool = False
 
     @property
-    def transposed(self) -> bool:
-        """int8 weights of layers and head are `[outputs, inputs]`, because their kernel needs that."""
-        return self.int8 and dict(self.kernels.names)["int8_linear"] == "transposed"
+    def layout(self) -> Layout:
+        """How the linear weights of layers and head lie in memory for the kernel that reads them."""
+        backend = dict(self.kernels.names)["int8_linear" if self.int8 else "linear"]
+        return Layout(backend, self.shards, int8=self.int8)
 
     @classmethod
     def of(cls, mesh: Mesh, overrides: Mapping[str, str] | None = None, *, int8: bool = False) -> "Target":

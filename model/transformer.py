@@ -126,12 +126,10 @@ class Transformer(Linears):
             return logits_BV[:, : self.config.vocabulary]
 
     def _scores(self, hidden_BD: jax.Array) -> jax.Array:
-        if self.target.int8:
-            return self.columns("head", hidden_BD.astype(jnp.float32))
-        if self.config.tied_head:
-            return jnp.einsum("BD,VD->BV", hidden_BD, self.embed[...], preferred_element_type=jnp.float32)
-        head_DV = getattr(self, "head")[...]  # noqa: B009, made by `add`
-        return jnp.dot(hidden_BD, head_DV, preferred_element_type=jnp.float32)
+        if self.config.tied_head and not self.target.int8:
+            return self.target.kernels.tied_linear(hidden_BD, self.embed[...])
+        (scores_BV,) = self.products(hidden_BD, "head")
+        return scores_BV
 
 
 @dataclass(frozen=True)
@@ -161,21 +159,19 @@ class Skeleton:
 
     def flatten(self, parameters: Mapping[str, jax.Array]) -> tuple[Leaf, ...]:
         """The parameters as the flat tuple that `merge` takes, laid out as the target needs them."""
-        return tuple(self._laid_out(name, parameters[name]) for name in self.names)
+        table = placements(self.config, self.target.shards, int8=self.target.int8)
+        return tuple(self._laid_out(parameters[name], table[name], name) for name in self.names)
 
-    def _laid_out(self, name: str, weight: jax.Array) -> Leaf:
-        if self._is_transposed(name, weight.ndim):
-            return weight.T
+    def _laid_out(self, weight: jax.Array, where: Placement, name: str) -> Leaf:
+        if is_linear(name) and weight.ndim == 2:
+            return self.target.layout.apply(weight, where)
         return unstack(weight) if self.target.unstacked and weight.ndim == 3 else weight
-
-    def _is_transposed(self, name: str, rank: int) -> bool:
-        return self.target.transposed and is_linear(name) and rank == 2
 
     def placements(self) -> dict[str, Placement]:
         """The placement of each parameter of the flat tuple, as it is laid out."""
         table = placements(self.config, self.target.shards, int8=self.target.int8)
         return {
-            name: where.transposed() if self._is_transposed(name, len(where.shape)) else where
+            name: self.target.layout.place(where) if is_linear(name) and len(where.shape) == 2 else where
             for name, where in table.items()
         }
 

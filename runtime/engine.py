@@ -32,6 +32,7 @@ from .policy.scheduler import Scheduler
 from .policy.scores import PromptScores
 from .policy.sequence import Sequence
 from .request import EngineStats, InvalidRequest, Request, TokenEvent, draw_seed
+from .scorer import Scorer
 from .threads import AwaitedThread
 from .validation import check
 
@@ -108,6 +109,11 @@ class Engine:
           progress: called with `(done, total)` after each.
         """
         self._loop.runner.warm_up(progress or (lambda done, total: None))
+
+    def create_scorer(self) -> Scorer:
+        """A scorer that shares the engine's weights."""
+        runner = self._loop.runner
+        return Scorer(runner.skeleton, runner.leaves, runner.mesh, runner.cache_dtype)
 
     @property
     def slowest_step(self) -> float:

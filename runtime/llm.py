@@ -32,7 +32,6 @@ from .device.settings import EngineSettings, compute_dtype
 from .engine import Engine
 from .options import parse_kernels
 from .request import FinishReason, Request, SamplingParams, TokenEvent, TokenLogprobs
-from .scorer import Scorer
 
 Message = Mapping[str, object]
 """A chat message: `{"role": ..., "content": ...}`."""
@@ -126,7 +125,7 @@ class LLM:
         self.engine = Engine(self.config, parameters, settings, mesh=mesh, grammars=grammars)
         self.engine.warm_up()
         self.engine.start()
-        self._scorer = Scorer(self.config, parameters, mesh, settings.kv_cache_dtype)
+        self._scorer = self.engine.create_scorer()
 
     def generate(
         self,

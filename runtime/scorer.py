@@ -18,7 +18,7 @@ from ..model.config import ModelConfig
 from ..model.quantize import is_int8
 from ..model.sharding import REPLICATED, create_mesh, over_shares, share_config
 from ..model.target import Target
-from ..model.transformer import Skeleton, Transformer
+from ..model.transformer import Leaf, Skeleton, Transformer
 from .device.settings import cache_dtype
 
 _PAGE = 16
@@ -30,22 +30,34 @@ class Scorer:
     """Scores texts of up to the model's context under fixed parameters."""
 
     def __init__(
-        self,
+        self, skeleton: Skeleton, leaves: tuple[Leaf, ...], mesh: Mesh, cache_dtype: jnp.dtype
+    ) -> None:
+        """Compiles nothing yet.
+
+        Args:
+          leaves: the parameters, as `skeleton.flatten` returns them. mesh: the devices that hold them.
+          cache_dtype: of keys and values.
+        """
+        self._skeleton, self._leaves, self._mesh, self._cache_dtype = skeleton, leaves, mesh, cache_dtype
+
+    @classmethod
+    def of(
+        cls,
         config: ModelConfig,
         parameters: Mapping[str, jax.Array],
         mesh: Mesh | None = None,
         kv_cache_dtype: str | None = None,
-    ) -> None:
-        """Compiles nothing yet.
+    ) -> "Scorer":
+        """A scorer of a model without an engine.
 
         Args:
           mesh: the devices that hold the parameters; None for a single device.
           kv_cache_dtype: see `EngineSettings`.
         """
-        self._cache_dtype = cache_dtype(kv_cache_dtype, parameters["embed"].dtype)
-        self._mesh = mesh or create_mesh(1, list(parameters["embed"].devices()))
-        self._skeleton = Skeleton.of(config, Target.of(self._mesh, int8=is_int8(parameters)))
-        self._leaves = self._skeleton.flatten(parameters)
+        mesh = mesh or create_mesh(1, list(parameters["embed"].devices()))
+        skeleton = Skeleton.of(config, Target.of(mesh, int8=is_int8(parameters)))
+        dtype = cache_dtype(kv_cache_dtype, parameters["embed"].dtype)
+        return cls(skeleton, skeleton.flatten(parameters), mesh, dtype)
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """The model's scores after each token: f32 `[T, V]`; row t holds the scores of token t + 1."""

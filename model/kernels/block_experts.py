@@ -111,7 +111,8 @@ def _product(
     each expert reads its weights in place and holds nothing else, so that it is cheap to compile."""
 
     def times(w_DF: jax.Array) -> jax.Array:
-        return split_k(x_CD, w_DF) if scale_EF is None else int8_padded(x_CD, w_DF, scale_EF[e])
+        ys = split_k(x_CD, w_DF) if scale_EF is None else int8_padded(x_CD, (w_DF, scale_EF[e]))
+        return ys[0].astype(x_CD.dtype)
 
     if not isinstance(weights, tuple):
         return times(weights[e])

@@ -16,6 +16,7 @@ import jax
 
 from ..cache import Batch, Pool
 from ..errors import ConfigError
+from .native_library import instruction_sets
 
 
 class AttentionKernel(Protocol):
@@ -38,18 +39,27 @@ class ExpertsKernel(Protocol):
 
 
 class LinearKernel(Protocol):
-    """`x @ w`, accumulated in f32, in x's dtype."""
+    """`x @ w` for each weight `[D, F]`, in f32.
 
-    def __call__(self, x_TD: jax.Array, w_DF: jax.Array) -> jax.Array: ...
+    For the backend `native`, weights can be panels (see `panels.py`).
+    """
+
+    def __call__(self, x_TD: jax.Array, *weights: jax.Array) -> tuple[jax.Array, ...]: ...
+
+
+class TiedLinearKernel(Protocol):
+    """`x @ w.T` for an embedding, in f32."""
+
+    def __call__(self, x_TD: jax.Array, w_FD: jax.Array) -> jax.Array: ...
 
 
 class Int8LinearKernel(Protocol):
-    """`x @ (w * scale)` for int8 w and f32 scales; x is quantised to int8; the result has x's dtype.
+    """`x @ (w * scale)` for each int8 weight with its f32 scales; in f32; x is quantised to int8.
 
-    For the backend `transposed`, w is `[F, D]` (see `Target.transposed`).
+    For the backend `transposed`, weights are `[F, D]`; for `native` they can be panels.
     """
 
-    def __call__(self, x_TD: jax.Array, w_DF: jax.Array, scale_F: jax.Array) -> jax.Array: ...
+    def __call__(self, x_TD: jax.Array, *weights: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]: ...
 
 
 @jax.tree_util.register_dataclass
@@ -78,17 +88,24 @@ _BACKENDS: dict[str, dict[str, str]] = {
         "blocks": "block_attention:attend",
         "ragged": "ragged_attention:attend",
         "triton": "triton_attention:attend",
+        "native": "native_attention:attend",
     },
     "experts": {
         "blocks": "block_experts:block_experts",
         "wide_blocks": "block_experts:wide_block_experts",
         "ragged": "ragged_experts:ragged_experts",
     },
-    "linear": {"plain": "linear:plain", "split_k": "linear:split_k"},
+    "linear": {
+        "plain": "linear:plain",
+        "split_k": "linear:split_k",
+        "native": "native_linear:linear",
+    },
+    "tied_linear": {"plain": "linear:tied", "native": "native_linear:tied_linear"},
     "int8_linear": {
         "plain": "linear:int8_plain",
         "padded": "linear:int8_padded",
         "transposed": "linear:int8_transposed",
+        "native": "native_linear:int8_linear",
     },
 }
 """Operation -> backend -> `module:function` in this folder; imported when chosen."""
@@ -100,6 +117,10 @@ _CHOICES: dict[str, dict[str, str]] = {
 }
 """Platform -> operation -> backend, if it is not the first one."""
 
+NATIVE = "native"
+_NATIVE_CHOICES = {operation: NATIVE for operation, backends in _BACKENDS.items() if NATIVE in backends}
+"""What a CPU gets where the native kernels were built."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kernels:
@@ -108,6 +129,7 @@ class Kernels:
     attention: AttentionKernel
     experts: ExpertsKernel
     linear: LinearKernel
+    tied_linear: TiedLinearKernel
     int8_linear: Int8LinearKernel
     names: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
@@ -119,10 +141,13 @@ def choose(platform: str, overrides: Mapping[str, str] | None = None) -> Kernels
       overrides: operation -> backend, instead of the default.
 
     Raises:
-      ConfigError: the operation or the backend is unknown.
+      ConfigError: the operation or the backend is unknown, or the native kernels are requested where they were
+        not built.
     """
     names = {operation: next(iter(backends)) for operation, backends in _BACKENDS.items()}
     names |= _CHOICES.get("cuda" if platform == "gpu" else platform, {})
+    if platform == "cpu" and instruction_sets():
+        names |= _NATIVE_CHOICES
     for operation, backend in (overrides or {}).items():
         _check(operation, backend)
         names[operation] = backend
@@ -135,6 +160,11 @@ def _check(operation: str, backend: str) -> None:
         raise ConfigError(f"kernel {operation}={backend}; expected an operation of {', '.join(_BACKENDS)}")
     if backend not in _BACKENDS[operation]:
         raise ConfigError(f"kernel {operation}={backend}; expected one of {', '.join(_BACKENDS[operation])}")
+    if backend == NATIVE and not instruction_sets():
+        raise ConfigError(
+            f"kernel {operation}={backend}; expected another one, because the native kernels were not built: "
+            "the installation found no C++ compiler"
+        )
 
 
 @cache

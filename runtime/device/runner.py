@@ -74,6 +74,7 @@ class Runner:
     """A model on a mesh of devices, with its KV pool and its compiled steps.
 
     Attributes:
+      skeleton, leaves, mesh, cache_dtype: what a `Scorer` of the same model needs.
       shapes, pages: the sizes it is compiled for; the trash page not counted.
       kernels: the `(operation, backend)` pairs in use.
       ready: the buckets that can be launched, with the seconds of a trial.
@@ -99,7 +100,8 @@ class Runner:
         """
         self._followers = followers
         self._multi_process = mesh.is_multi_process
-        self._leaves = skeleton.flatten(parameters)
+        self.skeleton, self.mesh, self.cache_dtype = skeleton, mesh, cache_dtype
+        self.leaves = skeleton.flatten(parameters)
         self._vocabulary = skeleton.config.vocabulary
         self.shapes = shapes
         self._buckets = shapes.buckets()
@@ -122,7 +124,7 @@ class Runner:
         buckets = self._buckets if self._multi_process else self.shapes.essential()
         allocation = _Background(self._create_state)
         self._abstract_state = jax.eval_shape(self._create_state)
-        self._executables.compile(buckets, self._leaves, self._abstract_state, progress)
+        self._executables.compile(buckets, self.leaves, self._abstract_state, progress)
         self._state: DeviceState = allocation.result()
         barrier()  # so that a trial does not include the compilation in another process
         for bucket in buckets:
@@ -140,7 +142,7 @@ class Runner:
         for bucket in missing:
             if stop.is_set():
                 return
-            self._executables.compile([bucket], self._leaves, self._abstract_state, lambda *_: None)
+            self._executables.compile([bucket], self.leaves, self._abstract_state, lambda *_: None)
             self._compiled.put(bucket)
         for bucket in self._buckets if missing else []:
             self._compiled.put(bucket)
@@ -231,7 +233,7 @@ class Runner:
             self._followers.launch(self._buckets.index(bucket), buffer)
 
     def _dispatch(self, bucket: Bucket, buffer: np.ndarray) -> Outcome:
-        self._state, outcome = self._executables.step(bucket)(self._leaves, self._state, buffer)
+        self._state, outcome = self._executables.step(bucket)(self.leaves, self._state, buffer)
         outcome[0].token_B.copy_to_host_async()
         return outcome
 

@@ -116,6 +116,7 @@ def build_engine(
         with memory_refused(flags):
             parameters = load_parameters(checkpoint, dtype, progress, mesh)
             engine = _engine(flags, checkpoint.config, parameters, on_events, mesh, leader, grammars)
+            del parameters  # the engine may hold them in another layout
             engine.warm_up(lambda done, total: progress("compile", done, total))
     return engine, _info_of(engine, flags, checkpoint.fingerprint, dtype.name, mesh)
 

@@ -67,8 +67,8 @@ def test_rotated_is_the_same_model(folder):
     untied = replace(checkpoint.config, tied_head=False)
     assert {name: values.shape for name, values in other.items()} == parameter_shapes(untied)
     assert all((other[name] == 1).all() for name in other if name.endswith("norm"))
-    expected = Scorer(checkpoint.config, parameters).logits(TOKENS)
-    found = Scorer(untied, other).logits(TOKENS)
+    expected = Scorer.of(checkpoint.config, parameters).logits(TOKENS)
+    found = Scorer.of(untied, other).logits(TOKENS)
     np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
 
 
@@ -115,7 +115,7 @@ def test_a_store_of_int8_is_loaded_as_it_is(folder, tmp_path_factory, shards):
     for name, values in stored.items():
         assert values.dtype == (jnp.int8 if is_linear(name) else jnp.float32), name
         assert (values == direct[name]).all() and values.sharding == direct[name].sharding, name
-    assert np.isfinite(Scorer(checkpoint.config, stored, mesh).logits(TOKENS)).all()
+    assert np.isfinite(Scorer.of(checkpoint.config, stored, mesh).logits(TOKENS)).all()
 
 
 def test_a_partial_store_continues_as_the_same_kind(folder, tmp_path):

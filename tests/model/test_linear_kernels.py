@@ -11,9 +11,10 @@ from distaff.model.quantize import quantize_last, quantize_weight
 ROWS = [1, 2, 5]
 
 
-def transposed(x_TD: jax.Array, w_DF: jax.Array, scale_F: jax.Array) -> jax.Array:
+def transposed(x_TD: jax.Array, weight: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
     """The backend for transposed weights, called with weights as the others take them."""
-    return int8_transposed(x_TD, w_DF.T, scale_F)
+    w_DF, scale_F = weight
+    return int8_transposed(x_TD, (w_DF.T, scale_F))
 
 
 def drawn(rows: int, inputs: int, outputs: int) -> tuple[np.ndarray, np.ndarray]:
@@ -41,7 +42,8 @@ def test_int8_is_an_integer_product_to_the_bit(rows: int, backend) -> None:
     product_TF = integers_TD.astype(np.int32) @ integers_DF.astype(np.int32)
     assert np.abs(product_TF).max() < 2**24
     expected_TF = product_TF * powers_T[:, None] * powers_F
-    np.testing.assert_array_equal(jax.jit(backend)(x_TD, w_DF, scale_F), expected_TF.astype(np.float32))
+    (found_TF,) = jax.jit(backend)(x_TD, (w_DF, scale_F))
+    np.testing.assert_array_equal(found_TF, expected_TF.astype(np.float32))
 
 
 @pytest.mark.parametrize("backend", [int8_plain, int8_padded, transposed])
@@ -49,7 +51,7 @@ def test_int8_is_an_integer_product_to_the_bit(rows: int, backend) -> None:
 def test_int8_is_near_the_wide_product(rows: int, backend) -> None:
     """Each factor is off by half a 127th of its row's or column's largest, at random: 1 % of the product."""
     x_TD, w_DF = drawn(rows, 512, 64)
-    found_TF, expected_TF = backend(jnp.asarray(x_TD), *quantize_weight(jnp.asarray(w_DF))), x_TD @ w_DF
+    (found_TF,), expected_TF = backend(jnp.asarray(x_TD), quantize_weight(jnp.asarray(w_DF))), x_TD @ w_DF
     assert np.abs(found_TF - expected_TF).mean() < 0.015 * np.abs(expected_TF).mean()
 
 
@@ -66,10 +68,10 @@ def test_rows_are_rounded_each_by_its_own_scale() -> None:
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("backend", [plain, split_k])
 def test_wide_backends_are_the_product(backend, rows: int, inputs: int, dtype: str) -> None:
-    """In x's dtype, also for an odd number of inputs, which cannot be split."""
+    """In f32, also for an odd number of inputs, which cannot be split."""
     x_TD, w_DF = (jnp.asarray(a, dtype) for a in drawn(rows, inputs, 48))
-    found_TF = jax.jit(backend)(x_TD, w_DF)
+    (found_TF,) = jax.jit(backend)(x_TD, w_DF)
     expected_TF = np.asarray(x_TD, np.float64) @ np.asarray(w_DF, np.float64)
-    assert found_TF.dtype == dtype
+    assert found_TF.dtype == jnp.float32
     tolerance = 1e-5 if dtype == "float32" else 2.0**-8
     np.testing.assert_allclose(found_TF.astype(jnp.float32), expected_TF, rtol=tolerance, atol=1e-4)

@@ -3,7 +3,15 @@
 import pytest
 
 from distaff.model.errors import ConfigError
-from distaff.model.kernels import block_attention, block_experts, linear, ragged_attention, ragged_experts
+from distaff.model.kernels import (
+    block_attention,
+    block_experts,
+    linear,
+    native_attention,
+    native_linear,
+    ragged_attention,
+    ragged_experts,
+)
 from distaff.model.kernels import triton_attention as triton
 from distaff.model.kernels.registry import _BACKENDS, _CHOICES, choose
 
@@ -13,13 +21,37 @@ EXPECTED = {
     "cuda": (triton.attend, block_experts.wide_block_experts, linear.plain, linear.int8_plain),
     "rocm": (block_attention.attend, block_experts.block_experts, linear.plain, linear.int8_plain),
 }
+NATIVE = (native_attention.attend, block_experts.block_experts, native_linear.linear, native_linear.int8_linear)
 
 
+def chosen(platform: str) -> tuple[object, ...]:
+    found = choose(platform)
+    return found.attention, found.experts, found.linear, found.int8_linear
+
+
+@pytest.fixture
+def not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without a C++ compiler."""
+    monkeypatch.setattr("distaff.model.kernels.registry.instruction_sets", lambda: [])
+
+
+@pytest.mark.usefixtures("not_built")
 @pytest.mark.parametrize("platform", EXPECTED)
 def test_each_platform_has_its_kernels(platform: str) -> None:
     """An unknown platform gets the portable ones."""
-    found = choose(platform)
-    assert (found.attention, found.experts, found.linear, found.int8_linear) == EXPECTED[platform]
+    assert chosen(platform) == EXPECTED[platform]
+
+
+@pytest.mark.parametrize("platform", EXPECTED)
+def test_only_a_cpu_gets_the_native_kernels(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distaff.model.kernels.registry.instruction_sets", lambda: ["portable"])
+    assert chosen(platform) == (NATIVE if platform == "cpu" else EXPECTED[platform])
+
+
+@pytest.mark.usefixtures("not_built")
+def test_native_kernels_that_were_not_built_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"linear=native; .* found no C\+\+ compiler"):
+        choose("cpu", {"linear": "native"})
 
 
 def test_jax_names_cuda_gpu() -> None:
@@ -48,9 +80,9 @@ def test_what_platforms_choose_exists() -> None:
     [
         (
             {"softmax": "fast"},
-            "kernel softmax=fast; expected an operation of attention, experts, linear, int",
+            "kernel softmax=fast; expected an operation of attention, experts, linear, tied_",
         ),
-        ({"attention": "flash"}, "kernel attention=flash; expected one of blocks, ragged, triton"),
+        ({"attention": "flash"}, "kernel attention=flash; expected one of blocks, ragged, triton, native"),
     ],
 )
 def test_an_unknown_override_is_refused_with_the_choices(overrides: dict[str, str], message: str) -> None:

@@ -113,7 +113,7 @@ def test_temporaries_do_not_grow_with_the_pool(warm_runner, index, monkeypatch):
     twice.layouts = {bucket: twice.layouts[bucket]}
     pages = 2 * warm_runner._state.cache[0].shape[0]
     state = jax.eval_shape(lambda: create_state(skeleton, shapes, pages, jnp.dtype("float32")))
-    twice.compile([bucket], warm_runner._leaves, state, lambda done, total: None)
+    twice.compile([bucket], warm_runner.leaves, state, lambda done, total: None)
     once = warm_runner._executables.step(bucket).memory_analysis().temp_size_in_bytes
     assert twice.step(bucket).memory_analysis().temp_size_in_bytes <= once + pages
 

@@ -41,7 +41,7 @@ def test_log_probabilities_are_those_of_the_whole_text(narrow, finite):
     requests = [ask(f"w{n}", 30 + 12 * n, max_tokens=30, logprobs=0) for n in range(5)]
     narrow.run(requests)
     assert narrow.engine.stats.preemptions > 0
-    rounded, exact = Scorer(CONFIG, finite, kv_cache_dtype="int8"), Scorer(CONFIG, finite)
+    rounded, exact = Scorer.of(CONFIG, finite, kv_cache_dtype="int8"), Scorer.of(CONFIG, finite)
     moved = 0.0
     for request in requests:
         events = narrow.collector.wait(request.id)

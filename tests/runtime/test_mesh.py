@@ -68,7 +68,7 @@ def test_scores_are_those_of_one_device(parameters):
     """Logits and log-probabilities of a text, on four devices and on one."""
     clean = dict(parameters) | {"embed": jax.numpy.nan_to_num(parameters["embed"])}
     mesh, tokens = create_mesh(4), random_prompt(50)
-    one, four = Scorer(CONFIG, clean), Scorer(CONFIG, place_all(clean, CONFIG, mesh), mesh)
+    one, four = Scorer.of(CONFIG, clean), Scorer.of(CONFIG, place_all(clean, CONFIG, mesh), mesh)
     expected = one.logits(tokens)
     assert np.abs(four.logits(tokens) - expected).max() <= 1e-4 * np.abs(expected).max()
     np.testing.assert_allclose(four.logprobs(tokens), one.logprobs(tokens), atol=1e-3)

@@ -164,8 +164,8 @@ def test_collectives_are_those_of_the_compiled_step(name: str, shards: int) -> N
     """Kind, number and size of all collectives in the real step."""
     config, mesh = MODELS[name], create_mesh(shards)
     skeleton = Skeleton.of(config, Target(kernels=choose("cpu"), shards=shards))
-    padded = parameter_shapes(pad_config(config, shards))
-    leaves = tuple(jax.ShapeDtypeStruct(padded[each], FLOAT32) for each in skeleton.names)
+    placed = skeleton.placements()
+    leaves = tuple(jax.ShapeDtypeStruct(placed[each].shape, FLOAT32) for each in skeleton.names)
     state = jax.eval_shape(lambda: create_state(skeleton, SHAPES, 9, FLOAT32))
     compiled = Executables(skeleton, SHAPES, mesh).lower(DECODE, leaves, state).compile()
     work = cost_model(config, shards).decode([KEYS] * 8)

@@ -63,7 +63,7 @@ def test_experts_run_in_a_trial():
     runner._dispatch = note
     engine.warm_up()
     decode = next(bucket for bucket in runner.shapes.buckets() if bucket.kind == "decode")
-    runner._executables.compile([decode], runner._leaves, runner._abstract_state, lambda *_: None)
+    runner._executables.compile([decode], runner.leaves, runner._abstract_state, lambda *_: None)
     runner._compiled.put(decode)
     runner.add_compiled()
     (mixed_B, unscored_T), (again_B, scored_T), (decode_B, _) = sampled

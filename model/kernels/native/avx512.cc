@@ -1,0 +1,3 @@
+#define ISA kAvx512
+#define ISA_NAME "avx512"
+#include "kernels.inc"

@@ -1,0 +1,314 @@
+// The calls that XLA makes: checks shapes, shares the panels among the threads, and picks the CPU's kernels.
+//
+// One call multiplies the same rows by several weights, such as those of query, key and value: fewer calls, and
+// int8 rows are rounded once.
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <string>
+#include <vector>
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
+#include "kernels.h"
+#include "parallel.h"
+
+namespace ffi = xla::ffi;
+
+using Matrix = ffi::Buffer<ffi::F32, 2>;
+using Cube = ffi::Buffer<ffi::F32, 3>;
+using Panels = Cube;
+using Numbers = ffi::Buffer<ffi::S32, 1>;
+using Tables = ffi::Buffer<ffi::S32, 2>;
+using Number = ffi::Buffer<ffi::S32, 0>;
+using HalfPanels = ffi::Buffer<ffi::BF16, 3>;
+using HalfMatrix = ffi::Buffer<ffi::BF16, 2>;
+using BytePanels = ffi::Buffer<ffi::U8, 4>;
+
+namespace distaff {
+namespace {
+
+// What this CPU can run, the best first.
+const std::vector<const Kernels*>& usable() {
+  static const std::vector<const Kernels*> found = [] {
+    std::vector<const Kernels*> tables;
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
+      tables.push_back(&kAvx512);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) tables.push_back(&kAvx2);
+#elif defined(__aarch64__)
+    if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) tables.push_back(&kNeonDotprod);
+#endif
+    tables.push_back(&kPortable);
+    return tables;
+  }();
+  return found;
+}
+
+std::atomic<const Kernels*> selected{nullptr};
+
+const Kernels& kernels() {
+  const Kernels* table = selected.load(std::memory_order_relaxed);
+  return table ? *table : *usable().front();
+}
+
+ffi::Error invalid(const char* what) { return ffi::Error(ffi::ErrorCode::kInvalidArgument, what); }
+
+// Calls body(weight, panel) for every panel of every weight, on all threads. Each thread has a few pieces, so that
+// a late one is helped.
+template <typename Body>
+void for_each_panel(ffi::ThreadPool& pool, const std::vector<int64_t>& counts, const Body& body) {
+  int64_t total = 0;
+  for (int64_t count : counts) total += count;
+  const int64_t grain = std::max<int64_t>(1, total / (8 * std::max<int64_t>(1, pool.num_threads())));
+  parallel_for(pool, total, grain, [&](int64_t begin, int64_t end) {
+    size_t weight = 0;
+    int64_t first = 0;
+    for (int64_t panel = begin; panel < end; ++panel) {
+      while (panel - first >= counts[weight]) first += counts[weight++];
+      body(weight, panel - first);
+    }
+  });
+}
+
+bool is_result(const Matrix& x, int64_t panels, const Matrix& y) {
+  return y.dimensions()[0] == x.dimensions()[0] && y.dimensions()[1] == panels * kPanel;
+}
+
+// Weights of f32 or bf16 in panels, with their result.
+struct Product {
+  const float* panels = nullptr;
+  const uint16_t* halves = nullptr;
+  float* y = nullptr;
+  int64_t count = 0;
+
+  void run(const float* x, int64_t panel, int64_t rows, int64_t depth) const {
+    const int64_t offset = panel * depth * kPanel, stride = count * kPanel;
+    if (panels) {
+      kernels().linear(x, panels + offset, y + panel * kPanel, rows, depth, stride);
+    } else {
+      kernels().linear_bf16(x, halves + offset, y + panel * kPanel, rows, depth, stride);
+    }
+  }
+};
+
+template <typename Buffer>
+bool are_panels(const Buffer& panels, int64_t depth) {
+  return panels.dimensions()[1] == depth && panels.dimensions()[2] == kPanel;
+}
+
+ffi::Error linear(ffi::ThreadPool pool, Matrix x, ffi::RemainingArgs weights, ffi::RemainingRets results) {
+  const ffi::Error unexpected = invalid("linear: expected f32 x [T, D], panels [F / 32, D, 32] and results [T, F]");
+  const int64_t rows = x.dimensions()[0], depth = x.dimensions()[1];
+  std::vector<Product> products(results.size());
+  std::vector<int64_t> counts;
+  if (weights.size() != results.size()) return unexpected;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    Product& product = products[i];
+    auto y = results.get<Matrix>(i);
+    if (auto panels = weights.get<Panels>(i); panels && are_panels(*panels, depth)) {
+      product.panels = panels->typed_data(), product.count = panels->dimensions()[0];
+    } else if (auto halves = weights.get<HalfPanels>(i); halves && are_panels(*halves, depth)) {
+      product.halves = reinterpret_cast<const uint16_t*>(halves->untyped_data()), product.count = halves->dimensions()[0];
+    } else {
+      return unexpected;
+    }
+    if (!y || !is_result(x, product.count, **y)) return unexpected;
+    product.y = (*y)->typed_data();
+    counts.push_back(product.count);
+  }
+  const float* from = x.typed_data();
+  for_each_panel(pool, counts,
+                 [&](size_t weight, int64_t panel) { products[weight].run(from, panel, rows, depth); });
+  return ffi::Error::Success();
+}
+
+// x times the transposed embedding [F, D]: panels are made as they are used.
+ffi::Error tied_linear(ffi::ThreadPool pool, Matrix x, ffi::AnyBuffer embedding, ffi::Result<Matrix> y) {
+  const int64_t rows = x.dimensions()[0], depth = x.dimensions()[1];
+  const bool halves = embedding.element_type() == ffi::BF16;
+  const auto shape = embedding.dimensions();
+  if ((!halves && embedding.element_type() != ffi::F32) || shape.size() != 2 || shape[1] != depth ||
+      shape[0] % kPanel || !is_result(x, shape[0] / kPanel, *y))
+    return invalid("tied_linear: expected f32 x [T, D], an f32 or bf16 embedding [F, D] and a result [T, F]");
+  const void* weights = embedding.untyped_data();
+  for_each_panel(pool, {shape[0] / kPanel}, [&](size_t, int64_t panel) {
+    static thread_local std::vector<float> transposed;
+    transposed.resize(depth * kPanel);
+    const int64_t offset = panel * kPanel * depth;
+    if (halves) {
+      kernels().transpose_bf16(static_cast<const uint16_t*>(weights) + offset, depth, transposed.data(), kPanel, kPanel,
+                               depth);
+    } else {
+      kernels().transpose(static_cast<const float*>(weights) + offset, depth, transposed.data(), kPanel, kPanel, depth);
+    }
+    kernels().linear(x.typed_data(), transposed.data(), y->typed_data() + panel * kPanel, rows, depth, shape[0]);
+  });
+  return ffi::Error::Success();
+}
+
+// Rows rounded to int8, with their scales and sums.
+struct Rounded {
+  std::vector<int8_t> values;
+  std::vector<float> scales;
+  std::vector<int32_t> sums;
+};
+
+// In memory of this thread, which stays allocated.
+const Rounded& round_rows(ffi::ThreadPool& pool, const Matrix& x, int64_t padded) {
+  static thread_local Rounded rounded;
+  const int64_t rows = x.dimensions()[0], depth = x.dimensions()[1];
+  rounded.values.resize(rows * padded), rounded.scales.resize(rows), rounded.sums.resize(rows);
+  const float* from = x.typed_data();
+  const Kernels& table = kernels();
+  Rounded& to = rounded;  // not the other threads' own
+  parallel_for(pool, rows, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      to.scales[r] = table.quantize(from + r * depth, to.values.data() + r * padded, depth, &to.sums[r]);
+  });
+  return rounded;
+}
+
+ffi::Error int8_linear(ffi::ThreadPool pool, Matrix x, ffi::RemainingArgs weights, ffi::RemainingRets results) {
+  struct Int8Product {
+    const uint8_t* panels;
+    const float* scales;
+    float* y;
+  };
+  const int64_t rows = x.dimensions()[0], depth = x.dimensions()[1], padded = (depth + 3) / 4 * 4;
+  std::vector<Int8Product> products;
+  std::vector<int64_t> counts;
+  if (weights.size() != 2 * results.size()) return invalid("int8_linear: expected panels and scales for each result");
+  for (size_t i = 0; i < results.size(); ++i) {
+    auto panels = weights.get<BytePanels>(2 * i);
+    auto scales = weights.get<ffi::Buffer<ffi::F32, 1>>(2 * i + 1);
+    auto y = results.get<Matrix>(i);
+    if (!panels || !scales || !y || panels->dimensions()[1] != padded / 4 || panels->dimensions()[2] != kPanel ||
+        panels->dimensions()[3] != 4 || scales->dimensions()[0] != panels->dimensions()[0] * kPanel ||
+        !is_result(x, panels->dimensions()[0], **y))
+      return invalid("int8_linear: expected f32 x [T, D], u8 panels [F / 32, D / 4, 32, 4], scales [F], results [T, F]");
+    products.push_back({panels->typed_data(), scales->typed_data(), (*y)->typed_data()});
+    counts.push_back(panels->dimensions()[0]);
+  }
+  const Rounded& rounded = round_rows(pool, x, padded);
+  const Kernels& table = kernels();
+  for_each_panel(pool, counts, [&](size_t weight, int64_t panel) {
+    const Int8Product& product = products[weight];
+    table.int8_linear(rounded.values.data(), rounded.scales.data(), rounded.sums.data(),
+                      product.panels + panel * padded * kPanel, product.scales + panel * kPanel,
+                      product.y + panel * kPanel, rows, depth, counts[weight] * kPanel);
+  });
+  return ffi::Error::Success();
+}
+
+constexpr int64_t kTile = 16;  // tokens of a prompt that are processed together
+
+// Some tokens of a row.
+struct Tile {
+  int64_t row, first, tokens;
+};
+
+// Tokens without a position, and those beyond the step or the page table, are in no tile.
+std::vector<Tile> tiles(const Numbers& starts, const Numbers& positions, int64_t rows, int64_t context) {
+  std::vector<Tile> found;
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t end = std::min<int64_t>(starts.typed_data()[row + 1], positions.dimensions()[0]);
+    for (int64_t first = starts.typed_data()[row]; first < end; first += kTile) {
+      const int64_t tokens = std::min(kTile, end - first), position = positions.typed_data()[first];
+      if (position >= 0 && position + tokens <= context) found.push_back({row, first, tokens});
+    }
+  }
+  return found;
+}
+
+// q [T, N, H], pool [P, page, 2K, H] with scales [P, page, 2K] if it is int8, and the batch's positions [T],
+// tables [B, M], starts [B + 1] and rows [].
+ffi::Error attention(ffi::ThreadPool pool, Cube q, ffi::AnyBuffer values,
+                     Cube scales, Numbers positions,
+                     Tables tables, Numbers starts, Number rows,
+                     ffi::Result<Cube> result, int64_t window, float scale) {
+  const auto shape = values.dimensions();
+  const int64_t tokens = q.dimensions()[0], heads = q.dimensions()[1], head = q.dimensions()[2];
+  const bool int8 = values.element_type() == ffi::S8;
+  if (shape.size() != 4 || shape[3] != head || head % kPanel || shape[2] % 2 || heads % (shape[2] / 2) ||
+      (int8 && scales.dimensions()[2] != shape[2]) || positions.dimensions()[0] != tokens ||
+      starts.dimensions()[0] != tables.dimensions()[0] + 1)
+    return invalid("attention: the shapes of q, pool and batch do not belong together");
+  const int64_t kv_heads = shape[2] / 2, group = heads / kv_heads;
+  AttendArguments common = {};
+  common.query_stride = heads * head, common.group = group, common.head = head;
+  common.window = window, common.scale = scale, common.page_size = shape[1];
+  common.pool_stride = shape[2] * head, common.scale_stride = shape[2];
+  common.type = int8                                 ? AttendArguments::kInt8
+                : values.element_type() == ffi::BF16 ? AttendArguments::kBf16
+                                                     : AttendArguments::kF32;
+  const int64_t width = int8 ? 1 : common.type == AttendArguments::kBf16 ? 2 : 4;
+  const auto found = tiles(starts, positions, std::min<int64_t>(*rows.typed_data(), tables.dimensions()[0]),
+                           tables.dimensions()[1] * shape[1]);
+  float* to = result->typed_data();
+  std::memset(to, 0, tokens * heads * head * sizeof(float));
+  parallel_for(pool, static_cast<int64_t>(found.size()) * kv_heads, 1, [&](int64_t begin, int64_t end) {
+    static thread_local std::vector<float> scratch;
+    scratch.resize(attend_scratch(kTile * group, head));
+    for (int64_t i = begin; i < end; ++i) {
+      const Tile& tile = found[i / kv_heads];
+      const int64_t k = i % kv_heads, offset = (tile.first * heads + k * group) * head;
+      AttendArguments a = common;
+      a.query = q.typed_data() + offset, a.result = to + offset;
+      a.tokens = tile.tokens, a.position = positions.typed_data()[tile.first];
+      a.pages = tables.typed_data() + tile.row * tables.dimensions()[1];
+      a.pool = static_cast<const char*>(values.untyped_data()) + 2 * k * head * width;
+      a.scales = int8 ? scales.typed_data() + 2 * k : nullptr;
+      a.scratch = scratch.data();
+      kernels().attend(a);
+    }
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace distaff
+
+#pragma GCC visibility push(default)
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(distaff_linear, distaff::linear,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Matrix>().RemainingArgs().RemainingRets());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    distaff_tied_linear, distaff::tied_linear,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Matrix>().Arg<ffi::AnyBuffer>().Ret<Matrix>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(distaff_int8_linear, distaff::int8_linear,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Matrix>().RemainingArgs().RemainingRets());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(distaff_attention, distaff::attention,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Cube>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<Cube>()
+                                  .Arg<Numbers>()
+                                  .Arg<Tables>()
+                                  .Arg<Numbers>()
+                                  .Arg<Number>()
+                                  .Ret<Cube>()
+                                  .Attr<int64_t>("window")
+                                  .Attr<float>("scale"));
+
+// The names of the instruction sets that this CPU can run, the best first, separated by spaces.
+extern "C" const char* distaff_instruction_sets() {
+  static const std::string names = [] {
+    std::string joined;
+    for (const distaff::Kernels* each : distaff::usable()) joined += (joined.empty() ? "" : " ") + std::string(each->name);
+    return joined;
+  }();
+  return names.c_str();
+}
+
+// Uses the index-th of these instead of the first, for tests.
+extern "C" void distaff_select(int index) { distaff::selected = distaff::usable().at(index); }
+
+#pragma GCC visibility pop

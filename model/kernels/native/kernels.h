@@ -1,0 +1,72 @@
+// The kernels of one instruction set, as a table of functions on plain memory.
+//
+// kernels.inc implements them; it is compiled once for each instruction set, with that set's compiler flags. Files
+// compiled so include nothing from the standard library but C headers: the linker may keep any copy of an inline
+// function, also one with instructions that the CPU lacks.
+//
+// Weights are panels of 32 outputs; a panel of F32 is [inputs][32], one of u8 [inputs / 4][32][4], where a weight w is
+// stored as w + 128. The order in which a row's products are added depends on neither the number of rows nor the threads.
+
+#ifndef DISTAFF_KERNELS_H_
+#define DISTAFF_KERNELS_H_
+
+#include <stdint.h>
+
+namespace distaff {
+
+constexpr int64_t kPanel = 32;
+
+constexpr int64_t kBlock = 64;  // positions of keys that are processed together
+
+struct AttendArguments {
+  enum Type { kF32, kBf16, kInt8 };
+  // Of the first token and head: [tokens][query_stride], a token's `group` heads side by side.
+  const float* query;
+  float* result;
+  int64_t tokens, query_stride, group, head;
+  // The first token's position; the others follow. window 0: all earlier positions are visible.
+  int64_t position, window;
+  float scale;
+  const int32_t* pages;
+  int64_t page_size;
+  // The key head's keys; a value is behind its key, and a position's next entry is pool_stride values away.
+  const void* pool;
+  const float* scales;  // of an int8 pool: key and value, scale_stride apart; or null
+  int64_t pool_stride, scale_stride;
+  Type type;
+  float* scratch;  // attend_scratch(tokens * group, head) floats
+};
+
+constexpr int64_t attend_scratch(int64_t queries, int64_t head) {
+  return queries * (2 * head + kBlock + 2) + 2 * kBlock * head;
+}
+
+struct Kernels {
+  const char* name;
+  // One panel's 32 columns of y[rows][stride]: x[rows][depth] times the panel.
+  void (*linear)(const float* x, const float* panel, float* y, int64_t rows, int64_t depth, int64_t stride);
+  void (*linear_bf16)(const float* x, const uint16_t* panel, float* y, int64_t rows, int64_t depth, int64_t stride);
+  // to[column][row] of from[row][column]; the number of rows is a multiple of 32.
+  void (*transpose)(const float* from, int64_t stride, float* to, int64_t to_stride, int64_t rows, int64_t columns);
+  void (*transpose_bf16)(const uint16_t* from, int64_t stride, float* to, int64_t to_stride, int64_t rows,
+                         int64_t columns);
+  // Rounds a row to int8 with one scale, which it returns; `sum` is that of the rounded values.
+  float (*quantize)(const float* x, int8_t* rounded, int64_t depth, int32_t* sum);
+  // As `linear`, with rounded rows, their scales and sums, a panel of u8 and its 32 scales.
+  void (*int8_linear)(const int8_t* x, const float* scales, const int32_t* sums, const uint8_t* panel,
+                      const float* panel_scales, float* y, int64_t rows, int64_t depth, int64_t stride);
+  // Attention of some tokens of a sequence to its pages; the head size is a multiple of 32.
+  void (*attend)(const AttendArguments& arguments);
+};
+
+extern const Kernels kPortable;
+#if defined(__x86_64__)
+extern const Kernels kAvx2;
+extern const Kernels kAvx512;
+#elif defined(__aarch64__)
+extern const Kernels kNeonDotprod;
+#endif
+
+}  // namespace distaff
+
+#endif  // DISTAFF_KERNELS_H_

@@ -1,0 +1,3 @@
+#define ISA kNeonDotprod
+#define ISA_NAME "neon_dotprod"
+#include "kernels.inc"

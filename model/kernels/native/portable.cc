@@ -1,0 +1,3 @@
+#define ISA kPortable
+#define ISA_NAME "portable"
+#include "kernels.inc"

@@ -1,0 +1,41 @@
+"""Loads the native CPU kernels and registers them with XLA, if they were built.
+
+setup.py builds them where there is a C++ compiler. Elsewhere, and on other operating systems, the portable
+kernels serve.
+"""
+
+import ctypes
+import logging
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import jax
+
+log = logging.getLogger(__name__)
+
+_TARGETS = ("distaff_linear", "distaff_tied_linear", "distaff_int8_linear", "distaff_attention")
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The library, registered with XLA; None if it was not built or cannot be loaded."""
+    paths = [Path(__file__).with_name(f"_native{suffix}") for suffix in EXTENSION_SUFFIXES]
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
+        return None
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        log.warning("the native kernels cannot be loaded: %s", error)
+        return None
+    for name in _TARGETS:
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(loaded, name)), platform="cpu")
+    loaded.distaff_instruction_sets.restype = ctypes.c_char_p
+    return loaded
+
+
+def instruction_sets() -> list[str]:
+    """The instruction sets that the kernels can use on this CPU, the one in use first; none without kernels."""
+    loaded = library()
+    return [] if loaded is None else loaded.distaff_instruction_sets().decode().split()

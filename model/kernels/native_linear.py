@@ -1,0 +1,58 @@
+"""Linear maps by the native kernels: weights in panels are read once per step, whatever the number of rows.
+
+A row's products are added in the same order in any company, so its bits depend on nothing but the row and the weights.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from . import linear as portable
+from .panels import PANEL, QUAD
+
+
+_WIDE = (jnp.float32, jnp.bfloat16)
+
+
+def linear(x_TD: jax.Array, *weights: jax.Array) -> tuple[jax.Array, ...]:
+    """The products with weights in panels of f32 or bf16 (see `panels.py`); portable ones with other weights."""
+    packed = [w for w in weights if w.ndim == 3]
+    for w in packed:
+        _check(w.shape[1:] == (x_TD.shape[1], PANEL) and w.dtype in _WIDE, x_TD, w)
+    ys = iter(_call("distaff_linear", x_TD, packed, [len(w) * PANEL for w in packed]))
+    return tuple(next(ys) if w.ndim == 3 else portable.split_k(x_TD, w)[0] for w in weights)
+
+
+def tied_linear(x_TD: jax.Array, w_FD: jax.Array) -> jax.Array:
+    """The product with a transposed embedding, in f32; the portable one if its rows are no whole panels."""
+    if len(w_FD) % PANEL or w_FD.dtype not in _WIDE:
+        return portable.tied(x_TD, w_FD)
+    (y_TF,) = _call("distaff_tied_linear", x_TD, [w_FD], [len(w_FD)])
+    return y_TF
+
+
+def int8_linear(x_TD: jax.Array, *weights: portable.Int8Weight) -> tuple[jax.Array, ...]:
+    """The products with weights in u8 panels and their scales; portable ones with other weights."""
+    packed = [(w, scale_F) for w, scale_F in weights if w.ndim == 4]
+    quads = -(-x_TD.shape[1] // QUAD)
+    for w, scale_F in packed:
+        right = w.shape[1:] == (quads, PANEL, QUAD) and w.dtype == jnp.uint8
+        _check(right and scale_F.shape == (len(w) * PANEL,), x_TD, w)
+    operands = [operand for pair in packed for operand in pair]
+    ys = iter(_call("distaff_int8_linear", x_TD, operands, [len(w) * PANEL for w, _ in packed]))
+    return tuple(next(ys) if w[0].ndim == 4 else portable.int8_padded(x_TD, w)[0] for w in weights)
+
+
+def _call(
+    target: str, x_TD: jax.Array, operands: Sequence[jax.Array], outputs: Sequence[int]
+) -> tuple[jax.Array, ...]:
+    if not operands:
+        return ()
+    results = [jax.ShapeDtypeStruct((x_TD.shape[0], size), jnp.float32) for size in outputs]
+    return tuple(jax.ffi.ffi_call(target, results)(x_TD.astype(jnp.float32), *operands))
+
+
+def _check(right: bool, x_TD: jax.Array, w: jax.Array) -> None:
+    if not right:
+        raise ValueError(f"panels {w.dtype}{list(w.shape)} for x {list(x_TD.shape)}; expected panels of its width")

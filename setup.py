@@ -1,0 +1,67 @@
+"""Builds the native CPU kernels where there is a C++ compiler; everything else is in pyproject.toml.
+
+Without a compiler, or without jaxlib's headers, the installation succeeds without them, and XLA's kernels serve.
+Each file of kernels is compiled for its own instruction set, so the library runs on other CPUs than the one that built
+it: the CPU's best set is chosen at run time.
+"""
+
+import platform
+from importlib.util import find_spec
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+SOURCES = Path("model/kernels/native")
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno"]
+SETS = {
+    "x86_64": {
+        "avx2": ["-mavx2", "-mfma"],
+        "avx512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"],
+    },
+    "aarch64": {"neon_dotprod": ["-march=armv8.2-a+dotprod"]},
+}
+"""Machine -> file of kernels -> the compiler's flags for it."""
+
+
+def headers() -> str:
+    """The folder of the headers of XLA's foreign function interface."""
+    found = find_spec("jaxlib")
+    if found is None or found.origin is None:
+        raise CompileError("the native kernels need jaxlib's headers; expected jaxlib to be installed")
+    return str(Path(found.origin).parent / "include")
+
+
+class BuildKernels(build_ext):
+    """Compiles each source with its own flags."""
+
+    def build_extension(self, extension: Extension) -> None:
+        """Compiles and links the library."""
+        sets = {"portable": [], **SETS.get(platform.machine(), {})}
+        objects = self._compile("handlers", [f"-isystem{headers()}"])
+        for name, flags in sets.items():
+            objects += self._compile(name, flags)
+        target = self.get_ext_fullpath(extension.name)
+        self.compiler.link_shared_object(objects, target, extra_postargs=["-pthread"], target_lang="c++")
+
+    def _compile(self, name: str, flags: list[str]) -> list[str]:
+        return self.compiler.compile(
+            [str(SOURCES / f"{name}.cc")],
+            output_dir=self.build_temp,
+            extra_postargs=[*FLAGS, *flags],
+            depends=[str(path) for path in SOURCES.iterdir()],
+        )
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "distaff.model.kernels._native",
+            sources=sorted(str(path) for path in SOURCES.glob("*.cc")),
+            depends=sorted(str(path) for path in SOURCES.glob("*.[hi]*")),
+            optional=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildKernels},
+)

@@ -1,0 +1,171 @@
+"""Native kernels against numpy and the portable backends, for every instruction set of this CPU.
+
+The law of all of them: a row's bits depend on the row alone, not on the rows beside it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distaff.model.kernels import linear as portable
+from distaff.model.kernels.native_attention import attend, fits
+from distaff.model.kernels.native_library import instruction_sets, library
+from distaff.model.kernels.native_linear import int8_linear, linear, tied_linear
+from distaff.model.kernels.panels import pack, pack_int8
+from distaff.model.quantize import quantize_weight
+
+from .test_attention_kernels import BFLOAT16, FLOAT32, MIXED, STEPS, compare, lay_out
+from .test_block_attention import Geometry, World
+
+pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the native kernels were not built")
+
+SHAPES = st.tuples(st.integers(1, 300), st.integers(1, 600), st.integers(1, 5))
+"""Rows, inputs, panels."""
+ATTENTION = {
+    "gqa": Geometry(heads=4, kv_heads=2, head_size=32),
+    "three-heads-window-5": Geometry(heads=3, kv_heads=1, head_size=64, page_size=8, window=5),
+    "page-256-window-200": Geometry(heads=2, kv_heads=2, head_size=128, page_size=256, window=200),
+    "head-256": Geometry(heads=2, kv_heads=1, head_size=256),
+    "page-1-window-200": Geometry(heads=2, kv_heads=1, head_size=32, page_size=1, window=200),
+    "int8": Geometry(heads=6, kv_heads=2, head_size=64, int8=True),
+    "head-16, which is portable": Geometry(heads=4, kv_heads=2, head_size=16),
+}
+
+
+@pytest.fixture(autouse=True, params=instruction_sets(), scope="module")
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test of this file runs once for each instruction set."""
+    loaded = library()
+    assert loaded is not None
+    loaded.distaff_select(instruction_sets().index(request.param))
+    yield
+    loaded.distaff_select(0)
+
+
+def drawn(rows: int, inputs: int, outputs: int) -> tuple[jax.Array, jax.Array]:
+    rng = np.random.default_rng([rows, inputs, outputs])
+    shapes = (rows, inputs), (inputs, outputs)
+    x_TD, w_DF = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
+    return x_TD, w_DF
+
+
+def exact(x_TD: jax.Array, w_DF: jax.Array) -> np.ndarray:
+    return np.asarray(x_TD, np.float64) @ np.asarray(w_DF, np.float64)
+
+
+@settings(max_examples=12, deadline=None)
+@given(SHAPES, st.sampled_from(["float32", "bfloat16"]))
+def test_linear_is_the_product(shape, dtype):
+    rows, inputs, panels = shape
+    x_TD, w_DF = drawn(rows, inputs, 32 * panels)
+    w_DF = w_DF.astype(dtype)
+    (found_TF,) = linear(x_TD, pack(w_DF))
+    np.testing.assert_allclose(found_TF, exact(x_TD, w_DF), atol=2e-6 * inputs)
+    np.testing.assert_array_equal(linear(x_TD[-1:], pack(w_DF))[0], found_TF[-1:])
+
+
+@settings(max_examples=12, deadline=None)
+@given(SHAPES, st.sampled_from(["float32", "bfloat16"]))
+def test_tied_linear_is_the_product_with_the_embedding(shape, dtype):
+    rows, inputs, panels = shape
+    x_TD, w_DF = drawn(rows, inputs, 32 * panels)
+    found_TF = tied_linear(x_TD, w_DF.T.astype(dtype))
+    np.testing.assert_array_equal(found_TF, linear(x_TD, pack(w_DF.astype(dtype)))[0])
+
+
+@settings(max_examples=12, deadline=None)
+@given(SHAPES)
+def test_int8_linear_is_an_integer_product_to_the_bit(shape):
+    """Rows and columns with a largest magnitude of 127 times a power of two have such scales, which are exact."""
+    rows, inputs, panels = shape
+    rng = np.random.default_rng(shape)
+    x_TD, w_DF = rng.integers(-127, 128, (rows, inputs)), rng.integers(-127, 128, (inputs, 32 * panels))
+    x_TD[:, 0] = 127
+    powers_T, powers_F = 2.0 ** rng.integers(-3, 4, rows), 2.0 ** rng.integers(-3, 4, 32 * panels)
+    weight = pack_int8(jnp.asarray(w_DF, jnp.int8)), jnp.asarray(powers_F, jnp.float32)
+    scaled_TD = jnp.asarray(x_TD * powers_T[:, None], jnp.float32)
+    (found_TF,) = int8_linear(scaled_TD, weight)
+    np.testing.assert_array_equal(found_TF, ((x_TD @ w_DF) * powers_T[:, None] * powers_F).astype(np.float32))
+    np.testing.assert_array_equal(int8_linear(scaled_TD[-1:], weight)[0], found_TF[-1:])
+
+
+def test_largest_bytes_do_not_saturate():
+    """Sums of products of the largest bytes, of either sign."""
+    x_TD = jnp.asarray(np.tile([[1.0, 1, -1, -1]], (3, 256)), jnp.float32)
+    w_DF = jnp.asarray(np.tile([[127], [127], [-127], [-127]], (256, 32)), jnp.int8)
+    (found_TF,) = int8_linear(x_TD, (pack_int8(w_DF), jnp.ones(32)))
+    np.testing.assert_allclose(found_TF, 127 * 1024, rtol=1e-6)
+
+
+def test_one_call_computes_several_weights():
+    x_TD, w_DF = drawn(7, 50, 96)
+    parts = w_DF[:, :32], w_DF[:, 32:]
+    for found, part in zip(linear(x_TD, *map(pack, parts)), parts, strict=True):
+        np.testing.assert_array_equal(found, linear(x_TD, pack(part))[0])
+    quantized = [(pack_int8(w), scale) for w, scale in map(quantize_weight, parts)]
+    for found, weight in zip(int8_linear(x_TD, *quantized), quantized, strict=True):
+        np.testing.assert_array_equal(found, int8_linear(x_TD, weight)[0])
+
+
+def test_weights_that_are_no_panels_are_computed_by_the_portable_backend():
+    x_TD, w_DF = drawn(3, 20, 33)
+    np.testing.assert_array_equal(linear(x_TD, w_DF)[0], portable.split_k(x_TD, w_DF)[0])
+    np.testing.assert_array_equal(tied_linear(x_TD, w_DF.T), portable.tied(x_TD, w_DF.T))
+    weight = quantize_weight(w_DF)
+    np.testing.assert_array_equal(int8_linear(x_TD, weight)[0], portable.int8_padded(x_TD, weight)[0])
+
+
+@pytest.mark.parametrize("panels", [jnp.ones((1, 8, 32)), jnp.ones((1, 7, 31)), jnp.ones((1, 7, 32), jnp.int8)])
+def test_wrong_panels_are_refused_when_traced(panels):
+    """x has 7 inputs."""
+    with pytest.raises(ValueError, match=r"expected panels of its width"):
+        jax.eval_shape(linear, jnp.ones((2, 7)), panels)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 31, 4), (1, 3, 32, 4), (2, 2, 32, 4)])
+def test_wrong_bytes_are_refused_when_traced(shape):
+    """x has 7 inputs, which are two quads, and there are 32 scales."""
+    with pytest.raises(ValueError, match=r"expected panels of its width"):
+        jax.eval_shape(int8_linear, jnp.ones((2, 7)), (jnp.ones(shape, jnp.uint8), jnp.ones(32)))
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=str)
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("geometry", ATTENTION.values(), ids=ATTENTION)
+def test_attention_equals_portable(geometry, step, dtype):
+    """In bfloat16 the portable backend rounds weights before the product with the values."""
+    compare(attend, geometry, step, dtype, 1e-5 if dtype == FLOAT32 else 0.02)
+
+
+@pytest.mark.parametrize("geometry", [g for g in ATTENTION.values() if g.head_size > 16], ids=str)
+def test_a_token_attends_alone_as_it_does_in_a_prompt(geometry):
+    """Bit for bit: whether it is decoded, or computed with others of its prompt, in any split."""
+    world = World.create(geometry, 3)
+    shape = (80, geometry.heads, geometry.head_size)
+    q_TNH = jnp.asarray(np.random.default_rng(4).standard_normal(shape), jnp.float32)
+    assert fits(q_TNH, world.pool)
+    run = jax.jit(lambda q, batch: attend(q, world.pool, batch, window=geometry.window))
+    whole = np.asarray(run(q_TNH, lay_out(world, MIXED, 80, tiles=True)))
+    at = 0
+    for row, (first, length) in enumerate(MIXED):
+        for i in {0, length // 2, length - 1}:
+            batch = lay_out(world, [(first + i, 1)], 4, tiles=False)
+            batch = replace(batch, tables_BM=batch.tables_BM.at[0].set(batch.tables_BM[row]))
+            alone = run(jnp.zeros((4, *shape[1:])).at[0].set(q_TNH[at + i]), batch)
+            np.testing.assert_array_equal(np.asarray(alone)[0], whole[at + i])
+        at += length
+
+
+def test_entries_after_the_last_position_reach_nobody():
+    """Pages are shared with nobody, but a page's rest may hold anything, here NaN."""
+    geometry = ATTENTION["gqa"]
+    world = World.create(geometry, 3, filler=float("nan"))
+    q_TNH = jnp.ones((4, geometry.heads, geometry.head_size))
+    found = attend(q_TNH, world.pool, lay_out(world, [(20, 1), (0, 3)], 4, tiles=True), window=None)
+    assert np.isfinite(found).all()
