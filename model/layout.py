@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from .kernels.panels import PANEL, QUAD, pack, pack_int8
+from .kernels.panels import PANEL, QUAD, pack, pack_int8, pack_transposed
 from .sharding import Placement
 
 
@@ -23,19 +23,22 @@ class Layout:
     shards: int
     int8: bool
 
-    def place(self, where: Placement) -> Placement:
-        """The placement of a weight in this layout."""
+    def place(self, where: Placement, *, transposed: bool = False) -> Placement:
+        """The placement of a weight in this layout; `transposed`: it is stored as `[outputs, inputs]`."""
         if self.backend == "transposed":
             return where.transposed()
-        return _in_panels(where, self.int8) if self._has_panels(where) else where
+        straight = where.transposed() if transposed else where
+        return _in_panels(straight, self.int8) if self._has_panels(straight) else where
 
-    def apply(self, weight: jax.Array, where: Placement) -> jax.Array:
-        """A weight `[inputs, outputs]`, placed at `where`, in this layout."""
+    def apply(self, weight: jax.Array, where: Placement, *, transposed: bool = False) -> jax.Array:
+        """A weight, placed at `where`, in this layout."""
         if self.backend == "transposed":
             return weight.T
-        if not self._has_panels(where):
+        placed = self.place(where, transposed=transposed)
+        if placed == where:
             return weight
-        return _on_its_devices(pack_int8 if self.int8 else pack, weight, self.place(where))
+        change = pack_int8 if self.int8 else pack_transposed if transposed else pack
+        return _on_its_devices(change, weight, placed)
 
     def _has_panels(self, where: Placement) -> bool:
         """Whether each device's share is a whole number of panels."""

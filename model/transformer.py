@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec
 from .attention import Attention
 from .cache import Batch, Cache, Pool
 from .config import ModelConfig
+from .kernels.panels import PANEL, unpack_rows
 from .layers import FeedForward, Linears, random_weight, rms_norm
 from .moe import MixtureOfExperts
 from .parameters import is_linear
@@ -112,12 +113,13 @@ class Transformer(Linears):
 
     def _embedded(self, tokens_T: jax.Array) -> jax.Array:
         """The tokens' rows of the embedding, on whichever device they are."""
-        embed_VD, shards = self.embed[...], self.target.shards
-        if shards == 1:
-            return embed_VD[tokens_T]
-        place_T = tokens_T - first_of_share(embed_VD.shape[0], shards)
-        place_T = jnp.where(place_T < 0, embed_VD.shape[0], place_T)
-        return psum(embed_VD.at[place_T].get(mode="fill", fill_value=0), shards)
+        embed, shards = self.embed[...], self.target.shards
+        rows = embed.shape[0] * (PANEL if embed.ndim == 3 else 1)
+        place_T = tokens_T - first_of_share(rows, shards)
+        place_T = jnp.where(place_T < 0, rows, place_T)
+        if embed.ndim == 3:
+            return psum(unpack_rows(embed, place_T), shards)
+        return psum(embed.at[place_T].get(mode="fill", fill_value=0), shards)
 
     def logits(self, hidden_BD: jax.Array) -> jax.Array:
         """The logits of every next token: f32 `[B, V]`, whole on every device."""
@@ -126,10 +128,14 @@ class Transformer(Linears):
             return logits_BV[:, : self.config.vocabulary]
 
     def _scores(self, hidden_BD: jax.Array) -> jax.Array:
-        if self.config.tied_head and not self.target.int8:
-            return self.target.kernels.tied_linear(hidden_BD, self.embed[...])
-        (scores_BV,) = self.products(hidden_BD, "head")
-        return scores_BV
+        if self.target.int8 or not self.config.tied_head:
+            (scores_BV,) = self.products(hidden_BD, "head")
+            return scores_BV
+        embed = self.embed[...]
+        if embed.ndim == 3:
+            (scores_BV,) = self.target.kernels.linear(hidden_BD, embed)
+            return scores_BV
+        return jnp.einsum("BD,VD->BV", hidden_BD, embed, preferred_element_type=jnp.float32)
 
 
 @dataclass(frozen=True)
@@ -163,17 +169,24 @@ class Skeleton:
         return tuple(self._laid_out(parameters[name], table[name], name) for name in self.names)
 
     def _laid_out(self, weight: jax.Array, where: Placement, name: str) -> Leaf:
-        if is_linear(name) and weight.ndim == 2:
-            return self.target.layout.apply(weight, where)
+        if self._has_layout(name, weight.ndim):
+            return self.target.layout.apply(weight, where, transposed=name == "embed")
         return unstack(weight) if self.target.unstacked and weight.ndim == 3 else weight
 
     def placements(self) -> dict[str, Placement]:
         """The placement of each parameter of the flat tuple, as it is laid out."""
         table = placements(self.config, self.target.shards, int8=self.target.int8)
         return {
-            name: self.target.layout.place(where) if is_linear(name) and len(where.shape) == 2 else where
+            name: self.target.layout.place(where, transposed=name == "embed")
+            if self._has_layout(name, len(where.shape))
+            else where
             for name, where in table.items()
         }
+
+    def _has_layout(self, name: str, rank: int) -> bool:
+        """Whether the target's layout applies: to linear weights, also to an embedding that is the head too."""
+        tied = name == "embed" and self.config.tied_head and not self.target.int8
+        return rank == 2 and (is_linear(name) or tied)
 
     def specs(self) -> tuple[PartitionSpec, ...]:
         """The partition spec of each parameter of the flat tuple."""

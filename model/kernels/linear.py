@@ -22,11 +22,6 @@ def plain(x_TD: jax.Array, *weights: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(_product(x_TD, w_DF) for w_DF in weights)
 
 
-def tied(x_TD: jax.Array, w_FD: jax.Array) -> jax.Array:
-    """The product with a transposed embedding, in f32."""
-    return jnp.einsum("TD,FD->TF", x_TD, w_FD, preferred_element_type=jnp.float32)
-
-
 def split_k(x_TD: jax.Array, *weights: jax.Array) -> tuple[jax.Array, ...]:
     """Split-K for a single row: two products over halves of D, then their sum; more rows as `plain`.
 

@@ -14,7 +14,7 @@ import jax
 
 log = logging.getLogger(__name__)
 
-_TARGETS = ("distaff_linear", "distaff_tied_linear", "distaff_int8_linear", "distaff_attention")
+_TARGETS = ("distaff_linear", "distaff_int8_linear", "distaff_attention")
 
 
 @cache

@@ -24,14 +24,6 @@ def linear(x_TD: jax.Array, *weights: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(next(ys) if w.ndim == 3 else portable.split_k(x_TD, w)[0] for w in weights)
 
 
-def tied_linear(x_TD: jax.Array, w_FD: jax.Array) -> jax.Array:
-    """The product with a transposed embedding, in f32; the portable one if its rows are no whole panels."""
-    if len(w_FD) % PANEL or w_FD.dtype not in _WIDE:
-        return portable.tied(x_TD, w_FD)
-    (y_TF,) = _call("distaff_tied_linear", x_TD, [w_FD], [len(w_FD)])
-    return y_TF
-
-
 def int8_linear(x_TD: jax.Array, *weights: portable.Int8Weight) -> tuple[jax.Array, ...]:
     """The products with weights in u8 panels and their scales; portable ones with other weights."""
     packed = [(w, scale_F) for w, scale_F in weights if w.ndim == 4]

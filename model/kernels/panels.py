@@ -19,6 +19,11 @@ def pack(w_DF: jax.Array) -> jax.Array:
     return w_DF.reshape(inputs, outputs // PANEL, PANEL).swapaxes(0, 1)
 
 
+def pack_transposed(w_FD: jax.Array) -> jax.Array:
+    """An embedding `[F, D]` as panels of its transposed; 32 must divide F."""
+    return pack(w_FD.T)
+
+
 def pack_int8(w_DF: jax.Array) -> jax.Array:
     """An int8 weight `[D, F]` as panels; 32 must divide F."""
     inputs, outputs = w_DF.shape
@@ -26,3 +31,8 @@ def pack_int8(w_DF: jax.Array) -> jax.Array:
     padded_DF = jnp.pad(w_DF, ((0, quads * QUAD - inputs), (0, 0)))
     split = padded_DF.reshape(quads, QUAD, outputs // PANEL, PANEL)
     return (split.transpose(2, 0, 3, 1) ^ -128).view(jnp.uint8)
+
+
+def unpack_rows(w: jax.Array, row_T: jax.Array) -> jax.Array:
+    """Rows `[T, D]` of an embedding `[V, D]` that is in panels `[V / 32, D, 32]`; zeros for rows beyond V."""
+    return w.at[row_T // PANEL, :, row_T % PANEL].get(mode="fill", fill_value=0)

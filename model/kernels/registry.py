@@ -47,12 +47,6 @@ class LinearKernel(Protocol):
     def __call__(self, x_TD: jax.Array, *weights: jax.Array) -> tuple[jax.Array, ...]: ...
 
 
-class TiedLinearKernel(Protocol):
-    """`x @ w.T` for an embedding, in f32."""
-
-    def __call__(self, x_TD: jax.Array, w_FD: jax.Array) -> jax.Array: ...
-
-
 class Int8LinearKernel(Protocol):
     """`x @ (w * scale)` for each int8 weight with its f32 scales; in f32; x is quantised to int8.
 
@@ -100,7 +94,6 @@ _BACKENDS: dict[str, dict[str, str]] = {
         "split_k": "linear:split_k",
         "native": "native_linear:linear",
     },
-    "tied_linear": {"plain": "linear:tied", "native": "native_linear:tied_linear"},
     "int8_linear": {
         "plain": "linear:int8_plain",
         "padded": "linear:int8_padded",
@@ -129,7 +122,6 @@ class Kernels:
     attention: AttentionKernel
     experts: ExpertsKernel
     linear: LinearKernel
-    tied_linear: TiedLinearKernel
     int8_linear: Int8LinearKernel
     names: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 

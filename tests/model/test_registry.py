@@ -80,7 +80,7 @@ def test_what_platforms_choose_exists() -> None:
     [
         (
             {"softmax": "fast"},
-            "kernel softmax=fast; expected an operation of attention, experts, linear, tied_",
+            "kernel softmax=fast; expected an operation of attention, experts, linear, int",
         ),
         ({"attention": "flash"}, "kernel attention=flash; expected one of blocks, ragged, triton, native"),
     ],

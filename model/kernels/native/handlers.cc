@@ -24,7 +24,6 @@ using Numbers = ffi::Buffer<ffi::S32, 1>;
 using Tables = ffi::Buffer<ffi::S32, 2>;
 using Number = ffi::Buffer<ffi::S32, 0>;
 using HalfPanels = ffi::Buffer<ffi::BF16, 3>;
-using HalfMatrix = ffi::Buffer<ffi::BF16, 2>;
 using BytePanels = ffi::Buffer<ffi::U8, 4>;
 
 namespace distaff {
@@ -123,30 +122,6 @@ ffi::Error linear(ffi::ThreadPool pool, Matrix x, ffi::RemainingArgs weights, ff
   const float* from = x.typed_data();
   for_each_panel(pool, counts,
                  [&](size_t weight, int64_t panel) { products[weight].run(from, panel, rows, depth); });
-  return ffi::Error::Success();
-}
-
-// x times the transposed embedding [F, D]: panels are made as they are used.
-ffi::Error tied_linear(ffi::ThreadPool pool, Matrix x, ffi::AnyBuffer embedding, ffi::Result<Matrix> y) {
-  const int64_t rows = x.dimensions()[0], depth = x.dimensions()[1];
-  const bool halves = embedding.element_type() == ffi::BF16;
-  const auto shape = embedding.dimensions();
-  if ((!halves && embedding.element_type() != ffi::F32) || shape.size() != 2 || shape[1] != depth ||
-      shape[0] % kPanel || !is_result(x, shape[0] / kPanel, *y))
-    return invalid("tied_linear: expected f32 x [T, D], an f32 or bf16 embedding [F, D] and a result [T, F]");
-  const void* weights = embedding.untyped_data();
-  for_each_panel(pool, {shape[0] / kPanel}, [&](size_t, int64_t panel) {
-    static thread_local std::vector<float> transposed;
-    transposed.resize(depth * kPanel);
-    const int64_t offset = panel * kPanel * depth;
-    if (halves) {
-      kernels().transpose_bf16(static_cast<const uint16_t*>(weights) + offset, depth, transposed.data(), kPanel, kPanel,
-                               depth);
-    } else {
-      kernels().transpose(static_cast<const float*>(weights) + offset, depth, transposed.data(), kPanel, kPanel, depth);
-    }
-    kernels().linear(x.typed_data(), transposed.data(), y->typed_data() + panel * kPanel, rows, depth, shape[0]);
-  });
   return ffi::Error::Success();
 }
 
@@ -276,10 +251,6 @@ ffi::Error attention(ffi::ThreadPool pool, Cube q, ffi::AnyBuffer values,
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(distaff_linear, distaff::linear,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Matrix>().RemainingArgs().RemainingRets());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    distaff_tied_linear, distaff::tied_linear,
-    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Matrix>().Arg<ffi::AnyBuffer>().Ret<Matrix>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(distaff_int8_linear, distaff::int8_linear,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Matrix>().RemainingArgs().RemainingRets());

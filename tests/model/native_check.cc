@@ -1,0 +1,114 @@
+// Runs every kernel of one instruction set on buffers of exactly the size that it may touch, for the sanitizers, and
+// compares with the plain formula. Exits with 1 at the first difference.
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <vector>
+
+#include "kernels.h"
+
+using distaff::kBlock;
+using distaff::kPanel;
+
+namespace {
+
+std::mt19937 random_bits(1);
+
+std::vector<float> floats(int64_t count) {
+  std::normal_distribution<float> normal;
+  std::vector<float> drawn(count);
+  for (float& each : drawn) each = normal(random_bits);
+  return drawn;
+}
+
+void expect(bool right, const char* what) {
+  if (right) return;
+  std::printf("%s differs\n", what);
+  std::exit(1);
+}
+
+void check_linear(const distaff::Kernels& kernels, int64_t rows, int64_t depth) {
+  const auto x = floats(rows * depth), panel = floats(depth * kPanel);
+  std::vector<float> y(rows * kPanel), transposed(depth * kPanel);
+  kernels.linear(x.data(), panel.data(), y.data(), rows, depth, kPanel);
+  kernels.transpose(panel.data(), depth, transposed.data(), kPanel, kPanel, depth);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t f = 0; f < kPanel; ++f) {
+      double sum = 0;
+      for (int64_t d = 0; d < depth; ++d) sum += double(x[r * depth + d]) * panel[d * kPanel + f];
+      expect(std::abs(sum - y[r * kPanel + f]) < 1e-4 * depth, "linear");
+    }
+  for (int64_t d = 0; d < depth; ++d)
+    for (int64_t f = 0; f < kPanel; ++f) expect(transposed[d * kPanel + f] == panel[f * depth + d], "transpose");
+}
+
+void check_int8(const distaff::Kernels& kernels, int64_t rows, int64_t depth) {
+  const int64_t padded = (depth + 3) / 4 * 4;
+  const auto x = floats(rows * depth), scales = floats(kPanel);
+  std::vector<uint8_t> panel(padded * kPanel);
+  for (uint8_t& each : panel) each = 1 + random_bits() % 255;
+  std::vector<int8_t> rounded(rows * padded);
+  std::vector<float> row_scales(rows), y(rows * kPanel);
+  std::vector<int32_t> sums(rows);
+  for (int64_t r = 0; r < rows; ++r)
+    row_scales[r] = kernels.quantize(x.data() + r * depth, rounded.data() + r * padded, depth, &sums[r]);
+  kernels.int8_linear(rounded.data(), row_scales.data(), sums.data(), panel.data(), scales.data(), y.data(), rows, depth,
+                      kPanel);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t f = 0; f < kPanel; ++f) {
+      int64_t sum = 0;
+      for (int64_t d = 0; d < padded; ++d)
+        sum += int64_t(rounded[r * padded + d]) * (int64_t(panel[d / 4 * 4 * kPanel + 4 * f + d % 4]) - 128);
+      const float expected = float(sum) * row_scales[r] * scales[f];
+      expect(std::abs(expected - y[r * kPanel + f]) <= 1e-5f * std::abs(expected), "int8_linear");
+    }
+}
+
+void check_attention(const distaff::Kernels& kernels, int64_t tokens, int64_t position, int64_t page, int64_t window) {
+  const int64_t head = 64, group = 3, end = position + tokens, pages = (end + page - 1) / page;
+  const auto query = floats(tokens * group * head), pool = floats(pages * page * 2 * head);
+  std::vector<float> result(query.size()), scratch(distaff::attend_scratch(tokens * group, head));
+  std::vector<int32_t> table(pages);
+  for (int64_t i = 0; i < pages; ++i) table[i] = pages - 1 - i;
+  distaff::AttendArguments a = {};
+  a.query = query.data(), a.result = result.data(), a.tokens = tokens, a.query_stride = group * head;
+  a.group = group, a.head = head, a.position = position, a.window = window, a.scale = 0.125f;
+  a.pages = table.data(), a.page_size = page, a.pool = pool.data(), a.pool_stride = 2 * head;
+  a.type = distaff::AttendArguments::kF32, a.scratch = scratch.data();
+  kernels.attend(a);
+  for (int64_t i = 0; i < tokens * group; ++i) {
+    const int64_t at = position + i / group, first = window && at >= window ? at - window + 1 : 0;
+    std::vector<double> sums(head);
+    double total = 0;
+    for (int64_t key = first; key <= at; ++key) {
+      const float* entry = pool.data() + (table[key / page] * page + key % page) * 2 * head;
+      double score = 0;
+      for (int64_t d = 0; d < head; ++d) score += double(query[i * head + d]) * entry[d];
+      const double weight = std::exp(0.125 * score);
+      total += weight;
+      for (int64_t d = 0; d < head; ++d) sums[d] += weight * entry[head + d];
+    }
+    for (int64_t d = 0; d < head; ++d)
+      expect(std::abs(sums[d] / total - result[i * head + d]) < 1e-4, "attention");
+  }
+}
+
+}  // namespace
+
+int main() {
+  const distaff::Kernels& kernels = distaff::TABLE;
+  for (int64_t rows : {1, 2, 3, 7, 13, 30})
+    for (int64_t depth : {1, 3, 16, 37, 300}) {
+      check_linear(kernels, rows, depth);
+      check_int8(kernels, rows, depth);
+    }
+  for (int64_t page : {1, 8, 16, 100})
+    for (int64_t window : {0, 5, 70}) {
+      check_attention(kernels, 1, 0, page, window);
+      check_attention(kernels, 1, 130, page, window);
+      check_attention(kernels, 16, 60, page, window);
+    }
+  std::printf("%s\n", kernels.name);
+}

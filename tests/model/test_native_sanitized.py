@@ -1,0 +1,30 @@
+"""The native kernels under the address and undefined-behaviour sanitizers, one program for each instruction set."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from distaff.model.kernels.native_library import instruction_sets
+
+SOURCES = Path(__file__).parents[2] / "model" / "kernels" / "native"
+FLAGS = {
+    "portable": ("kPortable", []),
+    "avx2": ("kAvx2", ["-mavx2", "-mfma"]),
+    "avx512": ("kAvx512", ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"]),
+    "neon_dotprod": ("kNeonDotprod", ["-march=armv8.2-a+dotprod"]),
+}
+COMPILER = shutil.which("g++")
+
+
+@pytest.mark.skipif(COMPILER is None, reason="there is no g++")
+@pytest.mark.parametrize("name", instruction_sets())
+def test_kernels_touch_nothing_but_their_buffers(name: str, tmp_path: Path) -> None:
+    table, flags = FLAGS[name]
+    files = Path(__file__).with_name("native_check.cc"), SOURCES / f"{name}.cc"
+    common = ["-std=c++17", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    build = [COMPILER, *common, *flags, f"-I{SOURCES}", f"-DTABLE={table}", *files, "-o", tmp_path / "check"]
+    subprocess.run(build, check=True, timeout=200)
+    done = subprocess.run([tmp_path / "check"], capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{name}\n", "")
