@@ -1,8 +1,8 @@
 """Builds the native CPU kernels where there is a C++ compiler; everything else is in pyproject.toml.
 
-Without a compiler, or without jaxlib's headers, the installation succeeds without them, and XLA's kernels serve.
-Each file of kernels is compiled for its own instruction set, so the library runs on other CPUs than the one that built
-it: the CPU's best set is chosen at run time.
+Without a compiler, or without jaxlib's headers, the installation succeeds without them, and XLA's kernels
+serve. Each file of kernels is compiled for its own instruction set, so the library runs on other CPUs than
+the one that built it: the CPU's best set is chosen at run time.
 """
 
 import platform

@@ -1,7 +1,8 @@
 """How linear weights lie in memory for the kernels that read them.
 
-A checkpoint's weights are `[inputs, outputs]`. Some backends read another order, which is made once, when the
-engine is built. What a backend cannot hold in its own order stays as it is; its kernel sees that by the shape.
+A checkpoint's weights are `[inputs, outputs]`. Some backends read another order, which is made once, when
+the engine is built. What a backend cannot hold in its own order stays as it is; its kernel sees that by the
+shape.
 """
 
 from collections.abc import Callable

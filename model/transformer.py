@@ -184,7 +184,7 @@ class Skeleton:
         }
 
     def _has_layout(self, name: str, rank: int) -> bool:
-        """Whether the target's layout applies: to linear weights, also to an embedding that is the head too."""
+        """Whether the target's layout applies: to linear weights and to an embedding that is the head too."""
         tied = name == "embed" and self.config.tied_head and not self.target.int8
         return rank == 2 and (is_linear(name) or tied)
 

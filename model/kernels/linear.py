@@ -12,7 +12,6 @@ from jax import lax
 
 from ..quantize import quantize_last
 
-
 Int8Weight = tuple[jax.Array, jax.Array]
 """The rounded weight and the f32 scales of its outputs."""
 

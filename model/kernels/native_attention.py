@@ -1,7 +1,7 @@
 """Attention by the native kernels: each token reads its sequence's pages in place.
 
-A token's sums have one order, whether it is decoded or part of a prompt and whatever else is in the step: blocks of
-keys begin at multiples of 64 positions.
+A token's sums have one order, whether it is decoded or part of a prompt and whatever else is in the step:
+blocks of keys begin at multiples of 64 positions.
 """
 
 import math

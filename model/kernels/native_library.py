@@ -36,6 +36,6 @@ def library() -> ctypes.CDLL | None:
 
 
 def instruction_sets() -> list[str]:
-    """The instruction sets that the kernels can use on this CPU, the one in use first; none without kernels."""
+    """The instruction sets that the kernels can use on this CPU, the one in use first; [] without kernels."""
     loaded = library()
     return [] if loaded is None else loaded.distaff_instruction_sets().decode().split()

@@ -1,6 +1,7 @@
 """Linear maps by the native kernels: weights in panels are read once per step, whatever the number of rows.
 
-A row's products are added in the same order in any company, so its bits depend on nothing but the row and the weights.
+A row's products are added in the same order in any company, so its bits depend on nothing but the row and the
+weights.
 """
 
 from collections.abc import Sequence
@@ -11,12 +12,11 @@ import jax.numpy as jnp
 from . import linear as portable
 from .panels import PANEL, QUAD
 
-
 _WIDE = (jnp.float32, jnp.bfloat16)
 
 
 def linear(x_TD: jax.Array, *weights: jax.Array) -> tuple[jax.Array, ...]:
-    """The products with weights in panels of f32 or bf16 (see `panels.py`); portable ones with other weights."""
+    """The products with weights in panels of f32 or bf16 (see `panels.py`); portable ones with others."""
     packed = [w for w in weights if w.ndim == 3]
     for w in packed:
         _check(w.shape[1:] == (x_TD.shape[1], PANEL) and w.dtype in _WIDE, x_TD, w)
@@ -47,4 +47,6 @@ def _call(
 
 def _check(right: bool, x_TD: jax.Array, w: jax.Array) -> None:
     if not right:
-        raise ValueError(f"panels {w.dtype}{list(w.shape)} for x {list(x_TD.shape)}; expected panels of its width")
+        raise ValueError(
+            f"panels {w.dtype}{list(w.shape)} for x {list(x_TD.shape)}; expected panels of its width"
+        )

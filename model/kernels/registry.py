@@ -133,8 +133,8 @@ def choose(platform: str, overrides: Mapping[str, str] | None = None) -> Kernels
       overrides: operation -> backend, instead of the default.
 
     Raises:
-      ConfigError: the operation or the backend is unknown, or the native kernels are requested where they were
-        not built.
+      ConfigError: the operation or the backend is unknown, or the native kernels are requested where they
+        were not built.
     """
     names = {operation: next(iter(backends)) for operation, backends in _BACKENDS.items()}
     names |= _CHOICES.get("cuda" if platform == "gpu" else platform, {})

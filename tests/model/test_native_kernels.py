@@ -81,7 +81,7 @@ def test_rows_of_an_embedding_in_panels_are_its_rows(rows):
 @settings(max_examples=12, deadline=None)
 @given(SHAPES)
 def test_int8_linear_is_an_integer_product_to_the_bit(shape):
-    """Rows and columns with a largest magnitude of 127 times a power of two have such scales, which are exact."""
+    """Rows and columns with a largest magnitude of 127 times a power of two have exact scales."""
     rows, inputs, panels = shape
     rng = np.random.default_rng(shape)
     x_TD, w_DF = rng.integers(-127, 128, (rows, inputs)), rng.integers(-127, 128, (inputs, 32 * panels))
@@ -119,7 +119,9 @@ def test_weights_that_are_no_panels_are_computed_by_the_portable_backend():
     np.testing.assert_array_equal(int8_linear(x_TD, weight)[0], portable.int8_padded(x_TD, weight)[0])
 
 
-@pytest.mark.parametrize("panels", [jnp.ones((1, 8, 32)), jnp.ones((1, 7, 31)), jnp.ones((1, 7, 32), jnp.int8)])
+@pytest.mark.parametrize(
+    "panels", [jnp.ones((1, 8, 32)), jnp.ones((1, 7, 31)), jnp.ones((1, 7, 32), jnp.int8)]
+)
 def test_wrong_panels_are_refused_when_traced(panels):
     """x has 7 inputs."""
     with pytest.raises(ValueError, match=r"expected panels of its width"):

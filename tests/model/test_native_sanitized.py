@@ -1,4 +1,4 @@
-"""The native kernels under the address and undefined-behaviour sanitizers, one program for each instruction set."""
+"""The native kernels under the address and undefined-behaviour sanitizers, a program per instruction set."""
 
 import shutil
 import subprocess

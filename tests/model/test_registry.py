@@ -21,7 +21,12 @@ EXPECTED = {
     "cuda": (triton.attend, block_experts.wide_block_experts, linear.plain, linear.int8_plain),
     "rocm": (block_attention.attend, block_experts.block_experts, linear.plain, linear.int8_plain),
 }
-NATIVE = (native_attention.attend, block_experts.block_experts, native_linear.linear, native_linear.int8_linear)
+NATIVE = (
+    native_attention.attend,
+    block_experts.block_experts,
+    native_linear.linear,
+    native_linear.int8_linear,
+)
 
 
 def chosen(platform: str) -> tuple[object, ...]:
@@ -32,7 +37,7 @@ def chosen(platform: str) -> tuple[object, ...]:
 @pytest.fixture
 def not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without a C++ compiler."""
-    monkeypatch.setattr("distaff.model.kernels.registry.instruction_sets", lambda: [])
+    monkeypatch.setattr("distaff.model.kernels.registry.instruction_sets", list)
 
 
 @pytest.mark.usefixtures("not_built")
