@@ -39,8 +39,9 @@ class BuildKernels(build_ext):
     def build_extension(self, extension: Extension) -> None:
         """Compiles and links the library."""
         sets = {"portable": [], **SETS.get(platform.machine(), {})}
-        objects = self._compile("handlers", [f"-isystem{headers()}"])
-        for name, flags in sets.items():
+        handlers = {name: [f"-isystem{headers()}"] for name in ("handlers", "row_handlers")}
+        objects: list[str] = []
+        for name, flags in (handlers | sets).items():
             objects += self._compile(name, flags)
         target = self.get_ext_fullpath(extension.name)
         self.compiler.link_shared_object(objects, target, extra_postargs=["-pthread"], target_lang="c++")

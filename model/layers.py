@@ -1,7 +1,6 @@
-"""The small parts of a Llama layer: RMSNorm, linear maps, SwiGLU.
+"""The small parts of a Llama layer: linear maps and SwiGLU.
 
-Weights are `[inputs, outputs]` and applied as `x @ w`. Norms are computed in f32 for any dtype of the
-weights.
+Weights are `[inputs, outputs]` and applied as `x @ w`.
 """
 
 import jax
@@ -21,14 +20,6 @@ def random_weight(rngs: nnx.Rngs | None, shape: tuple[int, ...], dtype: jnp.dtyp
     if rngs is None:
         return nnx.Param(jax.ShapeDtypeStruct(shape, dtype))
     return nnx.Param(_initial(rngs.params(), shape, dtype))
-
-
-def rms_norm(x_TD: jax.Array, scale_D: jax.Array, epsilon: float) -> jax.Array:
-    """Root-mean-square norm (Zhang and Sennrich 2019, arXiv:1910.07467), in f32, returned in x's dtype."""
-    x32_TD = x_TD.astype(jnp.float32)
-    mean_T1 = jnp.mean(jnp.square(x32_TD), axis=-1, keepdims=True)
-    normed_TD = (x32_TD * jax.lax.rsqrt(mean_T1 + epsilon)).astype(x_TD.dtype)
-    return normed_TD * scale_D[None, :]
 
 
 class Linears(nnx.Module):

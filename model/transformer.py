@@ -20,7 +20,8 @@ from .attention import Attention
 from .cache import Batch, Cache, Pool
 from .config import ModelConfig
 from .kernels.panels import PANEL, unpack_rows
-from .layers import FeedForward, Linears, random_weight, rms_norm
+from .kernels.registry import NATIVE
+from .layers import FeedForward, Linears, random_weight
 from .moe import MixtureOfExperts
 from .parameters import is_linear
 from .rotary import rotary_tables
@@ -44,18 +45,18 @@ class Layer(nnx.Module):
             self.feed_forward = FeedForward(config, target, dtype=dtype, rngs=rngs)
         else:
             self.feed_forward = MixtureOfExperts(config, config.moe, target, dtype=dtype, rngs=rngs)
-        self.epsilon = config.norm_epsilon
+        self.norm = partial(target.kernels.rms_norm, epsilon=config.norm_epsilon)
 
     def __call__(
         self, x_TD: jax.Array, pool: Pool, batch: Batch, rotary: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, Pool]:
         """Returns the residual stream `[T, D]` and the layer's pool."""
         with jax.named_scope("attention"):
-            normed_TD = rms_norm(x_TD, self.attention_norm[...], self.epsilon)
+            normed_TD = self.norm(x_TD, self.attention_norm[...])
             out_TD, pool = self.attention(normed_TD, pool, batch, rotary)
             x_TD = x_TD + out_TD
         with jax.named_scope("feed_forward"):
-            normed_TD = rms_norm(x_TD, self.feed_forward_norm[...], self.epsilon)
+            normed_TD = self.norm(x_TD, self.feed_forward_norm[...])
             if isinstance(self.feed_forward, MixtureOfExperts):
                 return x_TD + self.feed_forward(normed_TD, batch.positions_T >= 0), pool
             return x_TD + self.feed_forward(normed_TD), pool
@@ -109,6 +110,7 @@ class Transformer(Linears):
         for layer, pool in zip(self.layers, cache, strict=True):
             x_TD, pool = _traced_once(*nnx.split(layer), x_TD, pool, batch, rotary)
             pools.append(pool)
+        rms_norm = self.target.kernels.rms_norm
         return rms_norm(x_TD, self.norm[...], self.config.norm_epsilon), tuple(pools)
 
     def _embedded(self, tokens_T: jax.Array) -> jax.Array:
@@ -165,7 +167,7 @@ class Skeleton:
 
     def flatten(self, parameters: Mapping[str, jax.Array]) -> tuple[Leaf, ...]:
         """The parameters as the flat tuple that `merge` takes, laid out as the target needs them."""
-        table = placements(self.config, self.target.shards, int8=self.target.int8)
+        table = self._table()
         return tuple(self._laid_out(parameters[name], table[name], name) for name in self.names)
 
     def _laid_out(self, weight: jax.Array, where: Placement, name: str) -> Leaf:
@@ -175,18 +177,37 @@ class Skeleton:
 
     def placements(self) -> dict[str, Placement]:
         """The placement of each parameter of the flat tuple, as it is laid out."""
-        table = placements(self.config, self.target.shards, int8=self.target.int8)
         return {
             name: self.target.layout.place(where, transposed=name == "embed")
             if self._has_layout(name, len(where.shape))
             else where
-            for name, where in table.items()
+            for name, where in self._table().items()
         }
+
+    def _table(self) -> dict[str, Placement]:
+        return placements(self.config, self.target.shards, int8=self.target.int8)
 
     def _has_layout(self, name: str, rank: int) -> bool:
         """Whether the target's layout applies: to linear weights and to an embedding that is the head too."""
         tied = name == "embed" and self.config.tied_head and not self.target.int8
         return rank == 2 and (is_linear(name) or tied)
+
+    def is_batch_invariant(self, dtype: jnp.dtype) -> bool:
+        """Whether a token's bits depend on its sequence alone, not on the shape of the step or on other
+        sequences: a property of the native kernels, if they compute all norms, linear maps and attention.
+
+        A mixture of experts does not have it, nor a computation in a `dtype` other than f32.
+        """
+        linear = "int8_linear" if self.target.int8 else "linear"
+        backends = dict(self.target.kernels.names)
+        native = all(backends[name] == NATIVE for name in ("attention", linear, "rms_norm", "row_sum"))
+        dense = self.config.moe is None and self.config.head_size % PANEL == 0
+        return native and dense and dtype == jnp.float32 and self._all_in_panels()
+
+    def _all_in_panels(self) -> bool:
+        placed = self.placements()
+        laid_out = (name for name, where in self._table().items() if self._has_layout(name, len(where.shape)))
+        return all(len(placed[name].shape) > 2 for name in laid_out)
 
     def specs(self) -> tuple[PartitionSpec, ...]:
         """The partition spec of each parameter of the flat tuple."""

@@ -133,6 +133,11 @@ class Engine:
         """Seconds per token of a prompt in a full step, from a trial; 0.0 before `warm_up`."""
         return prompt_seconds(self._loop.runner.ready)
 
+    @property
+    def scores(self) -> bool:
+        """Whether it can score prompts."""
+        return self._loop.runner.shapes.scores
+
     def start(self) -> None:
         """Starts the engine's thread, which compiles nothing, and one that compiles the remaining steps."""
         self._compilations.start(self._loop.thread)
@@ -242,7 +247,7 @@ class Engine:
 
     def _create_sequence(self, request: Request, arrival: int) -> Sequence:
         limit, params = check(request, self.vocabulary, self.context), request.params
-        if params.scores_prompt and not self._loop.runner.shapes.scores:
+        if params.scores_prompt and not self.scores:
             raise InvalidRequest(
                 "this engine does not score prompts; expected no prompt_logprobs", "prompt_logprobs"
             )

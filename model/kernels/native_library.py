@@ -14,7 +14,7 @@ import jax
 
 log = logging.getLogger(__name__)
 
-_TARGETS = ("distaff_linear", "distaff_int8_linear", "distaff_attention")
+_TARGETS = ("linear", "int8_linear", "attention", "row_sum", "rms_norm")
 
 
 @cache
@@ -24,13 +24,15 @@ def library() -> ctypes.CDLL | None:
     path = next((path for path in paths if path.exists()), None)
     if path is None:
         return None
+    names = [f"distaff_{operation}" for operation in _TARGETS]
     try:
         loaded = ctypes.CDLL(str(path))
-    except OSError as error:
-        log.warning("the native kernels cannot be loaded: %s", error)
+        handlers = [jax.ffi.pycapsule(getattr(loaded, name)) for name in names]
+    except (OSError, AttributeError) as error:  # damaged, or built from older sources
+        log.warning("the native kernels cannot be loaded: %s; install the package again", error)
         return None
-    for name in _TARGETS:
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(loaded, name)), platform="cpu")
+    for name, handler in zip(names, handlers, strict=True):
+        jax.ffi.register_ffi_target(name, handler, platform="cpu")
     loaded.distaff_instruction_sets.restype = ctypes.c_char_p
     return loaded
 

@@ -56,6 +56,19 @@ class Int8LinearKernel(Protocol):
     def __call__(self, x_TD: jax.Array, *weights: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]: ...
 
 
+class NormKernel(Protocol):
+    """Root-mean-square norm of each row (Zhang and Sennrich 2019, arXiv:1910.07467), times `scale_D`:
+    computed in f32, returned in x's dtype."""
+
+    def __call__(self, x_TD: jax.Array, scale_D: jax.Array, epsilon: float) -> jax.Array: ...
+
+
+class RowSumKernel(Protocol):
+    """The sum of each row, f32 `[B]`."""
+
+    def __call__(self, x_BV: jax.Array) -> jax.Array: ...
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class ExpertWeights:
@@ -100,6 +113,14 @@ _BACKENDS: dict[str, dict[str, str]] = {
         "transposed": "linear:int8_transposed",
         "native": "native_linear:int8_linear",
     },
+    "rms_norm": {
+        "plain": "rows:rms_norm",
+        "native": "native_rows:rms_norm",
+    },
+    "row_sum": {
+        "plain": "rows:row_sum",
+        "native": "native_rows:row_sum",
+    },
 }
 """Operation -> backend -> `module:function` in this folder; imported when chosen."""
 
@@ -123,6 +144,8 @@ class Kernels:
     experts: ExpertsKernel
     linear: LinearKernel
     int8_linear: Int8LinearKernel
+    rms_norm: NormKernel
+    row_sum: RowSumKernel
     names: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
 

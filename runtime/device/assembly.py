@@ -35,13 +35,15 @@ def assemble(
       OutOfMemory: no room for the KV pool.
     """
     devices, dtype = mesh.local_devices, cache_dtype(settings.kv_cache_dtype, parameters["embed"].dtype)
-    shapes = derive_shapes(config, settings, devices[0])
+    target = Target.of(mesh, dict(settings.kernels), int8=is_int8(parameters))
+    skeleton = Skeleton.of(config, target)
+    invariant = skeleton.is_batch_invariant(parameters["embed"].dtype)
+    shapes = derive_shapes(config, settings, devices[0], invariant=invariant)
     padded = pad_config(config, mesh.size)
     if mesh.is_multi_process:
         agree({"the digest of the weights": digest_of_replicated(parameters)})
     pages = minimum(size_pool(padded, shapes, dtype, devices, settings.kv_pages, settings.replicas))
-    target = Target.of(mesh, dict(settings.kernels), int8=is_int8(parameters))
-    return Runner(Skeleton.of(config, target), mesh, parameters, shapes, pages, dtype, followers)
+    return Runner(skeleton, mesh, parameters, shapes, pages, dtype, followers)
 
 
 def digest_of_replicated(parameters: Mapping[str, jax.Array]) -> str:

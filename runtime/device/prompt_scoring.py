@@ -64,7 +64,7 @@ def _score_next(
         token_R = lax.dynamic_slice_in_dim(token_W, part * size, size)
         hidden_RD = hidden_TD.at[token_R].get(mode="fill", fill_value=0)
         target_R = target_T.at[token_R].get(mode="fill", fill_value=0)
-        logprob_RX, top_RX = logprobs(model.logits(hidden_RD), target_R)
+        logprob_RX, top_RX = logprobs(model.logits(hidden_RD), target_R, model.target.kernels.row_sum)
         logprob_TX, top_TX = found
         return (
             logprob_TX.at[token_R].set(logprob_RX, mode="drop"),

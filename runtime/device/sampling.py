@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ...model.kernels import rows
+from ...model.kernels.registry import RowSumKernel
 from ..request import IMPOSSIBLE, MAX_TOP_LOGPROBS, NOT_FINITE
 
 WINDOW = 128
@@ -93,6 +95,7 @@ def sample(
     adjustments: Callable[[], Adjustments],
     broken_B: jax.Array,
     allowed_BV: jax.Array | None = None,
+    row_sum: RowSumKernel = rows.row_sum,
 ) -> Samples:
     """Draws one token per row.
 
@@ -101,6 +104,7 @@ def sample(
       adjustments: called only if a row adjusts logits.
       broken_B: bool, rows that must not continue.
       allowed_BV: bool, the allowed ids; None for all.
+      row_sum: the kernel for sums over the vocabulary.
     """
     with jax.named_scope("sample"):
         adjusted_BV = lax.cond(
@@ -110,7 +114,9 @@ def sample(
         )
         greedy_B = jnp.argmax(adjusted_BV, axis=-1).astype(jnp.int32)
         draws_B = (params.temperature_B > 0) & (params.top_p_B > 0) & (params.top_k_B != 1)
-        drawn_B = lax.cond(jnp.any(draws_B), lambda: _draw(adjusted_BV, params, draws_B), lambda: greedy_B)
+        drawn_B = lax.cond(
+            jnp.any(draws_B), lambda: _draw(adjusted_BV, params, draws_B, row_sum), lambda: greedy_B
+        )
         best_B = jnp.take_along_axis(adjusted_BV, greedy_B[:, None], axis=1)[:, 0]
         possible_B = best_B > -jnp.inf
         finite_B = jnp.isfinite(jnp.max(logits_BV, axis=-1)) & ~broken_B
@@ -118,7 +124,7 @@ def sample(
         token_B = jnp.where(finite_B, token_B, NOT_FINITE)
         wanted = jnp.any(params.wants_logprobs_B)
         logprob_BX, top_BX = lax.cond(
-            wanted, lambda: logprobs(logits_BV, token_B), lambda: _no_logprobs(logits_BV.shape[0])
+            wanted, lambda: logprobs(logits_BV, token_B, row_sum), lambda: _no_logprobs(logits_BV.shape[0])
         )
         return Samples(token_B, logprob_BX, top_BX)
 
@@ -151,12 +157,12 @@ def _adjust(
     return jnp.where(params.adjusts_B[:, None], adjusted_BV, _masked(logits_BV, allowed_BV))
 
 
-def _draw(logits_BV: jax.Array, params: RowParams, draws_B: jax.Array) -> jax.Array:
+def _draw(logits_BV: jax.Array, params: RowParams, draws_B: jax.Array, row_sum: RowSumKernel) -> jax.Array:
     """Draws from each row's truncated, tempered distribution; i32 `[B]`."""
     temperature_B = jnp.where(draws_B, params.temperature_B, 1.0)
     scaled_BV = (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)) / temperature_B[:, None]
     weights_BV = jnp.exp(scaled_BV)
-    floor_B = _thresholds(weights_BV, params, draws_B)
+    floor_B = _thresholds(weights_BV, params, draws_B, row_sum)
     kept_BV = jnp.where(weights_BV >= floor_B[:, None], weights_BV, 0.0)
     return jnp.argmax(kept_BV / _times(kept_BV.shape[1], params), axis=-1).astype(jnp.int32)
 
@@ -181,7 +187,9 @@ def _times(size: int, params: RowParams) -> jax.Array:
     return jnp.minimum(-jnp.log1p(-uniform_BV), 100.0)
 
 
-def _thresholds(weights_BV: jax.Array, params: RowParams, draws_B: jax.Array) -> jax.Array:
+def _thresholds(
+    weights_BV: jax.Array, params: RowParams, draws_B: jax.Array, row_sum: RowSumKernel
+) -> jax.Array:
     """The smallest weight that each row keeps (its largest weight is 1): f32 `[B]`.
 
     Top-k is applied first, top-p to the rest, min-p relative to the most likely token.
@@ -189,21 +197,23 @@ def _thresholds(weights_BV: jax.Array, params: RowParams, draws_B: jax.Array) ->
     truncates_B = draws_B & ((params.top_k_B > 0) | (params.top_p_B < 1))
     floor_B = lax.cond(
         jnp.any(truncates_B),
-        lambda: _rank_thresholds(weights_BV, params, truncates_B),
+        lambda: _rank_thresholds(weights_BV, params, truncates_B, row_sum),
         lambda: jnp.zeros_like(params.min_p_B),
     )
     return jnp.maximum(floor_B, params.min_p_B)
 
 
-def _rank_thresholds(weights_BV: jax.Array, params: RowParams, truncates_B: jax.Array) -> jax.Array:
+def _rank_thresholds(
+    weights_BV: jax.Array, params: RowParams, truncates_B: jax.Array, row_sum: RowSumKernel
+) -> jax.Array:
     size = weights_BV.shape[1]
     window = min(WINDOW, size)
     k_B = jnp.where(params.top_k_B > 0, jnp.minimum(params.top_k_B, size), size)
     best_BW = lax.top_k(weights_BV, window)[0]
     within_BW = jnp.arange(window, dtype=jnp.int32)[None, :] < k_B[:, None]
     best_BW = jnp.where(within_BW, best_BW, 0.0)
-    inside_B = best_BW.sum(-1)
-    total_B = jnp.where(k_B <= window, inside_B, weights_BV.sum(-1))
+    inside_B = row_sum(best_BW)
+    total_B = jnp.where(k_B <= window, inside_B, row_sum(weights_BV))
     before_BW = jnp.cumsum(best_BW, axis=-1) - best_BW
     kept_BW = within_BW & (before_BW < (params.top_p_B * total_B)[:, None])
     floor_B = jnp.min(jnp.where(kept_BW, best_BW, jnp.inf), axis=-1)
@@ -213,11 +223,13 @@ def _rank_thresholds(weights_BV: jax.Array, params: RowParams, truncates_B: jax.
     reached_B = inside_B >= params.top_p_B * total_B
     settled_B = (k_B <= window) | (unlimited_B & reached_B)
     open_B = truncates_B & ~settled_B
-    searched_B = lax.cond(jnp.any(open_B), lambda: _search(weights_BV, k_B, params.top_p_B), lambda: floor_B)
+    searched_B = lax.cond(
+        jnp.any(open_B), lambda: _search(weights_BV, k_B, params.top_p_B, row_sum), lambda: floor_B
+    )
     return jnp.where(truncates_B, jnp.where(open_B, searched_B, floor_B), 0.0)
 
 
-def _search(weights_BV: jax.Array, k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
+def _search(weights_BV: jax.Array, k_B: jax.Array, top_p_B: jax.Array, row_sum: RowSumKernel) -> jax.Array:
     """Thresholds by bisection over the whole vocabulary, for rows with a threshold outside the window."""
 
     def bisect(enough) -> jax.Array:
@@ -234,8 +246,8 @@ def _search(weights_BV: jax.Array, k_B: jax.Array, top_p_B: jax.Array) -> jax.Ar
         return jnp.where(weights_BV >= floor_B[:, None], weights_BV, 0.0)
 
     by_rank_B = bisect(lambda floor_B: jnp.sum(weights_BV >= floor_B[:, None], -1) >= k_B)
-    wanted_B = top_p_B * kept(by_rank_B).sum(-1)
-    by_mass_B = bisect(lambda floor_B: kept(floor_B).sum(-1) >= wanted_B)
+    wanted_B = top_p_B * row_sum(kept(by_rank_B))
+    by_mass_B = bisect(lambda floor_B: row_sum(kept(floor_B)) >= wanted_B)
     return jnp.maximum(by_rank_B, by_mass_B)
 
 
@@ -245,9 +257,10 @@ def allowed_of(mask_BW: jax.Array, size: int) -> jax.Array:
     return (mask_BW[:, bit_V // 32] >> (bit_V % 32)[None, :]) & 1 > 0
 
 
-def logprobs(logits_BV: jax.Array, token_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+def logprobs(logits_BV: jax.Array, token_B: jax.Array, row_sum: RowSumKernel) -> tuple[jax.Array, jax.Array]:
     """Log-softmax of the raw logits, for one token per row and the most likely ones, as in `Samples`."""
-    norm_B1 = jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True)
+    peak_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
+    norm_B1 = peak_B1 + jnp.log(row_sum(jnp.exp(logits_BV - peak_B1)))[:, None]
     width = min(MAX_TOP_LOGPROBS, logits_BV.shape[1])
     best_BX, top_BX = lax.top_k(logits_BV, width)
     chosen_B1 = jnp.take_along_axis(logits_BV, jnp.maximum(token_B, 0)[:, None], axis=1)

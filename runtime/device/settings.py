@@ -31,9 +31,10 @@ class EngineSettings:
       prefix_cache: sequences share the pages of equal beginnings.
       speculation: draft tokens where that makes decoding faster.
       profile: the folder for profiles; None refuses to make any.
-      deterministic: all steps have one shape, so that equal requests get equal bits under any load.
+      deterministic: equal requests get equal bits under any load. All steps have one shape, unless the
+        kernels are batch-invariant (see `Skeleton.is_batch_invariant`).
       grammars: requests may have grammars. scores: requests may ask for log-probabilities of their prompts;
-        never if the engine is deterministic, because steps of another shape compute them.
+        never if all steps have one shape, because steps of another shape compute them.
     """
 
     slots: int | None = None
@@ -112,8 +113,10 @@ def cache_dtype(name: str | None, computed: jnp.dtype) -> jnp.dtype:
     return jnp.dtype(name)
 
 
-def derive_shapes(config: ModelConfig, settings: EngineSettings, device: Device) -> Shapes:
-    """The sizes that the engine is compiled for.
+def derive_shapes(
+    config: ModelConfig, settings: EngineSettings, device: Device, *, invariant: bool = False
+) -> Shapes:
+    """The sizes that the engine is compiled for; `invariant`: the kernels are batch-invariant.
 
     Raises:
       ConfigError: a setting is not positive, the context is longer than the model's, or a step would have
@@ -127,18 +130,18 @@ def derive_shapes(config: ModelConfig, settings: EngineSettings, device: Device)
     context = settings.context or config.context
     if context > config.context:
         raise ConfigError(f"context is {context}; the model was made for {config.context} at most")
-    slots = settings.slots or platform.slots
+    slots, single = settings.slots or platform.slots, settings.deterministic and not invariant
     budget = settings.prefill_tokens
     if budget is None:
-        budget = 2 * slots if settings.deterministic else max(platform.budget, slots)
+        budget = 2 * slots if single else max(platform.budget, slots)
     if budget < slots:
         raise ConfigError(f"prefill_tokens is {budget}; expected at least one for each of {slots} slots")
     return Shapes(
         slots=slots,
         budget=budget,
-        single=settings.deterministic,
+        single=single,
         mask=-(-config.vocabulary // 32) if settings.grammars else 0,
-        scores=settings.scores and not settings.deterministic,
+        scores=settings.scores and not single,
         page_size=platform.page_size,
         table=-(-context // platform.page_size),
         tile=TILE,

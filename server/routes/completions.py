@@ -60,7 +60,7 @@ async def create_completion(request: ApiRequest) -> HTTPResponse | None:
 def _check_possible(call: CompletionCall, info: EngineInfo) -> None:
     check_token_ids(call.sampling, info.vocabulary)
     if call.scores_prompt and not info.scores:
-        message = "A deterministic server does not score prompts: 'echo' excludes 'logprobs'."
+        message = "This deterministic server does not score prompts: 'echo' excludes 'logprobs'."
         raise BadRequest(message, "echo", "unsupported_value")
 
 

@@ -34,7 +34,9 @@ async def create_embeddings(request: ApiRequest) -> HTTPResponse:
     call = await read_call(request, lambda body, s: parse_embedding(body, strict=s.flags.strict))
     info, text = context.engine_info(), context.served.ready()
     if not info.scores:
-        raise BadRequest("A deterministic server does not support embeddings.", "model", "unsupported_value")
+        raise BadRequest(
+            "This deterministic server does not support embeddings.", "model", "unsupported_value"
+        )
     prompts = await encode_texts(text, call.inputs, info, request.off_loop, where="input", room=1)
     params = SamplingParams(max_tokens=1, temperature=0.0, pool_prompt=True)
     id = fresh_id("embd-")

@@ -129,7 +129,7 @@ def _info_of(engine: "Engine", flags: ServeFlags, checkpoint: str, dtype: str, m
         context=engine.context,
         vocabulary=engine.vocabulary,
         slots=engine.slots,
-        scores=not flags.deterministic,
+        scores=engine.scores,
         max_input=flags.max_input,
         platform=device.platform,
         page_size=engine.page_size,

@@ -66,6 +66,17 @@ void check_int8(const distaff::Kernels& kernels, int64_t rows, int64_t depth) {
     }
 }
 
+void check_rows(const distaff::Kernels& kernels, int64_t depth) {
+  const auto x = floats(depth), scale = floats(depth);
+  std::vector<float> y(depth);
+  kernels.rms_norm(x.data(), scale.data(), 1e-5f, y.data(), depth);
+  double sum = 0, squares = 0;
+  for (float each : x) sum += each, squares += double(each) * each;
+  expect(std::abs(sum - kernels.sum(x.data(), depth)) < 1e-4, "sum");
+  for (int64_t d = 0; d < depth; ++d)
+    expect(std::abs(x[d] / std::sqrt(squares / depth + 1e-5) * scale[d] - y[d]) < 1e-4, "rms_norm");
+}
+
 void check_attention(const distaff::Kernels& kernels, int64_t tokens, int64_t position, int64_t page, int64_t window) {
   const int64_t head = 64, group = 3, end = position + tokens, pages = (end + page - 1) / page;
   const auto query = floats(tokens * group * head), pool = floats(pages * page * 2 * head);
@@ -104,6 +115,7 @@ int main() {
       check_linear(kernels, rows, depth);
       check_int8(kernels, rows, depth);
     }
+  for (int64_t depth : {1, 15, 64, 300}) check_rows(kernels, depth);
   for (int64_t page : {1, 8, 16, 100})
     for (int64_t window : {0, 5, 70}) {
       check_attention(kernels, 1, 0, page, window);

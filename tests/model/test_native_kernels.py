@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distaff.model.kernels import linear as portable
+from distaff.model.kernels import rows as plain_rows
 from distaff.model.kernels.native_attention import attend, fits
 from distaff.model.kernels.native_library import instruction_sets, library
 from distaff.model.kernels.native_linear import int8_linear, linear
+from distaff.model.kernels.native_rows import rms_norm, row_sum
 from distaff.model.kernels.panels import pack, pack_int8, unpack_rows
 from distaff.model.quantize import quantize_weight
 
@@ -100,6 +102,29 @@ def test_largest_bytes_do_not_saturate():
     w_DF = jnp.asarray(np.tile([[127], [127], [-127], [-127]], (256, 32)), jnp.int8)
     (found_TF,) = int8_linear(x_TD, (pack_int8(w_DF), jnp.ones(32)))
     np.testing.assert_allclose(found_TF, 127 * 1024, rtol=1e-6)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 600))
+def test_sums_and_norms_of_rows(rows, columns):
+    """A row alone has the bits that it has among others."""
+    x_TD, scale_D = drawn(rows, columns, 1)[0], drawn(1, columns, 1)[0][0]
+    sums_T = row_sum(x_TD)
+    np.testing.assert_allclose(sums_T, np.asarray(x_TD, np.float64).sum(1), atol=1e-4)
+    np.testing.assert_array_equal(row_sum(x_TD[-1:]), sums_T[-1:])
+    normed_TD = rms_norm(x_TD, scale_D, 1e-5)
+    np.testing.assert_allclose(normed_TD, plain_rows.rms_norm(x_TD, scale_D, 1e-5), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(rms_norm(x_TD[-1:], scale_D, 1e-5), normed_TD[-1:])
+
+
+def test_a_norm_of_another_type_is_the_portable_one():
+    x_TD, scale_D = jnp.ones((3, 8), jnp.bfloat16), jnp.full(8, 2, jnp.bfloat16)
+    assert rms_norm(x_TD, scale_D, 0.0).dtype == jnp.bfloat16
+
+
+def test_a_norm_of_another_width_is_refused_when_traced():
+    with pytest.raises(ValueError, match=r"scale \[7\] for x \[3, 8\]; expected one for each channel"):
+        jax.eval_shape(lambda x, s: rms_norm(x, s, 0.0), jnp.ones((3, 8)), jnp.ones(7))
 
 
 def test_one_call_computes_several_weights():

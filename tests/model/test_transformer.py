@@ -10,6 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distaff.model.config import ModelConfig, MoEConfig, RopeScaling
+from distaff.model.kernels.native_library import instruction_sets
+from distaff.model.kernels.registry import choose
+from distaff.model.target import Target
+from distaff.model.transformer import Skeleton
 
 from .reference import Driver, build_reference, parameters_from
 
@@ -128,3 +132,28 @@ def test_bfloat16_stays_close_to_float32(parameters: dict[str, jax.Array]) -> No
     assert {pool.dtype for pool in driver.cache} == {dtype} and found.dtype == np.float32
     assert np.isfinite(driver.decode({1: 3})[1]).all()
     assert relative(found, expected) < 0.05
+
+
+PANELS = replace(CONFIG, vocabulary=64, width=32, heads=2, kv_heads=1, head_size=32)
+
+
+@pytest.mark.skipif(not instruction_sets(), reason="the native kernels were not built")
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize(
+    "config, dtype, overrides, invariant",
+    [
+        (PANELS, "float32", {}, True),
+        (replace(PANELS, tied_head=True), "float32", {}, True),
+        (PANELS, "bfloat16", {}, False),
+        (replace(PANELS, vocabulary=61), "float32", {}, False),
+        (replace(PANELS, heads=4, kv_heads=2, head_size=16), "float32", {}, False),
+        (replace(PANELS, moe=MoEConfig(experts=4, experts_per_token=2)), "float32", {}, False),
+        (PANELS, "float32", {"attention": "blocks"}, False),
+        (PANELS, "float32", {"rms_norm": "plain"}, False),
+        (PANELS, "float32", {"row_sum": "plain"}, False),
+        (PANELS, "float32", {"linear": "plain", "int8_linear": "plain"}, False),
+    ],
+)
+def test_only_native_kernels_of_whole_panels_are_batch_invariant(config, dtype, overrides, invariant, int8):
+    target = Target(kernels=choose("cpu", overrides), int8=int8)
+    assert Skeleton.of(config, target).is_batch_invariant(jnp.dtype(dtype)) == invariant

@@ -12,7 +12,7 @@
 #include <sys/auxv.h>
 #endif
 
-#include "kernels.h"
+#include "dispatch.h"
 #include "parallel.h"
 
 namespace ffi = xla::ffi;
@@ -49,10 +49,14 @@ const std::vector<const Kernels*>& usable() {
 
 std::atomic<const Kernels*> selected{nullptr};
 
+}  // namespace
+
 const Kernels& kernels() {
   const Kernels* table = selected.load(std::memory_order_relaxed);
   return table ? *table : *usable().front();
 }
+
+namespace {
 
 ffi::Error invalid(const char* what) { return ffi::Error(ffi::ErrorCode::kInvalidArgument, what); }
 

@@ -55,6 +55,9 @@ struct Kernels {
                       const float* panel_scales, float* y, int64_t rows, int64_t depth, int64_t stride);
   // Attention of some tokens of a sequence to its pages; the head size is a multiple of 32.
   void (*attend)(const AttendArguments& arguments);
+  // The sum of a row, and a row divided by its root mean square, times `scale`.
+  float (*sum)(const float* x, int64_t count);
+  void (*rms_norm)(const float* x, const float* scale, float epsilon, float* y, int64_t depth);
 };
 
 extern const Kernels kPortable;

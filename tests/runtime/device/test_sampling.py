@@ -5,11 +5,14 @@ renormalised, the smallest set of the most likely with a total of at least top_p
 min_p times as likely as the best. The remaining ones are renormalised and one is drawn.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distaff.model.kernels.rows import row_sum
 from distaff.runtime.device.sampling import WINDOW, Adjustments, RowParams, _thresholds, sample
 
 SMALL, LARGE = 50, 128 * 128 + 77
@@ -114,7 +117,9 @@ def test_what_can_be_drawn_is_exact(size):
     params = make_params(len(SETTINGS), **columns(SETTINGS))
     tempered = (logits - logits.max(-1, keepdims=True)) / params.temperature_B[:, None]
     weights = np.exp(tempered)
-    floor = np.asarray(jax.jit(_thresholds)(weights, params, np.ones(len(SETTINGS), bool)))
+    floor = np.asarray(
+        jax.jit(partial(_thresholds, row_sum=row_sum))(weights, params, np.ones(len(SETTINGS), bool))
+    )
     for row, setting in enumerate(SETTINGS):
         kept = weights[row] >= floor[row]
         sure = [target(logits[row], **nudged(setting, by)) > 0 for by in (-1e-5, 1e-5)]

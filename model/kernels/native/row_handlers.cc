@@ -1,0 +1,58 @@
+// XLA's calls for what is computed of each row alone: sums and norms.
+
+#include "dispatch.h"
+#include "parallel.h"
+
+namespace ffi = xla::ffi;
+
+using Matrix = ffi::Buffer<ffi::F32, 2>;
+using Vector = ffi::Buffer<ffi::F32, 1>;
+
+namespace distaff {
+namespace {
+
+constexpr int64_t kGrain = 1 << 14;  // values of a piece; a thread that takes fewer costs more than it saves
+
+// Calls body(row) for every row, on all threads.
+template <typename Body>
+void for_each_row(ffi::ThreadPool& pool, const Matrix& x, const Body& body) {
+  const int64_t rows = x.dimensions()[0], columns = x.dimensions()[1];
+  parallel_for(pool, rows, 1 + kGrain / (columns + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) body(row);
+  });
+}
+
+ffi::Error row_sum(ffi::ThreadPool pool, Matrix x, ffi::Result<Vector> result) {
+  const int64_t columns = x.dimensions()[1];
+  if (result->dimensions()[0] != x.dimensions()[0])
+    return ffi::Error(ffi::ErrorCode::kInvalidArgument, "row_sum: expected x [T, D] and a result [T]");
+  for_each_row(pool, x, [&](int64_t row) {
+    result->typed_data()[row] = kernels().sum(x.typed_data() + row * columns, columns);
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error rms_norm(ffi::ThreadPool pool, Matrix x, Vector scale, ffi::Result<Matrix> result, float epsilon) {
+  const int64_t columns = x.dimensions()[1];
+  if (scale.dimensions()[0] != columns || result->dimensions()[0] != x.dimensions()[0] || result->dimensions()[1] != columns)
+    return ffi::Error(ffi::ErrorCode::kInvalidArgument, "rms_norm: expected x [T, D], scale [D] and a result [T, D]");
+  for_each_row(pool, x, [&](int64_t row) {
+    const int64_t offset = row * columns;
+    kernels().rms_norm(x.typed_data() + offset, scale.typed_data(), epsilon, result->typed_data() + offset, columns);
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace distaff
+
+#pragma GCC visibility push(default)
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(distaff_row_sum, distaff::row_sum,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Matrix>().Ret<Vector>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    distaff_rms_norm, distaff::rms_norm,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Matrix>().Arg<Vector>().Ret<Matrix>().Attr<float>("epsilon"));
+
+#pragma GCC visibility pop
