@@ -30,7 +30,7 @@ def test_it_is_served() -> None:
         answers = [
             client.chat.completions.create(
                 model="tgi",
-                messages=[{"role": "user", "content": "What is the capital of France?"}],
+                messages=[{"role": "user", "content": "Name the capital of France in one sentence."}],
                 temperature=0,
                 max_tokens=20,
                 n=n,
