@@ -45,18 +45,18 @@ class Layer(nnx.Module):
             self.feed_forward = FeedForward(config, target, dtype=dtype, rngs=rngs)
         else:
             self.feed_forward = MixtureOfExperts(config, config.moe, target, dtype=dtype, rngs=rngs)
-        self.norm = partial(target.kernels.rms_norm, epsilon=config.norm_epsilon)
+        self.rms_norm, self.epsilon = target.kernels.rms_norm, config.norm_epsilon
 
     def __call__(
         self, x_TD: jax.Array, pool: Pool, batch: Batch, rotary: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, Pool]:
         """Returns the residual stream `[T, D]` and the layer's pool."""
         with jax.named_scope("attention"):
-            normed_TD = self.norm(x_TD, self.attention_norm[...])
+            normed_TD = self.rms_norm(x_TD, self.attention_norm[...], self.epsilon)
             out_TD, pool = self.attention(normed_TD, pool, batch, rotary)
             x_TD = x_TD + out_TD
         with jax.named_scope("feed_forward"):
-            normed_TD = self.norm(x_TD, self.feed_forward_norm[...])
+            normed_TD = self.rms_norm(x_TD, self.feed_forward_norm[...], self.epsilon)
             if isinstance(self.feed_forward, MixtureOfExperts):
                 return x_TD + self.feed_forward(normed_TD, batch.positions_T >= 0), pool
             return x_TD + self.feed_forward(normed_TD), pool

@@ -52,7 +52,10 @@ ARROWS = {
     "checkpoints/store": {"model", "checkpoints"},
     "checkpoints/downloads": {"checkpoints", "checkpoints/store"},
     "runtime/policy": {"model", "runtime/request"},
-    "runtime/device": {"model", "runtime/policy", "runtime/request", "runtime/options", "runtime/threads"},
+    "runtime/device": {
+        *{"model", "model/kernels", "runtime/policy"},
+        *{"runtime/request", "runtime/options", "runtime/threads"},
+    },
     "runtime/cluster": {"model", "runtime/device", "runtime/framing", "runtime/options"},
     "runtime/capacity": {"model", "model/kernels", "runtime/device"},
     "server/tool_formats": {"checkpoints/grammars"},
