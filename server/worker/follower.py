@@ -23,7 +23,7 @@ from ..process import system
 from ..process.progress import Lines
 from ..settings import ServerSettings
 from .device_shares import hide_absent_tpu
-from .from_flags import claim_mesh_of, dtype_of, engine_settings_of, facts_of
+from .from_flags import dtype_of, engine_settings_of, facts_of, set_up_mesh
 from .main import end_process
 from .refusals import memory_refused, settings_refused
 
@@ -75,7 +75,7 @@ def follow(flags: ServeFlags) -> None:
 
     path = resolve(flags.model, revision=flags.revision)
     checkpoint = open_checkpoint(path, int8=flags.quantize == "int8")
-    mesh = claim_mesh_of(flags)
+    mesh = set_up_mesh(flags)
     _leave_signals_to_the_leader()
     from ...runtime.cluster.lockstep import Follower
     from ...runtime.device.assembly import assemble

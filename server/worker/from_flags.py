@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def claim_mesh_of(flags: ServeFlags) -> "Mesh":
-    """The mesh of the devices that the engine owns, after JAX's compilation cache is set up."""
+def set_up_mesh(flags: ServeFlags) -> "Mesh":
+    """Creates the mesh of the engine's devices, and sets up JAX's compilation cache for them.
+
+    Raises:
+      SettingRefused: an invalid mesh, too few devices, or processes that do not connect.
+    """
     from ...runtime.device.compilation_cache import keep_compiled
     from ...runtime.device.devices import claim_mesh
 

@@ -30,7 +30,7 @@ from ..process import system
 from ..process.vital import start_thread
 from .device_shares import claim_devices, hide_absent_tpu
 from .engine_server import Build, EngineServer, OnEvents, Send, ServedEngine, throttled
-from .from_flags import claim_mesh_of, dtype_of, engine_settings_of, facts_of
+from .from_flags import dtype_of, engine_settings_of, facts_of, set_up_mesh
 from .refusals import memory_refused, settings_refused
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def build_engine(
     path = resolve(flags.model, revision=flags.revision, progress=progress)
     send(wire.Located(str(path)))
     checkpoint = open_checkpoint(path, int8=flags.quantize == "int8")
-    mesh = claim_mesh_of(flags)
+    mesh = set_up_mesh(flags)
     if mesh.local_devices[0].platform == "cpu":
         system.lower_priority(os.getpid(), _NICENESS)
     dtype = dtype_of(flags, mesh.local_devices[0])
