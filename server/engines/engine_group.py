@@ -185,7 +185,7 @@ class EngineGroup:
                 self._start_others()
                 self._on_news(news)
             case wire.Ready(info):
-                self._welcome(number, info)
+                self._add_or_reject(number, info)
             case wire.Leaving() if self.replicas[number].state == "ready" and not self._closing:
                 start_task(f"replacement of replica {number}", self._replace(number), self._fail)
             case Lost(killed):
@@ -224,8 +224,8 @@ class EngineGroup:
     def _fail(self, reason: str) -> None:
         self._on_news(GivenUp(reason, exit_codes.ENGINE_LOST))
 
-    def _welcome(self, number: int, info: EngineInfo) -> None:
-        """Handles a ready replica. One that would answer differently from those that serve is rejected."""
+    def _add_or_reject(self, number: int, info: EngineInfo) -> None:
+        """Lets a ready replica serve; rejects one that would answer differently from those that serve."""
         engine, ready = self.replicas[number], self._ready()
         for other, peer in ready.items():
             if peer.info and peer.info.fingerprint != info.fingerprint:
