@@ -76,7 +76,7 @@ class FairPool:
 
     def _begin(self) -> None:
         while self._free and self._queue:
-            task = self._queue.lines()[0][0]
+            task = self._queue.queues()[0][0]
             self._queue.take(task)
             self._free -= 1
             task.begun.set_result(None)

@@ -262,8 +262,8 @@ class Dispatcher:
         rooms = {handle: handle.spare for handle in self._shared if handle.has_slot}
         if not self._queue or not rooms:
             return False
-        for line in self._queue.lines():
-            for sequence in islice(line, MOST_HELD):
+        for queue in self._queue.queues():
+            for sequence in islice(queue, MOST_HELD):
                 fitting = self._sharing.with_pages(sequence, rooms)
                 handle = self._affinity.choose(sequence, fitting, self._shared)
                 if handle is not None:
@@ -277,8 +277,8 @@ class Dispatcher:
         """Preempts a sequence of a client above its share, in favour of a client below its share."""
         if self._queue.clients < 2:
             return False
-        for line in self._queue.lines():
-            sequence = line[0]
+        for queue in self._queue.queues():
+            sequence = queue[0]
             victim = None if self._affinity.holds(sequence) else self._sharing.victim(sequence, self._shared)
             if victim is not None and victim.engine is not None:
                 handle = self._handles[victim.engine]

@@ -85,8 +85,8 @@ class FairQueue(Generic[EntryT]):
         """The number of a client's entries that were taken and not given back."""
         return self._running.get(client, 0)
 
-    def lines(self) -> list[list[EntryT]]:
-        """Each client's entries, in the order of service; the caller must not change them."""
+    def queues(self) -> list[list[EntryT]]:
+        """Each client's waiting entries, clients in the order of service; the caller must not change them."""
         order = sorted(self._entries, key=lambda client: (self._given[client], self.running(client)))
         return [self._entries[client] for client in order]
 

@@ -69,7 +69,7 @@ class Shares(RuleBasedStateMachine):
     @precondition(lambda self: self.waits)
     @rule()
     def serve_next(self) -> None:
-        entry = self.queue.lines()[0][0]
+        entry = self.queue.queues()[0][0]
         self.queue.take(entry)
         self.waits.remove(entry)
         self.runs.append(entry)
@@ -113,11 +113,11 @@ class Shares(RuleBasedStateMachine):
 
     @invariant()
     def whoever_was_given_least_is_next(self) -> None:
-        lines = self.queue.lines()
-        assert {line[0].client: line for line in lines} == {
+        queues = self.queue.queues()
+        assert {queue[0].client: queue for queue in queues} == {
             client: self.order(client) for client in "abc" if self.order(client)
         }
-        counts = [self.given[line[0].client] for line in lines]
+        counts = [self.given[queue[0].client] for queue in queues]
         assert counts == sorted(counts)
 
     @invariant()
@@ -126,17 +126,17 @@ class Shares(RuleBasedStateMachine):
         for client in "abc":
             before, given = 0.0, dict(self.given)
             start = given[client] = self.start(client)
-            lines = {each: self.order(each) for each in "abc"}
-            while lines[client]:
-                entry = min((line for line in lines.values() if line), key=lambda line: given[line[0].client])
+            queues = {each: self.order(each) for each in "abc"}
+            while queues[client]:
+                entry = min(filter(None, queues.values()), key=lambda queue: given[queue[0].client])
                 given[entry[0].client] += entry[0].cost
                 before += entry.pop(0).cost
             assert given[client] == pytest.approx(start + self.queue.cost_of(client))
-            others = [line for line in lines.values() if line and line[0].client != client]
-            for line in others:
-                while line and given[line[0].client] < given[client]:
-                    given[line[0].client] += line[0].cost
-                    before += line.pop(0).cost
+            others = [queue for queue in queues.values() if queue and queue[0].client != client]
+            for queue in others:
+                while queue and given[queue[0].client] < given[client]:
+                    given[queue[0].client] += queue[0].cost
+                    before += queue.pop(0).cost
             slack = sum(
                 max((e.cost for e in self.order(each)), default=0) for each in "abc" if each != client
             )
@@ -153,7 +153,7 @@ def test_newcomers_do_not_keep_a_client_waiting_for_ever():
     while served.count("old") < 4:
         for _ in range(2):
             queue.push(Entry(f"new{len(served)}-{_}", next(arrivals), 10.0))
-        entry = queue.lines()[0][0]
+        entry = queue.queues()[0][0]
         queue.take(entry)
         queue.give_back(entry.client)
         served.append(entry.client)
