@@ -248,6 +248,10 @@ class TokenEvent:
     pooled: tuple[float, ...] | None = None
 
 
+_STEP_TIMES = ("decode_seconds", "prompt_seconds")
+"""Fields of `EngineStats` that differ between engines and cannot be added."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineStats:
     """A snapshot of the engine's load, sent with every step.
@@ -286,8 +290,8 @@ class EngineStats:
 
     @classmethod
     def total(cls, snapshots: Sequence["EngineStats"]) -> "EngineStats":
-        """The sum of several engines' snapshots, without the times of steps, which differ."""
-        names = [each.name for each in fields(cls) if not each.name.endswith("seconds")]
+        """The sum of several engines' snapshots. The times of steps differ, so they are 0.0: unknown."""
+        names = [each.name for each in fields(cls) if each.name not in {*_STEP_TIMES, "seconds"}]
         phases = {phase for stats in snapshots for phase in stats.seconds}
         return cls(
             seconds={phase: sum(stats.seconds.get(phase, 0.0) for stats in snapshots) for phase in phases},
