@@ -4,6 +4,10 @@ Activations are quantised when they are used, with one scale per token (dynamic 
 without the outlier path: Dettmers et al. 2022, arXiv:2208.07339), so that the product is int8 x int8 ->
 int32. TPUs, GPUs and CPUs compute that faster than anything wider. Norms, the router, biases and the
 embedding keep their type; a head that is tied to the embedding becomes a separate weight.
+
+Weights can also be quantised in groups of 32 inputs, each with a scale for each output, as GGUF's types Q4_0,
+Q4_1 and Q8_0 are; activations then have a scale per token and group. This file has the portable form of such
+weights, which checkpoints store; `kernels/panels.py` has the form that the native kernels read.
 """
 
 from collections.abc import Mapping
@@ -14,6 +18,19 @@ import jax.numpy as jnp
 from .parameters import is_linear
 
 _LARGEST = 127.0
+
+GROUP = 32
+"""Inputs that share a scale."""
+_HIGHEST = 15
+_SHARES = (1.0, 0.95, 0.9, 0.85)
+"""The parts of a group's range that are tried; what is outside is clipped."""
+
+GroupedWeight = tuple[jax.Array, jax.Array, jax.Array | None]
+"""A weight `[D, F]` in groups: q, scale and low.
+
+4 bits: q u8 `[D/2, F]`, input 2i in the low half of byte i and input 2i + 1 in its high half; scale and low
+f16 `[D/32, F]`; a weight is q * scale + low. 8 bits: q int8 `[D, F]`, scale f16 `[D/32, F]`, and low is None.
+"""
 
 
 def quantize_weight(w: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -30,6 +47,80 @@ def _rounded(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
     x = x.astype(jnp.float32)
     scale = jnp.maximum(jnp.abs(x).max(axis, keepdims=True), 1e-30) / _LARGEST
     return jnp.round(x / scale).astype(jnp.int8), jnp.squeeze(scale, axis)
+
+
+def quantize_groups4(w: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Weights `[..., D, F]` in groups of 4 bits: u8 `[..., D/2, F]`, scale and low f16 `[..., D/32, F]`.
+
+    As GGUF's Q4_1, but weights are rounded with the f16 scale and low that are stored, and the range with the
+    smallest squared error is chosen among a few.
+    """
+    grouped = _in_groups(w)
+    least, most = grouped.min(-2), grouped.max(-2)
+    best = [jnp.full(least.shape, jnp.inf), least.astype(jnp.float16), least.astype(jnp.float16)]
+    for share in _SHARES:
+        low = (least + (1 - share) / 2 * (most - least)).astype(jnp.float16)
+        scale = (share / _HIGHEST * (most - least)).astype(jnp.float16)
+        error = jnp.square(_widen(_nibbles(grouped, scale, low), scale, low) - grouped).sum(-2)
+        tried = (error, scale, low)
+        best = [jnp.where(error < best[0], new, old) for new, old in zip(tried, best, strict=True)]
+    _, scale, low = best
+    q = _nibbles(grouped, scale, low).reshape(w.shape)
+    return join_nibbles(q), scale, low
+
+
+def quantize_groups8(w: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Weights `[..., D, F]` in groups of 8 bits, as GGUF's Q8_0: int8 of the same shape, scale f16
+    `[..., D/32, F]`."""
+    grouped = _in_groups(w)
+    scale = (jnp.abs(grouped).max(-2) / _LARGEST).astype(jnp.float16)
+    q = jnp.round(grouped / _divisor(scale)).clip(-_LARGEST, _LARGEST)
+    return q.reshape(w.shape).astype(jnp.int8), scale
+
+
+def dequantize_groups(w: jax.Array, scale: jax.Array, low: jax.Array | None) -> jax.Array:
+    """The weight, f32 `[D, F]`, of its portable form."""
+    q = w if low is None else split_nibbles(w)
+    return _widen(_in_groups(q), scale, low).reshape(q.shape)
+
+
+def quantize_groups_of_activations(x_TD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Activations as int8 `[T, D]` and their scales, f32 `[T, D/32]`; 32 must divide D."""
+    q_TG32, scale_TG = quantize_last(x_TD.reshape(len(x_TD), -1, GROUP))
+    return q_TG32.reshape(x_TD.shape), scale_TG
+
+
+def split_nibbles(w: jax.Array) -> jax.Array:
+    """The values u8 `[..., D, F]` of bytes `[..., D/2, F]`."""
+    pairs = jnp.stack([w & _HIGHEST, w >> 4], axis=-2)
+    return pairs.reshape(*w.shape[:-2], 2 * w.shape[-2], w.shape[-1])
+
+
+def join_nibbles(q: jax.Array) -> jax.Array:
+    """The bytes u8 `[..., D/2, F]` of values `[..., D, F]` up to 15."""
+    return q[..., 0::2, :] | q[..., 1::2, :] << 4
+
+
+def _in_groups(w: jax.Array) -> jax.Array:
+    """f32 `[..., D/32, 32, F]`."""
+    inputs, outputs = w.shape[-2:]
+    return w.astype(jnp.float32).reshape(*w.shape[:-2], inputs // GROUP, GROUP, outputs)
+
+
+def _nibbles(grouped: jax.Array, scale: jax.Array, low: jax.Array) -> jax.Array:
+    offset = grouped - low.astype(jnp.float32)[..., None, :]
+    return jnp.round(offset / _divisor(scale)).clip(0, _HIGHEST).astype(jnp.uint8)
+
+
+def _divisor(scale: jax.Array) -> jax.Array:
+    """A group whose scale rounds to zero has zeros."""
+    wide = scale.astype(jnp.float32)[..., None, :]
+    return jnp.where(wide == 0, jnp.inf, wide)
+
+
+def _widen(q: jax.Array, scale: jax.Array, low: jax.Array | None) -> jax.Array:
+    values = q.astype(jnp.float32) * scale.astype(jnp.float32)[..., None, :]
+    return values if low is None else values + low.astype(jnp.float32)[..., None, :]
 
 
 def is_int8(parameters: Mapping[str, jax.Array]) -> bool:

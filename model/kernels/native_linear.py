@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from ..quantize import GROUP, GroupedWeight
 from . import linear as portable
 from .panels import PANEL, QUAD
 
@@ -34,6 +35,26 @@ def int8_linear(x_TD: jax.Array, *weights: portable.Int8Weight) -> tuple[jax.Arr
     operands = [operand for pair in packed for operand in pair]
     ys = iter(_call("distaff_int8_linear", x_TD, operands, [len(w) * PANEL for w, _ in packed]))
     return tuple(next(ys) if w[0].ndim == 4 else portable.int8_padded(x_TD, w)[0] for w in weights)
+
+
+def grouped_linear(x_TD: jax.Array, *weights: GroupedWeight) -> tuple[jax.Array, ...]:
+    """The products with weights in panels of groups; portable ones with other weights."""
+    packed = [weight for weight in weights if weight[0].ndim == 5]
+    for weight in packed:
+        _check(_fits(x_TD.shape[1], *weight), x_TD, weight[0])
+    operands = [operand for weight in packed for operand in weight if operand is not None]
+    sizes = [len(w) * PANEL for w, *_ in packed]
+    ys = iter(_call("distaff_grouped_linear", x_TD, operands, sizes))
+    return tuple(next(ys) if w[0].ndim == 5 else portable.grouped_plain(x_TD, w)[0] for w in weights)
+
+
+def _fits(inputs: int, w: jax.Array, scale: jax.Array, low: jax.Array | None) -> bool:
+    """Whether panels of groups are of this width, and their scales belong to them."""
+    loads = GROUP // QUAD if low is None else GROUP // QUAD // 2
+    halves = [scale] if low is None else [scale, low]
+    belong = all(h.shape == (*w.shape[:2], PANEL) and h.dtype == jnp.float16 for h in halves)
+    shape = (inputs // GROUP, loads, PANEL, QUAD)
+    return belong and inputs % GROUP == 0 and w.shape[1:] == shape and w.dtype == jnp.uint8
 
 
 def _call(

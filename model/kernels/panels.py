@@ -3,10 +3,17 @@
 A kernel reads a panel from its beginning to its end, whatever the number of rows. Weights of f32 or bf16 are
 `[F / 32, D, 32]`. Weights of int8 are `[F / 32, D / 4, 32, 4]`, u8, a weight w as w + 128: CPUs multiply
 unsigned by signed bytes, in groups of four. Missing inputs of the last group count as zero.
+
+Weights that are quantised in groups of 32 inputs (`quantize.py` has their portable form) are
+`[F / 32, D / 32, 4, 32, 4]` with 4 bits: the byte `[panel, group, p, output, i]` has input
+`32 group + 4 p + i` in its low half and the input 16 later in its high half. With 8 bits they are as int8, by
+groups: `[F / 32, D / 32, 8, 32, 4]`. Their scales and lows are f16 `[F / 32, D / 32, 32]`.
 """
 
 import jax
 import jax.numpy as jnp
+
+from ..quantize import GROUP, GroupedWeight, split_nibbles
 
 PANEL = 32
 QUAD = 4
@@ -36,3 +43,46 @@ def pack_int8(w_DF: jax.Array) -> jax.Array:
 def unpack_rows(w: jax.Array, row_T: jax.Array) -> jax.Array:
     """Rows `[T, D]` of an embedding `[V, D]` that is in panels `[V / 32, D, 32]`; zeros for rows beyond V."""
     return w.at[row_T // PANEL, :, row_T % PANEL].get(mode="fill", fill_value=0)
+
+
+def pack_grouped(w: jax.Array, scale: jax.Array, low: jax.Array | None) -> GroupedWeight:
+    """A weight in groups as panels; 32 must divide F. `low` is None for 8 bits."""
+    if low is None:
+        return _bytes_by_group(w), _by_panel(scale), None
+    return _nibbles_by_group(w), _by_panel(scale), _by_panel(low)
+
+
+def _bytes_by_group(w_DF: jax.Array) -> jax.Array:
+    inputs, outputs = w_DF.shape
+    split = w_DF.reshape(inputs // GROUP, GROUP // QUAD, QUAD, outputs // PANEL, PANEL)
+    return (split.transpose(3, 0, 1, 4, 2) ^ -128).view(jnp.uint8)
+
+
+def _nibbles_by_group(w: jax.Array) -> jax.Array:
+    q_DF = split_nibbles(w)
+    inputs, outputs = q_DF.shape
+    split = q_DF.reshape(inputs // GROUP, 2, GROUP // 2 // QUAD, QUAD, outputs // PANEL, PANEL)
+    return (split[:, 0] | split[:, 1] << 4).transpose(3, 0, 1, 4, 2)
+
+
+def _by_panel(scale_GF: jax.Array) -> jax.Array:
+    groups, outputs = scale_GF.shape
+    return scale_GF.reshape(groups, outputs // PANEL, PANEL).swapaxes(0, 1)
+
+
+def unpack_grouped_rows(w: jax.Array, scale: jax.Array, row_T: jax.Array) -> jax.Array:
+    """Rows, f32 `[T, D]`, of an embedding `[V, D]` that is a weight `[D, V]` in groups of 8 bits.
+
+    The weight is in panels or in its portable form. Rows beyond V are zero.
+    """
+    if w.ndim == 2:
+        q_DT = w.at[:, row_T].get(mode="fill", fill_value=0)
+        scale_GT = scale.at[:, row_T].get(mode="fill", fill_value=0)
+        q_TG32, scale_TG = q_DT.T.reshape(len(row_T), -1, GROUP), scale_GT.T
+    else:
+        panel_T, output_T = row_T // PANEL, row_T % PANEL
+        bytes_TG84 = w.at[panel_T, :, :, output_T].get(mode="fill", fill_value=128)
+        q_TG32 = bytes_TG84.reshape(len(row_T), -1, GROUP).view(jnp.int8) ^ -128
+        scale_TG = scale.at[panel_T, :, output_T].get(mode="fill", fill_value=0)
+    values = q_TG32.astype(jnp.float32) * scale_TG.astype(jnp.float32)[:, :, None]
+    return values.reshape(len(row_T), -1)

@@ -16,6 +16,7 @@ import jax
 
 from ..cache import Batch, Pool
 from ..errors import ConfigError
+from ..quantize import GroupedWeight
 from .native_library import instruction_sets
 
 
@@ -54,6 +55,15 @@ class Int8LinearKernel(Protocol):
     """
 
     def __call__(self, x_TD: jax.Array, *weights: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]: ...
+
+
+class GroupedLinearKernel(Protocol):
+    """`x @ w` for each weight in groups of 32 inputs (see `quantize.GroupedWeight`), in f32.
+
+    x is quantised to int8 with a scale per row and group. For the backend `native`, weights can be panels.
+    """
+
+    def __call__(self, x_TD: jax.Array, *weights: GroupedWeight) -> tuple[jax.Array, ...]: ...
 
 
 class NormKernel(Protocol):
@@ -113,6 +123,10 @@ _BACKENDS: dict[str, dict[str, str]] = {
         "transposed": "linear:int8_transposed",
         "native": "native_linear:int8_linear",
     },
+    "grouped_linear": {
+        "plain": "linear:grouped_plain",
+        "native": "native_linear:grouped_linear",
+    },
     "rms_norm": {
         "plain": "rows:rms_norm",
         "native": "native_rows:rms_norm",
@@ -144,6 +158,7 @@ class Kernels:
     experts: ExpertsKernel
     linear: LinearKernel
     int8_linear: Int8LinearKernel
+    grouped_linear: GroupedLinearKernel
     rms_norm: NormKernel
     row_sum: RowSumKernel
     names: tuple[tuple[str, str], ...] = field(default=(), compare=False)

@@ -16,22 +16,47 @@ from distaff.model.kernels import triton_attention as triton
 from distaff.model.kernels.registry import _BACKENDS, _CHOICES, choose
 
 EXPECTED = {
-    "cpu": (block_attention.attend, block_experts.block_experts, linear.split_k, linear.int8_transposed),
-    "tpu": (ragged_attention.attend, ragged_experts.ragged_experts, linear.plain, linear.int8_plain),
-    "cuda": (triton.attend, block_experts.wide_block_experts, linear.plain, linear.int8_plain),
-    "rocm": (block_attention.attend, block_experts.block_experts, linear.plain, linear.int8_plain),
+    "cpu": (
+        block_attention.attend,
+        block_experts.block_experts,
+        linear.split_k,
+        linear.int8_transposed,
+        linear.grouped_plain,
+    ),
+    "tpu": (
+        ragged_attention.attend,
+        ragged_experts.ragged_experts,
+        linear.plain,
+        linear.int8_plain,
+        linear.grouped_plain,
+    ),
+    "cuda": (
+        triton.attend,
+        block_experts.wide_block_experts,
+        linear.plain,
+        linear.int8_plain,
+        linear.grouped_plain,
+    ),
+    "rocm": (
+        block_attention.attend,
+        block_experts.block_experts,
+        linear.plain,
+        linear.int8_plain,
+        linear.grouped_plain,
+    ),
 }
 NATIVE = (
     native_attention.attend,
     block_experts.block_experts,
     native_linear.linear,
     native_linear.int8_linear,
+    native_linear.grouped_linear,
 )
 
 
 def chosen(platform: str) -> tuple[object, ...]:
     found = choose(platform)
-    return found.attention, found.experts, found.linear, found.int8_linear
+    return found.attention, found.experts, found.linear, found.int8_linear, found.grouped_linear
 
 
 @pytest.fixture
