@@ -17,7 +17,7 @@ SOURCES = Path("model/kernels/native")
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno"]
 SETS = {
     "x86_64": {
-        "avx2": ["-mavx2", "-mfma"],
+        "avx2": ["-mavx2", "-mfma", "-mf16c"],
         "avx512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"],
     },
     "aarch64": {"neon_dotprod": ["-march=armv8.2-a+dotprod"]},

@@ -11,7 +11,7 @@ from distaff.model.kernels.native_library import instruction_sets
 SOURCES = Path(__file__).parents[2] / "model" / "kernels" / "native"
 FLAGS = {
     "portable": ("kPortable", []),
-    "avx2": ("kAvx2", ["-mavx2", "-mfma"]),
+    "avx2": ("kAvx2", ["-mavx2", "-mfma", "-mf16c"]),
     "avx512": ("kAvx512", ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"]),
     "neon_dotprod": ("kNeonDotprod", ["-march=armv8.2-a+dotprod"]),
 }

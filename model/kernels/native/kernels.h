@@ -41,6 +41,26 @@ constexpr int64_t attend_scratch(int64_t queries, int64_t head) {
   return queries * (2 * head + kBlock + 2) + 2 * kBlock * head;
 }
 
+constexpr int64_t kGroup = 32;  // inputs that share a scale
+
+// Rows rounded to int8 in groups: [rows][groups * 32] values, and [rows][groups] of each other.
+struct RoundedGroups {
+  int8_t* values;
+  float* scales;
+  int32_t* sums;  // of the values
+  float* shares;  // scale * sum
+  int64_t groups;
+};
+
+// A panel of weights in groups of 32 inputs: u8 [groups][4][32][4] with 4 bits, where a byte's halves are inputs 4 p + i
+// and 16 + 4 p + i of the group, or [groups][8][32][4] with 8 bits, w + 128. Scales and lows (4 bits) are f16
+// [groups][32].
+struct GroupedPanel {
+  const uint8_t* weights;
+  const uint16_t* scales;
+  const uint16_t* lows;
+};
+
 struct Kernels {
   const char* name;
   // One panel's 32 columns of y[rows][stride]: x[rows][depth] times the panel.
@@ -53,6 +73,11 @@ struct Kernels {
   // As `linear`, with rounded rows, their scales and sums, a panel of u8 and its 32 scales.
   void (*int8_linear)(const int8_t* x, const float* scales, const int32_t* sums, const uint8_t* panel,
                       const float* panel_scales, float* y, int64_t rows, int64_t depth, int64_t stride);
+  // Rounds a row.
+  void (*quantize_groups)(const float* x, const RoundedGroups& to, int64_t row);
+  // As `linear`, with rounded rows and a panel in groups of 4 or of 8 bits.
+  void (*grouped4)(const RoundedGroups& x, const GroupedPanel& panel, float* y, int64_t rows, int64_t stride);
+  void (*grouped8)(const RoundedGroups& x, const GroupedPanel& panel, float* y, int64_t rows, int64_t stride);
   // Attention of some tokens of a sequence to its pages; the head size is a multiple of 32.
   void (*attend)(const AttendArguments& arguments);
   // The sum of a row, and a row divided by its root mean square, times `scale`.

@@ -1,0 +1,167 @@
+"""The native product with weights in groups, against the portable one, for every instruction set of this CPU."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distaff.model.kernels.linear import grouped_plain
+from distaff.model.kernels.native_library import instruction_sets, library
+from distaff.model.kernels.native_linear import grouped_linear
+from distaff.model.kernels.panels import pack_grouped
+from distaff.model.quantize import GroupedWeight, dequantize_groups
+
+from .test_grouped_weights import drawn
+
+pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the native kernels were not built")
+
+SHAPES = st.tuples(st.integers(1, 300), st.integers(1, 30), st.integers(1, 5))
+"""Rows, groups of inputs, panels."""
+
+
+@pytest.fixture(autouse=True, params=instruction_sets(), scope="module")
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test of this file runs once for each instruction set."""
+    loaded = library()
+    assert loaded is not None
+    loaded.distaff_select(instruction_sets().index(request.param))
+    yield
+    loaded.distaff_select(0)
+
+
+def rows_of(rows: int, groups: int) -> jax.Array:
+    """Groups of a row differ much in size."""
+    rng = np.random.default_rng([rows, groups])
+    sizes = 10.0 ** rng.integers(-4, 3, (rows, groups, 1))
+    return jnp.asarray((rng.standard_normal((rows, groups, 32)) * sizes).reshape(rows, -1), jnp.float32)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@settings(max_examples=12, deadline=None)
+@given(SHAPES)
+def test_it_equals_the_portable_product(bits, shape):
+    """To within f32's rounding of the sum of magnitudes; and a row alone has the bits that it has among others."""
+    rows, groups, panels = shape
+    x_TD, weight = rows_of(rows, groups), drawn(groups, panels, bits)
+    (found_TF,), (expected_TF,) = grouped_linear(x_TD, pack_grouped(*weight)), grouped_plain(x_TD, weight)
+    magnitude_TF = np.abs(x_TD) @ magnitudes(weight)
+    assert np.all(np.abs(found_TF - expected_TF) <= 2e-6 * magnitude_TF)
+    for row in {0, rows // 2, rows - 1}:
+        (alone_TF,) = grouped_linear(x_TD[row : row + 1], pack_grouped(*weight))
+        np.testing.assert_array_equal(alone_TF[0], found_TF[row])
+
+
+def magnitudes(weight: GroupedWeight) -> np.ndarray:
+    """Of the two parts of each weight, f32 `[D, F]`."""
+    w, scale, low = weight
+    absolute = (w, abs(scale), None if low is None else abs(low))
+    return np.abs(dequantize_groups(*absolute))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@settings(max_examples=12, deadline=None)
+@given(SHAPES)
+def test_it_is_an_integer_product_to_the_bit(bits, shape):
+    """With scales and lows that are powers of two, and sums of less than 24 bits."""
+    rows, groups, panels = shape[0], min(shape[1], 8), shape[2]
+    rng = np.random.default_rng([*shape, bits])
+    x_TD = rng.integers(-127, 128, (rows, 32 * groups))
+    x_TD[:, ::32] = 127
+    w, scale, low = drawn(groups, panels, bits)
+    scale = jnp.asarray(2.0 ** rng.integers(-1, 2, scale.shape), jnp.float16)
+    low = None if low is None else jnp.asarray(-(2.0 ** rng.integers(-1, 4, scale.shape)), jnp.float16)
+    powers_T = 2.0 ** rng.integers(-3, 4, rows)
+    scaled_TD = jnp.asarray(x_TD * powers_T[:, None], jnp.float32)
+    (found_TF,) = grouped_linear(scaled_TD, pack_grouped(w, scale, low))
+    exact_TF = (x_TD @ np.asarray(dequantize_groups(w, scale, low), np.float64)) * powers_T[:, None]
+    np.testing.assert_array_equal(found_TF, exact_TF.astype(np.float32))
+
+
+@pytest.mark.parametrize("rows", [1, 30])
+@pytest.mark.parametrize(("bits", "byte", "weight"), [(4, 255, 15), (8, 127, 127), (8, -128, -128)])
+def test_largest_bytes_do_not_saturate(bits, byte, weight, rows):
+    """Sums of products of the largest weights and inputs, of one sign."""
+    x_TD = jnp.asarray(np.where(np.arange(rows) % 2, -1.0, 1.0)[:, None] * np.ones(64), jnp.float32)
+    w = jnp.full((64 * bits // 8, 32), byte, jnp.uint8 if bits == 4 else jnp.int8)
+    scale, low = jnp.ones((2, 32), jnp.float16), jnp.zeros((2, 32), jnp.float16)
+    (found_TF,) = grouped_linear(x_TD, pack_grouped(w, scale, low if bits == 4 else None))
+    np.testing.assert_allclose(found_TF, x_TD[:, :32] * 64 * weight, rtol=1e-6)
+
+
+def test_every_scale_of_f16_is_read():
+    """All finite values of f16, the smallest ones too, times one."""
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    scale = jnp.asarray(halves[np.isfinite(halves)].reshape(1, -1)[:, : 32 * 1984])
+    w = jnp.zeros((32, scale.shape[1]), jnp.int8).at[0].set(1)
+    x_TD = jnp.zeros((1, 32)).at[0, 0].set(127)
+    for weight in ((w, scale, None), (jnp.zeros_like(w[:16], jnp.uint8), scale * 0, scale)):
+        (found_TF,) = grouped_linear(x_TD, pack_grouped(*weight))
+        np.testing.assert_array_equal(found_TF[0], scale[0].astype(jnp.float32) * 127)
+
+
+def test_one_call_computes_weights_of_four_and_of_eight_bits():
+    """In any order, also beside one that is not in panels."""
+    x_TD = rows_of(7, 5)
+    weights = [drawn(5, panels, bits) for panels, bits in ((2, 4), (1, 8), (3, 8), (1, 4))]
+    operands = [pack_grouped(*weight) for weight in weights]
+    operands[2] = weights[2]
+    for found, operand in zip(jax.jit(grouped_linear)(x_TD, *operands), operands, strict=True):
+        np.testing.assert_array_equal(found, grouped_linear(x_TD, operand)[0])
+    np.testing.assert_array_equal(grouped_linear(x_TD, weights[2])[0], grouped_plain(x_TD, weights[2])[0])
+
+
+W4, W8, HALVES = (2, 3, 4, 32, 4), (2, 3, 8, 32, 4), (2, 3, 32)
+WRONG = {
+    "inputs": ((2, 2, 4, 32, 4), jnp.uint8, (2, 2, 32), (2, 2, 32)),
+    "nibbles without low": (W4, jnp.uint8, HALVES, None),
+    "bytes with low": (W8, jnp.uint8, HALVES, HALVES),
+    "signed": (W8, jnp.int8, HALVES, None),
+    "panel": ((2, 3, 4, 31, 4), jnp.uint8, HALVES, HALVES),
+    "scales": (W4, jnp.uint8, (2, 2, 32), HALVES),
+    "lows": (W4, jnp.uint8, HALVES, (1, 3, 32)),
+}
+
+
+@pytest.mark.parametrize(("shape", "dtype", "scale", "low"), WRONG.values(), ids=WRONG)
+def test_wrong_panels_are_refused_when_traced(shape, dtype, scale, low):
+    """x has three groups."""
+    halves = [None if each is None else jnp.ones(each, jnp.float16) for each in (scale, low)]
+    with pytest.raises(ValueError, match=r"expected panels of its width"):
+        jax.eval_shape(grouped_linear, jnp.ones((2, 96)), (jnp.ones(shape, dtype), *halves))
+
+
+@pytest.mark.parametrize(("inputs", "dtype"), [(96, jnp.float32), (95, jnp.float16), (128, jnp.float16)])
+def test_wrong_scales_and_inputs_are_refused_when_traced(inputs, dtype):
+    weight = jnp.ones(W8, jnp.uint8), jnp.ones(HALVES, dtype), None
+    with pytest.raises(ValueError, match=r"expected panels of its width"):
+        jax.eval_shape(grouped_linear, jnp.ones((2, inputs)), weight)
+
+
+REFUSED = {
+    "scales": (W8, [((2, 2, 32), jnp.float16)]),
+    "type of scales": (W8, [(HALVES, jnp.bfloat16)]),
+    "no low": (W4, [(HALVES, jnp.float16)]),
+    "inputs": ((2, 2, 8, 32, 4), [((2, 2, 32), jnp.float16)]),
+    "one operand more": (W8, [(HALVES, jnp.float16), (HALVES, jnp.float16)]),
+}
+
+
+@pytest.mark.parametrize(("shape", "halves"), REFUSED.values(), ids=REFUSED)
+def test_the_call_itself_refuses_wrong_operands(shape, halves):
+    """Without the checks of the Python function."""
+    operands = [jnp.ones(shape, jnp.uint8), *(jnp.ones(*each) for each in halves)]
+    call = jax.ffi.ffi_call("distaff_grouped_linear", [jax.ShapeDtypeStruct((2, 64), jnp.float32)])
+    with pytest.raises(jax.errors.JaxRuntimeError, match="grouped_linear: expected"):
+        jax.block_until_ready(call(jnp.ones((2, 96)), *operands))
+
+
+def test_a_row_of_nan_reaches_no_other_row():
+    x_TD = rows_of(20, 3)
+    weight = pack_grouped(*drawn(3, 2, 4))
+    (found_TF,) = grouped_linear(x_TD.at[5].set(jnp.nan), weight)
+    assert np.all(np.isnan(found_TF[5]))
+    np.testing.assert_array_equal(np.delete(found_TF, 5, 0), np.delete(grouped_linear(x_TD, weight)[0], 5, 0))
