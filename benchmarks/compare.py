@@ -143,7 +143,7 @@ def limits() -> Iterable[tuple[str, float]]:
 def parameters_read() -> dict[str, float]:
     """The number of parameters that a decode step reads, and that each prompt token is multiplied with."""
     config = open_checkpoint(resolve(None)).config
-    shapes = parameter_shapes(config, int8=True)
+    shapes = parameter_shapes(config, "int8")
     sizes = {name: shape[0] * shape[1] for name, shape in shapes.items() if len(shape) == 2}
     layers = sum(size for name, size in sizes.items() if name.startswith("layers."))
     return {"parameters_decode": layers + sizes["head"], "parameters_prompt": layers}

@@ -87,7 +87,7 @@ def decode(config: ModelConfig, what: str, size: int, *, streams: int, context: 
         engine.submit(request)
     seconds, counts = listener.wait(streams)
     engine.stop()
-    work = CostModel(config=config, shards=1, dtype="float32", int8=False, page_size=PAGE).decode(
+    work = CostModel(config=config, shards=1, dtype="float32", quantization=None, page_size=PAGE).decode(
         [context + count for count in counts]
     )
     return Point(what, size, seconds, sum(work.bytes.values()), sum(work.operations.values()))

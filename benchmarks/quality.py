@@ -1,4 +1,4 @@
-"""The quality of int8: the divergence of its next-token distributions from those of f32, on real text.
+"""The quality of quantisation: the divergence of its next-token distributions from those of f32, on real text.
 
 `python -m benchmarks.quality` reads windows of English prose from Python's own documentation (in the standard
 library, so nothing is downloaded), and for each position compares the whole distributions: the mean
@@ -19,9 +19,10 @@ from distaff.checkpoints import ChatTokenizer, load_parameters, load_tokenizer, 
 from distaff.runtime.scorer import Scorer
 
 VARIANTS = {
-    "int8 weights": {"int8": True},
+    "int8 weights": {"quantize": "int8"},
+    "int4 weights": {"quantize": "int4"},
     "int8 cache": {"int8_cache": True},
-    "int8 weights and cache": {"int8": True, "int8_cache": True},
+    "int8 weights and cache": {"quantize": "int8", "int8_cache": True},
 }
 
 
@@ -45,9 +46,9 @@ def windows(tokenizer: ChatTokenizer, count: int, length: int) -> list[list[int]
     return [tokens[start : start + length] for start in starts]
 
 
-def scorer(model: str | None, *, int8: bool = False, int8_cache: bool = False) -> Scorer:
-    """A model in f32, or with int8 linear weights, or with int8 keys and values."""
-    checkpoint = open_checkpoint(resolve(model), int8=int8)
+def scorer(model: str | None, *, quantize: str | None = None, int8_cache: bool = False) -> Scorer:
+    """A model in f32, or with quantised linear weights, or with int8 keys and values."""
+    checkpoint = open_checkpoint(resolve(model), quantize)
     parameters = load_parameters(checkpoint, np.float32)
     return Scorer.of(checkpoint.config, parameters, kv_cache_dtype="int8" if int8_cache else None)
 

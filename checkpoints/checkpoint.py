@@ -1,12 +1,14 @@
 """`Checkpoint`: the interface of an opened checkpoint in any format."""
 
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from ..model.config import ModelConfig
+from ..model.parameters import Quantization, parameter_shapes, stored_type
 from .generation import GenerationDefaults
 
 
@@ -15,7 +17,7 @@ class Checkpoint(Protocol):
 
     Attributes:
       path: where it is. config: of the model. generation: its end tokens and sampling defaults.
-      int8: whether linear weights are int8 with scales (see `model/quantize.py`).
+      quantization: of linear weights (see `model/quantize.py`); None if they are wide.
       fingerprint: 64 hexadecimal digits that identify the weights: a store's manifest digest; for other
         formats a digest over config, headers, file sizes and times of change.
       nbytes: size of all tensors as `tensors` yields them.
@@ -24,7 +26,7 @@ class Checkpoint(Protocol):
     path: Path
     config: ModelConfig
     generation: GenerationDefaults
-    int8: bool
+    quantization: Quantization | None
     fingerprint: str
     nbytes: int
 
@@ -36,3 +38,11 @@ class Checkpoint(Protocol):
           CheckpointError: the weights are damaged, or changed while they were read.
         """
         ...
+
+
+def total_bytes(config: ModelConfig, quantization: Quantization | None) -> int:
+    """The bytes of all parameters; those that are not part of a quantised weight as f32."""
+    return sum(
+        prod(shape) * np.dtype(stored_type(name, quantization) or np.float32).itemsize
+        for name, shape in parameter_shapes(config, quantization).items()
+    )

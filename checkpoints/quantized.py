@@ -13,19 +13,17 @@ The rounding rule is that of `model/quantize.py`; a test compares the two. One l
 import hashlib
 from collections.abc import Iterable, Iterator
 from itertools import groupby
-from math import prod
 
 import numpy as np
 
 from ..model.config import ModelConfig
-from ..model.parameters import is_linear, parameter_shapes
-from .checkpoint import Checkpoint
+from ..model.parameters import INT8, Quantization, is_linear
+from .checkpoint import Checkpoint, total_bytes
 from .rotation import Rotation
 from .store.store import group_of, inner_name
 
 _LARGEST = np.float32(127)
 _TINY = np.float32(1e-30)
-_WIDEST = 4
 _SCHEME = "int8, turned"
 """Part of the fingerprint: another scheme gives other weights. Stores on disk have it, so it must not
 change."""
@@ -43,17 +41,15 @@ Tensors = Iterable[tuple[str, np.ndarray]]
 class QuantizedCheckpoint:
     """Any checkpoint with wide weights as a `Checkpoint` with int8 weights; the same attributes."""
 
-    int8 = True
+    quantization: Quantization | None = INT8
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        assert not checkpoint.int8, "its weights are int8 already"
         self._checkpoint = checkpoint
         self.path = checkpoint.path
         self.config = checkpoint.config
         self.generation = checkpoint.generation
         self.fingerprint = hashlib.sha256(f"{checkpoint.fingerprint} {_SCHEME}".encode()).hexdigest()
-        shapes = parameter_shapes(self.config, int8=True)
-        self.nbytes = sum(prod(shape) * (1 if is_linear(n) else _WIDEST) for n, shape in shapes.items())
+        self.nbytes = total_bytes(self.config, INT8)
 
     def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
         """As `Checkpoint.tensors`; each int8 weight is followed by its scales, f32."""

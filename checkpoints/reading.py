@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..model.parameters import is_linear, parameter_shapes
+from ..model.errors import ConfigError
+from ..model.parameters import INT4, INT8, parameter_shapes, stored_type
 from .checkpoint import Checkpoint
 from .errors import SourceNotFound, not_finite
 from .files import Progress
+from .grouped import GroupedCheckpoint
 from .quantized import QuantizedCheckpoint
 from .store.manifest import MANIFEST_FILE
 from .store.store import Store
@@ -22,6 +24,10 @@ from .store.store import Store
 if TYPE_CHECKING:
     import jax
     from jax.sharding import Mesh
+
+AS_IS = "as-is"
+QUANTIZATIONS = (INT8, INT4, AS_IS)
+"""What `open_checkpoint` can do with weights."""
 
 _EXPONENTS = {
     "float32": (np.uint32, 0x7F800000),
@@ -33,25 +39,33 @@ _EXPONENTS = {
 _CHUNK = 1 << 20
 
 
-def open_checkpoint(path: Path, *, int8: bool = False) -> Checkpoint:
+def open_checkpoint(path: Path, quantize: str | None = None) -> Checkpoint:
     """Opens a Hugging Face folder, a GGUF file or a store, and checks everything except the weights.
 
-    With `int8`, linear weights are quantised when they are read, unless they are int8 already.
+    Args:
+      quantize: `int8` or `int4` quantises linear weights when they are read, unless a store's are so already.
+        `as-is` keeps the bits of a GGUF's quantised weights, which are read as f32 otherwise.
 
     Raises:
       SourceNotFound: the path does not exist.
-      ConfigError: the model needs mathematics that is not implemented.
+      ConfigError: the model needs mathematics that is not implemented, or its weights cannot be quantised so.
       CheckpointError: the checkpoint is damaged, incomplete or inconsistent.
     """
     if not path.exists():
         raise SourceNotFound(f"{path}: missing; expected a model folder or a GGUF file")
-    checkpoint = _open(path)
-    if not int8 or checkpoint.int8:
+    if quantize not in (None, *QUANTIZATIONS):
+        raise ConfigError(f"quantize is {quantize!r}; expected one of {', '.join(QUANTIZATIONS)}")
+    checkpoint = _open(path, as_is=quantize == AS_IS)
+    if quantize in (None, AS_IS, checkpoint.quantization):
         return checkpoint
-    return QuantizedCheckpoint(checkpoint)
+    if checkpoint.quantization:
+        raise ConfigError(
+            f"{path}: its weights are {checkpoint.quantization}; expected {quantize} or wide ones"
+        )
+    return QuantizedCheckpoint(checkpoint) if quantize == INT8 else GroupedCheckpoint(checkpoint)
 
 
-def _open(path: Path) -> Checkpoint:
+def _open(path: Path, *, as_is: bool) -> Checkpoint:
     if (path / MANIFEST_FILE).exists():
         return Store(path)
     if path.is_dir():
@@ -60,14 +74,14 @@ def _open(path: Path) -> Checkpoint:
         return HuggingFaceFolder(path)
     from .gguf.gguf_file import GGUFFile
 
-    return GGUFFile(path)
+    return GGUFFile(path, as_is=as_is)
 
 
 def load_parameters(
     checkpoint: Checkpoint, dtype: Any, progress: Progress | None = None, mesh: "Mesh | None" = None
 ) -> "dict[str, jax.Array]":
-    """All parameters on a mesh, by our names in `parameter_shapes` order, cast to `dtype`; int8 weights and
-    their scales keep their types.
+    """All parameters on a mesh, by our names in `parameter_shapes` order, cast to `dtype`; quantised
+    weights and their scales keep their types.
 
     Each device receives its own share (`model.sharding.placements`); without a mesh, the default device
     receives everything.
@@ -84,9 +98,10 @@ def load_parameters(
     from ..model.sharding import create_mesh, place, placements
 
     mesh = mesh or create_mesh(1)
-    where = placements(checkpoint.config, mesh.size, int8=checkpoint.int8)
-    dtypes = {name: _dtype_of(name, dtype, checkpoint) for name in where}
-    shapes = parameter_shapes(checkpoint.config, int8=checkpoint.int8)
+    quantization = checkpoint.quantization
+    where = placements(checkpoint.config, mesh.size, quantization)
+    dtypes = {name: np.dtype(stored_type(name, quantization) or dtype) for name in where}
+    shapes = parameter_shapes(checkpoint.config, quantization)
     sizes = {name: prod(shape) * dtypes[name].itemsize for name, shape in shapes.items()}
     if isinstance(checkpoint, Store) and mesh.size > 1:
         placed = checkpoint.place(mesh, where, dtypes)
@@ -102,19 +117,12 @@ def load_parameters(
     return parameters
 
 
-def _dtype_of(name: str, dtype: Any, checkpoint: Checkpoint) -> np.dtype:
-    """The type of a parameter on the device, if others have `dtype`."""
-    if checkpoint.int8 and is_linear(name):
-        return np.dtype(np.int8)
-    return np.dtype(np.float32) if name.endswith("_scale") else np.dtype(dtype)
-
-
 def _cast(checkpoint: Checkpoint, dtypes: Mapping[str, np.dtype]) -> Iterator[tuple[str, np.ndarray]]:
     """A checkpoint's tensors, cast to the given types and checked to be finite."""
     for name, values in checkpoint.tensors():
         with np.errstate(over="ignore"):  # the check below finds overflows
             cast = np.ascontiguousarray(values).astype(dtypes[name], copy=False)
-        if cast.dtype != np.int8 and not all_finite(cast):
+        if cast.dtype.itemsize > 1 and not all_finite(cast):
             raise not_finite(checkpoint.path, name)
         yield name, cast
 

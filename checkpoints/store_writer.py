@@ -33,18 +33,18 @@ def convert(
     progress: Progress | None = None,
     *,
     generation: GenerationDefaults | None = None,
-    int8: bool = False,
+    quantize: str | None = None,
 ) -> None:
     """Writes the checkpoint at `source` as a store to `destination`; phase `convert`, in bytes of weights.
 
-    `generation` replaces the source's recommendation; `int8` quantises linear weights.
+    `generation` replaces the source's recommendation; `quantize`: see `open_checkpoint`.
 
     A destination that already is this source's store is not changed.
 
     Raises:
       CheckpointError: the source is damaged, or the destination exists and is something else.
     """
-    checkpoint = open_checkpoint(source, int8=int8)
+    checkpoint = open_checkpoint(source, quantize)
     if destination.exists():
         _check_same(destination, checkpoint)
         return
@@ -147,7 +147,7 @@ def _write_weights(
             _write_notes(partial, checkpoint.fingerprint, groups)
         if progress:
             progress("convert", done, checkpoint.nbytes)
-    assert list(tensors) == list(parameter_shapes(checkpoint.config, int8=checkpoint.int8))
+    assert list(tensors) == list(parameter_shapes(checkpoint.config, checkpoint.quantization))
     return tensors
 
 

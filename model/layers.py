@@ -3,12 +3,15 @@
 Weights are `[inputs, outputs]` and applied as `x @ w`.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from .config import ModelConfig
-from .quantize import quantize_weight
+from .parameters import is_grouped
+from .quantize import GroupedWeight, quantize_linear
 from .sharding import psum
 from .target import Target
 
@@ -42,13 +45,12 @@ class Linears(nnx.Module):
         bias: bool = False,
     ) -> None:
         """Adds a random map of `[…, inputs, outputs]`; without `rngs` only its shapes."""
-        weight = random_weight(rngs, shape, dtype)
-        if self.target.int8:
-            wide = weight.get_value()
-            parts = quantize_weight(wide) if rngs is not None else jax.eval_shape(quantize_weight, wide)
-            weight, scale = map(nnx.Param, parts)
-            setattr(self, f"{name}_scale", scale)
-        setattr(self, name, weight)
+        parts = {name: random_weight(rngs, shape, dtype).get_value()}
+        if self.target.quantization:
+            quantized = partial(quantize_linear, name, quantization=self.target.quantization)
+            parts = quantized(parts[name]) if rngs is not None else jax.eval_shape(quantized, parts[name])
+        for part, values in parts.items():
+            setattr(self, part, nnx.Param(values))
         if bias:
             setattr(self, f"{name}_bias", nnx.Param(jnp.zeros(shape[-1:], dtype)))
 
@@ -64,11 +66,23 @@ class Linears(nnx.Module):
 
     def products(self, x_TD: jax.Array, *names: str) -> tuple[jax.Array, ...]:
         """This device's product with each map's weight, without bias, in f32."""
-        weights, kernels = [getattr(self, name)[...] for name in names], self.target.kernels
-        if self.target.int8:
+        kernels = self.target.kernels
+        if is_grouped(self.target.quantization):
+            return kernels.grouped_linear(x_TD, *map(self.grouped, names))
+        weights = [getattr(self, name)[...] for name in names]
+        if self.target.quantization:
             scales = [getattr(self, f"{name}_scale")[...] for name in names]
             return kernels.int8_linear(x_TD, *zip(weights, scales, strict=True))
         return kernels.linear(x_TD, *weights)
+
+    def grouped(self, name: str) -> GroupedWeight:
+        """This device's share of a weight in groups."""
+        low = getattr(self, f"{name}_low", None)
+        return (
+            getattr(self, name)[...],
+            getattr(self, f"{name}_scale")[...],
+            None if low is None else low[...],
+        )
 
     def _biased(self, name: str, y_TF: jax.Array) -> jax.Array:
         bias = getattr(self, f"{name}_bias", None)

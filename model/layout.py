@@ -7,53 +7,86 @@ shape.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from .kernels.panels import PANEL, QUAD, pack, pack_int8, pack_transposed
+from .kernels import panels
+from .parameters import Quantization, is_grouped, is_linear, stored_type
 from .sharding import Placement
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a parameter is before it is packed.
+
+    Attributes:
+      pack: its panels. dtype: the name of its type, or of one like it. together: entries along its first axis
+        that are packed into one. transposed: it is stored as `[outputs, inputs]`.
+    """
+
+    pack: Callable[[jax.Array], jax.Array]
+    dtype: str
+    together: int = 1
+    transposed: bool = False
+
+
+WIDE = Form(panels.pack, "float32")
+EMBEDDING = Form(panels.pack_transposed, "float32", transposed=True)
+INT8 = Form(panels.pack_int8, "int8", panels.QUAD)
+_GROUPED = {
+    "uint8": Form(panels.pack_nibbles, "uint8", panels.GROUP // 2),
+    "int8": Form(panels.pack_bytes, "int8", panels.GROUP),
+    "float16": Form(panels.pack_scales, "float16"),
+}
+
+
+def form_of(name: str, quantization: Quantization | None) -> Form | None:
+    """The form of a linear weight of two axes, or of its groups' scales; None for other parameters."""
+    if is_grouped(quantization):
+        return _GROUPED.get(stored_type(name, quantization) or "")
+    if not is_linear(name):
+        return None
+    return INT8 if quantization else WIDE
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The layout for a backend of `linear` or, with `int8`, of `int8_linear`."""
+    """The layout for a backend of the operation that computes linear maps."""
 
     backend: str
     shards: int
-    int8: bool
 
-    def place(self, where: Placement, *, transposed: bool = False) -> Placement:
-        """The placement of a weight in this layout; `transposed`: it is stored as `[outputs, inputs]`."""
+    def place(self, where: Placement, form: Form) -> Placement:
+        """The placement of a parameter in this layout."""
         if self.backend == "transposed":
             return where.transposed()
-        straight = where.transposed() if transposed else where
-        return _in_panels(straight, self.int8) if self._has_panels(straight) else where
+        straight = where.transposed() if form.transposed else where
+        if self.backend != "native" or not self._fits(straight, form):
+            return where
+        axis = None if straight.axis is None else 1 - straight.axis
+        return replace(where, shape=_packed_shape(form, where.shape), axis=axis)
 
-    def apply(self, weight: jax.Array, where: Placement, *, transposed: bool = False) -> jax.Array:
-        """A weight, placed at `where`, in this layout."""
+    def apply(self, values: jax.Array, where: Placement, form: Form) -> jax.Array:
+        """A parameter, placed at `where`, in this layout."""
         if self.backend == "transposed":
-            return weight.T
-        placed = self.place(where, transposed=transposed)
-        if placed == where:
-            return weight
-        change = pack_int8 if self.int8 else pack_transposed if transposed else pack
-        return _on_its_devices(change, weight, placed)
+            return values.T
+        placed = self.place(where, form)
+        return values if placed == where else _on_its_devices(form.pack, values, placed)
 
-    def _has_panels(self, where: Placement) -> bool:
+    def _fits(self, where: Placement, form: Form) -> bool:
         """Whether each device's share is a whole number of panels."""
-        inputs, outputs = (
+        first, outputs = (
             size // (self.shards if axis == where.axis else 1) for axis, size in enumerate(where.shape)
         )
-        whole = outputs % PANEL == 0 and (where.axis != 0 or not self.int8 or inputs % QUAD == 0)
-        return self.backend == "native" and whole
+        return outputs % panels.PANEL == 0 and (where.axis != 0 or first % form.together == 0)
 
 
-def _in_panels(where: Placement, int8: bool) -> Placement:
-    inputs, outputs = where.shape
-    shape = (outputs // PANEL, -(-inputs // QUAD), PANEL, QUAD) if int8 else (outputs // PANEL, inputs, PANEL)
-    return replace(where, shape=shape, axis=None if where.axis is None else 1 - where.axis)
+@cache
+def _packed_shape(form: Form, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return jax.eval_shape(form.pack, jax.ShapeDtypeStruct(shape, jnp.dtype(form.dtype))).shape
 
 
 def _on_its_devices(

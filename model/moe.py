@@ -43,7 +43,7 @@ class MixtureOfExperts(Linears):
 
     def _experts(self) -> ExpertWeights:
         names = ("gate", "up", "down") + (
-            ("gate_scale", "up_scale", "down_scale") if self.target.int8 else ()
+            ("gate_scale", "up_scale", "down_scale") if self.target.quantization else ()
         )
         return ExpertWeights(**{name: getattr(self, name).get_value() for name in names})
 

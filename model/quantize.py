@@ -15,12 +15,10 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from .parameters import is_linear
+from .parameters import GROUP, INT8, Quantization, has_4_bits, is_grouped, is_linear, quantization_by_types
 
 _LARGEST = 127.0
 
-GROUP = 32
-"""Inputs that share a scale."""
 _HIGHEST = 15
 _SHARES = (1.0, 0.95, 0.9, 0.85)
 """The parts of a group's range that are tried; what is outside is clipped."""
@@ -123,18 +121,28 @@ def _widen(q: jax.Array, scale: jax.Array, low: jax.Array | None) -> jax.Array:
     return values if low is None else values + low.astype(jnp.float32)[..., None, :]
 
 
-def is_int8(parameters: Mapping[str, jax.Array]) -> bool:
-    """Whether linear weights are int8."""
-    return "head_scale" in parameters
+def quantization_of(parameters: Mapping[str, jax.Array]) -> Quantization | None:
+    """How the linear weights of these parameters are quantised."""
+    return quantization_by_types({name: values.dtype.name for name, values in parameters.items()})
 
 
-def quantize(parameters: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """A model's parameters with every linear weight as int8, followed by its `_scale`."""
+def quantize(parameters: Mapping[str, jax.Array], quantization: Quantization = INT8) -> dict[str, jax.Array]:
+    """A model's parameters with every linear weight quantised, followed by its scales."""
     quantized: dict[str, jax.Array] = {}
-    tied = {} if "head" in parameters else {"head": parameters["embed"].T}
-    for name, weight in (parameters | tied).items():
-        if is_linear(name):
-            quantized[name], quantized[f"{name}_scale"] = quantize_weight(weight)
-        else:
-            quantized[name] = weight
+    wide = dict(parameters)
+    if "head" not in parameters:
+        wide["head"] = parameters["embed"].T
+        if is_grouped(quantization):
+            del wide["embed"]
+    for name, weight in wide.items():
+        quantized |= quantize_linear(name, weight, quantization) if is_linear(name) else {name: weight}
     return quantized
+
+
+def quantize_linear(name: str, w: jax.Array, quantization: Quantization) -> dict[str, jax.Array]:
+    """The parameters of a quantised linear weight, by name: `parameters.parameter_shapes` lists them."""
+    if quantization == INT8:
+        parts = quantize_weight(w)
+    else:
+        parts = quantize_groups4(w) if has_4_bits(name, quantization) else quantize_groups8(w)
+    return dict(zip((name, f"{name}_scale", f"{name}_low"), parts, strict=False))

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from .config import ModelConfig
 from .errors import ConfigError
-from .parameters import parameter_shapes
+from .parameters import Quantization, check_groups, is_grouped, parameter_shapes
 
 AXIS = "model"
 """The name of the mesh's one axis."""
@@ -139,13 +139,21 @@ class Placement:
         return np.pad(part, missing) if missing[self.axis][1] else part
 
 
-def placements(config: ModelConfig, shards: int, *, int8: bool = False) -> dict[str, Placement]:
-    """Each parameter's placement, by name, in `parameter_shapes` order."""
+def placements(
+    config: ModelConfig, shards: int, quantization: Quantization | None = None
+) -> dict[str, Placement]:
+    """Each parameter's placement, by name, in `parameter_shapes` order.
+
+    Raises:
+      ConfigError: a device's inputs of some linear map are no whole groups.
+    """
     padded, repeated = pad_config(config, shards), copies(config, shards)
+    check_groups(padded, quantization, shards)
     found = {}
-    for name, shape in parameter_shapes(padded, int8=int8).items():
+    for name, shape in parameter_shapes(padded, quantization).items():
         weight = _weight(name)
-        axis = None if shards == 1 else _divided(weight, name, len(shape), config, shards)
+        like = weight if is_grouped(quantization) and not name.endswith("_bias") else name
+        axis = None if shards == 1 else _divided(weight, like, len(shape), config, shards)
         found[name] = Placement(shape, axis, repeated if weight in ("attention.k", "attention.v") else 1)
     return found
 
@@ -153,11 +161,11 @@ def placements(config: ModelConfig, shards: int, *, int8: bool = False) -> dict[
 def _weight(name: str) -> str:
     """A parameter's name without its layer; for a bias or a scale, the name of its weight."""
     inner = name.split(".", 2)[2] if name.startswith("layers.") else name
-    return inner.removesuffix("_bias").removesuffix("_scale")
+    return inner.removesuffix("_bias").removesuffix("_scale").removesuffix("_low")
 
 
 def _divided(weight: str, name: str, rank: int, config: ModelConfig, shards: int) -> int | None:
-    """The axis of a parameter that is divided."""
+    """The axis of a parameter that is divided; scales of groups are divided like their weight."""
     axis = _AXES.get(weight)
     if axis is None:
         return None
@@ -174,7 +182,7 @@ def divided_axis(name: str, rank: int, config: ModelConfig) -> int | None:
     Experts stay whole on any number of devices that divides their number.
     """
     axis = _AXES.get(_weight(name))
-    if axis is None or name.endswith(("_bias", "_scale")):
+    if axis is None or name.endswith(("_bias", "_scale", "_low")):
         return None
     return 0 if config.moe is not None and "feed_forward." in name else rank + axis
 
@@ -195,10 +203,13 @@ def place(values: np.ndarray, placement: Placement, mesh: Mesh) -> jax.Array:
 
 
 def place_all(
-    parameters: Mapping[str, jax.Array], config: ModelConfig, mesh: Mesh, *, int8: bool = False
+    parameters: Mapping[str, jax.Array],
+    config: ModelConfig,
+    mesh: Mesh,
+    quantization: Quantization | None = None,
 ) -> dict[str, jax.Array]:
     """Puts whole parameters on the mesh: for tests and small models."""
-    table = placements(config, mesh.size, int8=int8)
+    table = placements(config, mesh.size, quantization)
     return {name: place(np.asarray(parameters[name]), where, mesh) for name, where in table.items()}
 
 

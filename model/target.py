@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from .kernels.registry import Kernels, choose
 from .layout import Layout
+from .parameters import Quantization, is_grouped
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,23 +19,34 @@ class Target:
 
     Attributes:
       kernels: the backend of each operation. shards: the number of devices that the step is mapped over.
-      int8: linear weights are int8 (see `quantize.py`). unstacked: each of a layer's experts is a
+      quantization: of linear weights (see `quantize.py`). unstacked: each of a layer's experts is a
         separate array instead of a part of a stacked one (see `sharding.unstack`).
     """
 
     kernels: Kernels = field(default_factory=lambda: choose("cpu"))
     shards: int = 1
-    int8: bool = False
+    quantization: Quantization | None = None
     unstacked: bool = False
 
     @property
     def layout(self) -> Layout:
         """How the linear weights of layers and head lie in memory for the kernel that reads them."""
-        backend = dict(self.kernels.names)["int8_linear" if self.int8 else "linear"]
-        return Layout(backend, self.shards, int8=self.int8)
+        return Layout(dict(self.kernels.names)[self.linear], self.shards)
+
+    @property
+    def linear(self) -> str:
+        """The operation that computes linear maps."""
+        if is_grouped(self.quantization):
+            return "grouped_linear"
+        return "int8_linear" if self.quantization else "linear"
 
     @classmethod
-    def of(cls, mesh: Mesh, overrides: Mapping[str, str] | None = None, *, int8: bool = False) -> "Target":
+    def of(
+        cls,
+        mesh: Mesh,
+        overrides: Mapping[str, str] | None = None,
+        quantization: Quantization | None = None,
+    ) -> "Target":
         """The target for a mesh's devices.
 
         Raises:
@@ -43,4 +55,4 @@ class Target:
         platform = mesh.devices.flat[0].platform
         kernels = choose(platform, overrides or {})
         unstacked = platform == "cpu" and dict(kernels.names)["experts"] == "blocks"
-        return cls(kernels=kernels, shards=mesh.size, int8=int8, unstacked=unstacked)
+        return cls(kernels=kernels, shards=mesh.size, quantization=quantization, unstacked=unstacked)

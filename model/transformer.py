@@ -19,13 +19,14 @@ from jax.sharding import PartitionSpec
 from .attention import Attention
 from .cache import Batch, Cache, Pool
 from .config import ModelConfig
-from .kernels.panels import PANEL, unpack_rows
+from .kernels.panels import PANEL, unpack_grouped_rows, unpack_rows
 from .kernels.registry import NATIVE
 from .layers import FeedForward, Linears, random_weight
+from .layout import EMBEDDING, Form, form_of
 from .moe import MixtureOfExperts
-from .parameters import is_linear
+from .parameters import has_embedding, has_head
 from .rotary import rotary_tables
-from .sharding import Placement, all_gather, first_of_share, placements, psum, unstack
+from .sharding import Placement, all_gather, first_of_share, pad_config, placements, psum, unstack
 from .target import Target
 
 Leaf = jax.Array | tuple[jax.Array, ...]
@@ -86,11 +87,12 @@ class Transformer(Linears):
         self, config: ModelConfig, target: Target | None = None, *, dtype: jnp.dtype, rngs: nnx.Rngs | None
     ) -> None:
         super().__init__(target or Target())
-        self.embed = random_weight(rngs, (config.vocabulary, config.width), dtype)
+        if has_embedding(config, self.target.quantization):
+            self.embed = random_weight(rngs, (config.vocabulary, config.width), dtype)
         layers = [Layer(config, self.target, dtype=dtype, rngs=rngs) for _ in range(config.layers)]
         self.layers = nnx.List(layers)
         self.norm = nnx.Param(jnp.ones(config.width, dtype))
-        if self.target.int8 or not config.tied_head:
+        if has_head(config, self.target.quantization):
             self.add("head", (config.width, config.vocabulary), dtype=dtype, rngs=rngs)
         self.config = config
 
@@ -115,10 +117,14 @@ class Transformer(Linears):
 
     def _embedded(self, tokens_T: jax.Array) -> jax.Array:
         """The tokens' rows of the embedding, on whichever device they are."""
-        embed, shards = self.embed[...], self.target.shards
-        rows = embed.shape[0] * (PANEL if embed.ndim == 3 else 1)
+        config, shards = self.config, self.target.shards
+        rows = pad_config(config, shards).vocabulary // shards
         place_T = tokens_T - first_of_share(rows, shards)
         place_T = jnp.where(place_T < 0, rows, place_T)
+        if not has_embedding(config, self.target.quantization):
+            w, scale, _ = self.grouped("head")
+            return psum(unpack_grouped_rows(w, scale, place_T).astype(self.norm[...].dtype), shards)
+        embed = self.embed[...]
         if embed.ndim == 3:
             return psum(unpack_rows(embed, place_T), shards)
         return psum(embed.at[place_T].get(mode="fill", fill_value=0), shards)
@@ -130,7 +136,7 @@ class Transformer(Linears):
             return logits_BV[:, : self.config.vocabulary]
 
     def _scores(self, hidden_BD: jax.Array) -> jax.Array:
-        if self.target.int8 or not self.config.tied_head:
+        if has_head(self.config, self.target.quantization):
             (scores_BV,) = self.products(hidden_BD, "head")
             return scores_BV
         embed = self.embed[...]
@@ -171,26 +177,29 @@ class Skeleton:
         return tuple(self._laid_out(parameters[name], table[name], name) for name in self.names)
 
     def _laid_out(self, weight: jax.Array, where: Placement, name: str) -> Leaf:
-        if self._has_layout(name, weight.ndim):
-            return self.target.layout.apply(weight, where, transposed=name == "embed")
+        form = self._form(name, weight.ndim)
+        if form is not None:
+            return self.target.layout.apply(weight, where, form)
         return unstack(weight) if self.target.unstacked and weight.ndim == 3 else weight
 
     def placements(self) -> dict[str, Placement]:
         """The placement of each parameter of the flat tuple, as it is laid out."""
-        return {
-            name: self.target.layout.place(where, transposed=name == "embed")
-            if self._has_layout(name, len(where.shape))
-            else where
-            for name, where in self._table().items()
-        }
+        placed = {}
+        for name, where in self._table().items():
+            form = self._form(name, len(where.shape))
+            placed[name] = where if form is None else self.target.layout.place(where, form)
+        return placed
 
     def _table(self) -> dict[str, Placement]:
-        return placements(self.config, self.target.shards, int8=self.target.int8)
+        return placements(self.config, self.target.shards, self.target.quantization)
 
-    def _has_layout(self, name: str, rank: int) -> bool:
-        """Whether the target's layout applies: to linear weights and to an embedding that is the head too."""
-        tied = name == "embed" and self.config.tied_head and not self.target.int8
-        return rank == 2 and (is_linear(name) or tied)
+    def _form(self, name: str, rank: int) -> Form | None:
+        """The form of a parameter to which the target's layout applies: a linear map, or an embedding that is
+        the head too."""
+        quantization = self.target.quantization
+        if name == "embed":
+            return None if has_head(self.config, quantization) else EMBEDDING
+        return form_of(name, quantization) if rank == 2 else None
 
     def is_batch_invariant(self, dtype: jnp.dtype) -> bool:
         """Whether a token's bits depend on its sequence alone, not on the shape of the step or on other
@@ -198,16 +207,16 @@ class Skeleton:
 
         A mixture of experts does not have it, nor a computation in a `dtype` other than f32.
         """
-        linear = "int8_linear" if self.target.int8 else "linear"
-        backends = dict(self.target.kernels.names)
+        backends, linear = dict(self.target.kernels.names), self.target.linear
         native = all(backends[name] == NATIVE for name in ("attention", linear, "rms_norm", "row_sum"))
         dense = self.config.moe is None and self.config.head_size % PANEL == 0
         return native and dense and dtype == jnp.float32 and self._all_in_panels()
 
     def _all_in_panels(self) -> bool:
         placed = self.placements()
-        laid_out = (name for name, where in self._table().items() if self._has_layout(name, len(where.shape)))
-        return all(len(placed[name].shape) > 2 for name in laid_out)
+        table = self._table()
+        laid_out = (name for name, where in table.items() if self._form(name, len(where.shape)))
+        return all(placed[name] != table[name] for name in laid_out)
 
     def specs(self) -> tuple[PartitionSpec, ...]:
         """The partition spec of each parameter of the flat tuple."""

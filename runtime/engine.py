@@ -75,7 +75,7 @@ class Engine:
           OutOfMemory: no room for the KV pool.
         """
         settings = settings or EngineSettings()
-        mesh = mesh or create_mesh(1, list(parameters["embed"].devices()))
+        mesh = mesh or create_mesh(1, list(parameters["norm"].devices()))
         runner = assemble(config, parameters, settings, mesh, followers)
         shapes, pages = runner.shapes, runner.pages
         self.vocabulary = config.vocabulary

@@ -25,7 +25,6 @@ from ..checkpoints import (
     resolve,
 )
 from ..checkpoints.sources import cache_folder
-from ..model.errors import ConfigError
 from .device.compilation_cache import keep_compiled
 from .device.devices import claim_mesh
 from .device.settings import EngineSettings, compute_dtype
@@ -88,7 +87,8 @@ class LLM:
         Args:
           model: a folder, a GGUF, a store, a hub id or a bundled name; None for the bundled default.
           revision: of a hub id. dtype: `float32` or `bfloat16`; None for the machine's default.
-          quantize: `int8` for linear weights, with int8 arithmetic.
+          quantize: `int8` or `int4` for linear weights, with int8 arithmetic; `as-is` keeps the bits of a
+            GGUF's.
           kv_cache_dtype, slots, context, kv_pages, deterministic, speculation: see `EngineSettings`.
           mesh: `model=N` shards the model over N devices.
           kernels: `operation=backend` items that replace our choice.
@@ -107,10 +107,8 @@ class LLM:
             speculation=speculation,
             grammars=True,
         )
-        if quantize not in (None, "int8"):
-            raise ConfigError(f"quantize is {quantize!r}; expected 'int8' or None")
         path = resolve(model, revision=revision)
-        checkpoint = open_checkpoint(path, int8=quantize == "int8")
+        checkpoint = open_checkpoint(path, quantize)
         self.config, self._defaults = checkpoint.config, checkpoint.generation
         self.tokenizer = load_tokenizer(path, chat_template)
         self._ids = itertools.count()

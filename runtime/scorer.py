@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from ..model.cache import TILE, Batch, Tiles, create_cache
 from ..model.config import ModelConfig
-from ..model.quantize import is_int8
+from ..model.quantize import quantization_of
 from ..model.sharding import REPLICATED, create_mesh, over_shares, share_config
 from ..model.target import Target
 from ..model.transformer import Leaf, Skeleton, Transformer
@@ -54,9 +54,9 @@ class Scorer:
           mesh: the devices that hold the parameters; None for a single device.
           kv_cache_dtype: see `EngineSettings`.
         """
-        mesh = mesh or create_mesh(1, list(parameters["embed"].devices()))
-        skeleton = Skeleton.of(config, Target.of(mesh, int8=is_int8(parameters)))
-        dtype = cache_dtype(kv_cache_dtype, parameters["embed"].dtype)
+        mesh = mesh or create_mesh(1, list(parameters["norm"].devices()))
+        skeleton = Skeleton.of(config, Target.of(mesh, quantization=quantization_of(parameters)))
+        dtype = cache_dtype(kv_cache_dtype, parameters["norm"].dtype)
         return cls(skeleton, skeleton.flatten(parameters), mesh, dtype)
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:

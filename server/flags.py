@@ -18,6 +18,7 @@ from ..runtime.options import Membership, parse_kernels, parse_mesh
 
 Dtype = Literal["float32", "bfloat16"]
 Int8 = Literal["int8"]
+Quantizations = Literal["int8", "int4", "as-is"]
 Auth = Literal["keys", "none"]
 """Who may send requests: clients with a key, if there are keys or others can reach the host; or anybody."""
 
@@ -63,10 +64,13 @@ ModelName = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 Quantize = Annotated[
-    Int8 | None,
-    typer.Option(help="Quantize the linear weights."),
-    Tgi("QUANTIZE", get_args(Int8)),
+    Quantizations | None,
+    typer.Option(help="Quantize the linear weights; as-is keeps the bits of a GGUF file."),
+    Tgi("QUANTIZE", get_args(Quantizations)),
     Compiled(),
+]
+PlannedQuantize = Annotated[
+    Literal["int8", "int4"] | None, typer.Option("--quantize", help="Quantize the linear weights.")
 ]
 KvCacheDtype = Annotated[
     Int8 | None,

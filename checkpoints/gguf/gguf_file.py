@@ -8,7 +8,6 @@ converter permutes the rows of q and k, and we undo that.
 import hashlib
 from collections.abc import Iterator, Mapping
 from functools import cache
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,13 @@ from gguf.constants import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
 
 from ...model.config import ModelConfig
+from ...model.parameters import GROUP, Quantization, check_groups, has_embedding, is_linear
+from ..checkpoint import total_bytes
 from ..errors import CheckpointError
 from ..generation import GenerationDefaults, read_sampling
 from ..names import GGUF, GGUF_EXPERTS, GGUF_UNSTACKED, find_origins, refuse_unused, table_for, unused
 from .gguf_config import read_gguf_config, shortest
+from .gguf_groups import groups_of, quantization_of, round_to_8_bits
 from .gguf_header import GGUFHeader, GGUFTensor, stamp
 from .gguf_parts import read_gguf_parts, tensors_of
 from .gguf_tokenizer import end_ids
@@ -35,16 +37,17 @@ class GGUFFile:
     Attributes:
       path: the file, or the first of several.
       config: of the model. generation: its end tokens and sampling defaults.
-      int8: always False; quantised tensors are read as f32.
+      quantization: None, unless the groups of quantised tensors are kept.
       fingerprint: SHA-256 of every file's whole header, size and modification time.
-      nbytes: of all tensors as float32.
+      nbytes: of all tensors as they are read.
 
     Raises:
-      ConfigError: the metadata needs mathematics that is not implemented.
+      ConfigError: the metadata needs mathematics that is not implemented, or the groups cannot be kept.
       CheckpointError: the file is damaged, or its tensors do not fit the metadata.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, as_is: bool = False) -> None:
+        """`as_is` keeps the groups of Q4_0, Q4_1 and Q8_0 tensors; otherwise all are read as f32."""
         self.path = path
         parts = read_gguf_parts(path)
         self._stamps = {part: header.stamp for part, header in parts.items()}
@@ -65,9 +68,9 @@ class GGUFFile:
         self._origins = find_origins(path, self.config, table, shapes)
         refuse_unused(path, unused(self._origins, shapes))
         self._stored = {name: tensors[name] for name in shapes}
-        self.int8 = False
-        self.nbytes: int = 4 * sum(prod(tensor.shape) for tensor in self._stored.values())
-        self.fingerprint: str = _fingerprint(parts)
+        self.quantization: Quantization | None = self._quantization() if as_is else None
+        self.nbytes: int = total_bytes(self.config, self.quantization)
+        self.fingerprint: str = _fingerprint(parts, self.quantization)
 
     def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
         """`(name, float32 values)` in `parameter_shapes` order, linears as `[inputs, outputs]`.
@@ -76,8 +79,33 @@ class GGUFFile:
           CheckpointError: the file has changed since it was opened.
         """
         for name, origin in self._origins.items():
-            heads = self._rotary_heads(name)
-            yield name, origin.assemble(lambda foreign, heads=heads: self._rows(foreign, heads))
+            grouped = self.quantization is not None and is_linear(name)
+            if grouped:
+                yield from self._groups(name, origin.names[0])
+            elif name != "embed" or has_embedding(self.config, self.quantization):
+                heads = self._rotary_heads(name)
+                yield name, origin.assemble(lambda foreign, heads=heads: self._rows(foreign, heads))
+        if not has_embedding(self.config, self.quantization):
+            yield from self._groups("head", self._origins["embed"].names[0])
+
+    def _quantization(self) -> Quantization | None:
+        """That of the file's tensors; None if they are wide."""
+        check = {name: self._stored[o.names[0]].kind for name, o in self._origins.items() if is_linear(name)}
+        found = quantization_of(kind for name, kind in check.items() if name != "head")
+        check_groups(self.config, found)
+        return found
+
+    def _groups(self, name: str, foreign: str) -> Iterator[tuple[str, np.ndarray]]:
+        """A linear weight and its scales, with the file's own bits; a head of another type gets 8 bits."""
+        stored, heads = self._stored[foreign], self._rotary_heads(name)
+        if name == "head" and stored.kind != Kind.Q8_0:
+            parts = round_to_8_bits(self._read(stored).T)
+        else:
+            raw = self._raw(stored).reshape(stored.shape[0], -1)
+            raw = unpermute(raw, heads) if heads else raw
+            parts = groups_of(raw.reshape(len(raw), stored.shape[1] // GROUP, -1), stored.kind)
+        named = zip((name, f"{name}_scale", f"{name}_low"), parts, strict=True)
+        yield from ((part, values) for part, values in named if values is not None)
 
     def _rows(self, name: str, rotary_heads: int) -> np.ndarray:
         """A stored tensor, its rows in our order."""
@@ -90,6 +118,12 @@ class GGUFFile:
         return {"attention.q": self.config.heads, "attention.k": self.config.kv_heads}.get(inner, 0)
 
     def _read(self, stored: GGUFTensor) -> np.ndarray:
+        raw = self._raw(stored)
+        typed = {Kind.F32: np.float32, Kind.F16: np.float16}.get(stored.kind)
+        values = dequantize(raw if typed is None else raw.view(typed), stored.kind)
+        return values.reshape(stored.shape)
+
+    def _raw(self, stored: GGUFTensor) -> np.ndarray:
         with open(stored.file, "rb") as file:
             file.seek(stored.offset)
             raw = np.fromfile(file, np.uint8, stored.size)
@@ -97,9 +131,7 @@ class GGUFFile:
             raise CheckpointError(
                 f"{stored.file}: tensor {stored.name}: the file changed while it was being read"
             )
-        typed = {Kind.F32: np.float32, Kind.F16: np.float16}.get(stored.kind)
-        values = dequantize(raw if typed is None else raw.view(typed), stored.kind)
-        return values.reshape(stored.shape)
+        return raw
 
 
 def unpermute(values: np.ndarray, heads: int) -> np.ndarray:
@@ -116,8 +148,8 @@ def _sampling(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {name: shortest(value) if type(value) is float else value for name, value in stated.items()}
 
 
-def _fingerprint(parts: dict[Path, GGUFHeader]) -> str:
-    digest = hashlib.sha256()
+def _fingerprint(parts: dict[Path, GGUFHeader], quantization: Quantization | None) -> str:
+    digest = hashlib.sha256((quantization or "").encode())
     for path, header in parts.items():
         with open(path, "rb") as file:
             digest.update(file.read(header.length))

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ...model.config import ModelConfig
+from ...model.parameters import Quantization
 from ..errors import CheckpointError
 from ..files import read_json
 from ..generation import GenerationDefaults, read_generation
@@ -38,7 +39,7 @@ class HuggingFaceFolder:
 
     Attributes:
       path: the folder. config: of the model. generation: its end tokens and sampling defaults.
-      int8: always False.
+      quantization: always None.
       fingerprint: SHA-256 of the config, every tensor's name, type, shape and position, and the size and
         modification time of its file. It is cheap and does not depend on weights: copies of the same files
         have another fingerprint.
@@ -51,7 +52,8 @@ class HuggingFaceFolder:
 
     def __init__(self, path: Path) -> None:
         _refuse_pickles(path)
-        self.path, self.int8 = path, False
+        self.path = path
+        self.quantization: Quantization | None = None
         self.config: ModelConfig = read_config(path / "config.json", read_json(path / "config.json"))
         self.generation: GenerationDefaults = read_generation(path)
         headers = read_headers(path)

@@ -15,6 +15,7 @@ import numpy as np
 
 from ...model.config import ModelConfig, MoEConfig, RopeScaling
 from ...model.errors import ConfigError
+from ...model.parameters import Quantization, quantization_by_types
 from ..errors import CheckpointError
 from ..files import files_below, read_json, sha256_all
 from .slabs import join
@@ -86,9 +87,9 @@ class Manifest:
         return (json.dumps({**body, "sha256": _digest(body)}, indent=1) + "\n").encode()
 
     @property
-    def int8(self) -> bool:
-        """Whether linear weights are int8."""
-        return any(tensor.dtype == "int8" for tensor in self.tensors.values())
+    def quantization(self) -> Quantization | None:
+        """Of linear weights."""
+        return quantization_by_types({name: tensor.dtype for name, tensor in self.tensors.items()})
 
     @property
     def fingerprint(self) -> str:

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from ...model.config import ModelConfig
-from ...model.parameters import parameter_shapes
+from ...model.parameters import Quantization, parameter_shapes
 from ..errors import CheckpointError, not_finite
 from ..files import Progress
 from ..generation import read_generation
@@ -35,7 +35,7 @@ class Store:
 
     Attributes:
       path: the folder. config: of the model. generation: its end tokens and sampling defaults.
-      int8: whether its linear weights are int8.
+      quantization: of its linear weights.
       fingerprint: digest of the manifest, and so of every byte. nbytes: size of all tensors as stored.
 
     Raises:
@@ -48,7 +48,7 @@ class Store:
         self.manifest.verify(path)
         self.config: ModelConfig = self.manifest.config
         _check_shapes(path, self.manifest)
-        self.int8 = self.manifest.int8
+        self.quantization: Quantization | None = self.manifest.quantization
         self.generation = read_generation(path)
         self.fingerprint: str = self.manifest.fingerprint
         self.nbytes: int = sum(
@@ -140,7 +140,7 @@ def _check_shapes(path: Path, manifest: Manifest) -> None:
         raise CheckpointError(
             f"{path / MANIFEST_FILE}: lists too few tensors for {manifest.config.layers} layers"
         )
-    expected = parameter_shapes(manifest.config, int8=manifest.int8)
+    expected = parameter_shapes(manifest.config, manifest.quantization)
     found = {name: tensor.shape for name, tensor in manifest.tensors.items()}
     if list(found.items()) != list(expected.items()):
         raise CheckpointError(f"{path / MANIFEST_FILE}: its tensors are not those of its config")

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from ..quantize import GROUP, GroupedWeight
+from ..parameters import GROUP
+from ..quantize import GroupedWeight
 from . import linear as portable
 from .panels import PANEL, QUAD
 

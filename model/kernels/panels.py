@@ -13,7 +13,8 @@ groups: `[F / 32, D / 32, 8, 32, 4]`. Their scales and lows are f16 `[F / 32, D 
 import jax
 import jax.numpy as jnp
 
-from ..quantize import GROUP, GroupedWeight, split_nibbles
+from ..parameters import GROUP
+from ..quantize import GroupedWeight, split_nibbles
 
 PANEL = 32
 QUAD = 4
@@ -48,24 +49,27 @@ def unpack_rows(w: jax.Array, row_T: jax.Array) -> jax.Array:
 def pack_grouped(w: jax.Array, scale: jax.Array, low: jax.Array | None) -> GroupedWeight:
     """A weight in groups as panels; 32 must divide F. `low` is None for 8 bits."""
     if low is None:
-        return _bytes_by_group(w), _by_panel(scale), None
-    return _nibbles_by_group(w), _by_panel(scale), _by_panel(low)
+        return pack_bytes(w), pack_scales(scale), None
+    return pack_nibbles(w), pack_scales(scale), pack_scales(low)
 
 
-def _bytes_by_group(w_DF: jax.Array) -> jax.Array:
+def pack_bytes(w_DF: jax.Array) -> jax.Array:
+    """A weight int8 `[D, F]` in groups as panels."""
     inputs, outputs = w_DF.shape
     split = w_DF.reshape(inputs // GROUP, GROUP // QUAD, QUAD, outputs // PANEL, PANEL)
     return (split.transpose(3, 0, 1, 4, 2) ^ -128).view(jnp.uint8)
 
 
-def _nibbles_by_group(w: jax.Array) -> jax.Array:
+def pack_nibbles(w: jax.Array) -> jax.Array:
+    """A weight of 4 bits, u8 `[D/2, F]`, as panels."""
     q_DF = split_nibbles(w)
     inputs, outputs = q_DF.shape
     split = q_DF.reshape(inputs // GROUP, 2, GROUP // 2 // QUAD, QUAD, outputs // PANEL, PANEL)
     return (split[:, 0] | split[:, 1] << 4).transpose(3, 0, 1, 4, 2)
 
 
-def _by_panel(scale_GF: jax.Array) -> jax.Array:
+def pack_scales(scale_GF: jax.Array) -> jax.Array:
+    """The scales or lows of groups, `[D/32, F]`, as panels."""
     groups, outputs = scale_GF.shape
     return scale_GF.reshape(groups, outputs // PANEL, PANEL).swapaxes(0, 1)
 

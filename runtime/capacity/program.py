@@ -25,7 +25,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, use_abstr
 
 from ...model.config import ModelConfig
 from ...model.kernels.registry import choose
-from ...model.parameters import is_linear
+from ...model.parameters import Quantization, stored_type
 from ...model.sharding import AXIS
 from ...model.target import Target
 from ...model.transformer import Skeleton
@@ -60,7 +60,7 @@ class ProgramSpec:
     chip: Chip
     topology: Topology
     dtype: str
-    int8: bool
+    quantization: Quantization | None
     int8_cache: bool
     shapes: Shapes
     pages: int
@@ -103,13 +103,10 @@ def _lowered_for(chip: Chip) -> str:
 
 def abstract_leaves(skeleton: Skeleton, dtype: jnp.dtype) -> tuple[jax.ShapeDtypeStruct, ...]:
     """The shapes and types of a model's parameters, in the flat order of its steps."""
-    target = skeleton.target
-    table = skeleton.placements()
+    table, quantization = skeleton.placements(), skeleton.target.quantization
 
     def width(name: str) -> jnp.dtype:
-        if name.endswith("_scale"):
-            return jnp.dtype("float32")
-        return jnp.dtype("int8") if target.int8 and is_linear(name) else dtype
+        return jnp.dtype(stored_type(name, quantization) or dtype)
 
     return tuple(jax.ShapeDtypeStruct(table[name].shape, width(name)) for name in skeleton.names)
 
@@ -123,7 +120,7 @@ class ProgramBuilder:
         self._spec = spec
         self._compiles = compiles
         self.mesh = topology_mesh(topology) if compiles else _abstract_mesh(chip, topology)
-        target = Target(kernels=choose(chip.platform), shards=topology.size, int8=spec.int8)
+        target = Target(kernels=choose(chip.platform), shards=topology.size, quantization=spec.quantization)
         self.kernels = target.kernels.names
         self._skeleton = Skeleton.of(spec.config, target)
         self._executables = Executables(self._skeleton, spec.shapes, self.mesh)

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from ...model.config import ModelConfig
 from ...model.errors import ConfigError
+from ...model.parameters import INT4, INT8, Quantization
 from ..device.buckets import Bucket, Shapes
 from ..device.memory import fitting_pages
 from ..device.settings import EngineSettings, derive_shapes, platform_of
@@ -20,7 +21,7 @@ class PlanOptions:
     """The options of a plan.
 
     Attributes:
-      topology: the devices. int8: of weights. int8_cache: of keys and values.
+      topology: the devices. quantization: of linear weights. int8_cache: of keys and values.
       context, slots: as in `distaff serve`; None derives them.
       prompt, completion: tokens of a typical request.
       memory, bandwidth, rate: bytes, bytes/s, operations/s of one device, instead of its own.
@@ -28,7 +29,7 @@ class PlanOptions:
     """
 
     topology: Topology
-    int8: bool = False
+    quantization: Quantization | None = None
     int8_cache: bool = False
     context: int | None = None
     slots: int | None = None
@@ -88,7 +89,7 @@ class Sizing:
             config=config,
             shards=options.topology.size,
             dtype=self.dtype,
-            int8=options.int8,
+            quantization=options.quantization,
             page_size=self.shapes.page_size,
             int8_cache=options.int8_cache,
         )
@@ -144,14 +145,16 @@ class Sizing:
         return self.memory.pages // -(-tokens // self.shapes.page_size)
 
     def remedies(self) -> Iterator[str]:
-        """Options that would fit, by the sizes: more devices, int8, shorter or fewer sequences."""
+        """Options that would fit, by the sizes: more devices, fewer bits, shorter or fewer sequences."""
         options = self.options
         for topology in larger(options.topology):
             if self._fits(topology=topology):
                 yield f"--topology {topology}"
                 break
-        if not options.int8 and self._fits(int8=True):
-            yield "--quantize int8"
+        for quantization in (INT8, INT4):
+            if options.quantization is None and self._fits(quantization=quantization):
+                yield f"--quantize {quantization}"
+                break
         if not options.int8_cache and self._fits(int8_cache=True):
             yield "--kv-cache-dtype int8"
         context = self.context // 2
@@ -165,7 +168,10 @@ class Sizing:
 
     def _fits(self, **changes: object) -> bool:
         options = replace(self.options, **changes)  # type: ignore[arg-type]
-        return Sizing(self.config, options, self.chip).shortage() is None
+        try:
+            return Sizing(self.config, options, self.chip).shortage() is None
+        except ConfigError:  # weights that have no whole groups
+            return False
 
 
 def gib(size: float) -> str:

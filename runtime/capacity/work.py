@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from ...model.cache import page_bytes
 from ...model.config import ModelConfig
+from ...model.parameters import Quantization, has_head, stored_type
 from ...model.sharding import pad_config, placements, share_config
 
 SIZES = {"bfloat16": 2, "float32": 4, "int8": 1}
@@ -54,13 +55,14 @@ class CostModel:
 
     Attributes:
       config: as published, not padded. shards: the number of devices. dtype: of activations and weights that
-        are not int8. page_size: tokens per page. int8_cache: keys and values are int8, not `dtype`.
+        are not quantised. quantization: of linear weights. page_size: tokens per page.
+      int8_cache: keys and values are int8, not `dtype`.
     """
 
     config: ModelConfig
     shards: int
     dtype: str
-    int8: bool
+    quantization: Quantization | None
     page_size: int
     int8_cache: bool = False
 
@@ -69,14 +71,9 @@ class CostModel:
         return sum(self._parameter_bytes().values())
 
     def _parameter_bytes(self) -> dict[str, int]:
-        table = placements(self.config, self.shards, int8=self.int8)
         sizes = {}
-        for name, where in table.items():
-            width = SIZES[self.dtype]
-            if self.int8 and f"{name}_scale" in table:
-                width = SIZES["int8"]
-            elif name.endswith("_scale"):
-                width = SIZES["float32"]
+        for name, where in placements(self.config, self.shards, self.quantization).items():
+            width = jnp.dtype(stored_type(name, self.quantization) or self.dtype).itemsize
             parts = self.shards if where.axis is not None else 1
             sizes[name] = math.prod(where.shape) // parts * width
         return sizes
@@ -121,7 +118,7 @@ class CostModel:
         """Bytes of all weights except the embedding table, and only of experts that tokens are routed to."""
         total = 0.0
         for name, size in self._parameter_bytes().items():
-            if name == "embed" and (self.int8 or not self.config.tied_head):
+            if name == "embed" and has_head(self.config, self.quantization):
                 continue
             expert = self.config.moe is not None and "feed_forward." in name and "router" not in name
             total += size * (self._experts_used(live) if expert else 1.0)
@@ -140,7 +137,7 @@ class CostModel:
 
     def _operations(self, spans: Sequence[Span], tokens: int, sampled: int) -> dict[str, float]:
         operations: defaultdict[str, float] = defaultdict(float)
-        linear = "int8" if self.int8 else self.dtype
+        linear = "int8" if self.quantization else self.dtype
         live = sum(count for count, _ in spans)
         for name, where in placements(self.config, self.shards).items():
             if name == "embed" or len(where.shape) < 2:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ...model.config import ModelConfig
-from ...model.quantize import is_int8
+from ...model.quantize import quantization_of
 from ...model.sharding import pad_config
 from ...model.target import Target
 from ...model.transformer import Skeleton
@@ -34,10 +34,10 @@ def assemble(
       ConfigError: settings that the model or machine does not support.
       OutOfMemory: no room for the KV pool.
     """
-    devices, dtype = mesh.local_devices, cache_dtype(settings.kv_cache_dtype, parameters["embed"].dtype)
-    target = Target.of(mesh, dict(settings.kernels), int8=is_int8(parameters))
+    devices, dtype = mesh.local_devices, cache_dtype(settings.kv_cache_dtype, parameters["norm"].dtype)
+    target = Target.of(mesh, dict(settings.kernels), quantization_of(parameters))
     skeleton = Skeleton.of(config, target)
-    invariant = skeleton.is_batch_invariant(parameters["embed"].dtype)
+    invariant = skeleton.is_batch_invariant(parameters["norm"].dtype)
     shapes = derive_shapes(config, settings, devices[0], invariant=invariant)
     padded = pad_config(config, mesh.size)
     if mesh.is_multi_process:

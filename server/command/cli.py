@@ -20,7 +20,17 @@ from ...model.errors import ConfigError, DistaffError
 from ...runtime.capacity.chips import parse_topology
 from .. import exit_codes
 from ..exit_codes import Failed
-from ..flags import Context, KvCacheDtype, ModelName, Quantize, Revision, ServeFlags, Slots, written_as
+from ..flags import (
+    Context,
+    KvCacheDtype,
+    ModelName,
+    PlannedQuantize,
+    Quantize,
+    Revision,
+    ServeFlags,
+    Slots,
+    written_as,
+)
 from ..logs import configure_logging
 
 log = logging.getLogger("distaff.server.command.cli")  # `__name__` may be `__main__`
@@ -115,7 +125,7 @@ def plan(
             metavar="CHIP:SHAPE", help="Such as v5e:2x4, h100:8, cpu:4.", callback=written_as(parse_topology)
         ),
     ],
-    quantize: Quantize = None,
+    quantize: PlannedQuantize = None,
     kv_cache_dtype: KvCacheDtype = None,
     context: Context = None,
     slots: Slots = None,
@@ -144,7 +154,7 @@ def plan(
     config = read_config_only(model, revision=revision)
     options = PlanOptions(
         topology=parse_topology(topology),
-        int8=quantize == "int8",
+        quantization=quantize,
         int8_cache=kv_cache_dtype == "int8",
         context=context,
         slots=slots,
@@ -179,7 +189,7 @@ def convert(
     display = progress_display()
     try:
         found = resolve(source, revision=revision, progress=display.show)
-        write_store(found, destination, display.show, int8=quantize == "int8")
+        write_store(found, destination, display.show, quantize=quantize)
     finally:
         display.close()
     print(destination)

@@ -74,7 +74,7 @@ def follow(flags: ServeFlags) -> None:
     from ...checkpoints import load_parameters, open_checkpoint, resolve
 
     path = resolve(flags.model, revision=flags.revision)
-    checkpoint = open_checkpoint(path, int8=flags.quantize == "int8")
+    checkpoint = open_checkpoint(path, flags.quantize)
     mesh = set_up_mesh(flags)
     _leave_signals_to_the_leader()
     from ...runtime.cluster.lockstep import Follower

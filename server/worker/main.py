@@ -105,7 +105,7 @@ def build_engine(
     progress = throttled(send)
     path = resolve(flags.model, revision=flags.revision, progress=progress)
     send(wire.Located(str(path)))
-    checkpoint = open_checkpoint(path, int8=flags.quantize == "int8")
+    checkpoint = open_checkpoint(path, flags.quantize)
     mesh = set_up_mesh(flags)
     if mesh.local_devices[0].platform == "cpu":
         system.lower_priority(os.getpid(), _NICENESS)
