@@ -83,8 +83,13 @@ def dequantize_groups(w: jax.Array, scale: jax.Array, low: jax.Array | None) -> 
 
 
 def quantize_groups_of_activations(x_TD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Activations as int8 `[T, D]` and their scales, f32 `[T, D/32]`; 32 must divide D."""
-    q_TG32, scale_TG = quantize_last(x_TD.reshape(len(x_TD), -1, GROUP))
+    """Activations as int8 `[T, D]` and their scales, f32 `[T, D/32]`; 32 must divide D.
+
+    The native kernels round in the same way: with reciprocals, which XLA uses anyway for some shapes.
+    """
+    x_TG32 = x_TD.astype(jnp.float32).reshape(len(x_TD), -1, GROUP)
+    scale_TG = jnp.maximum(jnp.abs(x_TG32).max(-1), 1e-30) * (1 / _LARGEST)
+    q_TG32 = jnp.round(x_TG32 * (1 / scale_TG)[:, :, None]).astype(jnp.int8)
     return q_TG32.reshape(x_TD.shape), scale_TG
 
 

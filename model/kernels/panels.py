@@ -46,6 +46,7 @@ def unpack_rows(w: jax.Array, row_T: jax.Array) -> jax.Array:
     return w.at[row_T // PANEL, :, row_T % PANEL].get(mode="fill", fill_value=0)
 
 
+@jax.jit
 def pack_grouped(w: jax.Array, scale: jax.Array, low: jax.Array | None) -> GroupedWeight:
     """A weight in groups as panels; 32 must divide F. `low` is None for 8 bits."""
     if low is None:

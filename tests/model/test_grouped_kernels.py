@@ -41,29 +41,29 @@ def rows_of(rows: int, groups: int) -> jax.Array:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(SHAPES)
 def test_it_equals_the_portable_product(bits, shape):
-    """To within f32's rounding of the sum of magnitudes; and a row alone has the bits that it has among others."""
+    """To within f32's rounding of the magnitudes; and a row alone has the bits that it has among others."""
     rows, groups, panels = shape
     x_TD, weight = rows_of(rows, groups), drawn(groups, panels, bits)
-    (found_TF,), (expected_TF,) = grouped_linear(x_TD, pack_grouped(*weight)), grouped_plain(x_TD, weight)
+    packed = pack_grouped(*weight)
+    (found_TF,), (expected_TF,) = grouped_linear(x_TD, packed), jax.jit(grouped_plain)(x_TD, weight)
     magnitude_TF = np.abs(x_TD) @ magnitudes(weight)
-    assert np.all(np.abs(found_TF - expected_TF) <= 2e-6 * magnitude_TF)
+    np.testing.assert_array_less(np.abs(found_TF - expected_TF), 2e-6 * magnitude_TF + 1e-30)
     for row in {0, rows // 2, rows - 1}:
-        (alone_TF,) = grouped_linear(x_TD[row : row + 1], pack_grouped(*weight))
-        np.testing.assert_array_equal(alone_TF[0], found_TF[row])
+        np.testing.assert_array_equal(grouped_linear(x_TD[row : row + 1], packed)[0][0], found_TF[row])
 
 
 def magnitudes(weight: GroupedWeight) -> np.ndarray:
     """Of the two parts of each weight, f32 `[D, F]`."""
     w, scale, low = weight
     absolute = (w, abs(scale), None if low is None else abs(low))
-    return np.abs(dequantize_groups(*absolute))
+    return np.abs(jax.jit(dequantize_groups)(*absolute))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(SHAPES)
 def test_it_is_an_integer_product_to_the_bit(bits, shape):
     """With scales and lows that are powers of two, and sums of less than 24 bits."""
