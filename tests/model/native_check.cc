@@ -10,6 +10,7 @@
 #include "kernels.h"
 
 using distaff::kBlock;
+using distaff::kGroup;
 using distaff::kPanel;
 
 namespace {
@@ -77,6 +78,41 @@ void check_rows(const distaff::Kernels& kernels, int64_t depth) {
     expect(std::abs(x[d] / std::sqrt(squares / depth + 1e-5) * scale[d] - y[d]) < 1e-4, "rms_norm");
 }
 
+float widen(uint16_t half) {  // a positive normal number of f16
+  return std::ldexp(1024.f + (half & 1023), (half >> 10) - 25);
+}
+
+void check_grouped(const distaff::Kernels& kernels, int64_t rows, int64_t groups, bool nibbles) {
+  const int64_t depth = groups * kGroup;
+  const auto x = floats(rows * depth);
+  std::vector<int8_t> values(rows * depth);
+  std::vector<float> scales(rows * groups), shares(rows * groups), y(rows * kPanel);
+  std::vector<int32_t> sums(rows * groups);
+  const distaff::RoundedGroups rounded = {values.data(), scales.data(), sums.data(), shares.data(), groups};
+  for (int64_t r = 0; r < rows; ++r) kernels.quantize_groups(x.data() + r * depth, rounded, r);
+  std::vector<uint8_t> weights(depth * kPanel / (nibbles ? 2 : 1));
+  std::vector<uint16_t> factors(groups * kPanel), lows(nibbles ? groups * kPanel : 0);
+  for (uint8_t& each : weights) each = random_bits();
+  for (uint16_t& each : factors) each = 0x2c00 + random_bits() % 0x1000;
+  for (uint16_t& each : lows) each = 0x2c00 + random_bits() % 0x1000;
+  const distaff::GroupedPanel panel = {weights.data(), factors.data(), nibbles ? lows.data() : nullptr};
+  (nibbles ? kernels.grouped4 : kernels.grouped8)(rounded, panel, y.data(), rows, kPanel);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t f = 0; f < kPanel; ++f) {
+      double sum = 0;
+      for (int64_t d = 0; d < depth; ++d) {
+        const int64_t g = d / kGroup, load = d % kGroup / 4, high = nibbles && load >= 4;
+        const int64_t at = g * (nibbles ? 4 : 8) + (high ? load - 4 : load);
+        const int byte = weights[(at * kPanel + f) * 4 + d % 4];
+        const double weight = nibbles ? double(high ? byte >> 4 : byte & 15) * widen(factors[g * kPanel + f]) +
+                                            widen(lows[g * kPanel + f])
+                                      : double(byte - 128) * widen(factors[g * kPanel + f]);
+        sum += double(values[r * depth + d]) * scales[r * groups + g] * weight;
+      }
+      expect(std::abs(sum - y[r * kPanel + f]) < 1e-4 * depth, "grouped");
+    }
+}
+
 void check_attention(const distaff::Kernels& kernels, int64_t tokens, int64_t position, int64_t page, int64_t window) {
   const int64_t head = 64, group = 3, end = position + tokens, pages = (end + page - 1) / page;
   const auto query = floats(tokens * group * head), pool = floats(pages * page * 2 * head);
@@ -116,6 +152,9 @@ int main() {
       check_int8(kernels, rows, depth);
     }
   for (int64_t depth : {1, 15, 64, 300}) check_rows(kernels, depth);
+  for (int64_t rows : {1, 2, 3, 7, 13, 30})
+    for (int64_t groups : {1, 3, 12, 13, 30})
+      for (bool nibbles : {false, true}) check_grouped(kernels, rows, groups, nibbles);
   for (int64_t page : {1, 8, 16, 100})
     for (int64_t window : {0, 5, 70}) {
       check_attention(kernels, 1, 0, page, window);

@@ -1,4 +1,4 @@
-"""The native product with weights in groups, against the portable one, for every instruction set of this CPU."""
+"""The native product with weights in groups against the portable one, for every instruction set."""
 
 from collections.abc import Iterator
 
