@@ -15,6 +15,7 @@ from setuptools.errors import CompileError
 
 SOURCES = Path("model/kernels/native")
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno"]
+HANDLERS = ("handlers", "grouped_linear", "row_handlers")
 SETS = {
     "x86_64": {
         "avx2": ["-mavx2", "-mfma", "-mf16c"],
@@ -39,7 +40,7 @@ class BuildKernels(build_ext):
     def build_extension(self, extension: Extension) -> None:
         """Compiles and links the library."""
         sets = {"portable": [], **SETS.get(platform.machine(), {})}
-        handlers = {name: [f"-isystem{headers()}"] for name in ("handlers", "row_handlers")}
+        handlers = {name: [f"-isystem{headers()}"] for name in HANDLERS}
         objects: list[str] = []
         for name, flags in (handlers | sets).items():
             objects += self._compile(name, flags)

@@ -1,4 +1,4 @@
-// The calls that XLA makes: checks shapes, shares the panels among the threads, and picks the CPU's kernels.
+// The calls that XLA makes, but that of grouped_linear.cc: checks shapes, shares the panels among the threads, and picks the CPU's kernels.
 //
 // One call multiplies the same rows by several weights, such as those of query, key and value: fewer calls, and
 // int8 rows are rounded once.
@@ -12,12 +12,11 @@
 #include <sys/auxv.h>
 #endif
 
-#include "dispatch.h"
-#include "parallel.h"
+#include "handlers.h"
 
 namespace ffi = xla::ffi;
 
-using Matrix = ffi::Buffer<ffi::F32, 2>;
+using distaff::Matrix;
 using Cube = ffi::Buffer<ffi::F32, 3>;
 using Panels = Cube;
 using Numbers = ffi::Buffer<ffi::S32, 1>;
@@ -25,8 +24,6 @@ using Tables = ffi::Buffer<ffi::S32, 2>;
 using Number = ffi::Buffer<ffi::S32, 0>;
 using HalfPanels = ffi::Buffer<ffi::BF16, 3>;
 using BytePanels = ffi::Buffer<ffi::U8, 4>;
-using GroupedPanels = ffi::Buffer<ffi::U8, 5>;
-using Halves = ffi::Buffer<ffi::F16, 3>;
 
 namespace distaff {
 namespace {
@@ -60,29 +57,6 @@ const Kernels& kernels() {
 }
 
 namespace {
-
-ffi::Error invalid(const char* what) { return ffi::Error(ffi::ErrorCode::kInvalidArgument, what); }
-
-// Calls body(weight, panel) for every panel of every weight, on all threads. Each thread has a few pieces, so that
-// a late one is helped.
-template <typename Body>
-void for_each_panel(ffi::ThreadPool& pool, const std::vector<int64_t>& counts, const Body& body) {
-  int64_t total = 0;
-  for (int64_t count : counts) total += count;
-  const int64_t grain = std::max<int64_t>(1, total / (8 * std::max<int64_t>(1, pool.num_threads())));
-  parallel_for(pool, total, grain, [&](int64_t begin, int64_t end) {
-    size_t weight = 0;
-    int64_t first = 0;
-    for (int64_t panel = begin; panel < end; ++panel) {
-      while (panel - first >= counts[weight]) first += counts[weight++];
-      body(weight, panel - first);
-    }
-  });
-}
-
-bool is_result(const Matrix& x, int64_t panels, const Matrix& y) {
-  return y.dimensions()[0] == x.dimensions()[0] && y.dimensions()[1] == panels * kPanel;
-}
 
 // Weights of f32 or bf16 in panels, with their result.
 struct Product {
@@ -186,81 +160,6 @@ ffi::Error int8_linear(ffi::ThreadPool pool, Matrix x, ffi::RemainingArgs weight
   return ffi::Error::Success();
 }
 
-// In memory of this thread, which stays allocated.
-RoundedGroups round_groups(ffi::ThreadPool& pool, const Matrix& x) {
-  static thread_local std::vector<int8_t> values;
-  static thread_local std::vector<float> scales, shares;
-  static thread_local std::vector<int32_t> sums;
-  const int64_t rows = x.dimensions()[0], depth = x.dimensions()[1], groups = depth / kGroup;
-  values.resize(rows * depth), scales.resize(rows * groups), sums.resize(rows * groups), shares.resize(rows * groups);
-  const RoundedGroups rounded = {values.data(), scales.data(), sums.data(), shares.data(), groups};
-  const float* from = x.typed_data();
-  parallel_for(pool, rows, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) kernels().quantize_groups(from + r * depth, rounded, r);
-  });
-  return rounded;
-}
-
-// A weight in groups, with its result.
-struct GroupedProduct {
-  GroupedPanel panels = {};
-  int64_t count = 0, groups = 0;
-  float* y = nullptr;
-
-  // Reads the operands from the index-th on; the number of them, or 0 if they are wrong.
-  size_t read(const ffi::RemainingArgs& operands, size_t index, const Matrix& x) {
-    auto weights = operands.get<GroupedPanels>(index);
-    if (!weights || weights->dimensions()[3] != kPanel || weights->dimensions()[4] != 4) return 0;
-    count = weights->dimensions()[0], groups = weights->dimensions()[1];
-    const int64_t loads = weights->dimensions()[2];
-    if (groups * kGroup != x.dimensions()[1] || (loads != 4 && loads != 8)) return 0;
-    panels = {weights->typed_data(), halves(operands, index + 1), nullptr};
-    if (loads == 4) panels.lows = halves(operands, index + 2);
-    return !panels.scales || (loads == 4 && !panels.lows) ? 0 : loads == 4 ? 3 : 2;
-  }
-
-  const uint16_t* halves(const ffi::RemainingArgs& operands, size_t index) const {
-    auto found = operands.get<Halves>(index);
-    if (!found || found->dimensions()[0] != count || found->dimensions()[1] != groups ||
-        found->dimensions()[2] != kPanel)
-      return nullptr;
-    return reinterpret_cast<const uint16_t*>(found->untyped_data());
-  }
-
-  void run(const RoundedGroups& x, int64_t panel, int64_t rows) const {
-    const int64_t offset = panel * groups * kPanel, bytes = offset * kGroup;
-    const uint16_t* scales = panels.scales + offset;
-    if (panels.lows) {
-      const GroupedPanel one = {panels.weights + bytes / 2, scales, panels.lows + offset};
-      kernels().grouped4(x, one, y + panel * kPanel, rows, count * kPanel);
-    } else {
-      kernels().grouped8(x, {panels.weights + bytes, scales, nullptr}, y + panel * kPanel, rows, count * kPanel);
-    }
-  }
-};
-
-ffi::Error grouped_linear(ffi::ThreadPool pool, Matrix x, ffi::RemainingArgs operands, ffi::RemainingRets results) {
-  const ffi::Error unexpected = invalid(
-      "grouped_linear: expected f32 x [T, D], for each result [T, F] u8 panels [F / 32, D / 32, 4 or 8, 32, 4], f16 "
-      "scales [F / 32, D / 32, 32] and, with 4, lows of the same shape");
-  const int64_t rows = x.dimensions()[0];
-  std::vector<GroupedProduct> products(results.size());
-  std::vector<int64_t> counts;
-  size_t index = 0;
-  for (size_t i = 0; i < results.size(); ++i) {
-    const size_t used = products[i].read(operands, index, x);
-    auto y = results.get<Matrix>(i);
-    if (!used || !y || !is_result(x, products[i].count, **y)) return unexpected;
-    products[i].y = (*y)->typed_data();
-    counts.push_back(products[i].count);
-    index += used;
-  }
-  if (index != operands.size()) return unexpected;
-  const RoundedGroups rounded = round_groups(pool, x);
-  for_each_panel(pool, counts, [&](size_t weight, int64_t panel) { products[weight].run(rounded, panel, rows); });
-  return ffi::Error::Success();
-}
-
 constexpr int64_t kTile = 16;  // tokens of a prompt that are processed together
 
 // Some tokens of a row.
@@ -335,9 +234,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(distaff_linear, distaff::linear,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Matrix>().RemainingArgs().RemainingRets());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(distaff_int8_linear, distaff::int8_linear,
-                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Matrix>().RemainingArgs().RemainingRets());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(distaff_grouped_linear, distaff::grouped_linear,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Matrix>().RemainingArgs().RemainingRets());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(distaff_attention, distaff::attention,

@@ -1,7 +1,6 @@
 // XLA's calls for what is computed of each row alone: sums and norms.
 
-#include "dispatch.h"
-#include "parallel.h"
+#include "handlers.h"
 
 namespace ffi = xla::ffi;
 
