@@ -57,9 +57,11 @@ def unpacked(w: np.ndarray, scale: np.ndarray, low: np.ndarray | None) -> np.nda
 @settings(max_examples=5, deadline=None)
 @given(SHAPES)
 def test_panels_have_the_weights_values(bits, shape):
-    weight = drawn(*shape, bits)
-    packed = [None if each is None else np.asarray(each) for each in pack_grouped(*weight)]
-    np.testing.assert_array_equal(unpacked(*packed), dequantize_groups(*weight))
+    groups, panels = shape
+    weight = drawn(groups, panels, bits)
+    w, scale, low = pack_grouped(*weight)
+    values_DF = unpacked(np.asarray(w), np.asarray(scale), None if low is None else np.asarray(low))
+    np.testing.assert_array_equal(values_DF, dequantize_groups(*weight))
 
 
 @given(st.lists(st.integers(0, 200), min_size=1, max_size=9))
@@ -67,10 +69,11 @@ def test_panels_have_the_weights_values(bits, shape):
 def test_rows_of_an_embedding_in_groups_are_its_rows(rows):
     """In panels and in the portable form; beyond the last one they are zero."""
     w, scale, _ = drawn(3, 5, 8)
+    packed = pack_grouped(w, scale, None)
     row_T = jnp.asarray(rows)
     expected_TD = dequantize_groups(w, scale, None).T.at[row_T].get(mode="fill", fill_value=0)
-    for stored in ((w, scale), pack_grouped(w, scale, None)[:2]):
-        np.testing.assert_array_equal(unpack_grouped_rows(*stored, row_T), expected_TD)
+    for stored, scales in ((w, scale), packed[:2]):
+        np.testing.assert_array_equal(unpack_grouped_rows(stored, scales, row_T), expected_TD)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -81,7 +84,9 @@ def test_blocks_of_gguf_keep_their_values(kind, seed):
     sizes = 10.0 ** rng.integers(-7, 3, (96, 5, 1))
     w_FD = (rng.standard_normal((96, 5, GROUP)) * sizes).astype(np.float32).reshape(96, -1)
     raw = gguf_quantize(w_FD, kind)
-    found = dequantize_groups(*(each if each is None else jnp.asarray(each) for each in canonical(raw, kind)))
+    w, scale, low = canonical(raw, kind)
+    wide = None if low is None else jnp.asarray(low)
+    found = dequantize_groups(jnp.asarray(w), jnp.asarray(scale), wide)
     np.testing.assert_array_equal(found, dequantize(raw, kind).T)
 
 

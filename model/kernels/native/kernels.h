@@ -52,9 +52,9 @@ struct RoundedGroups {
   int64_t groups;
 };
 
-// A panel of weights in groups of 32 inputs: u8 [groups][4][32][4] with 4 bits, where a byte's halves are inputs 4 p + i
-// and 16 + 4 p + i of the group, or [groups][8][32][4] with 8 bits, w + 128. Scales and lows (4 bits) are f16
-// [groups][32].
+// A panel of weights in groups of 32 inputs: u8 [groups][4][32][4] with 4 bits, where a byte's halves are inputs
+// 4 p + i and 16 + 4 p + i of the group, or [groups][8][32][4] with 8 bits, w + 128. Scales and lows (4 bits) are
+// f16 [groups][32].
 struct GroupedPanel {
   const uint8_t* weights;
   const uint16_t* scales;

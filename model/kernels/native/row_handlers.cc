@@ -2,13 +2,10 @@
 
 #include "handlers.h"
 
-namespace ffi = xla::ffi;
-
-using Matrix = ffi::Buffer<ffi::F32, 2>;
-using Vector = ffi::Buffer<ffi::F32, 1>;
-
 namespace distaff {
 namespace {
+
+using Vector = ffi::Buffer<ffi::F32, 1>;
 
 constexpr int64_t kGrain = 1 << 14;  // values of a piece; a thread that takes fewer costs more than it saves
 
@@ -24,7 +21,7 @@ void for_each_row(ffi::ThreadPool& pool, const Matrix& x, const Body& body) {
 ffi::Error row_sum(ffi::ThreadPool pool, Matrix x, ffi::Result<Vector> result) {
   const int64_t columns = x.dimensions()[1];
   if (result->dimensions()[0] != x.dimensions()[0])
-    return ffi::Error(ffi::ErrorCode::kInvalidArgument, "row_sum: expected x [T, D] and a result [T]");
+    return invalid("row_sum: expected x [T, D] and a result [T]");
   for_each_row(pool, x, [&](int64_t row) {
     result->typed_data()[row] = kernels().sum(x.typed_data() + row * columns, columns);
   });
@@ -34,7 +31,7 @@ ffi::Error row_sum(ffi::ThreadPool pool, Matrix x, ffi::Result<Vector> result) {
 ffi::Error rms_norm(ffi::ThreadPool pool, Matrix x, Vector scale, ffi::Result<Matrix> result, float epsilon) {
   const int64_t columns = x.dimensions()[1];
   if (scale.dimensions()[0] != columns || result->dimensions()[0] != x.dimensions()[0] || result->dimensions()[1] != columns)
-    return ffi::Error(ffi::ErrorCode::kInvalidArgument, "rms_norm: expected x [T, D], scale [D] and a result [T, D]");
+    return invalid("rms_norm: expected x [T, D], scale [D] and a result [T, D]");
   for_each_row(pool, x, [&](int64_t row) {
     const int64_t offset = row * columns;
     kernels().rms_norm(x.typed_data() + offset, scale.typed_data(), epsilon, result->typed_data() + offset, columns);
