@@ -3,9 +3,10 @@
 #include "handlers.h"
 
 namespace distaff {
-namespace {
 
 using Vector = ffi::Buffer<ffi::F32, 1>;
+
+namespace {
 
 constexpr int64_t kGrain = 1 << 14;  // values of a piece; a thread that takes fewer costs more than it saves
 
@@ -44,11 +45,16 @@ ffi::Error rms_norm(ffi::ThreadPool pool, Matrix x, Vector scale, ffi::Result<Ma
 
 #pragma GCC visibility push(default)
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(distaff_row_sum, distaff::row_sum,
-                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Matrix>().Ret<Vector>());
-
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    distaff_rms_norm, distaff::rms_norm,
-    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Matrix>().Arg<Vector>().Ret<Matrix>().Attr<float>("epsilon"));
+    distaff_row_sum, distaff::row_sum,
+    xla::ffi::Ffi::Bind().Ctx<xla::ffi::ThreadPool>().Arg<distaff::Matrix>().Ret<distaff::Vector>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(distaff_rms_norm, distaff::rms_norm,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<distaff::Matrix>()
+                                  .Arg<distaff::Vector>()
+                                  .Ret<distaff::Matrix>()
+                                  .Attr<float>("epsilon"));
 
 #pragma GCC visibility pop
