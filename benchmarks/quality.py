@@ -1,4 +1,4 @@
-"""The quality of quantisation: the divergence of its next-token distributions from those of f32, on real text.
+"""The quality of quantisation: the divergence of next-token distributions from those of f32, on real text.
 
 `python -m benchmarks.quality` reads windows of English prose from Python's own documentation (in the standard
 library, so nothing is downloaded), and for each position compares the whole distributions: the mean

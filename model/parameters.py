@@ -124,9 +124,8 @@ def check_groups(config: ModelConfig, quantization: Quantization | None, shards:
     inputs = {"q": config.width, "o": heads // shards, "down": config.feed_forward // shards}
     for name, size in inputs.items():
         if size % GROUP:
-            raise ConfigError(
-                f"weights are {quantization} and {name} has {size} inputs on a device; expected a multiple of {GROUP}"
-            )
+            found = f"weights are {quantization} and {name} has {size} inputs on a device"
+            raise ConfigError(f"{found}; expected a multiple of {GROUP}")
 
 
 def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -77,10 +77,9 @@ def test_host_and_device_round_alike(folder):
     checkpoint = open_checkpoint(folder)
     wide = {name: jnp.asarray(values) for name, values in rotated(checkpoint.tensors(), checkpoint.config)}
     expected = quantize(wide)
-    found = dict(open_checkpoint(folder, int8=True).tensors())
+    found = dict(open_checkpoint(folder, "int8").tensors())
     assert (
-        list(found) == list(parameter_shapes(checkpoint.config, int8=True))
-        and found.keys() == expected.keys()
+        list(found) == list(parameter_shapes(checkpoint.config, "int8")) and found.keys() == expected.keys()
     )
     for name, values in found.items():
         if values.dtype == np.int8:
@@ -105,12 +104,12 @@ def test_rounding_is_to_the_nearest(seed, size):
 def test_a_store_of_int8_is_loaded_as_it_is(folder, tmp_path_factory, shards):
     """A converted store is int8 without a flag, on any mesh, and gives the same as quantising on loading."""
     store = tmp_path_factory.mktemp("stores") / "int8"
-    convert(folder, store, int8=True)
+    convert(folder, store, quantize="int8")
     checkpoint = open_checkpoint(store)
-    assert checkpoint.int8 and checkpoint.nbytes < 0.6 * open_checkpoint(folder).nbytes
+    assert checkpoint.quantization == "int8" and checkpoint.nbytes < 0.6 * open_checkpoint(folder).nbytes
     mesh = create_mesh(shards)
     stored = load_parameters(checkpoint, np.float32, mesh=mesh)
-    direct = load_parameters(open_checkpoint(folder, int8=True), np.float32, mesh=mesh)
+    direct = load_parameters(open_checkpoint(folder, "int8"), np.float32, mesh=mesh)
     assert stored.keys() == direct.keys()
     for name, values in stored.items():
         assert values.dtype == (jnp.int8 if is_linear(name) else jnp.float32), name
@@ -122,13 +121,13 @@ def test_a_partial_store_continues_as_the_same_kind(folder, tmp_path):
     """Wide and int8 stores of one model are different stores."""
     convert(folder, tmp_path / "wide")
     with pytest.raises(CheckpointError, match="made from another source"):
-        convert(folder, tmp_path / "wide", int8=True)
-    assert open_checkpoint(folder, int8=True).fingerprint != open_checkpoint(folder).fingerprint
+        convert(folder, tmp_path / "wide", quantize="int8")
+    assert open_checkpoint(folder, "int8").fingerprint != open_checkpoint(folder).fingerprint
 
 
 def test_bfloat16_keeps_scales_wide(folder):
     """Computing in bfloat16, int8 weights stay int8 and their scales stay f32."""
-    parameters: dict[str, jax.Array] = load_parameters(open_checkpoint(folder, int8=True), jnp.bfloat16)
+    parameters: dict[str, jax.Array] = load_parameters(open_checkpoint(folder, "int8"), jnp.bfloat16)
     name = "layers.0.attention.q"
     assert (parameters[name].dtype, parameters[f"{name}_scale"].dtype) == (jnp.int8, jnp.float32)
     assert parameters["embed"].dtype == jnp.bfloat16

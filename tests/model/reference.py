@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from distaff.model.cache import TILE, Batch, Cache, Tiles, create_cache
 from distaff.model.config import ModelConfig
-from distaff.model.parameters import parameter_shapes
+from distaff.model.parameters import Quantization, parameter_shapes
 from distaff.model.sharding import CACHE, REPLICATED, create_mesh, over_shares, pad_config, place_all
 from distaff.model.target import Target
 from distaff.model.transformer import Skeleton
@@ -192,7 +192,7 @@ class Driver:
         page_size: int = 8,
         seed: int = 0,
         mesh: Mesh | None = None,
-        int8: bool = False,
+        quantization: Quantization | None = None,
         kernels: Mapping[str, str] | None = None,
     ) -> None:
         mesh = mesh or create_mesh(1)
@@ -201,8 +201,8 @@ class Driver:
         self.tables = shuffled.reshape(rows, columns).astype(np.int32)
         self.tokens, self.rows, self.page_size = tokens, rows, page_size
         self.done, self.prompts = [0] * rows, [0] * rows
-        self.skeleton = Skeleton.of(config, Target.of(mesh, kernels, int8=int8))
-        self.leaves = self.skeleton.flatten(place_all(parameters, config, mesh, int8=int8))
+        self.skeleton = Skeleton.of(config, Target.of(mesh, kernels, quantization))
+        self.leaves = self.skeleton.flatten(place_all(parameters, config, mesh, quantization))
         cache = create_cache(pad_config(config, mesh.size), pages, page_size, dtype)
         self.cache = jax.device_put(cache, NamedSharding(mesh, CACHE))
         specs = self.skeleton.specs(), CACHE, REPLICATED, REPLICATED

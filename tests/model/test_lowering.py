@@ -81,8 +81,8 @@ def lower(
 ) -> tuple[jax.stages.Lowered, Cache]:
     """A step with the platform's kernels, down to the logits; and the shapes of its cache."""
     batch, width = abstract_batch(kind), jnp.dtype(dtype)
-    skeleton = Skeleton.of(config, Target(kernels=choose(platform), int8=int8))
-    shapes = parameter_shapes(config, int8=int8)
+    skeleton = Skeleton.of(config, Target(kernels=choose(platform), quantization="int8" if int8 else None))
+    shapes = parameter_shapes(config, "int8" if int8 else None)
     widths = {name: jnp.dtype("float32") if name.endswith("_scale") else width for name in shapes}
     widths |= {name: jnp.dtype("int8") for name in shapes if f"{name}_scale" in shapes}
     leaves = {name: jax.ShapeDtypeStruct(shape, widths[name]) for name, shape in shapes.items()}

@@ -1,6 +1,7 @@
 """The list of parameters, the module, and the flat tuple between them; and what the pool stores."""
 
 import itertools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from flax import nnx
 
 from distaff.model.cache import create_cache, page_bytes, write_pages
 from distaff.model.config import ModelConfig, MoEConfig
-from distaff.model.parameters import parameter_shapes
+from distaff.model.parameters import Quantization, parameter_shapes
 from distaff.model.target import Target
 from distaff.model.transformer import Skeleton, Transformer, random_parameters
 
@@ -42,7 +43,14 @@ def module_shapes(config: ModelConfig, target: Target | None = None) -> dict[str
 def test_list_equals_module(config: ModelConfig) -> None:
     """The list that readers and the store use equals the module's parameters, names and shapes."""
     assert parameter_shapes(config) == module_shapes(config)
-    assert parameter_shapes(config, int8=True) == module_shapes(config, Target(int8=True))
+    assert parameter_shapes(config, "int8") == module_shapes(config, Target(quantization="int8"))
+
+
+@pytest.mark.parametrize("quantization", ["int4", "int8-groups"])
+@pytest.mark.parametrize("config", VARIANTS, ids=str)
+def test_list_equals_module_in_groups(config: ModelConfig, quantization: Quantization) -> None:
+    config = replace(config, width=32, feed_forward=64)
+    assert parameter_shapes(config, quantization) == module_shapes(config, Target(quantization=quantization))
 
 
 @pytest.mark.parametrize("config", [*VARIANTS, small(layers=12), MIXTURE], ids=lambda c: f"{c.layers} layers")

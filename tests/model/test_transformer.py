@@ -155,5 +155,5 @@ PANELS = replace(CONFIG, vocabulary=64, width=32, heads=2, kv_heads=1, head_size
     ],
 )
 def test_only_native_kernels_of_whole_panels_are_batch_invariant(config, dtype, overrides, invariant, int8):
-    target = Target(kernels=choose("cpu", overrides), int8=int8)
+    target = Target(kernels=choose("cpu", overrides), quantization="int8" if int8 else None)
     assert Skeleton.of(config, target).is_batch_invariant(jnp.dtype(dtype)) == invariant

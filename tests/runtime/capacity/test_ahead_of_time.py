@@ -61,7 +61,12 @@ class Case:
         return f"{self.model}-{self.topology}{'-int8' if self.int8 else ''}"
 
     def sizing(self) -> Sizing:
-        options = PlanOptions(topology=parse_topology(self.topology), int8=self.int8, context=8192, slots=64)
+        options = PlanOptions(
+            topology=parse_topology(self.topology),
+            quantization="int8" if self.int8 else None,
+            context=8192,
+            slots=64,
+        )
         config = read_config_only(str(CONFIGS / f"{self.model}.json"))
         return Sizing(config, options, find_chip(options))
 

@@ -66,7 +66,9 @@ def test_the_pool_is_the_engines_own(topology: str, slots: int) -> None:
 @given(st.sampled_from([0.5, 2, 8, 15, 16, 20, 40]), st.sampled_from([1, 32, 512]), st.booleans())
 def test_remedies_help(gigabytes: float, slots: int, int8: bool) -> None:
     """If something does not fit, it does with each remedy."""
-    asked = options("v5e:1x1", memory=gigabytes * 1e9, slots=slots, context=8192, int8=int8)
+    asked = options(
+        "v5e:1x1", memory=gigabytes * 1e9, slots=slots, context=8192, quantization="int8" if int8 else None
+    )
     sizing = sized(LLAMA_8B, asked)
     if sizing.shortage() is None:
         assert sizing.memory.used <= sizing.memory.limit and sizing.sequences(8192) >= 1
@@ -75,7 +77,7 @@ def test_remedies_help(gigabytes: float, slots: int, int8: bool) -> None:
         flag, value = remedy.split()
         changed = {
             "--topology": lambda word: {"topology": parse_topology(word)},
-            "--quantize": lambda word: {"int8": True},
+            "--quantize": lambda word: {"quantization": word},
             "--kv-cache-dtype": lambda word: {"int8_cache": True},
             "--context": lambda word: {"context": int(word)},
             "--slots": lambda word: {"slots": int(word)},

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from distaff.model.cache import Batch, page_bytes
 from distaff.model.config import ModelConfig, MoEConfig
 from distaff.model.kernels.registry import ExpertWeights, choose
-from distaff.model.parameters import parameter_shapes
+from distaff.model.parameters import Quantization, parameter_shapes
 from distaff.model.quantize import quantize
 from distaff.model.sharding import create_mesh, pad_config, place_all
 from distaff.model.target import Target
@@ -37,29 +38,45 @@ MODELS = {
     "mixtral": MIXTURE,
     "three-experts": replace(LLAMA, moe=MoEConfig(experts=3, experts_per_token=1)),
 }
+GROUPS = replace(LLAMA, width=64, feed_forward=128, heads=4, kv_heads=2, head_size=32)
+"""Every map's inputs are groups of 32, also on two devices."""
 SHAPES = Shapes(slots=8, budget=64, page_size=16, table=32, tile=16)
 DECODE = Bucket(kind="decode", tokens=8, rows=8)
 
 
-def cost_model(config: ModelConfig, shards: int = 1, **options: bool) -> CostModel:
+def cost_model(config: ModelConfig, shards: int = 1, **options: Any) -> CostModel:
     return CostModel(
-        config=config, shards=shards, dtype="float32", page_size=16, **{"int8": False, **options}
+        config=config, shards=shards, dtype="float32", page_size=16, **{"quantization": None, **options}
     )
 
 
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("quantization", [None, "int8"])
 @pytest.mark.parametrize("shards", [1, 4])
 @pytest.mark.parametrize("name", MODELS)
-def test_weights_are_the_bytes_on_a_device(name: str, shards: int, int8: bool) -> None:
+def test_weights_are_the_bytes_on_a_device(name: str, shards: int, quantization: Quantization | None) -> None:
     """On a mesh, each device holds exactly this number of bytes of parameters."""
-    config = MODELS[name]
+    compare_bytes(MODELS[name], shards, quantization)
+
+
+@pytest.mark.parametrize("quantization", ["int4", "int8-groups"])
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_in_groups_are_the_bytes_on_a_device(
+    tied: bool, shards: int, quantization: Quantization
+) -> None:
+    compare_bytes(replace(GROUPS, tied_head=tied), shards, quantization)
+
+
+def compare_bytes(config: ModelConfig, shards: int, quantization: Quantization | None) -> None:
     parameters = random_parameters(config, 1, FLOAT32)
-    placed = place_all(quantize(parameters) if int8 else parameters, config, create_mesh(shards), int8=int8)
+    if quantization:
+        parameters = quantize(parameters, quantization)
+    placed = place_all(parameters, config, create_mesh(shards), quantization)
     held: Counter[int] = Counter()
     for array in placed.values():
         for shard in array.addressable_shards:
             held[shard.device.id] += shard.data.nbytes
-    assert set(held.values()) == {cost_model(config, shards, int8=int8).weight_bytes()}
+    assert set(held.values()) == {cost_model(config, shards, quantization=quantization).weight_bytes()}
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4])

@@ -1,0 +1,128 @@
+"""Weights in groups: a GGUF's own bits, and any checkpoint rounded to 4 bits."""
+
+from pathlib import Path
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Kind
+
+from distaff.checkpoints import convert, load_parameters, open_checkpoint
+from distaff.model.errors import ConfigError
+from distaff.model.parameters import parameter_shapes, stored_type
+from distaff.model.quantize import dequantize_groups, quantize
+from distaff.model.sharding import create_mesh
+from distaff.runtime.scorer import Scorer
+
+from .making import gguf_metadata, gguf_tensors, make_model, save_folder, write_gguf
+
+SIZES = dict(hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2)
+TIED = {"untied": False, "tied": True}
+Values = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module", params=TIED)
+def model(request: pytest.FixtureRequest):
+    return make_model(tie_word_embeddings=TIED[request.param], **SIZES)
+
+
+def write(folder: Path, model, kind: Kind, other: dict[str, Kind] | None = None) -> Path:
+    """A GGUF with weights of one type, except some."""
+    tensors = gguf_tensors(model)
+    for name, its_own in (other or {}).items():
+        tensors[name] = gguf.quants.quantize(tensors[name], its_own)
+    return write_gguf(folder / "m.gguf", gguf_metadata(model), tensors, kind, raw=other)
+
+
+def head_of(model) -> str:
+    return "token_embd.weight" if model.config.tie_word_embeddings else "output.weight"
+
+
+def widened(found: Values, name: str) -> np.ndarray:
+    low = found.get(f"{name}_low")
+    parts = found[name], found[f"{name}_scale"], low
+    return np.asarray(dequantize_groups(*(None if part is None else jnp.asarray(part) for part in parts)))
+
+
+@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0], ids=lambda kind: kind.name)
+def test_a_file_is_read_with_its_own_bits(model, kind: Kind, tmp_path: Path) -> None:
+    """Widened, they are to the bit what the file gives as f32: no second rounding."""
+    path = write(tmp_path, model, kind, {head_of(model): Kind.Q8_0})
+    wide, checkpoint = dict(open_checkpoint(path).tensors()), open_checkpoint(path, "as-is")
+    assert checkpoint.quantization == ("int8-groups" if kind == Kind.Q8_0 else "int4")
+    found = dict(checkpoint.tensors())
+    shapes = parameter_shapes(checkpoint.config, checkpoint.quantization)
+    assert {name: values.shape for name, values in found.items()} == shapes and list(found) == list(shapes)
+    assert checkpoint.nbytes == sum(values.nbytes for values in found.values())
+    for name, values in found.items():
+        assert values.dtype.name == (stored_type(name, checkpoint.quantization) or "float32")
+        if f"{name}_scale" in found:
+            expected = wide["embed"].T if name == "head" and "head" not in wide else wide[name]
+            np.testing.assert_array_equal(widened(found, name), expected, err_msg=name)
+        elif not name.endswith(("_scale", "_low")):
+            np.testing.assert_array_equal(values, wide[name])
+    assert checkpoint.fingerprint != open_checkpoint(path).fingerprint
+
+
+def test_a_head_of_another_type_gets_8_bits(model, tmp_path: Path) -> None:
+    path = write(tmp_path, model, Kind.Q4_0, {head_of(model): Kind.Q5_1})
+    wide, found = dict(open_checkpoint(path).tensors()), dict(open_checkpoint(path, "as-is").tensors())
+    head = wide["head"] if "head" in wide else wide["embed"].T
+    np.testing.assert_allclose(widened(found, "head"), head, atol=np.abs(head).max() / 250)
+
+
+def test_a_file_of_wide_weights_is_read_as_it_is(model, tmp_path: Path) -> None:
+    assert open_checkpoint(write(tmp_path, model, Kind.F16), "as-is").quantization is None
+
+
+@pytest.mark.parametrize("kind", [Kind.Q5_0, Kind.Q8_0], ids=lambda kind: kind.name)
+def test_types_that_do_not_go_together_are_refused(model, kind: Kind, tmp_path: Path) -> None:
+    path = write(tmp_path, model, Kind.Q4_0, {"blk.0.ffn_up.weight": kind})
+    with pytest.raises(
+        ConfigError, match=f"are of Q4_0, {kind.name}; expected Q4_0 and Q4_1, or Q8_0, to keep"
+    ):
+        open_checkpoint(path, "as-is")
+
+
+def test_any_checkpoint_is_rounded_to_4_bits(model, tmp_path: Path) -> None:
+    """As `model/quantize.py` does; a tied embedding is read out of the head."""
+    folder = save_folder(tmp_path / "hf", model)
+    checkpoint = open_checkpoint(folder, "int4")
+    wide = {name: jnp.asarray(values) for name, values in open_checkpoint(folder).tensors()}
+    found, expected = dict(checkpoint.tensors()), quantize(wide, "int4")
+    assert list(found) == list(parameter_shapes(checkpoint.config, "int4"))
+    assert found.keys() == expected.keys()
+    for name, values in found.items():
+        np.testing.assert_array_equal(values, expected[name], err_msg=name)
+    assert checkpoint.nbytes == sum(values.nbytes for values in found.values())
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_store_keeps_groups(model, shards: int, tmp_path: Path) -> None:
+    """A converted store needs no flag, is loaded on any mesh, and gives what rounding on loading gives."""
+    folder, store = save_folder(tmp_path / "hf", model), tmp_path / "store"
+    convert(folder, store, quantize="int4")
+    checkpoint, mesh = open_checkpoint(store), create_mesh(shards)
+    assert checkpoint.quantization == "int4"
+    assert open_checkpoint(store, "int4").fingerprint == checkpoint.fingerprint
+    stored = load_parameters(checkpoint, np.float32, mesh=mesh)
+    direct = load_parameters(open_checkpoint(folder, "int4"), np.float32, mesh=mesh)
+    for name, values in stored.items():
+        assert (values == direct[name]).all() and values.sharding == direct[name].sharding, name
+    logits: jax.Array = Scorer.of(checkpoint.config, stored, mesh).logits(list(range(3, 60)))
+    assert np.isfinite(logits).all()
+    with pytest.raises(ConfigError, match="its weights are int4; expected int8 or wide ones"):
+        open_checkpoint(store, "int8")
+
+
+def test_a_model_without_whole_groups_is_refused(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path / "hf", make_model(**SIZES | {"intermediate_size": 100}))
+    with pytest.raises(ConfigError, match="down has 100 inputs on a device; expected a multiple of 32"):
+        open_checkpoint(folder, "int4")
+
+
+def test_an_unknown_way_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="quantize is 'int3'; expected one of int8, int4, as-is"):
+        open_checkpoint(tmp_path, "int3")
