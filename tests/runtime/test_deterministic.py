@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from distaff.model.config import ModelConfig
 from distaff.model.kernels.native_library import instruction_sets
+from distaff.model.parameters import Quantization
 from distaff.model.quantize import quantize
 from distaff.model.transformer import random_parameters
 from distaff.runtime.device.runner import Runner
@@ -49,24 +50,25 @@ def received(bench: Bench, name: str) -> list[tuple[object, ...]]:
     return [(event.token, event.logprobs) for event in events]
 
 
-def panels(*, int8: bool = False) -> dict[str, jax.Array]:
+def panels(quantization: Quantization | None) -> dict[str, jax.Array]:
     """Weights that fill whole panels, large enough that every token before a position moves its logits."""
     drawn = random_parameters(PANELS, 3, jnp.dtype("float32"))
     weights = {name: weight * 12 if weight.ndim == 2 else weight for name, weight in drawn.items()}
-    return quantize(weights) if int8 else weights
+    return quantize(weights, quantization) if quantization else weights
 
 
+SCHEMES: dict[str, Quantization | None] = {"native": None, "native int8": "int8", "native int4": "int4"}
 Model = tuple[ModelConfig, dict[str, jax.Array], Runner]
 
 
-@pytest.fixture(scope="module", params=["one shape", "native", "native int8"])
+@pytest.fixture(scope="module", params=["one shape", "native", "native int8", "native int4"])
 def model(request: pytest.FixtureRequest, parameters) -> Model:
     """With one compiled shape, or with all of them and batch-invariant kernels."""
     native = request.param != "one shape"
     if native and not instruction_sets():
         pytest.skip("the native kernels were not built")
     config = PANELS if native else CONFIG
-    weights = panels(int8="int8" in request.param) if native else parameters
+    weights = panels(SCHEMES[request.param]) if native else parameters
     engine = Engine(config, weights, EngineSettings(deterministic=True))
     engine.warm_up()
     complete(engine._loop.runner)
