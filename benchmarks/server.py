@@ -146,6 +146,7 @@ def transformers_serve() -> Contender:
 CONTENDERS: dict[str, Callable[[], Contender]] = {
     "distaff-f32": distaff,
     "distaff-int8": lambda: distaff("--quantize", "int8"),
+    "distaff-q4": lambda: distaff(str(weights.shipped()), "--quantize", "as-is"),
     "distaff-int8-cache": lambda: distaff("--quantize", "int8", "--kv-cache-dtype", "int8"),
     "distaff-undrafted": lambda: distaff("--no-speculation"),
     "distaff-deterministic": lambda: distaff("--deterministic"),

@@ -146,10 +146,10 @@ LARGE = ModelConfig(
 class Fabricated:
     """A checkpoint of 4 GiB that is generated while it is read."""
 
-    int8 = False
+    quantization = None
 
-    def __init__(self, path: Path, *, int8: bool) -> None:
-        assert not int8
+    def __init__(self, path: Path, quantize: str | None) -> None:
+        assert quantize is None
         self.path, self.config, self.fingerprint = path, LARGE, "made up"
         self.generation = open_checkpoint(path).generation
         self.nbytes = 4 * sum(map(prod, parameter_shapes(LARGE).values()))
