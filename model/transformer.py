@@ -24,7 +24,7 @@ from .kernels.registry import NATIVE
 from .layers import FeedForward, Linears, random_weight
 from .layout import EMBEDDING, Form, form_of
 from .moe import MixtureOfExperts
-from .parameters import has_embedding, has_head
+from .parameters import has_embedding, has_head, stored_type
 from .rotary import rotary_tables
 from .sharding import Placement, all_gather, first_of_share, pad_config, placements, psum, unstack
 from .target import Target
@@ -189,6 +189,16 @@ class Skeleton:
             form = self._form(name, len(where.shape))
             placed[name] = where if form is None else self.target.layout.place(where, form)
         return placed
+
+    def types(self, dtype: jnp.dtype) -> dict[str, jnp.dtype]:
+        """The type of each parameter as it is laid out, if the computation's is `dtype`: bytes in panels are
+        unsigned."""
+        placed, table, found = self.placements(), self._table(), {}
+        for name, where in table.items():
+            stored = jnp.dtype(stored_type(name, self.target.quantization) or dtype)
+            packed = len(placed[name].shape) > len(where.shape) and stored == jnp.int8
+            found[name] = jnp.dtype("uint8") if packed else stored
+        return found
 
     def _table(self) -> dict[str, Placement]:
         return placements(self.config, self.target.shards, self.target.quantization)

@@ -25,7 +25,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, use_abstr
 
 from ...model.config import ModelConfig
 from ...model.kernels.registry import choose
-from ...model.parameters import Quantization, stored_type
+from ...model.parameters import Quantization
 from ...model.sharding import AXIS
 from ...model.target import Target
 from ...model.transformer import Skeleton
@@ -103,12 +103,8 @@ def _lowered_for(chip: Chip) -> str:
 
 def abstract_leaves(skeleton: Skeleton, dtype: jnp.dtype) -> tuple[jax.ShapeDtypeStruct, ...]:
     """The shapes and types of a model's parameters, in the flat order of its steps."""
-    table, quantization = skeleton.placements(), skeleton.target.quantization
-
-    def width(name: str) -> jnp.dtype:
-        return jnp.dtype(stored_type(name, quantization) or dtype)
-
-    return tuple(jax.ShapeDtypeStruct(table[name].shape, width(name)) for name in skeleton.names)
+    table, types = skeleton.placements(), skeleton.types(dtype)
+    return tuple(jax.ShapeDtypeStruct(table[name].shape, types[name]) for name in skeleton.names)
 
 
 class ProgramBuilder:

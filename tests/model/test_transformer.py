@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from distaff.model.config import ModelConfig, MoEConfig, RopeScaling
 from distaff.model.kernels.native_library import instruction_sets
 from distaff.model.kernels.registry import choose
+from distaff.model.parameters import Quantization
+from distaff.model.quantize import quantize
 from distaff.model.target import Target
-from distaff.model.transformer import Skeleton
+from distaff.model.transformer import Skeleton, random_parameters
 
 from .reference import Driver, build_reference, parameters_from
 
@@ -157,3 +159,18 @@ PANELS = replace(CONFIG, vocabulary=64, width=32, heads=2, kv_heads=1, head_size
 def test_only_native_kernels_of_whole_panels_are_batch_invariant(config, dtype, overrides, invariant, int8):
     target = Target(kernels=choose("cpu", overrides), quantization="int8" if int8 else None)
     assert Skeleton.of(config, target).is_batch_invariant(jnp.dtype(dtype)) == invariant
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("quantization", [None, "int8", "int4", "int8-groups"])
+def test_shapes_and_types_are_those_of_the_laid_out_weights(
+    quantization: Quantization | None, tied: bool
+) -> None:
+    """For programs that are compiled without weights."""
+    config = replace(PANELS, tied_head=tied)
+    weights = random_parameters(config, 1, jnp.dtype("float32"))
+    skeleton = Skeleton.of(config, Target(quantization=quantization))
+    leaves = skeleton.flatten(quantize(weights, quantization) if quantization else weights)
+    table, types = skeleton.placements(), skeleton.types(jnp.dtype("float32"))
+    for name, leaf in zip(skeleton.names, leaves, strict=True):
+        assert (leaf.shape, leaf.dtype) == (table[name].shape, types[name]), name
