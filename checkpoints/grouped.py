@@ -3,20 +3,16 @@
 The rounding is that of `model/quantize.py`, on the default device. A tied embedding is the head's groups.
 """
 
-import hashlib
 from collections.abc import Iterator
 
 import numpy as np
 
 from ..model.parameters import INT4, Quantization, check_groups, is_linear
-from .checkpoint import Checkpoint, total_bytes
-
-_SCHEME = "int4, groups of 32"
-"""Part of the fingerprint: another scheme gives other weights. Stores on disk have it, so it must not
-change."""
+from .checkpoint import Checkpoint
+from .quantized import QuantizedCheckpoint
 
 
-class GroupedCheckpoint:
+class GroupedCheckpoint(QuantizedCheckpoint):
     """Any checkpoint with wide weights as a `Checkpoint` with weights in groups; the same attributes.
 
     Raises:
@@ -24,15 +20,11 @@ class GroupedCheckpoint:
     """
 
     quantization: Quantization | None = INT4
+    scheme = "int4, groups of 32"
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         check_groups(checkpoint.config, INT4)
-        self._checkpoint = checkpoint
-        self.path = checkpoint.path
-        self.config = checkpoint.config
-        self.generation = checkpoint.generation
-        self.fingerprint = hashlib.sha256(f"{checkpoint.fingerprint} {_SCHEME}".encode()).hexdigest()
-        self.nbytes = total_bytes(self.config, INT4)
+        super().__init__(checkpoint)
 
     def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
         """As `Checkpoint.tensors`; each weight in groups is followed by its scales and lows."""
@@ -41,14 +33,15 @@ class GroupedCheckpoint:
             if name == "embed" and self.config.tied_head:
                 tied = values
             elif is_linear(name):
-                yield from _quantized(name, values)
+                yield from quantized_in_groups(name, values)
             else:
                 yield name, values
         if tied is not None:
-            yield from _quantized("head", tied.T)
+            yield from quantized_in_groups("head", tied.T)
 
 
-def _quantized(name: str, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+def quantized_in_groups(name: str, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """A linear weight f32 `[D, F]` and its scales: of 4 bits, or of 8 if it is the head."""
     import jax.numpy as jnp
 
     from ..model.quantize import quantize_linear

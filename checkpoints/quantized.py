@@ -24,9 +24,6 @@ from .store.store import group_of, inner_name
 
 _LARGEST = np.float32(127)
 _TINY = np.float32(1e-30)
-_SCHEME = "int8, turned"
-"""Part of the fingerprint: another scheme gives other weights. Stores on disk have it, so it must not
-change."""
 
 _READERS = {
     "attention_norm": ("attention.q", "attention.k", "attention.v"),
@@ -42,14 +39,17 @@ class QuantizedCheckpoint:
     """Any checkpoint with wide weights as a `Checkpoint` with int8 weights; the same attributes."""
 
     quantization: Quantization | None = INT8
+    scheme = "int8, turned"
+    """Part of the fingerprint: another scheme gives other weights. Stores on disk have it, so it must not
+    change."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         self.path = checkpoint.path
         self.config = checkpoint.config
         self.generation = checkpoint.generation
-        self.fingerprint = hashlib.sha256(f"{checkpoint.fingerprint} {_SCHEME}".encode()).hexdigest()
-        self.nbytes = total_bytes(self.config, INT8)
+        self.fingerprint = hashlib.sha256(f"{checkpoint.fingerprint} {self.scheme}".encode()).hexdigest()
+        self.nbytes = total_bytes(self.config, self.quantization)
 
     def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
         """As `Checkpoint.tensors`; each int8 weight is followed by its scales, f32."""

@@ -21,9 +21,10 @@ from ...model.parameters import GROUP, Quantization, check_groups, has_embedding
 from ..checkpoint import total_bytes
 from ..errors import CheckpointError
 from ..generation import GenerationDefaults, read_sampling
+from ..grouped import quantized_in_groups
 from ..names import GGUF, GGUF_EXPERTS, GGUF_UNSTACKED, find_origins, refuse_unused, table_for, unused
 from .gguf_config import read_gguf_config, shortest
-from .gguf_groups import groups_of, quantization_of, round_to_8_bits
+from .gguf_groups import groups_of, quantization_of_kinds
 from .gguf_header import GGUFHeader, GGUFTensor, stamp
 from .gguf_parts import read_gguf_parts, tensors_of
 from .gguf_tokenizer import end_ids
@@ -91,7 +92,7 @@ class GGUFFile:
     def _quantization(self) -> Quantization | None:
         """That of the file's tensors; None if they are wide."""
         check = {name: self._stored[o.names[0]].kind for name, o in self._origins.items() if is_linear(name)}
-        found = quantization_of(kind for name, kind in check.items() if name != "head")
+        found = quantization_of_kinds(kind for name, kind in check.items() if name != "head")
         check_groups(self.config, found)
         return found
 
@@ -99,11 +100,11 @@ class GGUFFile:
         """A linear weight and its scales, with the file's own bits; a head of another type gets 8 bits."""
         stored, heads = self._stored[foreign], self._rotary_heads(name)
         if name == "head" and stored.kind != Kind.Q8_0:
-            parts = round_to_8_bits(self._read(stored).T)
-        else:
-            raw = self._raw(stored).reshape(stored.shape[0], -1)
-            raw = unpermute(raw, heads) if heads else raw
-            parts = groups_of(raw.reshape(len(raw), stored.shape[1] // GROUP, -1), stored.kind)
+            yield from quantized_in_groups(name, self._read(stored).T)
+            return
+        raw = self._raw(stored).reshape(stored.shape[0], -1)
+        raw = unpermute(raw, heads) if heads else raw
+        parts = groups_of(raw.reshape(len(raw), stored.shape[1] // GROUP, -1), stored.kind)
         named = zip((name, f"{name}_scale", f"{name}_low"), parts, strict=True)
         yield from ((part, values) for part, values in named if values is not None)
 

@@ -11,7 +11,7 @@ import numpy as np
 from gguf.constants import GGMLQuantizationType as Kind
 
 from ...model.errors import ConfigError
-from ...model.parameters import GROUP, INT4, INT8_GROUPS, Quantization
+from ...model.parameters import INT4, INT8_GROUPS, Quantization
 from ..errors import CheckpointError
 
 Groups = tuple[np.ndarray, np.ndarray, np.ndarray | None]
@@ -21,7 +21,7 @@ KINDS = (Kind.Q4_0, Kind.Q4_1, Kind.Q8_0)
 """The types that are weights in groups."""
 
 
-def quantization_of(kinds: Iterable[Kind]) -> Quantization | None:
+def quantization_of_kinds(kinds: Iterable[Kind]) -> Quantization | None:
     """The quantisation of a file with linear weights of these types; None if all are wide.
 
     Raises:
@@ -36,14 +36,6 @@ def quantization_of(kinds: Iterable[Kind]) -> Quantization | None:
         return INT8_GROUPS
     names = ", ".join(sorted(kind.name for kind in found))
     raise ConfigError(f"linear weights are of {names}; expected Q4_0 and Q4_1, or Q8_0, to keep their bits")
-
-
-def round_to_8_bits(values: np.ndarray) -> Groups:
-    """A weight f32 `[D, F]` in groups of 8 bits."""
-    scale = np.abs(values.reshape(-1, GROUP, values.shape[1])).max(1) / np.float32(127)
-    scale = scale.astype(np.float16)
-    wide = np.repeat(np.where(scale == 0, np.inf, scale.astype(np.float32)), GROUP, axis=0)
-    return np.rint(values / wide).clip(-127, 127).astype(np.int8), scale, None
 
 
 def groups_of(raw: np.ndarray, kind: Kind) -> Groups:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ..parameters import GROUP
-from ..quantize import GroupedWeight, split_nibbles
+from ..quantize import split_nibbles
 
 PANEL = 32
 QUAD = 4
@@ -44,14 +44,6 @@ def pack_int8(w_DF: jax.Array) -> jax.Array:
 def unpack_rows(w: jax.Array, row_T: jax.Array) -> jax.Array:
     """Rows `[T, D]` of an embedding `[V, D]` that is in panels `[V / 32, D, 32]`; zeros for rows beyond V."""
     return w.at[row_T // PANEL, :, row_T % PANEL].get(mode="fill", fill_value=0)
-
-
-@jax.jit
-def pack_grouped(w: jax.Array, scale: jax.Array, low: jax.Array | None) -> GroupedWeight:
-    """A weight in groups as panels; 32 must divide F. `low` is None for 8 bits."""
-    if low is None:
-        return pack_bytes(w), pack_scales(scale), None
-    return pack_nibbles(w), pack_scales(scale), pack_scales(low)
 
 
 def pack_bytes(w_DF: jax.Array) -> jax.Array:

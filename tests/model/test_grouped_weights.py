@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from distaff.checkpoints.errors import CheckpointError
 from distaff.checkpoints.gguf.gguf_groups import KINDS, groups_of
 from distaff.model.kernels.linear import grouped_plain
-from distaff.model.kernels.panels import pack_grouped, unpack_grouped_rows
+from distaff.model.kernels.panels import pack_bytes, pack_nibbles, pack_scales, unpack_grouped_rows
 from distaff.model.quantize import (
     GROUP,
     GroupedWeight,
@@ -25,6 +25,14 @@ from distaff.model.quantize import (
 
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 4))
 """Groups of inputs, panels of outputs."""
+
+
+@jax.jit
+def pack_grouped(w: jax.Array, scale: jax.Array, low: jax.Array | None) -> GroupedWeight:
+    """A weight in groups as panels."""
+    if low is None:
+        return pack_bytes(w), pack_scales(scale), None
+    return pack_nibbles(w), pack_scales(scale), pack_scales(low)
 
 
 def drawn(groups: int, panels: int, bits: int) -> GroupedWeight:
