@@ -1,6 +1,5 @@
 """The native product with weights in groups against the portable one, for every instruction set."""
 
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -10,27 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distaff.model.kernels.linear import grouped_plain
-from distaff.model.kernels.native_library import instruction_sets, library
 from distaff.model.kernels.native_linear import grouped_linear
-from distaff.model.kernels.panels import pack_grouped
 from distaff.model.quantize import GroupedWeight, dequantize_groups
 
-from .test_grouped_weights import drawn
+from .test_grouped_weights import drawn, pack_grouped
 
-pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the native kernels were not built")
+pytestmark = pytest.mark.usefixtures("instruction_set")
 
 SHAPES = st.tuples(st.integers(1, 300), st.integers(1, 30), st.integers(1, 5))
 """Rows, groups of inputs, panels."""
-
-
-@pytest.fixture(autouse=True, params=instruction_sets(), scope="module")
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every test of this file runs once for each instruction set."""
-    loaded = library()
-    assert loaded is not None
-    loaded.distaff_select(instruction_sets().index(request.param))
-    yield
-    loaded.distaff_select(0)
 
 
 def rows_of(rows: int, groups: int) -> jax.Array:

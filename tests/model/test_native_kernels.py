@@ -3,7 +3,6 @@
 The law of all of them: a row's bits depend on the row alone, not on the rows beside it.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import jax
@@ -16,7 +15,6 @@ from hypothesis import strategies as st
 from distaff.model.kernels import linear as portable
 from distaff.model.kernels import rows as plain_rows
 from distaff.model.kernels.native_attention import attend, fits
-from distaff.model.kernels.native_library import instruction_sets, library
 from distaff.model.kernels.native_linear import int8_linear, linear
 from distaff.model.kernels.native_rows import rms_norm, row_sum
 from distaff.model.kernels.panels import pack, pack_int8, unpack_rows
@@ -25,7 +23,7 @@ from distaff.model.quantize import quantize_weight
 from .test_attention_kernels import BFLOAT16, FLOAT32, MIXED, STEPS, compare, lay_out
 from .test_block_attention import Geometry, World
 
-pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the native kernels were not built")
+pytestmark = pytest.mark.usefixtures("instruction_set")
 
 SHAPES = st.tuples(st.integers(1, 300), st.integers(1, 600), st.integers(1, 5))
 """Rows, inputs, panels."""
@@ -38,16 +36,6 @@ ATTENTION = {
     "int8": Geometry(heads=6, kv_heads=2, head_size=64, int8=True),
     "head-16, which is portable": Geometry(heads=4, kv_heads=2, head_size=16),
 }
-
-
-@pytest.fixture(autouse=True, params=instruction_sets(), scope="module")
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every test of this file runs once for each instruction set."""
-    loaded = library()
-    assert loaded is not None
-    loaded.distaff_select(instruction_sets().index(request.param))
-    yield
-    loaded.distaff_select(0)
 
 
 def drawn(rows: int, inputs: int, outputs: int) -> tuple[jax.Array, jax.Array]:

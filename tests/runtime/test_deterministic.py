@@ -152,10 +152,9 @@ def test_an_interruption_changes_no_bit(place, alone, kind, length, cut, crowd):
         place.collector.wait(f"{base + n}")
 
 
+@pytest.mark.parametrize("model", ["one shape"], indirect=True)
 def test_decode_and_prompt_seconds_come_from_the_one_shape(start):
     """Its trial gives both."""
     engine = start().engine
-    if len(engine._loop.runner.ready) > 1:
-        pytest.skip("there are other shapes")
     (seconds,) = engine._loop.runner.ready.values()
     assert (engine.decode_seconds, engine.prompt_seconds) == (seconds, seconds / 16)
