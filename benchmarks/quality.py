@@ -2,8 +2,8 @@
 
 `python -m benchmarks.quality` reads windows of English prose from Python's own documentation (in the standard
 library, so nothing is downloaded), and for each position compares the whole distributions: the mean
-Kullback-Leibler divergence KL(f32 || int8) in nats, and how often both have the same best token; for int8
-weights, for an int8 cache, and for both. The last line is JSON.
+Kullback-Leibler divergence KL(f32 || other) in nats, and how often both have the same best token; for int8
+and int4 weights, for an int8 cache, and for int8 weights with that cache. The last line is JSON.
 """
 
 import argparse

@@ -116,7 +116,7 @@ def _nibbles(grouped: jax.Array, scale: jax.Array, low: jax.Array) -> jax.Array:
 
 
 def _divisor(scale: jax.Array) -> jax.Array:
-    """A group whose scale rounds to zero has zeros."""
+    """If a group's scale rounds to zero, its weights become zero."""
     wide = scale.astype(jnp.float32)[..., None, :]
     return jnp.where(wide == 0, jnp.inf, wide)
 

@@ -1,4 +1,5 @@
-// The calls that XLA makes, but that of grouped_linear.cc: checks shapes, shares the panels among the threads, and picks the CPU's kernels.
+// XLA's calls for linear maps and attention: checks shapes, and shares the work among the threads. Also chooses the
+// kernels for the CPU.
 //
 // One call multiplies the same rows by several weights, such as those of query, key and value: fewer calls, and
 // int8 rows are rounded once.

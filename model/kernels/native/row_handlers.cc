@@ -31,7 +31,8 @@ ffi::Error row_sum(ffi::ThreadPool pool, Matrix x, ffi::Result<Vector> result) {
 
 ffi::Error rms_norm(ffi::ThreadPool pool, Matrix x, Vector scale, ffi::Result<Matrix> result, float epsilon) {
   const int64_t columns = x.dimensions()[1];
-  if (scale.dimensions()[0] != columns || result->dimensions()[0] != x.dimensions()[0] || result->dimensions()[1] != columns)
+  if (scale.dimensions()[0] != columns || result->dimensions()[0] != x.dimensions()[0] ||
+      result->dimensions()[1] != columns)
     return invalid("rms_norm: expected x [T, D], scale [D] and a result [T, D]");
   for_each_row(pool, x, [&](int64_t row) {
     const int64_t offset = row * columns;
