@@ -1,6 +1,5 @@
 """The native product with weights in groups against the portable one, for every instruction set."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
