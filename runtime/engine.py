@@ -16,9 +16,8 @@ import jax
 from jax.sharding import Mesh
 
 from ..model.config import ModelConfig
-from ..model.rotary import follows_length
 from ..model.sharding import create_mesh
-from .device.assembly import assemble
+from .device.assembly import assemble, shares_prefixes
 from .device.executables import CompilationCounter, Progress
 from .device.runner import Followers
 from .device.settings import EngineSettings
@@ -27,6 +26,7 @@ from .event_queues import EventQueues
 from .loop import Events, Loop
 from .phases import Profiler
 from .policy.constraints import Grammars, create_matcher, no_grammars
+from .policy.host_pages import PageFile
 from .policy.pages import PagePool
 from .policy.scheduler import Scheduler
 from .policy.scores import PromptScores
@@ -59,6 +59,7 @@ class Engine:
         mesh: Mesh | None = None,
         followers: Followers | None = None,
         grammars: Grammars = no_grammars,
+        page_file: PageFile | None = None,
     ) -> None:
         """Sizes the KV pool; compiles nothing yet.
 
@@ -69,6 +70,7 @@ class Engine:
           mesh: the devices; None for the one that holds the parameters.
           followers: other processes that hold a part of the mesh (see `lockstep.py`).
           grammars: compiles the grammars of requests, if the settings allow grammars.
+          page_file: where copies of full pages outlive the engine; None keeps none.
 
         Raises:
           ConfigError: settings that the model or machine does not support.
@@ -76,7 +78,7 @@ class Engine:
         """
         settings = settings or EngineSettings()
         mesh = mesh or create_mesh(1, list(parameters["norm"].devices()))
-        runner = assemble(config, parameters, settings, mesh, followers)
+        runner = assemble(config, parameters, settings, mesh, followers, page_file)
         shapes, pages = runner.shapes, runner.pages
         self.vocabulary = config.vocabulary
         self.kernels = runner.kernels
@@ -91,8 +93,9 @@ class Engine:
             pages=self._pages,
             page_size=shapes.page_size,
             budget=shapes.budget,
-            share=settings.prefix_cache and not follows_length(config),
+            share=shares_prefixes(config, settings),
             speculate=settings.speculation,
+            host=runner.host_pages,
         )
         self._compilations = CompilationCounter()
         self._event_queues = EventQueues()
@@ -175,6 +178,7 @@ class Engine:
             free_pages=self._pages.available,
             total_pages=self._pages.total,
             preemptions=scheduler.preemptions,
+            restored_pages=scheduler.prefix.restored,
             compilations=self._compilations.count,
             buckets_ready=len(runner.ready),
             buckets=len(runner.shapes.buckets()),

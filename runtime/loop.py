@@ -234,6 +234,7 @@ class Loop:
         with self.phases.phase("output"):
             self.outputs.count_step(in_flight.plan.rows)
             self._report(self.outputs.process(sampled))
+            self.runner.keep_copies(in_flight)
 
     def _fail_all(self, reason: str) -> None:
         """Fails every request, including those still in the inbox, and accepts no more."""

@@ -262,6 +262,7 @@ class EngineStats:
       steps: device steps since the start. preemptions: rows that lost their pages and were queued again.
       prompt_tokens, generated_tokens: processed since the start (recomputed prompts count again).
       cached_tokens: tokens of prompts that were in the cache and not processed.
+      restored_pages: KV pages that came back from host memory.
       drafted_tokens, accepted_tokens: draft tokens, and those that were right.
       compilations: executables that the engine's thread has built; more than 0 is a defect.
       buckets_ready, buckets: compiled shapes of a step, and all shapes.
@@ -279,6 +280,7 @@ class EngineStats:
     prompt_tokens: int = 0
     generated_tokens: int = 0
     cached_tokens: int = 0
+    restored_pages: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     compilations: int = 0

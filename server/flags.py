@@ -144,6 +144,10 @@ class ServeFlags(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         Tgi("MAX_BATCH_TOTAL_TOKENS"),
         Compiled(),
     ] = None
+    host_kv_tokens: Annotated[
+        int | None,
+        typer.Option(min=0, help="Keys and values that host memory keeps, in tokens; 0 keeps none."),
+    ] = None
     mesh: Annotated[
         str | None,
         typer.Option(
@@ -244,6 +248,8 @@ class ServeFlags(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise typer.BadParameter("--num-processes and --process-id need --coordinator HOST:PORT")
         if self.coordinator is not None and self.replicas > 1:
             raise typer.BadParameter("--replicas and --coordinator exclude each other")
+        if self.host_kv_tokens and (self.coordinator is not None or self.no_prefix_cache):
+            raise typer.BadParameter("--host-kv-tokens needs a prefix cache and a single process")
         written_as(lambda flags: flags.membership)(self)
 
     def that_need_less_memory(self) -> Iterator[str]:

@@ -32,6 +32,7 @@ _COUNTERS = (
     "prompt_tokens",
     "generated_tokens",
     "cached_tokens",
+    "restored_pages",
     "drafted_tokens",
     "accepted_tokens",
 )

@@ -51,7 +51,7 @@ def work() -> None:
 
     build = worker.build_engine
 
-    def build_with_fault(flags: Any, replica: int, send: Any, on_events: Any) -> Any:
+    def build_with_fault(flags: Any, replica: int, send: Any, on_events: Any, *rest: Any) -> Any:
         fuse = Fuse()
 
         def watch(events: Any) -> None:
@@ -59,7 +59,7 @@ def work() -> None:
             if any([fuse.generated(event.request_id) for event in events]):
                 die()
 
-        engine, info = build(flags, replica, send, watch)
+        engine, info = build(flags, replica, send, watch, *rest)
         submit = engine.submit
 
         def submit_watched(request: Any, arrival: int | None = None) -> None:

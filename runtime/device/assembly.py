@@ -10,12 +10,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from ...model.cache import page_bytes
 from ...model.config import ModelConfig
 from ...model.quantize import quantization_of
+from ...model.rotary import follows_length
 from ...model.sharding import pad_config
 from ...model.target import Target
 from ...model.transformer import Skeleton
-from .memory import size_pool
+from ..policy.host_pages import HostPages, PageFile
+from .memory import size_host_pages, size_pool
 from .processes import agree, minimum
 from .runner import Followers, Runner
 from .settings import EngineSettings, cache_dtype, derive_shapes
@@ -27,8 +30,12 @@ def assemble(
     settings: EngineSettings,
     mesh: Mesh,
     followers: Followers | None = None,
+    page_file: PageFile | None = None,
 ) -> Runner:
     """Sizes the KV pool and creates the runner; compiles nothing yet.
+
+    Args:
+      page_file: for copies of pages; None without. Unused if no pages are shared, or by several processes.
 
     Raises:
       ConfigError: settings that the model or machine does not support.
@@ -43,7 +50,17 @@ def assemble(
     if mesh.is_multi_process:
         agree({"the digest of the weights": digest_of_replicated(parameters)})
     pages = minimum(size_pool(padded, shapes, dtype, devices, settings.kv_pages, settings.replicas))
-    return Runner(skeleton, mesh, parameters, shapes, pages, dtype, followers)
+    host_pages = None
+    if page_file and shares_prefixes(config, settings) and not mesh.is_multi_process:
+        size, wanted = page_bytes(padded, shapes.page_size, dtype), settings.host_kv_pages
+        most = size_host_pages(pages, size, devices[0], wanted, settings.replicas)
+        host_pages = HostPages(page_file, most, shapes.page_size, size) if most else None
+    return Runner(skeleton, mesh, parameters, shapes, pages, dtype, followers, host_pages)
+
+
+def shares_prefixes(config: ModelConfig, settings: EngineSettings) -> bool:
+    """Whether sequences share the pages of equal beginnings."""
+    return settings.prefix_cache and not follows_length(config)
 
 
 def digest_of_replicated(parameters: Mapping[str, jax.Array]) -> str:

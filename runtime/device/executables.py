@@ -55,7 +55,7 @@ class Executables:
         step = make_step(self._skeleton, bucket, self._shapes)
         buffer = jax.ShapeDtypeStruct((self.layouts[bucket].size,), jnp.int32)
         specs = self._skeleton.specs(), STATE, REPLICATED
-        return self._trace(step, (leaves, state, buffer), specs, (STATE, REPLICATED), 1)
+        return trace(step, self._mesh, (leaves, state, buffer), specs, (STATE, REPLICATED), 1)
 
     def _trace_prepare(self, state: DeviceState) -> jax.stages.Traced:
         size = self._skeleton.config.vocabulary
@@ -63,14 +63,7 @@ class Executables:
         bias_V = jax.ShapeDtypeStruct((size,), jnp.float32)
         marks_V = jax.ShapeDtypeStruct((size,), jnp.uint8)
         specs = (STATE, *[REPLICATED] * 3)
-        return self._trace(prepare_slot, (state, slot, bias_V, marks_V), specs, STATE, 0)
-
-    def _trace(
-        self, function: Callable[..., Any], arguments: Any, specs: Any, out_specs: Any, donated: int
-    ) -> jax.stages.Traced:
-        """Traces a function of one device's share, mapped over the mesh; argument `donated` is donated."""
-        mapped = over_shares(function, self._mesh, specs, out_specs)
-        return jax.jit(mapped, donate_argnums=donated).trace(*_abstract(arguments, specs, self._mesh))
+        return trace(prepare_slot, self._mesh, (state, slot, bias_V, marks_V), specs, STATE, 0)
 
     def step(self, bucket: Bucket) -> jax.stages.Compiled:
         """The executable of a bucket."""
@@ -80,6 +73,19 @@ class Executables:
         """Prepares a slot for a sequence that adjusts logits."""
         assert self._prepare is not None, "not compiled yet"
         return self._prepare(state, np.int32(slot), bias_V, marks_V)
+
+
+def trace(
+    function: Callable[..., Any],
+    mesh: Mesh | AbstractMesh,
+    arguments: Any,
+    specs: Any,
+    out_specs: Any,
+    donated: int | tuple[()] = (),
+) -> jax.stages.Traced:
+    """Traces a function of one device's share, mapped over the mesh; argument `donated` is donated."""
+    mapped = over_shares(function, mesh, specs, out_specs)
+    return jax.jit(mapped, donate_argnums=donated).trace(*_abstract(arguments, specs, mesh))
 
 
 def _abstract(tree: Any, specs: Any, mesh: Mesh | AbstractMesh) -> Any:

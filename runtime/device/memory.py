@@ -83,6 +83,23 @@ def size_pool(
     return chosen
 
 
+def size_host_pages(pages: int, size: int, device: Device, wanted: int | None, replicas: int = 1) -> int:
+    """Decides how many pages host memory keeps, and logs it.
+
+    Args:
+      pages: of the KV pool, each of `size` bytes.
+      wanted: the number set by the user; None for as many as the pool has and as fit in the same share of
+        free memory if the device is the host itself, and for none on accelerators, where the gain is not
+        measured.
+    """
+    on_host = device.platform == "cpu"
+    fitting = min(pages, fitting_pages(free_bytes(device), size, "cpu", replicas)) if on_host else 0
+    chosen = fitting if wanted is None else wanted
+    if chosen:
+        log.info("host memory keeps up to %d KV pages, %d MiB", chosen, chosen * size // _MIB)
+    return chosen
+
+
 def fitting_pages(free: int, size: int, platform: str, replicas: int = 1) -> int:
     """The number of pages of `size` bytes in a pool, with `free` bytes on a kind of device."""
     return _steady(int(free * _share(platform, replicas)) // size, platform)

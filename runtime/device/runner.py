@@ -18,12 +18,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from ...model.transformer import Skeleton
+from ..policy.host_pages import HostPages
 from ..policy.output_processor import Sampled
 from ..policy.sequence import Plan, Row
 from ..threads import AwaitedThread
 from .buckets import Bucket, Shapes, choose
 from .executables import Executables, Progress
 from .packing import adjustments_of, pack, pack_masked, sampling_lines
+from .page_copies import PageCopies, Reading
 from .processes import barrier
 from .readout import read_chunks, read_samples
 from .sampling import Samples
@@ -40,6 +42,7 @@ class InFlightStep:
       samples, scores: its results, not yet computed.
       masked: the rows that were sampled with a grammar's mask, and their samples.
       faults: the errors of those of them that have no mask.
+      saved: pages on their way to host memory.
     """
 
     plan: Plan
@@ -49,6 +52,7 @@ class InFlightStep:
     scores: Scores | None
     masked: tuple[list[Row], Samples] | None = None
     faults: dict[Row, Exception] = field(default_factory=dict)
+    saved: list[Reading] = field(default_factory=list)
 
     @property
     def done(self) -> bool:
@@ -77,6 +81,7 @@ class Runner:
       skeleton, leaves, mesh, cache_dtype: what a `Scorer` of the same model needs.
       shapes, pages: the sizes it is compiled for; the trash page not counted.
       kernels: the `(operation, backend)` pairs in use.
+      host_pages: the copies of pages in host memory; None without.
       ready: the buckets that can be launched, with the seconds of a trial.
       slowest_step: seconds of the slowest trial so far.
     """
@@ -90,6 +95,7 @@ class Runner:
         pages: int,
         cache_dtype: jnp.dtype,
         followers: Followers | None = None,
+        host_pages: HostPages | None = None,
     ) -> None:
         """Compiles nothing yet.
 
@@ -97,8 +103,11 @@ class Runner:
           parameters: placed on the mesh as in `model.sharding.placements`.
           pages: without the trash page, which is added. cache_dtype: of keys and values.
           followers: other processes that run the same steps on their shares.
+          host_pages: keeps copies of pages; None without. Several processes have none.
         """
+        assert not (host_pages and mesh.is_multi_process)
         self._followers = followers
+        self.host_pages = host_pages
         self._multi_process = mesh.is_multi_process
         self.skeleton, self.mesh, self.cache_dtype = skeleton, mesh, cache_dtype
         self.leaves = skeleton.flatten(parameters)
@@ -125,6 +134,8 @@ class Runner:
         allocation = _Background(self._create_state)
         self._abstract_state = jax.eval_shape(self._create_state)
         self._executables.compile(buckets, self.leaves, self._abstract_state, progress)
+        if self.host_pages:
+            self._copies = PageCopies(self.host_pages, self._abstract_state, self.mesh)
         self._state: DeviceState = allocation.result()
         barrier()  # so that a trial does not include the compilation in another process
         for bucket in buckets:
@@ -179,15 +190,20 @@ class Runner:
         """Dispatches a step; the device runs it after all earlier ones.
 
         Raises:
-          SequenceFault: a row cannot be packed; nothing has been dispatched.
+          SequenceFault: a row cannot be packed; the step has not been dispatched.
         """
+        if plan.copies:
+            self._state = self._copies.restore(self._state, plan.copies.restored)
         for row in plan.rows:
             if row.first and row.sequence.request.params.adjusts:
                 self._prepare(row)
         bucket = choose(self.ready, self._kind(plan), plan.tokens)
         buffer, _ = self._pack(bucket, plan.rows)
         self._notify_followers(bucket, buffer)
-        return InFlightStep(plan, bucket, time.monotonic(), *self._dispatch(bucket, buffer))
+        in_flight = InFlightStep(plan, bucket, time.monotonic(), *self._dispatch(bucket, buffer))
+        if plan.copies:
+            in_flight.saved.extend(self._copies.read(self._state, plan.copies.saved))
+        return in_flight
 
     def sample_masked(self, in_flight: InFlightStep) -> InFlightStep:
         """Samples the rows of a step that wait for a mask; all earlier steps must have been read."""
@@ -256,6 +272,11 @@ class Runner:
             )
         results += [(row, drawn.get(row, [])) for row in rows if row.awaits_mask]
         return [(row, faults.pop(row, sampled)) for row, sampled in results] + list(faults.items())
+
+    def keep_copies(self, in_flight: InFlightStep) -> None:
+        """Keeps the pages that were copied after a step."""
+        for reading in in_flight.saved:
+            self._copies.keep(reading)
 
     def _read_samples(
         self, rows: list[tuple[Row, range]], samples: Samples

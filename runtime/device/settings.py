@@ -24,7 +24,8 @@ class EngineSettings:
       slots: sequences that decode at the same time.
       context: the longest sequence, in tokens; at most the model's own.
       prefill_tokens: the most tokens of a step; a longer prompt takes several steps.
-      kv_pages: pages of the KV pool.
+      kv_pages: pages of the KV pool. host_kv_pages: pages that host memory keeps beyond a process's life, if
+        it has a file for them (see `runtime/policy/host_pages.py`).
       kv_cache_dtype: `int8` quantizes keys and values; None stores them in the type of the computation.
       replicas: engines on this host that share its memory.
       kernels: `(operation, backend)` pairs that replace our choice (see `model/kernels/registry.py`).
@@ -41,6 +42,7 @@ class EngineSettings:
     context: int | None = None
     prefill_tokens: int | None = None
     kv_pages: int | None = None
+    host_kv_pages: int | None = None
     kv_cache_dtype: str | None = None
     replicas: int = 1
     kernels: tuple[tuple[str, str], ...] = ()

@@ -85,6 +85,10 @@ class PagePool:
         if content is not None:
             del self._published[content.digest]
 
+    def has(self, page: int, content: Content) -> bool:
+        """Whether this page is the one that is found by this content."""
+        return self._published.get(content.digest) == page
+
     def find(self, content: Content) -> int | None:
         """The page with this content, with one holder added; None if there is no such page."""
         page = self._published.get(content.digest)

@@ -1,6 +1,8 @@
 """The prefix cache: a sequence reuses pages of others that hold the same first tokens. No JAX.
 
 Only full pages are shared. They are found by a chain of digests, and their tokens are compared (`pages.py`).
+What the pool no longer has may still be in host memory (`host_pages.py`): such a page is copied back before
+the next step runs. In turn, published pages are copied to host memory, a few at a time.
 The one idea: the device runs steps in order. So a page can be found as soon as the step that fills it is
 planned, because a step that reads it is planned later.
 
@@ -9,20 +11,35 @@ Sequences with different salts never share pages.
 
 import hashlib
 
+import numpy as np
+
+from .host_pages import HostPages
 from .pages import Content, PagePool, chain_digest
-from .sequence import Sequence
+from .sequence import Copies, Sequence
 
 
 class PrefixCache:
-    """Finds and publishes pages of one pool."""
+    """Finds and publishes pages of one pool.
 
-    def __init__(self, pages: PagePool, page_size: int, *, enabled: bool = True) -> None:
+    Attributes:
+      restored: how many pages came back from host memory.
+    """
+
+    def __init__(
+        self, pages: PagePool, page_size: int, *, enabled: bool = True, host: HostPages | None = None
+    ) -> None:
         self._pages = pages
         self._page_size = page_size
         self._enabled = enabled
+        self._host = host
+        self.restored = 0
+        self._restored: list[tuple[int, np.ndarray]] = []
+        self._published: list[tuple[int, Content]] = []
 
     def reuse_pages(self, sequence: Sequence) -> None:
         """Gives a sequence without pages the cached pages of its first tokens, except its last token's.
+
+        Pages from host memory take free pages of the pool.
 
         That token is computed again, because the logits after it are not cached. The generated tokens of a
         sequence with penalties are also computed again, because the device counts tokens as they pass. So is
@@ -34,7 +51,8 @@ class PrefixCache:
         penalised = sequence.request.params.penalises
         known = len(sequence.request.prompt) if penalised else len(sequence.tokens)
         for index in range(min(known, len(sequence.tokens) - 1) // self._page_size):
-            page = self._pages.find(self._content(sequence, index))
+            content = self._content(sequence, index)
+            page = self._pages.find(content) or self._restore(content)
             if page is None:
                 break
             sequence.pages.append(page)
@@ -49,7 +67,37 @@ class PrefixCache:
         contents = [self._content(sequence, index) for index in range(sequence.published, full)]
         for index, content in enumerate(contents, start=sequence.published):
             self._pages.publish(sequence.pages[index], content)
+            if self._host:
+                self._published.append((sequence.pages[index], content))
         sequence.published = max(full, sequence.published)
+
+    def take_copies(self) -> Copies | None:
+        """The copies between pool and host memory that go with the next step; None if there are none.
+
+        Published pages wait until there is a group of them. They are copied unless they have been retracted
+        or evicted since.
+        """
+        if self._host is None:
+            return None
+        saved, group = list[tuple[int, Content]](), self._host.group
+        if len(self._published) >= group:
+            waiting = [each for each in self._published if self._pages.has(*each)]
+            waiting = [(page, content) for page, content in waiting if not self._host.has(content)]
+            whole = len(waiting) // group * group
+            saved, self._published = waiting[:whole], waiting[whole:]
+        restored, self._restored = self._restored, []
+        return Copies(restored, saved) if restored or saved else None
+
+    def _restore(self, content: Content) -> int | None:
+        """A page of the pool that will have this content before the next step; None without a copy of it."""
+        if not (self._host and self._host.has(content)):
+            return None
+        page = self._pages.allocate()
+        if page is not None:
+            self._pages.publish(page, content)
+            self._restored.append((page, self._host.read(content)))
+            self.restored += 1
+        return page
 
     def _content(self, sequence: Sequence, index: int) -> Content:
         """The content of the sequence's page `index` when it is full."""

@@ -29,6 +29,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from .clients import ActiveClients
+from .host_pages import HostPages
 from .pages import PagePool
 from .prefix import PrefixCache
 from .sequence import Plan, Row, Sequence, SequenceFault
@@ -50,6 +51,7 @@ class Scheduler:
         budget: int,
         share: bool = True,
         speculate: bool = True,
+        host: HostPages | None = None,
     ) -> None:
         """Starts without sequences.
 
@@ -57,6 +59,7 @@ class Scheduler:
           budget: the maximum number of tokens in a step; at least one per slot.
           share: whether sequences share the pages of equal beginnings.
           speculate: whether there are drafts.
+          host: keeps copies of shared pages; None without.
         """
         assert budget >= slots, f"a budget of {budget} tokens cannot feed {slots} slots"
         self.pages = pages
@@ -64,7 +67,7 @@ class Scheduler:
         self.budget = budget
         self.step_times = StepTimes()
         self.clients = ActiveClients()
-        self._prefix = PrefixCache(pages, page_size, enabled=share)
+        self.prefix = PrefixCache(pages, page_size, enabled=share, host=host)
         self._speculate = speculate
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
@@ -118,7 +121,7 @@ class Scheduler:
         except SequenceFault:
             self.revoke(rows)
             raise
-        return Plan(drafted) if drafted else None
+        return Plan(drafted, self.prefix.take_copies()) if drafted else None
 
     def revoke(self, rows: Iterable[Row]) -> None:
         """Cancels rows that are not dispatched: their sequences wait again, as after a preemption.
@@ -208,7 +211,7 @@ class Scheduler:
     def _chunk(self, sequence: Sequence, budget: int) -> Row | None:
         """A row of the sequence's next tokens, at most `budget`; None if there are no pages for them."""
         if sequence.slot is None:
-            self._prefix.reuse_pages(sequence)
+            self.prefix.reuse_pages(sequence)
         count = min(sequence.missing, budget)
         if not self._reserve(sequence, count):
             if sequence.slot is None:
@@ -280,7 +283,7 @@ class Scheduler:
         self._free_slots.append(sequence.slot)
         sequence.slot = None
         try:
-            self._prefix.publish(sequence)
+            self.prefix.publish(sequence)
         except Exception:  # it must not fail the sequence that needs these pages
             log.exception("the pages of request %r cannot be published", sequence.request.id)
         self._release_pages(sequence)
@@ -295,5 +298,5 @@ class Scheduler:
         first, sequence.new_slot = sequence.new_slot, False
         sequence.computed += count
         sequence.pending += samples
-        self._prefix.publish(sequence)
+        self.prefix.publish(sequence)
         return Row(sequence, sequence.slot, start, count, samples, first)

@@ -5,6 +5,8 @@ Plain records without a clock or JAX, which scheduler, packing and engine share.
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from ..request import Request
 from .constraints import Matcher
 from .drafts import Drafter
@@ -118,10 +120,24 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Copies:
+    """Copies between the pool and host memory.
+
+    Attributes:
+      restored: pages of the pool with their bytes, u8 `[bytes of a page]`; before a step.
+      saved: pages of the pool with their content; after a step.
+    """
+
+    restored: list[tuple[int, np.ndarray]]
+    saved: list[tuple[int, Content]]
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """The host's decision for one step."""
+    """The host's decision for one step, and the copies that go with it."""
 
     rows: list[Row]
+    copies: Copies | None = None
 
     @property
     def tokens(self) -> int:

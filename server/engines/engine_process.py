@@ -49,21 +49,29 @@ class EngineProcess(asyncio.Protocol):
         self._oom_kills = oom_kills()
 
     @classmethod
-    async def spawn(cls, command: Sequence[str], receive: Callable[[wire.ToWeb], None]) -> "EngineProcess":
+    async def spawn(
+        cls, command: Sequence[str], receive: Callable[[wire.ToWeb], None], page_file: int | None = None
+    ) -> "EngineProcess":
         """Starts `command --fd N` in its own session; `receive` is called with each frame that it sends.
+
+        Args:
+          page_file: the descriptor of a file that the process receives as `--page-file`.
 
         Raises:
           OSError: the program cannot be started.
         """
         ours, theirs = socket.socketpair()
         with theirs:
-            words = [*command, "--fd", str(theirs.fileno())]
+            files = {"--fd": theirs.fileno()}
+            if page_file is not None:
+                files = {"--page-file": page_file, **files}
+            words = [*command, *(word for name, file in files.items() for word in (name, str(file)))]
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_US)  # a child inherits it
             try:
                 process = subprocess.Popen(
                     words,
                     stdin=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
+                    pass_fds=list(files.values()),
                     start_new_session=True,
                     env=engine_environment(),
                 )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from ...runtime.request import EngineStats, Request, TokenEvent
 from .. import exit_codes
 from ..engine_client import EngineInfo, EngineState
+from ..process.system import open_memory_file
 from ..process.vital import start_task
 from . import wire
 from .engine_process import EngineProcess
@@ -75,7 +76,7 @@ class EngineSupervisor:
         """Starts no process yet.
 
         Args:
-          command: the engine process's command line; `--fd N` is appended.
+          command: the engine process's command line; `--page-file N --fd N` is appended.
           on_news: called with changes of its state; must not block.
           on_events: called with the events of its requests; must not block.
           name: its name in the log. restarts: whether a lost engine is restarted.
@@ -192,8 +193,13 @@ class EngineSupervisor:
         may be temporary (a file that is being replaced, memory that another program holds) and counts like
         any failure.
         """
+        with open_memory_file("pages") as pages:
+            await self._run_processes(pages.fileno())
+
+    async def _run_processes(self, page_file: int) -> None:
+        """As `_supervise`, which owns the file."""
         while True:
-            how = await self._run_process()
+            how = await self._run_process(page_file)
             if self._state == "stopped":
                 return
             if self._renewed:
@@ -209,13 +215,16 @@ class EngineSupervisor:
             log.error("%s %s; the next one starts in %.0f s", self._name, how, pause)
             await asyncio.sleep(pause)
 
-    async def _run_process(self) -> str:
-        """Runs one process to its end. Reports the loss before it reaps what is left of the process."""
+    async def _run_process(self, page_file: int) -> str:
+        """Runs one process to its end; copies of its KV pages outlive it in the file.
+
+        Reports the loss before it reaps what is left of the process.
+        """
         self._fatal = None
         self._worked = False
         self._begun = time.monotonic()
         try:
-            child = self._child = await EngineProcess.spawn(self._command, self._receive)
+            child = self._child = await EngineProcess.spawn(self._command, self._receive, page_file)
         except OSError as error:
             return f"cannot be started: {error}"
         await child.lost()

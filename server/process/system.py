@@ -9,7 +9,9 @@ import ctypes
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -34,6 +36,13 @@ def engine_environment() -> dict[str, str]:
 def environment_without_keys() -> dict[str, str]:
     """This process's environment without the API keys, which no child process needs."""
     return {name: value for name, value in os.environ.items() if name != VARIABLE}
+
+
+def open_memory_file(name: str) -> IO[bytes]:
+    """An empty file without a path, in memory where the system has such files; it ends with its last user."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create(name), "r+b")
+    return tempfile.TemporaryFile()
 
 
 def die_with_parent() -> None:

@@ -59,12 +59,14 @@ def engine_settings_of(flags: ServeFlags, device: "Device") -> "EngineSettings":
     Raises:
       ConfigError: the pool would have no page.
     """
-    from ...runtime.device.settings import EngineSettings, pages_of
+    from ...runtime.device.settings import EngineSettings, pages_of, platform_of
 
     names = {field.name for field in fields(EngineSettings)} & set(ServeFlags.__struct_fields__)
     settings = {name: getattr(flags, name) for name in names}
     if flags.kv_tokens is not None:
         settings["kv_pages"] = pages_of(flags.kv_tokens, device)
+    if flags.host_kv_tokens is not None:
+        settings["host_kv_pages"] = -(-flags.host_kv_tokens // platform_of(device).page_size)
     if flags.profile is not None:
         settings["profile"] = str(flags.profile)
     return EngineSettings(

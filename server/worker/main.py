@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ...runtime.cluster.lockstep import Leader
     from ...runtime.engine import Engine
     from ...runtime.policy.constraints import Grammars
+    from ...runtime.policy.host_pages import PageFile
 
 log = logging.getLogger("distaff.server.worker.main")  # `__name__` is `__main__` here
 
@@ -55,6 +56,7 @@ def main() -> None:
     """Entry point of the process; exits by `os._exit`, because XLA's threads do not end cleanly."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--page-file", type=int)
     parser.add_argument("--replica", type=int, default=0)
     parser.add_argument("flags", type=ServeFlags.from_argument)
     arguments = parser.parse_args()
@@ -62,7 +64,8 @@ def main() -> None:
     replica: int = arguments.replica
     configure_logging(flags.log_level.upper(), f"replica {replica}" if flags.replicas > 1 else "")
     silence_notes()  # the web process reads the same files
-    serve(arguments.fd, lambda send, on_events: build_engine(flags, replica, send, on_events))
+    page_file: int | None = arguments.page_file
+    serve(arguments.fd, lambda send, on_events: build_engine(flags, replica, send, on_events, page_file))
 
 
 def serve(fd: int, build: Build) -> None:
@@ -88,9 +91,12 @@ def _pass_on_sigterm(server: EngineServer) -> None:
 
 
 def build_engine(
-    flags: ServeFlags, replica: int, send: Send, on_events: OnEvents
+    flags: ServeFlags, replica: int, send: Send, on_events: OnEvents, page_file: int | None = None
 ) -> tuple[ServedEngine, EngineInfo]:
     """Loads the model that the flags name and compiles its steps.
+
+    Args:
+      page_file: the descriptor of the file for copies of KV pages; None keeps none.
 
     Raises:
       CheckpointError, ConfigError: the model cannot be read or served.
@@ -115,7 +121,8 @@ def build_engine(
         grammars = GrammarCompiler(lambda: load_tokenizer(path), checkpoint.config.vocabulary)
         with memory_refused(flags):
             parameters = load_parameters(checkpoint, dtype, progress, mesh)
-            engine = _engine(flags, checkpoint.config, parameters, on_events, mesh, leader, grammars)
+            copies = _copies_in(page_file, checkpoint.fingerprint, flags, mesh)
+            engine = _engine(flags, checkpoint.config, parameters, on_events, mesh, leader, grammars, copies)
             del parameters  # the engine may hold them in another layout
             engine.warm_up(lambda done, total: progress("compile", done, total))
     return engine, _info_of(engine, flags, checkpoint.fingerprint, dtype.name, mesh)
@@ -182,16 +189,25 @@ def _engine(
     mesh: "Mesh",
     leader: "Leader | None",
     grammars: "Grammars",
+    page_file: "PageFile | None",
 ) -> "Engine":
     from ...runtime.engine import Engine
 
     with settings_refused():
         engine_settings = engine_settings_of(flags, mesh.local_devices[0])
-        engine = Engine(config, parameters, engine_settings, on_events, mesh, leader, grammars)
+        engine = Engine(config, parameters, engine_settings, on_events, mesh, leader, grammars, page_file)
         longest, context = flags.max_input, engine.context
         if longest is not None and longest >= context:
             raise ConfigError(f"max_input is {longest}; expected less than the context of {context} tokens")
         return engine
+
+
+def _copies_in(descriptor: int | None, checkpoint: str, flags: ServeFlags, mesh: "Mesh") -> "PageFile | None":
+    """The file for copies of pages, with all that decides their bytes; `checkpoint` is its fingerprint."""
+    from ...runtime.policy.host_pages import PageFile
+
+    owner = [checkpoint, flags.to_argument(), mesh.local_devices[0].device_kind, version("jaxlib")]
+    return None if descriptor is None else PageFile(descriptor, "\n".join(owner))
 
 
 def _fingerprint(*parts: str) -> str:

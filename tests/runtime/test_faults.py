@@ -250,7 +250,7 @@ def test_faults_at_any_moment_do_not_affect_others(
     for owner, name in [(scheduler, "_make_row"), (scheduler, "_reserve"), (scheduler, "_assign_slot")]:
         saboteur.around(owner, name)
     for name in ("reuse_pages", "publish"):
-        saboteur.around(scheduler._prefix, name)
+        saboteur.around(scheduler.prefix, name)
     scheduler.step_times.record_trial("decode", 8, 1.0)
     loop = Loop(cast(Runner, FaultyRunner(saboteur, page_size)), scheduler, sent.extend)
     context = pages * page_size
@@ -283,13 +283,13 @@ def test_faults_at_any_moment_do_not_affect_others(
 def test_what_a_failed_sequence_has_not_computed_is_not_found():
     """Pages of tokens that were planned but not dispatched are not reused."""
     scheduler = Scheduler(slots=2, pages=PagePool(20), page_size=2, budget=8)
-    publish = scheduler._prefix.publish
+    publish = scheduler.prefix.publish
 
     def fail_once(sequence: Sequence) -> None:
-        scheduler._prefix.publish = publish
+        scheduler.prefix.publish = publish
         raise ValueError("sabotage")
 
-    scheduler._prefix.publish = fail_once
+    scheduler.prefix.publish = fail_once
     first, second = (make_sequence(n, [1, 2, 3, 4, 5], 3) for n in range(2))
     scheduler.add(first)
     with pytest.raises(SequenceFault):

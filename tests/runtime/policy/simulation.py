@@ -11,12 +11,15 @@ from collections.abc import Sequence as List
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
+
 from distaff.runtime.device.runner import InFlightStep, Runner
 from distaff.runtime.loop import Loop
+from distaff.runtime.policy.host_pages import HostPages
 from distaff.runtime.policy.output_processor import Sampled
 from distaff.runtime.policy.pages import PagePool
 from distaff.runtime.policy.scheduler import Scheduler
-from distaff.runtime.policy.sequence import Plan, Row, Sequence
+from distaff.runtime.policy.sequence import Copies, Plan, Row, Sequence
 from distaff.runtime.request import Request, SamplingParams, TokenEvent
 
 STOP = 0
@@ -66,6 +69,14 @@ class Device:
                 self.cells[self.cell(row.sequence, position)] = token
         return [(row, self.sample(row)) for row in plan.rows if row.samples]
 
+    def read_page(self, page: int) -> np.ndarray:
+        """A page's cells, u8 `[page]`."""
+        first = page * self.page_size
+        return np.array([self.cells[first + n] for n in range(self.page_size)], np.uint8)
+
+    def write_page(self, page: int, cells: np.ndarray) -> None:
+        self.cells.update(enumerate(cells.tolist(), start=page * self.page_size))
+
     def sample(self, row: Row) -> Sampled:
         end = row.start + row.count
         history = [self.cells[self.cell(row.sequence, position)] for position in range(end)]
@@ -84,8 +95,9 @@ class SimulatedRunner:
 
     has_compiled = False
 
-    def __init__(self, page_size: int) -> None:
+    def __init__(self, page_size: int, host: HostPages | None = None) -> None:
         self.device = Device(page_size)
+        self.host = host
         self.awaited: set[Sequence] = set()
         self.while_awaited: Callable[[], None] | None = None
         self._unread: list[Any] = []
@@ -94,7 +106,11 @@ class SimulatedRunner:
         self.awaited = {row.sequence for step in self._unread for row, _ in step.sampled}
         bucket = SimpleNamespace(kind="simulated", tokens=plan.tokens)
         step = SimpleNamespace(plan=plan, bucket=bucket, launched=0.0, done=False)
+        copies = plan.copies or Copies([], [])
+        for page, cells in copies.restored:
+            self.device.write_page(page, cells)
         step.sampled = self.device.step(plan)
+        step.saved = [(content, self.device.read_page(page)) for page, content in copies.saved]
         self._unread.append(step)
         return cast(InFlightStep, step)
 
@@ -104,6 +120,11 @@ class SimulatedRunner:
             self.while_awaited()
             self.while_awaited = None
         return step.sampled
+
+    def keep_copies(self, step: Any) -> None:
+        for content, cells in step.saved:
+            assert self.host and cells.tolist() == list(content.tokens)
+            self.host.keep(content, cells)
 
     def sample_masked(self, step: InFlightStep) -> InFlightStep:
         return step
@@ -129,18 +150,19 @@ class SimulatedLoop:
         budget: int,
         share: bool = False,
         drafts: bool = False,
+        host: HostPages | None = None,
     ) -> None:
         self.slots, self.context = slots, pages * page_size
         self.pool = PagePool(pages)
         self.scheduler = Scheduler(
-            slots=slots, pages=self.pool, page_size=page_size, budget=budget, share=share
+            slots=slots, pages=self.pool, page_size=page_size, budget=budget, share=share, host=host
         )
         if drafts:
             self.scheduler.step_times.record_trial("decode", budget, 1.0)
         self.events: list[TokenEvent] = []
         self.sequences: list[Sequence] = []
         self.aborted: set[Sequence] = set()
-        self._runner = SimulatedRunner(page_size)
+        self._runner = SimulatedRunner(page_size, host)
         self._loop = Loop(cast(Runner, self._runner), self.scheduler, self.events.extend)
         self.outputs = self._loop.outputs
         self._in_flight: InFlightStep | None = None

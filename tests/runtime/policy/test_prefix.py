@@ -66,7 +66,7 @@ def test_a_disabled_cache_finds_nothing(make_engine, parameters):
     assert [cached(bench, continued(name, head)) for name in ("one", "two")] == [0, 0]
     scaling = RopeScaling(kind="dynamic", factor=2.0, original_context=80)
     follows = Engine(replace(CONFIG, rope=scaling), parameters)
-    assert not follows._loop.scheduler._prefix._enabled
+    assert not follows._loop.scheduler.prefix._enabled
 
 
 def test_pages_are_found_while_they_are_computed(bench):

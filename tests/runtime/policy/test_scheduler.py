@@ -1,11 +1,14 @@
 """Loop and scheduler on a simulated device: sequences are correct with any arrivals, ends and aborts."""
 
 import itertools
+import os
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from distaff.runtime.policy.host_pages import HostPages, PageFile
 
 from .simulation import SimulatedLoop, alone, make_sequence
 
@@ -159,12 +162,21 @@ class Traffic(RuleBasedStateMachine):
         share=st.booleans(),
         drafts=st.booleans(),
         clients=st.sampled_from(["a", "a", "ab", "abc"]),
+        copies=st.sampled_from([0, 0, 2, 50]),
+        group=st.integers(1, 3),
     )
-    def build(self, slots, page_size, more_pages, more_budget, share, drafts, clients):
+    def build(self, slots, page_size, more_pages, more_budget, share, drafts, clients, copies, group):
         pages, budget = slots + more_pages, slots + more_budget
-        self.loop = SimulatedLoop(
-            slots=slots, pages=pages, page_size=page_size, budget=budget, share=share, drafts=drafts
-        )
+        self.file = os.memfd_create("pages") if copies and share else None
+
+        def start() -> SimulatedLoop:
+            file = None if self.file is None else PageFile(self.file, "simulation")
+            return SimulatedLoop(
+                slots=slots, pages=pages, page_size=page_size, budget=budget, share=share, drafts=drafts,
+                host=HostPages(file, copies, page_size, page_size, group) if file else None,
+            )  # fmt: skip
+
+        self.start, self.loop = start, start()
         self.budget, self.clients = budget, clients
         self.arrivals, self.late = itertools.count(), list[int]()
 
@@ -194,6 +206,15 @@ class Traffic(RuleBasedStateMachine):
         for _ in range(2):
             self.loop.abort(sequence)
             assert sequence.finished and not sequence.pages and sequence.slot is None
+
+    @precondition(lambda self: self.file is not None)
+    @rule()
+    def restart(self):
+        """The engine dies, with a step in flight or not; the next one continues what it had."""
+        before, self.loop = self.loop.unfinished, self.start()
+        for sequence in before:
+            rest = sequence.limit - len(sequence.tokens)
+            self.loop.submit(sequence.tokens, rest, sequence.request.client, next(self.arrivals))
 
     @rule(iterations=st.integers(1, 4))
     def run(self, iterations):
@@ -261,6 +282,8 @@ class Traffic(RuleBasedStateMachine):
         """
         if not hasattr(self, "loop"):
             return
+        if self.file is not None:
+            os.close(self.file)
         bound = sum(sequence.limit + 2 for sequence in self.loop.unfinished)
         bound *= 1 if len(self.clients) == 1 else len(self.loop.unfinished)
         while self.loop.unfinished and bound:

@@ -1,0 +1,123 @@
+"""Copies of pages in a file: what is found, what is replaced, and what a killed process leaves behind."""
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distaff.runtime.policy.host_pages import HostPages, PageFile
+from distaff.runtime.policy.pages import Content, chain_digest
+
+PAGE, BYTES = 2, 10
+
+
+def content_of(number: int) -> Content:
+    tokens = (number, number + 1)
+    return Content(chain_digest(b"start", tokens), tokens)
+
+
+def page_of(number: int) -> np.ndarray:
+    return np.full(BYTES, number, np.uint8)
+
+
+@pytest.fixture
+def descriptor() -> Iterator[int]:
+    """An empty file."""
+    descriptor = os.memfd_create("pages")
+    yield descriptor
+    os.close(descriptor)
+
+
+def open_pages(descriptor: int, total: int = 3, owner: str = "model") -> HostPages:
+    return HostPages(PageFile(descriptor, owner), total, PAGE, BYTES)
+
+
+ACTIONS = st.lists(
+    st.tuples(st.sampled_from(["keep", "keep", "read", "open"]), st.integers(0, 7)), max_size=40
+)
+
+
+@settings(deadline=None)
+@given(actions=ACTIONS, total=st.integers(1, 5))
+def test_the_least_recently_used_copy_is_replaced(actions: list[tuple[str, int]], total: int):
+    """Also by a process that takes the file over."""
+    descriptor, known = os.memfd_create("pages"), list[int]()
+    pages = open_pages(descriptor, total)
+    for action, number in actions:
+        if action == "open":
+            pages = open_pages(descriptor, total)
+        elif action == "keep" and number not in known:
+            pages.keep(content_of(number), page_of(number))
+            known = [*known, number][-total:]
+        elif action == "read" and number in known:
+            assert pages.read(content_of(number)).tolist() == [number] * BYTES
+            known = [*(n for n in known if n != number), number]
+        assert [n for n in range(8) if pages.has(content_of(n))] == sorted(known)
+        assert pages.copies == len(known)
+    os.close(descriptor)
+
+
+def test_another_page_with_the_same_digest_is_not_found(descriptor: int):
+    """Tokens are compared."""
+    pages = open_pages(descriptor)
+    pages.keep(content_of(1), page_of(1))
+    assert not pages.has(content_of(1)._replace(tokens=(9, 9)))
+
+
+def test_a_page_that_is_kept_twice_takes_one_place(descriptor: int):
+    """The first copy stays."""
+    pages = open_pages(descriptor)
+    for value in (1, 2):
+        pages.keep(content_of(1), page_of(value))
+    assert pages.copies == 1 and pages.read(content_of(1)).tolist() == [1] * BYTES
+
+
+@pytest.mark.parametrize(("owner", "total"), [("another model", 3), ("model", 4)])
+def test_copies_of_another_owner_are_dropped(descriptor: int, owner: str, total: int):
+    """Also those of another number of pages: the file has another layout."""
+    open_pages(descriptor).keep(content_of(1), page_of(1))
+    assert open_pages(descriptor, total, owner).copies == 0
+    assert open_pages(descriptor).copies == 0, "they came back"
+
+
+class Killed(BaseException):
+    """The end of the process, at some instruction."""
+
+
+@pytest.mark.parametrize("moment", range(4))
+def test_a_killed_process_leaves_whole_pages(descriptor: int, monkeypatch: pytest.MonkeyPatch, moment: int):
+    """A page that was being replaced is gone; the others are there."""
+    pages = open_pages(descriptor, total=2)
+    for number in (1, 2):
+        pages.keep(content_of(number), page_of(number))
+    die_after(monkeypatch, pages, moment)
+    with pytest.raises(Killed):
+        pages.keep(content_of(3), page_of(3))
+    left = open_pages(descriptor, total=2)
+    assert left.read(content_of(2)).tolist() == [2] * BYTES
+    assert not left.has(content_of(3)) and (moment == 0) == left.has(content_of(1))
+
+
+def die_after(monkeypatch: pytest.MonkeyPatch, pages: HostPages, writes: int) -> None:
+    """Makes the process die after some writes to the file."""
+    done = 0
+
+    class Watched:
+        def __init__(self, array: np.ndarray) -> None:
+            self.array = array
+
+        def __getitem__(self, key: object) -> object:
+            return Watched(self.array[key]) if isinstance(key, str) else self.array[key]
+
+        def __setitem__(self, key: object, value: object) -> None:
+            nonlocal done
+            if done == writes:
+                raise Killed
+            done += 1
+            self.array[key] = value
+
+    monkeypatch.setattr(pages, "_records", Watched(pages._records))
+    monkeypatch.setattr(pages, "_bytes_NB", Watched(pages._bytes_NB))
