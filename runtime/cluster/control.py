@@ -45,9 +45,10 @@ class Launch(Frame, frozen=True):
 
 
 class Prepare(Frame, frozen=True):
-    """Leader: prepare this slot, with a bias (f32) and marks (u8) for each id, as bytes."""
+    """Leader: prepare this slot, with a count (i32), a bias (f32) and marks (u8) for each id, as bytes."""
 
     slot: int
+    counts: bytes
     bias: bytes
     marks: bytes
 

@@ -126,9 +126,9 @@ class Leader:
         self._send(Launch(self._numbers, bucket, buffer.tobytes()))
         self._numbers += 1
 
-    def prepare(self, slot: int, bias_V: np.ndarray, marks_V: np.ndarray) -> None:
+    def prepare(self, slot: int, counts_V: np.ndarray, bias_V: np.ndarray, marks_V: np.ndarray) -> None:
         """Sends the values of a prepared slot to all followers."""
-        self._send(Prepare(slot, bias_V.tobytes(), marks_V.tobytes()))
+        self._send(Prepare(slot, counts_V.tobytes(), bias_V.tobytes(), marks_V.tobytes()))
 
     def record_samples(self, token_B: np.ndarray) -> None:
         """Records the samples of the next step here, in the order of launches."""
@@ -216,8 +216,9 @@ class Follower:
                 samples = runner.replay(frame.bucket, np.frombuffer(frame.buffer, np.int32))
                 self._launched.put((frame.number, samples))
             elif isinstance(frame, Prepare):
+                counts_V = np.frombuffer(frame.counts, np.int32)
                 bias_V = np.frombuffer(frame.bias, np.float32)
-                runner.prepare(frame.slot, bias_V, np.frombuffer(frame.marks, np.uint8))
+                runner.prepare(frame.slot, counts_V, bias_V, np.frombuffer(frame.marks, np.uint8))
         self._peer.send(Goodbye())
         self._peer.close()
         leave()

@@ -60,19 +60,25 @@ class Executables:
     def _trace_prepare(self, state: DeviceState) -> jax.stages.Traced:
         size = self._skeleton.config.vocabulary
         slot = jax.ShapeDtypeStruct((), jnp.int32)
-        bias_V = jax.ShapeDtypeStruct((size,), jnp.float32)
-        marks_V = jax.ShapeDtypeStruct((size,), jnp.uint8)
-        specs = (STATE, *[REPLICATED] * 3)
-        return trace(prepare_slot, self._mesh, (state, slot, bias_V, marks_V), specs, STATE, 0)
+        tables = [jax.ShapeDtypeStruct((size,), kind) for kind in (jnp.int32, jnp.float32, jnp.uint8)]
+        specs = (STATE, *[REPLICATED] * 4)
+        return trace(prepare_slot, self._mesh, (state, slot, *tables), specs, STATE, 0)
 
     def step(self, bucket: Bucket) -> jax.stages.Compiled:
         """The executable of a bucket."""
         return self._steps[bucket]
 
-    def prepare(self, state: DeviceState, slot: int, bias_V: np.ndarray, marks_V: np.ndarray) -> DeviceState:
+    def prepare(
+        self,
+        state: DeviceState,
+        slot: int,
+        counts_V: np.ndarray,
+        bias_V: np.ndarray,
+        marks_V: np.ndarray,
+    ) -> DeviceState:
         """Prepares a slot for a sequence that adjusts logits."""
         assert self._prepare is not None, "not compiled yet"
-        return self._prepare(state, np.int32(slot), bias_V, marks_V)
+        return self._prepare(state, np.int32(slot), counts_V, bias_V, marks_V)
 
 
 def trace(

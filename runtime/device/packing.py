@@ -6,7 +6,7 @@ bucket every token is a line.
 
 import numpy as np
 
-from ..policy.sequence import Plan, Row, Sequence, SequenceFault
+from ..policy.sequence import Plan, Row, SequenceFault
 from ..request import Request, packed_parameters
 from .buckets import Bucket, Layout, Shapes
 from .sampling import ENDING, PROMPTED
@@ -69,16 +69,28 @@ def pack_masked(rows: list[Row], layout: Layout, shapes: Shapes) -> tuple[np.nda
     return buffer, faults
 
 
-def adjustments_of(sequence: Sequence, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
-    """A slot's values for each id: bias f32 `[V]`, marks u8 `[V]`; see `sampling.Adjustments`.
+def adjustments_of(row: Row, vocabulary: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The values of each id for a sequence's first row in a slot; see `sampling.Adjustments`.
+
+    The device counts generated tokens as they pass. Those whose pages were found do not pass.
+
+    Returns:
+      Counts i32, bias f32, marks u8, each `[V]`.
 
     Raises:
       SequenceFault: they cannot be computed.
     """
     try:
-        return _adjustments_of(sequence.request, vocabulary)
+        return _counts_of(row, vocabulary), *_adjustments_of(row.sequence.request, vocabulary)
     except Exception as error:
-        raise SequenceFault(sequence) from error
+        raise SequenceFault(row.sequence) from error
+
+
+def _counts_of(row: Row, vocabulary: int) -> np.ndarray:
+    """How often each id is among the generated tokens before the row, if there are penalties; i32 `[V]`."""
+    request = row.sequence.request
+    passed = row.sequence.tokens[len(request.prompt) : row.start] if request.params.penalises else []
+    return np.bincount(np.array(passed, np.int64), minlength=vocabulary).astype(np.int32)
 
 
 def _adjustments_of(request: Request, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:

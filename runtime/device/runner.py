@@ -67,7 +67,7 @@ class Followers(Protocol):
 
     def launch(self, bucket: int, buffer: np.ndarray) -> None: ...
 
-    def prepare(self, slot: int, bias_V: np.ndarray, marks_V: np.ndarray) -> None: ...
+    def prepare(self, slot: int, counts_V: np.ndarray, bias_V: np.ndarray, marks_V: np.ndarray) -> None: ...
 
     def record_samples(self, token_B: np.ndarray) -> None: ...
 
@@ -142,7 +142,7 @@ class Runner:
             self._run_trial(bucket)
         if self.shapes.scores:
             self._time(buckets[0], scored=True)  # the slowest case, which is not the usual time of a step
-        self.prepare(0, np.zeros(self._vocabulary, np.float32), np.zeros(self._vocabulary, np.uint8))
+        self.prepare(0, *(np.zeros(self._vocabulary, kind) for kind in (np.int32, np.float32, np.uint8)))
 
     def compile_rest(self, stop: threading.Event) -> None:
         """Compiles the steps that `warm_up` has not compiled, for `add_compiled`, until `stop` is set.
@@ -219,9 +219,9 @@ class Runner:
         """Dispatches a step that another process has launched: the bucket's number and its packed inputs."""
         return self._dispatch(self._buckets[bucket], buffer)[0]
 
-    def prepare(self, slot: int, bias_V: np.ndarray, marks_V: np.ndarray) -> None:
+    def prepare(self, slot: int, counts_V: np.ndarray, bias_V: np.ndarray, marks_V: np.ndarray) -> None:
         """Prepares a slot for a sequence that adjusts logits; see `sampling.Adjustments`."""
-        self._state = self._executables.prepare(self._state, slot, bias_V, marks_V)
+        self._state = self._executables.prepare(self._state, slot, counts_V, bias_V, marks_V)
 
     def close(self) -> None:
         """Ends the session of the followers; nothing is launched after this. Idempotent."""
@@ -238,7 +238,7 @@ class Runner:
         return pack(rows, bucket, layout, self.shapes), {}
 
     def _prepare(self, row: Row) -> None:
-        tables = adjustments_of(row.sequence, self._vocabulary)
+        tables = adjustments_of(row, self._vocabulary)
         if self._followers:
             self._followers.prepare(row.slot, *tables)
         self.prepare(row.slot, *tables)

@@ -244,10 +244,12 @@ def _row_params(fields: Mapping[str, jax.Array]) -> RowParams:
     )
 
 
-def prepare_slot(state: DeviceState, slot: jax.Array, bias_V: jax.Array, marks_V: jax.Array) -> DeviceState:
-    """Prepares a slot for a sequence that adjusts logits: counts of zero, its bias, its marks."""
+def prepare_slot(
+    state: DeviceState, slot: jax.Array, counts_V: jax.Array, bias_V: jax.Array, marks_V: jax.Array
+) -> DeviceState:
+    """Prepares a slot for a sequence that adjusts logits: its counts so far, its bias, its marks."""
     return state._replace(
-        counts_SV=state.counts_SV.at[slot].set(0),
+        counts_SV=state.counts_SV.at[slot].set(counts_V),
         bias_SV=state.bias_SV.at[slot].set(bias_V),
         marks_SV=state.marks_SV.at[slot].set(marks_V),
     )

@@ -41,16 +41,13 @@ class PrefixCache:
 
         Pages from host memory take free pages of the pool.
 
-        That token is computed again, because the logits after it are not cached. The generated tokens of a
-        sequence with penalties are also computed again, because the device counts tokens as they pass. So is
-        the whole prompt if its tokens are scored.
+        That token is computed again, because the logits after it are not cached. So is the whole prompt if
+        its tokens are scored.
         """
         assert not sequence.pages and not sequence.computed
         if not self._enabled or sequence.scores is not None:
             return
-        penalised = sequence.request.params.penalises
-        known = len(sequence.request.prompt) if penalised else len(sequence.tokens)
-        for index in range(min(known, len(sequence.tokens) - 1) // self._page_size):
+        for index in range((len(sequence.tokens) - 1) // self._page_size):
             content = self._content(sequence, index)
             page = self._pages.find(content) or self._restore(content)
             if page is None:

@@ -25,7 +25,9 @@ def assert_packs(request: Request, vocabulary: int, context: int) -> None:
     sequence = Sequence(request=request, seed=seed, limit=limit, arrival=0, tokens=tokens)
     sequence.pages = list(range(1, -(-len(tokens) // PAGE) + 1))
     shapes = Shapes(slots=2, budget=len(tokens) + 2, page_size=PAGE, table=-(-context // PAGE), tile=8)
-    bias_V, marks_V = adjustments_of(sequence, vocabulary)
+    last = Row(sequence, 1, len(tokens) - 1, 1, samples=True, first=True)
+    counts_V, bias_V, marks_V = adjustments_of(last, vocabulary)
+    assert counts_V.sum() == params.penalises * max(0, len(request.generated) - 1)
     assert np.isfinite(bias_V).any() and np.count_nonzero(marks_V & 2) <= len(params.stop_ids)
     assert set(np.flatnonzero(marks_V & 1)) == set(prompt)
     for bucket, start in (

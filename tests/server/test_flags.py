@@ -19,7 +19,8 @@ FOLDERS = ("model", "checkpoints", "runtime", "server")
 GIVEN = ServeFlags(
     model="m", host="h", port=1, alias=["a"], any_model=True, context=2, max_input=3, default_max_tokens=4,
     slots=5, max_concurrent=6, max_wait=7.5, max_pause=8.5, prefill_tokens=9, dtype="bfloat16",
-    quantize="int8", kv_cache_dtype="int8", kv_pages=10, kv_tokens=35, mesh="model=2", kernel=["a=b"],
+    quantize="int8", kv_cache_dtype="int8", kv_pages=10, kv_tokens=35, host_kv_tokens=33, mesh="model=2",
+    kernel=["a=b"],
     coordinator="h:1", process_id=1, num_processes=2, replicas=3, no_prefix_cache=True, no_speculation=True,
     deterministic=True, profile=Path("/p"), revision="r", chat_template=Path("t"), tool_format="hermes",
     embeddings=True, api_keys=Path("k"), auth="none", allow_origin=["*"], any_origin_with_keys=True,
@@ -50,8 +51,14 @@ def test_all_flags_reach_the_engine_process() -> None:
 def test_the_engines_settings_are_the_flags() -> None:
     """Those of a flag's name, and the few that are converted."""
     settings = engine_settings_of(GIVEN, Cpu())
-    pages = 35 // platform_of(Cpu()).page_size
-    converted = {"kv_pages": pages, "profile": "/p", "kernels": (("a", "b"),), "prefix_cache": False}
+    size = platform_of(Cpu()).page_size
+    converted = {
+        "kv_pages": 35 // size,
+        "host_kv_pages": -(-33 // size),
+        "profile": "/p",
+        "kernels": (("a", "b"),),
+        "prefix_cache": False,
+    }
     converted |= {"speculation": False, "grammars": True, "scores": True}
     for field in fields(EngineSettings):
         expected = converted[field.name] if field.name in converted else getattr(GIVEN, field.name)

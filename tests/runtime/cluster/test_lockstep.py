@@ -37,8 +37,8 @@ class Device:
         self.received.append(("launch", (bucket, buffer.tolist())))
         return SimpleNamespace(token_B=Pending(self.finish, self._sampled(buffer)))
 
-    def prepare(self, slot: int, bias_V: np.ndarray, marks_V: np.ndarray) -> None:
-        self.received.append(("prepare", slot, bias_V.tolist(), marks_V.tolist()))
+    def prepare(self, slot: int, counts_V: np.ndarray, bias_V: np.ndarray, marks_V: np.ndarray) -> None:
+        self.received.append(("prepare", slot, counts_V.tolist(), bias_V.tolist(), marks_V.tolist()))
 
 
 class Pending:
@@ -141,8 +141,10 @@ def test_followers_receive_everything_in_order(make_cluster: Callable[..., Clust
     expected = []
     for n in range(60):
         if n % 7 == 3:
-            cluster.leader.prepare(n, np.full(3, n / 4, np.float32), np.full(3, n % 256, np.uint8))
-            expected.append(("prepare", n, [n / 4] * 3, [n % 256] * 3))
+            cluster.leader.prepare(
+                n, np.full(3, -n, np.int32), np.full(3, n / 4, np.float32), np.full(3, n % 256, np.uint8)
+            )
+            expected.append(("prepare", n, [-n] * 3, [n / 4] * 3, [n % 256] * 3))
         cluster.leader.launch(n % 4, buffer(n, -n))
         expected.append(("launch", (n % 4, [n, -n])))
     until(lambda: all(len(device.received) == len(expected) for device in devices))
@@ -317,7 +319,9 @@ def test_the_engine_launches_before_it_reads(make_engine: Callable[..., Any]) ->
             order.append(("send", self.launched))
             self.launched += 1
 
-        def prepare(self, slot: int, bias_V: np.ndarray, marks_V: np.ndarray) -> None: ...
+        def prepare(
+            self, slot: int, counts_V: np.ndarray, bias_V: np.ndarray, marks_V: np.ndarray
+        ) -> None: ...
 
         def record_samples(self, token_B: np.ndarray) -> None:
             order.append(("read", self.recorded))

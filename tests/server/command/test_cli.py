@@ -36,6 +36,7 @@ def distaff(*words: str, stdin: str = "", seconds: float = SECONDS) -> tuple[int
         (["serve", "--port", "65536"], 2, "'--port'"),
         (["serve", "--slots", "0"], 2, "'--slots'"),
         (["serve", "--kv-pages", "9", "--kv-tokens", "9"], 2, "--kv-pages and --kv-tokens exclude"),
+        (["serve", "--host-kv-tokens", "9", "--no-prefix-cache"], 2, "--host-kv-tokens needs a prefix cache"),
         (["serve", "--context", "many"], 2, "'--context'"),
         (["serve", "--dtype", "float8"], 2, "'float8' is not one of 'float32', 'bfloat16'"),
         (["serve", "--log-level", "loud"], 2, "'loud' is not one of"),
