@@ -1,79 +1,85 @@
-"""Copies full pages between the KV pool and host memory, a fixed number at a time.
+"""Copies full pages between the KV pool and host memory, a group at a time.
 
-`runtime/policy/prefix.py` decides which pages are copied. A page is one row of bytes in host memory: for each
-part of the pool (values, and scales of an int8 pool) the entries of all layers.
+`runtime/policy/prefix.py` decides which pages are copied. A copy is one row of bytes: layer by layer, the
+page's values and, of an int8 pool, their scales. The pools of all layers have the same shape, so the programs
+are compiled for one layer.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
-from ...model.cache import TRASH_PAGE
+from ...model.cache import TRASH_PAGE, Pool
 from ...model.sharding import CACHE, REPLICATED
 from ..policy.host_pages import HostPages
 from ..policy.pages import Content
 from .executables import trace
-from .steps import STATE, DeviceState
+from .steps import DeviceState
 
 T = TypeVar("T")
-Parts = tuple[jax.Array, ...]
-"""The parts of some pages: values `[N, layers, page, 2K, H]`, and scales `[N, layers, page, 2K]` of an int8
-pool."""
-
-_PARTS = PartitionSpec(None, *CACHE)
 
 
 class Reading(NamedTuple):
-    """Pages on their way to host memory: their content, their parts, and which of them are broken."""
+    """Pages on their way to host memory: their content, each layer's part of them `[N, page, 2K, H]`, and
+    which of them are broken."""
 
     contents: list[Content]
-    parts: Parts
+    layers: list[Pool]
     broken_N: jax.Array
 
 
 class PageCopies:
-    """The two compiled programs that copy pages, and the memory that they copy to."""
+    """The compiled programs that copy pages, and the memory that they copy to."""
 
     def __init__(self, host: HostPages, state: DeviceState, mesh: Mesh) -> None:
         """Compiles the programs for a state of these shapes."""
         self._host = host
-        pages = jax.ShapeDtypeStruct((host.group,), jnp.int32)
-        self._parts, _ = jax.eval_shape(_read, state, pages)
-        specs = (STATE, REPLICATED, _PARTS)
-        read = trace(_read, mesh, (state, pages), specs[:2], (_PARTS, REPLICATED))
-        write = trace(_write, mesh, (state, pages, self._parts), specs, STATE, 0)
-        self._read, self._write = read.lower().compile(), write.lower().compile()
+        pool, pages = state.cache[0], jax.ShapeDtypeStruct((host.group,), jnp.int32)
+        self._part: Any = jax.eval_shape(_take, pool, pages)
+
+        def compiled(function: Any, donated: Any, *arguments: tuple[Any, Any]) -> jax.stages.Compiled:
+            values, specs = zip(*arguments, strict=True)
+            return trace(function, mesh, values, specs, specs[0], donated).lower().compile()
+
+        numbers, marks = (pages, REPLICATED), (state.broken_P, REPLICATED)
+        self._take = compiled(_take, (), (pool, CACHE), numbers)
+        self._put = compiled(_put, 0, (pool, CACHE), numbers, (self._part, CACHE))
+        self._take_marks = compiled(_take, (), marks, numbers)
+        self._clear_marks = compiled(_clear, 0, marks, numbers)
 
     def restore(self, state: DeviceState, pages: Sequence[tuple[int, np.ndarray]]) -> DeviceState:
         """Writes pages, each u8 `[bytes of a page]`, to the pool."""
         for group in self._grouped(pages):
             rows_NB = np.zeros((self._host.group, self._host.page_bytes), np.uint8)
-            for line, (_, page_B) in enumerate(group):
-                rows_NB[line] = page_B
-            state = self._write(state, self._numbers(group), self._split(rows_NB))
+            rows_NB[: len(group)] = [page_B for _, page_B in group]
+            numbers, parts = self._numbers(group), self._parts(rows_NB)
+            cache = tuple(
+                self._put(pool, numbers, part) for pool, part in zip(state.cache, parts, strict=True)
+            )
+            state = state._replace(cache=cache, broken_P=self._clear_marks(state.broken_P, numbers))
         return state
 
     def read(self, state: DeviceState, pages: Sequence[tuple[int, Content]]) -> Iterator[Reading]:
         """Starts to copy pages to the host; they are as the steps dispatched so far leave them."""
         for group in self._grouped(pages):
-            parts, broken_N = self._read(state, self._numbers(group))
-            for array in (*parts, broken_N):
+            numbers = self._numbers(group)
+            layers = [self._take(pool, numbers) for pool in state.cache]
+            broken_N = self._take_marks(state.broken_P, numbers)
+            for array in jax.tree.leaves((layers, broken_N)):
                 array.copy_to_host_async()
-            yield Reading([content for _, content in group], parts, broken_N)
+            yield Reading([content for _, content in group], layers, broken_N)
 
     def keep(self, reading: Reading) -> None:
         """Waits for copies, and keeps those of pages that are not broken."""
-        rows_NB = np.concatenate([_bytes_of(part) for part in reading.parts], axis=1)
-        for content, page_B, broken in zip(
-            reading.contents, rows_NB, np.asarray(reading.broken_N).tolist(), strict=False
-        ):
-            if not broken:
-                self._host.keep(content, page_B)
+        whole_N = ~np.asarray(reading.broken_N)[: len(reading.contents)]
+        contents = [content for content, whole in zip(reading.contents, whole_N, strict=True) if whole]
+        arrays = map(np.asarray, jax.tree.leaves(reading.layers))
+        self._host.keep(contents, (_bytes_of(array[: len(whole_N)][whole_N]) for array in arrays))
 
     def _grouped(self, pages: Sequence[T]) -> Iterator[Sequence[T]]:
         return (pages[first : first + self._host.group] for first in range(0, len(pages), self._host.group))
@@ -84,43 +90,35 @@ class PageCopies:
         numbers[: len(pages)] = [page for page, _ in pages]
         return numbers
 
-    def _split(self, rows_NB: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The parts of pages, from their bytes."""
-        ends = np.cumsum([_size_of(part) for part in self._parts])[:-1]
-        pieces = np.split(rows_NB, ends, axis=1)
-        return tuple(
-            np.ascontiguousarray(piece).view(part.dtype).reshape(part.shape)
-            for piece, part in zip(pieces, self._parts, strict=True)
-        )
+    def _parts(self, rows_NB: np.ndarray) -> Iterator[Any]:
+        """Each layer's part of some copies."""
+        arrays, structure = jax.tree.flatten(self._part)
+        first = 0
+        while first < rows_NB.shape[1]:
+            leaves = []
+            for array in arrays:
+                size = math.prod(array.shape[1:]) * array.dtype.itemsize
+                piece = np.ascontiguousarray(rows_NB[:, first : first + size])
+                leaves.append(piece.view(array.dtype).reshape(array.shape))
+                first += size
+            yield jax.tree.unflatten(structure, leaves)
 
 
-def _read(state: DeviceState, page_N: jax.Array) -> tuple[Parts, jax.Array]:
-    """The parts of some pages, and whether each is broken."""
-    layers = zip(*(jax.tree.leaves(pool) for pool in state.cache), strict=True)
-    parts = tuple(jnp.stack([array[page_N] for array in arrays], axis=1) for arrays in layers)
-    return parts, state.broken_P[page_N]
+def _take(pool: Any, page_N: jax.Array) -> Any:
+    """Some pages of a pool, or of an array by pages."""
+    return jax.tree.map(lambda array: array[page_N], pool)
 
 
-def _write(state: DeviceState, page_N: jax.Array, parts: Parts) -> DeviceState:
-    """Stores parts of pages, which are not broken."""
-    pools = [
-        jax.tree.unflatten(
-            jax.tree.structure(pool),
-            [
-                array.at[page_N].set(part[:, layer])
-                for array, part in zip(jax.tree.leaves(pool), parts, strict=True)
-            ],
-        )
-        for layer, pool in enumerate(state.cache)
-    ]
-    return state._replace(cache=tuple(pools), broken_P=state.broken_P.at[page_N].set(False))
+def _put(pool: Pool, page_N: jax.Array, part: Pool) -> Pool:
+    """The pool with some pages replaced."""
+    return jax.tree.map(lambda array, values: array.at[page_N].set(values), pool, part)
 
 
-def _size_of(part: jax.ShapeDtypeStruct) -> int:
-    return math.prod(part.shape[1:]) * part.dtype.itemsize
+def _clear(mark_P: jax.Array, page_N: jax.Array) -> jax.Array:
+    """The marks without those of some pages."""
+    return mark_P.at[page_N].set(False)
 
 
-def _bytes_of(part: jax.Array) -> np.ndarray:
-    """A part as bytes, u8 `[N, bytes]`."""
-    values = np.asarray(part)
-    return values.reshape(len(values), -1).view(np.uint8)
+def _bytes_of(array: np.ndarray) -> np.ndarray:
+    """Pages as bytes, u8 `[N, bytes]`."""
+    return np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8)

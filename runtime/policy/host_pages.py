@@ -13,6 +13,7 @@ import hashlib
 import mmap
 import os
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,16 +88,30 @@ class HostPages:
         self._use(content.digest, place)
         return self._bytes_NB[place].copy()
 
-    def keep(self, content: Content, page_B: np.ndarray) -> None:
-        """Copies a page, u8 `[bytes of a page]`, unless it is there already."""
+    def keep(self, contents: Sequence[Content], pieces: Iterable[np.ndarray]) -> None:
+        """Copies pages; of more than `total` the last ones.
+
+        Args:
+          pieces: their bytes, as consecutive pieces u8 `[pages, bytes]`.
+        """
+        contents = contents[-self.total :]
+        places = [self._place(content) for content in contents]
+        self._records["used"][places] = 0
+        first = 0
+        for piece_NB in pieces:
+            end = first + piece_NB.shape[1]
+            self._bytes_NB[places, first:end] = piece_NB[len(piece_NB) - len(places) :]
+            first = end
+        for content, place in zip(contents, places, strict=True):
+            self._records["digest"][place] = np.frombuffer(content.digest, np.uint8)
+            self._records["tokens"][place] = content.tokens
+            self._use(content.digest, place)
+
+    def _place(self, content: Content) -> int:
+        """The place for a copy: the one that it has, a free one, or that of the least recently used copy."""
         if content.digest in self._places:
-            return
-        place = self._free.pop() if self._free else self._places.popitem(last=False)[1]
-        self._records["used"][place] = 0
-        self._bytes_NB[place] = page_B
-        self._records["digest"][place] = np.frombuffer(content.digest, np.uint8)
-        self._records["tokens"][place] = content.tokens
-        self._use(content.digest, place)
+            return self._places.pop(content.digest)
+        return self._free.pop() if self._free else self._places.popitem(last=False)[1]
 
     def _use(self, digest: Digest, place: int) -> None:
         self._clock += 1

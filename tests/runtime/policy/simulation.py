@@ -124,7 +124,9 @@ class SimulatedRunner:
     def keep_copies(self, step: Any) -> None:
         for content, cells in step.saved:
             assert self.host and cells.tolist() == list(content.tokens)
-            self.host.keep(content, cells)
+        if step.saved and self.host:
+            contents, cells = zip(*step.saved, strict=True)
+            self.host.keep(contents, [np.stack(cells)])
 
     def sample_masked(self, step: InFlightStep) -> InFlightStep:
         return step

@@ -19,8 +19,10 @@ def content_of(number: int) -> Content:
     return Content(chain_digest(b"start", tokens), tokens)
 
 
-def page_of(number: int) -> np.ndarray:
-    return np.full(BYTES, number, np.uint8)
+def keep(pages: HostPages, number: int, value: int | None = None) -> None:
+    """Copies one page, in two pieces."""
+    page_1B = np.full((1, BYTES), number if value is None else value, np.uint8)
+    pages.keep([content_of(number)], [page_1B[:, :3], page_1B[:, 3:]])
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def test_the_least_recently_used_copy_is_replaced(actions: list[tuple[str, int]]
         if action == "open":
             pages = open_pages(descriptor, total)
         elif action == "keep" and number not in known:
-            pages.keep(content_of(number), page_of(number))
+            keep(pages, number)
             known = [*known, number][-total:]
         elif action == "read" and number in known:
             assert pages.read(content_of(number)).tolist() == [number] * BYTES
@@ -63,22 +65,33 @@ def test_the_least_recently_used_copy_is_replaced(actions: list[tuple[str, int]]
 def test_another_page_with_the_same_digest_is_not_found(descriptor: int):
     """Tokens are compared."""
     pages = open_pages(descriptor)
-    pages.keep(content_of(1), page_of(1))
+    keep(pages, 1)
     assert not pages.has(content_of(1)._replace(tokens=(9, 9)))
 
 
 def test_a_page_that_is_kept_twice_takes_one_place(descriptor: int):
-    """The first copy stays."""
+    """The newer copy is there."""
     pages = open_pages(descriptor)
     for value in (1, 2):
-        pages.keep(content_of(1), page_of(value))
-    assert pages.copies == 1 and pages.read(content_of(1)).tolist() == [1] * BYTES
+        keep(pages, 1, value)
+    assert pages.copies == 1 and pages.read(content_of(1)).tolist() == [2] * BYTES
+
+
+def test_a_group_is_kept_page_by_page(descriptor: int):
+    """Of more pages than there are places, the last ones."""
+    for total, expected in ((3, [1, 2, 3]), (2, [2, 3])):
+        pages = open_pages(descriptor, total)
+        rows_NB = np.array([[n] * BYTES for n in (1, 2, 3)], np.uint8)
+        pages.keep([content_of(n) for n in (1, 2, 3)], [rows_NB[:, :4], rows_NB[:, 4:]])
+        found = [n for n in range(5) if pages.has(content_of(n))]
+        assert found == expected and pages.copies == len(expected)
+        assert [pages.read(content_of(n)).tolist() for n in found] == [[n] * BYTES for n in found]
 
 
 @pytest.mark.parametrize(("owner", "total"), [("another model", 3), ("model", 4)])
 def test_copies_of_another_owner_are_dropped(descriptor: int, owner: str, total: int):
     """Also those of another number of pages: the file has another layout."""
-    open_pages(descriptor).keep(content_of(1), page_of(1))
+    keep(open_pages(descriptor), 1)
     assert open_pages(descriptor, total, owner).copies == 0
     assert open_pages(descriptor).copies == 0, "they came back"
 
@@ -87,15 +100,15 @@ class Killed(BaseException):
     """The end of the process, at some instruction."""
 
 
-@pytest.mark.parametrize("moment", range(4))
+@pytest.mark.parametrize("moment", range(6))
 def test_a_killed_process_leaves_whole_pages(descriptor: int, monkeypatch: pytest.MonkeyPatch, moment: int):
     """A page that was being replaced is gone; the others are there."""
     pages = open_pages(descriptor, total=2)
     for number in (1, 2):
-        pages.keep(content_of(number), page_of(number))
+        keep(pages, number)
     die_after(monkeypatch, pages, moment)
     with pytest.raises(Killed):
-        pages.keep(content_of(3), page_of(3))
+        keep(pages, 3)
     left = open_pages(descriptor, total=2)
     assert left.read(content_of(2)).tolist() == [2] * BYTES
     assert not left.has(content_of(3)) and (moment == 0) == left.has(content_of(1))
