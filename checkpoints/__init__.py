@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .grammars.matching import GrammarCompiler as GrammarCompiler
     from .reading import load_parameters as load_parameters
     from .reading import open_checkpoint as open_checkpoint
+    from .reading import with_own_bits as with_own_bits
     from .sources import bundled as bundled
     from .sources import check as check
     from .sources import resolve as resolve
@@ -38,6 +39,7 @@ _HOMES = {
     "Checkpoint": "checkpoint",
     "load_parameters": "reading",
     "open_checkpoint": "reading",
+    "with_own_bits": "reading",
     "bundled": "sources",
     "check": "sources",
     "resolve": "sources",

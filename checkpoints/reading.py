@@ -4,6 +4,7 @@ One interface for the three formats. The one idea: opening finds everything that
 weights, in milliseconds and without jax, so that an invalid model is refused before anything is allocated.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..model.errors import ConfigError
-from ..model.parameters import INT4, INT8, parameter_shapes, stored_type
+from ..model.parameters import INT4, INT8, check_groups, parameter_shapes, stored_type
 from .checkpoint import Checkpoint
 from .errors import SourceNotFound, not_finite
 from .files import Progress
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
     import jax
     from jax.sharding import Mesh
 
+log = logging.getLogger(__name__)
+
 AS_IS = "as-is"
-QUANTIZATIONS = (INT8, INT4, AS_IS)
+NONE = "none"
+QUANTIZATIONS = (INT8, INT4, AS_IS, NONE)
 """What `open_checkpoint` can do with weights."""
 
 _EXPONENTS = {
@@ -44,7 +48,7 @@ def open_checkpoint(path: Path, quantize: str | None = None) -> Checkpoint:
 
     Args:
       quantize: `int8` or `int4` quantises linear weights when they are read, unless a store's are so already.
-        `as-is` keeps the bits of a GGUF's quantised weights, which are read as f32 otherwise.
+        `as-is` keeps the bits of a GGUF's quantised weights. None and `none` read them as f32.
 
     Raises:
       SourceNotFound: the path does not exist.
@@ -56,13 +60,35 @@ def open_checkpoint(path: Path, quantize: str | None = None) -> Checkpoint:
     if quantize not in (None, *QUANTIZATIONS):
         raise ConfigError(f"quantize is {quantize!r}; expected one of {', '.join(QUANTIZATIONS)}")
     checkpoint = _open(path, as_is=quantize == AS_IS)
-    if quantize in (None, AS_IS, checkpoint.quantization):
+    if quantize in (None, NONE, AS_IS, checkpoint.quantization):
         return checkpoint
     if checkpoint.quantization:
         raise ConfigError(
             f"{path}: its weights are {checkpoint.quantization}; expected {quantize} or wide ones"
         )
     return QuantizedCheckpoint(checkpoint) if quantize == INT8 else GroupedCheckpoint(checkpoint)
+
+
+def with_own_bits(checkpoint: Checkpoint, quantize: str | None, mesh: "Mesh") -> Checkpoint:
+    """The checkpoint as it is served on a mesh.
+
+    If nothing is chosen (`quantize` is None), a GGUF keeps the bits of its quantised weights where these are
+    the fastest, which is on CPUs with native kernels, and where each device gets whole groups of them.
+    """
+    if quantize is not None or not checkpoint.path.is_file():
+        return checkpoint
+    from ..model.kernels.native_library import library
+    from ..model.sharding import pad_config
+
+    if mesh.devices.flat[0].platform != "cpu" or library() is None:
+        return checkpoint
+    try:
+        kept = _open(checkpoint.path, as_is=True)
+        check_groups(pad_config(kept.config, mesh.size), kept.quantization, mesh.size)
+    except ConfigError as error:
+        log.info("the weights of %s are widened: %s", checkpoint.path.name, error)
+        return checkpoint
+    return kept
 
 
 def _open(path: Path, *, as_is: bool) -> Checkpoint:

@@ -23,6 +23,7 @@ from ..checkpoints import (
     load_tokenizer,
     open_checkpoint,
     resolve,
+    with_own_bits,
 )
 from ..checkpoints.sources import cache_folder
 from .device.compilation_cache import keep_compiled
@@ -88,7 +89,7 @@ class LLM:
           model: a folder, a GGUF, a store, a hub id or a bundled name; None for the bundled default.
           revision: of a hub id. dtype: `float32` or `bfloat16`; None for the machine's default.
           quantize: `int8` or `int4` for linear weights, with int8 arithmetic; `as-is` keeps the bits of a
-            GGUF's.
+            GGUF's, `none` widens them; None keeps them on a CPU with native kernels.
           kv_cache_dtype, slots, context, kv_pages, deterministic, speculation: see `EngineSettings`.
           mesh: `model=N` shards the model over N devices.
           kernels: `operation=backend` items that replace our choice.
@@ -112,7 +113,8 @@ class LLM:
         self.config, self._defaults = checkpoint.config, checkpoint.generation
         self.tokenizer = load_tokenizer(path, chat_template)
         self._ids = itertools.count()
-        self._start(checkpoint, settings, claim_mesh(mesh), dtype)
+        devices = claim_mesh(mesh)
+        self._start(with_own_bits(checkpoint, quantize, devices), settings, devices, dtype)
 
     def _start(self, checkpoint: Checkpoint, settings: EngineSettings, mesh: Mesh, dtype: str | None) -> None:
         """Loads the weights onto a mesh and starts an engine."""

@@ -18,7 +18,7 @@ from ..runtime.options import Membership, parse_kernels, parse_mesh
 
 Dtype = Literal["float32", "bfloat16"]
 Int8 = Literal["int8"]
-Quantizations = Literal["int8", "int4", "as-is"]
+Quantizations = Literal["int8", "int4", "as-is", "none"]
 Auth = Literal["keys", "none"]
 """Who may send requests: clients with a key, if there are keys or others can reach the host; or anybody."""
 
@@ -65,7 +65,7 @@ ModelName = Annotated[
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 Quantize = Annotated[
     Quantizations | None,
-    typer.Option(help="Quantize the linear weights; as-is keeps the bits of a GGUF file."),
+    typer.Option(help="Quantize the linear weights; as-is keeps the bits of a GGUF file, none widens them."),
     Tgi("QUANTIZE", get_args(Quantizations)),
     Compiled(),
 ]

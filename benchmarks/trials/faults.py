@@ -41,7 +41,7 @@ class Differences:
     texts: list[str] = field(default_factory=list)
     usage: int = 0
     logprobs: int = 0
-    pauses: list[float] = field(default_factory=list)
+    pauses: list[tuple[float, str]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
     def add(self, expected: Expected, received: Content) -> None:
@@ -94,12 +94,15 @@ class Killer:
     _killed: dict[int, float] = field(default_factory=dict)
 
     async def run(self, seconds: float) -> None:
-        """Runs until the time is over."""
+        """Runs until the time is over, and then until all are ready again."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while True:
                     await self._watch(self.every)
                     await self.kill_next()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_RECOVERY_SECONDS):
+                await self._recovered()
 
     async def kill_next(self) -> float:
         """Kills the next engine as soon as it is ready; returns the time of the kill."""
@@ -109,7 +112,7 @@ class Killer:
                 return self._killed[turn]
             await asyncio.sleep(_POLL_SECONDS)  # readiness is polled: /metrics has no event for it
 
-    async def recovered(self) -> None:
+    async def _recovered(self) -> None:
         """Waits until all are ready again."""
         while self._killed:
             await self._look()
@@ -148,7 +151,7 @@ async def repeat(url: str, expected: Expected, ends: float, found: Differences) 
         received = content_of(expected.call.path, answer)
         found.add(expected, received)
         if received.error is None:
-            found.pauses.append(longest_pause(answer))
+            found.pauses.append((longest_pause(answer), f"{expected.call.path} {_brief(expected)}"))
             found.seconds.append(answer.pieces[-1][0] - answer.asked)
         else:
             await asyncio.sleep(1)  # no busy loop while the server has no engine
@@ -165,9 +168,6 @@ async def trial(served: Served, options: argparse.Namespace) -> Table:
     killer = Killer(served, options.replicas, options.every)
     ends = time.perf_counter() + options.seconds
     await asyncio.gather(killer.run(options.seconds), *(repeat(url, each, ends, found) for each in expected))
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_RECOVERY_SECONDS):
-            await killer.recovered()
     return _table(served, options, control, found, killer)
 
 
@@ -200,11 +200,13 @@ def _rows_of_pauses(
     table: Table, served: Served, options: argparse.Namespace, found: Differences, killer: Killer
 ) -> None:
     first = served.seconds_to_ready
-    longest, away = max(found.pauses, default=0.0), max(killer.away, default=0.0)
+    longest, which = max(found.pauses, default=(0.0, ""))
+    away = max(killer.away, default=0.0)
     table.note("first start; a killed replica was away", f"{first:.1f} s; {spread(killer.away)}")
     lost = killer.kills - len(killer.away)
     table.bound("killed replicas that did not come back", f"{lost} of {killer.kills}", "none", lost == 0)
-    pauses = f"p50 {percentile(found.pauses, 0.5):.2f}, longest {longest:.1f} s"
+    middle = percentile([seconds for seconds, _ in found.pauses], 0.5)
+    pauses = f"p50 {middle:.2f}, longest {longest:.1f} s ({which})"
     if options.replicas == 1:
         limit = away + _PAUSE_SLACK_SECONDS
         table.bound("longest pause of a stream", pauses, f"the restart: {limit:.1f} s", longest <= limit)

@@ -71,11 +71,12 @@ def follow(flags: ServeFlags) -> None:
     """
     hide_absent_tpu()
     system.limit_threads()
-    from ...checkpoints import load_parameters, open_checkpoint, resolve
+    from ...checkpoints import load_parameters, open_checkpoint, resolve, with_own_bits
 
     path = resolve(flags.model, revision=flags.revision)
     checkpoint = open_checkpoint(path, flags.quantize)
     mesh = set_up_mesh(flags)
+    checkpoint = with_own_bits(checkpoint, flags.quantize, mesh)
     _leave_signals_to_the_leader()
     from ...runtime.cluster.lockstep import Follower
     from ...runtime.device.assembly import assemble

@@ -106,13 +106,21 @@ def build_engine(
     with settings_refused():
         claim_devices(replica, flags.replicas, parse_mesh(flags.mesh))
     system.limit_threads(flags.replicas)
-    from ...checkpoints import GrammarCompiler, load_parameters, load_tokenizer, open_checkpoint, resolve
+    from ...checkpoints import (
+        GrammarCompiler,
+        load_parameters,
+        load_tokenizer,
+        open_checkpoint,
+        resolve,
+        with_own_bits,
+    )
 
     progress = throttled(send)
     path = resolve(flags.model, revision=flags.revision, progress=progress)
     send(wire.Located(str(path)))
     checkpoint = open_checkpoint(path, flags.quantize)
     mesh = set_up_mesh(flags)
+    checkpoint = with_own_bits(checkpoint, flags.quantize, mesh)
     if mesh.local_devices[0].platform == "cpu":
         system.lower_priority(os.getpid(), _NICENESS)
     dtype = dtype_of(flags, mesh.local_devices[0])

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
 
-from distaff.checkpoints import convert, load_parameters, open_checkpoint
+from distaff.checkpoints import convert, load_parameters, open_checkpoint, with_own_bits
 from distaff.model.errors import ConfigError
+from distaff.model.kernels import native_library
 from distaff.model.parameters import parameter_shapes, stored_type
 from distaff.model.quantize import dequantize_groups, quantize
 from distaff.model.sharding import create_mesh
@@ -117,6 +118,43 @@ def test_a_store_keeps_groups(model, shards: int, tmp_path: Path) -> None:
         open_checkpoint(store, "int8")
 
 
+@pytest.fixture
+def native(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU with native kernels, also where they were not built."""
+    monkeypatch.setattr(native_library, "library", lambda: object())
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize(("quantize", "kept"), [(None, "int4"), ("none", None), ("as-is", "int4")])
+def test_a_file_keeps_its_own_bits_unless_it_is_widened(
+    model, tmp_path: Path, quantize: str | None, kept: str | None
+) -> None:
+    path = write(tmp_path, model, Kind.Q4_1, {head_of(model): Kind.Q8_0})
+    checkpoint = with_own_bits(open_checkpoint(path, quantize), quantize, create_mesh(1))
+    assert checkpoint.quantization == kept
+
+
+def test_without_native_kernels_weights_are_widened(
+    model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The products of other kernels read wide weights faster."""
+    monkeypatch.setattr(native_library, "library", lambda: None)
+    checkpoint = open_checkpoint(write(tmp_path, model, Kind.Q4_1, {head_of(model): Kind.Q8_0}))
+    assert with_own_bits(checkpoint, None, create_mesh(1)) is checkpoint
+
+
+@pytest.mark.usefixtures("native")
+def test_what_cannot_be_kept_is_widened(model, tmp_path: Path) -> None:
+    """Types that do not go together, parts of groups on a device; a folder is served as it is."""
+    mixed = open_checkpoint(write(tmp_path, model, Kind.Q4_0, {"blk.0.ffn_up.weight": Kind.Q5_0}))
+    assert with_own_bits(mixed, None, create_mesh(1)) is mixed
+    whole = open_checkpoint(write(tmp_path, model, Kind.Q4_0, {head_of(model): Kind.Q8_0}))
+    assert with_own_bits(whole, None, create_mesh(2)).quantization == "int4"
+    assert with_own_bits(whole, None, create_mesh(4)) is whole
+    folder = open_checkpoint(save_folder(tmp_path / "hf", model))
+    assert with_own_bits(folder, None, create_mesh(1)) is folder
+
+
 def test_a_model_without_whole_groups_is_refused(tmp_path: Path) -> None:
     folder = save_folder(tmp_path / "hf", make_model(**SIZES | {"intermediate_size": 100}))
     with pytest.raises(ConfigError, match="down has 100 inputs on a device; expected a multiple of 32"):
@@ -124,5 +162,5 @@ def test_a_model_without_whole_groups_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_way_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="quantize is 'int3'; expected one of int8, int4, as-is"):
+    with pytest.raises(ConfigError, match="quantize is 'int3'; expected one of int8, int4, as-is, none"):
         open_checkpoint(tmp_path, "int3")
