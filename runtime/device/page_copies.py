@@ -55,9 +55,7 @@ class PageCopies:
     def restore(self, state: DeviceState, pages: Sequence[tuple[int, np.ndarray]]) -> DeviceState:
         """Writes pages, each u8 `[bytes of a page]`, to the pool."""
         for group in self._grouped(pages):
-            rows_NB = np.zeros((self._host.group, self._host.page_bytes), np.uint8)
-            rows_NB[: len(group)] = [page_B for _, page_B in group]
-            numbers, parts = self._numbers(group), self._parts(rows_NB)
+            numbers, parts = self._numbers(group), self._parts([page_B for _, page_B in group])
             cache = tuple(
                 self._put(pool, numbers, part) for pool, part in zip(state.cache, parts, strict=True)
             )
@@ -90,16 +88,17 @@ class PageCopies:
         numbers[: len(pages)] = [page for page, _ in pages]
         return numbers
 
-    def _parts(self, rows_NB: np.ndarray) -> Iterator[Any]:
-        """Each layer's part of some copies."""
+    def _parts(self, pages: list[np.ndarray]) -> Iterator[Any]:
+        """Each layer's part of some copies, filled up with the last one."""
         arrays, structure = jax.tree.flatten(self._part)
+        pages = pages + pages[-1:] * (self._host.group - len(pages))
         first = 0
-        while first < rows_NB.shape[1]:
+        while first < self._host.page_bytes:
             leaves = []
             for array in arrays:
                 size = math.prod(array.shape[1:]) * array.dtype.itemsize
-                piece = np.ascontiguousarray(rows_NB[:, first : first + size])
-                leaves.append(piece.view(array.dtype).reshape(array.shape))
+                piece_NB = np.stack([page_B[first : first + size] for page_B in pages])
+                leaves.append(piece_NB.view(array.dtype).reshape(array.shape))
                 first += size
             yield jax.tree.unflatten(structure, leaves)
 

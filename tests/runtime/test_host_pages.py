@@ -21,7 +21,7 @@ PAGE = 4
 GROUP = 8
 """Pages that are copied at a time."""
 SETTINGS = EngineSettings(
-    slots=2, context=96, prefill_tokens=16, kv_pages=40, host_kv_pages=100, speculation=False
+    slots=2, context=96, prefill_tokens=16, kv_pages=40, host_kv_pages=100, deterministic=True
 )
 
 
@@ -67,7 +67,7 @@ def answers(bench: Bench, request: Request) -> tuple[int, list]:
 
 @pytest.mark.parametrize(
     ("devices", "changed"),
-    [(1, {"deterministic": True}), (1, {"kv_cache_dtype": "int8"}), (2, {})],
+    [(1, {}), (1, {"kv_cache_dtype": "int8"}), (2, {})],
     ids=["f32", "int8", "two devices"],
 )
 def test_an_engine_finds_what_a_dead_one_has_computed(finite, page_file, devices, changed):
@@ -90,10 +90,10 @@ def test_an_engine_finds_what_a_dead_one_has_computed(finite, page_file, devices
 def test_an_interrupted_sequence_continues_from_its_copies(finite, page_file):
     """Its generated tokens are not computed again either, up to the last whole group."""
     request = replace(asked("whole", 1, pages=2), params=replace(asked("", 1).params, max_tokens=70))
-    with running(finite, page_file, deterministic=True) as bench:
+    with running(finite, page_file) as bench:
         _, whole = answers(bench, request)
     tokens = [token for token, _ in whole]
-    with running(finite, page_file, deterministic=True) as bench:
+    with running(finite, page_file) as bench:
         part = replace(request, id="part", generated=tuple(tokens[:60]))
         assert answers(bench, part)[1] == whole[60:]
         assert bench.engine.stats.restored_pages == 2 * GROUP
