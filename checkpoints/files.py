@@ -13,7 +13,8 @@ from typing import Any
 
 from .errors import CheckpointError
 
-_BLOCK = 4 * 1024 * 1024
+_BLOCK = 256 * 1024
+"""Bytes that are hashed at a time: little, because the buffer of each file is cleared first."""
 
 Progress = Callable[[str, int, int], None]
 """Called with `(phase, bytes done, bytes in total)`."""
@@ -85,11 +86,15 @@ def files_below(folder: Path) -> list[str]:
     Raises:
       CheckpointError: something in the tree is not a plain file or folder.
     """
-    found = []
-    for parent, folders, names in os.walk(folder):
-        for name in folders + names:
-            path = Path(parent, name)
-            if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                raise CheckpointError(f"{path}: not a plain file")
-        found += [Path(parent, name).relative_to(folder).as_posix() for name in names]
+    found, pending = [], [""]
+    while pending:
+        parent = pending.pop()
+        with os.scandir(folder / parent) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(f"{parent}{entry.name}/")
+                elif entry.is_file(follow_symlinks=False):
+                    found.append(parent + entry.name)
+                else:
+                    raise CheckpointError(f"{entry.path}: not a plain file")
     return sorted(found)
