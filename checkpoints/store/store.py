@@ -2,8 +2,8 @@
 
 A group is one layer, the embedding, the last norm or the head. Groups are written and restored one at a time,
 so that memory stays bounded. Arrays are uncompressed Zarr 3, one folder per tensor: floating-point weights
-hardly compress, and restoring is then as fast as reading. Each array is split along the axis that a mesh
-divides (`slabs.py`), so that a device reads only its share. `store_writer` writes stores.
+hardly compress, and restoring is then as fast as reading, which `chunks.py` does. Each array is split along
+the axis that a mesh divides (`slabs.py`), so that a device reads only its share. `store_writer` writes them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +21,7 @@ from ...model.parameters import Quantization, parameter_shapes
 from ..errors import CheckpointError, not_finite
 from ..files import Progress
 from ..generation import read_generation
+from .chunks import read_chunks
 from .manifest import MANIFEST_FILE, WEIGHTS_FOLDER, Manifest, read_manifest
 
 if TYPE_CHECKING:
@@ -83,14 +84,25 @@ class Store:
         Raises:
           CheckpointError: a file is damaged, or does not match the manifest.
         """
-        from .orbax_group import restore
-
         if not self._verified:
             self.verify()
         for group, names in grouped(self.manifest.tensors):
-            restored = restore(self.path / WEIGHTS_FOLDER / group)
+            restored: dict[str, np.ndarray] = {}
             for name in names:
-                yield name, self._checked(name, restored.get(inner_name(name)))
+                inner, record = inner_name(name), self.manifest.tensors[name]
+                values = read_chunks(self._folder(group) / inner, record, _dtype(record.dtype))
+                if values is None and not restored:
+                    restored = self._restored(group)
+                yield name, self._checked(name, restored.get(inner) if values is None else values)
+
+    def _folder(self, group: str) -> Path:
+        return self.path / WEIGHTS_FOLDER / group
+
+    def _restored(self, group: str) -> dict[str, np.ndarray]:
+        """A group's arrays, read by Orbax."""
+        from .orbax_group import restore
+
+        return restore(self._folder(group))
 
     def place(
         self, mesh: "Mesh", placements: "Mapping[str, Placement]", dtypes: Mapping[str, np.dtype]
@@ -106,7 +118,7 @@ class Store:
             records = {inner_name(name): self.manifest.tensors[name] for name in names}
             wanted = {inner_name(name): placements[name] for name in names}
             types = {inner_name(name): dtypes[name] for name in names}
-            restored = restore_group(self.path / WEIGHTS_FOLDER / group, records, wanted, mesh, types)
+            restored = restore_group(self._folder(group), records, wanted, mesh, types)
             for name, (_, values, finite) in zip(names, restored, strict=True):
                 if not finite:
                     raise not_finite(self.path, name)
