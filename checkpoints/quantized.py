@@ -77,8 +77,10 @@ def rotated(tensors: Tensors, config: ModelConfig) -> Iterator[tuple[str, np.nda
             yield group, rotation.apply(arrays[group], -1)
         elif group == "norm":
             yield group, np.ones_like(arrays[group])
-    head = kept["embed"].T if config.tied_head else kept["head"]
-    yield "head", rotation.apply(head * kept["norm"][:, None], -2)
+    if config.tied_head:  # its rows are the head's columns
+        yield "head", rotation.apply(kept["embed"] * kept["norm"], -1).T
+    else:
+        yield "head", rotation.apply(kept["head"] * kept["norm"][:, None], -2)
 
 
 def _rotated_layer(arrays: dict[str, np.ndarray], rotation: Rotation) -> Iterator[tuple[str, np.ndarray]]:

@@ -9,8 +9,6 @@ small Hadamard and orthogonal matrices with signs, so rotating a weight costs li
 There is no calibration.
 """
 
-from math import prod
-
 import numpy as np
 
 _LARGEST_FACTOR = 64
@@ -31,14 +29,18 @@ class Rotation:
             size //= width
 
     def apply(self, values: np.ndarray, axis: int) -> np.ndarray:
-        """`values @ R` along an axis: f32."""
-        rotated = np.moveaxis(values.astype(np.float32), axis, -1) * self.signs_D
-        shape = rotated.shape
-        sizes = [len(factor) for factor in self._factors]
-        for i, factor in enumerate(self._factors):
-            rotated = rotated.reshape(-1, sizes[i], prod(sizes[i + 1 :]))
-            rotated = np.matmul(factor.T, rotated)
-        return np.moveaxis(rotated.reshape(shape), -1, axis)
+        """`values @ R` along the last axis (-1) or the one before it (-2): f32."""
+        assert axis in (-1, -2), axis
+        rotated = np.asarray(values, np.float32) * (self.signs_D if axis == -1 else self.signs_D[:, None])
+        before, after = 1, rotated.shape[axis] * (1 if axis == -1 else rotated.shape[-1])
+        for factor in self._factors:
+            after //= len(factor)
+            if after > 1:
+                rotated = np.matmul(factor.T, rotated.reshape(-1, len(factor), after))
+            else:  # products with one column each would take ten times as long
+                rotated = np.matmul(rotated.reshape(-1, before, len(factor)), factor)
+            before *= len(factor)
+        return rotated.reshape(values.shape)
 
 
 def _factor(size: int) -> int:

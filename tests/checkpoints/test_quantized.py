@@ -46,7 +46,7 @@ def test_a_rotation_keeps_lengths_and_angles(size, seed):
     """It is orthogonal: a product does not change if both sides are rotated."""
     x, y = np.random.default_rng(seed).normal(size=(2, 3, size)).astype(np.float32)
     rotation = Rotation(size)
-    products = rotation.apply(x, -1) @ rotation.apply(y.T, 0)
+    products = rotation.apply(x, -1) @ rotation.apply(y.T, -2)
     np.testing.assert_allclose(products, x @ y.T, atol=1e-4 * size**0.5)
 
 
