@@ -40,7 +40,7 @@ def read_chunks(folder: Path, record: TensorRecord, dtype: np.dtype) -> np.ndarr
 def _fill(part: np.ndarray, path: Path) -> bool:
     """Reads a chunk's values into `part`, u8; whether the file has the form that is expected."""
     with open(path, "rb", buffering=0) as file:
-        index = b"" if file.readinto(part) != len(part) else file.read()
+        index = b"" if file.readinto(part.data) != len(part) else file.read()
     return len(index) == _INDEX.size and _INDEX.unpack(index)[:2] == (0, len(part))
 
 
