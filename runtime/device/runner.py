@@ -83,7 +83,7 @@ class Runner:
       kernels: the `(operation, backend)` pairs in use.
       host_pages: the copies of pages in host memory; None without.
       ready: the buckets that can be launched, with the seconds of a trial.
-      slowest_step: seconds of the slowest trial so far.
+      slowest_step: seconds of the slowest trial so far. No trial scores its tokens, which takes longer.
     """
 
     def __init__(
@@ -140,8 +140,6 @@ class Runner:
         barrier()  # so that a trial does not include the compilation in another process
         for bucket in buckets:
             self._run_trial(bucket)
-        if self.shapes.scores:
-            self._time(buckets[0], scored=True)  # the slowest case, which is not the usual time of a step
         self.prepare(0, *(np.zeros(self._vocabulary, kind) for kind in (np.int32, np.float32, np.uint8)))
 
     def compile_rest(self, stop: threading.Event) -> None:
@@ -169,21 +167,18 @@ class Runner:
         return bucket, self._run_trial(bucket)
 
     def _run_trial(self, bucket: Bucket) -> float:
-        """Measures a step of full rows and makes its bucket ready; returns its seconds."""
-        seconds = self._time(bucket)
-        self.ready = {**self.ready, bucket: seconds}  # a new mapping: other threads iterate over the old one
-        return seconds
+        """Measures a step of full rows and makes its bucket ready; returns its seconds.
 
-    def _time(self, bucket: Bucket, *, scored: bool = False) -> float:
-        """Seconds of a step of full rows; of a second run if there will be no other trial, because the first
-        run takes longer."""
-        buffer, _ = self._pack(bucket, trial_rows(bucket, self.shapes, self._vocabulary, scored=scored))
+        These are of a second run if there will be no other trial, because the first run takes longer.
+        """
+        buffer, _ = self._pack(bucket, trial_rows(bucket, self.shapes, self._vocabulary))
         if self._multi_process:
             self._dispatch(bucket, buffer)[0].token_B.block_until_ready()
         started = time.monotonic()
         self._dispatch(bucket, buffer)[0].token_B.block_until_ready()
         seconds = time.monotonic() - started
         self.slowest_step = max(self.slowest_step, seconds)
+        self.ready = {**self.ready, bucket: seconds}  # a new mapping: other threads iterate over the old one
         return seconds
 
     def launch(self, plan: Plan) -> InFlightStep:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..policy.scores import PromptScores
 from ..policy.sequence import Row, Sequence
 from ..request import Request, SamplingParams
 from .buckets import Bucket, Shapes, choose
@@ -22,16 +21,11 @@ _STRIDE = 7919
 """The distance between neighbouring ids, a prime: different tokens go to different experts."""
 
 
-def trial_rows(bucket: Bucket, shapes: Shapes, vocabulary: int, *, scored: bool = False) -> list[Row]:
-    """Rows that fill a bucket: as few prompts as possible, or the newest tokens of conversations.
-
-    Args:
-      scored: all prompt tokens go through the head, as when their log-probabilities are requested.
-    """
+def trial_rows(bucket: Bucket, shapes: Shapes, vocabulary: int) -> list[Row]:
+    """Rows that fill a bucket: as few prompts as possible, or the newest tokens of conversations."""
     context = shapes.table * shapes.page_size
     if bucket.tiled:
         sequence = _sequence(min(bucket.tokens, context), vocabulary, bucket)
-        sequence.scores = PromptScores(len(sequence.tokens)) if scored else None
         whole, rest = divmod(bucket.tokens, context)
         counts = [context] * whole + [rest] * (rest > 0)
         return [Row(sequence, shapes.slots, 0, count, samples=True) for count in counts[: bucket.rows]]
