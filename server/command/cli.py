@@ -90,6 +90,10 @@ def serve(flags: ServeFlags) -> None:
     check_origins(origins, keys, flags.any_origin_with_keys)
     with listen(flags.host, flags.port) as listener:
         warn_of_exposure(address_of(listener), flags.auth)
+        from ..engines.engine_process import start_early
+        from .engine_command import engine_command
+
+        start_early(engine_command(flags, 0))  # the imports below take a second
         from ..settings import ServerSettings
         from .serve import run_web_process
 

@@ -24,12 +24,12 @@ from ..engines import wire
 from ..engines.engine_group import EngineGroup
 from ..engines.supervisor import GivenUp, News
 from ..exit_codes import Failed
-from ..flags import ServeFlags
 from ..process.progress import ProgressDisplay, progress_display
 from ..process.vital import start_task
 from ..settings import ServerSettings
 from ..text.rendering import RemoteTemplate
 from ..text.text_model import ServedModel
+from .engine_command import engine_command
 from .listener import address_of
 from .welcome import welcome
 
@@ -79,18 +79,12 @@ def run_web_process(settings: ServerSettings, listener: socket.socket) -> None:
     flags = settings.flags
     WebProcess(
         settings,
-        [_engine_command(flags, replica) for replica in range(flags.replicas)],
+        [engine_command(flags, replica) for replica in range(flags.replicas)],
         listener,
         text_loader(flags.chat_template, flags.tool_format),
         progress_display(),
         restarts=flags.coordinator is None,
     ).run()
-
-
-def _engine_command(flags: ServeFlags, replica: int) -> list[str]:
-    """The command line of an engine process."""
-    module = "distaff.server.worker.main"
-    return [sys.executable, "-m", module, "--replica", str(replica), flags.to_argument()]
 
 
 class WebProcess:

@@ -14,9 +14,9 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import IO, cast
 
-from ..process.system import engine_environment, oom_kills
+from ..process.system import engine_environment, oom_kills, open_memory_file
 from . import wire
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,8 @@ class EngineProcess(asyncio.Protocol):
     async def spawn(
         cls, command: Sequence[str], receive: Callable[[wire.ToWeb], None], page_file: int | None = None
     ) -> "EngineProcess":
-        """Starts `command --fd N` in its own session; `receive` is called with each frame that it sends.
+        """Starts `command --fd N` in its own session, unless `start_early` has; `receive` is called with each
+        frame that it sends.
 
         Args:
           page_file: the descriptor of a file that the process receives as `--page-file`.
@@ -60,26 +61,8 @@ class EngineProcess(asyncio.Protocol):
         Raises:
           OSError: the program cannot be started.
         """
-        ours, theirs = socket.socketpair()
-        with theirs:
-            files = {"--fd": theirs.fileno()}
-            if page_file is not None:
-                files = {"--page-file": page_file, **files}
-            words = [*command, *(word for name, file in files.items() for word in (name, str(file)))]
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_US)  # a child inherits it
-            try:
-                process = subprocess.Popen(
-                    words,
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=list(files.values()),
-                    start_new_session=True,
-                    env=engine_environment(),
-                )
-            except OSError:
-                ours.close()
-                raise
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        early = _early.pop(tuple(command), None)
+        process, ours = early[:2] if early else _start(command, page_file)
         child = cls(process, receive)
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: child, sock=ours)
@@ -184,3 +167,48 @@ class EngineProcess(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by asyncio."""
         self._closed.set()
+
+
+_early: dict[tuple[str, ...], tuple[subprocess.Popen[bytes], socket.socket, IO[bytes]]] = {}
+"""Processes that are started and not yet spawned, by command, with our end of the socketpair and the file for
+copies of pages."""
+
+
+def start_early(command: Sequence[str]) -> None:
+    """Starts a process that the next `EngineProcess.spawn` of this command takes over.
+
+    So it loads while this process still imports what a server needs. Until then it ends only with this one.
+    """
+    with contextlib.suppress(OSError):  # the next attempt will report it
+        page_file = open_page_file(command)
+        _early[tuple(command)] = *_start(command, page_file.fileno()), page_file
+
+
+def open_page_file(command: Sequence[str]) -> IO[bytes]:
+    """A file for copies of pages; that of the process if `start_early` has started one."""
+    early = _early.get(tuple(command))
+    return early[2] if early else open_memory_file("pages")
+
+
+def _start(command: Sequence[str], page_file: int | None) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        files = {"--fd": theirs.fileno()}
+        if page_file is not None:
+            files = {"--page-file": page_file, **files}
+        words = [*command, *(word for name, file in files.items() for word in (name, str(file)))]
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_US)  # a child inherits it
+        try:
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                pass_fds=list(files.values()),
+                start_new_session=True,
+                env=engine_environment(),
+            )
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return process, ours

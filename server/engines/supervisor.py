@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from ...runtime.request import EngineStats, Request, TokenEvent
 from .. import exit_codes
 from ..engine_client import EngineInfo, EngineState
-from ..process.system import open_memory_file
 from ..process.vital import start_task
 from . import wire
-from .engine_process import EngineProcess
+from .engine_process import EngineProcess, open_page_file
 from .restart_budget import RestartBudget
 
 log = logging.getLogger(__name__)
@@ -193,7 +192,7 @@ class EngineSupervisor:
         may be temporary (a file that is being replaced, memory that another program holds) and counts like
         any failure.
         """
-        with open_memory_file("pages") as pages:
+        with open_page_file(self._command) as pages:
             await self._run_processes(pages.fileno())
 
     async def _run_processes(self, page_file: int) -> None:

@@ -448,3 +448,15 @@ def test_failures_long_ago_are_forgotten():
     moments = iter((0.0, 10.0, 301.0, 400.0, 650.0, 651.0))
     budget = RestartBudget(lambda: next(moments))
     assert [budget.pause() for _ in range(6)] == [1.0, 2.0, 2.0, 2.0, 2.0, None]
+
+
+async def test_a_process_that_started_early_is_taken_over_once(start: Start):
+    """Its frames from before are read; after its death another one is started."""
+    engine_process.start_early(command("ready"))
+    (early,) = [process.pid for process, *_ in engine_process._early.values()]
+    supervised = await start("ready")
+    await until(lambda: supervised.state == "ready")
+    assert supervised.pid == early and not engine_process._early
+    assert any(isinstance(news, wire.Progress) for news in supervised.news)
+    os.kill(early, signal.SIGKILL)
+    await until(lambda: supervised.state == "ready" and supervised.engine.pid not in (None, early))
