@@ -200,6 +200,24 @@ class Skeleton:
             found[name] = jnp.dtype("uint8") if packed else stored
         return found
 
+    def abstract(self, dtype: jnp.dtype) -> tuple[Any, ...]:
+        """The shapes and types of the flat tuple of a model whose computation is in `dtype`."""
+        table, types = self.placements(), self.types(dtype)
+        whole = [jax.ShapeDtypeStruct(table[name].shape, types[name]) for name in self.names]
+        if not self.target.unstacked:
+            return tuple(whole)
+        stacked = self._table()
+        return tuple(
+            self._unstacked(leaf, stacked[name]) if len(stacked[name].shape) == 3 else leaf
+            for name, leaf in zip(self.names, whole, strict=True)
+        )
+
+    def _unstacked(self, leaf: jax.ShapeDtypeStruct, where: Placement) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """As `sharding.unstack`."""
+        together = self.target.shards if where.axis == 0 else 1
+        one = jax.ShapeDtypeStruct((together, *leaf.shape[1:]), leaf.dtype)
+        return (one,) * (leaf.shape[0] // together)
+
     def _table(self) -> dict[str, Placement]:
         return placements(self.config, self.target.shards, self.target.quantization)
 

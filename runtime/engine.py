@@ -9,16 +9,16 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
-import jax
 from jax.sharding import Mesh
 
 from ..model.config import ModelConfig
 from ..model.sharding import create_mesh
 from .device.assembly import assemble, shares_prefixes
 from .device.executables import CompilationCounter, Progress
+from .device.loading import Loading, Parameters
 from .device.runner import Followers
 from .device.settings import EngineSettings
 from .device.trials import decode_seconds, prompt_seconds
@@ -53,7 +53,7 @@ class Engine:
     def __init__(
         self,
         config: ModelConfig,
-        parameters: Mapping[str, jax.Array],
+        parameters: Parameters | Loading,
         settings: EngineSettings | None = None,
         on_events: Events | None = None,
         mesh: Mesh | None = None,
@@ -65,7 +65,7 @@ class Engine:
 
         Args:
           parameters: by the names of `model.parameters.parameter_shapes`, all of one dtype, on the mesh as in
-            `model.sharding.placements`.
+            `model.sharding.placements`; if they are still loading, `warm_up` waits for them.
           on_events: receives every step's events; None keeps them for `stream`.
           mesh: the devices; None for the one that holds the parameters.
           followers: other processes that hold a part of the mesh (see `lockstep.py`).
@@ -77,7 +77,9 @@ class Engine:
           OutOfMemory: no room for the KV pool.
         """
         settings = settings or EngineSettings()
-        mesh = mesh or create_mesh(1, list(parameters["norm"].devices()))
+        if mesh is None:
+            assert not isinstance(parameters, Loading), "parameters that are loading need a mesh"
+            mesh = create_mesh(1, list(parameters["norm"].devices()))
         runner = assemble(config, parameters, settings, mesh, followers, page_file)
         shapes, pages = runner.shapes, runner.pages
         self.vocabulary = config.vocabulary

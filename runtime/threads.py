@@ -15,10 +15,12 @@ import atexit
 import contextlib
 import logging
 import os
+import queue
 import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,27 @@ class AwaitedThread(threading.Thread):
             super().run()
         finally:
             _running.discard(self)
+
+
+class Background:
+    """A computation in its own thread; its result or exception can be read once."""
+
+    def __init__(self, name: str, compute: Callable[[], Any]) -> None:
+        self._outcome: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+        AwaitedThread(name, lambda: self._run(compute), lambda: None).start()
+
+    def _run(self, compute: Callable[[], Any]) -> None:
+        try:
+            self._outcome.put((compute(), None))
+        except Exception as error:
+            self._outcome.put((None, error))
+
+    def result(self) -> Any:
+        """Waits for the outcome."""
+        value, error = self._outcome.get()
+        if error is not None:
+            raise error
+        return value
 
 
 def _end_all() -> None:

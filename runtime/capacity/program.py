@@ -101,12 +101,6 @@ def _lowered_for(chip: Chip) -> str:
     return "cuda" if chip.platform == "gpu" else chip.platform
 
 
-def abstract_leaves(skeleton: Skeleton, dtype: jnp.dtype) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """The shapes and types of a model's parameters, in the flat order of its steps."""
-    table, types = skeleton.placements(), skeleton.types(dtype)
-    return tuple(jax.ShapeDtypeStruct(table[name].shape, types[name]) for name in skeleton.names)
-
-
 class ProgramBuilder:
     """Builds the steps of a specification."""
 
@@ -128,7 +122,7 @@ class ProgramBuilder:
         cached = jnp.dtype("int8") if self._spec.int8_cache else dtype
         state = jax.eval_shape(lambda: create_state(self._skeleton, shapes, pages, cached))
         with self._known_mesh():
-            return self._executables.trace(bucket, abstract_leaves(self._skeleton, dtype), state)
+            return self._executables.trace(bucket, self._skeleton.abstract(dtype), state)
 
     def lower(self, traced: jax.stages.Traced) -> jax.stages.Lowered:
         """Lowers a step for the platform, on a machine that need not have such a device."""

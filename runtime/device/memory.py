@@ -44,6 +44,7 @@ def size_pool(
     devices: Sequence[Device],
     pages: int | None,
     replicas: int = 1,
+    free: int | None = None,
 ) -> int:
     """Decides the number of pages (without the trash page), and logs how in one line.
 
@@ -52,6 +53,7 @@ def size_pool(
         process; each holds the same share of every page.
       pages: the number set by the user; None derives it.
       replicas: engines that share the host's memory. An accelerator belongs to one engine.
+      free: bytes of all devices that the pool can use; None for those that are free now.
 
     Raises:
       OutOfMemory: less than one page per slot fits, or the user's number needs more than is free.
@@ -59,7 +61,7 @@ def size_pool(
     device = devices[0]
     size = page_bytes(config, shapes.page_size, dtype)
     useful = shapes.slots * shapes.table
-    free = free_bytes(device) if device.platform == "cpu" else min(map(free_bytes, devices)) * len(devices)
+    free = free_in_all(devices) if free is None else free
     share = _share(device.platform, replicas)
     fitting = fitting_pages(free, size, device.platform, replicas)
     chosen = min(useful, fitting) if pages is None else pages
@@ -83,17 +85,19 @@ def size_pool(
     return chosen
 
 
-def size_host_pages(pages: int, size: int, device: Device, wanted: int | None, replicas: int = 1) -> int:
+def size_host_pages(
+    pages: int, size: int, device: Device, free: int, wanted: int | None, replicas: int = 1
+) -> int:
     """Decides how many pages host memory keeps, and logs it.
 
     Args:
-      pages: of the KV pool, each of `size` bytes.
+      pages: of the KV pool, each of `size` bytes. free: bytes of free memory.
       wanted: the number set by the user; None for as many as the pool has and as fit in the same share of
         free memory if the device is the host itself, and for none on accelerators, where the gain is not
         measured.
     """
     on_host = device.platform == "cpu"
-    fitting = min(pages, fitting_pages(free_bytes(device), size, "cpu", replicas)) if on_host else 0
+    fitting = min(pages, fitting_pages(free, size, "cpu", replicas)) if on_host else 0
     chosen = fitting if wanted is None else wanted
     if chosen:
         log.info("host memory keeps up to %d KV pages, %d MiB", chosen, chosen * size // _MIB)
@@ -117,6 +121,13 @@ def _steady(pages: int, platform: str) -> int:
     """
     power = 1 << max(0, pages.bit_length() - 1)
     return min(pages, power) if platform == "cpu" else pages // max(1, power // 32) * max(1, power // 32)
+
+
+def free_in_all(devices: Sequence[Device]) -> int:
+    """Free bytes of a process's devices, if each of them is to hold as much as the others."""
+    if devices[0].platform == "cpu":
+        return free_bytes(devices[0])
+    return min(map(free_bytes, devices)) * len(devices)
 
 
 def free_bytes(device: Device) -> int:

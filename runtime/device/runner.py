@@ -8,22 +8,22 @@ adds its results with `add_compiled`.
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from ...model.transformer import Skeleton
+from ...model.transformer import Leaf, Skeleton
 from ..policy.host_pages import HostPages
 from ..policy.output_processor import Sampled
 from ..policy.sequence import Plan, Row
-from ..threads import AwaitedThread
+from ..threads import Background
 from .buckets import Bucket, Shapes, choose
 from .executables import Executables, Progress
+from .loading import Loading, Parameters
 from .packing import adjustments_of, pack, pack_masked, sampling_lines
 from .page_copies import PageCopies, Reading
 from .processes import barrier
@@ -90,7 +90,7 @@ class Runner:
         self,
         skeleton: Skeleton,
         mesh: Mesh,
-        parameters: Mapping[str, jax.Array],
+        parameters: Parameters | Loading,
         shapes: Shapes,
         pages: int,
         cache_dtype: jnp.dtype,
@@ -100,7 +100,7 @@ class Runner:
         """Compiles nothing yet.
 
         Args:
-          parameters: placed on the mesh as in `model.sharding.placements`.
+          parameters: placed on the mesh as in `model.sharding.placements`, at the latest in `warm_up`.
           pages: without the trash page, which is added. cache_dtype: of keys and values.
           followers: other processes that run the same steps on their shares.
           host_pages: keeps copies of pages; None without. Several processes have none.
@@ -110,7 +110,12 @@ class Runner:
         self.host_pages = host_pages
         self._multi_process = mesh.is_multi_process
         self.skeleton, self.mesh, self.cache_dtype = skeleton, mesh, cache_dtype
-        self.leaves = skeleton.flatten(parameters)
+        self._loading = parameters if isinstance(parameters, Loading) else None
+        self.leaves = (
+            skeleton.abstract(parameters.dtype)
+            if isinstance(parameters, Loading)
+            else skeleton.flatten(parameters)
+        )
         self._vocabulary = skeleton.config.vocabulary
         self.shapes = shapes
         self._buckets = shapes.buckets()
@@ -126,21 +131,31 @@ class Runner:
         self._compiled: queue.SimpleQueue[Bucket] = queue.SimpleQueue()
 
     def warm_up(self, progress: Progress) -> None:
-        """Allocates the pool, compiles the steps that are enough for any request, and runs them.
+        """Allocates the pool, compiles the steps that are enough for any request, waits for the parameters,
+        and runs the steps.
 
         Several processes compile all steps, because they must launch the same ones.
         """
         buckets = self._buckets if self._multi_process else self.shapes.essential()
-        allocation = _Background(self._create_state)
+        allocation = Background("allocation", lambda: jax.block_until_ready(self._create_state()))
+        placing = Background("placing", self._place)
         self._abstract_state = jax.eval_shape(self._create_state)
         self._executables.compile(buckets, self.leaves, self._abstract_state, progress)
         if self.host_pages:
             self._copies = PageCopies(self.host_pages, self._abstract_state, self.mesh)
         self._state: DeviceState = allocation.result()
+        self.leaves = placing.result()
         barrier()  # so that a trial does not include the compilation in another process
         for bucket in buckets:
             self._run_trial(bucket)
         self.prepare(0, *(np.zeros(self._vocabulary, kind) for kind in (np.int32, np.float32, np.uint8)))
+
+    def _place(self) -> tuple[Leaf, ...]:
+        """The parameters, which may still be loading, in the layout of the kernels."""
+        if self._loading is None:
+            return self.leaves
+        loading, self._loading = self._loading, None
+        return jax.block_until_ready(self.skeleton.flatten(loading.wait()))
 
     def compile_rest(self, stop: threading.Event) -> None:
         """Compiles the steps that `warm_up` has not compiled, for `add_compiled`, until `stop` is set.
@@ -284,24 +299,3 @@ class Runner:
 def state_shardings(mesh: Mesh) -> DeviceState:
     """The shardings of the state on a mesh."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), STATE)
-
-
-class _Background:
-    """A computation in its own thread; its result or exception can be read once."""
-
-    def __init__(self, compute: Callable[[], Any]) -> None:
-        self._outcome: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
-        AwaitedThread("allocation", lambda: self._run(compute), lambda: None).start()
-
-    def _run(self, compute: Callable[[], Any]) -> None:
-        try:
-            self._outcome.put((jax.block_until_ready(compute()), None))
-        except Exception as error:
-            self._outcome.put((None, error))
-
-    def result(self) -> Any:
-        """Waits for the outcome."""
-        value, error = self._outcome.get()
-        if error is not None:
-            raise error
-        return value

@@ -34,12 +34,14 @@ from .from_flags import dtype_of, engine_settings_of, facts_of, set_up_mesh
 from .refusals import memory_refused, settings_refused
 
 if TYPE_CHECKING:
-    import jax
+    import numpy as np
     from jax.sharding import Mesh
 
     from ...checkpoints.checkpoint import Checkpoint
+    from ...checkpoints.files import Progress
     from ...model.config import ModelConfig
     from ...runtime.cluster.lockstep import Leader
+    from ...runtime.device.loading import Loading, Parameters
     from ...runtime.engine import Engine
     from ...runtime.policy.constraints import Grammars
     from ...runtime.policy.host_pages import PageFile
@@ -106,14 +108,7 @@ def build_engine(
     with settings_refused():
         claim_devices(replica, flags.replicas, parse_mesh(flags.mesh))
     system.limit_threads(flags.replicas)
-    from ...checkpoints import (
-        GrammarCompiler,
-        load_parameters,
-        load_tokenizer,
-        open_checkpoint,
-        resolve,
-        with_own_bits,
-    )
+    from ...checkpoints import GrammarCompiler, load_tokenizer, open_checkpoint, resolve, with_own_bits
 
     progress = throttled(send)
     path = resolve(flags.model, revision=flags.revision, progress=progress)
@@ -128,7 +123,7 @@ def build_engine(
     with _report_errors_to(leader):
         grammars = GrammarCompiler(lambda: load_tokenizer(path), checkpoint.config.vocabulary)
         with memory_refused(flags):
-            parameters = load_parameters(checkpoint, dtype, progress, mesh)
+            parameters = _load(checkpoint, dtype, progress, mesh)
             copies = _copies_in(page_file, checkpoint.fingerprint, flags, mesh)
             engine = _engine(flags, checkpoint.config, parameters, on_events, mesh, leader, grammars, copies)
             del parameters  # the engine may hold them in another layout
@@ -151,6 +146,24 @@ def _info_of(engine: "Engine", flags: ServeFlags, checkpoint: str, dtype: str, m
         pages=engine.pages,
         fingerprint=_fingerprint(*parts, version("jaxlib")),
     )
+
+
+def _load(
+    checkpoint: "Checkpoint", dtype: "np.dtype", progress: "Progress", mesh: "Mesh"
+) -> "Parameters | Loading":
+    """Starts to load the parameters; with several processes, waits for them.
+
+    Only a process alone may load while it does other things: the order of collectives must be equal in all.
+    """
+    from ...checkpoints import load_parameters
+    from ...runtime.device.loading import start_loading
+
+    def load() -> "Parameters":
+        return load_parameters(checkpoint, dtype, progress, mesh)
+
+    if mesh.is_multi_process:
+        return load()
+    return start_loading(checkpoint.config, dtype, checkpoint.quantization, mesh, load)
 
 
 def _lead(flags: ServeFlags, checkpoint: "Checkpoint", send: Send) -> "Leader":
@@ -192,7 +205,7 @@ def end_process(reason: str, code: int | None = None) -> None:
 def _engine(
     flags: ServeFlags,
     config: "ModelConfig",
-    parameters: "dict[str, jax.Array]",
+    parameters: "Parameters | Loading",
     on_events: OnEvents,
     mesh: "Mesh",
     leader: "Leader | None",

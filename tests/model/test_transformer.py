@@ -171,6 +171,6 @@ def test_shapes_and_types_are_those_of_the_laid_out_weights(
     weights = random_parameters(config, 1, jnp.dtype("float32"))
     skeleton = Skeleton.of(config, Target(quantization=quantization))
     leaves = skeleton.flatten(quantize(weights, quantization) if quantization else weights)
-    table, types = skeleton.placements(), skeleton.types(jnp.dtype("float32"))
-    for name, leaf in zip(skeleton.names, leaves, strict=True):
-        assert (leaf.shape, leaf.dtype) == (table[name].shape, types[name]), name
+    abstract = skeleton.abstract(jnp.dtype("float32"))
+    for name, leaf, expected in zip(skeleton.names, leaves, abstract, strict=True):
+        assert (leaf.shape, leaf.dtype) == (expected.shape, expected.dtype), name

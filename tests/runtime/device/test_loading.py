@@ -1,0 +1,74 @@
+"""Parameters that are still loading while an engine is built."""
+
+import threading
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distaff.model.config import MoEConfig
+from distaff.model.quantize import quantize
+from distaff.model.sharding import create_mesh, place_all
+from distaff.model.target import Target
+from distaff.model.transformer import Skeleton, random_parameters
+from distaff.runtime.device.loading import start_loading
+from distaff.runtime.device.settings import EngineSettings
+from distaff.runtime.engine import Engine
+from distaff.runtime.request import Request, SamplingParams
+
+from ..tiny import CONFIG, make_parameters
+
+F32 = np.dtype("float32")
+MIXTURE = replace(CONFIG, moe=MoEConfig(experts=4, experts_per_token=2))
+SETTINGS = EngineSettings(slots=2, prefill_tokens=16, kv_pages=16)
+
+
+def test_an_engine_that_does_not_wait_says_the_same():
+    """The steps are compiled before the parameters are there."""
+    mesh, there = create_mesh(1), threading.Event()
+
+    def load():
+        assert there.wait(60)
+        return make_parameters()
+
+    engine = Engine(CONFIG, start_loading(CONFIG, F32, None, mesh, load), SETTINGS, mesh=mesh)
+    usual = Engine(CONFIG, make_parameters(), SETTINGS)
+    engine.warm_up(lambda done, total: there.set() if done == total else None)
+    usual.warm_up()
+    tokens = []
+    for each in (engine, usual):
+        each.start()
+        params = SamplingParams(max_tokens=8, temperature=0.0)
+        request = Request(id="a", prompt=(3, 4, 5), params=params)
+        tokens.append([event.token for event in each.stream(request)])
+        each.stop()
+    assert tokens[0] == tokens[1]
+
+
+def test_what_loading_raises_is_raised_by_the_warm_up():
+    mesh = create_mesh(1)
+
+    def load():
+        raise ValueError("damaged")
+
+    engine = Engine(CONFIG, start_loading(CONFIG, F32, None, mesh, load), SETTINGS, mesh=mesh)
+    with pytest.raises(ValueError, match="damaged"):
+        engine.warm_up()
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_shapes_of_experts_are_known_before_they_are_loaded(devices, quantization):
+    """They are those of the unstacked experts, on each number of devices."""
+    mesh = create_mesh(devices)
+    skeleton = Skeleton.of(MIXTURE, Target.of(mesh, {}, quantization))
+    weights = random_parameters(MIXTURE, 1, F32)
+    weights = quantize(weights) if quantization else weights
+    leaves = skeleton.flatten(place_all(weights, MIXTURE, mesh, quantization))
+    for leaf, expected in zip(leaves, skeleton.abstract(jnp.dtype(F32)), strict=True):
+        shapes = [(part.shape, part.dtype) for part in leaf] if isinstance(leaf, tuple) else leaf.shape
+        wanted = (
+            [(part.shape, part.dtype) for part in expected] if isinstance(expected, tuple) else expected.shape
+        )
+        assert shapes == wanted
