@@ -7,6 +7,7 @@ one entry behind them. Whatever has another form is left to Orbax (`orbax_group.
 
 import json
 import struct
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import numpy as np
 
 from .manifest import TensorRecord
 
+_ALIGNMENT = 64
 _INDEX = struct.Struct("<QQI")
 """Behind a chunk's values: where they begin in the file, their length in bytes, and a checksum of these."""
 
 
 def read_chunks(folder: Path, record: TensorRecord, dtype: np.dtype) -> np.ndarray | None:
-    """An array of the shape `record.stored_shape`, bit for bit; None if its files have another form.
+    """A parameter of the shape `record.shape`, bit for bit; None if its files have another form.
 
     The checksum is not checked: the manifest has a digest of every file.
     """
@@ -27,21 +29,32 @@ def read_chunks(folder: Path, record: TensorRecord, dtype: np.dtype) -> np.ndarr
     try:
         if json.loads((folder / "zarr.json").read_bytes()) != _metadata(record.stored_shape, chunk, dtype):
             return None
-        values = np.empty(record.stored_shape, dtype)
-        flat = values.reshape(-1).view(np.uint8)
-        parts = np.split(flat, record.slabs)
+        whole = _aligned(record.shape, dtype)
+        parts = [whole] if record.axis is None else np.split(whole, record.slabs, record.axis)
         inner = "/0" * (len(chunk) - 1)
         read = all(_fill(part, folder / f"c/{i}{inner}") for i, part in enumerate(parts))
     except (OSError, ValueError):  # a missing file, or no JSON
         return None
-    return values if read else None
+    return whole if read else None
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array whose memory JAX can use on a CPU without a copy."""
+    size = prod(shape) * dtype.itemsize
+    space = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -space.ctypes.data % _ALIGNMENT
+    return space[start : start + size].view(dtype).reshape(shape)
 
 
 def _fill(part: np.ndarray, path: Path) -> bool:
-    """Reads a chunk's values into `part`, u8; whether the file has the form that is expected."""
+    """Reads a chunk's values into a part of an array; whether the file has the form that is expected."""
+    values = part if part.flags.c_contiguous else np.empty_like(part, order="C")
+    raw = values.reshape(-1).view(np.uint8)
     with open(path, "rb", buffering=0) as file:
-        index = b"" if file.readinto(part.data) != len(part) else file.read()
-    return len(index) == _INDEX.size and _INDEX.unpack(index)[:2] == (0, len(part))
+        index = b"" if file.readinto(raw.data) != raw.nbytes else file.read()
+    if values is not part:
+        part[...] = values
+    return len(index) == _INDEX.size and _INDEX.unpack(index)[:2] == (0, raw.nbytes)
 
 
 def _metadata(shape: tuple[int, ...], chunk: tuple[int, ...], dtype: np.dtype) -> dict[str, Any]:

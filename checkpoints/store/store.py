@@ -93,7 +93,7 @@ class Store:
                 values = read_chunks(self._folder(group) / inner, record, _dtype(record.dtype))
                 if values is None and not restored:
                     restored = self._restored(group)
-                yield name, self._checked(name, restored.get(inner) if values is None else values)
+                yield name, self._checked(name, restored.get(inner)) if values is None else values
 
     def _folder(self, group: str) -> Path:
         return self.path / WEIGHTS_FOLDER / group
