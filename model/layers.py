@@ -3,14 +3,14 @@
 Weights are `[inputs, outputs]` and applied as `x @ w`.
 """
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from .config import ModelConfig
-from .parameters import is_grouped
+from .parameters import Quantization, is_grouped
 from .quantize import GroupedWeight, quantize_linear
 from .sharding import psum
 from .target import Target
@@ -23,6 +23,14 @@ def random_weight(rngs: nnx.Rngs | None, shape: tuple[int, ...], dtype: jnp.dtyp
     if rngs is None:
         return nnx.Param(jax.ShapeDtypeStruct(shape, dtype))
     return nnx.Param(_initial(rngs.params(), shape, dtype))
+
+
+@cache
+def _quantized_shapes(
+    name: str, weight: jax.ShapeDtypeStruct, quantization: Quantization
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The parts of a quantised weight of this shape. Tracing them for each layer would take seconds."""
+    return jax.eval_shape(partial(quantize_linear, name, quantization=quantization), weight)
 
 
 class Linears(nnx.Module):
@@ -45,10 +53,12 @@ class Linears(nnx.Module):
         bias: bool = False,
     ) -> None:
         """Adds a random map of `[…, inputs, outputs]`; without `rngs` only its shapes."""
-        parts = {name: random_weight(rngs, shape, dtype).get_value()}
-        if self.target.quantization:
-            quantized = partial(quantize_linear, name, quantization=self.target.quantization)
-            parts = quantized(parts[name]) if rngs is not None else jax.eval_shape(quantized, parts[name])
+        quantization, weight = self.target.quantization, random_weight(rngs, shape, dtype).get_value()
+        parts = {name: weight}
+        if quantization and rngs is None:
+            parts = _quantized_shapes(name, weight, quantization)
+        elif quantization:
+            parts = quantize_linear(name, weight, quantization)
         for part, values in parts.items():
             setattr(self, part, nnx.Param(values))
         if bias:
