@@ -146,13 +146,13 @@ void check_attention(const distaff::Kernels& kernels, int64_t tokens, int64_t po
 
 int main() {
   const distaff::Kernels& kernels = distaff::TABLE;
-  for (int64_t rows : {1, 2, 3, 7, 13, 30})
+  for (int64_t rows : {1, 2, 3, 7, 8, 13, 30})
     for (int64_t depth : {1, 3, 16, 37, 300}) {
       check_linear(kernels, rows, depth);
       check_int8(kernels, rows, depth);
     }
   for (int64_t depth : {1, 15, 64, 300}) check_rows(kernels, depth);
-  for (int64_t rows : {1, 2, 3, 7, 13, 30})
+  for (int64_t rows : {1, 2, 3, 7, 8, 13, 30})
     for (int64_t groups : {1, 3, 12, 13, 30})
       for (bool nibbles : {false, true}) check_grouped(kernels, rows, groups, nibbles);
   for (int64_t page : {1, 8, 16, 100})

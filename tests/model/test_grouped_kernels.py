@@ -41,6 +41,14 @@ def test_it_equals_the_portable_product(bits, shape):
         np.testing.assert_array_equal(grouped_linear(x_TD[row : row + 1], packed)[0][0], found_TF[row])
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_every_number_of_rows_has_the_bits_of_the_same_rows_among_others(bits):
+    x_TD, weight = rows_of(40, 5), pack_grouped(*drawn(5, 2, bits))
+    (whole_TF,) = grouped_linear(x_TD, weight)
+    for rows in range(1, 27):
+        np.testing.assert_array_equal(grouped_linear(x_TD[:rows], weight)[0], whole_TF[:rows])
+
+
 def magnitudes(weight: GroupedWeight) -> np.ndarray:
     """Of the two parts of each weight, f32 `[D, F]`."""
     w, scale, low = weight

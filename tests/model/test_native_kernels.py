@@ -60,6 +60,16 @@ def test_linear_is_the_product(shape, dtype):
     np.testing.assert_array_equal(linear(x_TD[-1:], pack(w_DF))[0], found_TF[-1:])
 
 
+def test_every_number_of_rows_has_the_bits_of_the_same_rows_among_others():
+    """Other numbers of rows are divided into other blocks. 300 inputs are more than stay in the first cache."""
+    x_TD, w_DF = drawn(40, 300, 64)
+    weight = pack_int8(quantize_weight(w_DF)[0]), quantize_weight(w_DF)[1]
+    (wide_TF,), (rounded_TF,) = linear(x_TD, pack(w_DF)), int8_linear(x_TD, weight)
+    for rows in range(1, 27):
+        np.testing.assert_array_equal(linear(x_TD[:rows], pack(w_DF))[0], wide_TF[:rows])
+        np.testing.assert_array_equal(int8_linear(x_TD[:rows], weight)[0], rounded_TF[:rows])
+
+
 @given(st.lists(st.integers(0, 200), min_size=1, max_size=9))
 def test_rows_of_an_embedding_in_panels_are_its_rows(rows):
     """Beyond the last one they are zero."""
