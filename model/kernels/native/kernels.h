@@ -38,7 +38,7 @@ struct AttendArguments {
 };
 
 constexpr int64_t attend_scratch(int64_t queries, int64_t head) {
-  return queries * (2 * head + kBlock + 2) + 2 * kBlock * head;
+  return queries * (2 * head + kBlock + 2) + 3 * kBlock * head;
 }
 
 constexpr int64_t kGroup = 32;  // inputs that share a scale
@@ -66,8 +66,6 @@ struct Kernels {
   // One panel's 32 columns of y[rows][stride]: x[rows][depth] times the panel.
   void (*linear)(const float* x, const float* panel, float* y, int64_t rows, int64_t depth, int64_t stride);
   void (*linear_bf16)(const float* x, const uint16_t* panel, float* y, int64_t rows, int64_t depth, int64_t stride);
-  // to[column][row] of from[row][column]; the number of rows is a multiple of 32.
-  void (*transpose)(const float* from, int64_t stride, float* to, int64_t to_stride, int64_t rows, int64_t columns);
   // Rounds a row to int8 with one scale, which it returns; `sum` is that of the rounded values.
   float (*quantize)(const float* x, int8_t* rounded, int64_t depth, int32_t* sum);
   // As `linear`, with rounded rows, their scales and sums, a panel of u8 and its 32 scales.
