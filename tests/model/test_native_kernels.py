@@ -61,9 +61,10 @@ def test_linear_is_the_product(shape, dtype):
 
 
 def test_every_number_of_rows_has_the_bits_of_the_same_rows_among_others():
-    """Other numbers of rows are divided into other blocks. 300 inputs are more than stay in the first cache."""
+    """Other numbers of rows are divided into other blocks. 300 inputs are computed in two parts."""
     x_TD, w_DF = drawn(40, 300, 64)
-    weight = pack_int8(quantize_weight(w_DF)[0]), quantize_weight(w_DF)[1]
+    q_DF, scale_F = quantize_weight(w_DF)
+    weight = pack_int8(q_DF), scale_F
     (wide_TF,), (rounded_TF,) = linear(x_TD, pack(w_DF)), int8_linear(x_TD, weight)
     for rows in range(1, 27):
         np.testing.assert_array_equal(linear(x_TD[:rows], pack(w_DF))[0], wide_TF[:rows])

@@ -12,6 +12,7 @@ SOURCES = Path(__file__).parents[2] / "model" / "kernels" / "native"
 FLAGS = {
     "portable": ("kPortable", []),
     "avx2": ("kAvx2", ["-mavx2", "-mfma", "-mf16c"]),
+    "avxvnni": ("kAvxVnni", ["-mavx2", "-mfma", "-mf16c", "-mavxvnni"]),
     "avx512": ("kAvx512", ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"]),
     "neon_dotprod": ("kNeonDotprod", ["-march=armv8.2-a+dotprod"]),
 }
