@@ -20,11 +20,14 @@ HANDLERS = ("handlers", "grouped_linear", "row_handlers")
 SETS = {
     "x86_64": {
         "avx2": ["-mavx2", "-mfma", "-mf16c"],
+        "avxvnni": ["-mavx2", "-mfma", "-mf16c", "-mavxvnni"],
         "avx512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"],
     },
     "aarch64": {"neon_dotprod": ["-march=armv8.2-a+dotprod"]},
 }
 """Machine -> file of kernels -> the compiler's flags for it."""
+NEW = ("avxvnni",)
+"""Instruction sets that the compiler need not know."""
 
 
 def headers() -> str:
@@ -44,7 +47,11 @@ class BuildKernels(build_ext):
         handlers = {name: [f"-isystem{headers()}"] for name in HANDLERS}
         objects: list[str] = []
         for name, flags in (handlers | sets).items():
-            objects += self._compile(name, flags)
+            try:
+                objects += self._compile(name, flags)
+            except CompileError:
+                if name not in NEW:
+                    raise
         target = self.get_ext_fullpath(extension.name)
         self.compiler.link_shared_object(objects, target, extra_postargs=["-pthread"], target_lang="c++")
 

@@ -9,7 +9,9 @@
 #include <cstring>
 #include <string>
 #include <vector>
-#if defined(__aarch64__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__)
 #include <sys/auxv.h>
 #endif
 
@@ -29,6 +31,14 @@ using BytePanels = ffi::Buffer<ffi::U8, 4>;
 namespace distaff {
 namespace {
 
+#if defined(__x86_64__)
+// Not every compiler's __builtin_cpu_supports knows AVX-VNNI.
+bool has_avx_vnni() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & (1 << 4));
+}
+#endif
+
 // What this CPU can run, the best first.
 const std::vector<const Kernels*>& usable() {
   static const std::vector<const Kernels*> found = [] {
@@ -37,8 +47,10 @@ const std::vector<const Kernels*>& usable() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
       tables.push_back(&kAvx512);
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+      if (&kAvxVnni && has_avx_vnni()) tables.push_back(&kAvxVnni);
       tables.push_back(&kAvx2);
+    }
 #elif defined(__aarch64__)
     if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) tables.push_back(&kNeonDotprod);
 #endif

@@ -86,6 +86,7 @@ struct Kernels {
 extern const Kernels kPortable;
 #if defined(__x86_64__)
 extern const Kernels kAvx2;
+extern const Kernels kAvxVnni __attribute__((weak));  // not built by a compiler that does not know AVX-VNNI
 extern const Kernels kAvx512;
 #elif defined(__aarch64__)
 extern const Kernels kNeonDotprod;

@@ -1,0 +1,3 @@
+#define ISA kAvxVnni
+#define ISA_NAME "avxvnni"
+#include "kernels.inc"
