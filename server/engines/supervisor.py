@@ -276,12 +276,12 @@ class EngineSupervisor:
                     "%s received SIGTERM, but can only stop with all others: it continues", self._name
                 )
             case wire.Ready(info):
-                self._welcome(info)
+                self._become_ready(info)
                 self._on_news(frame)
             case wire.Fatal(message, exit_code):
                 self._fatal = GivenUp(message, exit_code)
 
-    def _welcome(self, info: EngineInfo) -> None:
+    def _become_ready(self, info: EngineInfo) -> None:
         self._info = info
         self._start_seconds = time.monotonic() - self._begun
         if self._state in ("loading", "restarting"):
