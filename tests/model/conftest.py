@@ -1,18 +1,44 @@
 """The native kernels of every instruction set."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from distaff.model.kernels.native_library import instruction_sets, library
 
 
-@pytest.fixture(params=instruction_sets() or [None], scope="module")
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Runs a test once for each instruction set of this CPU."""
+def select(name: str | None) -> None:
+    """Lets the native kernels use this instruction set."""
     loaded = library()
     if loaded is None:
         pytest.skip("the native kernels were not built: there is no C++ compiler")
-    loaded.distaff_select(instruction_sets().index(request.param))
+    loaded.distaff_select(instruction_sets().index(name))
+
+
+@pytest.fixture(params=instruction_sets() or [None])
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs a test once for each instruction set of this CPU."""
+    select(request.param)
     yield
-    loaded.distaff_select(0)
+    select(instruction_sets()[0])
+
+
+@pytest.fixture(scope="session")
+def on_each_instruction_set() -> Callable[[Callable[[], None]], None]:
+    """Calls a function once for each instruction set of this CPU.
+
+    For tests whose shapes are drawn: what the function calls is compiled once for all sets.
+    """
+
+    def run(check: Callable[[], None]) -> None:
+        for name in instruction_sets() or [None]:
+            select(name)
+            try:
+                check()
+            except AssertionError as error:
+                error.add_note(f"instruction set: {name}")
+                raise
+            finally:
+                select(instruction_sets()[0])
+
+    return run

@@ -1,11 +1,11 @@
-"""Each platform's attention kernel against the portable one, run on this host by Pallas' interpreters.
+"""Each platform's attention kernel against dense attention, run on this host by Pallas' interpreters.
 
 The layout is the runtime's: rows are consecutive, those in use come first.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from types import ModuleType
 
 import jax
@@ -35,6 +35,7 @@ RAGGED = [
     Geometry(heads=4, kv_heads=1, head_size=128, page_size=16),
     Geometry(heads=4, kv_heads=2, head_size=128, page_size=64, window=100),
 ]
+INTERPRETED = partial(triton_attention.attend, interpret=True)
 TRITON = [
     Geometry(heads=4, kv_heads=2, head_size=16),
     Geometry(heads=3, kv_heads=1, head_size=32, page_size=8, window=5),
@@ -74,6 +75,45 @@ STEPS = {
 }
 
 
+@cache
+def jitted(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The kernel, compiled once for each shape, type and window of all tests that ask for it."""
+    return jax.jit(attend, static_argnames="window")
+
+
+def run_step(
+    attend: Callable[..., jax.Array], geometry: Geometry, step: str, dtype: jnp.dtype, *, jit: bool = True
+) -> tuple[np.ndarray, np.ndarray, Batch]:
+    """A step's output `[T, N, H]` by a kernel, and by dense attention: zero for tokens of no row."""
+    runs, tokens, tiles = STEPS[step]
+    world = World.create(geometry, 3)
+    shape = (tokens, geometry.heads, geometry.head_size)
+    q_TNH = np.random.default_rng(4).standard_normal(shape).astype(dtype)
+    pool = world.pool if geometry.int8 else world.pool.astype(dtype)
+    batch = lay_out(world, runs, tokens, tiles=tiles)
+    if tiles is False:
+        batch = replace(
+            batch, starts_R=jnp.arange(5, dtype=jnp.int32), singles_B=jnp.arange(4, dtype=jnp.int32)
+        )
+    ours = jitted(attend) if jit else attend
+    found = np.asarray(ours(jnp.asarray(q_TNH), pool, batch, window=geometry.window), np.float32)
+    return found, dense(world, q_TNH, runs), batch
+
+
+def dense(world: World, q_TNH: np.ndarray, runs: Sequence[Run]) -> np.ndarray:
+    """What `World.oracle` computes for each run, with keys and values of the queries' type unless in int8."""
+    if not world.geometry.int8:
+        k_RSKH, v_RSKH = (x.astype(q_TNH.dtype) for x in (world.k_RSKH, world.v_RSKH))
+        world = replace(world, k_RSKH=k_RSKH, v_RSKH=v_RSKH)
+    expected, start = np.zeros(q_TNH.shape), 0
+    for row, (first, length) in enumerate(runs):
+        where = slice(start, start + length)
+        if first >= 0:
+            expected[where] = world.oracle(q_TNH[where], row, first + np.arange(length))
+        start += length
+    return expected
+
+
 def compare(
     attend: Callable[..., jax.Array],
     geometry: Geometry,
@@ -83,20 +123,8 @@ def compare(
     *,
     jit: bool = True,
 ) -> None:
-    """Checks that the kernel's output is the portable one's and that tokens of no row get exactly zero."""
-    runs, tokens, tiles = STEPS[step]
-    world = World.create(geometry, 3)
-    shape = (tokens, geometry.heads, geometry.head_size)
-    q_TNH = jnp.asarray(np.random.default_rng(4).standard_normal(shape), dtype)
-    pool = world.pool if geometry.int8 else world.pool.astype(dtype)
-    batch = lay_out(world, runs, tokens, tiles=tiles)
-    if tiles is False:
-        batch = replace(
-            batch, starts_R=jnp.arange(5, dtype=jnp.int32), singles_B=jnp.arange(4, dtype=jnp.int32)
-        )
-    ours, portable = (partial(f, window=geometry.window) for f in (attend, block_attention.attend))
-    found = np.asarray((jax.jit(ours) if jit else ours)(q_TNH, pool, batch), np.float32)
-    expected = np.asarray(jax.jit(portable)(q_TNH, pool, batch), np.float32)
+    """Checks that the kernel's output is dense attention's and that tokens of no row get exactly zero."""
+    found, expected, batch = run_step(attend, geometry, step, dtype, jit=jit)
     np.testing.assert_allclose(found, expected, atol=tolerance)
     assert not found[np.asarray(batch.positions_T) < 0].any()
     assert found[np.asarray(batch.positions_T) >= 0].any(-1).all()
@@ -107,10 +135,16 @@ def compare(
 @pytest.mark.parametrize(
     "geometry", TRITON, ids=["gqa", "three-heads-window-5", "page-256-window-200", "int8"]
 )
-def test_triton_equals_portable(geometry: Geometry, step: str, dtype: jnp.dtype) -> None:
+def test_triton_equals_dense_attention(geometry: Geometry, step: str, dtype: jnp.dtype) -> None:
     """In bfloat16 weights are rounded before the product with the values: 2^-9 of values around one."""
-    tolerance = 1e-5 if dtype == FLOAT32 else 0.02
-    compare(partial(triton_attention.attend, interpret=True), geometry, step, dtype, tolerance)
+    compare(INTERPRETED, geometry, step, dtype, 1e-5 if dtype == FLOAT32 else 0.02)
+
+
+@pytest.mark.parametrize("step", ["mixed", "decode"])
+@pytest.mark.parametrize("geometry", TRITON[:3], ids=["gqa", "three-heads-window-5", "page-256-window-200"])
+def test_portable_equals_dense_attention_in_bfloat16(geometry: Geometry, step: str) -> None:
+    """In float32: tests/model/test_block_attention.py."""
+    compare(block_attention.attend, geometry, step, BFLOAT16, 0.02)
 
 
 def stand_in(q_TNH, pool, lengths_B, tables_BM, starts_R, rows, **settings) -> jax.Array:
@@ -129,10 +163,10 @@ def stand_in(q_TNH, pool, lengths_B, tables_BM, starts_R, rows, **settings) -> j
 @pytest.mark.parametrize(
     ("geometry", "dtype"), [(RAGGED[0], FLOAT32), (RAGGED[1], BFLOAT16)], ids=["f32", "bf16-window-100"]
 )
-def test_ragged_equals_portable(
+def test_ragged_equals_dense_attention(
     geometry: Geometry, step: str, dtype: jnp.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The arguments for JAX's TPU kernel mean the same as the portable kernel's, and meet its requirements:
+    """The arguments for JAX's TPU kernel mean what they should, and meet its requirements:
     each row in use has a token and a key, because it prefetches keys.
 
     The kernel runs in no interpreter (JAX 0.10.2's does not support reshaped references), so its reference
@@ -172,4 +206,9 @@ def test_ragged_takes_what_it_can(q: tuple, pool: tuple, dtype: jnp.dtype, expec
 @pytest.mark.parametrize("kernel", [ragged_attention, triton_attention], ids=lambda kernel: kernel.__name__)
 def test_what_does_not_fit_goes_to_the_portable_kernel(kernel: ModuleType) -> None:
     """A head size of 24 fits neither kernel: the step equals the portable one's bit for bit."""
-    compare(kernel.attend, Geometry(head_size=24), "mixed", FLOAT32, 0.0)
+    found, portable = (
+        run_step(attend, Geometry(head_size=24), "mixed", FLOAT32)[0]
+        for attend in (kernel.attend, block_attention.attend)
+    )
+    assert portable.any()
+    np.testing.assert_array_equal(found, portable)

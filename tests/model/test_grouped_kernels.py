@@ -13,68 +13,103 @@ from distaff.model.quantize import GroupedWeight, dequantize_groups
 
 from .test_grouped_weights import drawn, pack_grouped
 
-pytestmark = pytest.mark.usefixtures("instruction_set")
+ON_EACH = pytest.mark.usefixtures("instruction_set")
 
 SHAPES = st.tuples(st.integers(1, 300), st.integers(1, 30), st.integers(1, 5))
 """Rows, groups of inputs, panels."""
 
 
-def rows_of(rows: int, groups: int) -> jax.Array:
+def rows_of(rows: int, groups: int) -> np.ndarray:
     """Groups of a row differ much in size."""
     rng = np.random.default_rng([rows, groups])
     sizes = 10.0 ** rng.integers(-4, 3, (rows, groups, 1))
-    return jnp.asarray((rng.standard_normal((rows, groups, 32)) * sizes).reshape(rows, -1), jnp.float32)
+    return (rng.standard_normal((rows, groups, 32)) * sizes).reshape(rows, -1).astype(np.float32)
+
+
+@jax.jit
+def products(
+    x_TD: jax.Array, weight: GroupedWeight
+) -> tuple[jax.Array, list[jax.Array], jax.Array, jax.Array]:
+    """The native product, those of three rows alone, the portable product, and its magnitudes.
+
+    One program for each shape.
+    """
+    packed = pack_grouped(*weight)
+    alone = [grouped_linear(x_TD[row : row + 1], packed)[0][0] for row in some_rows(len(x_TD))]
+    (portable_TF,) = grouped_plain(x_TD, weight)
+    return grouped_linear(x_TD, packed)[0], alone, portable_TF, magnitudes(weight)
+
+
+def some_rows(rows: int) -> list[int]:
+    return [0, rows // 2, rows - 1]
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @settings(max_examples=8, deadline=None)
 @given(SHAPES)
-def test_it_equals_the_portable_product(bits, shape):
+def test_it_equals_the_portable_product(on_each_instruction_set, bits, shape):
     """To within f32's rounding of the magnitudes; and a row alone has the bits that it has among others."""
     rows, groups, panels = shape
     x_TD, weight = rows_of(rows, groups), drawn(groups, panels, bits)
-    packed = pack_grouped(*weight)
-    (found_TF,), (expected_TF,) = grouped_linear(x_TD, packed), jax.jit(grouped_plain)(x_TD, weight)
-    magnitude_TF = np.abs(x_TD) @ magnitudes(weight)
-    np.testing.assert_array_less(np.abs(found_TF - expected_TF), 2e-6 * magnitude_TF + 1e-30)
-    for row in {0, rows // 2, rows - 1}:
-        np.testing.assert_array_equal(grouped_linear(x_TD[row : row + 1], packed)[0][0], found_TF[row])
+
+    def check():
+        found_TF, alone, expected_TF, magnitude_DF = jax.tree.map(np.asarray, products(x_TD, weight))
+        limit_TF = 2e-6 * (np.abs(x_TD) @ magnitude_DF) + 1e-30
+        np.testing.assert_array_less(np.abs(found_TF - expected_TF), limit_TF)
+        for row, found_F in zip(some_rows(rows), alone, strict=True):
+            np.testing.assert_array_equal(found_F, found_TF[row])
+
+    on_each_instruction_set(check)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_every_number_of_rows_has_the_bits_of_the_same_rows_among_others(bits):
     x_TD, weight = rows_of(40, 5), pack_grouped(*drawn(5, 2, bits))
-    (whole_TF,) = grouped_linear(x_TD, weight)
-    for rows in range(1, 27):
-        np.testing.assert_array_equal(grouped_linear(x_TD[:rows], weight)[0], whole_TF[:rows])
+
+    def check():
+        (whole_TF,) = grouped_linear(x_TD, weight)
+        for rows in range(1, 27):
+            np.testing.assert_array_equal(grouped_linear(x_TD[:rows], weight)[0], whole_TF[:rows])
+
+    on_each_instruction_set(check)
 
 
-def magnitudes(weight: GroupedWeight) -> np.ndarray:
+def magnitudes(weight: GroupedWeight) -> jax.Array:
     """Of the two parts of each weight, f32 `[D, F]`."""
     w, scale, low = weight
-    absolute = (w, abs(scale), None if low is None else abs(low))
-    return np.abs(jax.jit(dequantize_groups)(*absolute))
+    return jnp.abs(dequantize_groups(w, jnp.abs(scale), None if low is None else jnp.abs(low)))
+
+
+@jax.jit
+def product_and_weight(x_TD: jax.Array, weight: GroupedWeight) -> tuple[jax.Array, jax.Array]:
+    """The native product, and the weight in f32."""
+    return grouped_linear(x_TD, pack_grouped(*weight))[0], dequantize_groups(*weight)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @settings(max_examples=8, deadline=None)
 @given(SHAPES)
-def test_it_is_an_integer_product_to_the_bit(bits, shape):
+def test_it_is_an_integer_product_to_the_bit(on_each_instruction_set, bits, shape):
     """With scales and lows that are powers of two, and sums of less than 24 bits."""
     rows, groups, panels = shape[0], min(shape[1], 8), shape[2]
     rng = np.random.default_rng([*shape, bits])
     x_TD = rng.integers(-127, 128, (rows, 32 * groups))
     x_TD[:, ::32] = 127
     w, scale, low = drawn(groups, panels, bits)
-    scale = jnp.asarray(2.0 ** rng.integers(-1, 2, scale.shape), jnp.float16)
-    low = None if low is None else jnp.asarray(-(2.0 ** rng.integers(-1, 4, scale.shape)), jnp.float16)
+    scale = (2.0 ** rng.integers(-1, 2, scale.shape)).astype(np.float16)
+    low = None if low is None else (-(2.0 ** rng.integers(-1, 4, scale.shape))).astype(np.float16)
     powers_T = 2.0 ** rng.integers(-3, 4, rows)
-    scaled_TD = jnp.asarray(x_TD * powers_T[:, None], jnp.float32)
-    (found_TF,) = grouped_linear(scaled_TD, pack_grouped(w, scale, low))
-    exact_TF = (x_TD @ np.asarray(dequantize_groups(w, scale, low), np.float64)) * powers_T[:, None]
-    np.testing.assert_array_equal(found_TF, exact_TF.astype(np.float32))
+    scaled_TD = (x_TD * powers_T[:, None]).astype(np.float32)
+
+    def check():
+        found_TF, w_DF = product_and_weight(scaled_TD, (w, scale, low))
+        exact_TF = (x_TD @ np.asarray(w_DF, np.float64)) * powers_T[:, None]
+        np.testing.assert_array_equal(found_TF, exact_TF.astype(np.float32))
+
+    on_each_instruction_set(check)
 
 
+@ON_EACH
 @pytest.mark.parametrize("rows", [1, 30])
 @pytest.mark.parametrize(("bits", "byte", "weight"), [(4, 255, 15), (8, 127, 127), (8, -128, -128)])
 def test_largest_bytes_do_not_saturate(bits, byte, weight, rows):
@@ -86,6 +121,7 @@ def test_largest_bytes_do_not_saturate(bits, byte, weight, rows):
     np.testing.assert_allclose(found_TF, x_TD[:, :32] * 64 * weight, rtol=1e-6)
 
 
+@ON_EACH
 def test_every_scale_of_f16_is_read():
     """All finite values of f16, the smallest ones too, times one."""
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
@@ -97,9 +133,10 @@ def test_every_scale_of_f16_is_read():
         np.testing.assert_array_equal(found_TF[0], scale[0].astype(jnp.float32) * 127)
 
 
+@ON_EACH
 def test_one_call_computes_weights_of_four_and_of_eight_bits():
     """In any order, also beside one that is not in panels."""
-    x_TD = rows_of(7, 5)
+    x_TD = jnp.asarray(rows_of(7, 5))
     weights = [drawn(5, panels, bits) for panels, bits in ((2, 4), (1, 8), (3, 8), (1, 4))]
     operands = [pack_grouped(*weight) for weight in weights]
     operands[2] = weights[2]
@@ -144,6 +181,7 @@ REFUSED = {
 }
 
 
+@ON_EACH
 @pytest.mark.parametrize(("shape", "halves"), REFUSED.values(), ids=REFUSED)
 def test_the_call_itself_refuses_wrong_operands(shape, halves):
     """Without the checks of the Python function."""
@@ -153,8 +191,9 @@ def test_the_call_itself_refuses_wrong_operands(shape, halves):
         jax.block_until_ready(call(jnp.ones((2, 96)), *operands))
 
 
+@ON_EACH
 def test_a_row_of_nan_reaches_no_other_row():
-    x_TD = rows_of(20, 3)
+    x_TD = jnp.asarray(rows_of(20, 3))
     weight = pack_grouped(*drawn(3, 2, 4))
     (found_TF,) = grouped_linear(x_TD.at[5].set(jnp.nan), weight)
     assert np.all(np.isnan(found_TF[5]))
