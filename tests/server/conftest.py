@@ -100,6 +100,18 @@ def no_error_on_the_loop(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert not errors, errors[0].getMessage()
 
 
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A command that runs in this process configures logging; later tests do not inherit that."""
+    loggers = [logging.getLogger(name) for name in (None, "distaff", "sanic.error")]
+    levels, handlers = [logger.level for logger in loggers], list(loggers[0].handlers)
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+    for handler in set(loggers[0].handlers) - set(handlers):
+        loggers[0].removeHandler(handler)
+
+
 @pytest.fixture(scope="session")
 def shared_server() -> Iterator[Server]:
     server = Server()
