@@ -1,4 +1,4 @@
-"""Whose turn is next, and how long that will be: laws against models that are computed by hand."""
+"""Which client is next, and how long a request waits: laws, compared with models computed by hand."""
 
 import heapq
 from dataclasses import dataclass
@@ -37,82 +37,82 @@ class Shares(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.queue: FairQueue[Entry] = FairQueue()
-        self.waits: list[Entry] = []
-        self.runs: list[Entry] = []
+        self.waiting: list[Entry] = []
+        self.running: list[Entry] = []
         self.given: dict[str, float] = {}
         self.time = 0.0
         self.arrivals = 0
 
     def order(self, client: str) -> list[Entry]:
-        mine = [entry for entry in self.waits if entry.client == client]
+        mine = [entry for entry in self.waiting if entry.client == client]
         return sorted(mine, key=lambda entry: entry.arrival)
 
-    def forget_the_idle(self) -> None:
-        busy = {entry.client for entry in self.waits + self.runs}
+    def remove_idle_clients(self) -> None:
+        busy = {entry.client for entry in self.waiting + self.running}
         self.given = {client: given for client, given in self.given.items() if client in busy}
 
-    def start(self, client: str) -> float:
+    def entry_level(self, client: str) -> float:
         """What a client counts as having been given, when one more of it comes."""
         given = self.given.get(client, 0.0)
         if self.order(client):
             return given
-        waiting = {entry.client for entry in self.waits}
+        waiting = {entry.client for entry in self.waiting}
         return max(given, self.time, min((self.given[each] for each in waiting), default=0.0))
 
     @rule(client=CLIENTS, cost=st.integers(1, 9), length=st.integers(1, 50))
     def arrive(self, client: str, cost: int, length: int) -> None:
-        self.given[client] = self.start(client)
+        self.given[client] = self.entry_level(client)
         self.arrivals += 1
-        self.waits.append(Entry(client, self.arrivals, cost, length))
-        self.queue.push(self.waits[-1])
+        self.waiting.append(Entry(client, self.arrivals, cost, length))
+        self.queue.push(self.waiting[-1])
 
-    @precondition(lambda self: self.waits)
+    @precondition(lambda self: self.waiting)
     @rule()
     def serve_next(self) -> None:
         entry = self.queue.queues()[0][0]
         self.queue.take(entry)
-        self.waits.remove(entry)
-        self.runs.append(entry)
+        self.waiting.remove(entry)
+        self.running.append(entry)
         self.given[entry.client] += entry.cost
         self.time += entry.cost / len(self.given)
 
-    @precondition(lambda self: self.runs)
+    @precondition(lambda self: self.running)
     @rule(number=st.integers(0), returns=st.booleans())
     def end(self, number: int, returns: bool) -> None:
         """One ends, or is taken from its engine and waits again, before those that came later."""
-        entry = self.runs.pop(number % len(self.runs))
+        entry = self.running.pop(number % len(self.running))
         self.queue.give_back(entry.client)
-        self.forget_the_idle()
+        self.remove_idle_clients()
         if returns:
-            self.given[entry.client] = self.start(entry.client)
-            self.waits.append(entry)
+            self.given[entry.client] = self.entry_level(entry.client)
+            self.waiting.append(entry)
             self.queue.push(entry)
 
-    @precondition(lambda self: self.waits)
+    @precondition(lambda self: self.waiting)
     @rule(number=st.integers(0))
     def leave(self, number: int) -> None:
-        entry = self.waits.pop(number % len(self.waits))
+        entry = self.waiting.pop(number % len(self.waiting))
         self.queue.remove(entry)
-        self.forget_the_idle()
+        self.remove_idle_clients()
 
     @invariant()
     def sums_are_those_of_the_lists(self) -> None:
-        assert len(self.queue) == len(self.waits) and set(self.queue) == set(self.waits)
-        assert self.queue.tokens == sum(entry.length for entry in self.waits)
-        assert self.queue.clients == len({entry.client for entry in self.waits + self.runs})
+        assert len(self.queue) == len(self.waiting) and set(self.queue) == set(self.waiting)
+        assert self.queue.tokens == sum(entry.length for entry in self.waiting)
+        assert self.queue.clients == len({entry.client for entry in self.waiting + self.running})
         for client in "abc":
             mine = self.order(client)
             assert self.queue.waiting(client) == len(mine)
-            assert self.queue.running(client) == sum(entry.client == client for entry in self.runs)
+            assert self.queue.running(client) == sum(entry.client == client for entry in self.running)
             assert self.queue.tokens_of(client) == sum(entry.length for entry in mine)
             assert self.queue.cost_of(client) == sum(entry.cost for entry in mine)
             assert self.queue.mean_cost(client) * len(mine) == pytest.approx(self.queue.cost_of(client))
-        assert self.queue.mean_cost() * len(self.waits) == pytest.approx(
-            sum(entry.cost for entry in self.waits)
+        assert self.queue.mean_cost() * len(self.waiting) == pytest.approx(
+            sum(entry.cost for entry in self.waiting)
         )
 
     @invariant()
-    def whoever_was_given_least_is_next(self) -> None:
+    def the_client_that_was_given_least_is_next(self) -> None:
         queues = self.queue.queues()
         assert {queue[0].client: queue for queue in queues} == {
             client: self.order(client) for client in "abc" if self.order(client)
@@ -121,11 +121,11 @@ class Shares(RuleBasedStateMachine):
         assert counts == sorted(counts)
 
     @invariant()
-    def what_is_before_a_newcomer_is_what_is_served_before_it(self) -> None:
+    def the_work_before_a_new_entry_is_what_is_served_before_it(self) -> None:
         """Within the cost of one entry of each other client: an entry is not served in part."""
         for client in "abc":
             before, given = 0.0, dict(self.given)
-            start = given[client] = self.start(client)
+            start = given[client] = self.entry_level(client)
             queues = {each: self.order(each) for each in "abc"}
             while queues[client]:
                 entry = min(filter(None, queues.values()), key=lambda queue: given[queue[0].client])
@@ -143,7 +143,7 @@ class Shares(RuleBasedStateMachine):
             assert abs(self.queue.cost_before(client) - before) <= slack + 1e-6
 
 
-def test_newcomers_do_not_keep_a_client_waiting_for_ever():
+def test_new_clients_cannot_keep_a_client_waiting_forever():
     """Two of its entries were served; a new client comes with each that is served, before it is its turn."""
     queue: FairQueue[Entry] = FairQueue()
     arrivals = iter(range(10_000))
@@ -181,7 +181,7 @@ def simulated(costs: list[float], left: list[float], slots: int) -> float:
     left=st.lists(st.floats(0.0, 300.0), max_size=12),
     slots=st.integers(1, 8),
 )
-def test_the_wait_is_exact_where_all_that_waits_costs_the_same(
+def test_the_wait_is_exact_if_all_waiting_sequences_cost_the_same(
     waiting: int, cost: float, left: list[float], slots: int
 ) -> None:
     """Whatever runs, however far it is, and be it more than the share of slots."""
@@ -192,12 +192,14 @@ def test_the_wait_is_exact_where_all_that_waits_costs_the_same(
 @pytest.mark.parametrize(
     ("waiting", "expected"), [(0, 10.0), (3, 10.0), (4, 20.0), (7, 20.0), (8, 30.0), (39, 100.0)]
 )
-def test_those_that_began_together_end_together(waiting: int, expected: float) -> None:
+def test_sequences_that_began_together_end_together(waiting: int, expected: float) -> None:
     assert wait(waiting, 10.0, [10.0] * 4, 4) == expected
 
 
 @pytest.mark.parametrize(("waiting", "expected"), [(0, 2.5), (1, 5.0), (3, 10.0), (9, 25.0)])
-def test_those_that_began_one_after_the_other_end_so(waiting: int, expected: float) -> None:
+def test_sequences_that_began_one_after_the_other_end_one_after_the_other(
+    waiting: int, expected: float
+) -> None:
     assert wait(waiting, 10.0, [2.5, 5.0, 7.5, 10.0], 4) == expected
 
 
@@ -205,7 +207,7 @@ def test_those_that_began_one_after_the_other_end_so(waiting: int, expected: flo
     costs=st.lists(st.floats(1.0, 4.0), min_size=1, max_size=60),
     left=st.lists(st.floats(0.0, 4.0), min_size=1, max_size=8),
 )
-def test_of_unequal_costs_the_wait_is_off_by_less_than_two_of_the_longest(
+def test_with_unequal_costs_the_wait_is_off_by_less_than_two_of_the_longest(
     costs: list[float], left: list[float]
 ) -> None:
     mean = sum(costs) / len(costs)
@@ -213,10 +215,10 @@ def test_of_unequal_costs_the_wait_is_off_by_less_than_two_of_the_longest(
     assert abs(wait(len(costs), mean, left, len(left)) - expected) <= 2 * max(*costs, *left)
 
 
-TRIED = [Steps(decode=0.5, prompt=0.1)]
+MEASURED = [Steps(decode=0.5, prompt=0.1)]
 
 
-def asked(
+def make_request(
     tokens: int | None, prompt: int = 10, client: str = "", stop_ids: tuple[int, ...] = (1,)
 ) -> Request:
     params = SamplingParams(max_tokens=tokens, stop_ids=stop_ids)
@@ -226,25 +228,25 @@ def asked(
 def test_a_forecast_counts_steps() -> None:
     forecast = Forecast()
     forecast.factor = 1.0
-    assert forecast.cost(asked(20)) == 0.0
-    forecast.learn_steps(TRIED)
-    assert forecast.cost(asked(20)) == pytest.approx(10 * 0.1 + 20 * 0.5)
-    assert forecast.cost(asked(20), known=5) == pytest.approx(15 * 0.1 + 15 * 0.5)
-    assert forecast.left(asked(20), 5, started=True) == pytest.approx(15 * 0.5)
-    assert forecast.left(asked(20), 30, started=True) == pytest.approx(0.5)
+    assert forecast.cost(make_request(20)) == 0.0
+    forecast.learn_steps(MEASURED)
+    assert forecast.cost(make_request(20)) == pytest.approx(10 * 0.1 + 20 * 0.5)
+    assert forecast.cost(make_request(20), known=5) == pytest.approx(15 * 0.1 + 15 * 0.5)
+    assert forecast.left(make_request(20), 5, started=True) == pytest.approx(15 * 0.5)
+    assert forecast.left(make_request(20), 30, started=True) == pytest.approx(0.5)
     assert forecast.prompt_seconds(64) == pytest.approx(6.4)
 
 
-def test_what_was_measured_stands_when_steps_are_tried_anew() -> None:
+def test_measured_speed_is_kept_when_steps_are_timed_again() -> None:
     """And of several engines the mean counts."""
     forecast = Forecast()
     forecast.factor = 1.0
-    forecast.learn_steps(TRIED)
+    forecast.learn_steps(MEASURED)
     for second in range(1, 101):
         forecast.progress(0, 2)
         forecast.elapse(second * 3.0, 1)
     forecast.learn_steps([Steps(decode=0.1, prompt=0.02), Steps(decode=0.3, prompt=0.06)])
-    assert forecast.cost(asked(20)) == pytest.approx(33, rel=0.01)
+    assert forecast.cost(make_request(20)) == pytest.approx(33, rel=0.01)
     assert forecast.factor == pytest.approx(7.5, rel=0.01)
 
 
@@ -253,13 +255,13 @@ def test_a_forecast_learns_how_slow_the_engines_are(factor: float, running: int)
     """From what came of slots: so many sequences, each `factor` seconds for what is tried to take one."""
     forecast = Forecast()
     forecast.factor = 1.0
-    forecast.learn_steps(TRIED)
+    forecast.learn_steps(MEASURED)
     for second in range(1, 101):
         for _ in range(running):
             forecast.progress(0, 2)
         forecast.elapse(second * factor, running)
     assert forecast.factor == pytest.approx(factor, rel=0.01)
-    assert forecast.cost(asked(20)) == pytest.approx(11 * factor, rel=0.01)
+    assert forecast.cost(make_request(20)) == pytest.approx(11 * factor, rel=0.01)
     for second in range(1, 101):  # twice as slow from now on
         for _ in range(running):
             forecast.progress(0, 2)
@@ -271,7 +273,7 @@ def test_a_forecast_learns_how_slow_the_engines_are(factor: float, running: int)
 def test_the_first_token_after_an_idle_time_says_nothing_about_speed(rounds: int) -> None:
     """Also where the idle time interrupts a window of the measurement."""
     forecast = Forecast()
-    forecast.learn_steps(TRIED)
+    forecast.learn_steps(MEASURED)
     now = 0.0
     for _ in range(rounds):
         forecast.progress(0, 2)
@@ -284,7 +286,7 @@ def test_the_first_token_after_an_idle_time_says_nothing_about_speed(rounds: int
     assert forecast.factor == before
 
 
-def test_the_wait_for_a_prompts_step_counts_once_its_token_is_there() -> None:
+def test_the_time_of_a_prompts_step_counts_from_its_first_token() -> None:
     """Three sequences are in slots for 11 s, which is what the prompt and a token of one of them take."""
     world = World(1)
     world.begin(0)
@@ -302,17 +304,17 @@ def test_the_wait_for_a_prompts_step_counts_once_its_token_is_there() -> None:
 def test_a_forecast_learns_how_long_answers_are(length: int) -> None:
     forecast = Forecast()
     forecast.factor = 1.0
-    forecast.learn_steps(TRIED)
+    forecast.learn_steps(MEASURED)
     for _ in range(120):
         forecast.learn(length)
-    assert forecast.cost(asked(None)) == pytest.approx(1 + length * 0.5)
-    assert forecast.cost(asked(2 * length)) == pytest.approx(1 + length * 0.5)
-    assert forecast.cost(asked(2 * length, stop_ids=())) == pytest.approx(1 + length)
+    assert forecast.cost(make_request(None)) == pytest.approx(1 + length * 0.5)
+    assert forecast.cost(make_request(2 * length)) == pytest.approx(1 + length * 0.5)
+    assert forecast.cost(make_request(2 * length, stop_ids=())) == pytest.approx(1 + length)
 
 
 @given(others=st.integers(0, 12), steps=st.integers(0, 8))
 @settings(deadline=None)
-def test_a_newcomer_has_its_slot_when_the_line_says(others: int, steps: int) -> None:
+def test_a_new_sequence_gets_its_slot_when_predicted(others: int, steps: int) -> None:
     """Scripted engines whose tokens take a second; all of one client, alike, but begun when they could."""
     world = World(engines=1)
     world.begin(0)
@@ -333,7 +335,7 @@ def test_a_newcomer_has_its_slot_when_the_line_says(others: int, steps: int) -> 
     assert line.wait == pytest.approx(waited, rel=0.1, abs=2.0)
 
 
-def test_a_client_that_has_less_than_its_share_waits_for_nobody() -> None:
+def test_a_client_below_its_share_does_not_wait() -> None:
     world = World(engines=1)
     world.begin(0)
     for number in range(40):
@@ -349,43 +351,43 @@ def test_a_client_that_has_less_than_its_share_waits_for_nobody() -> None:
     assert lines["a"].wait >= 100 * (40 // SLOTS - 1)
 
 
-def test_who_is_refused_waits_behind_as_many_others_as_usually_come_back() -> None:
+def test_retry_after_counts_as_many_refused_requests_as_usually_come_back() -> None:
     admission, line = Admission(max_wait=40.0), QueueAhead(wait=30.0, pace=2.0)
 
-    def told(prompt: int, now: float) -> float:
+    def retry_after(prompt: int, now: float) -> float:
         with pytest.raises(Overloaded) as refused:
-            admission.check([asked(1, prompt=prompt)], line, now)
+            admission.check([make_request(1, prompt=prompt)], line, now)
         return refused.value.retry_after or 0.0
 
-    first = [told(prompt, 0.0) for prompt in range(1, 21)]  # nobody of them comes back
+    first = [retry_after(prompt, 0.0) for prompt in range(1, 21)]  # nobody of them comes back
     assert first[1] - first[0] == pytest.approx(2.0)
-    later = [told(prompt, 1000.0) for prompt in (101, 102)]
+    later = [retry_after(prompt, 1000.0) for prompt in (101, 102)]
     assert later[1] - later[0] == pytest.approx(2.0 * 0.98**20)
     easy = QueueAhead(wait=10.0, pace=2.0)
     for turn in range(2000):  # and now everybody
         due = 2000.0 + turn * 100.0
-        seconds = told(1000 + turn, due)
-        admission.check([asked(1, prompt=1000 + turn)], easy, due + seconds)
-    last = [told(prompt, 1e6) for prompt in (101, 102)]
+        seconds = retry_after(1000 + turn, due)
+        admission.check([make_request(1, prompt=1000 + turn)], easy, due + seconds)
+    last = [retry_after(prompt, 1e6) for prompt in (101, 102)]
     assert last[1] - last[0] == pytest.approx(2.0, rel=0.01)
 
 
 @given(wanted=st.floats(0.0, 100.0))
-def test_who_would_wait_too_long_is_told_when_there_is_room(wanted: float) -> None:
+def test_a_request_that_would_wait_too_long_gets_the_time_when_there_is_room(wanted: float) -> None:
     admission, line = Admission(max_wait=40.0), QueueAhead(wait=wanted, pace=2.0)
     if wanted <= 26.0:
-        admission.check([asked(1)], line, 0.0)
+        admission.check([make_request(1)], line, 0.0)
         return
     seconds = []
     for turn in range(3):
         with pytest.raises(Overloaded) as refused:
-            admission.check([asked(1, prompt=1 + turn)], line, 0.0)
+            admission.check([make_request(1, prompt=1 + turn)], line, 0.0)
         seconds.append(refused.value.retry_after)
     assert seconds == pytest.approx([min(wanted - 26.0 + 2.0 * turn, 60.0) for turn in range(3)])
 
 
-def test_waiting_prompts_are_bounded_but_for_a_client_within_its_share_of_them() -> None:
+def test_waiting_prompts_are_bounded_except_for_clients_within_their_share() -> None:
     most = QueueAhead(tokens=MOST_TOKENS, own_tokens=MOST_TOKENS // 2, clients=2)
     with pytest.raises(Overloaded, match="prompt tokens wait"):
-        Admission().check([asked(1)], most, 0.0)
-    Admission().check([asked(1)], QueueAhead(tokens=MOST_TOKENS, own_tokens=0, clients=2), 0.0)
+        Admission().check([make_request(1)], most, 0.0)
+    Admission().check([make_request(1)], QueueAhead(tokens=MOST_TOKENS, own_tokens=0, clients=2), 0.0)

@@ -71,7 +71,7 @@ async def start() -> AsyncIterator[Start]:
     assert not set(psutil.Process().children(recursive=True)) - before
 
 
-async def test_one_killed_replica_is_restarted_while_all_streams_run_on(start: Start):
+async def test_one_killed_replica_is_restarted_while_all_streams_continue(start: Start):
     group = await (await start("ready", "ready")).all_ready()
     streams = [group.submit(request(str(i), max_tokens=100, token=i)) for i in range(4)]
     readers = [asyncio.create_task(collect(stream)) for stream in streams]
@@ -91,7 +91,7 @@ async def test_one_killed_replica_is_restarted_while_all_streams_run_on(start: S
     assert not [news for news in group.news if isinstance(news, GivenUp)]
 
 
-async def test_equal_beginnings_meet_again_until_one_replica_leads_too_far(start: Start):
+async def test_equal_prefixes_go_to_one_replica_until_its_lead_is_too_large(start: Start):
     """4 slots: a lead of one stream is allowed."""
     group = await (await start("ready", "ready")).all_ready()
     for token in (3, 5, 3, 5, 5, 3):
@@ -104,7 +104,7 @@ async def test_equal_beginnings_meet_again_until_one_replica_leads_too_far(start
         stream.abort()
 
 
-async def test_a_restarted_replica_has_forgotten_what_it_served(start: Start):
+async def test_a_restarted_replica_has_no_prefixes(start: Start):
     group = await (await start("ready", "ready")).all_ready()
     group.submit(request("a", prompt=BLOCK)).abort()
     group.kill(0)
@@ -114,7 +114,7 @@ async def test_a_restarted_replica_has_forgotten_what_it_served(start: Start):
     assert group.loads == [0, 1]
 
 
-async def test_an_engine_alone_says_when_it_is_ready_again(start: Start, caplog: pytest.LogCaptureFixture):
+async def test_a_single_engine_logs_when_it_is_ready_again(start: Start, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO", logger="distaff")
     group = await (await start("ready")).all_ready()
     assert "ready" not in caplog.text
@@ -135,7 +135,7 @@ async def test_it_serves_as_soon_as_one_replica_is_ready(start: Start):
     assert group.engines.info and group.engines.info.slots == 8 and group.engines.info.context == 4096
 
 
-async def test_the_others_begin_once_the_checkpoint_is_there(start: Start):
+async def test_the_other_replicas_start_once_the_checkpoint_is_located(start: Start):
     group = await start("late", "late", "late")
     assert group.states == ["loading", "starting", "starting"]
     await until(lambda: any(isinstance(news, wire.Located) for news in group.news))
@@ -162,7 +162,7 @@ async def test_a_crash_looping_replica_is_given_up_alone(
     assert group.news[-1].exit_code == exit_codes.ENGINE_LOST
 
 
-async def test_a_first_replica_that_cannot_be_started_does_not_keep_the_others(
+async def test_a_first_replica_that_cannot_be_started_does_not_stop_the_others(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(restart_budget, "PAUSE_SECONDS", 0.1)
@@ -179,7 +179,7 @@ async def test_a_replica_that_cannot_come_up_ends_all(start: Start, modes: tuple
     assert group.news[-1] == GivenUp("model.safetensors: damaged", 65)
 
 
-async def test_a_replica_that_was_fine_before_is_given_up_alone(
+async def test_a_replica_that_was_ready_before_is_given_up_alone(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ):
     """A checkpoint that is damaged under a running server, and stays so."""
@@ -199,7 +199,7 @@ async def test_replicas_that_would_differ_are_refused(start: Start):
     assert "0123456789" in given_up.message and "9876543210" in given_up.message
 
 
-async def test_a_model_replaced_under_a_running_server_is_never_served_beside_the_old_one(start: Start):
+async def test_a_replaced_model_is_never_served_together_with_the_old_one(start: Start):
     group = await (await start("ready", "ready")).all_ready()
     group.commands[1][-1] = "other"
     group.kill(1)
@@ -211,7 +211,7 @@ async def test_a_model_replaced_under_a_running_server_is_never_served_beside_th
         stream.abort()
 
 
-async def test_one_queue_stands_before_all(start: Start):
+async def test_all_replicas_share_one_queue(start: Start):
     """4 slots each: what one has no room for goes to the other as soon as that is ready."""
     group = await start("late", "ready")
     await until(lambda: group.states[1] == "ready")
@@ -223,7 +223,7 @@ async def test_one_queue_stands_before_all(start: Start):
         stream.abort()
 
 
-async def test_sigterm_to_one_replica_moves_what_it_has_not_begun(start: Start):
+async def test_sigterm_to_one_replica_moves_the_requests_that_it_has_not_begun(start: Start):
     group = await (await start("ready", "compile")).all_ready()
     streams = [
         group.submit(request(str(i), max_tokens=30, grammar="slow" if i % 2 else None)) for i in range(4)
@@ -236,7 +236,7 @@ async def test_sigterm_to_one_replica_moves_what_it_has_not_begun(start: Start):
     await until(lambda: group.states == ["ready", "ready"])
 
 
-async def test_an_operators_bound_counts_running_streams_of_all_too(start: Start):
+async def test_max_concurrent_counts_running_streams_of_all_replicas(start: Start):
     """Each that ends, however it ends, makes room for one."""
     group = await (await start("ready", "ready", most_under_way=3)).all_ready()
     streams = [group.submit(request(str(i))) for i in range(3)]
@@ -253,7 +253,7 @@ async def test_an_operators_bound_counts_running_streams_of_all_too(start: Start
         group.submit(request("one too many again"))
 
 
-async def test_figures_are_sums_and_a_dead_replica_runs_nothing(start: Start):
+async def test_statistics_are_sums_and_a_dead_replica_runs_nothing(start: Start):
     group = await (await start("ready", "ready")).all_ready()
     for i in range(3):
         group.submit(request(str(i)))
@@ -266,7 +266,7 @@ async def test_figures_are_sums_and_a_dead_replica_runs_nothing(start: Start):
     assert group.engines.replicas[0].stats == EngineStats()
 
 
-async def test_it_is_heard_of_as_long_as_one_replica_is(start: Start, monkeypatch: pytest.MonkeyPatch):
+async def test_the_group_is_alive_as_long_as_one_replica_is(start: Start, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(engine_process, "SILENCE_SECONDS", 60.0)
     monkeypatch.setattr(restart_budget, "PAUSE_SECONDS", 0.1)
     monkeypatch.setenv("HEARTBEAT", "0.2")
@@ -314,8 +314,8 @@ async def test_stopping_is_quick_whatever_the_replicas_do(
     assert (group.engines.state, group.states) == ("stopped", ["stopped", "stopped"])
 
 
-async def test_nothing_is_started_by_a_late_word_after_the_end(start: Start):
-    """Where the checkpoint is may still be on its way when the server is told to end."""
+async def test_nothing_is_started_by_a_late_message_after_the_end(start: Start):
+    """The location of the checkpoint can arrive after the server was asked to end."""
     group = await start("load", "ready")
     await group.engines.stop()
     group.engines._on_replica_news(0, wire.Located("/late"))
