@@ -136,7 +136,7 @@ class Killer:
 
     def _kill(self, replica: int) -> bool:
         try:
-            engines(self.served)[replica].kill()
+            engines(self.served.process)[replica].kill()
         except (KeyError, psutil.Error):
             return False
         self._killed[replica] = time.perf_counter()

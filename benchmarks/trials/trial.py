@@ -92,10 +92,10 @@ async def scrape(url: str, key: str | None = None) -> Metrics:
     return Metrics({name: float(value) for name, _, value in pairs})
 
 
-def engines(served: Served) -> dict[int, psutil.Process]:
-    """The current engine processes, by replica."""
+def engines(server: psutil.Process) -> dict[int, psutil.Process]:
+    """The current engine processes of `distaff serve`, by replica."""
     found = {}
-    for child in served.process.children():
+    for child in server.children():
         with contextlib.suppress(psutil.Error):
             _, mark, rest = " ".join(child.cmdline()).partition("--replica ")
             if mark:

@@ -88,7 +88,7 @@ async def slowed_down(served: Served, replica: int) -> AsyncIterator[None]:
 
     A lower priority would slow it down only while something else needs its cores.
     """
-    engine = engines(served)[replica]
+    engine = engines(served.process)[replica]
 
     async def alternate() -> None:
         while True:

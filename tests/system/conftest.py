@@ -14,6 +14,8 @@ import psutil
 import pytest
 from openai import OpenAI
 
+from benchmarks.trials.trial import engines
+
 from ..processes import wait_ended
 
 DISTAFF = Path(sys.executable).with_name("distaff")
@@ -45,9 +47,7 @@ class Server:
 
     def engine(self, replica: int = 0) -> psutil.Process:
         """A replica's engine process."""
-        children = psutil.Process(self.process.pid).children()
-        (engine,) = (child for child in children if f"--replica {replica} " in " ".join(child.cmdline()))
-        return engine
+        return engines(psutil.Process(self.process.pid))[replica]
 
     def metric(self, name: str, replica: int = 0) -> float:
         """One replica's sample of `/metrics`."""
