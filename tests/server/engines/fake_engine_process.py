@@ -8,7 +8,7 @@ engine says the request's prompt back, token by token, over and over, one token 
 later; `other` has other weights; `deaf` fails in every abort, `mute` in every look at its load; `panic` fails
 in every request with a grammar, `compile` never ends compiling the grammar `slow` and takes others; `long`
 says more than the longest frame to the request `long`, LONGEST_FRAME in the environment being that length.
-HEARTBEAT and PATIENCE in the environment are its `HEARTBEAT_SECONDS` and `PATIENCE_SECONDS`.
+In the environment HEARTBEAT_SECONDS and PATIENCE_SECONDS replace the constants of `engine_server`.
 """
 
 import itertools
@@ -146,7 +146,8 @@ def build(mode: str, send: Send, on_events: OnEvents) -> tuple[FakeEngine, Engin
 
 if __name__ == "__main__":
     wire.MAX_FRAME = int(os.environ.get("LONGEST_FRAME", wire.MAX_FRAME))
-    engine_server.HEARTBEAT_SECONDS = float(os.environ.get("HEARTBEAT", engine_server.HEARTBEAT_SECONDS))
-    engine_server.PATIENCE_SECONDS = float(os.environ.get("PATIENCE", engine_server.PATIENCE_SECONDS))
+    for constant in ("HEARTBEAT_SECONDS", "PATIENCE_SECONDS"):
+        if constant in os.environ:
+            setattr(engine_server, constant, float(os.environ[constant]))
     configure_logging("INFO")
     serve(int(sys.argv[-1]), lambda send, on_events: build(sys.argv[1], send, on_events))

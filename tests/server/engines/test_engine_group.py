@@ -269,7 +269,7 @@ async def test_statistics_are_sums_and_a_dead_replica_runs_nothing(start: Start)
 async def test_the_group_is_alive_as_long_as_one_replica_is(start: Start, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(engine_process, "SILENCE_SECONDS", 60.0)
     monkeypatch.setattr(restart_budget, "PAUSE_SECONDS", 0.1)
-    monkeypatch.setenv("HEARTBEAT", "0.2")
+    monkeypatch.setenv("HEARTBEAT_SECONDS", "0.2")
     group = await (await start("ready", "ready")).all_ready()
     pids = [engine.pid or 0 for engine in group.engines.replicas]
     os.kill(pids[0], signal.SIGSTOP)

@@ -129,8 +129,8 @@ async def test_after_sigkill_the_engine_comes_back_and_streams_go_on(start: Star
 def shorten(monkeypatch: pytest.MonkeyPatch, silence: float) -> None:
     """An engine whose loop hangs stops its heartbeats after 0.5 s, and counts as dead `silence` s later."""
     monkeypatch.setattr(engine_process, "SILENCE_SECONDS", silence)
-    monkeypatch.setenv("HEARTBEAT", "0.2")
-    monkeypatch.setenv("PATIENCE", "0.5")
+    monkeypatch.setenv("HEARTBEAT_SECONDS", "0.2")
+    monkeypatch.setenv("PATIENCE_SECONDS", "0.5")
 
 
 async def lost_by(sent: signal.Signals) -> Lost:
