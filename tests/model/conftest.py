@@ -1,10 +1,18 @@
-"""The native kernels of every instruction set."""
+"""The native kernels of every instruction set, and what each module of tests leaves behind."""
 
 from collections.abc import Callable, Iterator
 
+import jax
 import pytest
 
 from distaff.model.kernels.native_library import instruction_sets, library
+
+
+@pytest.fixture(autouse=True, scope="module")
+def free_compiled_programs() -> Iterator[None]:
+    """No module needs another's programs, which take gigabytes together."""
+    yield
+    jax.clear_caches()
 
 
 def select(name: str | None) -> None:
