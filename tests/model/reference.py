@@ -194,7 +194,14 @@ class Driver:
         mesh: Mesh | None = None,
         quantization: Quantization | None = None,
         kernels: Mapping[str, str] | None = None,
+        optimized: bool = True,
     ) -> None:
+        """Places the weights; a step is compiled when it first runs.
+
+        Args:
+          optimized: False halves the time of compilation. For tests of what is computed, within a tolerance;
+            tests of equal bits need the compiler's usual sums.
+        """
         mesh = mesh or create_mesh(1)
         pages = 1 + rows * columns
         shuffled = np.random.default_rng(seed).permutation(np.arange(1, pages))
@@ -206,7 +213,10 @@ class Driver:
         cache = create_cache(pad_config(config, mesh.size), pages, page_size, dtype)
         self.cache = jax.device_put(cache, NamedSharding(mesh, CACHE))
         specs = self.skeleton.specs(), CACHE, REPLICATED, REPLICATED
-        self.jitted = jax.jit(over_shares(self._step, mesh, specs, (REPLICATED, CACHE)))
+        step = over_shares(self._step, mesh, specs, (REPLICATED, CACHE))
+        self.jitted = jax.jit(
+            step, compiler_options=None if optimized else {"xla_backend_optimization_level": 0}
+        )
 
     def _step(
         self, leaves: tuple[jax.Array, ...], cache: Cache, tokens_T: jax.Array, batch: Batch

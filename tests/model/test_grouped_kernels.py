@@ -63,7 +63,7 @@ def test_it_equals_the_portable_product(on_each_instruction_set, bits, shape):
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_every_number_of_rows_has_the_bits_of_the_same_rows_among_others(bits):
+def test_every_number_of_rows_has_the_bits_of_the_same_rows_among_others(bits, on_each_instruction_set):
     x_TD, weight = rows_of(40, 5), pack_grouped(*drawn(5, 2, bits))
 
     def check():

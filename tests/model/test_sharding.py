@@ -4,6 +4,7 @@ them."""
 import re
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -65,13 +66,18 @@ def generate(
     return np.concatenate(found), tokens
 
 
+def meshed(config: ModelConfig, parameters: dict[str, jax.Array], shards: int, **options: Any) -> Driver:
+    """A driver over some devices; what it computes is compared within a tolerance."""
+    return Driver(config, parameters, mesh=create_mesh(shards), optimized=False, **options)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_any_mesh_computes_the_same(name: str) -> None:
     """Over 1, 2 and 4 devices: the same greedy tokens, logits within 1e-4 of the largest."""
     config, parameters = MODELS[name], spread(MODELS[name])
-    alone, tokens = generate(Driver(config, parameters), config)
+    alone, tokens = generate(Driver(config, parameters, optimized=False), config)
     for shards in (2, 4):
-        logits, found = generate(Driver(config, parameters, mesh=create_mesh(shards)), config, tokens)
+        logits, found = generate(meshed(config, parameters, shards), config, tokens)
         assert np.abs(logits - alone).max() <= TOLERANCE * np.abs(alone).max()
         assert found == tokens
 
@@ -84,9 +90,9 @@ def test_int8_is_close_on_any_mesh(name: str) -> None:
     near tie may send a token elsewhere, so the median over positions is compared.
     """
     config, parameters = MODELS[name], spread(MODELS[name])
-    wide, tokens = generate(Driver(config, parameters), config)
+    wide, tokens = generate(Driver(config, parameters, optimized=False), config)
     for shards in (1, 2, 4):
-        driver = Driver(config, quantize(parameters), mesh=create_mesh(shards), quantization="int8")
+        driver = meshed(config, quantize(parameters), shards, quantization="int8")
         logits, _ = generate(driver, config, tokens)
         worst = np.abs(logits - wide).max(-1) / np.abs(wide).max()
         assert np.median(worst) <= 0.05
@@ -105,11 +111,9 @@ def test_groups_are_close_on_any_mesh(
     """Over one device and two the logits of the same weights in f32, nearly: only rows are rounded."""
     config = replace(GROUPS, tied_head=tied)
     quantized = quantize(spread(config), quantization)
-    exact, tokens = generate(Driver(config, widened(quantized, config)), config)
+    exact, tokens = generate(Driver(config, widened(quantized, config), optimized=False), config)
     for shards in (1, 2):
-        driver = Driver(
-            config, quantized, mesh=create_mesh(shards), quantization=quantization, kernels=kernels
-        )
+        driver = meshed(config, quantized, shards, quantization=quantization, kernels=kernels)
         logits, _ = generate(driver, config, tokens)
         assert np.median(np.abs(logits - exact).max(-1) / np.abs(exact).max()) <= 0.03
 
