@@ -102,7 +102,7 @@ class Killer:
                     await self.kill_next()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_RECOVERY_SECONDS):
-                await self._recovered()
+                await self.recovered()
 
     async def kill_next(self) -> float:
         """Kills the next engine as soon as it is ready; returns the time of the kill."""
@@ -112,7 +112,7 @@ class Killer:
                 return self._killed[turn]
             await asyncio.sleep(_POLL_SECONDS)  # readiness is polled: /metrics has no event for it
 
-    async def _recovered(self) -> None:
+    async def recovered(self) -> None:
         """Waits until all are ready again."""
         while self._killed:
             await self._look()
