@@ -108,7 +108,7 @@ async def test_a_request_that_the_engine_refuses_ends_with_the_reason(start: Sta
 async def test_after_sigkill_the_engine_comes_back_and_streams_go_on(start: Start):
     """Each of them to its end, with all of its tokens and no other; who comes meanwhile waits for it."""
     engine = await ready(await start("ready"))
-    asked = [request(str(i), max_tokens=60, token=i) for i in range(6)]
+    asked = [request(str(i), max_tokens=200, token=i) for i in range(6)]
     streams = [asyncio.create_task(collect(engine.submit(each))) for each in asked]
     await until(lambda: engine.running == 4)
     first = engine.pid
@@ -121,8 +121,8 @@ async def test_after_sigkill_the_engine_comes_back_and_streams_go_on(start: Star
     assert engine.group.queued[0] == 7
     assert [event.token for event in await collect(new)] == [9] * 5
     for i, events in enumerate(await asyncio.gather(*streams)):
-        assert [event.token for event in events] == [i] * 60
-        assert [event.finish for event in events] == [None] * 59 + ["length"]
+        assert [event.token for event in events] == [i] * 200
+        assert [event.finish for event in events] == [None] * 199 + ["length"]
     assert engine.pid != first and engine.group.moved["engine_lost"] == 4
 
 
