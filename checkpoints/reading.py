@@ -75,7 +75,9 @@ def with_own_bits(checkpoint: Checkpoint, quantize: str | None, mesh: "Mesh") ->
     If nothing is chosen (`quantize` is None), a GGUF keeps the bits of its quantised weights where these are
     the fastest, which is on CPUs with native kernels, and where each device gets whole groups of them.
     """
-    if quantize is not None or not checkpoint.path.is_file():
+    from .gguf.gguf_file import GGUFFile
+
+    if quantize is not None or not isinstance(checkpoint, GGUFFile):
         return checkpoint
     from ..model.kernels.native_library import library
     from ..model.sharding import pad_config
@@ -83,7 +85,7 @@ def with_own_bits(checkpoint: Checkpoint, quantize: str | None, mesh: "Mesh") ->
     if mesh.devices.flat[0].platform != "cpu" or library() is None:
         return checkpoint
     try:
-        kept = _open(checkpoint.path, as_is=True)
+        kept = checkpoint.as_is()
         check_groups(pad_config(kept.config, mesh.size), kept.quantization, mesh.size)
     except ConfigError as error:
         log.info("the weights of %s are widened: %s", checkpoint.path.name, error)

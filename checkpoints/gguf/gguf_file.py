@@ -7,6 +7,7 @@ converter permutes the rows of q and k, and we undo that.
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from copy import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ class GGUFFile:
         """`as_is` keeps the groups of Q4_0, Q4_1 and Q8_0 tensors; otherwise all are read as f32."""
         self.path = path
         parts = read_gguf_parts(path)
-        self._stamps = {part: header.stamp for part, header in parts.items()}
+        self._parts = parts
         metadata, tensors = parts[path].metadata, tensors_of(parts)
         for tensor in tensors.values():
             if not _dequantised(tensor.kind):
@@ -69,9 +70,22 @@ class GGUFFile:
         self._origins = find_origins(path, self.config, table, shapes)
         refuse_unused(path, unused(self._origins, shapes))
         self._stored = {name: tensors[name] for name in shapes}
-        self.quantization: Quantization | None = self._quantization() if as_is else None
-        self.nbytes: int = total_bytes(self.config, self.quantization)
-        self.fingerprint: str = _fingerprint(parts, self.quantization)
+        self._read_as(self._quantization() if as_is else None)
+
+    def as_is(self) -> "GGUFFile":
+        """The same file with the groups of its tensors kept; the header is not read again.
+
+        Raises:
+          ConfigError: the groups cannot be kept.
+        """
+        kept = copy(self)
+        kept._read_as(self._quantization())
+        return kept
+
+    def _read_as(self, quantization: Quantization | None) -> None:
+        self.quantization: Quantization | None = quantization
+        self.nbytes: int = total_bytes(self.config, quantization)
+        self.fingerprint: str = _fingerprint(self._parts, quantization)
 
     def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
         """`(name, float32 values)` in `parameter_shapes` order, linears as `[inputs, outputs]`.
@@ -128,7 +142,7 @@ class GGUFFile:
         with open(stored.file, "rb") as file:
             file.seek(stored.offset)
             raw = np.fromfile(file, np.uint8, stored.size)
-        if len(raw) != stored.size or stamp(stored.file) != self._stamps[stored.file]:
+        if len(raw) != stored.size or stamp(stored.file) != self._parts[stored.file].stamp:
             raise CheckpointError(
                 f"{stored.file}: tensor {stored.name}: the file changed while it was being read"
             )
