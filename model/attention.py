@@ -34,12 +34,13 @@ class Attention(Linears):
         self, x_TD: jax.Array, pool: Pool, batch: Batch, rotary: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, Pool]:
         """Returns the layer's `[T, D]` and the pool with this step's keys and values."""
-        q_TNH, k_TKH, v_TKH = map(self._heads, self.columns(x_TD, "q", "k", "v"))
+        tokens = batch.tokens
+        q_TNH, k_TKH, v_TKH = map(self._heads, self.columns(x_TD, tokens, "q", "k", "v"))
         q_TNH, k_TKH = rotate(q_TNH, *rotary), rotate(k_TKH, *rotary)
         pool = write_pages(pool, k_TKH, v_TKH, batch.entries_T)
         with jax.named_scope("attend"):
             out_TNH = self.target.kernels.attention(q_TNH, pool, batch, window=self.window)
-        return self.rows(out_TNH.reshape(x_TD.shape[0], -1), "o"), pool
+        return self.rows(out_TNH.reshape(x_TD.shape[0], -1), tokens, "o"), pool
 
     def _heads(self, y_TF: jax.Array) -> jax.Array:
         return y_TF.reshape(y_TF.shape[0], -1, self.head_size)

@@ -121,3 +121,8 @@ class Batch:
     rows: jax.Array
     singles_B: jax.Array
     tiles: Tiles | None
+
+    @property
+    def tokens(self) -> jax.Array:
+        """How many of the T tokens are in use, i32 `[]`; these come first."""
+        return self.starts_R[self.rows]

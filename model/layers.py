@@ -64,26 +64,27 @@ class Linears(nnx.Module):
         if bias:
             setattr(self, f"{name}_bias", nnx.Param(jnp.zeros(shape[-1:], dtype)))
 
-    def columns(self, x_TD: jax.Array, *names: str) -> tuple[jax.Array, ...]:
-        """This device's outputs `[T, F]` of each map, for complete inputs."""
-        products = (y_TF.astype(x_TD.dtype) for y_TF in self.products(x_TD, *names))
+    def columns(self, x_TD: jax.Array, tokens: jax.Array, *names: str) -> tuple[jax.Array, ...]:
+        """This device's outputs `[T, F]` of each map, for complete inputs; only the first `tokens` count."""
+        products = (y_TF.astype(x_TD.dtype) for y_TF in self.products(x_TD, tokens, *names))
         return tuple(map(self._biased, names, products))
 
-    def rows(self, x_TF: jax.Array, name: str) -> jax.Array:
-        """All outputs `[T, D]`: the sum of the devices' products with their own inputs."""
-        (product_TD,) = self.products(x_TF, name)
+    def rows(self, x_TF: jax.Array, tokens: jax.Array, name: str) -> jax.Array:
+        """All outputs `[T, D]`: the sum of the devices' products with their own inputs; only the first
+        `tokens` count."""
+        (product_TD,) = self.products(x_TF, tokens, name)
         return self._biased(name, psum(product_TD.astype(x_TF.dtype), self.target.shards))
 
-    def products(self, x_TD: jax.Array, *names: str) -> tuple[jax.Array, ...]:
-        """This device's product with each map's weight, without bias, in f32."""
+    def products(self, x_TD: jax.Array, rows: jax.Array | None, *names: str) -> tuple[jax.Array, ...]:
+        """This device's product with each map's weight, without bias, in f32; only the first `rows` count."""
         kernels = self.target.kernels
         if is_grouped(self.target.quantization):
-            return kernels.grouped_linear(x_TD, *map(self.grouped, names))
+            return kernels.grouped_linear(x_TD, *map(self.grouped, names), rows=rows)
         weights = [getattr(self, name)[...] for name in names]
         if self.target.quantization:
             scales = [getattr(self, f"{name}_scale")[...] for name in names]
-            return kernels.int8_linear(x_TD, *zip(weights, scales, strict=True))
-        return kernels.linear(x_TD, *weights)
+            return kernels.int8_linear(x_TD, *zip(weights, scales, strict=True), rows=rows)
+        return kernels.linear(x_TD, *weights, rows=rows)
 
     def grouped(self, name: str) -> GroupedWeight:
         """This device's share of a weight in groups."""
@@ -111,7 +112,7 @@ class FeedForward(Linears):
         self.add("up", (width, inner), dtype=dtype, rngs=rngs, bias=bias)
         self.add("down", (inner, width), dtype=dtype, rngs=rngs, bias=bias)
 
-    def __call__(self, x_TD: jax.Array) -> jax.Array:
-        """Maps `[T, D]` to `[T, D]`."""
-        gate_TF, up_TF = self.columns(x_TD, "gate", "up")
-        return self.rows(jax.nn.silu(gate_TF) * up_TF, "down")
+    def __call__(self, x_TD: jax.Array, tokens: jax.Array) -> jax.Array:
+        """Maps `[T, D]` to `[T, D]`; only the first `tokens` count."""
+        gate_TF, up_TF = self.columns(x_TD, tokens, "gate", "up")
+        return self.rows(jax.nn.silu(gate_TF) * up_TF, tokens, "down")

@@ -60,7 +60,7 @@ class Layer(nnx.Module):
             normed_TD = self.rms_norm(x_TD, self.feed_forward_norm[...], self.epsilon)
             if isinstance(self.feed_forward, MixtureOfExperts):
                 return x_TD + self.feed_forward(normed_TD, batch.positions_T >= 0), pool
-            return x_TD + self.feed_forward(normed_TD), pool
+            return x_TD + self.feed_forward(normed_TD, batch.tokens), pool
 
 
 @partial(jax.jit, static_argnums=0)
@@ -129,19 +129,23 @@ class Transformer(Linears):
             return psum(unpack_rows(embed, place_T), shards)
         return psum(embed.at[place_T].get(mode="fill", fill_value=0), shards)
 
-    def logits(self, hidden_BD: jax.Array) -> jax.Array:
-        """The logits of every next token: f32 `[B, V]`, whole on every device."""
+    def logits(self, hidden_BD: jax.Array, rows: jax.Array | None = None) -> jax.Array:
+        """The logits of every next token: f32 `[B, V]`, whole on every device.
+
+        Args:
+          rows: i32 `[]`, only the logits of the first rows are needed; None for all.
+        """
         with jax.named_scope("head"):
-            logits_BV = all_gather(self._scores(hidden_BD), self.target.shards)
+            logits_BV = all_gather(self._scores(hidden_BD, rows), self.target.shards)
             return logits_BV[:, : self.config.vocabulary]
 
-    def _scores(self, hidden_BD: jax.Array) -> jax.Array:
+    def _scores(self, hidden_BD: jax.Array, rows: jax.Array | None) -> jax.Array:
         if has_head(self.config, self.target.quantization):
-            (scores_BV,) = self.products(hidden_BD, "head")
+            (scores_BV,) = self.products(hidden_BD, rows, "head")
             return scores_BV
         embed = self.embed[...]
         if embed.ndim == 3:
-            (scores_BV,) = self.target.kernels.linear(hidden_BD, embed)
+            (scores_BV,) = self.target.kernels.linear(hidden_BD, embed, rows=rows)
             return scores_BV
         return jnp.einsum("BD,VD->BV", hidden_BD, embed, preferred_element_type=jnp.float32)
 

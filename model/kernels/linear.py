@@ -1,7 +1,7 @@
 """Linear maps: `x @ w` with f32 or bf16 weights, with int8 ones, and with weights in groups.
 
 Weights are `[inputs, outputs]`, except in `int8_transposed`. All weights of a call are for the same rows.
-Results are f32.
+Results are f32. XLA's shapes are static, so all rows are computed, whatever `rows` is.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ Int8Weight = tuple[jax.Array, jax.Array]
 """The rounded weight and the f32 scales of its outputs."""
 
 
-def plain(x_TD: jax.Array, *weights: jax.Array) -> tuple[jax.Array, ...]:
+def plain(x_TD: jax.Array, *weights: jax.Array, rows: jax.Array | None = None) -> tuple[jax.Array, ...]:
     """One product for each weight, accumulated in f32."""
     return tuple(_product(x_TD, w_DF) for w_DF in weights)
 
 
-def split_k(x_TD: jax.Array, *weights: jax.Array) -> tuple[jax.Array, ...]:
+def split_k(x_TD: jax.Array, *weights: jax.Array, rows: jax.Array | None = None) -> tuple[jax.Array, ...]:
     """Split-K for a single row: two products over halves of D, then their sum; more rows as `plain`.
 
     XLA gives each half of a batched product to one CPU core, which reads its half of the weights
@@ -49,23 +49,29 @@ def _in_halves(x_TD: jax.Array, w_DF: jax.Array) -> jax.Array:
     return y_2TF.sum(axis=0)
 
 
-def int8_plain(x_TD: jax.Array, *weights: Int8Weight) -> tuple[jax.Array, ...]:
+def int8_plain(x_TD: jax.Array, *weights: Int8Weight, rows: jax.Array | None = None) -> tuple[jax.Array, ...]:
     """Rows rounded to int8, int8 x int8 -> int32 products, scales last."""
     return _int8_products(x_TD, weights, inputs=0)
 
 
-def int8_padded(x_TD: jax.Array, *weights: Int8Weight) -> tuple[jax.Array, ...]:
+def int8_padded(
+    x_TD: jax.Array, *weights: Int8Weight, rows: jax.Array | None = None
+) -> tuple[jax.Array, ...]:
     """As `int8_plain`, but pads a single row to two: on a CPU XLA multiplies one int8 row element by element,
     nineteen times slower than two rows."""
     return tuple(y[: x_TD.shape[0]] for y in _int8_products(_two_rows(x_TD), weights, inputs=0))
 
 
-def int8_transposed(x_TD: jax.Array, *weights: Int8Weight) -> tuple[jax.Array, ...]:
+def int8_transposed(
+    x_TD: jax.Array, *weights: Int8Weight, rows: jax.Array | None = None
+) -> tuple[jax.Array, ...]:
     """As `int8_padded`, with weights `[outputs, inputs]`: a tenth to a quarter faster on a CPU."""
     return tuple(y[: x_TD.shape[0]] for y in _int8_products(_two_rows(x_TD), weights, inputs=1))
 
 
-def grouped_plain(x_TD: jax.Array, *weights: GroupedWeight) -> tuple[jax.Array, ...]:
+def grouped_plain(
+    x_TD: jax.Array, *weights: GroupedWeight, rows: jax.Array | None = None
+) -> tuple[jax.Array, ...]:
     """Rows rounded to int8 by groups of 32 inputs, and products with widened weights, in f32."""
     q_TD, scale_TG = quantize_groups_of_activations(x_TD.astype(jnp.float32))
     groups = q_TD.astype(jnp.float32).reshape(*scale_TG.shape, -1) * scale_TG[:, :, None]

@@ -1,7 +1,7 @@
 """Linear maps by the native kernels: weights in panels are read once per step, whatever the number of rows.
 
 A row's products are added in the same order in any company, so its bits depend on nothing but the row and the
-weights.
+weights. Rows that are padding are not computed.
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,18 @@ from .panels import PANEL, QUAD
 _WIDE = (jnp.float32, jnp.bfloat16)
 
 
-def linear(x_TD: jax.Array, *weights: jax.Array) -> tuple[jax.Array, ...]:
+def linear(x_TD: jax.Array, *weights: jax.Array, rows: jax.Array | None = None) -> tuple[jax.Array, ...]:
     """The products with weights in panels of f32 or bf16 (see `panels.py`); portable ones with others."""
     packed = [w for w in weights if w.ndim == 3]
     for w in packed:
         _check(w.shape[1:] == (x_TD.shape[1], PANEL) and w.dtype in _WIDE, x_TD, w)
-    ys = iter(_call("distaff_linear", x_TD, packed, [len(w) * PANEL for w in packed]))
+    ys = iter(_call("distaff_linear", x_TD, rows, packed, [len(w) * PANEL for w in packed]))
     return tuple(next(ys) if w.ndim == 3 else portable.split_k(x_TD, w)[0] for w in weights)
 
 
-def int8_linear(x_TD: jax.Array, *weights: portable.Int8Weight) -> tuple[jax.Array, ...]:
+def int8_linear(
+    x_TD: jax.Array, *weights: portable.Int8Weight, rows: jax.Array | None = None
+) -> tuple[jax.Array, ...]:
     """The products with weights in u8 panels and their scales; portable ones with other weights."""
     packed = [(w, scale_F) for w, scale_F in weights if w.ndim == 4]
     quads = -(-x_TD.shape[1] // QUAD)
@@ -34,18 +36,20 @@ def int8_linear(x_TD: jax.Array, *weights: portable.Int8Weight) -> tuple[jax.Arr
         right = w.shape[1:] == (quads, PANEL, QUAD) and w.dtype == jnp.uint8
         _check(right and scale_F.shape == (len(w) * PANEL,), x_TD, w)
     operands = [operand for pair in packed for operand in pair]
-    ys = iter(_call("distaff_int8_linear", x_TD, operands, [len(w) * PANEL for w, _ in packed]))
+    ys = iter(_call("distaff_int8_linear", x_TD, rows, operands, [len(w) * PANEL for w, _ in packed]))
     return tuple(next(ys) if w[0].ndim == 4 else portable.int8_padded(x_TD, w)[0] for w in weights)
 
 
-def grouped_linear(x_TD: jax.Array, *weights: GroupedWeight) -> tuple[jax.Array, ...]:
+def grouped_linear(
+    x_TD: jax.Array, *weights: GroupedWeight, rows: jax.Array | None = None
+) -> tuple[jax.Array, ...]:
     """The products with weights in panels of groups; portable ones with other weights."""
     packed = [weight for weight in weights if weight[0].ndim == 5]
     for weight in packed:
         _check(_fits(x_TD.shape[1], *weight), x_TD, weight[0])
     operands = [operand for weight in packed for operand in weight if operand is not None]
     sizes = [len(w) * PANEL for w, *_ in packed]
-    ys = iter(_call("distaff_grouped_linear", x_TD, operands, sizes))
+    ys = iter(_call("distaff_grouped_linear", x_TD, rows, operands, sizes))
     return tuple(next(ys) if w[0].ndim == 5 else portable.grouped_plain(x_TD, w)[0] for w in weights)
 
 
@@ -59,12 +63,17 @@ def _fits(inputs: int, w: jax.Array, scale: jax.Array, low: jax.Array | None) ->
 
 
 def _call(
-    target: str, x_TD: jax.Array, operands: Sequence[jax.Array], outputs: Sequence[int]
+    target: str,
+    x_TD: jax.Array,
+    rows: jax.Array | None,
+    operands: Sequence[jax.Array],
+    outputs: Sequence[int],
 ) -> tuple[jax.Array, ...]:
     if not operands:
         return ()
     results = [jax.ShapeDtypeStruct((x_TD.shape[0], size), jnp.float32) for size in outputs]
-    return tuple(jax.ffi.ffi_call(target, results)(x_TD.astype(jnp.float32), *operands))
+    used = jnp.int32(x_TD.shape[0]) if rows is None else rows
+    return tuple(jax.ffi.ffi_call(target, results)(x_TD.astype(jnp.float32), used, *operands))
 
 
 def _check(right: bool, x_TD: jax.Array, w: jax.Array) -> None:

@@ -42,28 +42,37 @@ class ExpertsKernel(Protocol):
 class LinearKernel(Protocol):
     """`x @ w` for each weight `[D, F]`, in f32.
 
-    For the backend `native`, weights can be panels (see `panels.py`).
+    `rows`, i32 `[]`: only the first ones are needed, and the others may be zero; None for all. For the
+    backend `native`, weights can be panels (see `panels.py`).
     """
 
-    def __call__(self, x_TD: jax.Array, *weights: jax.Array) -> tuple[jax.Array, ...]: ...
+    def __call__(
+        self, x_TD: jax.Array, *weights: jax.Array, rows: jax.Array | None = None
+    ) -> tuple[jax.Array, ...]: ...
 
 
 class Int8LinearKernel(Protocol):
     """`x @ (w * scale)` for each int8 weight with its f32 scales; in f32; x is quantised to int8.
 
-    For the backend `transposed`, weights are `[F, D]`; for `native` they can be panels.
+    `rows` as for `LinearKernel`. For the backend `transposed`, weights are `[F, D]`; for `native` they can be
+    panels.
     """
 
-    def __call__(self, x_TD: jax.Array, *weights: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]: ...
+    def __call__(
+        self, x_TD: jax.Array, *weights: tuple[jax.Array, jax.Array], rows: jax.Array | None = None
+    ) -> tuple[jax.Array, ...]: ...
 
 
 class GroupedLinearKernel(Protocol):
     """`x @ w` for each weight in groups of 32 inputs (see `quantize.GroupedWeight`), in f32.
 
-    x is quantised to int8 with a scale per row and group. For the backend `native`, weights can be panels.
+    x is quantised to int8 with a scale per row and group. `rows` as for `LinearKernel`. For the backend
+    `native`, weights can be panels.
     """
 
-    def __call__(self, x_TD: jax.Array, *weights: GroupedWeight) -> tuple[jax.Array, ...]: ...
+    def __call__(
+        self, x_TD: jax.Array, *weights: GroupedWeight, rows: jax.Array | None = None
+    ) -> tuple[jax.Array, ...]: ...
 
 
 class NormKernel(Protocol):

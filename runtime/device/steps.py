@@ -90,7 +90,7 @@ def make_step(skeleton: Skeleton, bucket: Bucket, shapes: Shapes) -> Step:
         broken_S, broken_P = _mark_broken(state, fields, slot_T, hidden_TD, batch.entries_T, shapes.page_size)
         state = state._replace(cache=cache, counts_SV=counts_SV, broken_S=broken_S, broken_P=broken_P)
         last_BD = hidden_TD.at[fields["last"]].get(mode="fill", fill_value=0) if bucket.tiled else hidden_TD
-        state, samples = _sample_or_hold(state, model.logits(last_BD), fields, shapes, row_sum)
+        state, samples = _sample_or_hold(state, model.logits(last_BD, batch.rows), fields, shapes, row_sum)
         scores = score_prompts(model, fields, hidden_TD) if "target" in fields else None
         return state, (samples, scores)
 

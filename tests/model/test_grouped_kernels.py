@@ -74,6 +74,14 @@ def test_every_number_of_rows_has_the_bits_of_the_same_rows_among_others(bits, o
     on_each_instruction_set(check)
 
 
+@pytest.mark.parametrize("used", [0, 3, 40])
+def test_rows_that_are_padding_are_zero_and_change_no_other(used):
+    x_TD, weight = rows_of(40, 5), pack_grouped(*drawn(5, 2, 4))
+    (found_TF,) = grouped_linear(jnp.asarray(x_TD).at[used:].set(jnp.nan), weight, rows=jnp.int32(used))
+    np.testing.assert_array_equal(found_TF[:used], grouped_linear(x_TD, weight)[0][:used])
+    assert not np.any(found_TF[used:])
+
+
 def magnitudes(weight: GroupedWeight) -> jax.Array:
     """Of the two parts of each weight, f32 `[D, F]`."""
     w, scale, low = weight

@@ -82,6 +82,25 @@ def test_every_number_of_rows_has_the_bits_of_the_same_rows_among_others():
         np.testing.assert_array_equal(int8_linear(x_TD[:rows], weight)[0], rounded_TF[:rows])
 
 
+@pytest.mark.parametrize("used", [-1, 0, 1, 7, 40, 41])
+def test_rows_that_are_padding_are_zero_and_change_no_other(used):
+    x_TD, w_DF = drawn(40, 64, 64)
+    weight = pack_int8(quantize_weight(w_DF)[0]), quantize_weight(w_DF)[1]
+    padded_TD = jnp.asarray(x_TD).at[max(used, 0) :].set(jnp.nan)
+    count = jnp.int32(used)
+    pairs = [
+        *zip(
+            linear(padded_TD, pack(w_DF), pack(w_DF), rows=count),
+            linear(x_TD, *[pack(w_DF)] * 2),
+            strict=True,
+        ),
+        *zip(int8_linear(padded_TD, weight, rows=count), int8_linear(x_TD, weight), strict=True),
+    ]
+    for found_TF, whole_TF in pairs:
+        live_T1 = np.arange(40)[:, None] < used
+        np.testing.assert_array_equal(found_TF, np.where(live_T1, whole_TF, 0))
+
+
 @given(st.lists(st.integers(0, 200), min_size=1, max_size=9))
 def test_rows_of_an_embedding_in_panels_are_its_rows(rows):
     """Beyond the last one they are zero."""

@@ -12,11 +12,11 @@ using GroupedPanels = ffi::Buffer<ffi::U8, 5>;
 using Halves = ffi::Buffer<ffi::F16, 3>;
 
 // In memory of this thread, which stays allocated.
-RoundedGroups round_groups(ffi::ThreadPool& pool, const Matrix& x) {
+RoundedGroups round_groups(ffi::ThreadPool& pool, const Matrix& x, int64_t rows) {
   static thread_local std::vector<int8_t> values;
   static thread_local std::vector<float> scales, shares;
   static thread_local std::vector<int32_t> sums;
-  const int64_t rows = x.dimensions()[0], depth = x.dimensions()[1], groups = depth / kGroup;
+  const int64_t depth = x.dimensions()[1], groups = depth / kGroup;
   values.resize(rows * depth), scales.resize(rows * groups), sums.resize(rows * groups), shares.resize(rows * groups);
   const RoundedGroups rounded = {values.data(), scales.data(), sums.data(), shares.data(), groups};
   const float* from = x.typed_data();
@@ -64,24 +64,26 @@ struct GroupedProduct {
   }
 };
 
-ffi::Error grouped_linear(ffi::ThreadPool pool, Matrix x, ffi::RemainingArgs operands, ffi::RemainingRets results) {
+ffi::Error grouped_linear(ffi::ThreadPool pool, Matrix x, Number used, ffi::RemainingArgs operands,
+                          ffi::RemainingRets results) {
   const ffi::Error unexpected = invalid(
       "grouped_linear: expected f32 x [T, D], for each result [T, F] u8 panels [F / 32, D / 32, 4 or 8, 32, 4], f16 "
       "scales [F / 32, D / 32, 32] and, with 4, lows of the same shape");
-  const int64_t rows = x.dimensions()[0];
+  const int64_t rows = rows_in_use(x, used);
   std::vector<GroupedProduct> products(results.size());
   std::vector<int64_t> counts;
   size_t index = 0;
   for (size_t i = 0; i < results.size(); ++i) {
-    const size_t used = products[i].read(operands, index, x);
+    const size_t read = products[i].read(operands, index, x);
     auto y = results.get<Matrix>(i);
-    if (!used || !y || !is_result(x, products[i].count, **y)) return unexpected;
+    if (!read || !y || !is_result(x, products[i].count, **y)) return unexpected;
+    clear_unused(**y, rows);
     products[i].y = (*y)->typed_data();
     counts.push_back(products[i].count);
-    index += used;
+    index += read;
   }
   if (index != operands.size()) return unexpected;
-  const RoundedGroups rounded = round_groups(pool, x);
+  const RoundedGroups rounded = round_groups(pool, x, rows);
   for_each_panel(pool, counts, [&](size_t weight, int64_t panel) { products[weight].run(rounded, panel, rows); });
   return ffi::Error::Success();
 }
@@ -95,6 +97,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(distaff_grouped_linear, distaff::grouped_linear,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
                                   .Arg<distaff::Matrix>()
+                                  .Arg<distaff::Number>()
                                   .RemainingArgs()
                                   .RemainingRets());
 

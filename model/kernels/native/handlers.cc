@@ -24,7 +24,6 @@ using Cube = ffi::Buffer<ffi::F32, 3>;
 using Panels = Cube;
 using Numbers = ffi::Buffer<ffi::S32, 1>;
 using Tables = ffi::Buffer<ffi::S32, 2>;
-using Number = ffi::Buffer<ffi::S32, 0>;
 using HalfPanels = ffi::Buffer<ffi::BF16, 3>;
 using BytePanels = ffi::Buffer<ffi::U8, 4>;
 
@@ -93,9 +92,9 @@ bool are_panels(const Buffer& panels, int64_t depth) {
   return panels.dimensions()[1] == depth && panels.dimensions()[2] == kPanel;
 }
 
-ffi::Error linear(ffi::ThreadPool pool, Matrix x, ffi::RemainingArgs weights, ffi::RemainingRets results) {
+ffi::Error linear(ffi::ThreadPool pool, Matrix x, Number used, ffi::RemainingArgs weights, ffi::RemainingRets results) {
   const ffi::Error unexpected = invalid("linear: expected f32 x [T, D], panels [F / 32, D, 32] and results [T, F]");
-  const int64_t rows = x.dimensions()[0], depth = x.dimensions()[1];
+  const int64_t rows = rows_in_use(x, used), depth = x.dimensions()[1];
   std::vector<Product> products(results.size());
   std::vector<int64_t> counts;
   if (weights.size() != results.size()) return unexpected;
@@ -110,6 +109,7 @@ ffi::Error linear(ffi::ThreadPool pool, Matrix x, ffi::RemainingArgs weights, ff
       return unexpected;
     }
     if (!y || !is_result(x, product.count, **y)) return unexpected;
+    clear_unused(**y, rows);
     product.y = (*y)->typed_data();
     counts.push_back(product.count);
   }
@@ -127,9 +127,9 @@ struct Rounded {
 };
 
 // In memory of this thread, which stays allocated.
-const Rounded& round_rows(ffi::ThreadPool& pool, const Matrix& x, int64_t padded) {
+const Rounded& round_rows(ffi::ThreadPool& pool, const Matrix& x, int64_t rows, int64_t padded) {
   static thread_local Rounded rounded;
-  const int64_t rows = x.dimensions()[0], depth = x.dimensions()[1];
+  const int64_t depth = x.dimensions()[1];
   rounded.values.resize(rows * padded), rounded.scales.resize(rows), rounded.sums.resize(rows);
   const float* from = x.typed_data();
   const Kernels& table = kernels();
@@ -141,13 +141,14 @@ const Rounded& round_rows(ffi::ThreadPool& pool, const Matrix& x, int64_t padded
   return rounded;
 }
 
-ffi::Error int8_linear(ffi::ThreadPool pool, Matrix x, ffi::RemainingArgs weights, ffi::RemainingRets results) {
+ffi::Error int8_linear(ffi::ThreadPool pool, Matrix x, Number used, ffi::RemainingArgs weights,
+                       ffi::RemainingRets results) {
   struct Int8Product {
     const uint8_t* panels;
     const float* scales;
     float* y;
   };
-  const int64_t rows = x.dimensions()[0], depth = x.dimensions()[1], padded = (depth + 3) / 4 * 4;
+  const int64_t rows = rows_in_use(x, used), depth = x.dimensions()[1], padded = (depth + 3) / 4 * 4;
   std::vector<Int8Product> products;
   std::vector<int64_t> counts;
   if (weights.size() != 2 * results.size()) return invalid("int8_linear: expected panels and scales for each result");
@@ -159,10 +160,11 @@ ffi::Error int8_linear(ffi::ThreadPool pool, Matrix x, ffi::RemainingArgs weight
         panels->dimensions()[3] != 4 || scales->dimensions()[0] != panels->dimensions()[0] * kPanel ||
         !is_result(x, panels->dimensions()[0], **y))
       return invalid("int8_linear: expected f32 x [T, D], u8 panels [F / 32, D / 4, 32, 4], scales [F], results [T, F]");
+    clear_unused(**y, rows);
     products.push_back({panels->typed_data(), scales->typed_data(), (*y)->typed_data()});
     counts.push_back(panels->dimensions()[0]);
   }
-  const Rounded& rounded = round_rows(pool, x, padded);
+  const Rounded& rounded = round_rows(pool, x, rows, padded);
   const Kernels& table = kernels();
   for_each_panel(pool, counts, [&](size_t weight, int64_t panel) {
     const Int8Product& product = products[weight];
@@ -244,10 +246,20 @@ ffi::Error attention(ffi::ThreadPool pool, Cube q, ffi::AnyBuffer values,
 #pragma GCC visibility push(default)
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(distaff_linear, distaff::linear,
-                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Matrix>().RemainingArgs().RemainingRets());
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Matrix>()
+                                  .Arg<distaff::Number>()
+                                  .RemainingArgs()
+                                  .RemainingRets());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(distaff_int8_linear, distaff::int8_linear,
-                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Matrix>().RemainingArgs().RemainingRets());
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Matrix>()
+                                  .Arg<distaff::Number>()
+                                  .RemainingArgs()
+                                  .RemainingRets());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(distaff_attention, distaff::attention,
                               ffi::Ffi::Bind()
@@ -258,7 +270,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(distaff_attention, distaff::attention,
                                   .Arg<Numbers>()
                                   .Arg<Tables>()
                                   .Arg<Numbers>()
-                                  .Arg<Number>()
+                                  .Arg<distaff::Number>()
                                   .Ret<Cube>()
                                   .Attr<int64_t>("window")
                                   .Attr<float>("scale"));

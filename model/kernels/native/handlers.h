@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "kernels.h"
@@ -18,6 +19,19 @@ using Matrix = ffi::Buffer<ffi::F32, 2>;
 
 // The kernels of the CPU's best instruction set, or of the one that a test selected.
 const Kernels& kernels();
+
+using Number = ffi::Buffer<ffi::S32, 0>;
+
+// How many of the rows of x are in use; they come first.
+inline int64_t rows_in_use(const Matrix& x, const Number& rows) {
+  return std::clamp<int64_t>(*rows.typed_data(), 0, x.dimensions()[0]);
+}
+
+// Sets the rows from the first unused one on to zero.
+inline void clear_unused(Matrix& y, int64_t used) {
+  const int64_t columns = y.dimensions()[1];
+  std::memset(y.typed_data() + used * columns, 0, (y.dimensions()[0] - used) * columns * sizeof(float));
+}
 
 inline ffi::Error invalid(const char* what) { return ffi::Error(ffi::ErrorCode::kInvalidArgument, what); }
 
