@@ -235,12 +235,14 @@ class Skeleton:
 
     def is_batch_invariant(self, dtype: jnp.dtype) -> bool:
         """Whether a token's bits depend on its sequence alone, not on the shape of the step or on other
-        sequences: a property of the native kernels, if they compute all norms, linear maps and attention.
+        sequences: a property of the native kernels, if they compute all norms, linear maps, attention and
+        draws.
 
         A mixture of experts does not have it, nor a computation in a `dtype` other than f32.
         """
         backends, linear = dict(self.target.kernels.names), self.target.linear
-        native = all(backends[name] == NATIVE for name in ("attention", linear, "rms_norm", "row_sum"))
+        needed = ("attention", linear, "rms_norm", "row_sum", "draw")
+        native = all(backends[name] == NATIVE for name in needed)
         dense = self.config.moe is None and self.config.head_size % PANEL == 0
         return native and dense and dtype == jnp.float32 and self._all_in_panels()
 

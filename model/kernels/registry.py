@@ -17,6 +17,7 @@ import jax
 from ..cache import Batch, Pool
 from ..errors import ConfigError
 from ..quantize import GroupedWeight
+from .draw import DrawSettings
 from .native_library import instruction_sets
 
 
@@ -88,6 +89,15 @@ class RowSumKernel(Protocol):
     def __call__(self, x_BV: jax.Array) -> jax.Array: ...
 
 
+class DrawKernel(Protocol):
+    """An id for each row, i32 `[B]`, drawn from its f32 logits as its settings say.
+
+    An id with a logit of minus infinity is drawn only if there is no other.
+    """
+
+    def __call__(self, logits_BV: jax.Array, settings: DrawSettings) -> jax.Array: ...
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class ExpertWeights:
@@ -144,6 +154,10 @@ _BACKENDS: dict[str, dict[str, str]] = {
         "plain": "rows:row_sum",
         "native": "native_rows:row_sum",
     },
+    "draw": {
+        "plain": "draw:draw",
+        "native": "native_draw:draw",
+    },
 }
 """Operation -> backend -> `module:function` in this folder; imported when chosen."""
 
@@ -170,6 +184,7 @@ class Kernels:
     grouped_linear: GroupedLinearKernel
     rms_norm: NormKernel
     row_sum: RowSumKernel
+    draw: DrawKernel
     names: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
 

@@ -4,11 +4,7 @@ Nothing here is static: one compiled sampler serves every mixture of requests, a
 no row needs. A draw is keyed by (seed, choice, position) alone, so it does not depend on
 neighbours, slots, chunking or preemption.
 
-The idea: top-k, top-p and min-p are all thresholds on the logit. With the row's threshold known, all kept
-tokens race: each has an exponentially distributed time, divided by its weight, and the first one wins. This
-is exact over the whole vocabulary, needs a few passes over the logits, and no sort. It is also stable: logits
-that differ in their last bits, as in differently padded batches, change the winner only if two tokens arrive
-at the same time. A search in the cumulative probabilities would change it at every boundary.
+How a row draws is a kernel (`model/kernels/draw.py`).
 """
 
 from collections.abc import Callable
@@ -18,14 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ...model.kernels import draw as portable
 from ...model.kernels import rows
-from ...model.kernels.registry import RowSumKernel
+from ...model.kernels.draw import DrawSettings
+from ...model.kernels.registry import DrawKernel, RowSumKernel
 from ..request import IMPOSSIBLE, MAX_TOP_LOGPROBS, NOT_FINITE
-
-WINDOW = 128
-"""Thresholds are first searched among this many best tokens; bisection over all ids finds the others."""
-
-_BISECTIONS = 40
 
 
 class RowParams(NamedTuple):
@@ -96,6 +89,7 @@ def sample(
     broken_B: jax.Array,
     allowed_BV: jax.Array | None = None,
     row_sum: RowSumKernel = rows.row_sum,
+    draw: DrawKernel = portable.draw,
 ) -> Samples:
     """Draws one token per row.
 
@@ -104,7 +98,7 @@ def sample(
       adjustments: called only if a row adjusts logits.
       broken_B: bool, rows that must not continue.
       allowed_BV: bool, the allowed ids; None for all.
-      row_sum: the kernel for sums over the vocabulary.
+      row_sum, draw: the kernels for sums over the vocabulary, and for draws.
     """
     with jax.named_scope("sample"):
         adjusted_BV = lax.cond(
@@ -115,7 +109,9 @@ def sample(
         greedy_B = jnp.argmax(adjusted_BV, axis=-1).astype(jnp.int32)
         draws_B = (params.temperature_B > 0) & (params.top_p_B > 0) & (params.top_k_B != 1)
         drawn_B = lax.cond(
-            jnp.any(draws_B), lambda: _draw(adjusted_BV, params, draws_B, row_sum), lambda: greedy_B
+            jnp.any(draws_B),
+            lambda: draw(adjusted_BV, _draw_settings(params, draws_B)),
+            lambda: greedy_B,
         )
         best_B = jnp.take_along_axis(adjusted_BV, greedy_B[:, None], axis=1)[:, 0]
         possible_B = best_B > -jnp.inf
@@ -157,98 +153,24 @@ def _adjust(
     return jnp.where(params.adjusts_B[:, None], adjusted_BV, _masked(logits_BV, allowed_BV))
 
 
-def _draw(logits_BV: jax.Array, params: RowParams, draws_B: jax.Array, row_sum: RowSumKernel) -> jax.Array:
-    """Draws from each row's truncated, tempered distribution; i32 `[B]`."""
-    temperature_B = jnp.where(draws_B, params.temperature_B, 1.0)
-    scaled_BV = (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)) / temperature_B[:, None]
-    weights_BV = jnp.exp(scaled_BV)
-    floor_B = _thresholds(weights_BV, params, draws_B, row_sum)
-    kept_BV = jnp.where(weights_BV >= floor_B[:, None], weights_BV, 0.0)
-    return jnp.argmax(kept_BV / _times(kept_BV.shape[1], params), axis=-1).astype(jnp.int32)
+def _draw_settings(params: RowParams, draws_B: jax.Array) -> DrawSettings:
+    return DrawSettings(
+        temperature_B=jnp.where(draws_B, params.temperature_B, 0.0),
+        top_k_B=params.top_k_B,
+        top_p_B=params.top_p_B,
+        min_p_B=params.min_p_B,
+        key_B2=_keys(params),
+    )
 
 
-def _times(size: int, params: RowParams) -> jax.Array:
-    """Exponentially distributed times, f32 `[B, size]`, keyed by each row's seed, choice and position.
-
-    Threefry turns a row's key into two words; an integer hash (Wellons' `lowbias32`) spreads them over the
-    ids, because threefry for every id would cost as much as a decode step.
-    """
+def _keys(params: RowParams) -> jax.Array:
+    """Two words for each row's seed, choice and position, by threefry: u32 `[B, 2]`."""
 
     def key(seed: jax.Array, choice: jax.Array, position: jax.Array) -> jax.Array:
         root = jax.random.wrap_key_data(seed, impl="threefry2x32")
         return jax.random.key_data(jax.random.fold_in(jax.random.fold_in(root, choice), position))
 
-    key_B2 = jax.vmap(key)(params.seed_B2, params.choice_B, params.position_B)
-    id_BV = jnp.arange(size, dtype=jnp.uint32)[None, :] * jnp.uint32(0x9E3779B1) + key_B2[:, :1]
-    bits_BV = (id_BV ^ (id_BV >> 16)) * jnp.uint32(0x7FEB352D)
-    bits_BV = (bits_BV ^ (bits_BV >> 15) ^ key_B2[:, 1:]) * jnp.uint32(0x846CA68B)
-    bits_BV = bits_BV ^ (bits_BV >> 16)
-    uniform_BV = (bits_BV.astype(jnp.float32) + 0.5) * 2.0**-32
-    return jnp.minimum(-jnp.log1p(-uniform_BV), 100.0)
-
-
-def _thresholds(
-    weights_BV: jax.Array, params: RowParams, draws_B: jax.Array, row_sum: RowSumKernel
-) -> jax.Array:
-    """The smallest weight that each row keeps (its largest weight is 1): f32 `[B]`.
-
-    Top-k is applied first, top-p to the rest, min-p relative to the most likely token.
-    """
-    truncates_B = draws_B & ((params.top_k_B > 0) | (params.top_p_B < 1))
-    floor_B = lax.cond(
-        jnp.any(truncates_B),
-        lambda: _rank_thresholds(weights_BV, params, truncates_B, row_sum),
-        lambda: jnp.zeros_like(params.min_p_B),
-    )
-    return jnp.maximum(floor_B, params.min_p_B)
-
-
-def _rank_thresholds(
-    weights_BV: jax.Array, params: RowParams, truncates_B: jax.Array, row_sum: RowSumKernel
-) -> jax.Array:
-    size = weights_BV.shape[1]
-    window = min(WINDOW, size)
-    k_B = jnp.where(params.top_k_B > 0, jnp.minimum(params.top_k_B, size), size)
-    best_BW = lax.top_k(weights_BV, window)[0]
-    within_BW = jnp.arange(window, dtype=jnp.int32)[None, :] < k_B[:, None]
-    best_BW = jnp.where(within_BW, best_BW, 0.0)
-    inside_B = row_sum(best_BW)
-    total_B = jnp.where(k_B <= window, inside_B, row_sum(weights_BV))
-    before_BW = jnp.cumsum(best_BW, axis=-1) - best_BW
-    kept_BW = within_BW & (before_BW < (params.top_p_B * total_B)[:, None])
-    floor_B = jnp.min(jnp.where(kept_BW, best_BW, jnp.inf), axis=-1)
-    # A row is settled if its threshold is inside the window. With a top-k beyond the window the total mass
-    # for top-p is unknown here, so such a row always needs bisection.
-    unlimited_B = k_B == size
-    reached_B = inside_B >= params.top_p_B * total_B
-    settled_B = (k_B <= window) | (unlimited_B & reached_B)
-    open_B = truncates_B & ~settled_B
-    searched_B = lax.cond(
-        jnp.any(open_B), lambda: _search(weights_BV, k_B, params.top_p_B, row_sum), lambda: floor_B
-    )
-    return jnp.where(truncates_B, jnp.where(open_B, searched_B, floor_B), 0.0)
-
-
-def _search(weights_BV: jax.Array, k_B: jax.Array, top_p_B: jax.Array, row_sum: RowSumKernel) -> jax.Array:
-    """Thresholds by bisection over the whole vocabulary, for rows with a threshold outside the window."""
-
-    def bisect(enough) -> jax.Array:
-        def halve(_, bounds):
-            low_B, high_B = bounds
-            middle_B = (low_B + high_B) / 2
-            holds_B = enough(middle_B)
-            return jnp.where(holds_B, middle_B, low_B), jnp.where(holds_B, high_B, middle_B)
-
-        start = (jnp.zeros_like(top_p_B), jnp.full_like(top_p_B, 2.0))
-        return lax.fori_loop(0, _BISECTIONS, halve, start)[0]
-
-    def kept(floor_B: jax.Array) -> jax.Array:
-        return jnp.where(weights_BV >= floor_B[:, None], weights_BV, 0.0)
-
-    by_rank_B = bisect(lambda floor_B: jnp.sum(weights_BV >= floor_B[:, None], -1) >= k_B)
-    wanted_B = top_p_B * row_sum(kept(by_rank_B))
-    by_mass_B = bisect(lambda floor_B: row_sum(kept(floor_B)) >= wanted_B)
-    return jnp.maximum(by_rank_B, by_mass_B)
+    return jax.vmap(key)(params.seed_B2, params.choice_B, params.position_B)
 
 
 def allowed_of(mask_BW: jax.Array, size: int) -> jax.Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ...model.cache import Batch, Cache, Tiles, create_cache
-from ...model.kernels.registry import RowSumKernel
+from ...model.kernels.registry import Kernels
 from ...model.sharding import CACHE, REPLICATED, pad_config
 from ...model.transformer import Skeleton
 from ..request import packed_parameters
@@ -76,9 +76,9 @@ def create_state(skeleton: Skeleton, shapes: Shapes, pages: int, dtype: jnp.dtyp
 
 def make_step(skeleton: Skeleton, bucket: Bucket, shapes: Shapes) -> Step:
     """The step of a bucket, ready for `jax.jit` with argument 1 donated."""
-    layout, row_sum = Layout(bucket, shapes), skeleton.target.kernels.row_sum
+    layout, kernels = Layout(bucket, shapes), skeleton.target.kernels
     if bucket.kind == "sample":
-        return _make_sampler(layout, row_sum)
+        return _make_sampler(layout, kernels)
 
     def step(leaves: tuple[jax.Array, ...], state: DeviceState, buffer: jax.Array):
         model, fields = skeleton.merge(leaves), layout.unpack(buffer)
@@ -90,7 +90,7 @@ def make_step(skeleton: Skeleton, bucket: Bucket, shapes: Shapes) -> Step:
         broken_S, broken_P = _mark_broken(state, fields, slot_T, hidden_TD, batch.entries_T, shapes.page_size)
         state = state._replace(cache=cache, counts_SV=counts_SV, broken_S=broken_S, broken_P=broken_P)
         last_BD = hidden_TD.at[fields["last"]].get(mode="fill", fill_value=0) if bucket.tiled else hidden_TD
-        state, samples = _sample_or_hold(state, model.logits(last_BD, batch.rows), fields, shapes, row_sum)
+        state, samples = _sample_or_hold(state, model.logits(last_BD, batch.rows), fields, shapes, kernels)
         scores = score_prompts(model, fields, hidden_TD) if "target" in fields else None
         return state, (samples, scores)
 
@@ -102,11 +102,11 @@ def _sample_or_hold(
     logits_BV: jax.Array,
     fields: Mapping[str, jax.Array],
     shapes: Shapes,
-    row_sum: RowSumKernel,
+    kernels: Kernels,
 ) -> tuple[DeviceState, Samples]:
     """Samples every row that samples, but stores the logits of rows that wait for a mask."""
     slot_B = jnp.where(fields["sample_position"] > 0, fields["slot"], shapes.slots)
-    samples = _draw(state, slot_B, logits_BV, fields, row_sum)
+    samples = _draw(state, slot_B, logits_BV, fields, kernels)
     if not shapes.mask:
         return state._replace(last_S=state.last_S.at[slot_B].set(samples.token_B, mode="drop")), samples
     waiting_B = fields["awaits_mask"] > 0
@@ -121,7 +121,7 @@ def _sample_or_hold(
     return state._replace(last_S=last_S, logits_SV=logits_SV), samples
 
 
-def _make_sampler(layout: Layout, row_sum: RowSumKernel) -> Step:
+def _make_sampler(layout: Layout, kernels: Kernels) -> Step:
     """A step that samples from stored logits, among the ids that a mask allows."""
 
     def draw(leaves: tuple[jax.Array, ...], state: DeviceState, buffer: jax.Array):
@@ -129,7 +129,7 @@ def _make_sampler(layout: Layout, row_sum: RowSumKernel) -> Step:
         slot_B = fields["slot"]
         logits_BV = state.logits_SV.at[slot_B].get(mode="clip")
         allowed_BV = allowed_of(fields["mask"], logits_BV.shape[1])
-        samples = _draw(state, slot_B, logits_BV, fields, row_sum, allowed_BV)
+        samples = _draw(state, slot_B, logits_BV, fields, kernels, allowed_BV)
         last_S = state.last_S.at[slot_B].set(samples.token_B, mode="drop")
         return state._replace(last_S=last_S), (samples, None)
 
@@ -141,7 +141,7 @@ def _draw(
     slot_B: jax.Array,
     logits_BV: jax.Array,
     fields: Mapping[str, jax.Array],
-    row_sum: RowSumKernel,
+    kernels: Kernels,
     allowed_BV: jax.Array | None = None,
 ) -> Samples:
     """Samples a token for each row, with the state of its slot."""
@@ -151,7 +151,9 @@ def _draw(
         return Adjustments(*(table_SV.at[slot_B].get(mode="clip") for table_SV in tables))
 
     broken_B = state.broken_S.at[slot_B].get(mode="clip")
-    return sample(logits_BV, _row_params(fields), adjustments, broken_B, allowed_BV, row_sum)
+    return sample(
+        logits_BV, _row_params(fields), adjustments, broken_B, allowed_BV, kernels.row_sum, kernels.draw
+    )
 
 
 def _arrange(bucket: Bucket, shapes: Shapes, fields: Mapping[str, jax.Array]) -> tuple[jax.Array, Batch]:

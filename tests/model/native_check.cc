@@ -1,6 +1,7 @@
 // Runs every kernel of one instruction set on buffers of exactly the size that it may touch, for the sanitizers, and
 // compares with the plain formula. Exits with 1 at the first difference.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -139,6 +140,19 @@ void check_attention(const distaff::Kernels& kernels, int64_t tokens, int64_t po
   }
 }
 
+void check_draw(const distaff::Kernels& kernels, int64_t size) {
+  const auto x = floats(size);
+  std::vector<float> weights((size + distaff::kRacing - 1) / distaff::kRacing * distaff::kRacing);
+  kernels.temper(x.data(), size, 0.5f, weights.data());
+  const float largest = *std::max_element(x.begin(), x.end());
+  for (int64_t i = 0; i < size; ++i) expect(std::abs(std::exp(2 * (x[i] - largest)) - weights[i]) < 1e-6, "temper");
+  const uint32_t key[2] = {static_cast<uint32_t>(size), 7};
+  for (float floor : {0.0f, 0.3f, 1.0f}) {
+    const int64_t id = kernels.race(weights.data(), size, floor, key);
+    expect(id >= 0 && id < size && weights[id] >= floor, "race");
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -149,6 +163,7 @@ int main() {
       check_int8(kernels, rows, depth);
     }
   for (int64_t depth : {1, 15, 64, 300}) check_rows(kernels, depth);
+  for (int64_t size : {1, 5, 127, 128, 300, 1000}) check_draw(kernels, size);
   for (int64_t rows : {1, 2, 3, 7, 8, 13, 30})
     for (int64_t groups : {1, 3, 12, 13, 30})
       for (bool nibbles : {false, true}) check_grouped(kernels, rows, groups, nibbles);

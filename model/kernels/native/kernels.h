@@ -61,6 +61,8 @@ struct GroupedPanel {
   const uint16_t* lows;
 };
 
+constexpr int64_t kRacing = 128;  // ids that race at once; few blocks have one that can still win
+
 struct Kernels {
   const char* name;
   // One panel's 32 columns of y[rows][stride]: x[rows][depth] times the panel.
@@ -81,6 +83,10 @@ struct Kernels {
   // The sum of a row, and a row divided by its root mean square, times `scale`.
   float (*sum)(const float* x, int64_t count);
   void (*rms_norm)(const float* x, const float* scale, float epsilon, float* y, int64_t depth);
+  // The weights e^((x - largest) / temperature), and the id that is drawn from those of at least `floor`. Behind
+  // `count` the weights are 0 up to a multiple of kRacing. A key is two words.
+  void (*temper)(const float* x, int64_t count, float temperature, float* weights);
+  int64_t (*race)(const float* weights, int64_t count, float floor, const uint32_t* key);
 };
 
 extern const Kernels kPortable;

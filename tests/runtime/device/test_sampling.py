@@ -5,15 +5,13 @@ renormalised, the smallest set of the most likely with a total of at least top_p
 min_p times as likely as the best. The remaining ones are renormalised and one is drawn.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distaff.model.kernels.rows import row_sum
-from distaff.runtime.device.sampling import WINDOW, Adjustments, RowParams, _thresholds, sample
+from distaff.model.kernels.draw import WINDOW, DrawSettings, floors
+from distaff.runtime.device.sampling import Adjustments, RowParams, sample
 
 SMALL, LARGE = 50, 128 * 128 + 77
 """A vocabulary within the window and within one block, and one of more than 128 blocks."""
@@ -117,9 +115,9 @@ def test_what_can_be_drawn_is_exact(size):
     params = make_params(len(SETTINGS), **columns(SETTINGS))
     tempered = (logits - logits.max(-1, keepdims=True)) / params.temperature_B[:, None]
     weights = np.exp(tempered)
-    floor = np.asarray(
-        jax.jit(partial(_thresholds, row_sum=row_sum))(weights, params, np.ones(len(SETTINGS), bool))
-    )
+    key = np.zeros((len(SETTINGS), 2), np.uint32)
+    settings = DrawSettings(params.temperature_B, params.top_k_B, params.top_p_B, params.min_p_B, key)
+    floor = np.asarray(jax.jit(floors)(weights, settings))
     for row, setting in enumerate(SETTINGS):
         kept = weights[row] >= floor[row]
         sure = [target(logits[row], **nudged(setting, by)) > 0 for by in (-1e-5, 1e-5)]
