@@ -271,6 +271,6 @@ class Engine:
 
     def _compile_rest(self) -> None:
         try:
-            self._loop.runner.compile_rest(self._compiler_stop)
+            self._loop.runner.compile_rest(self._compiler_stop, self._loop.quiet)
         except Exception:
             log.exception("compilation failed; the engine continues with the steps compiled so far")

@@ -38,6 +38,7 @@ class Loop:
     Attributes:
       runner, scheduler, outputs, phases: the parts that it uses.
       thread: the engine's thread.
+      quiet: set while no prompt is computed; not set before the first step, or before it has been idle.
       beat: `time.monotonic()` of the last iteration; there is one at least every half second, unless a step
         takes longer.
     """
@@ -49,6 +50,7 @@ class Loop:
         self.outputs = OutputProcessor(self._drop)
         self.phases = Phases()
         self.thread = AwaitedThread("engine", self._run, self._end)
+        self.quiet = threading.Event()
         self.beat = time.monotonic()
         self._on_events = on_events
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -153,10 +155,19 @@ class Loop:
         if self.runner.has_compiled:
             self._add_compiled()
         following = self._plan_and_launch(in_flight)
+        self._note_prompts(following)
         self._idle = not (following or was_busy)
         if in_flight:
             self._finish_step(in_flight)
         return self._sample_masked(following) if following else None
+
+    def _note_prompts(self, following: InFlightStep | None) -> None:
+        """Updates `quiet`. An idle wait must come before it is set: a restarted engine receives its sequences
+        soon."""
+        if following and not following.plan.is_decode:
+            self.quiet.clear()
+        elif following or self._idle:
+            self.quiet.set()
 
     def _should_read_first(self, in_flight: InFlightStep) -> bool:
         if in_flight.plan.drafted or self.runner.has_compiled:

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _QUIET_SECONDS = 1.0
 """A wait that is shorter is not logged."""
+_POLL_SECONDS = 0.1
 _INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells report it."""
 
@@ -99,3 +100,10 @@ def _end_all() -> None:
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         os._exit(_INTERRUPTED)
+
+
+def wait_for(event: threading.Event, stop: threading.Event, seconds: float) -> None:
+    """Waits for an event, at most until `stop` is set or `seconds` have passed."""
+    ends = time.monotonic() + seconds
+    while not (stop.is_set() or event.wait(_POLL_SECONDS)) and time.monotonic() < ends:
+        pass

@@ -14,13 +14,13 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from ...model.transformer import Leaf, Skeleton
 from ..policy.host_pages import HostPages
 from ..policy.output_processor import Sampled
 from ..policy.sequence import Plan, Row
-from ..threads import Background
+from ..threads import Background, wait_for
 from .buckets import Bucket, Shapes, choose
 from .executables import Executables, Progress
 from .loading import Loading, Parameters
@@ -29,8 +29,11 @@ from .page_copies import PageCopies, Reading
 from .processes import barrier
 from .readout import read_chunks, read_samples
 from .sampling import Samples
-from .steps import STATE, DeviceState, Outcome, Scores, create_state
+from .steps import DeviceState, Outcome, Scores, create_state, state_shardings
 from .trials import trial_rows
+
+_PATIENCE_SECONDS = 2.0
+"""How long the compilation of a step waits at most for a moment without prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +160,16 @@ class Runner:
         loading, self._loading = self._loading, None
         return jax.block_until_ready(self.skeleton.flatten(loading.wait()))
 
-    def compile_rest(self, stop: threading.Event) -> None:
+    def compile_rest(self, stop: threading.Event, quiet: threading.Event) -> None:
         """Compiles the steps that `warm_up` has not compiled, for `add_compiled`, until `stop` is set.
 
-        At the end all steps get another trial, because a trial takes longer during a compilation.
+        Compilation takes cores and the interpreter from the steps. So each one waits for `quiet` for a short
+        time: after a restart the sequences of the engine before are computed first. At the end all steps get
+        another trial, because a trial takes longer during a compilation.
         """
         missing = [bucket for bucket in self._buckets if bucket not in self.ready]
         for bucket in missing:
+            wait_for(quiet, stop, _PATIENCE_SECONDS)
             if stop.is_set():
                 return
             self._executables.compile([bucket], self.leaves, self._abstract_state, lambda *_: None)
@@ -294,8 +300,3 @@ class Runner:
         if self._followers:
             self._followers.record_samples(np.asarray(samples.token_B))
         return read_samples(rows, samples)
-
-
-def state_shardings(mesh: Mesh) -> DeviceState:
-    """The shardings of the state on a mesh."""
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), STATE)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh, NamedSharding
 
 from ...model.cache import Batch, Cache, Tiles, create_cache
 from ...model.kernels.registry import Kernels
@@ -72,6 +73,11 @@ def create_state(skeleton: Skeleton, shapes: Shapes, pages: int, dtype: jnp.dtyp
         broken_S=jnp.zeros(shapes.slots, jnp.bool),
         broken_P=jnp.zeros(pages, jnp.bool),
     )
+
+
+def state_shardings(mesh: Mesh) -> DeviceState:
+    """The shardings of the state on a mesh."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), STATE)
 
 
 def make_step(skeleton: Skeleton, bucket: Bucket, shapes: Shapes) -> Step:

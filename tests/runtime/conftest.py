@@ -63,7 +63,9 @@ def warm_runner(parameters) -> Runner:
 
 def complete(runner: Runner) -> None:
     """Compiles the remaining steps of a runner, and makes them ready."""
-    runner.compile_rest(threading.Event())
+    quiet = threading.Event()
+    quiet.set()
+    runner.compile_rest(threading.Event(), quiet)
     while runner.has_compiled:
         runner.add_compiled()
 

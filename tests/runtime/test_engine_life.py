@@ -2,9 +2,11 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from distaff.runtime.device.executables import Executables
 from distaff.runtime.device.runner import Runner
 from distaff.runtime.device.settings import EngineSettings
 from distaff.runtime.engine import Engine
@@ -217,7 +219,7 @@ def test_requests_are_refused_before_the_start_and_after_the_end(make_engine):
 
 def test_a_single_step_serves_any_request(parameters, monkeypatch):
     """The steps that `warm_up` compiles are enough: prompts, scores, decoding in a batch, penalties."""
-    monkeypatch.setattr(Runner, "compile_rest", lambda self, stop: None)
+    monkeypatch.setattr(Runner, "compile_rest", lambda self, stop, quiet: None)
     collector = EventCollector()
     engine = Engine(CONFIG, parameters, EngineSettings(scores=True), collector.receive)
     engine.warm_up()
@@ -236,6 +238,35 @@ def test_a_single_step_serves_any_request(parameters, monkeypatch):
     assert len(collector.tokens("drawn")) == 15
     assert (engine.stats.buckets_ready, engine.stats.compilations) == (1, 0)
     engine.stop()
+
+
+def test_steps_are_compiled_while_no_prompt_is_computed(parameters, monkeypatch):
+    """A prompt keeps the compilation waiting, a decode step or an idle engine does not; nor does a stop."""
+    monkeypatch.setattr("distaff.runtime.device.runner._PATIENCE_SECONDS", 600)
+    began, quiet = threading.Event(), []
+    compile = Executables.compile
+
+    def watched(executables, buckets, *rest):
+        if len(executables._steps) == 1:
+            quiet.append(engine._loop.quiet.is_set())
+            began.set()
+        return compile(executables, buckets, *rest)
+
+    engine = Engine(CONFIG, parameters, EngineSettings())
+    engine.warm_up()
+    monkeypatch.setattr(Executables, "compile", watched)
+    loop = engine._loop
+    loop._note_prompts(SimpleNamespace(plan=SimpleNamespace(is_decode=False)))
+    waits = threading.Thread(target=engine._compile_rest)
+    waits.start()
+    assert not began.wait(0.5)
+    loop._note_prompts(None)
+    assert not loop.quiet.is_set(), "it has not been idle yet"
+    loop._note_prompts(SimpleNamespace(plan=SimpleNamespace(is_decode=True)))
+    assert began.wait(30)
+    engine.stop()
+    waits.join(60)
+    assert not waits.is_alive() and quiet == [True]
 
 
 def test_what_cannot_be_planned_is_not_tried_again_and_again(bench, monkeypatch):
