@@ -4,7 +4,6 @@ Ids and times are left out; texts, calls, finish reasons, token names and usage 
 the same function reads a streamed answer and one in one piece.
 """
 
-import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -56,10 +55,18 @@ def first_token(answer: Answer) -> float | None:
 
 
 def longest_pause(answer: Answer) -> float:
-    """The maximum number of seconds between events with generated content, or before the first; comments do
-    not count."""
-    moments = [answer.answered, *(moment for moment, event in answer.events() if _has_content(event))]
-    return max((b - a for a, b in itertools.pairwise(moments)), default=0.0)
+    """The maximum number of seconds between events with generated content, or before the first.
+
+    Comments do not count, and neither does the time before a tool call starts: its mark and its name, a dozen
+    tokens, are one event.
+    """
+    longest, last = 0.0, answer.answered
+    for moment, event in answer.events():
+        if _starts_call(event):
+            last = moment
+        elif _has_content(event):
+            longest, last = max(longest, moment - last), moment
+    return longest
 
 
 def _closed(path: str, answer: Answer, events: Events) -> bool:
@@ -77,6 +84,14 @@ def _has_content(event: dict[str, Any]) -> bool:
     if "choices" in event:
         return any(_text_of(choice) for choice in event["choices"])
     return str(event.get("type", "")).endswith(".delta")
+
+
+def _starts_call(event: dict[str, Any]) -> bool:
+    """Whether it has a call's id and name, before the arguments."""
+    if event.get("type") == "response.output_item.added":
+        return event["item"]["type"] == "function_call"
+    made = [(choice.get("delta") or {}).get("tool_calls") or () for choice in event.get("choices", ())]
+    return any("id" in call for calls in made for call in calls)
 
 
 def _text_of(choice: dict[str, Any]) -> Any:

@@ -118,6 +118,22 @@ def test_times_are_of_events_with_content():
     assert first_token(streamed(chunk({}, "stop"))) is None
 
 
+def test_the_time_before_a_call_starts_is_no_pause():
+    """No event can show the tokens of its mark and its name; its arguments are streamed as any text."""
+    begun = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": ""}}
+    piece = {"index": 0, "function": {"arguments": "{"}}
+    chat = streamed(chunk({"tool_calls": [begun]}), chunk({"tool_calls": [piece]}))
+    item = {"type": "response.output_item.added", "item": {"type": "function_call", "arguments": ""}}
+    response = streamed(item, {"type": "response.function_call_arguments.delta", "delta": "{"})
+    for answer in (chat, response):
+        answer.pieces[1] = (5.0, answer.pieces[1][1])
+        answer.answered = -10.0
+        assert longest_pause(answer) == 3.0
+    message = streamed({"type": "response.output_item.added", "item": {"type": "message"}})
+    message.pieces += [(7.0, b'data: {"type": "response.output_text.delta", "delta": "a"}\n\n')]
+    assert longest_pause(message) == 6.0
+
+
 def test_each_difference_counts_once():
     """An answer that ended with an error has no text that could differ."""
     expected = Expected(Call(CHAT, {}), Content(("a",), (-1.0,), (3, 2)), 1.0)
