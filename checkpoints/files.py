@@ -89,7 +89,7 @@ def files_below(folder: Path) -> list[str]:
     found, pending = [], [""]
     while pending:
         parent = pending.pop()
-        with os.scandir(folder / parent) as entries:
+        with os.scandir(os.path.join(folder, parent)) as entries:  # a `Path` for each of thousands is slow
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(f"{parent}{entry.name}/")

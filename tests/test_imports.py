@@ -66,7 +66,7 @@ ARROWS = {
         *{*SHARED, "model", "checkpoints", "checkpoints/grammars", "server/engines", "server/flags"},
         *{"server/logs", "server/process", "server/settings"},
         *{"runtime/cluster", "runtime/device", "runtime/engine", "runtime/framing", "runtime/options"},
-        "runtime/policy",
+        *{"runtime/policy", "runtime/threads"},
     },
     "server/protocol": {*SHARED, "checkpoints", "checkpoints/grammars", "server/tool_formats"},
     "server/text": {

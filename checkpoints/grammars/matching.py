@@ -59,7 +59,7 @@ class GrammarCompiler:
     """Compiles grammars for one vocabulary. Can be shared between threads."""
 
     def __init__(self, load: Callable[[], ChatTokenizer], vocabulary: int) -> None:
-        """Loads nothing yet: most engines never use a grammar, and the first one may take a moment.
+        """Loads nothing yet; `prepare` or the first grammar does, in most of a second.
 
         Args:
           load: returns the tokenizer. vocabulary: the model's, which may have more ids.
@@ -87,6 +87,15 @@ class GrammarCompiler:
             most = most_digits(grammar)
             return GrammarMatcher(compiled.deep_copy(), None if most is None else Numeral(masks, most))
 
+    def prepare(self) -> None:
+        """Loads the vocabulary, so that the first grammar need not. After an error that one tries again.
+
+        Raises:
+          CheckpointError: the tokenizer cannot be read.
+        """
+        with self._lock:
+            _ = self._tokenizer, self._masks
+
     @cached_property
     def _words(self) -> "_Vocabulary":
         return _Vocabulary(self._load(), self._vocabulary)
@@ -113,14 +122,13 @@ class _Vocabulary:
     def __init__(self, tokenizer: ChatTokenizer, vocabulary: int) -> None:
         self._tokenizer = tokenizer
         self._before = tokenizer.encode(_BEFORE, add_special_tokens=False)
-        self.tokens = [
-            tokenizer.token_bytes(i) or tokenizer.token_name(i).encode() for i in range(vocabulary)
-        ]
-        self.special_token_ids = [i for i in range(vocabulary) if tokenizer.token_bytes(i) is None]
+        spelled = [tokenizer.token_bytes(i) for i in range(vocabulary)]
+        self.tokens = [raw or tokenizer.token_name(i).encode() for i, raw in enumerate(spelled)]
+        self.special_token_ids = [i for i, raw in enumerate(spelled) if raw is None]
         self.ends = sorted(end for end in tokenizer.eos_ids if end < vocabulary)
         self.eos_token_id = next(iter(self.ends), 0)
 
-        self._known = {self.tokens[i]: i for i in range(vocabulary) if tokenizer.token_bytes(i)}
+        self._known = {raw: i for i, raw in enumerate(spelled) if raw}
         self._longest = max(map(len, self._known), default=1)
 
     def __call__(self, text: str) -> list[int]:

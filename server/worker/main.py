@@ -109,6 +109,7 @@ def build_engine(
         claim_devices(replica, flags.replicas, parse_mesh(flags.mesh))
     system.limit_threads(flags.replicas)
     from ...checkpoints import GrammarCompiler, load_tokenizer, open_checkpoint, resolve, with_own_bits
+    from ...runtime.threads import Background
 
     progress = throttled(send)
     path = resolve(flags.model, revision=flags.revision, progress=progress)
@@ -128,6 +129,7 @@ def build_engine(
             engine = _engine(flags, checkpoint.config, parameters, on_events, mesh, leader, grammars, copies)
             del parameters  # the engine may hold them in another layout
             engine.warm_up(lambda done, total: progress("compile", done, total))
+    Background("grammars", grammars.prepare)  # not earlier, when loading and XLA need the cores
     return engine, _info_of(engine, flags, checkpoint.fingerprint, dtype.name, mesh)
 
 

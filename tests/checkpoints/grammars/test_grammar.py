@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distaff.checkpoints.errors import GrammarError
+from distaff.checkpoints.errors import CheckpointError, GrammarError
 from distaff.checkpoints.grammars.grammar import (
     LONGEST_GRAMMAR,
     check_grammar,
@@ -63,6 +63,26 @@ def tokenizer(request) -> ChatTokenizer:
 @pytest.fixture(scope="module")
 def compiler(tokenizer) -> GrammarCompiler:
     return GrammarCompiler(lambda: tokenizer, tokenizer.vocabulary + 37)
+
+
+def test_what_is_prepared_is_not_loaded_again(tokenizer) -> None:
+    """And an error ends nothing: the first grammar tries again."""
+    outcomes = [CheckpointError("damaged"), CheckpointError("still damaged"), tokenizer]
+
+    def load() -> ChatTokenizer:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, CheckpointError):
+            raise outcome
+        return outcome
+
+    made = GrammarCompiler(load, tokenizer.vocabulary + 37)
+    with pytest.raises(CheckpointError, match=r"^damaged"):
+        made.prepare()
+    with pytest.raises(CheckpointError, match="still damaged"):
+        made(choice_grammar(["a"]))
+    made.prepare()
+    assert not outcomes
+    assert follow(made, tokenizer, choice_grammar(["a"]), "a")
 
 
 def allowed(matcher, tokenizer: ChatTokenizer) -> set[int]:
