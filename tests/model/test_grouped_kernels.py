@@ -196,7 +196,7 @@ def test_the_call_itself_refuses_wrong_operands(shape, halves):
     operands = [jnp.ones(shape, jnp.uint8), *(jnp.ones(*each) for each in halves)]
     call = jax.ffi.ffi_call("distaff_grouped_linear", [jax.ShapeDtypeStruct((2, 64), jnp.float32)])
     with pytest.raises(jax.errors.JaxRuntimeError, match="grouped_linear: expected"):
-        jax.block_until_ready(call(jnp.ones((2, 96)), *operands))
+        jax.block_until_ready(call(jnp.ones((2, 96)), jnp.int32(2), *operands))
 
 
 @ON_EACH
