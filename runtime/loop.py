@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable
 
 from .device.buckets import Bucket
-from .device.runner import InFlightStep, Runner
+from .device.readout import InFlightStep
+from .device.runner import Runner
 from .phases import Phases
 from .policy.output_processor import OutputProcessor
 from .policy.scheduler import Scheduler

@@ -16,13 +16,10 @@ from ..model.errors import DistaffError
 
 MAX_TOP_LOGPROBS = 20
 """The maximum number of alternatives per token that a step reports (OpenAI's limit)."""
-
 MAX_BIAS = 100
 """The largest bias of a logit, up or down (OpenAI's limit)."""
-
 MAX_TEMPERATURE = 1e6
 """The highest temperature; at a tenth of it all tokens are already equally likely."""
-
 NOT_FINITE, IMPOSSIBLE = -1, -2
 """Sampled in place of a token: the logits are not finite; no token is allowed."""
 
@@ -248,10 +245,6 @@ class TokenEvent:
     pooled: tuple[float, ...] | None = None
 
 
-_STEP_TIMES = ("decode_seconds", "prompt_seconds")
-"""Fields of `EngineStats` that differ between engines and cannot be added."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineStats:
     """A snapshot of the engine's load, sent with every step.
@@ -293,7 +286,8 @@ class EngineStats:
     @classmethod
     def total(cls, snapshots: Sequence["EngineStats"]) -> "EngineStats":
         """The sum of several engines' snapshots. The times of steps differ, so they are 0.0: unknown."""
-        names = [each.name for each in fields(cls) if each.name not in {*_STEP_TIMES, "seconds"}]
+        apart = {"decode_seconds", "prompt_seconds", "seconds"}
+        names = [each.name for each in fields(cls) if each.name not in apart]
         phases = {phase for stats in snapshots for phase in stats.seconds}
         return cls(
             seconds={phase: sum(stats.seconds.get(phase, 0.0) for stats in snapshots) for phase in phases},

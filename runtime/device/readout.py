@@ -1,15 +1,47 @@
-"""Reads a step's results from the device and assigns them to its rows. Waits for the step."""
+"""A step that is launched. Reading it waits for its results, and assigns them to its rows."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..policy.output_processor import Sampled
 from ..policy.scores import ChunkScores
-from ..policy.sequence import Row
+from ..policy.sequence import Plan, Row
 from ..request import TokenLogprobs
+from .buckets import Bucket
+from .page_copies import Reading
 from .sampling import Samples
 from .steps import Scores
+
+
+@dataclass(frozen=True, slots=True)
+class InFlightStep:
+    """A step that is launched and not yet read.
+
+    Attributes:
+      plan, bucket: the planned rows and the compiled shape. launched: when (`time.monotonic`).
+      samples, scores: its results, not yet computed.
+      masked: the rows that were sampled with a grammar's mask, and their samples.
+      faults: the errors of those of them that have no mask.
+      saved: pages on their way to host memory.
+    """
+
+    plan: Plan
+    bucket: Bucket
+    launched: float
+    samples: Samples
+    scores: Scores | None
+    masked: tuple[list[Row], Samples] | None = None
+    faults: dict[Row, Exception] = field(default_factory=dict)
+    saved: list[Reading] = field(default_factory=list)
+
+    @property
+    def done(self) -> bool:
+        """Whether the device has finished it."""
+        last = self.masked[1] if self.masked else self.samples
+        # All arrays of JAX have the method; `jax.Array` does not declare it.
+        return bool(last.token_B.is_ready())  # type: ignore[attr-defined]
 
 
 def read_samples(

@@ -8,7 +8,7 @@ adds its results with `add_compiled`.
 import queue
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Protocol
 
 import jax
@@ -25,44 +25,15 @@ from .buckets import Bucket, Shapes, choose
 from .executables import Executables, Progress
 from .loading import Loading, Parameters
 from .packing import adjustments_of, pack, pack_masked, sampling_lines
-from .page_copies import PageCopies, Reading
+from .page_copies import PageCopies
 from .processes import barrier
-from .readout import read_chunks, read_samples
+from .readout import InFlightStep, read_chunks, read_samples
 from .sampling import Samples
-from .steps import DeviceState, Outcome, Scores, create_state, state_shardings
+from .steps import DeviceState, Outcome, create_state, state_shardings
 from .trials import trial_rows
 
 _PATIENCE_SECONDS = 2.0
 """How long the compilation of a step waits at most for a moment without prompts."""
-
-
-@dataclass(frozen=True, slots=True)
-class InFlightStep:
-    """A step that is launched and not yet read.
-
-    Attributes:
-      plan, bucket: the planned rows and the compiled shape. launched: when (`time.monotonic`).
-      samples, scores: its results, not yet computed.
-      masked: the rows that were sampled with a grammar's mask, and their samples.
-      faults: the errors of those of them that have no mask.
-      saved: pages on their way to host memory.
-    """
-
-    plan: Plan
-    bucket: Bucket
-    launched: float
-    samples: Samples
-    scores: Scores | None
-    masked: tuple[list[Row], Samples] | None = None
-    faults: dict[Row, Exception] = field(default_factory=dict)
-    saved: list[Reading] = field(default_factory=list)
-
-    @property
-    def done(self) -> bool:
-        """Whether the device has finished it."""
-        last = self.masked[1] if self.masked else self.samples
-        # All arrays of JAX have the method; `jax.Array` does not declare it.
-        return bool(last.token_B.is_ready())  # type: ignore[attr-defined]
 
 
 class Followers(Protocol):

@@ -62,9 +62,7 @@ class Scheduler:
           host: keeps copies of shared pages; None without.
         """
         assert budget >= slots, f"a budget of {budget} tokens cannot feed {slots} slots"
-        self.pages = pages
-        self.page_size = page_size
-        self.budget = budget
+        self.pages, self.page_size, self.budget = pages, page_size, budget
         self.step_times = StepTimes()
         self.clients = ActiveClients()
         self.prefix = PrefixCache(pages, page_size, enabled=share, host=host)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distaff.runtime.device import packing, readout
-from distaff.runtime.device.runner import InFlightStep, Runner
+from distaff.runtime.device.readout import InFlightStep
+from distaff.runtime.device.runner import Runner
 from distaff.runtime.loop import Loop
 from distaff.runtime.policy.drafts import Drafter
 from distaff.runtime.policy.output_processor import OutputProcessor

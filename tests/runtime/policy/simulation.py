@@ -13,7 +13,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from distaff.runtime.device.runner import InFlightStep, Runner
+from distaff.runtime.device.readout import InFlightStep
+from distaff.runtime.device.runner import Runner
 from distaff.runtime.loop import Loop
 from distaff.runtime.policy.host_pages import HostPages
 from distaff.runtime.policy.output_processor import Sampled
