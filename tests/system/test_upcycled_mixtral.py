@@ -39,7 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def driver_for(path: Path) -> Driver:
     checkpoint = open_checkpoint(path)
     parameters = load_parameters(checkpoint, "float32")
-    return Driver(checkpoint.config, parameters, tokens=384, rows=CHATS, columns=8, page_size=16)
+    return Driver(
+        checkpoint.config, parameters, tokens=384, rows=CHATS, columns=8, page_size=16, optimized=False
+    )
 
 
 def overhear(driver: Driver) -> list[set[int]]:
