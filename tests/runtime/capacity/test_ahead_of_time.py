@@ -1,9 +1,8 @@
 """The real steps, compiled for absent TPUs: they fit, work in place, and have the expected collectives.
 
-Llama 3.1 8B is compiled completely, and so are the decode steps of the other models. Their prompts' steps
-are compiled with two layers, because all layers are equal, and without what comes after the head: most of the
-compiler's time is for the best few of a whole vocabulary, and the decode steps have the same sampler for the
-same rows. `distaff plan` compiles everything (docs/capacity.md).
+Llama 3.1 8B is compiled completely. For the other models the decode step is compiled completely and the
+prompt's step with two layers, because all layers are equal; `distaff plan` compiles all of them
+(docs/capacity.md).
 
 Every run traces and lowers every step. What libtpu makes of a lowered step is kept beside JAX's compilation
 cache, under a digest of everything that determines it: the step with its names and source lines, the
@@ -22,10 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from distaff.checkpoints.config_only import read_config_only
@@ -36,9 +33,6 @@ from distaff.runtime.capacity.program import ProgramBuilder
 from distaff.runtime.capacity.report import Program
 from distaff.runtime.capacity.sizing import PlanOptions, Sizing, find_chip
 from distaff.runtime.capacity.walk import pages_fetched
-from distaff.runtime.device import steps
-from distaff.runtime.device.sampling import Samples
-from distaff.runtime.request import MAX_TOP_LOGPROBS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MIB = 1 << 20
@@ -151,19 +145,10 @@ def compiled(case: Case, kind: str) -> tuple[Program, int]:
     sizing = case.sizing()
     decode, mixed = sizing.largest
     spec = program_spec(sizing)
-    if kind == "decode" or case.whole_prompts:
-        program = KeepingBuilder(spec, compiles=True).build(decode if kind == "decode" else mixed)
-        return program, sizing.config.layers
-    spec = replace(spec, config=replace(sizing.config, layers=2), shapes=replace(sizing.shapes, scores=False))
-    with patch.object(steps, "sample", most_likely):
-        return KeepingBuilder(spec, compiles=True).build(mixed), 2
-
-
-def most_likely(logits_BV: jax.Array, *_: Any) -> Samples:
-    """In place of the sampler."""
-    top = (len(logits_BV), MAX_TOP_LOGPROBS)
-    token_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    return Samples(token_B, jnp.zeros((top[0], 1 + top[1]), jnp.float32), jnp.zeros(top, jnp.int32))
+    if kind == "mixed" and not case.whole_prompts:
+        spec = replace(spec, config=replace(sizing.config, layers=2))
+    program = KeepingBuilder(spec, compiles=True).build(decode if kind == "decode" else mixed)
+    return program, spec.config.layers
 
 
 @pytest.mark.parametrize("kind", ["decode", "mixed"])
