@@ -49,7 +49,7 @@ def configs(draw: st.DrawFn, kind: str, family: str) -> ModelConfig:
     biases = draw(st.sampled_from([(True, True), (True, False), (False, True), (False, False)]))
     return ModelConfig(
         vocabulary=draw(st.sampled_from([61, 128])),
-        layers=draw(st.sampled_from([1, 2])),
+        layers=draw(st.sampled_from([1, 2, 3])),
         width=draw(st.sampled_from([24, 48])),
         feed_forward=draw(st.sampled_from([20, 64])),
         heads=heads,
