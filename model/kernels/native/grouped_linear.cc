@@ -93,12 +93,6 @@ ffi::Error grouped_linear(ffi::ThreadPool pool, Matrix x, Number used, ffi::Rema
 
 #pragma GCC visibility push(default)
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(distaff_grouped_linear, distaff::grouped_linear,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<distaff::Matrix>()
-                                  .Arg<distaff::Number>()
-                                  .RemainingArgs()
-                                  .RemainingRets());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(distaff_grouped_linear, distaff::grouped_linear, distaff::linear_binding());
 
 #pragma GCC visibility pop

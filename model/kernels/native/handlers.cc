@@ -245,21 +245,9 @@ ffi::Error attention(ffi::ThreadPool pool, Cube q, ffi::AnyBuffer values,
 
 #pragma GCC visibility push(default)
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(distaff_linear, distaff::linear,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Matrix>()
-                                  .Arg<distaff::Number>()
-                                  .RemainingArgs()
-                                  .RemainingRets());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(distaff_linear, distaff::linear, distaff::linear_binding());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(distaff_int8_linear, distaff::int8_linear,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Matrix>()
-                                  .Arg<distaff::Number>()
-                                  .RemainingArgs()
-                                  .RemainingRets());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(distaff_int8_linear, distaff::int8_linear, distaff::linear_binding());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(distaff_attention, distaff::attention,
                               ffi::Ffi::Bind()

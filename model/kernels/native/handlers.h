@@ -33,6 +33,11 @@ inline void clear_unused(Matrix& y, int64_t used) {
   std::memset(y.typed_data() + used * columns, 0, (y.dimensions()[0] - used) * columns * sizeof(float));
 }
 
+// The binding of a call for linear maps: x, how many of its rows are in use, weights and results.
+inline auto linear_binding() {
+  return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Matrix>().Arg<Number>().RemainingArgs().RemainingRets();
+}
+
 inline ffi::Error invalid(const char* what) { return ffi::Error(ffi::ErrorCode::kInvalidArgument, what); }
 
 // Calls body(weight, panel) for every panel of every weight, on all threads. Each thread has a few pieces, so that
