@@ -20,14 +20,14 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = "▁"
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable replacement for every byte (`bytes_to_unicode` in OpenAI's encoder.py)."""
+def _byte_alphabet() -> dict[int, int]:
+    """The code point that GPT-2 writes for each byte, and the byte (`bytes_to_unicode` in OpenAI's encoder.py)."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    return {byte: byte for byte in plain} | {256 + i: byte for i, byte in enumerate(others)}
 
 
-_ALPHABET = {ord(character): byte for character, byte in _byte_alphabet().items()}
+_ALPHABET = _byte_alphabet()
 
 
 class TokenBytes:
