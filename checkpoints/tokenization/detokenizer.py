@@ -21,7 +21,7 @@ _SPACE = "▁"
 
 
 def _byte_alphabet() -> dict[int, int]:
-    """The code point that GPT-2 writes for each byte, and the byte (`bytes_to_unicode` in OpenAI's encoder.py)."""
+    """Code point -> byte: what GPT-2 writes for every byte (`bytes_to_unicode` in OpenAI's encoder.py)."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
     return {byte: byte for byte in plain} | {256 + i: byte for i, byte in enumerate(others)}
