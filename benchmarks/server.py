@@ -144,12 +144,12 @@ def transformers_serve() -> Contender:
 
 
 CONTENDERS: dict[str, Callable[[], Contender]] = {
-    "distaff-f32": distaff,
+    "distaff-f32": lambda: distaff("--quantize", "none"),
     "distaff-int8": lambda: distaff("--quantize", "int8"),
-    "distaff-q4": lambda: distaff(str(weights.shipped()), "--quantize", "as-is"),
+    "distaff-q4": distaff,
     "distaff-int8-cache": lambda: distaff("--quantize", "int8", "--kv-cache-dtype", "int8"),
-    "distaff-undrafted": lambda: distaff("--no-speculation"),
-    "distaff-deterministic": lambda: distaff("--deterministic"),
+    "distaff-undrafted": lambda: distaff("--quantize", "none", "--no-speculation"),
+    "distaff-deterministic": lambda: distaff("--quantize", "none", "--deterministic"),
     "llama-f32": lambda: llama_cpp(lambda: weights.gguf_file("F32")),
     "llama-q8": lambda: llama_cpp(lambda: weights.gguf_file("Q8_0")),
     "llama-q4": lambda: llama_cpp(weights.shipped),

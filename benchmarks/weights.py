@@ -14,10 +14,8 @@ from gguf.constants import GGMLQuantizationType as Kind
 from gguf.quants import dequantize, quantize
 from safetensors.numpy import save_file
 
-from distaff.checkpoints import bundled, load_tokenizer, open_checkpoint, resolve
-from distaff.checkpoints.downloads.bundle import fetch_gguf
+from distaff.checkpoints import load_tokenizer, open_checkpoint, resolve
 from distaff.checkpoints.names import HUGGINGFACE
-from distaff.checkpoints.sources import cache_folder
 from distaff.model.config import ModelConfig
 
 FOLDER = Path("build/bench")
@@ -25,7 +23,7 @@ FOLDER = Path("build/bench")
 
 def shipped() -> Path:
     """The bundled GGUF, Q4_1, unchanged."""
-    return fetch_gguf(bundled()[0], cache_folder(), None)
+    return resolve(None)
 
 
 def gguf_file(kind: str) -> Path:

