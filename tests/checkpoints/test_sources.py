@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import pwd
-import shutil
 import subprocess
 import sys
 import threading

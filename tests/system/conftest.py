@@ -89,6 +89,14 @@ def server() -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def f32_server() -> Iterator[Server]:
+    """The bundled model in f32, for comparisons of what differs by rounding alone."""
+    with running(*SMALL, "--quantize", "none") as server:
+        server.wait_ready()
+        yield server
+
+
 @pytest.fixture
 def client(server: Server) -> Iterator[OpenAI]:
     """The official client, which takes no answer that departs from its types."""

@@ -20,7 +20,7 @@ CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
 def llm():
     """The bundled model, small; what it compiles goes where the other tests' does."""
     before = jax.config.jax_compilation_cache_dir
-    with LLM("smollm2", slots=4, context=256) as llm:
+    with LLM("smollm2", quantize="none", slots=4, context=256) as llm:
         yield llm
     jax.config.update("jax_compilation_cache_dir", before)
 

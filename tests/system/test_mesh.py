@@ -25,12 +25,11 @@ def answers(url: str) -> list[tuple[str, list[float]]]:
     return found
 
 
-def test_four_devices_answer_as_one(server: Server) -> None:
+def test_four_devices_answer_as_one(f32_server: Server) -> None:
     """The same text, and log-probabilities that differ by rounding alone."""
-    expected = answers(server.url)
-    with running(
-        "--mesh", "model=4", "--slots", "2", "--context", "256", "--prefill-tokens", "64"
-    ) as divided:
+    expected = answers(f32_server.url)
+    sizes = ("--slots", "2", "--context", "256", "--prefill-tokens", "64")
+    with running("--quantize", "none", "--mesh", "model=4", *sizes) as divided:
         divided.wait_ready()
         found = answers(divided.url)
     for (text, scores), (expected_text, expected_scores) in zip(found, expected, strict=True):

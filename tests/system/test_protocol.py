@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from distaff.checkpoints import load_parameters, load_tokenizer, open_checkpoint, resolve
 
 from ..model.reference import reference_from
-from .conftest import SMALL, Server, running
+from .conftest import Server
 
 TEXT = "A distaff holds the unspun fibres, e.g. flax, while thread is drawn from them. Größe: 12.5 µm 🧶"
 WEATHER = {
@@ -43,7 +43,7 @@ def ask(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
-def test_an_echoed_prompts_log_probabilities_are_transformers_own() -> None:
+def test_an_echoed_prompts_log_probabilities_are_transformers_own(f32_server: Server) -> None:
     """As lm-eval asks for them: ids in, `echo`, `logprobs`; within 1e-3 of the reference's, in f32."""
     path = resolve(None)
     checkpoint, tokenizer = open_checkpoint(path), load_tokenizer(path)
@@ -51,12 +51,10 @@ def test_an_echoed_prompts_log_probabilities_are_transformers_own() -> None:
     ids = tokenizer.encode(TEXT * 6)
     with torch.no_grad():
         expected = torch.log_softmax(reference(torch.tensor([ids])).logits[0], -1).numpy()
-    with running(*SMALL, "--quantize", "none") as server:
-        server.wait_ready()
-        with OpenAI(base_url=f"{server.url}/v1/", api_key="-", max_retries=0) as client:
-            reply = client.completions.create(
-                model="tgi", prompt=ids, max_tokens=1, logprobs=1, echo=True, temperature=0
-            )
+    with OpenAI(base_url=f"{f32_server.url}/v1/", api_key="-", max_retries=0) as client:
+        reply = client.completions.create(
+            model="tgi", prompt=ids, max_tokens=1, logprobs=1, echo=True, temperature=0
+        )
     told = reply.choices[0].logprobs
     assert told.token_logprobs[0] is None and len(told.tokens) == len(ids) + 1
     ours = np.array(told.token_logprobs[1 : len(ids)])
