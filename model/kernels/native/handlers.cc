@@ -21,7 +21,7 @@ namespace ffi = xla::ffi;
 
 using distaff::Matrix;
 using Cube = ffi::Buffer<ffi::F32, 3>;
-using Panels = Cube;
+using FloatPanels = Cube;
 using Numbers = ffi::Buffer<ffi::S32, 1>;
 using Tables = ffi::Buffer<ffi::S32, 2>;
 using HalfPanels = ffi::Buffer<ffi::BF16, 3>;
@@ -68,24 +68,38 @@ const Kernels& kernels() {
   return table ? *table : *usable().front();
 }
 
+Rows round_rows(ffi::ThreadPool& pool, const float* values, int64_t rows, int64_t depth) {
+  static thread_local std::vector<int8_t> rounded;
+  static thread_local std::vector<float> scales;
+  static thread_local std::vector<int32_t> sums;
+  const int64_t padded = Rows{values, depth}.padded();
+  rounded.resize(rows * padded), scales.resize(rows), sums.resize(rows);
+  int8_t* to = rounded.data();  // not the other threads' own
+  float* scale = scales.data();
+  int32_t* sum = sums.data();
+  parallel_for(pool, rows, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      scale[r] = kernels().quantize(values + r * depth, to + r * padded, depth, sum + r);
+  });
+  return {values, depth, to, scale, sum};
+}
+
 namespace {
 
-// Weights of f32 or bf16 in panels, with their result.
+// Weights in panels, with their result.
 struct Product {
-  const float* panels = nullptr;
-  const uint16_t* halves = nullptr;
-  float* y = nullptr;
-  int64_t count = 0;
-
-  void run(const float* x, int64_t panel, int64_t rows, int64_t depth) const {
-    const int64_t offset = panel * depth * kPanel, stride = count * kPanel;
-    if (panels) {
-      kernels().linear(x, panels + offset, y + panel * kPanel, rows, depth, stride);
-    } else {
-      kernels().linear_bf16(x, halves + offset, y + panel * kPanel, rows, depth, stride);
-    }
-  }
+  Panels panels;
+  float* y;
 };
+
+// Computes all products of the rows; `counts` has the number of each one's panels.
+void multiply_all(ffi::ThreadPool& pool, const Rows& x, int64_t rows, const std::vector<Product>& products,
+                  const std::vector<int64_t>& counts) {
+  for_each_panel(pool, counts, [&](size_t weight, int64_t panel) {
+    const Product& product = products[weight];
+    product.panels.multiply(x, panel, product.y + panel * kPanel, rows, counts[weight] * kPanel);
+  });
+}
 
 template <typename Buffer>
 bool are_panels(const Buffer& panels, int64_t depth) {
@@ -95,83 +109,48 @@ bool are_panels(const Buffer& panels, int64_t depth) {
 ffi::Error linear(ffi::ThreadPool pool, Matrix x, Number used, ffi::RemainingArgs weights, ffi::RemainingRets results) {
   const ffi::Error unexpected = invalid("linear: expected f32 x [T, D], panels [F / 32, D, 32] and results [T, F]");
   const int64_t rows = rows_in_use(x, used), depth = x.dimensions()[1];
-  std::vector<Product> products(results.size());
+  std::vector<Product> products;
   std::vector<int64_t> counts;
   if (weights.size() != results.size()) return unexpected;
   for (size_t i = 0; i < weights.size(); ++i) {
-    Product& product = products[i];
+    Panels panels;
     auto y = results.get<Matrix>(i);
-    if (auto panels = weights.get<Panels>(i); panels && are_panels(*panels, depth)) {
-      product.panels = panels->typed_data(), product.count = panels->dimensions()[0];
+    if (auto floats = weights.get<FloatPanels>(i); floats && are_panels(*floats, depth)) {
+      panels.floats = floats->typed_data(), counts.push_back(floats->dimensions()[0]);
     } else if (auto halves = weights.get<HalfPanels>(i); halves && are_panels(*halves, depth)) {
-      product.halves = reinterpret_cast<const uint16_t*>(halves->untyped_data()), product.count = halves->dimensions()[0];
+      panels.halves = reinterpret_cast<const uint16_t*>(halves->untyped_data()), counts.push_back(halves->dimensions()[0]);
     } else {
       return unexpected;
     }
-    if (!y || !is_result(x, product.count, **y)) return unexpected;
+    if (!y || !is_result(x, counts.back(), **y)) return unexpected;
     clear_unused(**y, rows);
-    product.y = (*y)->typed_data();
-    counts.push_back(product.count);
+    products.push_back({panels, (*y)->typed_data()});
   }
-  const float* from = x.typed_data();
-  for_each_panel(pool, counts,
-                 [&](size_t weight, int64_t panel) { products[weight].run(from, panel, rows, depth); });
+  multiply_all(pool, {x.typed_data(), depth}, rows, products, counts);
   return ffi::Error::Success();
-}
-
-// Rows rounded to int8, with their scales and sums.
-struct Rounded {
-  std::vector<int8_t> values;
-  std::vector<float> scales;
-  std::vector<int32_t> sums;
-};
-
-// In memory of this thread, which stays allocated.
-const Rounded& round_rows(ffi::ThreadPool& pool, const Matrix& x, int64_t rows, int64_t padded) {
-  static thread_local Rounded rounded;
-  const int64_t depth = x.dimensions()[1];
-  rounded.values.resize(rows * padded), rounded.scales.resize(rows), rounded.sums.resize(rows);
-  const float* from = x.typed_data();
-  const Kernels& table = kernels();
-  Rounded& to = rounded;  // not the other threads' own
-  parallel_for(pool, rows, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r)
-      to.scales[r] = table.quantize(from + r * depth, to.values.data() + r * padded, depth, &to.sums[r]);
-  });
-  return rounded;
 }
 
 ffi::Error int8_linear(ffi::ThreadPool pool, Matrix x, Number used, ffi::RemainingArgs weights,
                        ffi::RemainingRets results) {
-  struct Int8Product {
-    const uint8_t* panels;
-    const float* scales;
-    float* y;
-  };
   const int64_t rows = rows_in_use(x, used), depth = x.dimensions()[1], padded = (depth + 3) / 4 * 4;
-  std::vector<Int8Product> products;
+  std::vector<Product> products;
   std::vector<int64_t> counts;
   if (weights.size() != 2 * results.size()) return invalid("int8_linear: expected panels and scales for each result");
   for (size_t i = 0; i < results.size(); ++i) {
-    auto panels = weights.get<BytePanels>(2 * i);
+    auto bytes = weights.get<BytePanels>(2 * i);
     auto scales = weights.get<ffi::Buffer<ffi::F32, 1>>(2 * i + 1);
     auto y = results.get<Matrix>(i);
-    if (!panels || !scales || !y || panels->dimensions()[1] != padded / 4 || panels->dimensions()[2] != kPanel ||
-        panels->dimensions()[3] != 4 || scales->dimensions()[0] != panels->dimensions()[0] * kPanel ||
-        !is_result(x, panels->dimensions()[0], **y))
+    if (!bytes || !scales || !y || bytes->dimensions()[1] != padded / 4 || bytes->dimensions()[2] != kPanel ||
+        bytes->dimensions()[3] != 4 || scales->dimensions()[0] != bytes->dimensions()[0] * kPanel ||
+        !is_result(x, bytes->dimensions()[0], **y))
       return invalid("int8_linear: expected f32 x [T, D], u8 panels [F / 32, D / 4, 32, 4], scales [F], results [T, F]");
     clear_unused(**y, rows);
-    products.push_back({panels->typed_data(), scales->typed_data(), (*y)->typed_data()});
-    counts.push_back(panels->dimensions()[0]);
+    Panels panels;
+    panels.bytes = bytes->typed_data(), panels.scales = scales->typed_data();
+    products.push_back({panels, (*y)->typed_data()});
+    counts.push_back(bytes->dimensions()[0]);
   }
-  const Rounded& rounded = round_rows(pool, x, rows, padded);
-  const Kernels& table = kernels();
-  for_each_panel(pool, counts, [&](size_t weight, int64_t panel) {
-    const Int8Product& product = products[weight];
-    table.int8_linear(rounded.values.data(), rounded.scales.data(), rounded.sums.data(),
-                      product.panels + panel * padded * kPanel, product.scales + panel * kPanel,
-                      product.y + panel * kPanel, rows, depth, counts[weight] * kPanel);
-  });
+  multiply_all(pool, round_rows(pool, x.typed_data(), rows, depth), rows, products, counts);
   return ffi::Error::Success();
 }
 

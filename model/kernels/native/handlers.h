@@ -57,6 +57,46 @@ void for_each_panel(ffi::ThreadPool& pool, const std::vector<int64_t>& counts, c
   });
 }
 
+// Rows of f32, and the same rounded to int8 if weights are u8.
+struct Rows {
+  const float* values;
+  int64_t depth;
+  const int8_t* rounded = nullptr;  // [rows][padded()]
+  const float* scales = nullptr;
+  const int32_t* sums = nullptr;
+
+  int64_t padded() const { return (depth + 3) / 4 * 4; }
+  Rows from(int64_t row) const {
+    if (!rounded) return {values + row * depth, depth};
+    return {values + row * depth, depth, rounded + row * padded(), scales + row, sums + row};
+  }
+};
+
+// The rows with their rounded form, in memory of this thread that the next call uses again.
+Rows round_rows(ffi::ThreadPool& pool, const float* values, int64_t rows, int64_t depth);
+
+// Weights in panels of one type, and the scales of u8.
+struct Panels {
+  const float* floats = nullptr;
+  const uint16_t* halves = nullptr;
+  const uint8_t* bytes = nullptr;
+  const float* scales = nullptr;
+
+  // y[rows][stride]: the rows times the index-th panel.
+  void multiply(const Rows& x, int64_t index, float* y, int64_t rows, int64_t stride) const {
+    const Kernels& table = kernels();
+    const int64_t offset = index * kPanel * x.depth;
+    if (bytes) {
+      table.int8_linear(x.rounded, x.scales, x.sums, bytes + index * kPanel * x.padded(), scales + index * kPanel, y,
+                        rows, x.depth, stride);
+    } else if (halves) {
+      table.linear_bf16(x.values, halves + offset, y, rows, x.depth, stride);
+    } else {
+      table.linear(x.values, floats + offset, y, rows, x.depth, stride);
+    }
+  }
+};
+
 inline bool is_result(const Matrix& x, int64_t panels, const Matrix& y) {
   return y.dimensions()[0] == x.dimensions()[0] && y.dimensions()[1] == panels * kPanel;
 }
