@@ -15,7 +15,7 @@ from setuptools.errors import CompileError
 
 SOURCES = Path("model/kernels/native")
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno"]
-HANDLERS = ("handlers", "grouped_linear", "row_handlers", "draw")
+HANDLERS = ("handlers", "grouped_linear", "row_handlers", "draw", "experts")
 """The files of calls, which are the same for every instruction set."""
 SETS = {
     "x86_64": {

@@ -1,4 +1,4 @@
-"""How linear weights lie in memory for the kernels that read them.
+"""How the weights of linear maps and of experts lie in memory for the kernels that read them.
 
 A checkpoint's weights are `[inputs, outputs]`. Some backends read another order, which is made once, when
 the engine is built. What a backend cannot hold in its own order stays as it is; its kernel sees that by the
@@ -23,38 +23,47 @@ class Form:
     """What a parameter is before it is packed.
 
     Attributes:
-      pack: its panels. dtype: the name of its type, or of one like it. together: entries along its first axis
-        that are packed into one. transposed: it is stored as `[outputs, inputs]`.
+      operation: which reads it. pack: its panels. dtype: the name of its type, or of one like it.
+      together: entries along its inputs that are packed into one. transposed: it is stored as
+        `[outputs, inputs]`. stacked: there is one for each expert.
     """
 
+    operation: str
     pack: Callable[[jax.Array], jax.Array]
     dtype: str
     together: int = 1
     transposed: bool = False
+    stacked: bool = False
 
 
-WIDE = Form(panels.pack, "float32")
-EMBEDDING = Form(panels.pack_transposed, "float32", transposed=True)
-INT8 = Form(panels.pack_int8, "int8", panels.QUAD)
+WIDE = Form("linear", panels.pack, "float32")
+EMBEDDING = Form("linear", panels.pack_transposed, "float32", transposed=True)
+INT8 = Form("int8_linear", panels.pack_int8, "int8", panels.QUAD)
+EXPERTS = Form("experts", jax.vmap(panels.pack), "float32", panels.PANEL, stacked=True)
+INT8_EXPERTS = Form("experts", jax.vmap(panels.pack_int8), "int8", panels.PANEL, stacked=True)
+"""What enters one expert's product leaves another, so inputs are whole panels too: all of a layer's experts
+are packed, or none."""
 _GROUPED = {
-    "uint8": Form(panels.pack_nibbles, "uint8", panels.GROUP // 2),
-    "int8": Form(panels.pack_bytes, "int8", panels.GROUP),
-    "float16": Form(panels.pack_scales, "float16"),
+    "uint8": Form("grouped_linear", panels.pack_nibbles, "uint8", panels.GROUP // 2),
+    "int8": Form("grouped_linear", panels.pack_bytes, "int8", panels.GROUP),
+    "float16": Form("grouped_linear", panels.pack_scales, "float16"),
 }
 
 
-def form_of(name: str, quantization: Quantization | None) -> Form | None:
-    """The form of a linear weight of two axes, or of its groups' scales; None for other parameters."""
+def form_of(name: str, rank: int, quantization: Quantization | None) -> Form | None:
+    """The form of a linear weight, of experts, or of the scales of groups; None for other
+    parameters."""
     if is_grouped(quantization):
-        return _GROUPED.get(stored_type(name, quantization) or "")
+        return _GROUPED.get(stored_type(name, quantization) or "") if rank == 2 else None
     if not is_linear(name):
         return None
-    return INT8 if quantization else WIDE
+    wide, int8 = (EXPERTS, INT8_EXPERTS) if rank == 3 else (WIDE, INT8)
+    return int8 if quantization else wide
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The layout for a backend of the operation that computes linear maps."""
+    """The layout for a backend of the operation that reads a weight."""
 
     backend: str
     shards: int
@@ -66,8 +75,7 @@ class Layout:
         straight = where.transposed() if form.transposed else where
         if self.backend != "native" or not self._fits(straight, form):
             return where
-        axis = None if straight.axis is None else 1 - straight.axis
-        return replace(where, shape=_packed_shape(form, where.shape), axis=axis)
+        return replace(where, shape=_packed_shape(form, where.shape), axis=_packed_axis(straight))
 
     def apply(self, values: jax.Array, where: Placement, form: Form) -> jax.Array:
         """A parameter, placed at `where`, in this layout."""
@@ -78,10 +86,19 @@ class Layout:
 
     def _fits(self, where: Placement, form: Form) -> bool:
         """Whether each device's share is a whole number of panels."""
-        first, outputs = (
-            size // (self.shards if axis == where.axis else 1) for axis, size in enumerate(where.shape)
-        )
-        return outputs % panels.PANEL == 0 and (where.axis != 0 or first % form.together == 0)
+        shares = [size // (self.shards if axis == where.axis else 1) for axis, size in enumerate(where.shape)]
+        inputs, outputs = shares[-2:]
+        whole = outputs % panels.PANEL == 0
+        may_end_early = where.axis != 0 and not form.stacked
+        return whole and (may_end_early or inputs % form.together == 0)
+
+
+def _packed_axis(where: Placement) -> int | None:
+    """The divided axis of panels, where outputs come before inputs; experts stay the first axis."""
+    stacked = len(where.shape) - 2
+    if where.axis is None or where.axis < stacked:
+        return where.axis
+    return 2 * stacked + 1 - where.axis
 
 
 @cache

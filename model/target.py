@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from jax.sharding import Mesh
 
-from .kernels.registry import Kernels, choose
-from .layout import Layout
-from .parameters import Quantization, is_grouped
+from .kernels.registry import NATIVE, Kernels, choose
+from .layout import Form, Layout
+from .parameters import Quantization
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,8 +19,8 @@ class Target:
 
     Attributes:
       kernels: the backend of each operation. shards: the number of devices that the step is mapped over.
-      quantization: of linear weights (see `quantize.py`). unstacked: each of a layer's experts is a
-        separate array instead of a part of a stacked one (see `sharding.unstack`).
+      quantization: of linear weights (see `quantize.py`). unstacked: each of a layer's experts, if they are
+        not in panels, is a separate array instead of a part of a stacked one (see `sharding.unstack`).
     """
 
     kernels: Kernels = field(default_factory=lambda: choose("cpu"))
@@ -28,17 +28,9 @@ class Target:
     quantization: Quantization | None = None
     unstacked: bool = False
 
-    @property
-    def layout(self) -> Layout:
-        """How the linear weights of layers and head lie in memory for the kernel that reads them."""
-        return Layout(dict(self.kernels.names)[self.linear], self.shards)
-
-    @property
-    def linear(self) -> str:
-        """The operation that computes linear maps."""
-        if is_grouped(self.quantization):
-            return "grouped_linear"
-        return "int8_linear" if self.quantization else "linear"
+    def layout(self, form: Form) -> Layout:
+        """How weights of this form lie in memory for the kernel that reads them."""
+        return Layout(dict(self.kernels.names)[form.operation], self.shards)
 
     @classmethod
     def of(
@@ -54,5 +46,5 @@ class Target:
         """
         platform = mesh.devices.flat[0].platform
         kernels = choose(platform, overrides or {})
-        unstacked = platform == "cpu" and dict(kernels.names)["experts"] == "blocks"
+        unstacked = platform == "cpu" and dict(kernels.names)["experts"] in ("blocks", NATIVE)
         return cls(kernels=kernels, shards=mesh.size, quantization=quantization, unstacked=unstacked)

@@ -182,16 +182,16 @@ class Skeleton:
 
     def _laid_out(self, weight: jax.Array, where: Placement, name: str) -> Leaf:
         form = self._form(name, weight.ndim)
-        if form is not None:
-            return self.target.layout.apply(weight, where, form)
-        return unstack(weight) if self.target.unstacked and weight.ndim == 3 else weight
+        laid = weight if form is None else self.target.layout(form).apply(weight, where, form)
+        stacked = laid is weight and weight.ndim == 3
+        return unstack(weight) if self.target.unstacked and stacked else laid
 
     def placements(self) -> dict[str, Placement]:
         """The placement of each parameter of the flat tuple, as it is laid out."""
         placed = {}
         for name, where in self._table().items():
             form = self._form(name, len(where.shape))
-            placed[name] = where if form is None else self.target.layout.place(where, form)
+            placed[name] = where if form is None else self.target.layout(form).place(where, form)
         return placed
 
     def types(self, dtype: jnp.dtype) -> dict[str, jnp.dtype]:
@@ -210,9 +210,11 @@ class Skeleton:
         whole = [jax.ShapeDtypeStruct(table[name].shape, types[name]) for name in self.names]
         if not self.target.unstacked:
             return tuple(whole)
-        stacked = self._table()
+        stored = self._table()
         return tuple(
-            self._unstacked(leaf, stacked[name]) if len(stacked[name].shape) == 3 else leaf
+            self._unstacked(leaf, table[name])
+            if len(table[name].shape) == len(stored[name].shape) == 3
+            else leaf
             for name, leaf in zip(self.names, whole, strict=True)
         )
 
@@ -226,31 +228,28 @@ class Skeleton:
         return placements(self.config, self.target.shards, self.target.quantization)
 
     def _form(self, name: str, rank: int) -> Form | None:
-        """The form of a parameter to which the target's layout applies: a linear map, or an embedding that is
-        the head too."""
+        """The form of a parameter to which a layout applies: a linear map, experts, or an embedding that
+        is the head too."""
         quantization = self.target.quantization
         if name == "embed":
             return None if has_head(self.config, quantization) else EMBEDDING
-        return form_of(name, quantization) if rank == 2 else None
+        return form_of(name, rank, quantization)
 
     def is_batch_invariant(self, dtype: jnp.dtype) -> bool:
         """Whether a token's bits depend on its sequence alone, not on the shape of the step or on other
-        sequences: a property of the native kernels, if they compute all norms, linear maps, attention and
-        draws.
+        sequences: a property of the native kernels, if they compute all norms, linear maps, experts,
+        attention and draws.
 
         A mixture of experts does not have it, nor a computation in a `dtype` other than f32.
         """
-        backends, linear = dict(self.target.kernels.names), self.target.linear
-        needed = ("attention", linear, "rms_norm", "row_sum", "draw")
+        stored, placed, backends = self._table(), self.placements(), dict(self.target.kernels.names)
+        forms = {name: self._form(name, len(where.shape)) for name, where in stored.items()}
+        in_panels = all(placed[name] != stored[name] for name, form in forms.items() if form)
+        needed = {"attention", "rms_norm", "row_sum", "draw"}
+        needed |= {form.operation for form in forms.values() if form}
         native = all(backends[name] == NATIVE for name in needed)
         dense = self.config.moe is None and self.config.head_size % PANEL == 0
-        return native and dense and dtype == jnp.float32 and self._all_in_panels()
-
-    def _all_in_panels(self) -> bool:
-        placed = self.placements()
-        table = self._table()
-        laid_out = (name for name, where in table.items() if self._form(name, len(where.shape)))
-        return all(placed[name] != table[name] for name in laid_out)
+        return native and in_panels and dense and dtype == jnp.float32
 
     def specs(self) -> tuple[PartitionSpec, ...]:
         """The partition spec of each parameter of the flat tuple."""

@@ -14,14 +14,14 @@ from ..quantize import GroupedWeight
 from . import linear as portable
 from .panels import PANEL, QUAD
 
-_WIDE = (jnp.float32, jnp.bfloat16)
+WIDE = (jnp.float32, jnp.bfloat16)
 
 
 def linear(x_TD: jax.Array, *weights: jax.Array, rows: jax.Array | None = None) -> tuple[jax.Array, ...]:
     """The products with weights in panels of f32 or bf16 (see `panels.py`); portable ones with others."""
     packed = [w for w in weights if w.ndim == 3]
     for w in packed:
-        _check(w.shape[1:] == (x_TD.shape[1], PANEL) and w.dtype in _WIDE, x_TD, w)
+        _check(w.shape[1:] == (x_TD.shape[1], PANEL) and w.dtype in WIDE, x_TD, w)
     ys = iter(_call("distaff_linear", x_TD, rows, packed, [len(w) * PANEL for w in packed]))
     return tuple(next(ys) if w.ndim == 3 else portable.split_k(x_TD, w)[0] for w in weights)
 

@@ -103,7 +103,8 @@ class DrawKernel(Protocol):
 class ExpertWeights:
     """The experts on this device: gate and up `[E, D, F]`, down `[E, F, D]`; if int8, f32 scales `[E, outs]`.
 
-    If unstacked (see `sharding.unstack`), gate, up and down are E arrays of `[1, …]` each.
+    If unstacked (see `sharding.unstack`), gate, up and down are E arrays of `[1, …]` each. For the backend
+    `native` they can be panels (see `panels.py`).
     """
 
     gate: jax.Array | tuple[jax.Array, ...]
@@ -130,6 +131,7 @@ _BACKENDS: dict[str, dict[str, str]] = {
         "blocks": "block_experts:block_experts",
         "wide_blocks": "block_experts:wide_block_experts",
         "ragged": "ragged_experts:ragged_experts",
+        "native": "native_experts:native_experts",
     },
     "linear": {
         "plain": "linear:plain",

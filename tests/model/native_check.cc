@@ -153,6 +153,23 @@ void check_draw(const distaff::Kernels& kernels, int64_t size) {
   }
 }
 
+void check_experts(const distaff::Kernels& kernels, int64_t rows, int64_t stride) {
+  auto gate = floats((rows - 1) * stride + kPanel), up = floats(rows * kPanel);
+  for (float& each : gate) each *= 30;
+  const auto before = gate;
+  kernels.swiglu(gate.data(), up.data(), rows, stride);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t i = 0; i < stride && r * stride + i < int64_t(gate.size()); ++i) {
+      const double x = before[r * stride + i], expected = i < kPanel ? x / (1 + std::exp(-x)) * up[r * kPanel + i] : x;
+      expect(std::abs(expected - gate[r * stride + i]) <= 1e-6 * (1 + std::abs(expected)), "swiglu");
+    }
+  auto y = floats(rows * kPanel);
+  const auto sum = y;
+  kernels.add_weighted(y.data(), up.data(), 0.7f, rows * kPanel);
+  for (int64_t i = 0; i < rows * kPanel; ++i)
+    expect(std::abs(sum[i] + 0.7f * up[i] - y[i]) <= 1e-6 * (1 + std::abs(y[i])), "add_weighted");
+}
+
 }  // namespace
 
 int main() {
@@ -164,6 +181,10 @@ int main() {
     }
   for (int64_t depth : {1, 15, 64, 300}) check_rows(kernels, depth);
   for (int64_t size : {1, 5, 127, 128, 300, 1000}) check_draw(kernels, size);
+  for (int64_t rows : {1, 2, 7}) {
+    check_experts(kernels, rows, kPanel);
+    check_experts(kernels, rows, 3 * kPanel);
+  }
   for (int64_t rows : {1, 2, 3, 7, 8, 13, 30})
     for (int64_t groups : {1, 3, 12, 13, 30})
       for (bool nibbles : {false, true}) check_grouped(kernels, rows, groups, nibbles);

@@ -8,6 +8,7 @@ from distaff.model.kernels import (
     block_experts,
     linear,
     native_attention,
+    native_experts,
     native_linear,
     ragged_attention,
     ragged_experts,
@@ -47,7 +48,7 @@ EXPECTED = {
 }
 NATIVE = (
     native_attention.attend,
-    block_experts.block_experts,
+    native_experts.native_experts,
     native_linear.linear,
     native_linear.int8_linear,
     native_linear.grouped_linear,

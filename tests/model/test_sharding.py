@@ -32,6 +32,12 @@ MODELS = {
     "vocabulary": replace(LLAMA, vocabulary=32_002, layers=1),
     "mixtral": replace(LLAMA, moe=MoEConfig(experts=8, experts_per_token=2), window=17),
     "three-experts": replace(LLAMA, moe=MoEConfig(experts=3, experts_per_token=2)),
+    "mixtral-panels": replace(
+        LLAMA, width=32, feed_forward=96, moe=MoEConfig(experts=8, experts_per_token=2)
+    ),
+    "three-experts-panels": replace(
+        LLAMA, width=32, feed_forward=128, moe=MoEConfig(experts=3, experts_per_token=2)
+    ),
 }
 PROMPTS = {0: 40, 2: 9}
 TOLERANCE = 1e-4
@@ -82,7 +88,7 @@ def test_any_mesh_computes_the_same(name: str) -> None:
         assert found == tokens
 
 
-@pytest.mark.parametrize("name", ["llama", "mixtral"])
+@pytest.mark.parametrize("name", ["llama", "mixtral", "mixtral-panels", "three-experts-panels"])
 def test_int8_is_close_on_any_mesh(name: str) -> None:
     """Over 1, 2 and 4 devices int8 weights give about the same logits as the wide ones.
 

@@ -1,5 +1,6 @@
 """Laws of the whole model: how its work is split, shared and rounded does not change its results."""
 
+import itertools
 from dataclasses import replace
 
 import jax
@@ -139,6 +140,7 @@ def test_bfloat16_stays_close_to_float32(parameters: dict[str, jax.Array]) -> No
 
 
 PANELS = replace(CONFIG, vocabulary=64, width=32, heads=2, kv_heads=1, head_size=32)
+MIXTURE = replace(PANELS, moe=MoEConfig(experts=4, experts_per_token=2))
 
 
 @pytest.mark.skipif(not instruction_sets(), reason="the native kernels were not built")
@@ -151,7 +153,11 @@ PANELS = replace(CONFIG, vocabulary=64, width=32, heads=2, kv_heads=1, head_size
         (PANELS, "bfloat16", {}, False),
         (replace(PANELS, vocabulary=61), "float32", {}, False),
         (replace(PANELS, heads=4, kv_heads=2, head_size=16), "float32", {}, False),
-        (replace(PANELS, moe=MoEConfig(experts=4, experts_per_token=2)), "float32", {}, False),
+        (MIXTURE, "float32", {}, False),
+        (MIXTURE, "bfloat16", {}, False),
+        (replace(MIXTURE, feed_forward=40), "float32", {}, False),
+        (MIXTURE, "float32", {"experts": "blocks"}, False),
+        (MIXTURE, "float32", {"linear": "plain"}, False),
         (PANELS, "float32", {"attention": "blocks"}, False),
         (PANELS, "float32", {"rms_norm": "plain"}, False),
         (PANELS, "float32", {"row_sum": "plain"}, False),
@@ -163,13 +169,17 @@ def test_only_native_kernels_of_whole_panels_are_batch_invariant(config, dtype, 
     assert Skeleton.of(config, target).is_batch_invariant(jnp.dtype(dtype)) == invariant
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("quantization", [None, "int8", "int4", "int8-groups"])
+@pytest.mark.parametrize(
+    "config, quantization",
+    [
+        *itertools.product([PANELS, replace(PANELS, tied_head=True)], [None, "int8", "int4", "int8-groups"]),
+        *itertools.product([MIXTURE, replace(MIXTURE, feed_forward=40)], [None, "int8"]),
+    ],
+)
 def test_shapes_and_types_are_those_of_the_laid_out_weights(
-    quantization: Quantization | None, tied: bool
+    config: ModelConfig, quantization: Quantization | None
 ) -> None:
     """For programs that are compiled without weights."""
-    config = replace(PANELS, tied_head=tied)
     weights = random_parameters(config, 1, jnp.dtype("float32"))
     skeleton = Skeleton.of(config, Target(quantization=quantization))
     leaves = skeleton.flatten(quantize(weights, quantization) if quantization else weights)

@@ -87,6 +87,10 @@ struct Kernels {
   // `count` the weights are 0 up to a multiple of kRacing. A key is two words.
   void (*temper)(const float* x, int64_t count, float temperature, float* weights);
   int64_t (*race)(const float* weights, int64_t count, float floor, const uint32_t* key);
+  // A panel's 32 columns of gate[rows][stride] become silu(gate) * up[rows][32].
+  void (*swiglu)(float* gate, const float* up, int64_t rows, int64_t stride);
+  // y += weight * x; `count` is a multiple of 32.
+  void (*add_weighted)(float* y, const float* x, float weight, int64_t count);
 };
 
 extern const Kernels kPortable;

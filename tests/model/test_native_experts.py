@@ -1,0 +1,200 @@
+"""Native experts against the portable backend, for every instruction set of this CPU.
+
+The law: a token's bits depend on its own row and the weights alone.
+"""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from distaff.model.kernels.block_experts import block_experts
+from distaff.model.kernels.native_experts import native_experts
+from distaff.model.kernels.registry import ExpertWeights
+from distaff.model.layout import EXPERTS, INT8_EXPERTS
+from distaff.model.quantize import quantize_weight
+
+from .test_expert_kernels import unstacked
+
+ON_EACH = pytest.mark.usefixtures("instruction_set")
+NAMES = ("gate", "up", "down")
+KINDS = st.sampled_from(["float32", "bfloat16", "int8"])
+SIZES = st.tuples(st.integers(1, 8), st.integers(1, 5), st.integers(1, 5))
+"""Experts, panels of D, panels of F."""
+ALLOWED = {"float32": 1e-5, "bfloat16": 1e-5, "int8": 0.02}
+"""Of the largest output. Weights of bf16 are exact in f32; in int8 a hidden value on an edge may round to
+the other side."""
+
+
+@cache
+def drawn(kind: str, count: int, width: int, inner: int) -> tuple[ExpertWeights, ExpertWeights]:
+    """The same experts in panels and as they are stored; bf16 in panels is f32 there."""
+    rng, stored, packed = np.random.default_rng([count, width, inner]), {}, {}
+    for name, (inputs, outputs) in zip(NAMES, ((width, inner), (width, inner), (inner, width)), strict=True):
+        w = jnp.asarray(rng.standard_normal((count, inputs, outputs), np.float32) * inputs**-0.5)
+        if kind == "int8":
+            w, scale = quantize_weight(w)
+            stored[f"{name}_scale"] = packed[f"{name}_scale"] = scale
+        narrow = w.astype(jnp.bfloat16) if kind == "bfloat16" else w
+        stored[name] = narrow.astype(w.dtype)
+        packed[name] = (INT8_EXPERTS if kind == "int8" else EXPERTS).pack(narrow)
+    return ExpertWeights(**packed), ExpertWeights(**stored)
+
+
+def inputs(tokens: int, choices: int, count: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, their experts (a fifth are none, and some tokens choose one twice) and their weights."""
+    rng = np.random.default_rng([tokens, choices, count, width])
+    expert_TX = rng.integers(0, count, (tokens, choices), np.int32)
+    expert_TX[rng.random((tokens, choices)) < 0.2] = count
+    return (
+        rng.standard_normal((tokens, width), np.float32),
+        expert_TX,
+        rng.random((tokens, choices), np.float32),
+    )
+
+
+def one(i: int, *arrays: jax.Array) -> list[jax.Array]:
+    """The i-th token alone."""
+    return [lax.dynamic_slice_in_dim(array, i, 1) for array in arrays]
+
+
+@jax.jit
+def whole_and_alone(i: jax.Array, *step: jax.Array, experts: ExpertWeights) -> tuple[jax.Array, jax.Array]:
+    return native_experts(*step, experts), native_experts(*one(i, *step), experts)
+
+
+@settings(max_examples=25, deadline=None)
+@given(KINDS, st.integers(1, 300), st.integers(1, 3), SIZES, st.data())
+def test_experts_are_those_of_the_portable_backend(
+    on_each_instruction_set, kind, tokens, choices, sizes, data
+):
+    """And a token alone has the bits that it has among others."""
+    count, width, inner = sizes[0], 32 * sizes[1], 32 * sizes[2]
+    packed, stored = drawn(kind, count, width, inner)
+    step, i = inputs(tokens, choices, count, width), data.draw(st.integers(0, tokens - 1))
+    expected_TD = np.asarray(jax.jit(block_experts)(*step, unstacked(stored)))
+
+    def check():
+        found_TD, alone_1D = whole_and_alone(i, *step, experts=packed)
+        most = max(1e-3, np.abs(expected_TD).max())
+        np.testing.assert_allclose(found_TD, expected_TD, atol=ALLOWED[kind] * most)
+        np.testing.assert_array_equal(alone_1D, np.asarray(found_TD)[i : i + 1])
+
+    on_each_instruction_set(check)
+
+
+@ON_EACH
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+def test_other_tokens_and_their_number_change_no_bit(kind):
+    """Every token of a step alone, in halves, in another order, and with all others at one expert."""
+    packed, _ = drawn(kind, 4, 320, 64)
+    x_TD, expert_TX, weight_TX = inputs(41, 2, 4, 320)
+    run = jax.jit(lambda *step: native_experts(*step, packed))
+    whole_TD = np.asarray(run(x_TD, expert_TX, weight_TX))
+    for i in range(41):
+        crowd_TX = np.full_like(expert_TX, 1)
+        crowd_TX[i] = expert_TX[i]
+        np.testing.assert_array_equal(run(x_TD, crowd_TX, weight_TX)[i], whole_TD[i])
+        np.testing.assert_array_equal(
+            run(*(a[i : i + 1] for a in (x_TD, expert_TX, weight_TX))), whole_TD[[i]]
+        )
+    turned = np.random.default_rng(0).permutation(41)
+    np.testing.assert_array_equal(run(x_TD[turned], expert_TX[turned], weight_TX[turned]), whole_TD[turned])
+    for cut in (7, 20):
+        halves = run(x_TD[:cut], expert_TX[:cut], weight_TX[:cut])
+        np.testing.assert_array_equal(halves, whole_TD[:cut])
+
+
+@ON_EACH
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("nobody", [4, 5, -1, 2**31 - 1, -(2**31)])
+def test_rows_without_an_expert_are_zero_and_reach_nobody(kind, nobody):
+    """Also if they hold NaN, and whatever index that is no expert's they have."""
+    packed, _ = drawn(kind, 4, 64, 96)
+    x_TD, expert_TX, weight_TX = inputs(30, 2, 4, 64)
+    expert_TX[::3] = 4
+    expected_TD = native_experts(x_TD, expert_TX, weight_TX, packed)
+    x_TD[::3], weight_TX[::3] = np.nan, np.nan
+    found_TD = native_experts(x_TD, np.where(expert_TX == 4, np.int32(nobody), expert_TX), weight_TX, packed)
+    np.testing.assert_array_equal(found_TD, expected_TD)
+    assert not np.asarray(found_TD)[::3].any() and np.asarray(found_TD).any()
+
+
+@ON_EACH
+def test_extreme_gates():
+    """silu of large gates is the gate, or zero; NaN and infinity stay with their own token."""
+    packed, stored = drawn("float32", 2, 32, 32)
+    x_TD = inputs(6, 1, 2, 32)[0] * np.float32([[1e-30], [1], [1e3], [1e6], [1], [1]])
+    x_TD[4, 3], x_TD[5, 7] = np.nan, np.inf
+    step = x_TD, np.zeros((6, 1), np.int32), np.ones((6, 1), np.float32)
+    found_TD = np.asarray(native_experts(*step, packed))
+    expected_TD = np.asarray(block_experts(*step, stored))
+    for found_D, expected_D in zip(found_TD[:4], expected_TD[:4], strict=True):
+        np.testing.assert_allclose(found_D, expected_D, rtol=1e-4, atol=1e-5 * np.abs(expected_D).max())
+    assert np.isnan(found_TD[4:]).any(1).all()
+
+
+def test_bfloat16_comes_back():
+    packed, stored = drawn("bfloat16", 4, 64, 96)
+    x_TD, *rest = inputs(7, 2, 4, 64)
+    x_TD = jnp.asarray(x_TD, jnp.bfloat16)
+    found_TD = native_experts(x_TD, *rest, packed)
+    assert found_TD.dtype == jnp.bfloat16
+    expected_TD = block_experts(x_TD.astype(jnp.float32), *rest, stored)
+    np.testing.assert_allclose(found_TD.astype(jnp.float32), expected_TD, atol=0.02)
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+def test_experts_that_are_no_panels_are_computed_by_the_portable_backend(kind):
+    _, stored = drawn(kind, 4, 64, 96)
+    step = inputs(7, 2, 4, 64)
+    for experts in (stored, unstacked(stored)):
+        expected_TD = jax.jit(block_experts)(*step, experts)
+        np.testing.assert_array_equal(jax.jit(native_experts)(*step, experts), expected_TD)
+
+
+WRONG = {
+    "gate": ((2, 1, 31, 32), jnp.float32),
+    "up": ((2, 2, 32, 32), jnp.float32),
+    "down": ((1, 1, 32, 32), jnp.float32),
+    "gate_scale": ((2, 32), jnp.float32),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_panels_are_refused_when_traced(name):
+    """x has 32 channels, and there are two experts."""
+    right = {each: jnp.ones((2, 1, 32, 32)) for each in NAMES}
+    experts = ExpertWeights(**right | {name: jnp.ones(*WRONG[name])})
+    step = jnp.ones((3, 32)), jnp.zeros((3, 1), jnp.int32), jnp.ones((3, 1))
+    with pytest.raises(ValueError, match=r"experts .*; expected panels 32 to 32"):
+        jax.eval_shape(native_experts, *step, experts)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(2, 1, 64, 32), (2, 1, 32, 32), (2, 1, 32, 32)],
+        [(2, 1, 32, 32), (2, 1, 32, 32), (1, 1, 32, 32)],
+        [(2, 1, 32, 32), (2, 2, 32, 32), (2, 1, 32, 32)],
+        [(2, 1, 32, 32), (2, 1, 32, 32)],
+        [(2, 1, 32, 32)] * 3 + [(2, 32)] * 3,
+    ],
+)
+def test_the_call_itself_refuses_wrong_shapes(shapes):
+    call = jax.ffi.ffi_call("distaff_experts", jax.ShapeDtypeStruct((3, 32), jnp.float32))
+    step = jnp.ones((3, 32)), jnp.zeros((3, 1), jnp.int32), jnp.ones((3, 1))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="experts: expected x and a result"):
+        call(*step, *map(jnp.ones, shapes))
+
+
+def test_the_call_itself_refuses_choices_of_another_shape():
+    call = jax.ffi.ffi_call("distaff_experts", jax.ShapeDtypeStruct((3, 32), jnp.float32))
+    panels = [jnp.ones((2, 1, 32, 32))] * 3
+    with pytest.raises(jax.errors.JaxRuntimeError, match="experts: expected x and a result"):
+        call(jnp.ones((3, 32)), jnp.zeros((3, 2), jnp.int32), jnp.ones((3, 1)), *panels)
