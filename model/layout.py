@@ -25,7 +25,8 @@ class Form:
     Attributes:
       operation: which reads it. pack: its panels. dtype: the name of its type, or of one like it.
       together: entries along its inputs that are packed into one. transposed: it is stored as
-        `[outputs, inputs]`. stacked: there is one for each expert.
+        `[outputs, inputs]`. stacked: there is one for each expert. padded: its outputs need not be whole
+        panels.
     """
 
     operation: str
@@ -34,10 +35,12 @@ class Form:
     together: int = 1
     transposed: bool = False
     stacked: bool = False
+    padded: bool = False
 
 
 WIDE = Form("linear", panels.pack, "float32")
 EMBEDDING = Form("linear", panels.pack_transposed, "float32", transposed=True)
+ROUTER = Form("linear", panels.pack_padded, "float32", padded=True)
 INT8 = Form("int8_linear", panels.pack_int8, "int8", panels.QUAD)
 EXPERTS = Form("experts", jax.vmap(panels.pack), "float32", panels.PANEL, stacked=True)
 INT8_EXPERTS = Form("experts", jax.vmap(panels.pack_int8), "int8", panels.PANEL, stacked=True)
@@ -51,8 +54,10 @@ _GROUPED = {
 
 
 def form_of(name: str, rank: int, quantization: Quantization | None) -> Form | None:
-    """The form of a linear weight, of experts, or of the scales of groups; None for other
+    """The form of a linear weight, of experts, of a router, or of the scales of groups; None for other
     parameters."""
+    if name.endswith("router"):
+        return ROUTER
     if is_grouped(quantization):
         return _GROUPED.get(stored_type(name, quantization) or "") if rank == 2 else None
     if not is_linear(name):
@@ -88,7 +93,7 @@ class Layout:
         """Whether each device's share is a whole number of panels."""
         shares = [size // (self.shards if axis == where.axis else 1) for axis, size in enumerate(where.shape)]
         inputs, outputs = shares[-2:]
-        whole = outputs % panels.PANEL == 0
+        whole = form.padded or outputs % panels.PANEL == 0
         may_end_early = where.axis != 0 and not form.stacked
         return whole and (may_end_early or inputs % form.together == 0)
 

@@ -28,33 +28,33 @@ class MixtureOfExperts(Linears):
         self.add("gate", (moe.experts, width, inner), dtype=dtype, rngs=rngs)
         self.add("up", (moe.experts, width, inner), dtype=dtype, rngs=rngs)
         self.add("down", (moe.experts, inner, width), dtype=dtype, rngs=rngs)
-        self.choices = moe.experts_per_token
+        self.moe = moe
 
     def __call__(self, x_TD: jax.Array, live_T: jax.Array) -> jax.Array:
         """Maps `[T, D]` to `[T, D]`; tokens that are not live are routed to no expert and get zero."""
-        expert_TX, weight_TX = route(x_TD, self.router[...], self.choices)
+        expert_TX, weight_TX = self._route(x_TD)
         experts = self._experts()
         held, shards = experts.count, self.target.shards
-        whole = held < self.router.shape[1]
-        first = first_of_share(held, shards) if whole else 0
+        first = first_of_share(held, shards) if held < self.moe.experts else 0
         here_TX = live_T[:, None] & (expert_TX >= first) & (expert_TX < first + held)
         expert_TX = jnp.where(here_TX, expert_TX - first, held)
         return psum(self.target.kernels.experts(x_TD, expert_TX, weight_TX, experts), shards)
+
+    def _route(self, x_TD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Each token's best experts, i32 `[T, X]`, and their weights, f32 `[T, X]`: a softmax over these
+        experts only.
+
+        This equals a softmax over all experts that is renormalised over the chosen ones.
+        """
+        kernels = self.target.kernels
+        with jax.named_scope("router"):
+            (score_TE,) = kernels.linear(x_TD, self.router[...])
+            best_TX, expert_TX = lax.top_k(score_TE[:, : self.moe.experts], self.moe.experts_per_token)
+            power_TX = jnp.exp(best_TX - best_TX[:, :1])
+            return expert_TX, power_TX / kernels.row_sum(power_TX)[:, None]
 
     def _experts(self) -> ExpertWeights:
         names = ("gate", "up", "down") + (
             ("gate_scale", "up_scale", "down_scale") if self.target.quantization else ()
         )
         return ExpertWeights(**{name: getattr(self, name).get_value() for name in names})
-
-
-def route(x_TD: jax.Array, router_DE: jax.Array, choices: int) -> tuple[jax.Array, jax.Array]:
-    """Each token's best experts, i32 `[T, X]`, and their weights, f32 `[T, X]`: a softmax over these experts
-    only.
-
-    This equals a softmax over all experts that is renormalised over the chosen ones.
-    """
-    with jax.named_scope("router"):
-        score_TE = jnp.dot(x_TD, router_DE, preferred_element_type=jnp.float32)
-        best_TX, expert_TX = lax.top_k(score_TE, choices)
-        return expert_TX, jax.nn.softmax(best_TX, axis=-1)

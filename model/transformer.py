@@ -228,8 +228,8 @@ class Skeleton:
         return placements(self.config, self.target.shards, self.target.quantization)
 
     def _form(self, name: str, rank: int) -> Form | None:
-        """The form of a parameter to which a layout applies: a linear map, experts, or an embedding that
-        is the head too."""
+        """The form of a parameter to which a layout applies: a linear map, experts, a router, or an embedding
+        that is the head too."""
         quantization = self.target.quantization
         if name == "embed":
             return None if has_head(self.config, quantization) else EMBEDDING
@@ -240,7 +240,7 @@ class Skeleton:
         sequences: a property of the native kernels, if they compute all norms, linear maps, experts,
         attention and draws.
 
-        A mixture of experts does not have it, nor a computation in a `dtype` other than f32.
+        A computation in a `dtype` other than f32 does not have it.
         """
         stored, placed, backends = self._table(), self.placements(), dict(self.target.kernels.names)
         forms = {name: self._form(name, len(where.shape)) for name, where in stored.items()}
@@ -248,8 +248,7 @@ class Skeleton:
         needed = {"attention", "rms_norm", "row_sum", "draw"}
         needed |= {form.operation for form in forms.values() if form}
         native = all(backends[name] == NATIVE for name in needed)
-        dense = self.config.moe is None and self.config.head_size % PANEL == 0
-        return native and in_panels and dense and dtype == jnp.float32
+        return native and in_panels and self.config.head_size % PANEL == 0 and dtype == jnp.float32
 
     def specs(self) -> tuple[PartitionSpec, ...]:
         """The partition spec of each parameter of the flat tuple."""

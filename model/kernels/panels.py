@@ -30,6 +30,11 @@ def pack(w_DF: jax.Array) -> jax.Array:
     return w_DF.reshape(inputs, outputs // PANEL, PANEL).swapaxes(0, 1)
 
 
+def pack_padded(w_DF: jax.Array) -> jax.Array:
+    """A weight `[D, F]` with any F as panels; the missing outputs of the last one are zero."""
+    return pack(jnp.pad(w_DF, ((0, 0), (0, -w_DF.shape[1] % PANEL))))
+
+
 def pack_transposed(w_FD: jax.Array) -> jax.Array:
     """An embedding `[F, D]` as panels of its transposed; 32 must divide F."""
     return pack(w_FD.T)

@@ -153,7 +153,7 @@ MIXTURE = replace(PANELS, moe=MoEConfig(experts=4, experts_per_token=2))
         (PANELS, "bfloat16", {}, False),
         (replace(PANELS, vocabulary=61), "float32", {}, False),
         (replace(PANELS, heads=4, kv_heads=2, head_size=16), "float32", {}, False),
-        (MIXTURE, "float32", {}, False),
+        (MIXTURE, "float32", {}, True),
         (MIXTURE, "bfloat16", {}, False),
         (replace(MIXTURE, feed_forward=40), "float32", {}, False),
         (MIXTURE, "float32", {"experts": "blocks"}, False),

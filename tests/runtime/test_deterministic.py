@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distaff.model.config import ModelConfig
+from distaff.model.config import ModelConfig, MoEConfig
 from distaff.model.kernels.native_library import instruction_sets
 from distaff.model.parameters import Quantization
 from distaff.model.quantize import quantize
@@ -34,6 +34,7 @@ PANELS = ModelConfig(
     vocabulary=224, layers=2, width=64, feed_forward=96, heads=2, kv_heads=1, head_size=32, context=160
 )
 """Every linear map has a multiple of 32 outputs, so that native kernels compute them all."""
+MIXTURE = replace(PANELS, moe=MoEConfig(experts=5, experts_per_token=3))
 
 
 def request_of(name: str, kind: int, length: int) -> Request:
@@ -50,25 +51,31 @@ def received(bench: Bench, name: str) -> list[tuple[object, ...]]:
     return [(event.token, event.logprobs) for event in events]
 
 
-def panels(quantization: Quantization | None) -> dict[str, jax.Array]:
+def panels(config: ModelConfig, quantization: Quantization | None) -> dict[str, jax.Array]:
     """Weights that fill whole panels, large enough that every token before a position moves its logits."""
-    drawn = random_parameters(PANELS, 3, jnp.dtype("float32"))
-    weights = {name: weight * 12 if weight.ndim == 2 else weight for name, weight in drawn.items()}
+    drawn = random_parameters(config, 3, jnp.dtype("float32"))
+    weights = {name: weight * 12 if weight.ndim > 1 else weight for name, weight in drawn.items()}
     return quantize(weights, quantization) if quantization else weights
 
 
-SCHEMES: dict[str, Quantization | None] = {"native": None, "native int8": "int8", "native int4": "int4"}
+NATIVES: dict[str, tuple[ModelConfig, Quantization | None]] = {
+    "native": (PANELS, None),
+    "native int8": (PANELS, "int8"),
+    "native int4": (PANELS, "int4"),
+    "native experts": (MIXTURE, None),
+    "native int8 experts": (MIXTURE, "int8"),
+}
 Model = tuple[ModelConfig, dict[str, jax.Array], Runner]
 
 
-@pytest.fixture(scope="module", params=["one shape", "native", "native int8", "native int4"])
+@pytest.fixture(scope="module", params=["one shape", *NATIVES])
 def model(request: pytest.FixtureRequest, parameters) -> Model:
     """With one compiled shape, or with all of them and batch-invariant kernels."""
-    native = request.param != "one shape"
+    native = request.param in NATIVES
     if native and not instruction_sets():
         pytest.skip("the native kernels were not built")
-    config = PANELS if native else CONFIG
-    weights = panels(SCHEMES[request.param]) if native else parameters
+    config, quantization = NATIVES.get(request.param, (CONFIG, None))
+    weights = panels(config, quantization) if native else parameters
     engine = Engine(config, weights, EngineSettings(deterministic=True))
     engine.warm_up()
     complete(engine._loop.runner)

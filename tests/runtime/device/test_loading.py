@@ -21,6 +21,7 @@ from ..tiny import CONFIG, make_parameters
 
 F32 = np.dtype("float32")
 MIXTURE = replace(CONFIG, moe=MoEConfig(experts=4, experts_per_token=2))
+PANELS = replace(MIXTURE, width=32, feed_forward=64)
 SETTINGS = EngineSettings(slots=2, prefill_tokens=16, kv_pages=16)
 
 
@@ -59,13 +60,14 @@ def test_what_loading_raises_is_raised_by_the_warm_up():
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
 @pytest.mark.parametrize("quantization", [None, "int8"])
-def test_shapes_of_experts_are_known_before_they_are_loaded(devices, quantization):
-    """They are those of the unstacked experts, on each number of devices."""
+@pytest.mark.parametrize("config", [MIXTURE, PANELS], ids=["unstacked", "panels"])
+def test_shapes_of_experts_are_known_before_they_are_loaded(config, devices, quantization):
+    """They are those of the unstacked experts, or of panels, on each number of devices."""
     mesh = create_mesh(devices)
-    skeleton = Skeleton.of(MIXTURE, Target.of(mesh, {}, quantization))
-    weights = random_parameters(MIXTURE, 1, F32)
+    skeleton = Skeleton.of(config, Target.of(mesh, {}, quantization))
+    weights = random_parameters(config, 1, F32)
     weights = quantize(weights) if quantization else weights
-    leaves = skeleton.flatten(place_all(weights, MIXTURE, mesh, quantization))
+    leaves = skeleton.flatten(place_all(weights, config, mesh, quantization))
     for leaf, expected in zip(leaves, skeleton.abstract(jnp.dtype(F32)), strict=True):
         shapes = [(part.shape, part.dtype) for part in leaf] if isinstance(leaf, tuple) else leaf.shape
         wanted = (
