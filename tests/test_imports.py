@@ -50,7 +50,7 @@ ARROWS = {
     "checkpoints/huggingface": {"model", "checkpoints"},
     "checkpoints/gguf": {"model", "checkpoints", "checkpoints/tokenization"},
     "checkpoints/store": {"model", "checkpoints"},
-    "checkpoints/downloads": {"checkpoints", "checkpoints/store"},
+    "checkpoints/downloads": {"checkpoints"},
     "runtime/policy": {"model", "runtime/request"},
     "runtime/device": {
         *{"model", "model/kernels", "runtime/policy"},
