@@ -26,7 +26,7 @@ from .event_queues import EventQueues
 from .loop import Events, Loop
 from .phases import Profiler
 from .policy.constraints import Grammars, create_matcher, no_grammars
-from .policy.host_pages import PageFile
+from .policy.page_file import PageFile
 from .policy.pages import PagePool
 from .policy.scheduler import Scheduler
 from .policy.scores import PromptScores

@@ -17,7 +17,8 @@ from ...model.rotary import follows_length
 from ...model.sharding import pad_config
 from ...model.target import Target
 from ...model.transformer import Skeleton
-from ..policy.host_pages import HostPages, PageFile
+from ..policy.host_pages import HostPages
+from ..policy.page_file import PageFile
 from .loading import Loading, Parameters
 from .memory import free_in_all, size_host_pages, size_pool
 from .processes import agree, minimum

@@ -2,41 +2,26 @@
 
 A device forgets: its pool evicts pages, and a process that ends loses all of them. Copies outlive both,
 because they are in a file that the web process keeps open while engines come and go (in memory, where the
-system has such files). An engine that is restarted continues its sequences from here, and a prompt whose
-pages were evicted need not be computed again. `runtime/device/page_copies.py` moves the bytes.
+system has such files). An engine that is restarted continues its sequences from here, a prompt whose pages
+were evicted need not be computed again, and the other replicas continue what a dead one has begun: they read
+its file (`peer_pages.py`). `runtime/device/page_copies.py` moves the bytes.
 
 The one idea: a page's record is cleared before its bytes change and written after them. So a process can be
-killed at any moment, and the next one finds only whole pages.
+killed at any moment, and the next one, or another one, finds only whole pages.
 """
 
-import hashlib
 import mmap
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from .page_file import HEADER, Layout, PageFile, mark_of
 from .pages import Content, Digest
+from .peer_pages import PeerPages
 
-_ALIGNMENT = 4096
-_OWNER_BYTES = 32
 _GROUP = 8
-
-
-@dataclass(frozen=True, slots=True)
-class PageFile:
-    """Where copies are kept.
-
-    Attributes:
-      descriptor: of an open file, which stays the caller's; its content may be from an earlier process.
-      owner: names the model and everything else that decides a page's bytes. Copies of another owner are
-        dropped.
-    """
-
-    descriptor: int
-    owner: str
 
 
 class HostPages:
@@ -55,17 +40,18 @@ class HostPages:
         Raises:
           OSError: the file cannot have that size, or cannot be mapped.
         """
-        record = np.dtype([("used", "<u8"), ("digest", "u1", 32), ("tokens", "<i4", page_size)])
-        first = -(-(_OWNER_BYTES + total * record.itemsize) // _ALIGNMENT) * _ALIGNMENT
-        memory = _map(file.descriptor, first + total * page_bytes)
-        owner = np.frombuffer(memory, np.uint8, _OWNER_BYTES)
+        layout = Layout.of(total, page_size, page_bytes)
+        memory = _map(file.descriptor, layout.size)
         self.total, self.page_bytes, self.group = total, page_bytes, group
-        self._bytes_NB = np.frombuffer(memory, np.uint8, total * page_bytes, first).reshape(total, page_bytes)
-        self._records = np.frombuffer(memory, record, total, _OWNER_BYTES)
-        mark = _mark(file.owner, total, page_size, page_bytes)
-        if owner.tobytes() != mark:
+        pages = np.frombuffer(memory, np.uint8, total * page_bytes, layout.first_page)
+        self._bytes_NB = pages.reshape(total, page_bytes)
+        self._records = np.frombuffer(memory, layout.record, total, HEADER.itemsize)
+        self._header = np.frombuffer(memory, HEADER, 1)
+        mark = mark_of(file.owner, page_size, page_bytes)
+        if self._header["owner"].tobytes() != mark or self._header["total"] != total:
             self._records["used"] = 0
-            owner[:] = np.frombuffer(mark, np.uint8)
+            self._header["owner"], self._header["total"] = np.frombuffer(mark, np.uint8), total
+        self._peers = [PeerPages(peer, mark, page_size, page_bytes) for peer in file.peers]
         order = np.argsort(self._records["used"], kind="stable")
         kept = [int(place) for place in order if self._records["used"][place]]
         self._places = OrderedDict((self._records["digest"][place].tobytes(), place) for place in kept)
@@ -74,16 +60,19 @@ class HostPages:
 
     @property
     def copies(self) -> int:
-        """The number of copies."""
+        """The number of own copies."""
         return len(self._places)
 
     def has(self, content: Content) -> bool:
-        """Whether there is a copy with this content."""
+        """Whether there is an own copy with this content."""
         place = self._places.get(content.digest)
         return place is not None and self._records["tokens"][place].tolist() == list(content.tokens)
 
-    def read(self, content: Content) -> np.ndarray:
-        """The page with this content, u8 `[bytes of a page]`; there must be a copy of it."""
+    def read(self, content: Content) -> np.ndarray | None:
+        """The page with this content, u8 `[bytes of a page]`, own or of a peer; None if there is no copy."""
+        if not self.has(content):
+            found = (peer.read(content) for peer in self._peers)
+            return next((page for page in found if page is not None), None)
         place = self._places[content.digest]
         self._use(content.digest, place)
         return self._bytes_NB[place].copy()
@@ -106,6 +95,7 @@ class HostPages:
             self._records["digest"][place] = np.frombuffer(content.digest, np.uint8)
             self._records["tokens"][place] = content.tokens
             self._use(content.digest, place)
+        self._header["writes"] += 1
 
     def _place(self, content: Content) -> int:
         """The place for a copy: the one that it has, a free one, or that of the least recently used copy."""
@@ -126,7 +116,3 @@ def _map(descriptor: int, size: int) -> mmap.mmap:
         os.ftruncate(descriptor, 0)
         os.ftruncate(descriptor, size)
     return mmap.mmap(descriptor, size)
-
-
-def _mark(owner: str, *sizes: int) -> bytes:
-    return hashlib.sha256(repr((owner, *sizes)).encode()).digest()

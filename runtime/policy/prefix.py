@@ -87,12 +87,13 @@ class PrefixCache:
 
     def _restore(self, content: Content) -> int | None:
         """A page of the pool that will have this content before the next step; None without a copy of it."""
-        if not (self._host and self._host.has(content)):
+        if self._host is None or not self._pages.available:
             return None
-        page = self._pages.allocate()
-        if page is not None:
+        copy = self._host.read(content)
+        page = None if copy is None else self._pages.allocate()
+        if page is not None and copy is not None:
             self._pages.publish(page, content)
-            self._restored.append((page, self._host.read(content)))
+            self._restored.append((page, copy))
             self.restored += 1
         return page
 

@@ -91,9 +91,9 @@ def serve(flags: ServeFlags) -> None:
     with listen(flags.host, flags.port) as listener:
         warn_of_exposure(address_of(listener), flags.auth)
         from ..engines.engine_process import start_early
-        from .engine_command import engine_command
+        from .engine_command import engine_commands
 
-        start_early(engine_command(flags, 0))  # the imports below take a second
+        start_early(engine_commands(flags))  # the imports below take a second
         from ..settings import ServerSettings
         from .serve import run_web_process
 

@@ -1,11 +1,11 @@
-"""The command line of an engine process."""
+"""The command lines of the engine processes."""
 
 import sys
 
 from ..flags import ServeFlags
 
 
-def engine_command(flags: ServeFlags, replica: int) -> list[str]:
-    """The words that start the engine of a replica, without its socket."""
-    module = "distaff.server.worker.main"
-    return [sys.executable, "-m", module, "--replica", str(replica), flags.to_argument()]
+def engine_commands(flags: ServeFlags) -> list[list[str]]:
+    """The words that start each replica's engine, without its open files."""
+    start, argument = [sys.executable, "-m", "distaff.server.worker.main"], flags.to_argument()
+    return [[*start, "--replica", str(replica), argument] for replica in range(flags.replicas)]

@@ -29,7 +29,7 @@ from ..process.vital import start_task
 from ..settings import ServerSettings
 from ..text.rendering import RemoteTemplate
 from ..text.text_model import ServedModel
-from .engine_command import engine_command
+from .engine_command import engine_commands
 from .listener import address_of
 from .welcome import welcome
 
@@ -79,7 +79,7 @@ def run_web_process(settings: ServerSettings, listener: socket.socket) -> None:
     flags = settings.flags
     WebProcess(
         settings,
-        [engine_command(flags, replica) for replica in range(flags.replicas)],
+        engine_commands(flags),
         listener,
         text_loader(flags.chat_template, flags.tool_format),
         progress_display(),

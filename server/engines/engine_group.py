@@ -22,6 +22,7 @@ from ..dispatch.event_stream import BufferedStream
 from ..engine_client import EngineInfo, EngineState, MoveCause, ShutDown
 from ..process.vital import start_task
 from . import wire
+from .engine_process import open_page_files
 from .supervisor import EngineSupervisor, GivenUp, Lost, News
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class EngineGroup:
         self._proven: set[int] = set()
         self._closing = False
         self._others: asyncio.Task[None] | None = None
+        self._page_files = open_page_files(commands)
         self.replicas = [
             EngineSupervisor(
                 command,
@@ -71,6 +73,7 @@ class EngineGroup:
                 functools.partial(self._receive, number),
                 f"the engine process of replica {number}" if len(commands) > 1 else "the engine process",
                 restarts,
+                self._page_files_of(number),
             )
             for number, command in enumerate(commands)
         ]
@@ -168,11 +171,18 @@ class EngineGroup:
         self._closing = True
         self._dispatcher.fail_all(ShutDown("the server is shutting down"))
         await asyncio.gather(*(engine.stop() for engine in self.replicas))
+        for file in self._page_files:
+            file.close()
 
     def kill(self) -> None:
         """Kills all process groups at once, for an exit that cannot wait."""
         for engine in self.replicas:
             engine.kill()
+
+    def _page_files_of(self, number: int) -> list[int]:
+        """The descriptors of the files for copies of pages: this replica's, then the others'."""
+        files = [file.fileno() for file in self._page_files]
+        return [files.pop(number), *files]
 
     def _ready(self) -> dict[int, EngineSupervisor]:
         return {number: engine for number, engine in enumerate(self.replicas) if engine.state == "ready"}

@@ -50,19 +50,20 @@ class EngineProcess(asyncio.Protocol):
 
     @classmethod
     async def spawn(
-        cls, command: Sequence[str], receive: Callable[[wire.ToWeb], None], page_file: int | None = None
+        cls, command: Sequence[str], receive: Callable[[wire.ToWeb], None], page_files: Sequence[int] = ()
     ) -> "EngineProcess":
         """Starts `command --fd N` in its own session, unless `start_early` has; `receive` is called with each
         frame that it sends.
 
         Args:
-          page_file: the descriptor of a file that the process receives as `--page-file`.
+          page_files: the descriptors of files that the process receives, each as `--page-file`: its own one,
+            then those of the other replicas.
 
         Raises:
           OSError: the program cannot be started.
         """
         early = _early.pop(tuple(command), None)
-        process, ours = early[:2] if early else _start(command, page_file)
+        process, ours = early[:2] if early else _start(command, page_files)
         child = cls(process, receive)
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: child, sock=ours)
@@ -169,40 +170,44 @@ class EngineProcess(asyncio.Protocol):
         self._closed.set()
 
 
-_early: dict[tuple[str, ...], tuple[subprocess.Popen[bytes], socket.socket, IO[bytes]]] = {}
-"""Processes that are started and not yet spawned, by command, with our end of the socketpair and the file for
-copies of pages."""
+_early: dict[tuple[str, ...], tuple[subprocess.Popen[bytes], socket.socket, list[IO[bytes]]]] = {}
+"""Processes that are started and not yet spawned, by command, with our end of the socketpair and the files
+for copies of pages of all replicas."""
 
 
-def start_early(command: Sequence[str]) -> None:
-    """Starts a process that the next `EngineProcess.spawn` of this command takes over.
+def start_early(commands: Sequence[Sequence[str]]) -> None:
+    """Starts the first replica's process, which the next `EngineProcess.spawn` of its command takes over.
 
     So it loads while this process still imports what a server needs. Until then it ends only with this one.
+
+    Args:
+      commands: one for each replica.
     """
     with contextlib.suppress(OSError):  # the next attempt will report it
-        page_file = open_page_file(command)
-        _early[tuple(command)] = *_start(command, page_file.fileno()), page_file
+        files = open_page_files(commands)
+        started = _start(commands[0], [file.fileno() for file in files])
+        _early[tuple(commands[0])] = *started, files
 
 
-def open_page_file(command: Sequence[str]) -> IO[bytes]:
-    """A file for copies of pages; that of the process if `start_early` has started one."""
-    early = _early.get(tuple(command))
-    return early[2] if early else open_memory_file("pages")
+def open_page_files(commands: Sequence[Sequence[str]]) -> list[IO[bytes]]:
+    """A file for copies of pages for each replica; those that `start_early` has opened, if it has."""
+    early = _early.get(tuple(commands[0]))
+    return early[2] if early else [open_memory_file("pages") for _ in commands]
 
 
-def _start(command: Sequence[str], page_file: int | None) -> tuple[subprocess.Popen[bytes], socket.socket]:
+def _start(
+    command: Sequence[str], page_files: Sequence[int]
+) -> tuple[subprocess.Popen[bytes], socket.socket]:
     ours, theirs = socket.socketpair()
     with theirs:
-        files = {"--fd": theirs.fileno()}
-        if page_file is not None:
-            files = {"--page-file": page_file, **files}
-        words = [*command, *(word for name, file in files.items() for word in (name, str(file)))]
+        files = [("--page-file", file) for file in page_files] + [("--fd", theirs.fileno())]
+        words = [*command, *(word for name, file in files for word in (name, str(file)))]
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_US)  # a child inherits it
         try:
             process = subprocess.Popen(
                 words,
                 stdin=subprocess.DEVNULL,
-                pass_fds=list(files.values()),
+                pass_fds=[file for _, file in files],
                 start_new_session=True,
                 env=engine_environment(),
             )

@@ -17,7 +17,7 @@ from .. import exit_codes
 from ..engine_client import EngineInfo, EngineState
 from ..process.vital import start_task
 from . import wire
-from .engine_process import EngineProcess, open_page_file
+from .engine_process import EngineProcess
 from .restart_budget import RestartBudget
 
 log = logging.getLogger(__name__)
@@ -71,16 +71,18 @@ class EngineSupervisor:
         on_events: Callable[[Sequence[TokenEvent]], None],
         name: str = "the engine process",
         restarts: bool = True,
+        page_files: Sequence[int] = (),
     ) -> None:
         """Starts no process yet.
 
         Args:
-          command: the engine process's command line; `--page-file N --fd N` is appended.
+          command: the engine process's command line; `--page-file N … --fd N` is appended.
           on_news: called with changes of its state; must not block.
           on_events: called with the events of its requests; must not block.
           name: its name in the log. restarts: whether a lost engine is restarted.
+          page_files: the open files for copies of pages, which outlive a process: its own, then the others'.
         """
-        self._command = command
+        self._command, self._page_files = command, page_files
         self._on_news, self._on_events = on_news, on_events
         self._name = name
         self._state: EngineState = "starting"
@@ -192,13 +194,8 @@ class EngineSupervisor:
         may be temporary (a file that is being replaced, memory that another program holds) and counts like
         any failure.
         """
-        with open_page_file(self._command) as pages:
-            await self._run_processes(pages.fileno())
-
-    async def _run_processes(self, page_file: int) -> None:
-        """As `_supervise`, which owns the file."""
         while True:
-            how = await self._run_process(page_file)
+            how = await self._run_process()
             if self._state == "stopped":
                 return
             if self._renewed:
@@ -214,8 +211,8 @@ class EngineSupervisor:
             log.error("%s %s; the next one starts in %.0f s", self._name, how, pause)
             await asyncio.sleep(pause)
 
-    async def _run_process(self, page_file: int) -> str:
-        """Runs one process to its end; copies of its KV pages outlive it in the file.
+    async def _run_process(self) -> str:
+        """Runs one process to its end.
 
         Reports the loss before it reaps what is left of the process.
         """
@@ -223,7 +220,7 @@ class EngineSupervisor:
         self._worked = False
         self._begun = time.monotonic()
         try:
-            child = self._child = await EngineProcess.spawn(self._command, self._receive, page_file)
+            child = self._child = await EngineProcess.spawn(self._command, self._receive, self._page_files)
         except OSError as error:
             return f"cannot be started: {error}"
         await child.lost()

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from ...runtime.device.loading import Loading, Parameters
     from ...runtime.engine import Engine
     from ...runtime.policy.constraints import Grammars
-    from ...runtime.policy.host_pages import PageFile
+    from ...runtime.policy.page_file import PageFile
 
 log = logging.getLogger("distaff.server.worker.main")  # `__name__` is `__main__` here
 
@@ -58,7 +58,7 @@ def main() -> None:
     """Entry point of the process; exits by `os._exit`, because XLA's threads do not end cleanly."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True)
-    parser.add_argument("--page-file", type=int)
+    parser.add_argument("--page-file", type=int, action="append", default=[], dest="page_files")
     parser.add_argument("--replica", type=int, default=0)
     parser.add_argument("flags", type=ServeFlags.from_argument)
     arguments = parser.parse_args()
@@ -66,8 +66,8 @@ def main() -> None:
     replica: int = arguments.replica
     configure_logging(flags.log_level.upper(), f"replica {replica}" if flags.replicas > 1 else "")
     silence_notes()  # the web process reads the same files
-    page_file: int | None = arguments.page_file
-    serve(arguments.fd, lambda send, on_events: build_engine(flags, replica, send, on_events, page_file))
+    files: list[int] = arguments.page_files
+    serve(arguments.fd, lambda send, on_events: build_engine(flags, replica, send, on_events, files))
 
 
 def serve(fd: int, build: Build) -> None:
@@ -93,12 +93,13 @@ def _pass_on_sigterm(server: EngineServer) -> None:
 
 
 def build_engine(
-    flags: ServeFlags, replica: int, send: Send, on_events: OnEvents, page_file: int | None = None
+    flags: ServeFlags, replica: int, send: Send, on_events: OnEvents, page_files: Sequence[int] = ()
 ) -> tuple[ServedEngine, EngineInfo]:
     """Loads the model that the flags name and compiles its steps.
 
     Args:
-      page_file: the descriptor of the file for copies of KV pages; None keeps none.
+      page_files: the descriptors of the files for copies of KV pages: its own, then those of the other
+        replicas; without them it keeps none.
 
     Raises:
       CheckpointError, ConfigError: the model cannot be read or served.
@@ -125,7 +126,7 @@ def build_engine(
         grammars = GrammarCompiler(lambda: load_tokenizer(path), checkpoint.config.vocabulary)
         with memory_refused(flags):
             parameters = _load(checkpoint, dtype, progress, mesh)
-            copies = _copies_in(page_file, checkpoint.fingerprint, flags, mesh)
+            copies = _copies_in(page_files, checkpoint.fingerprint, flags, mesh)
             engine = _engine(flags, checkpoint.config, parameters, on_events, mesh, leader, grammars, copies)
             del parameters  # the engine may hold them in another layout
             engine.warm_up(lambda done, total: progress("compile", done, total))
@@ -225,12 +226,17 @@ def _engine(
         return engine
 
 
-def _copies_in(descriptor: int | None, checkpoint: str, flags: ServeFlags, mesh: "Mesh") -> "PageFile | None":
+def _copies_in(
+    descriptors: Sequence[int], checkpoint: str, flags: ServeFlags, mesh: "Mesh"
+) -> "PageFile | None":
     """The file for copies of pages, with all that decides their bytes; `checkpoint` is its fingerprint."""
-    from ...runtime.policy.host_pages import PageFile
+    from ...runtime.policy.page_file import PageFile
 
     owner = [checkpoint, flags.to_argument(), mesh.local_devices[0].device_kind, version("jaxlib")]
-    return None if descriptor is None else PageFile(descriptor, "\n".join(owner))
+    if not descriptors:
+        return None
+    own, *peers = descriptors
+    return PageFile(own, "\n".join(owner), tuple(peers))
 
 
 def _fingerprint(*parts: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 from distaff.model.sharding import create_mesh, place_all
 from distaff.runtime.device.settings import EngineSettings
 from distaff.runtime.engine import Engine
-from distaff.runtime.policy.host_pages import PageFile
+from distaff.runtime.policy.page_file import PageFile
 from distaff.runtime.request import Request
 
 from .conftest import Bench
@@ -98,6 +98,20 @@ def test_an_interrupted_sequence_continues_from_its_copies(finite, page_file):
         assert answers(bench, part)[1] == whole[60:]
         assert bench.engine.stats.restored_pages == 2 * GROUP
         assert bench.engine.stats.prompt_tokens < 2 * GROUP
+
+
+def test_an_engine_finds_what_another_one_has_computed(finite, page_file):
+    """To the bit, whether the other one still runs or not; it need not have the same number of pages."""
+    own = os.memfd_create("own")
+    reader = replace(page_file, descriptor=own, peers=(page_file.descriptor,))
+    with running(finite, page_file, host_kv_pages=70) as other:
+        first = answers(other, asked("first", 1))
+        with running(finite, reader) as bench:
+            assert answers(bench, asked("beside", 1)) == (GROUP * PAGE, first[1])
+    with running(finite, reader) as bench:
+        assert answers(bench, asked("alone", 1)) == (GROUP * PAGE, first[1])
+        assert bench.engine.stats.restored_pages == GROUP
+    os.close(own)
 
 
 def test_broken_pages_are_not_copied(parameters, page_file):

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distaff.runtime.policy.host_pages import HostPages, PageFile
+from distaff.runtime.policy.host_pages import HostPages
+from distaff.runtime.policy.page_file import PageFile
 from distaff.runtime.policy.pages import Content, chain_digest
 
 PAGE, BYTES = 2, 10
@@ -33,8 +34,16 @@ def descriptor() -> Iterator[int]:
     os.close(descriptor)
 
 
-def open_pages(descriptor: int, total: int = 3, owner: str = "model") -> HostPages:
-    return HostPages(PageFile(descriptor, owner), total, PAGE, BYTES)
+def open_pages(
+    descriptor: int, total: int = 3, owner: str = "model", peers: tuple[int, ...] = ()
+) -> HostPages:
+    return HostPages(PageFile(descriptor, owner, peers), total, PAGE, BYTES)
+
+
+def bytes_of(pages: HostPages, number: int) -> list[int] | None:
+    """A page's bytes; None if there is no copy of it."""
+    page = pages.read(content_of(number))
+    return None if page is None else page.tolist()
 
 
 ACTIONS = st.lists(
@@ -55,7 +64,7 @@ def test_the_least_recently_used_copy_is_replaced(actions: list[tuple[str, int]]
             keep(pages, number)
             known = [*known, number][-total:]
         elif action == "read" and number in known:
-            assert pages.read(content_of(number)).tolist() == [number] * BYTES
+            assert bytes_of(pages, number) == [number] * BYTES
             known = [*(n for n in known if n != number), number]
         assert [n for n in range(8) if pages.has(content_of(n))] == sorted(known)
         assert pages.copies == len(known)
@@ -74,7 +83,7 @@ def test_a_page_that_is_kept_twice_takes_one_place(descriptor: int):
     pages = open_pages(descriptor)
     for value in (1, 2):
         keep(pages, 1, value)
-    assert pages.copies == 1 and pages.read(content_of(1)).tolist() == [2] * BYTES
+    assert pages.copies == 1 and bytes_of(pages, 1) == [2] * BYTES
 
 
 def test_a_group_is_kept_page_by_page(descriptor: int):
@@ -83,9 +92,9 @@ def test_a_group_is_kept_page_by_page(descriptor: int):
         pages = open_pages(descriptor, total)
         rows_NB = np.array([[n] * BYTES for n in (1, 2, 3)], np.uint8)
         pages.keep([content_of(n) for n in (1, 2, 3)], [rows_NB[:, :4], rows_NB[:, 4:]])
-        found = [n for n in range(5) if pages.has(content_of(n))]
-        assert found == expected and pages.copies == len(expected)
-        assert [pages.read(content_of(n)).tolist() for n in found] == [[n] * BYTES for n in found]
+        kept = [n for n in range(5) if pages.has(content_of(n))]
+        assert kept == expected and pages.copies == len(expected)
+        assert [bytes_of(pages, n) for n in kept] == [[n] * BYTES for n in kept]
 
 
 @pytest.mark.parametrize(("owner", "total"), [("another model", 3), ("model", 4)])
@@ -110,8 +119,84 @@ def test_a_killed_process_leaves_whole_pages(descriptor: int, monkeypatch: pytes
     with pytest.raises(Killed):
         keep(pages, 3)
     left = open_pages(descriptor, total=2)
-    assert left.read(content_of(2)).tolist() == [2] * BYTES
+    assert bytes_of(left, 2) == [2] * BYTES
     assert not left.has(content_of(3)) and (moment == 0) == left.has(content_of(1))
+
+
+@pytest.fixture
+def peer() -> Iterator[int]:
+    """The file of another engine."""
+    descriptor = os.memfd_create("pages")
+    yield descriptor
+    os.close(descriptor)
+
+
+@given(actions=ACTIONS, total=st.integers(1, 5))
+def test_what_a_peer_keeps_is_found_while_it_is_kept(actions: list[tuple[str, int]], total: int):
+    """At every moment the pages of the peer are found, and nothing of it is changed."""
+    own, other = os.memfd_create("own"), os.memfd_create("other")
+    pages, theirs = open_pages(own, peers=(other,)), open_pages(other, total)
+    for action, number in actions:
+        if action == "open":
+            theirs = open_pages(other, total)
+        elif action == "keep":
+            keep(theirs, number)
+        before = os.pread(other, os.fstat(other).st_size, 0)
+        for n in range(8):
+            assert bytes_of(pages, n) == ([n] * BYTES if theirs.has(content_of(n)) else None)
+        assert os.pread(other, os.fstat(other).st_size, 0) == before and pages.copies == 0
+    os.close(own), os.close(other)
+
+
+def test_own_copies_come_first(descriptor: int, peer: int):
+    pages, theirs = open_pages(descriptor, peers=(peer,)), open_pages(peer)
+    keep(theirs, 1, 9), keep(theirs, 2)
+    keep(pages, 1)
+    assert (bytes_of(pages, 1), bytes_of(pages, 2)) == ([1] * BYTES, [2] * BYTES)
+
+
+@pytest.mark.parametrize("owner", ["model", "another model"])
+def test_a_peer_may_start_late_shorten_its_file_and_come_back(descriptor: int, peer: int, owner: str):
+    """Copies of another model are not found."""
+    pages = open_pages(descriptor, peers=(peer,))
+    assert bytes_of(pages, 1) is None
+    keep(open_pages(peer, total=5, owner=owner), 1)
+    assert (bytes_of(pages, 1) is not None) == (owner == "model")
+    os.ftruncate(peer, 70)
+    assert bytes_of(pages, 1) is None
+    keep(open_pages(peer, total=2, owner=owner), 1)
+    assert (bytes_of(pages, 1) is not None) == (owner == "model")
+
+
+@pytest.mark.parametrize("moment", range(6))
+def test_a_page_that_a_peer_is_writing_is_not_found(
+    descriptor: int, peer: int, monkeypatch: pytest.MonkeyPatch, moment: int
+):
+    pages, theirs = open_pages(descriptor, peers=(peer,)), open_pages(peer, total=1)
+    keep(theirs, 1)
+    assert bytes_of(pages, 1) is not None
+    die_after(monkeypatch, theirs, moment)
+    with pytest.raises(Killed):
+        keep(theirs, 3)
+    assert bytes_of(pages, 3) is None and (moment == 0) == (bytes_of(pages, 1) is not None)
+
+
+def test_a_page_that_is_replaced_while_it_is_read_is_not_found(
+    descriptor: int, peer: int, monkeypatch: pytest.MonkeyPatch
+):
+    pages, theirs = open_pages(descriptor, peers=(peer,)), open_pages(peer, total=1)
+    keep(theirs, 1)
+    read = os.pread
+
+    def late(file: int, size: int, offset: int) -> bytes:
+        if size == BYTES:
+            keep(theirs, 3)
+        return read(file, size, offset)
+
+    monkeypatch.setattr(os, "pread", late)
+    assert bytes_of(pages, 1) is None
+    monkeypatch.undo()
+    assert bytes_of(pages, 3) == [3] * BYTES
 
 
 def die_after(monkeypatch: pytest.MonkeyPatch, pages: HostPages, writes: int) -> None:

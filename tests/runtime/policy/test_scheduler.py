@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from distaff.runtime.policy.host_pages import HostPages, PageFile
+from distaff.runtime.policy.host_pages import HostPages
+from distaff.runtime.policy.page_file import PageFile
 
 from .simulation import SimulatedLoop, alone, make_sequence
 

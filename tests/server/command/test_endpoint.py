@@ -184,7 +184,7 @@ def test_it_serves_what_it_understood(monkeypatch, caplog):
             pass
 
     monkeypatch.setattr(serve, "WebProcess", WebProcess)
-    monkeypatch.setattr("distaff.server.engines.engine_process.start_early", lambda command: None)
+    monkeypatch.setattr("distaff.server.engines.engine_process.start_early", lambda commands: None)
     monkeypatch.setattr("distaff.server.command.cli.configure_logging", lambda level: caplog.set_level(level))
     for name, value in {
         "MODEL_ID": "smollm2", "PORT": port, "MAX_INPUT_LENGTH": "16", "MAX_TOTAL_TOKENS": "64",

@@ -87,7 +87,7 @@ class TestServe:
                 pass
 
         monkeypatch.setattr(serve, "WebProcess", WebProcess)
-        monkeypatch.setattr("distaff.server.engines.engine_process.start_early", lambda command: None)
+        monkeypatch.setattr("distaff.server.engines.engine_process.start_early", lambda commands: None)
         monkeypatch.setattr("distaff.server.command.cli.configure_logging", lambda level: None)
         return made
 

@@ -452,7 +452,7 @@ def test_failures_long_ago_are_forgotten():
 
 async def test_a_process_that_started_early_is_taken_over_once(start: Start):
     """Its frames from before are read; after its death another one is started."""
-    engine_process.start_early(command("ready"))
+    engine_process.start_early([command("ready")])
     (early,) = [process.pid for process, *_ in engine_process._early.values()]
     supervised = await start("ready")
     await until(lambda: supervised.state == "ready")
