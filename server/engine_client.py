@@ -15,7 +15,7 @@ EngineState = Literal["starting", "loading", "ready", "restarting", "draining", 
 """`starting`: no process yet. `loading`: it reads weights or compiles. `restarting`: it was lost and a new
 process is starting. `draining`: accepts no new requests. `stopped`: will not be restarted."""
 
-MoveCause = Literal["engine_lost", "preempted", "draining"]
+MoveCause = Literal["engine_lost", "preempted", "draining", "balanced"]
 """Why a sequence was moved off an engine. `engine_lost`: the engine was lost. `preempted`: another client is
 entitled to its slot. `draining`: the engine accepts no new requests."""
 

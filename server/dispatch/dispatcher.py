@@ -3,13 +3,13 @@
 Every accepted sequence is either in the one queue in front of all engines or on one engine, and it can be
 moved: taken from an engine, put back into the queue with the tokens received so far, and continued by another
 engine without a visible difference. A sequence is moved if its engine dies or is drained, if its client has
-more than its share of the slots while another waits, or to run a suspect of engine crashes in isolation.
+more than its share of the slots while another waits, if another engine has become ready and has fewer
+sequences, or to run a suspect of engine crashes in isolation.
 
-`supervisor.py` handles processes and the wire, `fair_queue.py` the order of the queue, `sharing.py` shares
-and preemption, `admission.py` admission control, `forecast.py` times.
+`supervisor.py` handles processes and the wire, `fair_queue.py` the order of the queue, `sharing.py` who makes
+way, `admission.py` admission control, `forecast.py` times.
 """
 
-import logging
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,10 +26,8 @@ from .event_stream import BufferedStream
 from .fair_queue import FairQueue
 from .forecast import Forecast
 from .queue_ahead import queue_ahead
-from .sharing import Sharing
+from .sharing import Sharing, surplus
 from .tracked_sequence import TrackedSequence
-
-log = logging.getLogger(__name__)
 
 MOST_HELD = 32
 """The most sequences of a client that are overtaken while they wait for the engine with their prefix."""
@@ -109,7 +107,7 @@ class Dispatcher:
         return [sequence.stream for sequence in sequences]
 
     def ready(self, handle: EngineHandle, info: EngineInfo) -> None:
-        """Adds an engine with an empty cache. It continues no sequences of an engine with other weights."""
+        """Adds an engine and moves sequences to it until it has as many as the others, none of other weights."""
         if self._fingerprint not in (None, info.fingerprint):
             failure = EngineFailed("the engine was lost, and the next one answers differently")
             for sequence in [each for each in self._all() if each.engine is None and each.tokens]:
@@ -117,6 +115,9 @@ class Dispatcher:
         self._fingerprint = info.fingerprint
         self._affinity.forget(handle)
         self.dispatch()
+        while handle in self._shared and (sequence := surplus(handle, self._shared, self._forecast)):
+            self._move(sequence, "balanced")
+            self._begin(sequence, handle)
 
     def receive(self, handle: EngineHandle, events: Sequence[TokenEvent]) -> None:
         """Handles an engine's events. Failures that it reports while it dies are not passed on."""
@@ -136,9 +137,7 @@ class Dispatcher:
         for sequence in list(handle.open.values()):
             sequence.died(killed=killed)
             if sequence.guilty:
-                name, deaths = sequence.request.id, sequence.deaths
-                log.error("request %s failed: %d engines died while it ran", name, deaths)
-                sequence.stream.fail(EngineFailed("the engine was lost"))
+                sequence.fail_with_engine()
                 continue
             self._move(sequence, "engine_lost", working=False)
             self._expire_later(sequence)

@@ -1,4 +1,4 @@
-"""`Sharing`: on which engines the next sequence may start, and which running one is preempted for it.
+"""`Sharing`: on which engines the next sequence may start, and which running one makes way for it.
 
 A client's share is the number of all slots, divided by the clients with sequences in progress. Pages are
 scarcer than slots, so there may be a slot but no pages for a sequence; then sequences that fit overtake it,
@@ -9,11 +9,32 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from .engine_handle import EngineHandle
 from .fair_queue import FairQueue
+from .forecast import Forecast
 from .tracked_sequence import TrackedSequence
 
 PATIENCE = 1.0
 """For this many seconds the next sequence, if it lacks pages, is overtaken by those that fit. After that it
 is sent to an engine, one to each, which schedules it before later sequences."""
+
+MOST_RECOMPUTED = 2.0
+"""A sequence is not moved to balance the engines if computing its tokens again could take more seconds."""
+
+
+def surplus(
+    handle: EngineHandle, handles: Sequence[EngineHandle], forecast: Forecast
+) -> TrackedSequence | None:
+    """The sequence that moves to an engine which has become ready: the youngest of the engine with the most
+    sequences; None if the engines are even, or none can be moved."""
+    fullest = max(handles, key=lambda each: len(each.open), default=handle)
+    if not handle.has_slot or len(fullest.open) - len(handle.open) < 2:
+        return None
+    movable = [
+        sequence
+        for sequence in fullest.open.values()
+        if forecast.prompt_seconds(sequence.length) <= MOST_RECOMPUTED
+        and handle.pages(sequence) <= handle.spare
+    ]
+    return max(movable, key=lambda sequence: sequence.arrival, default=None)
 
 
 class Sharing:

@@ -100,6 +100,11 @@ class TrackedSequence:
             self._cleared_at = len(self.tokens) + PROGRESS
         self.crashes += 1
 
+    def fail_with_engine(self) -> None:
+        """Ends it with an error, because engines died while they computed it."""
+        log.error("request %s failed: %d engines died while it ran", self.request.id, self.deaths)
+        self.stream.fail(EngineFailed("the engine was lost"))
+
     def clear_if_past(self) -> bool:
         """Clears the suspicion if it has passed the position where engines died; returns whether it has."""
         if len(self.tokens) <= self._cleared_at:

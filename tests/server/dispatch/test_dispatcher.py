@@ -163,7 +163,36 @@ def test_a_sequence_goes_on_behind_what_it_has_said():
     assert given.id != "a" and given.params == stream.request.params
     world.run()
     assert heard(stream) == ([token_at(given, position) for position in range(10)], "length")
-    assert world.dispatcher.moved == {"engine_lost": 1, "preempted": 0, "draining": 0}
+    assert world.dispatcher.moved == {"engine_lost": 1, "preempted": 0, "draining": 0, "balanced": 0}
+
+
+def test_an_engine_that_is_ready_again_gets_its_part_of_what_runs():
+    """The youngest sequences move to it until the engines are even, and go on behind what they said."""
+    world = World(3)
+    for number in range(3):
+        world.begin(number)
+    streams = world.submit(*(request(str(i), 12) for i in range(7)))
+    world.step(0)
+    world.kill(2)
+    assert [len(handle.open) for handle in world.handles] == [SLOTS, SLOTS, 0]
+    world.engines[2].given.clear()
+    world.begin(2)
+    assert sorted(len(handle.open) for handle in world.handles) == [2, 2, 3]
+    assert world.dispatcher.moved["balanced"] == 1
+    world.run()
+    for stream in streams:
+        given = stream.request
+        assert heard(stream) == ([token_at(given, position) for position in range(12)], "length")
+
+
+@pytest.mark.parametrize(("length", "moved"), [(20, 1), (21, 0)])
+def test_only_what_is_soon_computed_again_moves_to_an_engine_that_is_ready(length: int, moved: int):
+    """A token takes a tenth of a second, and two seconds are allowed."""
+    world = World()
+    world.begin(0)
+    world.submit(*(request(str(i), 50, prompt=tuple(range(length))) for i in range(3)))
+    world.begin(1)
+    assert world.dispatcher.moved["balanced"] == len(begun(world, 1)) == moved
 
 
 def test_the_stream_that_has_paused_longest_continues_first():
