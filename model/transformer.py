@@ -6,7 +6,6 @@ flat tuple is tens of times cheaper than with a module. The code here computes o
 `sharding.py` defines what a share is.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -175,16 +174,20 @@ class Skeleton:
         names = tuple(".".join(str(getattr(key, "key", key)) for key in path) for path, _ in paths)
         return cls(config, target, names, graph, tree)
 
-    def flatten(self, parameters: Mapping[str, jax.Array]) -> tuple[Leaf, ...]:
-        """The parameters as the flat tuple that `merge` takes, laid out as the target needs them."""
+    def flatten(self, parameters: dict[str, jax.Array]) -> tuple[Leaf, ...]:
+        """The parameters as the flat tuple that `merge` takes, laid out as the target needs them.
+
+        Takes each parameter out of `parameters` and waits until it is laid out. So one that nobody else holds
+        is freed before the next one is laid out.
+        """
         table = self._table()
-        return tuple(self._laid_out(parameters[name], table[name], name) for name in self.names)
+        return tuple(self._laid_out(parameters.pop(name), table[name], name) for name in self.names)
 
     def _laid_out(self, weight: jax.Array, where: Placement, name: str) -> Leaf:
         form = self._form(name, weight.ndim)
         laid = weight if form is None else self.target.layout(form).apply(weight, where, form)
         stacked = laid is weight and weight.ndim == 3
-        return unstack(weight) if self.target.unstacked and stacked else laid
+        return unstack(weight) if self.target.unstacked and stacked else jax.block_until_ready(laid)
 
     def placements(self) -> dict[str, Placement]:
         """The placement of each parameter of the flat tuple, as it is laid out."""

@@ -65,7 +65,8 @@ class Engine:
 
         Args:
           parameters: by the names of `model.parameters.parameter_shapes`, all of one dtype, on the mesh as in
-            `model.sharding.placements`; if they are still loading, `warm_up` waits for them.
+            `model.sharding.placements`; a mapping stays as it is. `warm_up` waits for those that are still
+            loading, and frees each one that it lays out anew unless others hold it.
           on_events: receives every step's events; None keeps them for `stream`.
           mesh: the devices; None for the one that holds the parameters.
           followers: other processes that hold a part of the mesh (see `lockstep.py`).
@@ -116,7 +117,7 @@ class Engine:
         self._loop.runner.warm_up(progress or (lambda done, total: None))
 
     def create_scorer(self) -> Scorer:
-        """A scorer that shares the engine's weights."""
+        """A scorer that shares the engine's weights; after `warm_up`."""
         runner = self._loop.runner
         return Scorer(runner.skeleton, runner.leaves, runner.mesh, runner.cache_dtype)
 

@@ -120,9 +120,10 @@ class LLM:
         """Loads the weights onto a mesh and starts an engine."""
         device = mesh.local_devices[0]
         keep_compiled(cache_folder(), device.device_kind)
-        parameters = load_parameters(checkpoint, compute_dtype(dtype, device), mesh=mesh)
         grammars = GrammarCompiler(lambda: self.tokenizer, self.config.vocabulary)
+        parameters = load_parameters(checkpoint, compute_dtype(dtype, device), mesh=mesh)
         self.engine = Engine(self.config, parameters, settings, mesh=mesh, grammars=grammars)
+        del parameters  # now the engine alone holds them, and frees each one when it has packed it
         self.engine.warm_up()
         self.engine.start()
         self._scorer = self.engine.create_scorer()

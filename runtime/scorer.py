@@ -57,7 +57,7 @@ class Scorer:
         mesh = mesh or create_mesh(1, list(parameters["norm"].devices()))
         skeleton = Skeleton.of(config, Target.of(mesh, quantization=quantization_of(parameters)))
         dtype = cache_dtype(kv_cache_dtype, parameters["norm"].dtype)
-        return cls(skeleton, skeleton.flatten(parameters), mesh, dtype)
+        return cls(skeleton, skeleton.flatten(dict(parameters)), mesh, dtype)
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """The model's scores after each token: f32 `[T, V]`; row t holds the scores of token t + 1."""

@@ -5,22 +5,19 @@ Every process of a mesh must compute the same sizes, because they are part of th
 
 import hashlib
 
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from ...model.cache import page_bytes
 from ...model.config import ModelConfig
-from ...model.parameters import Quantization
-from ...model.quantize import quantization_of
 from ...model.rotary import follows_length
 from ...model.sharding import pad_config
 from ...model.target import Target
 from ...model.transformer import Skeleton
 from ..policy.host_pages import HostPages
 from ..policy.page_file import PageFile
-from .loading import Loading, Parameters
-from .memory import free_in_all, size_host_pages, size_pool
+from .loading import Loading, Parameters, already_loaded
+from .memory import size_host_pages, size_pool
 from .processes import agree, minimum
 from .runner import Followers, Runner
 from .settings import EngineSettings, cache_dtype, derive_shapes
@@ -39,41 +36,35 @@ def assemble(
     Several processes that share a mesh compare their parameters, so these must be loaded.
 
     Args:
+      parameters: as for an `Engine`.
       page_file: for copies of pages; None without. Unused if no pages are shared, or by several processes.
 
     Raises:
       ConfigError: settings that the model or machine does not support.
       OutOfMemory: no room for the KV pool.
     """
-    devices, loading = mesh.local_devices, parameters if isinstance(parameters, Loading) else None
-    computed, quantization = _types_of(parameters)
-    dtype = cache_dtype(settings.kv_cache_dtype, computed)
-    skeleton = Skeleton.of(config, Target.of(mesh, dict(settings.kernels), quantization))
-    invariant = skeleton.is_batch_invariant(computed)
+    devices = mesh.local_devices
+    loading = parameters if isinstance(parameters, Loading) else already_loaded(parameters, mesh)
+    dtype = cache_dtype(settings.kv_cache_dtype, loading.dtype)
+    skeleton = Skeleton.of(config, Target.of(mesh, dict(settings.kernels), loading.quantization))
+    invariant = skeleton.is_batch_invariant(loading.dtype)
     shapes = derive_shapes(config, settings, devices[0], invariant=invariant)
     padded = pad_config(config, mesh.size)
     if not isinstance(parameters, Loading) and mesh.is_multi_process:
         agree({"the digest of the weights": digest_of_replicated(parameters)})
-    free = loading.free if loading else free_in_all(devices)
-    pages = minimum(size_pool(padded, shapes, dtype, devices, settings.kv_pages, settings.replicas, free))
+    free, kv_pages = loading.free, settings.kv_pages
+    pages = minimum(size_pool(padded, shapes, dtype, devices, kv_pages, settings.replicas, free))
     host_pages = None
     if page_file and shares_prefixes(config, settings) and not mesh.is_multi_process:
         size, wanted = page_bytes(padded, shapes.page_size, dtype), settings.host_kv_pages
         most = size_host_pages(pages, size, devices[0], free, wanted, settings.replicas)
         host_pages = HostPages(page_file, most, shapes.page_size, size) if most else None
-    return Runner(skeleton, mesh, parameters, shapes, pages, dtype, followers, host_pages)
+    return Runner(skeleton, mesh, loading, shapes, pages, dtype, followers, host_pages)
 
 
 def shares_prefixes(config: ModelConfig, settings: EngineSettings) -> bool:
     """Whether sequences share the pages of equal beginnings."""
     return settings.prefix_cache and not follows_length(config)
-
-
-def _types_of(parameters: Parameters | Loading) -> tuple[jnp.dtype, Quantization | None]:
-    """The type of the computation, and how linear weights are quantised."""
-    if isinstance(parameters, Loading):
-        return parameters.dtype, parameters.quantization
-    return parameters["norm"].dtype, quantization_of(parameters)
 
 
 def digest_of_replicated(parameters: Parameters) -> str:

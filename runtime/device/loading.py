@@ -1,6 +1,9 @@
 """Parameters that another thread loads while the steps are traced and compiled, which needs shapes only.
 
 Reading and placing weights is mostly work without the interpreter lock, tracing is mostly work with it.
+
+The one idea: whoever waits for the parameters is the only one that holds them. So each of them is freed as
+soon as it is laid out for the kernels (see `Skeleton.flatten`), and memory holds the weights once.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +16,7 @@ from jax.sharding import Mesh
 
 from ...model.config import ModelConfig
 from ...model.parameters import Quantization, stored_type
+from ...model.quantize import quantization_of
 from ...model.sharding import placements
 from ..threads import Background
 from .memory import free_in_all
@@ -22,18 +26,18 @@ Parameters = Mapping[str, jax.Array]
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """Parameters that are being loaded.
+    """Parameters that are being loaded, or are there.
 
     Attributes:
-      dtype, quantization: as in the parameters' mapping.
+      dtype: of the computation. quantization: of linear weights.
       free: bytes of the devices that will be free when all parameters are there.
-      wait: waits for them, once; raises what their loading raised.
+      wait: waits for them, once, and hands them over; raises what their loading raised.
     """
 
     dtype: jnp.dtype
     quantization: Quantization | None
     free: int
-    wait: Callable[[], Parameters]
+    wait: Callable[[], dict[str, jax.Array]]
 
 
 def start_loading(
@@ -41,7 +45,7 @@ def start_loading(
     dtype: jnp.dtype,
     quantization: Quantization | None,
     mesh: Mesh,
-    load: Callable[[], Parameters],
+    load: Callable[[], dict[str, jax.Array]],
 ) -> Loading:
     """Starts to load parameters onto a mesh of this process's devices."""
     free = free_in_all(mesh.local_devices)
@@ -52,3 +56,10 @@ def start_loading(
     return Loading(
         dtype, quantization, max(1, free - size) if free else 0, Background("loading", load).result
     )
+
+
+def already_loaded(parameters: Parameters, mesh: Mesh) -> Loading:
+    """Parameters that are there; their mapping stays as it is."""
+    left = [dict(parameters)]
+    free = free_in_all(mesh.local_devices)
+    return Loading(parameters["norm"].dtype, quantization_of(parameters), free, left.pop)

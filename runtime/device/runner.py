@@ -23,7 +23,7 @@ from ..policy.sequence import Plan, Row
 from ..threads import Background, wait_for
 from .buckets import Bucket, Shapes, choose
 from .executables import Executables, Progress
-from .loading import Loading, Parameters
+from .loading import Loading
 from .packing import adjustments_of, pack, pack_masked, sampling_lines
 from .page_copies import PageCopies
 from .processes import barrier
@@ -64,7 +64,7 @@ class Runner:
         self,
         skeleton: Skeleton,
         mesh: Mesh,
-        parameters: Parameters | Loading,
+        parameters: Loading,
         shapes: Shapes,
         pages: int,
         cache_dtype: jnp.dtype,
@@ -74,7 +74,7 @@ class Runner:
         """Compiles nothing yet.
 
         Args:
-          parameters: placed on the mesh as in `model.sharding.placements`, at the latest in `warm_up`.
+          parameters: placed on the mesh as in `model.sharding.placements`; `warm_up` waits for them.
           pages: without the trash page, which is added. cache_dtype: of keys and values.
           followers: other processes that run the same steps on their shares.
           host_pages: keeps copies of pages; None without. Several processes have none.
@@ -84,12 +84,8 @@ class Runner:
         self.host_pages = host_pages
         self._multi_process = mesh.is_multi_process
         self.skeleton, self.mesh, self.cache_dtype = skeleton, mesh, cache_dtype
-        self._loading = parameters if isinstance(parameters, Loading) else None
-        self.leaves = (
-            skeleton.abstract(parameters.dtype)
-            if isinstance(parameters, Loading)
-            else skeleton.flatten(parameters)
-        )
+        self._parameters = parameters
+        self.leaves = skeleton.abstract(parameters.dtype)
         self._vocabulary = skeleton.config.vocabulary
         self.shapes = shapes
         self._buckets = shapes.buckets()
@@ -111,25 +107,24 @@ class Runner:
         Several processes compile all steps, because they must launch the same ones.
         """
         buckets = self._buckets if self._multi_process else self.shapes.essential()
-        allocation = Background("allocation", lambda: jax.block_until_ready(self._create_state()))
         placing = Background("placing", self._place)
         self._abstract_state = jax.eval_shape(self._create_state)
         self._executables.compile(buckets, self.leaves, self._abstract_state, progress)
         if self.host_pages:
             self._copies = PageCopies(self.host_pages, self._abstract_state, self.mesh)
-        self._state: DeviceState = allocation.result()
-        self.leaves = placing.result()
+        self._state, self.leaves = placing.result()
         barrier()  # so that a trial does not include the compilation in another process
         for bucket in buckets:
             self._run_trial(bucket)
         self.prepare(0, *(np.zeros(self._vocabulary, kind) for kind in (np.int32, np.float32, np.uint8)))
 
-    def _place(self) -> tuple[Leaf, ...]:
-        """The parameters, which may still be loading, in the layout of the kernels."""
-        if self._loading is None:
-            return self.leaves
-        loading, self._loading = self._loading, None
-        return jax.block_until_ready(self.skeleton.flatten(loading.wait()))
+    def _place(self) -> tuple[DeviceState, tuple[Leaf, ...]]:
+        """The first state, and the parameters, which may still be loading, in the layout of the kernels.
+
+        One after the other: several processes must launch their programs in one order.
+        """
+        state = jax.block_until_ready(self._create_state())
+        return state, self.skeleton.flatten(self._parameters.wait())
 
     def compile_rest(self, stop: threading.Event, quiet: threading.Event) -> None:
         """Compiles the steps that `warm_up` has not compiled, for `add_compiled`, until `stop` is set.

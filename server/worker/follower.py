@@ -94,6 +94,7 @@ def follow(flags: ServeFlags) -> None:
             parameters = load_parameters(checkpoint, dtype_of(flags, device), show, mesh)
             with settings_refused():
                 runner = assemble(checkpoint.config, parameters, engine_settings_of(flags, device), mesh)
+            del parameters  # see `build_engine`
             runner.warm_up(lambda done, total: show("compile", done, total))
     except DistaffError as error:
         follower.fail(str(error), exit_codes.of(error))

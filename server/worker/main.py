@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -128,7 +129,7 @@ def build_engine(
             parameters = _load(checkpoint, dtype, progress, mesh)
             copies = _copies_in(page_files, checkpoint.fingerprint, flags, mesh)
             engine = _engine(flags, checkpoint.config, parameters, on_events, mesh, leader, grammars, copies)
-            del parameters  # the engine may hold them in another layout
+            del parameters  # now the engine alone holds them, and frees each one when it has packed it
             engine.warm_up(lambda done, total: progress("compile", done, total))
     Background("grammars", grammars.prepare)  # not earlier, when loading and XLA need the cores
     return engine, _info_of(engine, flags, checkpoint.fingerprint, dtype.name, mesh)
@@ -161,9 +162,7 @@ def _load(
     from ...checkpoints import load_parameters
     from ...runtime.device.loading import start_loading
 
-    def load() -> "Parameters":
-        return load_parameters(checkpoint, dtype, progress, mesh)
-
+    load = partial(load_parameters, checkpoint, dtype, progress, mesh)
     if mesh.is_multi_process:
         return load()
     return start_loading(checkpoint.config, dtype, checkpoint.quantization, mesh, load)

@@ -61,7 +61,7 @@ def test_flat_tuple_round_trip(config: ModelConfig) -> None:
     shapes, skeleton = parameter_shapes(config), Skeleton.of(config, Target(kernels=choose("other")))
     assert sorted(skeleton.names) == sorted(shapes)
     numbered = {name: jnp.full(shape, i, F32) for i, (name, shape) in enumerate(shapes.items())}
-    module = skeleton.merge(skeleton.flatten(numbered))
+    module = skeleton.merge(skeleton.flatten(dict(numbered)))
     for path, param in nnx.to_flat_state(nnx.state(module, nnx.Param)):
         number = numbered[".".join(map(str, path))].ravel()[0]
         assert (param[...] == number).all(), path

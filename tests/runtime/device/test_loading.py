@@ -1,13 +1,17 @@
 """Parameters that are still loading while an engine is built."""
 
 import threading
+import weakref
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from distaff.model.config import MoEConfig
+from distaff.model.kernels.native_library import library
+from distaff.model.layout import Layout
 from distaff.model.quantize import quantize
 from distaff.model.sharding import create_mesh, place_all
 from distaff.model.target import Target
@@ -16,6 +20,7 @@ from distaff.runtime.device.loading import start_loading
 from distaff.runtime.device.settings import EngineSettings
 from distaff.runtime.engine import Engine
 from distaff.runtime.request import Request, SamplingParams
+from distaff.runtime.scorer import Scorer
 
 from ..tiny import CONFIG, make_parameters
 
@@ -56,6 +61,44 @@ def test_what_loading_raises_is_raised_by_the_warm_up():
     engine = Engine(CONFIG, start_loading(CONFIG, F32, None, mesh, load), SETTINGS, mesh=mesh)
     with pytest.raises(ValueError, match="damaged"):
         engine.warm_up()
+
+
+NATIVE = pytest.mark.skipif(library() is None, reason="the native kernels were not built")
+
+
+@pytest.mark.parametrize("loading", [True, False], ids=["loading", "loaded"])
+@pytest.mark.parametrize("backend", ["transposed", pytest.param("native", marks=NATIVE)])
+def test_a_weight_is_freed_before_the_next_one_is_laid_out(monkeypatch, backend, loading):
+    """While a weight has both forms, every weight before it has its new one alone."""
+    mesh, apply = create_mesh(1), Layout.apply
+    changed: list[weakref.ref[jax.Array]] = []
+    kept: list[int] = []
+
+    def watch(self, values, where, form):
+        kept.append(sum(weight() is not None for weight in changed))
+        laid = apply(self, values, where, form)
+        if laid is not values:
+            changed.append(weakref.ref(values))
+        return laid
+
+    def load():
+        return quantize(make_parameters())
+
+    monkeypatch.setattr(Layout, "apply", watch)
+    settings = replace(SETTINGS, kernels=(("int8_linear", backend),))
+    parameters = start_loading(CONFIG, F32, "int8", mesh, load) if loading else load()
+    engine = Engine(CONFIG, parameters, settings, mesh=mesh)
+    del parameters
+    engine.warm_up()
+    assert len(changed) > CONFIG.layers and not any(kept)
+    assert all(weight() is None for weight in changed)
+
+
+def test_a_mapping_of_parameters_stays_as_it_is():
+    parameters = make_parameters()
+    Engine(CONFIG, parameters, SETTINGS).warm_up()
+    Scorer.of(CONFIG, parameters)
+    assert parameters.keys() == make_parameters().keys()
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
