@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 from .attention import Attention
 from .cache import Batch, Cache, Pool
 from .config import ModelConfig
+from .host_memory import Freed
 from .kernels.panels import PANEL, unpack_grouped_rows, unpack_rows
 from .kernels.registry import NATIVE
 from .layers import FeedForward, Linears, random_weight
@@ -180,8 +181,14 @@ class Skeleton:
         Takes each parameter out of `parameters` and waits until it is laid out. So one that nobody else holds
         is freed before the next one is laid out.
         """
-        table = self._table()
-        return tuple(self._laid_out(parameters.pop(name), table[name], name) for name in self.names)
+        table, freed = self._table(), Freed()
+        leaves: list[Leaf] = []
+        for name in self.names:
+            weight = parameters.pop(name)
+            leaves.append(self._laid_out(weight, table[name], name))
+            if leaves[-1] is not weight:
+                freed.add(weight.nbytes)
+        return tuple(leaves)
 
     def _laid_out(self, weight: jax.Array, where: Placement, name: str) -> Leaf:
         form = self._form(name, weight.ndim)
