@@ -107,7 +107,7 @@ class Dispatcher:
         return [sequence.stream for sequence in sequences]
 
     def ready(self, handle: EngineHandle, info: EngineInfo) -> None:
-        """Adds an engine and moves sequences to it until it has as many as the others, none of other weights."""
+        """Adds an engine and moves sequences to it until it has as many as others, none of other weights."""
         if self._fingerprint not in (None, info.fingerprint):
             failure = EngineFailed("the engine was lost, and the next one answers differently")
             for sequence in [each for each in self._all() if each.engine is None and each.tokens]:
