@@ -3,8 +3,8 @@
 Every accepted sequence is either in the one queue in front of all engines or on one engine, and it can be
 moved: taken from an engine, put back into the queue with the tokens received so far, and continued by another
 engine without a visible difference. A sequence is moved if its engine dies or is drained, if its client has
-more than its share of the slots while another waits, if another engine has become ready and has fewer
-sequences, or to run a suspect of engine crashes in isolation.
+more than its share of the slots while another waits, if another engine has started and has fewer sequences,
+or to run a suspect of engine crashes in isolation.
 
 `supervisor.py` handles processes and the wire, `fair_queue.py` the order of the queue, `sharing.py` who makes
 way, `admission.py` admission control, `forecast.py` times.
@@ -26,7 +26,7 @@ from .event_stream import BufferedStream
 from .fair_queue import FairQueue
 from .forecast import Forecast
 from .queue_ahead import queue_ahead
-from .sharing import Sharing, surplus
+from .sharing import Sharing, balancing_move
 from .tracked_sequence import TrackedSequence
 
 MOST_HELD = 32
@@ -107,17 +107,15 @@ class Dispatcher:
         return [sequence.stream for sequence in sequences]
 
     def ready(self, handle: EngineHandle, info: EngineInfo) -> None:
-        """Adds an engine and moves sequences to it until it has as many as others, none of other weights."""
+        """Adds an engine with an empty cache. It continues no sequences of an engine with other weights."""
         if self._fingerprint not in (None, info.fingerprint):
             failure = EngineFailed("the engine was lost, and the next one answers differently")
             for sequence in [each for each in self._all() if each.engine is None and each.tokens]:
                 sequence.stream.fail(failure)
         self._fingerprint = info.fingerprint
         self._affinity.forget(handle)
+        handle.fresh = True
         self.dispatch()
-        while handle in self._shared and (sequence := surplus(handle, self._shared, self._forecast)):
-            self._move(sequence, "balanced")
-            self._begin(sequence, handle)
 
     def receive(self, handle: EngineHandle, events: Sequence[TokenEvent]) -> None:
         """Handles an engine's events. Failures that it reports while it dies are not passed on."""
@@ -162,6 +160,10 @@ class Dispatcher:
         self._run_isolated()
         while self._begin_next() or self._make_way():
             pass
+        while move := balancing_move(self._shared, self._forecast):
+            handle, sequence = move
+            self._move(sequence, "balanced")
+            self._begin(sequence, handle)
 
     def _all(self) -> Iterator[TrackedSequence]:
         yield from self._queue

@@ -43,11 +43,13 @@ class EngineHandle:
 
     Attributes:
       number: the replica's number. open: the sequences that it computes, by their ids on the wire.
+      fresh: it has started, and has not yet received its part of what others compute.
     """
 
     def __init__(self, number: int, engine: EngineConnection) -> None:
         self.number = number
         self.open: dict[str, TrackedSequence] = {}
+        self.fresh = False
         self._engine = engine
 
     @property
@@ -72,6 +74,11 @@ class EngineHandle:
     def has_slot(self) -> bool:
         """Whether it accepts one more."""
         return self.takes and len(self.open) < self.slots
+
+    @property
+    def compiled(self) -> bool:
+        """Whether it has compiled all its steps."""
+        return self._engine.stats.buckets_ready >= self._engine.stats.buckets
 
     @property
     def load(self) -> float:

@@ -20,12 +20,27 @@ MOST_RECOMPUTED = 2.0
 """A sequence is not moved to balance the engines if computing its tokens again could take more seconds."""
 
 
-def surplus(
+def balancing_move(
+    handles: Sequence[EngineHandle], forecast: Forecast
+) -> tuple[EngineHandle, TrackedSequence] | None:
+    """A sequence that moves to an engine which has started, and that engine; None if there is none.
+
+    It moves when the engine has compiled its steps, which takes longer beside sequences. This happens once
+    after each start: engines that were even may become uneven again.
+    """
+    for handle in handles:
+        if handle.fresh and handle.compiled:
+            if sequence := _surplus(handle, handles, forecast):
+                return handle, sequence
+            handle.fresh = False
+    return None
+
+
+def _surplus(
     handle: EngineHandle, handles: Sequence[EngineHandle], forecast: Forecast
 ) -> TrackedSequence | None:
-    """The sequence that moves to an engine which has become ready: the youngest of the engine with the most
-    sequences; None if the engines are even, or none can be moved."""
-    fullest = max(handles, key=lambda each: len(each.open), default=handle)
+    """The youngest sequence of the engine with the most of them; None if none can be moved."""
+    fullest = max(handles, key=lambda each: len(each.open))
     if not handle.has_slot or len(fullest.open) - len(handle.open) < 2:
         return None
     movable = [

@@ -35,6 +35,7 @@ class ScriptedEngine:
         self.given: list[Request] = []
         self.free_pages = self.total_pages = 0
         self.ready_in = 5.0
+        self.buckets_ready = 2
 
     @property
     def stats(self) -> EngineStats:
@@ -44,6 +45,8 @@ class ScriptedEngine:
             total_pages=self.total_pages,
             decode_seconds=STEPS.decode,
             prompt_seconds=STEPS.prompt,
+            buckets_ready=self.buckets_ready,
+            buckets=2,
         )
 
     def send(self, request: Request) -> None:

@@ -185,6 +185,24 @@ def test_an_engine_that_is_ready_again_gets_its_part_of_what_runs():
         assert heard(stream) == ([token_at(given, position) for position in range(12)], "length")
 
 
+def test_an_engine_that_still_compiles_gets_nothing_of_what_runs():
+    """As soon as it has compiled its steps it does, and only once."""
+    world = World()
+    world.begin(0)
+    world.submit(*(request(str(i), 50) for i in range(3)))
+    world.engines[1].buckets_ready = 1
+    world.begin(1)
+    world.step(0)
+    assert begun(world, 1) == []
+    world.engines[1].buckets_ready = 2
+    world.step(0)
+    assert begun(world, 1) == ["2~1"]
+    world.dispatcher._all().__next__().stream.abort()
+    world.wait()
+    world.submit(request("new", 50))
+    assert world.dispatcher.moved["balanced"] == 1
+
+
 @pytest.mark.parametrize(("length", "moved"), [(20, 1), (21, 0)])
 def test_only_what_is_soon_computed_again_moves_to_an_engine_that_is_ready(length: int, moved: int):
     """A token takes a tenth of a second, and two seconds are allowed."""
