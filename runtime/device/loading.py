@@ -46,9 +46,10 @@ def start_loading(
     quantization: Quantization | None,
     mesh: Mesh,
     load: Callable[[], dict[str, jax.Array]],
+    host: int | None = None,
 ) -> Loading:
-    """Starts to load parameters onto a mesh of this process's devices."""
-    free = free_in_all(mesh.local_devices)
+    """Starts to load parameters onto a mesh of this process's devices; `host`: see `free_in_all`."""
+    free = free_in_all(mesh.local_devices, host)
     size = sum(
         prod(where.shape) * jnp.dtype(stored_type(name, quantization) or dtype).itemsize
         for name, where in placements(config, mesh.size, quantization).items()

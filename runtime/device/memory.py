@@ -2,12 +2,11 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import jax.numpy as jnp
-import psutil
 
+from ...model import host_memory
 from ...model.cache import page_bytes
 from ...model.config import ModelConfig
 from ...model.errors import DistaffError
@@ -20,7 +19,6 @@ CPU_SHARE = 1 / 8
 DEVICE_SHARE = 0.9
 """The pool's share of free accelerator memory; the rest is for the steps' temporaries."""
 
-_CGROUP = Path("/sys/fs/cgroup")
 _MIB = 1 << 20
 
 
@@ -123,10 +121,14 @@ def _steady(pages: int, platform: str) -> int:
     return min(pages, power) if platform == "cpu" else pages // max(1, power // 32) * max(1, power // 32)
 
 
-def free_in_all(devices: Sequence[Device]) -> int:
-    """Free bytes of a process's devices, if each of them is to hold as much as the others."""
+def free_in_all(devices: Sequence[Device], host: int | None = None) -> int:
+    """Free bytes of a process's devices, if each of them is to hold as much as the others.
+
+    Args:
+      host: the host's free bytes, if the devices are its processors; None for those that are free now.
+    """
     if devices[0].platform == "cpu":
-        return free_bytes(devices[0])
+        return free_bytes(devices[0]) if host is None else host
     return min(map(free_bytes, devices)) * len(devices)
 
 
@@ -135,15 +137,4 @@ def free_bytes(device: Device) -> int:
     if device.platform != "cpu":
         stats = device.memory_stats() or {}
         return int(stats.get("bytes_limit", 0)) - int(stats.get("bytes_in_use", 0))
-    available = psutil.virtual_memory().available
-    limit, used = _read(_CGROUP / "memory.max"), _read(_CGROUP / "memory.current")
-    return available if limit is None or used is None else min(available, limit - used)
-
-
-def _read(path: Path) -> int | None:
-    """A number from the control group; None if there is no file or no limit."""
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
+    return host_memory.free_bytes()

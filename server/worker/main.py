@@ -60,6 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--page-file", type=int, action="append", default=[], dest="page_files")
+    parser.add_argument("--free-memory", type=int)
     parser.add_argument("--replica", type=int, default=0)
     parser.add_argument("flags", type=ServeFlags.from_argument)
     arguments = parser.parse_args()
@@ -67,8 +68,9 @@ def main() -> None:
     replica: int = arguments.replica
     configure_logging(flags.log_level.upper(), f"replica {replica}" if flags.replicas > 1 else "")
     silence_notes()  # the web process reads the same files
+    memory: int | None = arguments.free_memory
     files: list[int] = arguments.page_files
-    serve(arguments.fd, lambda send, on_events: build_engine(flags, replica, send, on_events, files))
+    serve(arguments.fd, lambda send, on_events: build_engine(flags, replica, send, on_events, files, memory))
 
 
 def serve(fd: int, build: Build) -> None:
@@ -94,13 +96,19 @@ def _pass_on_sigterm(server: EngineServer) -> None:
 
 
 def build_engine(
-    flags: ServeFlags, replica: int, send: Send, on_events: OnEvents, page_files: Sequence[int] = ()
+    flags: ServeFlags,
+    replica: int,
+    send: Send,
+    on_events: OnEvents,
+    page_files: Sequence[int] = (),
+    memory: int | None = None,
 ) -> tuple[ServedEngine, EngineInfo]:
     """Loads the model that the flags name and compiles its steps.
 
     Args:
       page_files: the descriptors of the files for copies of KV pages: its own, then those of the other
         replicas; without them it keeps none.
+      memory: bytes of the host for which a pool in its memory is sized; None for those that are free now.
 
     Raises:
       CheckpointError, ConfigError: the model cannot be read or served.
@@ -126,7 +134,7 @@ def build_engine(
     with _report_errors_to(leader):
         grammars = GrammarCompiler(lambda: load_tokenizer(path), checkpoint.config.vocabulary)
         with memory_refused(flags):
-            parameters = _load(checkpoint, dtype, progress, mesh)
+            parameters = _load(checkpoint, dtype, progress, mesh, memory)
             copies = _copies_in(page_files, checkpoint.fingerprint, flags, mesh)
             engine = _engine(flags, checkpoint.config, parameters, on_events, mesh, leader, grammars, copies)
             del parameters  # now the engine alone holds them, and frees each one when it has packed it
@@ -153,7 +161,7 @@ def _info_of(engine: "Engine", flags: ServeFlags, checkpoint: str, dtype: str, m
 
 
 def _load(
-    checkpoint: "Checkpoint", dtype: "np.dtype", progress: "Progress", mesh: "Mesh"
+    checkpoint: "Checkpoint", dtype: "np.dtype", progress: "Progress", mesh: "Mesh", memory: int | None
 ) -> "Parameters | Loading":
     """Starts to load the parameters; with several processes, waits for them.
 
@@ -165,7 +173,7 @@ def _load(
     load = partial(load_parameters, checkpoint, dtype, progress, mesh)
     if mesh.is_multi_process:
         return load()
-    return start_loading(checkpoint.config, dtype, checkpoint.quantization, mesh, load)
+    return start_loading(checkpoint.config, dtype, checkpoint.quantization, mesh, load, memory)
 
 
 def _lead(flags: ServeFlags, checkpoint: "Checkpoint", send: Send) -> "Leader":

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distaff.model import host_memory
 from distaff.model.config import MoEConfig
 from distaff.model.kernels.native_library import library
 from distaff.model.layout import Layout
@@ -61,6 +62,20 @@ def test_what_loading_raises_is_raised_by_the_warm_up():
     engine = Engine(CONFIG, start_loading(CONFIG, F32, None, mesh, load), SETTINGS, mesh=mesh)
     with pytest.raises(ValueError, match="damaged"):
         engine.warm_up()
+
+
+def test_the_pool_of_a_restarted_engine_has_the_same_size(monkeypatch: pytest.MonkeyPatch):
+    """It is sized for the memory that was free at the first start, whatever is free now."""
+    mesh = create_mesh(1)
+
+    def pages(host: int | None) -> int:
+        loading = start_loading(CONFIG, F32, None, mesh, make_parameters, host)
+        return Engine(
+            CONFIG, loading, replace(SETTINGS, kv_pages=None, slots=400, prefill_tokens=400), mesh=mesh
+        ).pages
+
+    monkeypatch.setattr(host_memory, "free_bytes", lambda: 1 << 23)
+    assert pages(1 << 24) == 2 * pages(None) == pages(1 << 24)
 
 
 NATIVE = pytest.mark.skipif(library() is None, reason="the native kernels were not built")

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from distaff.model import host_memory
 from distaff.model.cache import create_cache, page_bytes
 from distaff.model.config import ModelConfig
-from distaff.runtime.device import memory
 from distaff.runtime.device.buckets import Shapes
 from distaff.runtime.device.memory import OutOfMemory, free_bytes, size_pool
 
@@ -34,8 +34,10 @@ def host(monkeypatch, tmp_path):
     """Sets the free bytes of the host, and the files of its control group."""
 
     def give(available: int, **files: str):
-        monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
-        monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+        monkeypatch.setattr(
+            host_memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=available)
+        )
+        monkeypatch.setattr(host_memory, "_CGROUP", tmp_path)
         for name, text in files.items():
             (tmp_path / f"memory.{name}").write_text(text)
 
@@ -126,7 +128,7 @@ def test_the_control_groups_limit_is_used(host, files, free):
 
 def test_the_sizes_are_logged_in_one_line(caplog):
     """With all numbers that determine the choice."""
-    caplog.set_level(logging.INFO, logger=memory.__name__)
+    caplog.set_level(logging.INFO, logger=size_pool.__module__)
     size(gpu(limit=64 << 20, used=0))
     (record,) = caplog.records
     assert record.getMessage() == (
