@@ -5,7 +5,9 @@ serve. Each file of kernels is compiled for its own instruction set, so the libr
 the one that built it: the CPU's best set is chosen at run time.
 """
 
+import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -42,26 +44,28 @@ class BuildKernels(build_ext):
     """Compiles each source with its own flags."""
 
     def build_extension(self, extension: Extension) -> None:
-        """Compiles and links the library."""
+        """Compiles and links the library; the files are compiled in parallel."""
         sets = {"portable": [], **SETS.get(platform.machine(), {})}
-        handlers = {name: [f"-isystem{headers()}"] for name in HANDLERS}
-        objects: list[str] = []
-        for name, flags in (handlers | sets).items():
-            try:
-                objects += self._compile(name, flags)
-            except CompileError:
-                if name not in NEW:
-                    raise
+        files = {name: [f"-isystem{headers()}"] for name in HANDLERS} | sets
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            compiled = pool.map(self._compile, *zip(*files.items(), strict=True))
+            objects = [file for files in compiled for file in files]
         target = self.get_ext_fullpath(extension.name)
         self.compiler.link_shared_object(objects, target, extra_postargs=["-pthread"], target_lang="c++")
 
     def _compile(self, name: str, flags: list[str]) -> list[str]:
-        return self.compiler.compile(
-            [str(SOURCES / f"{name}.cc")],
-            output_dir=self.build_temp,
-            extra_postargs=[*FLAGS, *flags],
-            depends=[str(path) for path in SOURCES.iterdir()],
-        )
+        """The object file of a source, or none if the compiler does not know a new instruction set."""
+        try:
+            return self.compiler.compile(
+                [str(SOURCES / f"{name}.cc")],
+                output_dir=self.build_temp,
+                extra_postargs=[*FLAGS, *flags],
+                depends=[str(path) for path in SOURCES.iterdir()],
+            )
+        except CompileError:
+            if name not in NEW:
+                raise
+            return []
 
 
 setup(
