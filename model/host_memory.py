@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 
 _CGROUP = Path("/sys/fs/cgroup")
-_SOME = 64 << 20
-"""Bytes that may be kept. To give back takes milliseconds, so it is not done for every array."""
+_GIVE_BACK_AFTER = 64 << 20
+"""Freed bytes; giving them back takes milliseconds, so it is not done for every array."""
 
 
 def free_bytes() -> int:
@@ -31,7 +31,7 @@ def _read(path: Path) -> int | None:
 
 
 class Freed:
-    """Counts the bytes that are freed, and gives them back whenever they have become some."""
+    """Gives freed memory back each time that 64 MiB have accumulated."""
 
     def __init__(self) -> None:
         self._bytes = 0
@@ -39,7 +39,7 @@ class Freed:
     def add(self, size: int) -> None:
         """Counts `size` freed bytes."""
         self._bytes += size
-        if self._bytes >= _SOME:
+        if self._bytes >= _GIVE_BACK_AFTER:
             self._bytes = 0
             _give_back()
 

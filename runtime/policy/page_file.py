@@ -11,7 +11,9 @@ import numpy as np
 
 _ALIGNMENT = 4096
 HEADER = np.dtype([("owner", "u1", 32), ("total", "<u8"), ("writes", "<u8")])
-"""Before the records: what decides a page's bytes, how many copies there can be, and a count of writes."""
+"""What decides a page's bytes, how many copies there can be, and a count of writes."""
+KEY_BYTES = 8
+"""The first bytes of a page's digest, by which a peer looks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class PageFile:
 
 
 class Layout(NamedTuple):
-    """Where a file has its parts: the header, then `total` records, then the pages.
+    """Where a file has its parts: the header, then `total` keys, `total` records, and the pages.
 
     Attributes:
       record: of a page: `used`, a rising number, 0 for none; its digest and its tokens.
@@ -48,14 +50,24 @@ class Layout(NamedTuple):
         return cls(record, total, page_bytes)
 
     @property
+    def first_record(self) -> int:
+        """The offset of the records."""
+        return HEADER.itemsize + self.total * KEY_BYTES
+
+    @property
     def first_page(self) -> int:
         """The offset of the pages."""
-        return -(-(HEADER.itemsize + self.total * self.record.itemsize) // _ALIGNMENT) * _ALIGNMENT
+        return -(-(self.first_record + self.total * self.record.itemsize) // _ALIGNMENT) * _ALIGNMENT
 
     @property
     def size(self) -> int:
         """Of the file."""
         return self.first_page + self.total * self.page_bytes
+
+
+def key_of(digest: bytes) -> int:
+    """The key of a page with this digest."""
+    return int.from_bytes(digest[:KEY_BYTES], "little")
 
 
 def mark_of(owner: str, page_size: int, page_bytes: int) -> bytes:

@@ -8,10 +8,8 @@ import os
 
 import numpy as np
 
-from .page_file import HEADER, Layout
+from .page_file import HEADER, KEY_BYTES, Layout, key_of
 from .pages import Content
-
-_KEY_BYTES = 8
 
 
 class PeerPages:
@@ -21,15 +19,12 @@ class PeerPages:
         """`mark` and sizes are this engine's: copies of a peer with others are not found."""
         self._descriptor, self._mark = descriptor, mark
         self._sizes = page_size, page_bytes
-        self._seen: tuple[int, int] | None = None
-        self._layout = Layout.of(0, *self._sizes)
-        self._keys_N = np.empty(0, "<u8")
+        self._forget()
 
     def read(self, content: Content) -> np.ndarray | None:
         """The page with this content, u8 `[bytes of a page]`; None if there is no whole copy of it."""
         self._refresh()
-        (key,) = np.frombuffer(content.digest, "<u8", 1)
-        for place in np.flatnonzero(self._keys_N == key).tolist():
+        for place in np.flatnonzero(self._keys_N == key_of(content.digest)).tolist():
             if (page := self._read_at(place, content)) is not None:
                 return page
         return None
@@ -40,11 +35,12 @@ class PeerPages:
             return None
         size, first = self._layout.page_bytes, self._layout.first_page
         page = os.pread(self._descriptor, size, first + place * size)
-        return np.frombuffer(page, np.uint8) if len(page) == size and self._record(place) == record else None
+        whole = len(page) == size and self._record(place) == record and self._total() == self._layout.total
+        return np.frombuffer(page, np.uint8) if whole else None
 
     def _record(self, place: int) -> bytes:
         size = self._layout.record.itemsize
-        return os.pread(self._descriptor, size, HEADER.itemsize + place * size)
+        return os.pread(self._descriptor, size, self._layout.first_record + place * size)
 
     def _is_of(self, record: bytes, content: Content) -> bool:
         if len(record) != self._layout.record.itemsize:
@@ -54,17 +50,30 @@ class PeerPages:
         return whole and found["tokens"].tolist() == list(content.tokens)
 
     def _refresh(self) -> None:
-        """Reads the digests again if the peer has written since."""
+        """Reads the keys again if the peer has written since."""
+        header = self._header()
+        if header is None:
+            self._forget()
+        elif (seen := (int(header["total"]), int(header["writes"]))) != self._seen:
+            keys = os.pread(self._descriptor, seen[0] * KEY_BYTES, HEADER.itemsize)
+            if len(keys) == seen[0] * KEY_BYTES:
+                self._keys_N = np.frombuffer(keys, "<u8")
+                self._layout, self._seen = Layout.of(seen[0], *self._sizes), seen
+
+    def _forget(self) -> None:
+        self._seen: tuple[int, int] | None = None
+        self._layout = Layout.of(0, *self._sizes)
+        self._keys_N = np.empty(0, "<u8")
+
+    def _total(self) -> int | None:
+        """How many copies the file can have now; None if it has none for this engine."""
+        header = self._header()
+        return None if header is None else int(header["total"])
+
+    def _header(self) -> np.void | None:
+        """The file's header; None if its pages are of another model, or it has none yet."""
         header = os.pread(self._descriptor, HEADER.itemsize, 0)
         if len(header) < HEADER.itemsize:
-            return
+            return None
         (found,) = np.frombuffer(header, HEADER)
-        seen = int(found["total"]), int(found["writes"])
-        if found["owner"].tobytes() != self._mark or seen == self._seen:
-            return
-        layout = Layout.of(seen[0], *self._sizes)
-        records = os.pread(self._descriptor, seen[0] * layout.record.itemsize, HEADER.itemsize)
-        if len(records) == seen[0] * layout.record.itemsize:
-            digest_N32 = np.frombuffer(records, layout.record)["digest"]
-            self._keys_N = np.ascontiguousarray(digest_N32[:, :_KEY_BYTES]).view("<u8")[:, 0]
-            self._layout, self._seen = layout, seen
+        return found if found["owner"].tobytes() == self._mark else None

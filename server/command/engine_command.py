@@ -10,8 +10,8 @@ from ..flags import ServeFlags
 def engine_commands(flags: ServeFlags) -> list[list[str]]:
     """The words that start each replica's engine, without its open files.
 
-    All, also those that are restarted, receive the memory that was free before the first one. So their
-    KV pools have one size, and compiled steps and copies of pages fit the next process.
+    All, also those that are restarted, receive the host's memory that was free before the first one. So KV
+    pools in it have one size, and compiled steps and copies of pages fit the next process.
     """
     start = [sys.executable, "-m", "distaff.server.worker.main", "--free-memory", str(_free_at_first())]
     return [[*start, "--replica", str(n), flags.to_argument()] for n in range(flags.replicas)]

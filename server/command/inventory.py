@@ -10,7 +10,7 @@ from ...checkpoints.sources import bundled, cache_folder
 def inventory() -> Iterator[str]:
     """A line for each model: its name, where it comes from, and how much of it is present."""
     for model in bundled():
-        state = "ready" if (cache_folder() / model.folder).exists() else "downloaded when first used"
+        state = "ready" if model.path(cache_folder()).exists() else "downloaded when first used"
         yield f"{model.name}  bundled ({model.licence}), {state}"
     for name, size in sorted(_hub_models()):
         yield f"{name}  from the hub, {decimal(size)}"

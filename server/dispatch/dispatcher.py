@@ -32,9 +32,6 @@ from .tracked_sequence import TrackedSequence
 MOST_HELD = 32
 """The most sequences of a client that are overtaken while they wait for the engine with their prefix."""
 
-Later = Callable[[float, Callable[[], None]], object]
-"""Calls a function after a number of seconds."""
-
 
 class Dispatcher:
     """The sequences of all engines. Call every method on one thread.
@@ -48,13 +45,13 @@ class Dispatcher:
         handles: Sequence[EngineHandle],
         admission: Admission,
         clock: Callable[[], float],
-        later: Later,
+        later: Callable[[float, Callable[[], None]], object],
         most_pause: float,
     ) -> None:
         """Starts without sequences.
 
         Args:
-          clock: seconds.
+          clock: seconds. later: calls a function after a number of seconds.
           most_pause: the longest time that a sequence waits for an engine after its own was lost, in seconds.
         """
         self._handles = handles
@@ -158,12 +155,8 @@ class Dispatcher:
         """Sends waiting sequences to engines that have room."""
         self._dispatch_scheduled = False
         self._run_isolated()
-        while self._begin_next() or self._make_way():
+        while self._begin_next() or self._make_way() or self._balance():
             pass
-        while move := balancing_move(self._shared, self._forecast):
-            handle, sequence = move
-            self._move(sequence, "balanced")
-            self._begin(sequence, handle)
 
     def _all(self) -> Iterator[TrackedSequence]:
         yield from self._queue
@@ -209,11 +202,7 @@ class Dispatcher:
             self._suspects.remove(sequence)
         else:
             self._queue.remove(sequence)
-        self._dispatch_soon()
-
-    def _dispatch_soon(self) -> None:
-        """Schedules one `dispatch` for all streams that end in this turn of the event loop."""
-        if not self._dispatch_scheduled:
+        if not self._dispatch_scheduled:  # once for all streams that end in this turn of the event loop
             self._dispatch_scheduled = True
             self._later(0.0, self.dispatch)
 
@@ -232,7 +221,8 @@ class Dispatcher:
         self._leave(sequence, working=working)
         self.moved[cause] += 1
         sequence.moves += 1
-        sequence.cost = self._forecast.cost(sequence.request, len(sequence.tokens))
+        cost = self._forecast.cost(sequence.request, len(sequence.tokens))
+        sequence.cost = 0.0 if cause == "balanced" else cost  # its client has paid for it
         if sequence.suspected:
             self._suspects.append(sequence)
         else:
@@ -287,6 +277,14 @@ class Dispatcher:
                 self._begin(sequence, handle)
                 return True
         return False
+
+    def _balance(self) -> bool:
+        """Moves a sequence to an engine that has started; returns whether there was one."""
+        move = balancing_move(self._shared, self._forecast)
+        if move is not None:
+            self._move(move[1], "balanced")
+            self._begin(move[1], move[0])
+        return move is not None
 
     def _run_isolated(self) -> None:
         """Runs sequences that may have crashed engines in isolation on an engine, one at a time."""

@@ -39,14 +39,18 @@ def balancing_move(
 def _surplus(
     handle: EngineHandle, handles: Sequence[EngineHandle], forecast: Forecast
 ) -> TrackedSequence | None:
-    """The youngest sequence of the engine with the most of them; None if none can be moved."""
+    """The youngest sequence of the engine with the most of them; None if none can be moved.
+
+    A sequence with a grammar would wait until that is compiled again.
+    """
     fullest = max(handles, key=lambda each: len(each.open))
     if not handle.has_slot or len(fullest.open) - len(handle.open) < 2:
         return None
     movable = [
         sequence
         for sequence in fullest.open.values()
-        if forecast.prompt_seconds(sequence.length) <= MOST_RECOMPUTED
+        if sequence.request.params.grammar is None
+        and forecast.prompt_seconds(sequence.length) <= MOST_RECOMPUTED
         and handle.pages(sequence) <= handle.spare
     ]
     return max(movable, key=lambda sequence: sequence.arrival, default=None)

@@ -183,8 +183,11 @@ def test_existing_files_are_not_downloaded_again(
     assert phases(tiny, cache) == ["download"]
     first = open_checkpoint(folder / "tiny.gguf")
     assert (first.generation.temperature, first.generation.top_p) == (0.5, 0.75)
-    (folder / "generation_config.json").unlink()
+    (folder / "generation_config.json").write_text("cut")
+    os.utime(folder / "tiny.gguf")
     assert phases(tiny, cache) == []
+    assert open_checkpoint(folder / "tiny.gguf").fingerprint == first.fingerprint
+    assert open_checkpoint(folder / "tiny.gguf").generation == first.generation
     assert {path.name for path in folder.iterdir()} == {"tiny.gguf", "generation_config.json"}
     (folder / "tiny.gguf").write_bytes(b"cut")
     with caplog.at_level(logging.WARNING):

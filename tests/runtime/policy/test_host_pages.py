@@ -109,7 +109,7 @@ class Killed(BaseException):
     """The end of the process, at some instruction."""
 
 
-@pytest.mark.parametrize("moment", range(6))
+@pytest.mark.parametrize("moment", range(7))
 def test_a_killed_process_leaves_whole_pages(descriptor: int, monkeypatch: pytest.MonkeyPatch, moment: int):
     """A page that was being replaced is gone; the others are there."""
     pages = open_pages(descriptor, total=2)
@@ -168,7 +168,18 @@ def test_a_peer_may_start_late_shorten_its_file_and_come_back(descriptor: int, p
     assert (bytes_of(pages, 1) is not None) == (owner == "model")
 
 
-@pytest.mark.parametrize("moment", range(6))
+def test_a_peer_that_comes_back_with_another_model_is_not_read(descriptor: int, peer: int):
+    """Its first page has the same place as before, and the same content."""
+    pages = open_pages(descriptor, peers=(peer,))
+    keep(open_pages(peer), 1)
+    assert bytes_of(pages, 1) == [1] * BYTES
+    keep(open_pages(peer, owner="another model"), 1, 9)
+    assert bytes_of(pages, 1) is None
+    keep(open_pages(peer), 1)
+    assert bytes_of(pages, 1) == [1] * BYTES
+
+
+@pytest.mark.parametrize("moment", range(7))
 def test_a_page_that_a_peer_is_writing_is_not_found(
     descriptor: int, peer: int, monkeypatch: pytest.MonkeyPatch, moment: int
 ):
@@ -181,16 +192,18 @@ def test_a_page_that_a_peer_is_writing_is_not_found(
     assert bytes_of(pages, 3) is None and (moment == 0) == (bytes_of(pages, 1) is not None)
 
 
+@pytest.mark.parametrize("total", [1, 2])
 def test_a_page_that_is_replaced_while_it_is_read_is_not_found(
-    descriptor: int, peer: int, monkeypatch: pytest.MonkeyPatch
+    descriptor: int, peer: int, monkeypatch: pytest.MonkeyPatch, total: int
 ):
-    pages, theirs = open_pages(descriptor, peers=(peer,)), open_pages(peer, total=1)
-    keep(theirs, 1)
+    """Nor is one whose file gets another layout meanwhile."""
+    pages = open_pages(descriptor, peers=(peer,))
+    keep(open_pages(peer, total=1), 1)
     read = os.pread
 
     def late(file: int, size: int, offset: int) -> bytes:
         if size == BYTES:
-            keep(theirs, 3)
+            keep(open_pages(peer, total=total), 3)
         return read(file, size, offset)
 
     monkeypatch.setattr(os, "pread", late)
@@ -217,5 +230,6 @@ def die_after(monkeypatch: pytest.MonkeyPatch, pages: HostPages, writes: int) ->
             done += 1
             self.array[key] = value
 
+    monkeypatch.setattr(pages, "_keys", Watched(pages._keys))
     monkeypatch.setattr(pages, "_records", Watched(pages._records))
     monkeypatch.setattr(pages, "_bytes_NB", Watched(pages._bytes_NB))

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from distaff.checkpoints.sources import bundled, cache_folder
+from distaff.server.command.inventory import inventory
+
 from ...patience import patient
 
 SECONDS = 2.0
@@ -93,6 +96,17 @@ def test_models_lists_the_bundled_one():
     status, out, _ = distaff("models", seconds=5)
     assert status == 0
     assert out.startswith("smollm2")
+
+
+def test_a_bundled_model_is_ready_when_its_file_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Not when a download has begun, or has failed."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (model,) = bundled()
+    file = model.path(cache_folder())
+    file.parent.mkdir(parents=True)
+    assert "downloaded when first used" in next(inventory())
+    file.touch()
+    assert "ready" in next(inventory())
 
 
 def test_every_flag_of_serve_is_documented():

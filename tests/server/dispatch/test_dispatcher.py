@@ -203,6 +203,28 @@ def test_an_engine_that_still_compiles_gets_nothing_of_what_runs():
     assert world.dispatcher.moved["balanced"] == 1
 
 
+def test_a_sequence_whose_grammar_would_be_compiled_again_stays():
+    world = World()
+    world.begin(0)
+    with_grammar = [replace(request(name, 50).params, grammar="g") for name in "abc"]
+    given = [
+        replace(request(name, 50), params=params) for name, params in zip("abc", with_grammar, strict=True)
+    ]
+    world.submit(*given)
+    world.begin(1)
+    assert world.dispatcher.moved["balanced"] == 0 and begun(world, 1) == []
+
+
+def test_a_client_does_not_pay_for_balanced_engines():
+    """Its counter, which decides who is next, stays as it is."""
+    world = World()
+    world.begin(0)
+    world.submit(*(request(str(i), 50) for i in range(3)))
+    given = dict(world.dispatcher._queue._given)
+    world.begin(1)
+    assert world.dispatcher.moved["balanced"] == 1 and world.dispatcher._queue._given == given
+
+
 @pytest.mark.parametrize(("length", "moved"), [(20, 1), (21, 0)])
 def test_only_what_is_soon_computed_again_moves_to_an_engine_that_is_ready(length: int, moved: int):
     """A token takes a tenth of a second, and two seconds are allowed."""
