@@ -48,7 +48,8 @@ class Progress(Frame, frozen=True):
     """A piece of a long task is done.
 
     Attributes:
-      phase: `download`, `verify`, `load` or `compile`. done, total: of the same unit; 0: the total is unknown.
+      phase: `download`, `verify`, `load` or `compile`.
+      done, total: of the same unit; a total of 0 is unknown.
     """
 
     phase: str
