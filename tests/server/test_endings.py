@@ -473,4 +473,9 @@ def test_the_queue_and_what_was_moved_are_the_engines_own_figures(server):
     moved = [
         line.partition("total")[2] for line in figures if line.startswith("distaff_sequences_moved_total")
     ]
-    assert moved == ['{cause="engine_lost"} 2.0', '{cause="preempted"} 0.0', '{cause="draining"} 1.0']
+    assert moved == [
+        '{cause="engine_lost"} 2.0',
+        '{cause="preempted"} 0.0',
+        '{cause="draining"} 1.0',
+        '{cause="balanced"} 0.0',
+    ]
