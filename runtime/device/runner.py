@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ...model.transformer import Leaf, Skeleton
+from ...model.transformer import Skeleton
 from ..policy.host_pages import HostPages
 from ..policy.output_processor import Sampled
 from ..policy.sequence import Plan, Row
@@ -107,24 +107,20 @@ class Runner:
         Several processes compile all steps, because they must launch the same ones.
         """
         buckets = self._buckets if self._multi_process else self.shapes.essential()
-        placing = Background("placing", self._place)
+        allocation = Background("allocation", lambda: jax.block_until_ready(self._create_state()))
+        # Several processes must launch their programs in one order: packing after the allocation.
+        state = allocation.result() if self._multi_process else None
+        placing = Background("placing", lambda: self.skeleton.flatten(self._parameters.wait()))
         self._abstract_state = jax.eval_shape(self._create_state)
         self._executables.compile(buckets, self.leaves, self._abstract_state, progress)
         if self.host_pages:
             self._copies = PageCopies(self.host_pages, self._abstract_state, self.mesh)
-        self._state, self.leaves = placing.result()
+        self._state: DeviceState = allocation.result() if state is None else state
+        self.leaves = placing.result()
         barrier()  # so that a trial does not include the compilation in another process
         for bucket in buckets:
             self._run_trial(bucket)
         self.prepare(0, *(np.zeros(self._vocabulary, kind) for kind in (np.int32, np.float32, np.uint8)))
-
-    def _place(self) -> tuple[DeviceState, tuple[Leaf, ...]]:
-        """The first state, and the parameters, which may still be loading, in the layout of the kernels.
-
-        One after the other: several processes must launch their programs in one order.
-        """
-        state = jax.block_until_ready(self._create_state())
-        return state, self.skeleton.flatten(self._parameters.wait())
 
     def compile_rest(self, stop: threading.Event, quiet: threading.Event) -> None:
         """Compiles the steps that `warm_up` has not compiled, for `add_compiled`, until `stop` is set.
