@@ -91,8 +91,8 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def f32_server() -> Iterator[Server]:
-    """The bundled model in f32, for comparisons of what differs by rounding alone."""
-    with running(*SMALL, "--quantize", "none") as server:
+    """The bundled model in f32, for what it is known to say and what differs by rounding alone."""
+    with running(*SMALL, "--max-wait", "300", "--quantize", "none") as server:
         server.wait_ready()
         yield server
 

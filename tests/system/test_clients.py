@@ -109,9 +109,9 @@ sys.exit(node([{str(CLIENTS / name)!r}, {server.url + "/v1"!r}]))"""
 
 
 @pytest.mark.clients
-def test_the_javascript_clients_tools(server: Server) -> None:
+def test_the_javascript_clients_tools(f32_server: Server) -> None:
     """`runTools` calls and answers, a call is streamed, a schema held, a stream aborted."""
-    heard = run_javascript("tools.mjs", server)
+    heard = run_javascript("tools.mjs", f32_server)
     assert heard["called"] and all(given["city"] in ("Paris", "Rome") for given in heard["called"])
     assert set(heard["results"]) == {"21 C and sunny"}
     assert heard["fragments"] == heard["arguments"]
@@ -121,9 +121,9 @@ def test_the_javascript_clients_tools(server: Server) -> None:
 
 
 @pytest.mark.clients
-def test_the_javascript_clients_responses(server: Server) -> None:
+def test_the_javascript_clients_responses(f32_server: Server) -> None:
     """The Responses API streamed, folded by the helper and whole; a call, and what it returned."""
-    heard = run_javascript("responses.mjs", server)
+    heard = run_javascript("responses.mjs", f32_server)
     assert "Paris" in heard["text"]
     assert heard["text"] == heard["folded"] == heard["whole"]
     assert (heard["kinds"][0], heard["kinds"][-1]) == ("response.created", "response.completed")
@@ -133,9 +133,9 @@ def test_the_javascript_clients_responses(server: Server) -> None:
 
 
 @pytest.mark.clients
-def test_the_javascript_client(server: Server) -> None:
+def test_the_javascript_client(f32_server: Server) -> None:
     """Streaming, the stream helper, a whole reply, an error and a break, from OpenAI's JavaScript client."""
-    heard = run_javascript("seed.mjs", server)
+    heard = run_javascript("seed.mjs", f32_server)
     assert "Paris" in heard["text"]
     assert heard["text"] == heard["folded"] == heard["whole"]
     assert (heard["roles"], heard["finishes"], heard["heard"]) == (1, ["stop"], 3)

@@ -158,7 +158,7 @@ def outside() -> Iterator[socket.socket]:
     + [pytest.param("hf_inference", Path(sys.executable), id="hf_inference-2")],
 )
 def test_an_example_keeps_its_promise(
-    example: str, python: Path, server: Server, outside: socket.socket, tmp_path: Path
+    example: str, python: Path, f32_server: Server, outside: socket.socket, tmp_path: Path
 ) -> None:
     """It ends well, prints what it should, and asks for nothing outside.
 
@@ -168,7 +168,7 @@ def test_an_example_keeps_its_promise(
     environment = {
         "PATH": "/usr/bin:/bin",
         "HOME": str(tmp_path),
-        "DISTAFF_URL": f"{server.url}/v1",
+        "DISTAFF_URL": f"{f32_server.url}/v1",
         **{name: proxy for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")},
         **{name: "127.0.0.1" for name in ("NO_PROXY", "no_proxy")},
         "HF_HUB_DISABLE_TELEMETRY": "1",
