@@ -66,7 +66,7 @@ class Engine:
         Args:
           parameters: by the names of `model.parameters.parameter_shapes`, all of one dtype, on the mesh as in
             `model.sharding.placements`; a mapping stays as it is. `warm_up` waits for those that are still
-            loading, and frees each one that it lays out anew unless others hold it.
+            loading, and frees each one after packing it, unless others hold it.
           on_events: receives every step's events; None keeps them for `stream`.
           mesh: the devices; None for the one that holds the parameters.
           followers: other processes that hold a part of the mesh (see `lockstep.py`).

@@ -2,9 +2,9 @@
 
 A device forgets: its pool evicts pages, and a process that ends loses all of them. Copies outlive both,
 because they are in a file that the web process keeps open while engines come and go (in memory, where the
-system has such files). An engine that is restarted continues its sequences from here, a prompt whose pages
-were evicted need not be computed again, and the other replicas continue what a dead one has begun: they read
-its file (`peer_pages.py`). `runtime/device/page_copies.py` moves the bytes.
+system has such files). A restarted engine restores the pages of its sequences from the file instead of
+computing them again; the pages of a prompt that were evicted come back too. Other replicas read the file, and
+continue the sequences of a dead engine (`peer_pages.py`). `runtime/device/page_copies.py` moves the bytes.
 
 The one idea: a page's record is cleared before its bytes change and written after them. So a process can be
 killed at any moment, and the next one, or another one, finds only whole pages. While it lives, another one
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from .page_file import HEADER, Layout, PageFile, key_of, mark_of
+from .page_file import HEADER, FileLayout, PageFile, key_of, mark_of
 from .pages import Content, Digest
 from .peer_pages import PeerPages
 
@@ -41,7 +41,7 @@ class HostPages:
         Raises:
           OSError: the file cannot have that size, or cannot be mapped.
         """
-        layout = Layout.of(total, page_size, page_bytes)
+        layout = FileLayout.of(total, page_size, page_bytes)
         memory = _map(file.descriptor, layout.size)
         self.total, self.page_bytes, self.group = total, page_bytes, group
         pages = np.frombuffer(memory, np.uint8, total * page_bytes, layout.first_page)

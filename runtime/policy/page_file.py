@@ -32,7 +32,7 @@ class PageFile:
     peers: tuple[int, ...] = ()
 
 
-class Layout(NamedTuple):
+class FileLayout(NamedTuple):
     """Where a file has its parts: the header, then `total` keys, `total` records, and the pages.
 
     Attributes:
@@ -44,7 +44,7 @@ class Layout(NamedTuple):
     page_bytes: int
 
     @classmethod
-    def of(cls, total: int, page_size: int, page_bytes: int) -> "Layout":
+    def of(cls, total: int, page_size: int, page_bytes: int) -> "FileLayout":
         """`page_size` is in tokens."""
         record = np.dtype([("used", "<u8"), ("digest", "u1", 32), ("tokens", "<i4", page_size)])
         return cls(record, total, page_bytes)

@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 
-from .page_file import HEADER, KEY_BYTES, Layout, key_of
+from .page_file import HEADER, KEY_BYTES, FileLayout, key_of
 from .pages import Content
 
 
@@ -58,11 +58,11 @@ class PeerPages:
             keys = os.pread(self._descriptor, seen[0] * KEY_BYTES, HEADER.itemsize)
             if len(keys) == seen[0] * KEY_BYTES:
                 self._keys_N = np.frombuffer(keys, "<u8")
-                self._layout, self._seen = Layout.of(seen[0], *self._sizes), seen
+                self._layout, self._seen = FileLayout.of(seen[0], *self._sizes), seen
 
     def _forget(self) -> None:
         self._seen: tuple[int, int] | None = None
-        self._layout = Layout.of(0, *self._sizes)
+        self._layout = FileLayout.of(0, *self._sizes)
         self._keys_N = np.empty(0, "<u8")
 
     def _total(self) -> int | None:

@@ -90,11 +90,13 @@ class PrefixCache:
         if self._host is None or not self._pages.available:
             return None
         copy = self._host.read(content)
-        page = None if copy is None else self._pages.allocate()
-        if page is not None and copy is not None:
-            self._pages.publish(page, content)
-            self._restored.append((page, copy))
-            self.restored += 1
+        if copy is None:
+            return None
+        page = self._pages.allocate()
+        assert page is not None
+        self._pages.publish(page, content)
+        self._restored.append((page, copy))
+        self.restored += 1
         return page
 
     def _content(self, sequence: Sequence, index: int) -> Content:

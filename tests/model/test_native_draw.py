@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from distaff.model.kernels.draw import DrawSettings
 from distaff.model.kernels.draw import draw as portable_draw
 from distaff.model.kernels.native_draw import draw, draw_with_floors
-from distaff.model.kernels.native_library import instruction_sets
 
-pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the native kernels were not built")
+from ..native import NATIVE
+
+pytestmark = NATIVE
 
 TOLERANCE = 1e-4
 """Relative, of weights and arrival times in f32."""

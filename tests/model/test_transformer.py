@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distaff.model.config import ModelConfig, MoEConfig, RopeScaling
-from distaff.model.kernels.native_library import instruction_sets
 from distaff.model.kernels.registry import choose
 from distaff.model.parameters import Quantization
 from distaff.model.quantize import quantize
 from distaff.model.target import Target
 from distaff.model.transformer import Skeleton, random_parameters
 
+from ..native import NATIVE
 from .reference import Driver, build_reference, parameters_from
 
 CONFIG = ModelConfig(
@@ -143,7 +143,7 @@ PANELS = replace(CONFIG, vocabulary=64, width=32, heads=2, kv_heads=1, head_size
 MIXTURE = replace(PANELS, moe=MoEConfig(experts=4, experts_per_token=2))
 
 
-@pytest.mark.skipif(not instruction_sets(), reason="the native kernels were not built")
+@NATIVE
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize(
     "config, dtype, overrides, invariant",

@@ -11,7 +11,6 @@ import pytest
 
 from distaff.model import host_memory
 from distaff.model.config import MoEConfig
-from distaff.model.kernels.native_library import library
 from distaff.model.layout import Layout
 from distaff.model.quantize import quantize
 from distaff.model.sharding import create_mesh, place_all
@@ -23,6 +22,7 @@ from distaff.runtime.engine import Engine
 from distaff.runtime.request import Request, SamplingParams
 from distaff.runtime.scorer import Scorer
 
+from ...native import NATIVE
 from ..tiny import CONFIG, make_parameters
 
 F32 = np.dtype("float32")
@@ -76,9 +76,6 @@ def test_the_pool_of_a_restarted_engine_has_the_same_size(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(host_memory, "free_bytes", lambda: 1 << 23)
     assert pages(1 << 24) == 2 * pages(None) == pages(1 << 24)
-
-
-NATIVE = pytest.mark.skipif(library() is None, reason="the native kernels were not built")
 
 
 @pytest.mark.parametrize("loading", [True, False], ids=["loading", "loaded"])

@@ -196,7 +196,7 @@ def test_a_page_that_a_peer_is_writing_is_not_found(
 def test_a_page_that_is_replaced_while_it_is_read_is_not_found(
     descriptor: int, peer: int, monkeypatch: pytest.MonkeyPatch, total: int
 ):
-    """Nor is one whose file gets another layout meanwhile."""
+    """Also if the file has another number of places by then."""
     pages = open_pages(descriptor, peers=(peer,))
     keep(open_pages(peer, total=1), 1)
     read = os.pread
