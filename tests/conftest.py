@@ -2,6 +2,7 @@
 no deadlines for hypothesis, because the first example of a test may import or compile."""
 
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -10,8 +11,11 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import hypothesis
 import jax
+import pytest
 
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "distaff" / "test-xla"
+_LARGEST_CACHE = 1 << 30
+"""In bytes. Drawn shapes add some megabytes to it in each run."""
 
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
@@ -21,4 +25,14 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Empties a cache of compiled programs that has grown too large, before any worker uses it."""
+    if not hasattr(config, "workerinput") and _size(_CACHE) > _LARGEST_CACHE:
+        shutil.rmtree(_CACHE)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
