@@ -1,9 +1,16 @@
-"""The native kernels under the address and undefined-behaviour sanitizers, a program per instruction set."""
+"""The native kernels under the address and undefined-behaviour sanitizers, a program per instruction set.
 
+A program is kept beside JAX's compilation cache, under a digest of everything that determines it: the
+kernels, the compiler and its flags. It runs in every run of the tests, and is compiled again if one of them
+changes.
+"""
+
+import hashlib
 import shutil
 import subprocess
 from pathlib import Path
 
+import jax
 import pytest
 
 from distaff.model.kernels.native_library import instruction_sets
@@ -27,11 +34,24 @@ def test_a_compiler_is_enough_to_have_the_kernels() -> None:
 
 @pytest.mark.skipif(COMPILER is None, reason="there is no g++")
 @pytest.mark.parametrize("name", instruction_sets())
-def test_kernels_touch_nothing_but_their_buffers(name: str, tmp_path: Path) -> None:
+def test_kernels_touch_nothing_but_their_buffers(name: str) -> None:
+    done = subprocess.run([built(name)], capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{name}\n", "")
+
+
+def built(name: str) -> Path:
+    """The program that checks an instruction set's kernels."""
     table, flags = FLAGS[name]
     files = Path(__file__).with_name("native_check.cc"), SOURCES / f"{name}.cc"
     common = ["-std=c++17", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    build = [COMPILER, *common, *flags, f"-I{SOURCES}", f"-DTABLE={table}", *files, "-o", tmp_path / "check"]
-    subprocess.run(build, check=True, timeout=200)
-    done = subprocess.run([tmp_path / "check"], capture_output=True, text=True, timeout=200)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{name}\n", "")
+    build = [COMPILER, *common, *flags, f"-I{SOURCES}", f"-DTABLE={table}", *files]
+    compiler = subprocess.run([COMPILER, "--version"], capture_output=True, check=True).stdout
+    sources = [path.read_bytes() for path in (files[0], *sorted(SOURCES.iterdir()))]
+    digest = hashlib.sha256(b"\0".join([repr(build).encode(), compiler, *sources])).hexdigest()
+    program = Path(jax.config.jax_compilation_cache_dir) / "sanitized" / f"{name}-{digest[:16]}"
+    if not program.exists():
+        program.parent.mkdir(parents=True, exist_ok=True)
+        partial = program.with_suffix(".partial")
+        subprocess.run([*build, "-o", partial], check=True, timeout=200)
+        partial.replace(program)
+    return program

@@ -29,6 +29,8 @@ from .conftest import Server, free_port
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "Dockerfile"
 TOOLS = Path(sys.executable).parent
+MADE_OF = "made-of"
+"""The file in the kept environment that says from what its packages were installed."""
 LIMITS = {
     "MAX_INPUT_LENGTH": "24",
     "MAX_TOTAL_TOKENS": "128",
@@ -71,22 +73,23 @@ def test_the_context_has_what_is_copied_and_no_more():
 
 
 @pytest.fixture(scope="module")
-def installing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
-    """A virtual environment, and what installs the command in it from what the image would be given alone.
+def installing(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """A virtual environment, and the process that installs the command there from what the image would have.
 
-    The installation takes half a minute; tests that do not need it run meanwhile.
+    The installation takes some time; tests that do not need it run meanwhile.
     """
     image = tmp_path_factory.mktemp("image")
-    context, environment = image / "context", image / "venv"
+    context, environment = image / "context", kept_environment()
     for words in words_of("COPY"):
         *sources, target = words.split()
         for source in sources if not words.startswith("--from") else ():
             _copy(ROOT / source, context / target if len(sources) == 1 else context / target / source)
-    venv.create(environment, with_pip=True)
     install = " && ".join(words for words in words_of("RUN") if words.startswith("pip install"))
     path = f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"
     plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    with (image / "log").open("wb") as log:
+    with (environment / "log").open("wb") as log:
         process = subprocess.Popen(
             ["sh", "-c", install],
             cwd=context,
@@ -99,7 +102,28 @@ def installing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path,
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    shutil.rmtree(image)  # more than a gigabyte
+
+
+def kept_environment() -> Path:
+    """A virtual environment that was fresh when the image's dependencies were installed there.
+
+    It is kept between runs, because more than a gigabyte of packages takes half a minute: Distaff itself is
+    installed again in every run. It is made again if a dependency, the Dockerfile or the Python differs.
+    """
+    folder = cache_folder() / "test-image"
+    mark = folder / MADE_OF
+    if mark.exists() and mark.read_text() == ingredients():
+        subprocess.run([folder / "bin" / "pip", "uninstall", "--quiet", "--yes", "distaff"], check=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        venv.create(folder, with_pip=True)
+    return folder
+
+
+def ingredients() -> str:
+    """Everything that decides which packages a fresh environment has."""
+    inputs = [ROOT / name for name in ("pyproject.toml", "constraints.txt", "Dockerfile")]
+    return "\n".join([sys.version, *(path.read_text() for path in inputs)])
 
 
 @pytest.fixture
@@ -107,7 +131,8 @@ def installed(installing: tuple[Path, subprocess.Popen[bytes]]) -> Path:
     """The folder of the commands that the image has."""
     commands, process = installing
     code = process.wait()
-    assert code == 0, (commands.parents[1] / "log").read_text()[-4000:]
+    assert code == 0, (commands.parent / "log").read_text()[-4000:]
+    (commands.parent / MADE_OF).write_text(ingredients())
     return commands
 
 

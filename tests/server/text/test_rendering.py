@@ -75,7 +75,10 @@ def make_remote() -> Iterator[Callable[..., RemoteTemplate]]:
 @pytest.mark.parametrize(
     "source", [CHATML, "{{ unfinished", "{{ raise_exception('never') }}", "{{ style }}{{ tools }}"]
 )
-def test_a_template_is_the_same_elsewhere(make_remote: Callable[..., RemoteTemplate], source: str) -> None:
+def test_a_template_is_the_same_elsewhere(
+    make_remote: Callable[..., RemoteTemplate], monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    monkeypatch.setattr(rendering, "PROCESSES", 1)
     here, there = ChatTemplate(source, SPECIAL), make_remote(source)
     assert (there.source, there.options, there.knows_tools) == (here.source, here.options, here.knows_tools)
     schema = {"type": "integer", "maximum": 10**30, "x": [0.1, None, True, "é🙂\x00"]}
