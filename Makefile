@@ -2,7 +2,7 @@
 #   make serve [MODEL=...] [EXTRA=cuda|tpu] [ARGS="--port 8001"]
 #   make test [LATEST=1]
 # Beside them `make test-clients` runs the client examples and OpenAI's JavaScript client, and `make test-next` runs the
-# tests of runtime and server with a newer Python and JAX; both have environments of their own. CI runs the former.
+# tests of runtime and server with a newer Python and JAX; both have environments of their own. CI runs all of them.
 # What they install is pinned by constraints.txt and examples/constraints.txt, which `make lock` writes from the ranges
 # of pyproject.toml and examples/requirements.txt. LATEST=1 takes the newest that pyproject.toml allows, in an
 # environment of its own, and there what a third party deprecates is shown, not fatal.
@@ -29,12 +29,14 @@ PINNED := $(if $(LATEST),--upgrade --upgrade-strategy eager,--constraint constra
 SHOWN := $(if $(LATEST),$(patsubst %,-W default::%,DeprecationWarning PendingDeprecationWarning FutureWarning))
 INSTALLED := pyproject.toml constraints.txt setup.py $(wildcard model/kernels/native/*)
 PYTEST := -m pytest --durations=40
+# Two workers; each takes whole files, so that what a file's tests share is made once.
+TOGETHER := -n 2 --dist loadfile --no-loadscope-reorder
 UV := build/uv/bin/uv
 # Without --upgrade it keeps what is pinned, as far as the ranges still allow that.
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --no-annotate \
   --custom-compile-command 'make lock'
 
-.PHONY: serve setup test test-clients test-next check lock format bench clean ALWAYS
+.PHONY: serve setup test test-clients test-next next-python check lock format bench clean ALWAYS
 
 serve: setup
 	@exec $(BIN)/distaff serve $(MODEL) $(ARGS)
@@ -42,13 +44,17 @@ serve: setup
 setup: $(VENV)/.installed-$(EXTRA)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python $(PYTEST) -m 'not clients' $(SHOWN)
+	$(BIN)/python $(PYTEST) $(TOGETHER) -m 'not clients and not serial' $(SHOWN)
+	$(BIN)/python $(PYTEST) -m 'serial and not clients' $(SHOWN)
 
 test-clients: $(VENV)/.installed-test $(CLIENTS)/node_modules/openai $(INTEGRATIONS)/.installed
 	$(BIN)/python $(PYTEST) -m clients $(SHOWN)
 
 test-next: $(NEXT)/.installed
-	$(NEXT)/bin/python $(PYTEST) tests/runtime tests/server
+	$(NEXT)/bin/python $(PYTEST) $(TOGETHER) tests/runtime tests/server
+
+next-python:
+	@echo $(NEXT_PYTHON)
 
 check: $(VENV)/.installed-test $(TYPES) build/lock/checked
 	$(BIN)/ruff format --check .

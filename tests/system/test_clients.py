@@ -11,6 +11,7 @@ from openai import AsyncOpenAI, NotFoundError, OpenAI
 
 from .conftest import Server
 
+pytestmark = pytest.mark.serial
 CLIENTS = Path(__file__).parents[1] / "clients"
 
 CAPITAL = [

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from distaff.checkpoints.grammars.grammar import json_schema_grammar
 from distaff.runtime.request import EngineStats, Request, SamplingParams, TokenEvent
 from distaff.server.engine_client import EngineInfo
@@ -16,6 +18,7 @@ from distaff.server.flags import ServeFlags
 
 from ..checkpoints.making import make_model, save_folder
 
+pytestmark = pytest.mark.serial
 SCHEMA = {"type": "array", "items": {"type": "string"}, "minItems": 30}
 KINDS: list[dict] = [
     {"temperature": 0.0},

@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, BertModel
 
 from .conftest import Server
 
+pytestmark = pytest.mark.serial
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 CLIENTS = ROOT / ".venv-clients" / "bin" / "python"

@@ -1,9 +1,11 @@
 """The bundled model over four devices, as an operator starts it: nine heads in groups of three."""
 
 import openai
+import pytest
 
 from .conftest import Server, running
 
+pytestmark = pytest.mark.serial
 QUESTIONS = ["What is the capital of France?", "Name three rivers in Europe.", "Why is the sky blue?"]
 
 

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
 from .conftest import SMALL, Server, running
+
+pytestmark = pytest.mark.serial
 
 
 def _body(number: int, **options) -> dict:

@@ -18,6 +18,7 @@ from distaff.checkpoints import load_parameters, load_tokenizer, open_checkpoint
 from ..model.reference import reference_from
 from .conftest import Server
 
+pytestmark = pytest.mark.serial
 TEXT = "A distaff holds the unspun fibres, e.g. flax, while thread is drawn from them. Größe: 12.5 µm 🧶"
 WEATHER = {
     "type": "function",

@@ -7,8 +7,11 @@ import time
 from collections.abc import Callable
 
 import httpx
+import pytest
 
 from .conftest import SMALL, Server, running
+
+pytestmark = pytest.mark.serial
 
 
 def _body(topic: str, **options) -> dict:

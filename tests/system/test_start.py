@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from .conftest import DISTAFF, SMALL
 
+pytestmark = pytest.mark.serial
 OURS = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING|ERROR) distaff\.[\w.]+: .+")
 NO_TORCH = "import sys; sys.modules['torch'] = None"
 
