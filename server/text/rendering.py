@@ -53,7 +53,9 @@ class RemoteTemplate(ChatTemplate):
     """
 
     def __init__(self, source: str, special: Mapping[str, str], seconds: float = SECONDS) -> None:
-        """Starts the renderers, and waits until the first one has examined the template.
+        """Starts the first renderer, and waits until it has examined the template.
+
+        The others are started by `start_all`, or when a conversation needs them.
 
         Args:
           seconds: the longest time for loading the template or rendering one conversation.
@@ -70,7 +72,7 @@ class RemoteTemplate(ChatTemplate):
         try:
             self._load = wire.encode(wire.Load(source, dict(special), seconds))
             first = self._start()
-            self._renderers.extend([*(self._start() for _ in range(PROCESSES - 1)), first])
+            self._renderers.extend([*[None] * (PROCESSES - 1), first])
             if first is None:
                 raise Lost("its process cannot be started")
             loaded = first.loaded()
@@ -111,6 +113,12 @@ class RemoteTemplate(ChatTemplate):
             with contextlib.suppress(Lost):
                 return self._ask(question)
         raise TemplateError(f"the process that renders the chat template ended {_TRIES} times")
+
+    def start_all(self) -> None:
+        """Starts the renderers that have not been started, each in a second of processor time."""
+        for _ in range(PROCESSES):
+            with self._free:
+                self._renderers.append(self._renderers.popleft() or self._start())
 
     def close(self) -> None:
         """Ends the renderers, including those that are rendering. Otherwise they end with this process."""

@@ -10,6 +10,8 @@ import httpx
 import psutil
 import pytest
 
+from distaff.server.text.rendering import PROCESSES
+
 from .conftest import SMALL, Server, running
 
 pytestmark = pytest.mark.serial
@@ -125,3 +127,16 @@ def test_sigterm_lets_running_streams_end() -> None:
         assert any('"finish_reason":"length"' in line for line in rest)
         assert server.process.wait(timeout=30) == 0
         assert not engine.is_running()
+
+
+def test_a_ready_server_starts_its_other_renderers(server: Server) -> None:
+    """One is enough for a start, but a slow conversation must not block all others."""
+    limit = time.monotonic() + 30
+    while _renderers(server) < PROCESSES:
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+
+
+def _renderers(server: Server) -> int:
+    children = psutil.Process(server.process.pid).children()
+    return sum("distaff.server.text.renderer" in child.cmdline() for child in children)

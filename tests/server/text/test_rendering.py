@@ -51,12 +51,20 @@ def said(text: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def hostile() -> Iterator[RemoteTemplate]:
     template = RemoteTemplate(HOSTILE, SPECIAL, SECONDS)
-    yield template
+    yield complete(template)
     template.close()
 
 
 def render(template: RemoteTemplate, text: str) -> str:
     return template.render(said(text), add_generation_prompt=True, continue_final_message=False)
+
+
+def complete(template: RemoteTemplate) -> RemoteTemplate:
+    """Starts all renderers, and waits until they have loaded the template."""
+    template.start_all()
+    for renderer in list(template._living):
+        renderer.loaded()
+    return template
 
 
 @pytest.fixture
@@ -75,10 +83,7 @@ def make_remote() -> Iterator[Callable[..., RemoteTemplate]]:
 @pytest.mark.parametrize(
     "source", [CHATML, "{{ unfinished", "{{ raise_exception('never') }}", "{{ style }}{{ tools }}"]
 )
-def test_a_template_is_the_same_elsewhere(
-    make_remote: Callable[..., RemoteTemplate], monkeypatch: pytest.MonkeyPatch, source: str
-) -> None:
-    monkeypatch.setattr(rendering, "PROCESSES", 1)
+def test_a_template_is_the_same_elsewhere(make_remote: Callable[..., RemoteTemplate], source: str) -> None:
     here, there = ChatTemplate(source, SPECIAL), make_remote(source)
     assert (there.source, there.options, there.knows_tools) == (here.source, here.options, here.knows_tools)
     schema = {"type": "integer", "maximum": 10**30, "x": [0.1, None, True, "é🙂\x00"]}
@@ -126,8 +131,31 @@ def test_a_template_that_cannot_be_loaded_is_a_bad_checkpoint(source: str, reaso
     assert psutil.Process().children() == before
 
 
-def test_renderers_that_are_killed_are_replaced(make_remote: Callable[..., RemoteTemplate]) -> None:
+def test_one_renderer_is_enough_until_all_are_wanted(make_remote: Callable[..., RemoteTemplate]) -> None:
     template = make_remote(HOSTILE)
+    [first] = template.pids
+    assert render(template, "x") == "x" and template.pids == [first]
+    complete(template)
+    assert len(template.pids) == PROCESSES and first in template.pids
+    complete(template)
+    assert len(template.pids) == PROCESSES == len(template._living)
+
+
+def test_a_renderer_that_was_not_started_is_started_for_a_conversation(
+    make_remote: Callable[..., RemoteTemplate],
+) -> None:
+    template = make_remote(HOSTILE)
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(render, template, "loops")
+        while template.pids:
+            pass
+        assert render(template, "x") == "x"
+        with pytest.raises(TemplateError, match=TOO_SLOW):
+            slow.result()
+
+
+def test_renderers_that_are_killed_are_replaced(make_remote: Callable[..., RemoteTemplate]) -> None:
+    template = complete(make_remote(HOSTILE))
     for pid in (killed := template.pids):
         os.kill(pid, signal.SIGKILL)
     # Each try meets one that was killed: who comes second finds new ones.
@@ -153,7 +181,7 @@ def test_a_stopped_renderer_is_replaced(
 def test_a_slow_conversation_leaves_a_renderer_to_the_others(
     make_remote: Callable[..., RemoteTemplate],
 ) -> None:
-    template = make_remote(HOSTILE)
+    template = complete(make_remote(HOSTILE))
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(render, template, "loops")
         assert [render(template, "x") for _ in range(20)] == ["x"] * 20
@@ -165,7 +193,7 @@ def test_a_slow_conversation_leaves_a_renderer_to_the_others(
 def test_a_conversation_waits_for_a_renderer_within_bounds(
     make_remote: Callable[..., RemoteTemplate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    template = make_remote(HOSTILE)
+    template = complete(make_remote(HOSTILE))
     monkeypatch.setattr(rendering, "QUEUE_SECONDS", 0.05)
     with ThreadPoolExecutor(PROCESSES) as pool:
         slow = [pool.submit(render, template, "loops") for _ in range(PROCESSES)]
@@ -179,7 +207,7 @@ def test_a_conversation_waits_for_a_renderer_within_bounds(
 
 
 def test_no_renderer_outlives_its_template(make_remote: Callable[..., RemoteTemplate]) -> None:
-    template = make_remote(CHATML)
+    template = complete(make_remote(CHATML))
     processes = [psutil.Process(pid) for pid in template.pids]
     template.close()
     assert not psutil.wait_procs(processes, 10)[1]
@@ -189,7 +217,7 @@ def test_api_keys_stay_in_the_web_process(
     make_remote: Callable[..., RemoteTemplate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DISTAFF_API_KEYS", "secret-key-of-a-test")
-    for pid in make_remote(CHATML).pids:
+    for pid in complete(make_remote(CHATML)).pids:
         assert b"secret-key" not in Path(f"/proc/{pid}/environ").read_bytes()
 
 
