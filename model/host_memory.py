@@ -11,7 +11,7 @@ import psutil
 
 _CGROUP = Path("/sys/fs/cgroup")
 _GIVE_BACK_AFTER = 64 << 20
-"""Bytes. Returning memory to the system takes milliseconds, so it is not done for every array."""
+"""In bytes. `malloc_trim` takes milliseconds, so it is not called for every array."""
 
 
 def free_bytes() -> int:

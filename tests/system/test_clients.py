@@ -112,32 +112,32 @@ sys.exit(node([{str(CLIENTS / name)!r}, {server.url + "/v1"!r}]))"""
 @pytest.mark.clients
 def test_the_javascript_clients_tools(f32_server: Server) -> None:
     """`runTools` calls and answers, a call is streamed, a schema held, a stream aborted."""
-    heard = run_javascript("tools.mjs", f32_server)
-    assert heard["called"] and all(given["city"] in ("Paris", "Rome") for given in heard["called"])
-    assert set(heard["results"]) == {"21 C and sunny"}
-    assert heard["fragments"] == heard["arguments"]
-    for text in (heard["arguments"], heard["parsed"]):
+    output = run_javascript("tools.mjs", f32_server)
+    assert output["called"] and all(given["city"] in ("Paris", "Rome") for given in output["called"])
+    assert set(output["results"]) == {"21 C and sunny"}
+    assert output["fragments"] == output["arguments"]
+    for text in (output["arguments"], output["parsed"]):
         assert json.loads(text)["city"] in ("Paris", "Rome")
-    assert heard["aborted"] in (3, "APIUserAbortError")
+    assert output["aborted"] in (3, "APIUserAbortError")
 
 
 @pytest.mark.clients
 def test_the_javascript_clients_responses(f32_server: Server) -> None:
     """The Responses API streamed, folded by the helper and whole; a call, and what it returned."""
-    heard = run_javascript("responses.mjs", f32_server)
-    assert "Paris" in heard["text"]
-    assert heard["text"] == heard["folded"] == heard["whole"]
-    assert (heard["kinds"][0], heard["kinds"][-1]) == ("response.created", "response.completed")
-    assert (heard["call"]["type"], heard["call"]["name"]) == ("function_call", "get_weather")
-    assert json.loads(heard["call"]["arguments"])["city"] in ("Paris", "Rome")
-    assert heard["returned"] in ("completed", "incomplete")
+    output = run_javascript("responses.mjs", f32_server)
+    assert "Paris" in output["text"]
+    assert output["text"] == output["folded"] == output["whole"]
+    assert (output["kinds"][0], output["kinds"][-1]) == ("response.created", "response.completed")
+    assert (output["call"]["type"], output["call"]["name"]) == ("function_call", "get_weather")
+    assert json.loads(output["call"]["arguments"])["city"] in ("Paris", "Rome")
+    assert output["returned"] in ("completed", "incomplete")
 
 
 @pytest.mark.clients
 def test_the_javascript_client(f32_server: Server) -> None:
     """Streaming, the stream helper, a whole reply, an error and a break, from OpenAI's JavaScript client."""
-    heard = run_javascript("seed.mjs", f32_server)
-    assert "Paris" in heard["text"]
-    assert heard["text"] == heard["folded"] == heard["whole"]
-    assert (heard["roles"], heard["finishes"], heard["heard"]) == (1, ["stop"], 3)
-    assert heard["error"] == {"status": 404, "code": "model_not_found", "name": "NotFoundError"}
+    output = run_javascript("seed.mjs", f32_server)
+    assert "Paris" in output["text"]
+    assert output["text"] == output["folded"] == output["whole"]
+    assert (output["roles"], output["finishes"], output["heard"]) == (1, ["stop"], 3)
+    assert output["error"] == {"status": 404, "code": "model_not_found", "name": "NotFoundError"}

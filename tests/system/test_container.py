@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "Dockerfile"
 TOOLS = Path(sys.executable).parent
 MADE_OF = "made-of"
-"""The file in the kept environment that says from what its packages were installed."""
+"""The file in the kept environment that lists what its packages were installed from."""
 LIMITS = {
     "MAX_INPUT_LENGTH": "24",
     "MAX_TOTAL_TOKENS": "128",
@@ -73,12 +73,10 @@ def test_the_context_has_what_is_copied_and_no_more():
 
 
 @pytest.fixture(scope="module")
-def installing(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+def installing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
     """A virtual environment, and the process that installs the command there from what the image would have.
 
-    The installation takes some time; tests that do not need it run meanwhile.
+    The installation takes up to a minute; tests that do not need it run at the same time.
     """
     image = tmp_path_factory.mktemp("image")
     context, environment = image / "context", kept_environment()
