@@ -6,9 +6,9 @@ import re
 import socket
 import struct
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import httpx
@@ -23,6 +23,7 @@ from distaff.server.metrics import Metrics
 from distaff.server.testing import FakeEngine, FakeText
 from distaff.server.text import generation
 
+from .. import patience
 from .conftest import Server
 
 CHAT = {"model": "tgi", "messages": [{"role": "user", "content": "hi"}]}
@@ -88,11 +89,7 @@ class BusyText(FakeText):
         raise RenderingOverloaded("no chat template renderer became free")
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 15.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+wait_until = partial(patience.wait_until, seconds=15.0)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pytest
 
 from distaff.server.text.rendering import PROCESSES
 
+from ..patience import wait_until
 from .conftest import SMALL, Server, running
 
 pytestmark = pytest.mark.serial
@@ -131,10 +132,7 @@ def test_sigterm_lets_running_streams_end() -> None:
 
 def test_a_ready_server_starts_its_other_renderers(server: Server) -> None:
     """One is enough for a start, but a slow conversation must not block all others."""
-    limit = time.monotonic() + 30
-    while _renderers(server) < PROCESSES:
-        assert time.monotonic() < limit
-        time.sleep(0.1)
+    wait_until(lambda: _renderers(server) == PROCESSES, 30)
 
 
 def _renderers(server: Server) -> int:

@@ -19,7 +19,7 @@ from distaff.runtime.device import processes
 from distaff.runtime.device.runner import Runner
 from distaff.runtime.options import Membership
 
-from ...patience import patient
+from ...patience import patient, wait_until
 from ..tiny import ask
 
 SECRET = b"k" * 32
@@ -123,13 +123,6 @@ def make_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Clus
         cluster.close()
 
 
-def until(condition: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.002)
-
-
 def buffer(*words: int) -> np.ndarray:
     return np.array(words, np.int32)
 
@@ -147,7 +140,7 @@ def test_followers_receive_everything_in_order(make_cluster: Callable[..., Clust
             expected.append(("prepare", n, [-n] * 3, [n / 4] * 3, [n % 256] * 3))
         cluster.leader.launch(n % 4, buffer(n, -n))
         expected.append(("launch", (n % 4, [n, -n])))
-    until(lambda: all(len(device.received) == len(expected) for device in devices))
+    wait_until(lambda: all(len(device.received) == len(expected) for device in devices))
     assert all(device.received == expected for device in devices)
 
 
@@ -159,7 +152,7 @@ def test_sending_never_waits_for_a_device(make_cluster: Callable[..., Cluster]) 
     for n in range(100):
         cluster.leader.launch(0, buffer(n))
     assert not device.finish.is_set()
-    until(lambda: len(device.received) == 100)
+    wait_until(lambda: len(device.received) == 100)
     device.finish.set()
     for n in range(100):
         cluster.leader.record_samples(buffer(n))
@@ -176,7 +169,7 @@ def test_a_different_sample_ends_all(make_cluster: Callable[..., Cluster], leade
         cluster.leader.launch(0, buffer(n))
     if not leader_reads_first:
         device.finish.set()
-        until(lambda: len(cluster.leader._early) == 4)
+        wait_until(lambda: len(cluster.leader._early) == 4)
     for n in range(4):
         cluster.leader.record_samples(buffer(n))
     device.finish.set()
@@ -192,7 +185,7 @@ def test_samples_that_cannot_be_read_end_the_follower(make_cluster: Callable[...
     cluster.failed = True
     cluster.leader.launch(0, buffer(1))
     device.finish.set()
-    until(lambda: bool(device.received))
+    wait_until(lambda: bool(device.received))
     assert cluster.losses.get(timeout=5) == "the samples of a step cannot be reported: ValueError"
 
 
@@ -220,9 +213,9 @@ def test_hashes_are_not_kept(make_cluster: Callable[..., Cluster]) -> None:
     for n in range(3000):
         cluster.leader.launch(0, buffer(n))
         cluster.leader.record_samples(buffer(n))
-    until(lambda: len(device.received) == 3000)
+    wait_until(lambda: len(device.received) == 3000)
     assert len(cluster.leader._unmatched) <= 1100 and len(cluster.leader._early) <= 3000
-    until(lambda: not cluster.leader._early)
+    wait_until(lambda: not cluster.leader._early)
     assert cluster.losses.empty()
 
 
@@ -259,8 +252,8 @@ def test_unauthenticated_peers_disturb_nobody(
     cluster = make_cluster(device, others=connect)
     assert time.monotonic() - started < patient(0.9), "another peer delayed the follower"
     cluster.leader.launch(1, buffer(5))
-    until(lambda: device.received == [("launch", (1, [5]))])
-    until(lambda: sum("rejected a connection from 127.0.0.1" in line for line in caplog.messages) == 3)
+    wait_until(lambda: device.received == [("launch", (1, [5]))])
+    wait_until(lambda: sum("rejected a connection from 127.0.0.1" in line for line in caplog.messages) == 3)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", ports[0]))
     assert cluster.losses.empty()

@@ -4,7 +4,6 @@ import json
 import re
 import socket
 import struct
-import time
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -13,13 +12,7 @@ import pytest
 
 from distaff.server.text import generation
 
-
-def wait_until(condition, seconds=5.0):
-    """Waits for a condition of the server's thread."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+from ...patience import wait_until
 
 
 @pytest.fixture
