@@ -1,19 +1,18 @@
 """The native kernels under the address and undefined-behaviour sanitizers, a program per instruction set.
 
-A program is kept beside JAX's compilation cache, under a digest of everything that determines it: the
-kernels, the compiler and its flags. It runs in every run of the tests, and is compiled again if one of them
-changes.
+The programs run in every run of the tests, and are compiled again if the kernels, the compiler or its flags
+change.
 """
 
-import hashlib
 import shutil
 import subprocess
 from pathlib import Path
 
-import jax
 import pytest
 
 from distaff.model.kernels.native_library import instruction_sets
+
+from ..kept import kept
 
 SOURCES = Path(__file__).parents[2] / "model" / "kernels" / "native"
 FLAGS = {
@@ -47,11 +46,7 @@ def built(name: str) -> Path:
     build = [COMPILER, *common, *flags, f"-I{SOURCES}", f"-DTABLE={table}", *files]
     compiler = subprocess.run([COMPILER, "--version"], capture_output=True, check=True).stdout
     sources = [path.read_bytes() for path in (files[0], *sorted(SOURCES.iterdir()))]
-    digest = hashlib.sha256(b"\0".join([repr(build).encode(), compiler, *sources])).hexdigest()
-    program = Path(jax.config.jax_compilation_cache_dir) / "sanitized" / f"{name}-{digest[:16]}"
-    if not program.exists():
-        program.parent.mkdir(parents=True, exist_ok=True)
-        partial = program.with_suffix(".partial")
-        subprocess.run([*build, "-o", partial], check=True, timeout=200)
-        partial.replace(program)
-    return program
+    parts = [repr(build).encode(), compiler, *sources]
+    return kept(
+        "sanitized", "", parts, lambda path: subprocess.run([*build, "-o", path], check=True, timeout=200)
+    )

@@ -10,7 +10,6 @@ topology, the versions and the compiler's flags. libtpu compiles again only if o
 """
 
 import gzip
-import hashlib
 import importlib.util
 import json
 import os
@@ -33,6 +32,8 @@ from distaff.runtime.capacity.program import ProgramBuilder
 from distaff.runtime.capacity.report import Program
 from distaff.runtime.capacity.sizing import PlanOptions, Sizing, find_chip
 from distaff.runtime.capacity.walk import pages_fetched
+
+from ...kept import kept
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MIB = 1 << 20
@@ -91,30 +92,25 @@ class KeptStep:
     def __init__(self, lowered: jax.stages.Lowered, topology: str) -> None:
         versions = (version(name) for name in ("jax", "jaxlib", "libtpu"))
         flags = (os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"))
-        parts = (lowered.as_text(debug_info=True), topology, *versions, *flags)
-        digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        self._parts = (lowered.as_text(debug_info=True), topology, *versions, *flags)
         self._lowered = lowered
-        self._path = Path(jax.config.jax_compilation_cache_dir) / "absent-devices" / f"{digest}.json.gz"
         self._content: dict[str, Any] = {}
 
     def compile(self) -> "KeptStep":
         """Compiles if there is no file, and reads it."""
-        if not self._path.exists():
-            self._write(self._lowered.compile())
-        self._content = json.loads(gzip.decompress(self._path.read_bytes()))
+        path = kept("absent-devices", ".json.gz", (part.encode() for part in self._parts), self._write)
+        self._content = json.loads(gzip.decompress(path.read_bytes()))
         return self
 
-    def _write(self, compiled: jax.stages.Compiled) -> None:
+    def _write(self, path: Path) -> None:
+        compiled = self._lowered.compile()
         memory = compiled.memory_analysis()
         content = {
             "text": compiled.as_text(),
             "costs": compiled.cost_analysis(),
             "sizes": {name: getattr(memory, name) for name in SIZES},
         }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(f".{os.getpid()}")
-        partial.write_bytes(gzip.compress(json.dumps(content).encode(), 1))
-        partial.replace(self._path)
+        path.write_bytes(gzip.compress(json.dumps(content).encode(), 1))
 
     def as_text(self) -> str:
         return self._content["text"]
