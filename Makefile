@@ -1,8 +1,9 @@
 # Two commands set Distaff up: `make serve` and `make test`. What they share is `make setup`.
 #   make serve [MODEL=...] [EXTRA=cuda|tpu] [ARGS="--port 8001"]
 #   make test [LATEST=1]
-# Beside them `make test-clients` runs the client examples and OpenAI's JavaScript client, and `make test-next` runs the
-# tests of runtime and server with a newer Python and JAX; both have environments of their own. CI runs all of them.
+# Beside them `make test-clients` runs the client examples, OpenAI's JavaScript client and lm-eval, `make test-image` the
+# image's installation and entry point, and `make test-next` the tests of runtime and server with a newer Python and JAX.
+# All have environments of their own, and CI runs them too.
 # What they install is pinned by constraints.txt and examples/constraints.txt, which `make lock` writes from the ranges
 # of pyproject.toml and examples/requirements.txt. LATEST=1 takes the newest that pyproject.toml allows, in an
 # environment of its own, and there what a third party deprecates is shown, not fatal.
@@ -36,7 +37,7 @@ UV := build/uv/bin/uv
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --no-annotate \
   --custom-compile-command 'make lock'
 
-.PHONY: serve setup test test-clients test-next next-python check lock format bench clean ALWAYS
+.PHONY: serve setup test test-clients test-image test-next next-python check lock format bench clean ALWAYS
 
 serve: setup
 	@exec $(BIN)/distaff serve $(MODEL) $(ARGS)
@@ -44,11 +45,14 @@ serve: setup
 setup: $(VENV)/.installed-$(EXTRA)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python $(PYTEST) $(TOGETHER) -m 'not clients and not serial' $(SHOWN)
-	$(BIN)/python $(PYTEST) -m 'serial and not clients' $(SHOWN)
+	$(BIN)/python $(PYTEST) $(TOGETHER) -m 'not (clients or image or serial)' $(SHOWN)
+	$(BIN)/python $(PYTEST) -m 'serial and not clients' tests/system $(SHOWN)
 
 test-clients: $(VENV)/.installed-test $(CLIENTS)/node_modules/openai $(INTEGRATIONS)/.installed
-	$(BIN)/python $(PYTEST) -m clients $(SHOWN)
+	$(BIN)/python $(PYTEST) -m clients tests/system $(SHOWN)
+
+test-image: $(VENV)/.installed-test
+	$(BIN)/python $(PYTEST) -m image tests/system $(SHOWN)
 
 test-next: $(NEXT)/.installed
 	$(NEXT)/bin/python $(PYTEST) $(TOGETHER) tests/runtime tests/server

@@ -168,6 +168,7 @@ def endpoint(commands: Path, folder: Path, **variables: str) -> Iterator[tuple[s
         assert not wait_ended(children, 30), "a child outlived the server"
 
 
+@pytest.mark.image
 @pytest.mark.usefixtures("installing")
 @pytest.mark.parametrize(
     ("variables", "message"),
@@ -196,6 +197,7 @@ def test_what_the_model_cannot_honour_ends_it(variables: dict[str, str], message
     assert (done.returncode, done.stderr.splitlines()[-1]) == (78, f"distaff: {message}")
 
 
+@pytest.mark.image
 @pytest.mark.timeout(900)
 def test_the_entry_point_keeps_the_contract(installed: Path, tmp_path: Path):
     """Healthy once it can answer; within the limits that were asked for; SIGTERM ends it well."""

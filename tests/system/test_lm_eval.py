@@ -19,6 +19,7 @@ import pytest
 from ..checkpoints.making import byte_level, edit_json, make_model, save_folder
 from .conftest import running
 
+pytestmark = pytest.mark.clients
 SCRIPT = Path(__file__).with_name("lm_eval_run.py")
 START, END = 1, 2
 WINDOW = 128

@@ -22,7 +22,7 @@ from ..conftest import Server
 KEY = "sk-key-for-schemathesis"
 EXAMPLES = 20
 CONTEXT = 1024
-ROOT = Path(__file__).parents[3]
+CONFIG = Path(__file__).with_name("schemathesis.toml")
 LEAST_ACCEPTED = 0.3
 """Of an operation's good requests. The others break a rule that no schema states: bodies of /invocations
 often have every parameter, with those that exclude each other."""
@@ -44,7 +44,15 @@ def explored(server: Server, folder: Path, phases: str) -> dict[str, Any]:
     report = folder / "report.json"
     run = subprocess.run(
         [
-            *(sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"),
+            *(
+                sys.executable,
+                "-m",
+                "schemathesis.cli",
+                "--config-file",
+                str(CONFIG),
+                "run",
+                f"{server.url}/openapi.json",
+            ),
             *("--header", f"Authorization: Bearer {KEY}", "--phases", phases, "--checks", "all"),
             *("--max-examples", str(EXAMPLES), "--generation-deterministic", "--request-timeout", "20"),
             *("--continue-on-failure", "--no-shrink", "--no-color", "--report", "json"),
