@@ -56,17 +56,13 @@ def text_loader(chat_template: Path | None, tool_format: str | None = None) -> L
             started.append(RemoteTemplate(source, special))
             return started[-1]
 
-        def start_all() -> None:
-            for template in started:
-                template.start_all()
-
         def close() -> None:
             for template in started:
                 template.close()
 
         try:
             text = load_tokenizer(path, chat_template, start)
-            return ServedModel(text, open_checkpoint(path).generation, tool_format, start_all, close)
+            return ServedModel(text, open_checkpoint(path).generation, tool_format, close)
         except BaseException:
             close()
             raise
@@ -161,8 +157,7 @@ class WebProcess:
             self._fail(str(error), exit_codes.of(error))
             return
         self._served.text, self._served.defaults = loaded.text, loaded.defaults
-        self._served.tool_format = loaded.tool_format
-        self._served.start_all, self._served.close = loaded.start_all, loaded.close
+        self._served.tool_format, self._served.close = loaded.tool_format, loaded.close
         self._welcome()
 
     def _welcome(self) -> None:
@@ -171,7 +166,6 @@ class WebProcess:
             self._welcomed = True
             gc.freeze()  # loaded objects stay; a collection that visits them pauses all streams for 0.1 s
             print(welcome(self._address, self._settings.model, self._settings.keys is not None), flush=True)
-            asyncio.get_running_loop().run_in_executor(None, self._served.start_all)
 
     def _fail(self, message: str, code: int) -> None:
         if self._failed is None:

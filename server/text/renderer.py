@@ -1,18 +1,20 @@
-"""The process that renders a checkpoint's chat template: `python -m distaff.server.text.renderer --fd N`.
+"""The process that renders a checkpoint's chat template; forked by `renderer_parent.py`.
 
 A template is code from the checkpoint's author. The kernel limits it here: an alarm ends this process if
-loading or one rendering takes too long, and its memory cannot grow by more than MEMORY. `rendering.py` sends
-the requests and replaces a process that ended. This process ends with the web process: when the socket closes
-or, while it renders, by the alarm. Imports no jax.
+loading or one rendering takes too long, and its memory cannot grow by more than MEMORY. Beside the standard
+streams it has one file descriptor, its connection. `rendering.py` sends the requests and replaces a process
+that ended. When the web process has closed the connection, this process ends, too. Imports no jax.
 """
 
-import argparse
 import contextlib
+import os
 import resource
 import signal
 import socket
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from ...checkpoints.tokenization.chat_template import ChatTemplate, TemplateError
 from ...runtime.framing import TooLong, received
@@ -26,26 +28,31 @@ _STATUS = Path("/proc/self/status")
 _OUT_OF_MEMORY = f"the chat template needs more than {MEMORY >> 20} MiB of memory"
 
 
-def main() -> None:
-    """Renders requests until the web process closes the socket."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--fd", type=int, required=True)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    with (
-        socket.socket(fileno=parser.parse_args().fd) as connection,
-        contextlib.suppress(StopIteration, OSError),
-    ):
-        questions = received(connection, wire.renderer_reader())
-        load = next(questions)
-        assert isinstance(load, wire.Load)
-        import_libraries()
-        limit_memory()
-        serve(connection, questions, load)
+def run(connection: socket.socket) -> NoReturn:
+    """Renders requests until the web process closes the connection; then ends this process.
+
+    Only the end of the process closes the connection here, so its exit code is known to whoever sees that.
+    """
+    code = 1
+    try:
+        with contextlib.suppress(StopIteration, OSError):
+            serve(connection)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)  # without the handlers that libraries have registered for the parent's end
 
 
-def serve(connection: socket.socket, questions: Iterator[wire.ToRenderer], load: wire.Load) -> None:
-    """Sends the template's properties, then renders until the connection closes or memory runs out."""
+def serve(connection: socket.socket) -> None:
+    """Loads a template and sends its properties, then renders until memory runs out.
+
+    Raises StopIteration, OSError: the connection is closed.
+    """
+    questions = received(connection, wire.renderer_reader())
+    load = next(questions)
+    assert isinstance(load, wire.Load)
+    limit_memory()
     template = ChatTemplate(load.source, load.special)
     answer: wire.ToWeb = examine(template, load.seconds)
     connection.sendall(wire.encode(answer))
@@ -92,7 +99,7 @@ def alarm(seconds: float) -> Iterator[None]:
 
 
 def import_libraries() -> None:
-    """Imports the libraries for rendering, before time and memory are limited."""
+    """Imports the libraries for rendering, before this process is forked and time and memory are limited."""
     messages = [{"role": "user", "content": ""}]
     ChatTemplate("{{ messages }}", {}).render(
         messages, add_generation_prompt=True, continue_final_message=False
@@ -105,7 +112,3 @@ def limit_memory() -> None:
         line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmData:"))
         most = int(line.split()[1]) * 1024 + MEMORY
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-
-
-if __name__ == "__main__":
-    main()

@@ -3,15 +3,14 @@
 `RemoteTemplate` replaces `ChatTemplate` and sends each conversation to one of a few renderer processes
 (`renderer.py`). A process that takes too long or too much memory is ended and replaced; if one was killed
 from outside, the conversation is tried again. Calls block, so they are made from threads. The kernel limits
-the time and memory of a template.
+the time and memory of a template. `renderer_process.py` forks and ends the processes.
 """
 
+import atexit
 import contextlib
 import logging
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import weakref
 from collections import deque
@@ -22,23 +21,25 @@ from ...checkpoints.errors import CheckpointError
 from ...checkpoints.tokenization.chat_template import ChatTemplate, Message, TemplateError
 from ...runtime.framing import TooLong, WireError, received
 from ..errors import RenderingOverloaded
-from ..process.system import environment_without_keys
 from . import renderer_wire as wire
+from .renderer_process import RendererParent
 
 log = logging.getLogger(__name__)
 
 SECONDS = 5.0
 """The longest time for loading a template or rendering one conversation."""
 PROCESSES = 2
-"""The number of renderers, so that a slow conversation does not block all others. Each takes some 70 MB."""
+"""The number of renderers, so that a slow conversation does not block all others."""
 QUEUE_SECONDS = 5.0
 """The longest time that a conversation waits for a renderer."""
 
-_START_SECONDS = 120.0
-"""The longest time for importing the libraries, on a very busy machine, and loading the template."""
 _GRACE_SECONDS = 2.0
 """How long after its alarm a renderer counts as hung."""
 _TRIES = 2
+
+_parent = RendererParent()
+"""Forks the renderers of all templates of this process."""
+atexit.register(_parent.end)  # an orderly end leaves no process
 
 
 class Lost(Exception):
@@ -53,9 +54,7 @@ class RemoteTemplate(ChatTemplate):
     """
 
     def __init__(self, source: str, special: Mapping[str, str], seconds: float = SECONDS) -> None:
-        """Starts the first renderer, and waits until it has examined the template.
-
-        The others are started by `start_all`, or when a conversation needs them.
+        """Starts the renderers, and waits until the first one has examined the template.
 
         Args:
           seconds: the longest time for loading the template or rendering one conversation.
@@ -72,7 +71,7 @@ class RemoteTemplate(ChatTemplate):
         try:
             self._load = wire.encode(wire.Load(source, dict(special), seconds))
             first = self._start()
-            self._renderers.extend([*[None] * (PROCESSES - 1), first])
+            self._renderers.extend([*(self._start() for _ in range(PROCESSES - 1)), first])
             if first is None:
                 raise Lost("its process cannot be started")
             loaded = first.loaded()
@@ -114,12 +113,6 @@ class RemoteTemplate(ChatTemplate):
                 return self._ask(question)
         raise TemplateError(f"the process that renders the chat template ended {_TRIES} times")
 
-    def start_all(self) -> None:
-        """Starts the renderers that have not been started, each in a second of processor time."""
-        for _ in range(PROCESSES):
-            with self._free:
-                self._renderers.append(self._renderers.popleft() or self._start())
-
     def close(self) -> None:
         """Ends the renderers, including those that are rendering. Otherwise they end with this process."""
         self._closed = True
@@ -158,7 +151,7 @@ class RemoteTemplate(ChatTemplate):
         finally:
             if renderer is not None and renderer.usable:
                 self._renderers.append(renderer)
-            else:  # a new one is used last, because it must import libraries
+            else:  # a new one is used last, because it must load the template
                 self._renderers.appendleft(self._start())
             self._free.release()
 
@@ -172,6 +165,9 @@ class RemoteTemplate(ChatTemplate):
             log.error("a chat template renderer cannot be started: %s", error)
             return None
         self._living.add(renderer)
+        if self._closed:  # in the meantime, so `close` may have missed it
+            renderer.kill()
+            return None
         return renderer
 
 
@@ -193,15 +189,14 @@ class Renderer:
         self._loaded: wire.Loaded | None = None
         self._connection, theirs = socket.socketpair()
         self._answers = received(self._connection, wire.web_reader())
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "distaff.server.text.renderer", "--fd", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-                env=environment_without_keys(),
-            )
-        threading.Thread(target=self._send, args=(load,), daemon=True).start()
+        try:
+            with theirs:
+                self._process = _parent.fork(theirs)
+        except OSError:
+            self._connection.close()
+            raise
+        self._connection.settimeout(seconds + _GRACE_SECONDS)
+        self._send(load)
 
     @property
     def pid(self) -> int:
@@ -214,7 +209,7 @@ class Renderer:
           TemplateError: too slow or too large. Lost: the process ended for another reason.
         """
         if self._loaded is None:
-            answer = self._answer(_START_SECONDS)
+            answer = self._answer()
             assert isinstance(answer, wire.Loaded)
             self._loaded = answer
         return self._loaded
@@ -229,9 +224,8 @@ class Renderer:
             data = wire.encode(question)
         except TooLong as error:
             raise TemplateError(f"the conversation is too long to be rendered: {error}") from None
-        self._connection.settimeout(self._seconds + _GRACE_SECONDS)
         self._send(data)
-        answer = self._answer(self._seconds + _GRACE_SECONDS)
+        answer = self._answer()
         if isinstance(answer, wire.Refused):
             raise TemplateError(answer.message)
         assert isinstance(answer, wire.Rendered)
@@ -240,8 +234,7 @@ class Renderer:
     def end(self) -> None:
         """Ends the process at once; thread-safe. A thread that waits for its answer sees the socket close."""
         self.usable = False
-        self._process.kill()
-        self._process.wait()
+        self._process.end()
 
     def kill(self) -> None:
         """Ends it and closes the connection, while no thread waits on it. Idempotent."""
@@ -252,8 +245,7 @@ class Renderer:
         with contextlib.suppress(OSError):  # the read of the answer reports the cause
             self._connection.sendall(data)
 
-    def _answer(self, seconds: float) -> wire.Loaded | wire.Rendered | wire.Refused:
-        self._connection.settimeout(seconds)
+    def _answer(self) -> wire.Loaded | wire.Rendered | wire.Refused:
         try:
             answer = next(self._answers)
         except TimeoutError:
@@ -267,9 +259,10 @@ class Renderer:
 
     def _ended(self, code: int | None) -> Exception:
         """The exception for its end: TemplateError if its alarm ended it or it hangs, else Lost."""
-        code = self._process.wait() if code is None else code
+        code = self._process.end() if code is None else code
         self.kill()
         if code == -signal.SIGALRM:
             return TemplateError(f"the chat template takes longer than {self._seconds:g} s")
-        log.error("a chat template renderer ended with code %d; another one replaces it", code)
-        return Lost(f"its renderer ended with code {code}")
+        how = "an unknown code" if code is None else f"code {code}"
+        log.error("a chat template renderer ended with %s; another one replaces it", how)
+        return Lost(f"its renderer ended with {how}")

@@ -195,14 +195,12 @@ class ServedModel:
     Attributes:
       text: None until it is loaded. defaults: the sampling parameters that the checkpoint recommends.
       tool_format: replaces the tool-call format derived from the template.
-      start_all: starts the renderer processes that the server can do without until it is ready; blocks.
       close: ends the renderer processes.
     """
 
     text: TextModel | None = None
     defaults: SamplingDefaults = NoDefaults()
     tool_format: str | None = None
-    start_all: Callable[[], None] = lambda: None
     close: Callable[[], None] = lambda: None
 
     @property

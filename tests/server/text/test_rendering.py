@@ -2,9 +2,9 @@
 
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,6 +18,7 @@ from distaff.checkpoints.tokenizer import ChatTokenizer
 from distaff.model.errors import DistaffError
 from distaff.runtime.request import Overloaded
 from distaff.server.text import rendering
+from distaff.server.text.renderer_process import RendererProcess
 from distaff.server.text.rendering import PROCESSES, RemoteTemplate
 
 from ...checkpoints.making import CHATML, byte_level
@@ -51,20 +52,12 @@ def said(text: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def hostile() -> Iterator[RemoteTemplate]:
     template = RemoteTemplate(HOSTILE, SPECIAL, SECONDS)
-    yield complete(template)
+    yield template
     template.close()
 
 
 def render(template: RemoteTemplate, text: str) -> str:
     return template.render(said(text), add_generation_prompt=True, continue_final_message=False)
-
-
-def complete(template: RemoteTemplate) -> RemoteTemplate:
-    """Starts all renderers, and waits until they have loaded the template."""
-    template.start_all()
-    for renderer in list(template._living):
-        renderer.loaded()
-    return template
 
 
 @pytest.fixture
@@ -124,27 +117,38 @@ def test_a_conversation_that_cannot_be_rendered_is_refused_and_the_next_one_is_a
 @pytest.mark.parametrize(
     ("source", "reason"), [(LOOPS, TOO_SLOW), (REPEATED, TOO_LARGE), (DOUBLED, TOO_LARGE)]
 )
-def test_a_template_that_cannot_be_loaded_is_a_bad_checkpoint(source: str, reason: str) -> None:
-    before = psutil.Process().children()
+def test_a_template_that_cannot_be_loaded_is_a_bad_checkpoint(
+    hostile: RemoteTemplate, source: str, reason: str
+) -> None:
+    before = psutil.Process().children(recursive=True)
     with pytest.raises(CheckpointError, match=reason):
         RemoteTemplate(source, SPECIAL, SECONDS)
-    assert psutil.Process().children() == before
+    assert psutil.Process().children(recursive=True) == before
 
 
-def test_one_renderer_is_enough_until_all_are_wanted(make_remote: Callable[..., RemoteTemplate]) -> None:
+def test_all_renderers_are_started(make_remote: Callable[..., RemoteTemplate]) -> None:
     template = make_remote(HOSTILE)
-    [first] = template.pids
-    assert render(template, "x") == "x" and template.pids == [first]
-    complete(template)
-    assert len(template.pids) == PROCESSES and first in template.pids
-    complete(template)
-    assert len(template.pids) == PROCESSES == len(template._living)
+    assert len({*template.pids}) == PROCESSES == len(template._living)
+    assert render(template, "x") == "x" and len(template.pids) == PROCESSES
 
 
-def test_a_renderer_that_was_not_started_is_started_for_a_conversation(
+def test_a_renderer_that_could_not_be_started_is_started_for_a_conversation(
     make_remote: Callable[..., RemoteTemplate],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    template = make_remote(HOSTILE)
+    forks, real = iter(range(100)), rendering._parent.fork
+
+    def fork(connection: socket.socket) -> RendererProcess:
+        if next(forks):
+            raise BlockingIOError("no more processes")
+        return real(connection)
+
+    with monkeypatch.context() as context:
+        context.setattr(rendering._parent, "fork", fork)
+        template = make_remote(HOSTILE)
+    assert len(template.pids) == 1
+    assert [record.message.rpartition(": ")[2] for record in caplog.records] == ["no more processes"]
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(render, template, "loops")
         while template.pids:
@@ -155,7 +159,7 @@ def test_a_renderer_that_was_not_started_is_started_for_a_conversation(
 
 
 def test_renderers_that_are_killed_are_replaced(make_remote: Callable[..., RemoteTemplate]) -> None:
-    template = complete(make_remote(HOSTILE))
+    template = make_remote(HOSTILE)
     for pid in (killed := template.pids):
         os.kill(pid, signal.SIGKILL)
     # Each try meets one that was killed: who comes second finds new ones.
@@ -181,7 +185,7 @@ def test_a_stopped_renderer_is_replaced(
 def test_a_slow_conversation_leaves_a_renderer_to_the_others(
     make_remote: Callable[..., RemoteTemplate],
 ) -> None:
-    template = complete(make_remote(HOSTILE))
+    template = make_remote(HOSTILE)
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(render, template, "loops")
         assert [render(template, "x") for _ in range(20)] == ["x"] * 20
@@ -193,7 +197,7 @@ def test_a_slow_conversation_leaves_a_renderer_to_the_others(
 def test_a_conversation_waits_for_a_renderer_within_bounds(
     make_remote: Callable[..., RemoteTemplate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    template = complete(make_remote(HOSTILE))
+    template = make_remote(HOSTILE)
     monkeypatch.setattr(rendering, "QUEUE_SECONDS", 0.05)
     with ThreadPoolExecutor(PROCESSES) as pool:
         slow = [pool.submit(render, template, "loops") for _ in range(PROCESSES)]
@@ -207,18 +211,10 @@ def test_a_conversation_waits_for_a_renderer_within_bounds(
 
 
 def test_no_renderer_outlives_its_template(make_remote: Callable[..., RemoteTemplate]) -> None:
-    template = complete(make_remote(CHATML))
+    template = make_remote(CHATML)
     processes = [psutil.Process(pid) for pid in template.pids]
     template.close()
     assert not psutil.wait_procs(processes, 10)[1]
-
-
-def test_api_keys_stay_in_the_web_process(
-    make_remote: Callable[..., RemoteTemplate], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DISTAFF_API_KEYS", "secret-key-of-a-test")
-    for pid in complete(make_remote(CHATML)).pids:
-        assert b"secret-key" not in Path(f"/proc/{pid}/environ").read_bytes()
 
 
 @pytest.fixture(scope="module")
