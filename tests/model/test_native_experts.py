@@ -68,7 +68,7 @@ def whole_and_alone(i: jax.Array, *step: jax.Array, experts: ExpertWeights) -> t
     return native_experts(*step, experts), native_experts(*one(i, *step), experts)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(KINDS, st.integers(1, 300), st.integers(1, 3), SIZES, st.data())
 def test_experts_are_those_of_the_portable_backend(
     on_each_instruction_set, kind, tokens, choices, sizes, data

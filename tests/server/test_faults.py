@@ -276,12 +276,11 @@ def test_one_of_two_engines_is_killed_and_nobody_else_notices(web: Callable[...,
     assert (_running(server, 0), _running(server, 1)) == (1, 1)
     server.engines[1].kill()
     wait_for(lambda: server.metric("distaff_engine_ready", 1) == 0, 1)
-    answers = 0
-    while server.metric("distaff_engine_ready", 1) == 0:
+    back = False
+    while not back:
         assert server.ready() == 200
         assert server.stream(max_tokens=3).finish()[-1] == "data: [DONE]"
-        answers += 1
-    assert answers > 0
+        back = server.metric("distaff_engine_ready", 1) == 1
     assert {reader.text() for reader in readers} == {server.stream(max_tokens=60).text()}
     assert "Traceback" not in server.log
 

@@ -133,7 +133,7 @@ def test_stores_of_one_piece_are_still_read(tmp_path: Path, monkeypatch: pytest.
 
 LARGE = ModelConfig(
     vocabulary=32_000,
-    layers=16,
+    layers=8,
     width=2048,
     feed_forward=8192,
     heads=32,
@@ -144,7 +144,7 @@ LARGE = ModelConfig(
 
 
 class Fabricated:
-    """A checkpoint of 4 GiB that is generated while it is read."""
+    """A checkpoint of 2.3 GiB that is generated while it is read."""
 
     quantization = None
 
@@ -193,11 +193,11 @@ print("MEASURED", store.nbytes, held, peak - before, process.io_counters().read_
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the process's account in /proc")
 def test_what_a_large_store_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """4 GiB onto four devices: each reads only its own bytes, and the whole is not in memory twice.
+    """2.3 GiB onto four devices: each reads only its own bytes, and the whole is not in memory twice.
 
     In addition to the shares there are a layer's slabs, that layer joined, and memory that the allocator has
     not yet released: between 0.7 and 1.1 GiB, more on a busy machine. A restore with the whole twice takes
-    8 GiB.
+    4.6 GiB.
     """
     monkeypatch.undo()
     folder = save_folder(tmp_path / "folder", make_model())
@@ -212,6 +212,6 @@ def test_what_a_large_store_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert out.returncode == 0, out.stderr[-2000:]
     total, held, peak, read = map(int, out.stdout.split("MEASURED")[1].split())
     print(f"shares {held / 2**30:.2f}, resident {peak / 2**30:.2f}, read {read / 2**30:.2f} GiB")
-    assert total >= 4 * 2**30
-    assert peak <= 1.5 * held
+    assert total >= 2.2 * 2**30
+    assert peak <= held + 1.5 * 2**30
     assert read <= 1.02 * held
