@@ -1,9 +1,9 @@
 # Two commands set Distaff up: `make serve` and `make test`. What they share is `make setup`.
 #   make serve [MODEL=...] [EXTRA=cuda|tpu] [ARGS="--port 8001"]
 #   make test [LATEST=1]
-# Beside them `make test-clients` runs the client examples, OpenAI's JavaScript client and lm-eval, `make test-image` the
-# image's installation and entry point, and `make test-next` the tests of runtime and server with a newer Python and JAX.
-# All have environments of their own, and CI runs them too.
+# Beside them `make test-clients` runs client programs (the examples, OpenAI's in JavaScript, lm-eval, schemathesis),
+# `make test-image` the image's installation and entry point, and `make test-next` the tests of runtime and server with a
+# newer Python and JAX. CI runs them too.
 # What they install is pinned by constraints.txt and examples/constraints.txt, which `make lock` writes from the ranges
 # of pyproject.toml and examples/requirements.txt. LATEST=1 takes the newest that pyproject.toml allows, in an
 # environment of its own, and there what a third party deprecates is shown, not fatal.
@@ -49,13 +49,13 @@ test: $(VENV)/.installed-test
 	$(BIN)/python $(PYTEST) -m 'serial and not clients' tests/system $(SHOWN)
 
 test-clients: $(VENV)/.installed-test $(CLIENTS)/node_modules/openai $(INTEGRATIONS)/.installed
-	$(BIN)/python $(PYTEST) -m clients tests/system $(SHOWN)
+	$(BIN)/python $(PYTEST) -m clients tests/system tests/server/routes $(SHOWN)
 
 test-image: $(VENV)/.installed-test
 	$(BIN)/python $(PYTEST) -m image tests/system $(SHOWN)
 
 test-next: $(NEXT)/.installed
-	$(NEXT)/bin/python $(PYTEST) $(TOGETHER) tests/runtime tests/server
+	$(NEXT)/bin/python $(PYTEST) $(TOGETHER) -m 'not clients' tests/runtime tests/server
 
 next-python:
 	@echo $(NEXT_PYTHON)

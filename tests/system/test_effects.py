@@ -348,7 +348,7 @@ def rendering(asker, draw):
 def test_parameters_do_what_they_say(asker: Asker, law: Law) -> None:
     """The law, on drawn requests; what fails is told as it was drawn, for every try asks the server."""
 
-    @settings(max_examples=12, phases=[Phase.generate])
+    @settings(max_examples=10, phases=[Phase.generate])
     @given(st.data())
     def holds(data: st.DataObject) -> None:
         law(asker, data.draw)

@@ -28,7 +28,11 @@ LEAST_ACCEPTED = 0.3
 often have every parameter, with those that exclude each other."""
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["lenient", "strict"])
+LENIENT = pytest.param(False, id="lenient", marks=pytest.mark.clients)
+STRICT = pytest.param(True, id="strict")
+
+
+@pytest.fixture(scope="module", params=[LENIENT, STRICT])
 def whole_api(request):
     """A server with everything that an operator can open."""
     server = Server(embeddings=True, profile=Path("unused"), keys=Keys([KEY]), strict=request.param)
