@@ -3,7 +3,7 @@
 The law: a token's bits depend on its own row and the weights alone.
 """
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -34,15 +34,24 @@ the other side."""
 @cache
 def drawn(kind: str, count: int, width: int, inner: int) -> tuple[ExpertWeights, ExpertWeights]:
     """The same experts in panels and as they are stored; bf16 in panels is f32 there."""
-    rng, stored, packed = np.random.default_rng([count, width, inner]), {}, {}
-    for name, (inputs, outputs) in zip(NAMES, ((width, inner), (width, inner), (inner, width)), strict=True):
-        w = jnp.asarray(rng.standard_normal((count, inputs, outputs), np.float32) * inputs**-0.5)
+    rng = np.random.default_rng([count, width, inner])
+    sizes = ((width, inner), (width, inner), (inner, width))
+    weights = [rng.standard_normal((count, *size), np.float32) * size[0] ** -0.5 for size in sizes]
+    if kind == "bfloat16":
+        weights = [w.astype(jnp.bfloat16) for w in weights]
+    return _packed_and_stored(weights, kind)
+
+
+@partial(jax.jit, static_argnums=1)
+def _packed_and_stored(weights: list[jax.Array], kind: str) -> tuple[ExpertWeights, ExpertWeights]:
+    """One program for each drawn size, since compiling many small ones takes most of the time."""
+    stored, packed = {}, {}
+    for name, w in zip(NAMES, weights, strict=True):
         if kind == "int8":
             w, scale = quantize_weight(w)
             stored[f"{name}_scale"] = packed[f"{name}_scale"] = scale
-        narrow = w.astype(jnp.bfloat16) if kind == "bfloat16" else w
-        stored[name] = narrow.astype(w.dtype)
-        packed[name] = (INT8_EXPERTS if kind == "int8" else EXPERTS).pack(narrow)
+        stored[name] = w.astype(jnp.float32) if kind == "bfloat16" else w
+        packed[name] = (INT8_EXPERTS if kind == "int8" else EXPERTS).pack(w)
     return ExpertWeights(**packed), ExpertWeights(**stored)
 
 
