@@ -49,8 +49,11 @@ def _all(arguments: argparse.Namespace) -> Iterator[Figure]:
     for number in range(1, arguments.rounds + 1):
         for server in arguments.servers:
             print(f"round {number}: {server}", flush=True)
-            for load_name, streams, name, value in measure(server, arguments.loads, arguments.streams):
-                yield Figure(number, server, load_name, streams, name, value)
+            try:
+                for load_name, streams, name, value in measure(server, arguments.loads, arguments.streams):
+                    yield Figure(number, server, load_name, streams, name, value)
+            except RuntimeError as error:
+                print(f"round {number}: {server} has no more figures: {error}", flush=True)
         for name, value in limits():
             yield Figure(number, MACHINE, "limits", 0, name, value)
 
