@@ -2,13 +2,14 @@
 
 Milliseconds to render conversations of several sizes with the bundled model's template: in this process, in a
 renderer process, and in a renderer process called from an event loop through a thread, as in the server.
-Before that, milliseconds to start renderers: the first ones, for which libraries are imported, and others.
+Before that, milliseconds to start and end renderers: the first ones, which import libraries, and others.
 """
 
 import asyncio
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 from distaff.checkpoints import load_tokenizer, resolve
 from distaff.checkpoints.tokenization.chat_template import ChatTemplate
@@ -42,20 +43,12 @@ async def _through_threads(work: Callable[[], object]) -> list[float]:
     return took
 
 
-def _start(source: str, special: Mapping[str, str]) -> float:
-    begun = time.perf_counter()
-    remote = RemoteTemplate(source, special)
-    took = 1000 * (time.perf_counter() - begun)
-    remote.close()
-    return took
-
-
 def main() -> None:
     """Prints the median and the 99th percentile of each method."""
     tokenizer = load_tokenizer(resolve(None))
     source, special = tokenizer.chat_template or "", tokenizer.special_tokens
-    first, others = _start(source, special), [_start(source, special) for _ in range(20)]
-    print(f"start: {first:.0f} ms, then {statistics.median(others):.0f} ms", flush=True)
+    first, *others = islice(_measure(lambda: RemoteTemplate(source, special).close()), 21)
+    print(f"start and end: {first:.0f} ms, then {statistics.median(others):.0f} ms", flush=True)
     local, remote = ChatTemplate(source, special), RemoteTemplate(source, special)
     for size, (messages, sentences) in SIZES.items():
         conversation = _conversation(messages, sentences)

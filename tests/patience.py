@@ -21,4 +21,4 @@ def wait_until(condition: Callable[[], object], seconds: float = 5.0) -> None:
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit
-        time.sleep(0.005)  # the other one does not notify this one
+        time.sleep(0.005)  # nothing notifies us, so we poll

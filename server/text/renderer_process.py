@@ -1,8 +1,8 @@
 """Renderer processes as the web process sees them: forked on request, and ended.
 
 All of them are children of one other process (`renderer_parent.py`), which is started with the first one, and
-again after it has ended. A renderer whose parent has ended goes on rendering, and ends when its connection
-closes or, while it renders, by its alarm; only its exit code stays unknown.
+again after it has ended. If the parent ends, its renderers continue: each ends when its connection closes or,
+while it renders, by its alarm. Only its exit code is then unknown.
 """
 
 import socket

@@ -48,15 +48,8 @@ def explored(server: Server, folder: Path, phases: str) -> dict[str, Any]:
     report = folder / "report.json"
     run = subprocess.run(
         [
-            *(
-                sys.executable,
-                "-m",
-                "schemathesis.cli",
-                "--config-file",
-                str(CONFIG),
-                "run",
-                f"{server.url}/openapi.json",
-            ),
+            *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG)),
+            *("run", f"{server.url}/openapi.json"),
             *("--header", f"Authorization: Bearer {KEY}", "--phases", phases, "--checks", "all"),
             *("--max-examples", str(EXAMPLES), "--generation-deterministic", "--request-timeout", "20"),
             *("--continue-on-failure", "--no-shrink", "--no-color", "--report", "json"),

@@ -39,7 +39,7 @@ CREATOR = """
     print("renders", flush=True)
     time.sleep(600)
 """
-"""A process with one renderer in the midst of a conversation, and one that waits."""
+"""A process with one renderer that renders and one that waits. It sleeps until the test ends it."""
 
 
 def render(template: RemoteTemplate) -> str:
@@ -156,7 +156,7 @@ def test_several_threads_fork_at_once(parent: RendererParent, fork: Callable[[],
 def test_nothing_is_left_of_those_that_were_replaced(
     parent: RendererParent, template: RemoteTemplate
 ) -> None:
-    """Neither a process whose exit code nobody has collected, nor a file, here or in the parent."""
+    """No zombie process and no open file, in this process or in the parent."""
     here = psutil.Process()
     before = here.num_fds(), process_of(parent).num_fds()
     for _ in range(3):
