@@ -8,6 +8,7 @@ An int8 cache rounds each key and each value of a token with its own scale when 
 attends to does not depend on how its sequence was split into steps.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -43,15 +44,25 @@ Cache = tuple[Pool, ...]
 """One pool per layer."""
 
 
-def create_cache(config: ModelConfig, pages: int, page_size: int, dtype: jnp.dtype) -> Cache:
-    """Empty pools for `pages` pages (the trash page among them) of `page_size` tokens."""
+def create_cache(
+    config: ModelConfig,
+    pages: int,
+    page_size: int,
+    dtype: jnp.dtype,
+    zeros: Callable[[Sequence[jax.ShapeDtypeStruct]], list[jax.Array]],
+) -> Cache:
+    """Empty pools.
+
+    Args:
+      pages: the trash page among them. page_size: tokens of each.
+      zeros: the kernel that creates them, see `registry.ZerosKernel`.
+    """
     shape = (pages, page_size, 2 * config.kv_heads, config.head_size)
-
-    def pool() -> Pool:
-        values = jnp.zeros(shape, dtype)
-        return Int8Pool(values, jnp.zeros(shape[:-1], jnp.float32)) if dtype == jnp.int8 else values
-
-    return tuple(pool() for _ in range(config.layers))
+    values = zeros([jax.ShapeDtypeStruct(shape, dtype)] * config.layers)
+    if dtype != jnp.int8:
+        return tuple(values)
+    scales = zeros([jax.ShapeDtypeStruct(shape[:-1], jnp.float32)] * config.layers)
+    return tuple(map(Int8Pool, values, scales))
 
 
 def page_bytes(config: ModelConfig, page_size: int, dtype: jnp.dtype) -> int:

@@ -14,7 +14,9 @@ import jax
 
 log = logging.getLogger(__name__)
 
-_TARGETS = ("linear", "int8_linear", "grouped_linear", "attention", "row_sum", "rms_norm", "draw", "experts")
+_TARGETS = (
+    "linear", "int8_linear", "grouped_linear", "attention", "row_sum", "rms_norm", "draw", "experts", "zeros",
+)  # fmt: skip
 
 
 @cache

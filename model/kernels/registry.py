@@ -6,7 +6,7 @@ the TPU's kernels. The first backend of each operation is portable: it is the fa
 the reference for all others.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -98,6 +98,12 @@ class DrawKernel(Protocol):
     def __call__(self, logits_BV: jax.Array, settings: DrawSettings) -> jax.Array: ...
 
 
+class ZerosKernel(Protocol):
+    """New arrays of these shapes and types, all zeros."""
+
+    def __call__(self, shapes: Sequence[jax.ShapeDtypeStruct]) -> list[jax.Array]: ...
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class ExpertWeights:
@@ -160,6 +166,10 @@ _BACKENDS: dict[str, dict[str, str]] = {
         "plain": "draw:draw",
         "native": "native_draw:draw",
     },
+    "zeros": {
+        "plain": "zeros:zeros",
+        "native": "native_zeros:zeros",
+    },
 }
 """Operation -> backend -> `module:function` in this folder; imported when chosen."""
 
@@ -187,6 +197,7 @@ class Kernels:
     rms_norm: NormKernel
     row_sum: RowSumKernel
     draw: DrawKernel
+    zeros: ZerosKernel
     names: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
 

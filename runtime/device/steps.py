@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from ...model.cache import Batch, Cache, Tiles, create_cache
 from ...model.kernels.registry import Kernels
+from ...model.kernels.zeros import zeros as portable_zeros
 from ...model.sharding import CACHE, REPLICATED, pad_config
 from ...model.transformer import Skeleton
 from ..request import packed_parameters
@@ -61,10 +62,11 @@ def create_state(skeleton: Skeleton, shapes: Shapes, pages: int, dtype: jnp.dtyp
     Args:
       pages: of the cache, the trash page included. dtype: of keys and values.
     """
-    config = skeleton.config
+    config, target = skeleton.config, skeleton.target
     ids = (shapes.slots, config.vocabulary)
+    zeros = target.kernels.zeros if target.shards == 1 else portable_zeros  # XLA divides only its own
     return DeviceState(
-        cache=create_cache(pad_config(config, skeleton.target.shards), pages, shapes.page_size, dtype),
+        cache=create_cache(pad_config(config, target.shards), pages, shapes.page_size, dtype, zeros),
         last_S=jnp.zeros(shapes.slots, jnp.int32),
         counts_SV=jnp.zeros(ids, jnp.int32),
         bias_SV=jnp.zeros(ids, jnp.float32),

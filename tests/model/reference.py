@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from distaff.model.cache import TILE, Batch, Cache, Tiles, create_cache
 from distaff.model.config import ModelConfig
+from distaff.model.kernels.zeros import zeros
 from distaff.model.parameters import Quantization, parameter_shapes
 from distaff.model.sharding import CACHE, REPLICATED, create_mesh, over_shares, pad_config, place_all
 from distaff.model.target import Target
@@ -210,7 +211,7 @@ class Driver:
         self.done, self.prompts = [0] * rows, [0] * rows
         self.skeleton = Skeleton.of(config, Target.of(mesh, kernels, quantization))
         self.leaves = self.skeleton.flatten(place_all(parameters, config, mesh, quantization))
-        cache = create_cache(pad_config(config, mesh.size), pages, page_size, dtype)
+        cache = create_cache(pad_config(config, mesh.size), pages, page_size, dtype, zeros)
         self.cache = jax.device_put(cache, NamedSharding(mesh, CACHE))
         specs = self.skeleton.specs(), CACHE, REPLICATED, REPLICATED
         step = over_shares(self._step, mesh, specs, (REPLICATED, CACHE))

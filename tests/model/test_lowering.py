@@ -14,6 +14,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_me
 from distaff.model.cache import Batch, Cache, Tiles, create_cache
 from distaff.model.config import ModelConfig, MoEConfig, RopeScaling
 from distaff.model.kernels.registry import choose
+from distaff.model.kernels.zeros import zeros
 from distaff.model.parameters import parameter_shapes
 from distaff.model.target import Target
 from distaff.model.transformer import Skeleton
@@ -86,7 +87,7 @@ def lower(
     widths = {name: jnp.dtype("float32") if name.endswith("_scale") else width for name in shapes}
     widths |= {name: jnp.dtype("int8") for name in shapes if f"{name}_scale" in shapes}
     leaves = {name: jax.ShapeDtypeStruct(shape, widths[name]) for name, shape in shapes.items()}
-    cache = jax.eval_shape(lambda: create_cache(config, 32, 64, jnp.dtype(cached or width)))
+    cache = jax.eval_shape(lambda: create_cache(config, 32, 64, jnp.dtype(cached or width), zeros))
 
     def step(leaves, cache, tokens_T, batch):
         model = skeleton.merge(leaves)

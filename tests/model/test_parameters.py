@@ -12,6 +12,7 @@ from flax import nnx
 from distaff.model.cache import create_cache, page_bytes, write_pages
 from distaff.model.config import ModelConfig, MoEConfig
 from distaff.model.kernels.registry import choose
+from distaff.model.kernels.zeros import zeros
 from distaff.model.parameters import Quantization, parameter_shapes
 from distaff.model.target import Target
 from distaff.model.transformer import Skeleton, Transformer, random_parameters
@@ -91,7 +92,7 @@ def test_random_parameters_have_listed_shapes_and_repeat() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_pool_stays_finite(dtype: str) -> None:
     """NaN and infinities of an overflowed row never get into the pool that the next sequence uses."""
-    (pool,) = create_cache(small(layers=1), 3, 4, jnp.dtype(dtype))
+    (pool,) = create_cache(small(layers=1), 3, 4, jnp.dtype(dtype), zeros)
     bad_TKH = jnp.asarray([np.nan, np.inf, -np.inf, 1.0], dtype)[:, None, None] * jnp.ones((4, 2, 8), dtype)
     entries_T = jnp.asarray([0, 5, 6, 7])
     written = jax.jit(write_pages)(pool, bad_TKH, bad_TKH, entries_T)
@@ -102,7 +103,7 @@ def test_pool_stays_finite(dtype: str) -> None:
 def test_write_pages_changes_its_entries_only() -> None:
     """Keys and values are adjacent in their entries; every other entry is unchanged, also for an index
     that is too high."""
-    (pool,) = create_cache(small(layers=1), 3, 4, F32)
+    (pool,) = create_cache(small(layers=1), 3, 4, F32, zeros)
     k_TKH = 1.0 + jnp.arange(32, dtype=F32).reshape(2, 2, 8)
     flat = np.asarray(write_pages(pool - 9, k_TKH, -k_TKH, jnp.asarray([6, 99]))).reshape(12, 2, 2, 8)
     np.testing.assert_array_equal(flat[6], np.stack([k_TKH[0], -k_TKH[0]], axis=1))
@@ -114,5 +115,5 @@ def test_page_bytes_equal_the_cache() -> None:
     for dtype in (F32, jnp.dtype("bfloat16")):
         config = small(layers=3)
         assert page_bytes(config, 4, dtype) * 7 == sum(
-            pool.nbytes for pool in create_cache(config, 7, 4, dtype)
+            pool.nbytes for pool in create_cache(config, 7, 4, dtype, zeros)
         )

@@ -10,6 +10,7 @@ import pytest
 from distaff.model import host_memory
 from distaff.model.cache import create_cache, page_bytes
 from distaff.model.config import ModelConfig
+from distaff.model.kernels.zeros import zeros
 from distaff.runtime.device.buckets import Shapes
 from distaff.runtime.device.memory import OutOfMemory, free_bytes, size_pool
 
@@ -55,7 +56,7 @@ def test_a_page_is_keys_and_values_of_all_layers():
 
 def test_an_int8_page_has_a_scale_for_each_key_and_value():
     """A byte per number and four for each head's scale, as in the pool's arrays."""
-    pools = create_cache(CONFIG, 5, 16, jnp.dtype("int8"))
+    pools = create_cache(CONFIG, 5, 16, jnp.dtype("int8"), zeros)
     assert page_bytes(CONFIG, 16, jnp.dtype("int8")) == 3 * 16 * 2 * 2 * (8 + 4)
     assert sum(x.nbytes for x in jax.tree.leaves(pools)) == 5 * page_bytes(CONFIG, 16, jnp.dtype("int8"))
 
