@@ -11,4 +11,4 @@ import jax
 
 def zeros(shapes: Sequence[jax.ShapeDtypeStruct]) -> list[jax.Array]:
     """See `registry.ZerosKernel`."""
-    return jax.ffi.ffi_call("distaff_zeros", list(shapes))()
+    return list(jax.ffi.ffi_call("distaff_zeros", list(shapes))())

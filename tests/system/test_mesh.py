@@ -1,11 +1,13 @@
-"""The bundled model over four devices, as an operator starts it: nine heads in groups of three."""
+"""A model over four devices, as an operator starts it: nine heads in groups of three, like SmolLM2."""
+
+from pathlib import Path
 
 import openai
-import pytest
 
-from .conftest import Server, running
+from ..checkpoints.making import make_model, save_folder
+from .conftest import running
 
-pytestmark = pytest.mark.serial
+SIZES = ("--slots", "2", "--context", "128", "--prefill-tokens", "64")
 QUESTIONS = ["What is the capital of France?", "Name three rivers in Europe.", "Why is the sky blue?"]
 
 
@@ -27,14 +29,17 @@ def answers(url: str) -> list[tuple[str, list[float]]]:
     return found
 
 
-def test_four_devices_answer_as_one(f32_server: Server) -> None:
+def test_four_devices_answer_as_one(tmp_path: Path) -> None:
     """The same text, and log-probabilities that differ by rounding alone."""
-    expected = answers(f32_server.url)
-    sizes = ("--slots", "2", "--context", "256", "--prefill-tokens", "64")
-    with running("--quantize", "none", "--mesh", "model=4", *sizes) as divided:
+    heads = dict(num_attention_heads=9, num_key_value_heads=3, head_dim=32, hidden_size=288)
+    folder = save_folder(tmp_path / "nine", make_model(**heads))
+    with running(str(folder), *SIZES) as single:
+        single.wait_ready()
+        expected = answers(single.url)
+    with running(str(folder), "--mesh", "model=4", *SIZES) as divided:
         divided.wait_ready()
         found = answers(divided.url)
     for (text, scores), (expected_text, expected_scores) in zip(found, expected, strict=True):
-        assert text == expected_text
+        assert text == expected_text and len(scores) == len(expected_scores) > 0
         differences = [abs(a - b) for a, b in zip(scores, expected_scores, strict=True)]
         assert max(differences) < 1e-3

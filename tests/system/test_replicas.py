@@ -1,17 +1,21 @@
-"""Two replicas of the real model, as an operator runs them; one of them is killed."""
+"""Two replicas of a tiny model, as an operator runs them; one of them is killed."""
 
 import asyncio
 import json
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
 
-from .conftest import SMALL, Server, running
+from ..checkpoints.making import make_model, save_folder
+from .conftest import Server, running
 
 pytestmark = pytest.mark.serial
+LONG = 600
+"""Tokens of an answer, so that it is running when an engine is killed."""
 
 
 def _body(topic: str, **options) -> dict:
@@ -59,11 +63,12 @@ async def _stream(client: httpx.AsyncClient, body: dict, heard: list[str]) -> No
                 heard.append(failed["code"] if failed else event["choices"][0]["delta"].get("content") or "")
 
 
-async def test_beginnings_stick_to_replicas_and_a_killed_one_leaves_the_other_alone() -> None:
+async def test_beginnings_stick_to_replicas_and_a_killed_one_leaves_the_other_alone(tmp_path: Path) -> None:
     """Each of two long beginnings has its home; when the engine of one is killed, its stream goes on with the
     other, and both texts are those of an undisturbed run; meanwhile everybody is served, afterwards both
     serve again."""
-    with running("--replicas", "2", *SMALL) as server:
+    folder = save_folder(tmp_path / "tiny", make_model(max_position_embeddings=4096))
+    with running(str(folder), "--replicas", "2", "--slots", "8", "--kv-tokens", "16384") as server:
         server.wait_ready()
         await _until(lambda: _all_ready(server), 180)
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
@@ -75,8 +80,8 @@ async def test_beginnings_stick_to_replicas_and_a_killed_one_leaves_the_other_al
             whole: list[str] = []
             moved: list[str] = []
             readers = [
-                asyncio.create_task(_stream(client, _body("cats", max_tokens=150), whole)),
-                asyncio.create_task(_stream(client, _body("dogs", max_tokens=150), moved)),
+                asyncio.create_task(_stream(client, _body("cats", max_tokens=LONG), whole)),
+                asyncio.create_task(_stream(client, _body("dogs", max_tokens=LONG), moved)),
             ]
             await _until(lambda: min(len(whole), len(moved)) > 3, 20)
             server.engine(dogs).send_signal(signal.SIGKILL)
@@ -86,7 +91,7 @@ async def test_beginnings_stick_to_replicas_and_a_killed_one_leaves_the_other_al
             assert await _home(client, server, "dogs") == cats
             for topic, told in (("cats", whole), ("dogs", moved)):
                 again: list[str] = []
-                await _stream(client, _body(topic, max_tokens=150), again)
+                await _stream(client, _body(topic, max_tokens=LONG), again)
                 assert "".join(told) == "".join(again) and "engine_error" not in told
             while not _all_ready(server):
                 assert server.ready()
