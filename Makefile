@@ -30,7 +30,8 @@ PINNED := $(if $(LATEST),--upgrade --upgrade-strategy eager,--constraint constra
 SHOWN := $(if $(LATEST),$(patsubst %,-W default::%,DeprecationWarning PendingDeprecationWarning FutureWarning))
 INSTALLED := pyproject.toml constraints.txt setup.py $(wildcard model/kernels/native/*)
 PYTEST := -m pytest --durations=40
-# Two workers; each takes whole files, so that what a file's tests share is made once.
+# Two workers; each takes whole files, so that what a file's tests share is made once. The longest files come first, so
+# that both workers end at about the same time.
 TOGETHER := -n 2 --dist loadfile --no-loadscope-reorder
 UV := build/uv/bin/uv
 # Without --upgrade it keeps what is pinned, as far as the ranges still allow that.
@@ -45,7 +46,7 @@ serve: setup
 setup: $(VENV)/.installed-$(EXTRA)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python $(PYTEST) $(TOGETHER) -m 'not (clients or image or serial)' $(SHOWN)
+	$(BIN)/python $(PYTEST) $(TOGETHER) -m 'not (clients or image or serial)' tests/system tests $(SHOWN)
 	$(BIN)/python $(PYTEST) -m 'serial and not clients' tests/system $(SHOWN)
 
 test-clients: $(VENV)/.installed-test $(CLIENTS)/node_modules/openai $(INTEGRATIONS)/.installed
