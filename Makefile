@@ -2,8 +2,8 @@
 #   make serve [MODEL=...] [EXTRA=cuda|tpu] [ARGS="--port 8001"]
 #   make test [LATEST=1]
 # Beside them `make test-clients` runs client programs (the examples, OpenAI's in JavaScript, lm-eval, schemathesis),
-# `make test-image` the image's installation and entry point, and `make test-next` the tests of runtime and server with a
-# newer Python and JAX. CI runs them too.
+# `make test-image` the image's installation and entry point, `make test-cuda` XLA's compiler for GPUs on the real steps,
+# and `make test-next` the tests of runtime and server with a newer Python and JAX. CI runs them too.
 # What they install is pinned by constraints.txt and examples/constraints.txt, which `make lock` writes from the ranges
 # of pyproject.toml and examples/requirements.txt. LATEST=1 takes the newest that pyproject.toml allows, in an
 # environment of its own, and there what a third party deprecates is shown, not fatal.
@@ -22,6 +22,7 @@ CLIENTS := tests/clients
 PEERS := .venv-peers
 INTEGRATIONS := .venv-clients
 NEXT := .venv-next
+CUDA := build/cuda
 NEXT_PINS := jax==0.11.2 jaxlib==0.11.2 flax==0.12.12
 NEXT_PYTHON ?= $(shell for v in python3.13 python3.12 $$(pyenv root 2>/dev/null)/versions/3.1[23]*/bin/python; do \
   $$v -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$v && break; done)
@@ -38,7 +39,7 @@ UV := build/uv/bin/uv
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --no-annotate \
   --custom-compile-command 'make lock'
 
-.PHONY: serve setup test test-clients test-image test-next next-python check lock format bench clean ALWAYS
+.PHONY: serve setup test test-clients test-cuda test-image test-next next-python check lock format bench clean ALWAYS
 
 serve: setup
 	@exec $(BIN)/distaff serve $(MODEL) $(ARGS)
@@ -54,6 +55,11 @@ test-clients: $(VENV)/.installed-test $(CLIENTS)/node_modules/openai $(INTEGRATI
 
 test-image: $(VENV)/.installed-test
 	$(BIN)/python $(PYTEST) -m image tests/system $(SHOWN)
+
+# The real steps, compiled for GPUs that are not here. JAX would look for a GPU wherever it finds the compiler, so that is
+# in a folder of its own.
+test-cuda: $(VENV)/.installed-test $(CUDA)/.installed
+	JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 PYTHONPATH=$(CUDA) $(BIN)/python $(PYTEST) tests/runtime/capacity/test_gpus_ahead_of_time.py
 
 test-next: $(NEXT)/.installed
 	$(NEXT)/bin/python $(PYTEST) $(TOGETHER) -m 'not clients' tests/runtime tests/server
@@ -123,6 +129,13 @@ $(NEXT)/.installed: $(INSTALLED) Makefile
 	printf '%s\n' $(NEXT_PINS) >> build/next/constraints.txt
 	$(NEXT)/bin/python -m pip install --constraint build/next/constraints.txt setuptools jaxlib
 	$(NEXT)/bin/python -m pip install --constraint build/next/constraints.txt --no-build-isolation -e '.[test-next]'
+	@touch $@
+
+$(CUDA)/.installed: $(INSTALLED) | $(VENV)/bin/python
+	mkdir -p $(CUDA)
+	$(BIN)/python -c "import tomllib; extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; \
+	  print(*extras['cuda-aot'], sep='\n')" > $(CUDA)/requirements.txt
+	$(PIP) install --upgrade --constraint constraints.txt --no-deps --target $(CUDA) -r $(CUDA)/requirements.txt
 	@touch $@
 
 # The servers that we are measured against; llama.cpp is compiled, which takes ten to twenty minutes.

@@ -24,6 +24,9 @@ TRASH_PAGE = 0
 TILE = 64
 """Queries per tile in a mixed step (fewer where the step itself is smaller)."""
 
+REACHED = 1 << 31
+"""Numbers of a pool that offsets of 32 bits with a sign reach."""
+
 
 class Int8Pool(NamedTuple):
     """A pool of rounded keys and values: i8 `[P, page, 2K, H]`, and their scales, f32 `[P, page, 2K]`."""

@@ -75,7 +75,7 @@ class Layout:
 
     def place(self, where: Placement, form: Form) -> Placement:
         """The placement of a parameter in this layout."""
-        if self.backend == "transposed":
+        if self._transposes(form):
             return where.transposed()
         straight = where.transposed() if form.transposed else where
         if self.backend != "native" or not self._fits(straight, form):
@@ -84,10 +84,15 @@ class Layout:
 
     def apply(self, values: jax.Array, where: Placement, form: Form) -> jax.Array:
         """A parameter, placed at `where`, in this layout."""
-        if self.backend == "transposed":
-            return values.T
+        if self._transposes(form):
+            return values.swapaxes(-1, -2)
         placed = self.place(where, form)
         return values if placed == where else _on_its_devices(form.pack, values, placed)
+
+    def _transposes(self, form: Form) -> bool:
+        """Whether weights are stored as `[outputs, inputs]`. For int8 on a GPU, where XLA would write the
+        transposed of all of a layer's experts at every step."""
+        return self.backend == "transposed" or (self.backend == "wide_blocks" and form is INT8_EXPERTS)
 
     def _fits(self, where: Placement, form: Form) -> bool:
         """Whether each device's share is a whole number of panels."""

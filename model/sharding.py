@@ -124,8 +124,11 @@ class Placement:
         return P() if self.axis is None else P(*[None] * self.axis, AXIS)
 
     def transposed(self) -> "Placement":
-        """The placement of the transposed parameter, which has two axes."""
-        return replace(self, shape=self.shape[::-1], axis=None if self.axis is None else 1 - self.axis)
+        """The placement of the parameter with its last two axes exchanged."""
+        *before, inputs, outputs = range(len(self.shape))
+        axes = [*before, outputs, inputs]
+        axis = None if self.axis is None else axes.index(self.axis)
+        return replace(self, shape=tuple(self.shape[old] for old in axes), axis=axis)
 
     def share(self, values: np.ndarray, device: int, shards: int) -> np.ndarray:
         """The part of a whole, unpadded parameter that the `device`-th of `shards` devices holds."""

@@ -6,6 +6,7 @@ flat tuple is tens of times cheaper than with a module. The code here computes o
 `sharding.py` defines what a share is.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -109,11 +110,18 @@ class Transformer(Linears):
         x_TD = self._embedded(tokens_T)
         rotary = rotary_tables(self.config, batch.positions_T, batch.lengths_T)
         pools = []
-        for layer, pool in zip(self.layers, cache, strict=True):
-            x_TD, pool = _traced_once(*nnx.split(layer), x_TD, pool, batch, rotary)
-            pools.append(pool)
+        with self._precision():
+            for layer, pool in zip(self.layers, cache, strict=True):
+                x_TD, pool = _traced_once(*nnx.split(layer), x_TD, pool, batch, rotary)
+                pools.append(pool)
         rms_norm = self.target.kernels.rms_norm
         return rms_norm(x_TD, self.norm[...], self.config.norm_epsilon), tuple(pools)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """Where f32 is computed, its products are exact to f32."""
+        precision = self.target.kernels.precision
+        exact = precision is not None and self.norm[...].dtype == jnp.float32
+        return jax.default_matmul_precision(precision) if exact else nullcontext()
 
     def _embedded(self, tokens_T: jax.Array) -> jax.Array:
         """The tokens' rows of the embedding, on whichever device they are."""
@@ -135,7 +143,7 @@ class Transformer(Linears):
         Args:
           rows: i32 `[]`, only the logits of the first rows are needed; None for all.
         """
-        with jax.named_scope("head"):
+        with jax.named_scope("head"), self._precision():
             logits_BV = all_gather(self._scores(hidden_BD, rows), self.target.shards)
             return logits_BV[:, : self.config.vocabulary]
 

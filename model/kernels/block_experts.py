@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .linear import int8_padded, split_k
-from .registry import ExpertWeights
+from .linear import int8_padded, int8_transposed, split_k
+from .registry import ExpertWeights, Int8LinearKernel
 
 SMALLEST, LARGEST = 8, 40
 """Rows per block on a CPU. Fewer than 8 take as long, because a product reads all its weights first; with
@@ -36,8 +36,8 @@ def block_experts(
 def wide_block_experts(
     x_TD: jax.Array, expert_TX: jax.Array, weight_TX: jax.Array, experts: ExpertWeights
 ) -> jax.Array:
-    """See `registry.ExpertsKernel`. Blocks for a GPU: as few as possible."""
-    return _in_blocks(x_TD, expert_TX, weight_TX, experts, min(x_TD.shape[0], WIDEST))
+    """See `registry.ExpertsKernel`. Blocks for a GPU, as few as possible; int8 is `[E, outs, inputs]`."""
+    return _in_blocks(x_TD, expert_TX, weight_TX, experts, min(x_TD.shape[0], WIDEST), int8_transposed)
 
 
 def block_rows(tokens: int, choices: int, count: int) -> int:
@@ -74,7 +74,12 @@ def weighted_sum(
 
 
 def _in_blocks(
-    x_TD: jax.Array, expert_TX: jax.Array, weight_TX: jax.Array, experts: ExpertWeights, block: int
+    x_TD: jax.Array,
+    expert_TX: jax.Array,
+    weight_TX: jax.Array,
+    experts: ExpertWeights,
+    block: int,
+    int8_linear: Int8LinearKernel = int8_padded,
 ) -> jax.Array:
     """Runs the experts block by block.
 
@@ -91,27 +96,34 @@ def _in_blocks(
         e = jnp.searchsorted(last_E, i, side="right").astype(jnp.int32)
         at = start_E[e] + (i - (last_E[e] - blocks_E[e])) * block
         x_CD = lax.dynamic_slice_in_dim(x_RD, at, block)
-        return lax.dynamic_update_slice_in_dim(y_RD, _expert(x_CD, experts, e), at, axis=0)
+        return lax.dynamic_update_slice_in_dim(y_RD, _expert(x_CD, experts, e, int8_linear), at, axis=0)
 
     y_RD = lax.fori_loop(0, last_E[-1], one, jnp.zeros_like(x_RD))
     return weighted_sum(y_RD, order_R, expert_TX, weight_TX, experts.count).astype(x_TD.dtype)
 
 
-def _expert(x_CD: jax.Array, experts: ExpertWeights, e: jax.Array) -> jax.Array:
+def _expert(
+    x_CD: jax.Array, experts: ExpertWeights, e: jax.Array, int8_linear: Int8LinearKernel
+) -> jax.Array:
     """Some rows through expert e, i32 `[]`: SwiGLU."""
-    gate_CF = _product(x_CD, experts.gate, experts.gate_scale, e)
-    up_CF = _product(x_CD, experts.up, experts.up_scale, e)
-    return _product(jax.nn.silu(gate_CF) * up_CF, experts.down, experts.down_scale, e)
+    product = partial(_product, e=e, int8_linear=int8_linear)
+    gate_CF = product(x_CD, experts.gate, experts.gate_scale)
+    up_CF = product(x_CD, experts.up, experts.up_scale)
+    return product(jax.nn.silu(gate_CF) * up_CF, experts.down, experts.down_scale)
 
 
 def _product(
-    x_CD: jax.Array, weights: jax.Array | tuple[jax.Array, ...], scale_EF: jax.Array | None, e: jax.Array
+    x_CD: jax.Array,
+    weights: jax.Array | tuple[jax.Array, ...],
+    scale_EF: jax.Array | None,
+    e: jax.Array,
+    int8_linear: Int8LinearKernel,
 ) -> jax.Array:
     """Rows times expert e's weights. Stacked weights are copied first. With unstacked experts, a branch for
     each expert reads its weights in place and holds nothing else, so that it is cheap to compile."""
 
     def times(w_DF: jax.Array) -> jax.Array:
-        ys = split_k(x_CD, w_DF) if scale_EF is None else int8_padded(x_CD, (w_DF, scale_EF[e]))
+        ys = split_k(x_CD, w_DF) if scale_EF is None else int8_linear(x_CD, (w_DF, scale_EF[e]))
         return ys[0].astype(x_CD.dtype)
 
     if not isinstance(weights, tuple):

@@ -110,7 +110,7 @@ class ExpertWeights:
     """The experts on this device: gate and up `[E, D, F]`, down `[E, F, D]`; if int8, f32 scales `[E, outs]`.
 
     If unstacked (see `sharding.unstack`), gate, up and down are E arrays of `[1, …]` each. For the backend
-    `native` they can be panels (see `panels.py`).
+    `native` they can be panels (see `panels.py`); for `wide_blocks` int8 ones are `[E, outs, inputs]`.
     """
 
     gate: jax.Array | tuple[jax.Array, ...]
@@ -176,9 +176,12 @@ _BACKENDS: dict[str, dict[str, str]] = {
 _CHOICES: dict[str, dict[str, str]] = {
     "cpu": {"linear": "split_k", "int8_linear": "transposed"},
     "tpu": {"attention": "ragged", "experts": "ragged"},
-    "cuda": {"attention": "triton", "experts": "wide_blocks"},
+    "cuda": {"attention": "triton", "experts": "wide_blocks", "int8_linear": "transposed"},
 }
 """Platform -> operation -> backend, if it is not the first one."""
+
+_PRECISIONS = {"cuda": "highest"}
+"""JAX's default there is TF32, with 10 bits of a fraction instead of 23."""
 
 NATIVE = "native"
 _NATIVE_CHOICES = {operation: NATIVE for operation, backends in _BACKENDS.items() if NATIVE in backends}
@@ -187,7 +190,12 @@ _NATIVE_CHOICES = {operation: NATIVE for operation, backends in _BACKENDS.items(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kernels:
-    """One kernel for each operation; `names` has the backends' names, for the log."""
+    """One kernel for each operation.
+
+    Attributes:
+      names: the backends' names, for the log.
+      precision: of products of f32 numbers, as in `jax.default_matmul_precision`; None for JAX's default.
+    """
 
     attention: AttentionKernel
     experts: ExpertsKernel
@@ -199,6 +207,7 @@ class Kernels:
     draw: DrawKernel
     zeros: ZerosKernel
     names: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    precision: str | None = None
 
 
 def choose(platform: str, overrides: Mapping[str, str] | None = None) -> Kernels:
@@ -212,14 +221,15 @@ def choose(platform: str, overrides: Mapping[str, str] | None = None) -> Kernels
         were not built.
     """
     names = {operation: next(iter(backends)) for operation, backends in _BACKENDS.items()}
-    names |= _CHOICES.get("cuda" if platform == "gpu" else platform, {})
+    platform = "cuda" if platform == "gpu" else platform
+    names |= _CHOICES.get(platform, {})
     if platform == "cpu" and instruction_sets():
         names |= _NATIVE_CHOICES
     for operation, backend in (overrides or {}).items():
         _check(operation, backend)
         names[operation] = backend
     functions = {operation: _load(_BACKENDS[operation][name]) for operation, name in names.items()}
-    return Kernels(**functions, names=tuple(names.items()))
+    return Kernels(**functions, names=tuple(names.items()), precision=_PRECISIONS.get(platform))
 
 
 def _check(operation: str, backend: str) -> None:

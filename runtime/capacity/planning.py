@@ -11,7 +11,8 @@ import jax
 
 from ...model.config import ModelConfig
 from ..device.buckets import Bucket
-from .program import ProgramBuilder, ProgramSpec, can_compile
+from .compilers import can_compile
+from .program import ProgramBuilder, ProgramSpec
 from .report import Memory, Plan, Program
 from .sizing import PlanOptions, Sizing, find_chip
 from .timing import Timing
@@ -20,6 +21,11 @@ from .work import Span
 
 RAGGED = "ragged_paged_attention_kernel"
 """The name of the TPU's attention kernel in a trace."""
+
+_ABSENT = {
+    "tpu": "libtpu is not installed (extra tpu-aot)",
+    "gpu": "XLA's compiler for GPUs is not installed (extra cuda-aot)",
+}
 
 
 def make_plan(model: str, config: ModelConfig, options: PlanOptions) -> Plan:
@@ -133,9 +139,12 @@ def _answer(
 
 def _notes(sizing: Sizing, found: Plan, streams: int) -> Iterator[str]:
     if not found.memory.measured:
-        missing = "libtpu is not installed (extra tpu-aot)"
-        absent = sizing.chip.platform == "tpu" and not can_compile(sizing.chip)
-        yield f"{missing if absent else 'nothing was compiled'}: temporaries are a guess"
+        compiler = {
+            "tpu": "libtpu is not installed (extra tpu-aot)",
+            "gpu": "no compiler for this GPU (extra cuda-aot)",
+        }
+        absent = None if can_compile(sizing.chip) else compiler.get(sizing.chip.platform)
+        yield f"{absent or 'nothing was compiled'}: temporaries are a guess"
     ragged = dict(found.kernels).get("attention") == "ragged"
     if ragged and any(RAGGED not in program.kernels for program in found.programs):
         yield (

@@ -1,26 +1,19 @@
-"""The real step for devices that need not exist here: traced, lowered, and for TPUs compiled.
+"""The real step for devices that need not exist here: traced, lowered, and compiled where that is possible.
 
-Nothing is allocated: parameters, state and inputs are shapes. With libtpu installed (extra `tpu-aot`) XLA
-compiles for a TPU topology without a TPU. For other platforms the step is lowered with an abstract mesh,
-which applies every lowering rule of the platform but does not run its compiler.
+Nothing is allocated: parameters, state and inputs are shapes. XLA compiles for TPUs with libtpu (extra
+`tpu-aot`), for GPUs with its plugin for CUDA (extra `cuda-aot`); see `compilers.py`. Without them the step is
+lowered with an abstract mesh, which applies every lowering rule of the platform but runs no compiler.
 """
 
-import importlib.util
-import os
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, use_abstract_mesh
 
 from ...model.config import ModelConfig
@@ -33,19 +26,9 @@ from ..device.buckets import Bucket, Shapes
 from ..device.executables import Executables
 from ..device.steps import create_state
 from .chips import Chip, Topology
+from .compilers import compile_absent, compiler_of, described_mesh
 from .hlo import collectives_of, kernels_of, traffic_of
 from .report import Program
-
-_QUIET = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-    "TPU_MIN_LOG_LEVEL": "3",
-    "TPU_STDERR_LOG_LEVEL": "3",
-}
-"""libtpu contacts no metadata server, allows another copy of itself on the host, and logs nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,32 +49,6 @@ class ProgramSpec:
     pages: int
 
 
-def can_compile(chip: Chip) -> bool:
-    """Whether the compiler for this chip is installed."""
-    return chip.platform == "tpu" and importlib.util.find_spec("libtpu") is not None
-
-
-def topology_mesh(topology: Topology) -> Mesh:
-    """The devices of a TPU topology, as libtpu describes them, in one row."""
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    from jax.experimental import topologies
-
-    options = {"chips_per_host_bounds": (1, 1, 1)} if topology.size == 1 else {}
-    with _own_signals():
-        found = topologies.get_topology_desc(platform="tpu", topology_name=str(topology), **options)
-    return Mesh(np.array(found.devices), (AXIS,), axis_types=(AxisType.Auto,))
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Restores the handler of SIGTERM: libtpu sets one that prints a stack trace when it is loaded."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    if before is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
-
-
 def _abstract_mesh(chip: Chip, topology: Topology) -> AbstractMesh:
     device = AbstractDevice(device_kind=chip.kind, num_cores=1, platform=_lowered_for(chip))
     return AbstractMesh((topology.size,), (AXIS,), axis_types=(AxisType.Auto,), abstract_device=device)
@@ -105,15 +62,20 @@ class ProgramBuilder:
     """Builds the steps of a specification."""
 
     def __init__(self, spec: ProgramSpec, *, compiles: bool) -> None:
-        """`compiles` needs libtpu (see `can_compile`)."""
+        """`compiles` needs the chip's compiler (see `compilers.can_compile`)."""
         chip, topology = spec.chip, spec.topology
         self._spec = spec
         self._compiles = compiles
-        self.mesh = topology_mesh(topology) if compiles else _abstract_mesh(chip, topology)
+        self.mesh = described_mesh(chip, topology) if compiles else _abstract_mesh(chip, topology)
         target = Target(kernels=choose(chip.platform), shards=topology.size, quantization=spec.quantization)
         self.kernels = target.kernels.names
         self._skeleton = Skeleton.of(spec.config, target)
         self._executables = Executables(self._skeleton, spec.shapes, self.mesh)
+
+    @property
+    def leaves(self) -> tuple[Any, ...]:
+        """The shapes and types of the parameters."""
+        return self._skeleton.abstract(jnp.dtype(self._spec.dtype))
 
     def trace(self, bucket: Bucket) -> jax.stages.Traced:
         """A bucket's step, from abstract shapes."""
@@ -122,15 +84,19 @@ class ProgramBuilder:
         cached = jnp.dtype("int8") if self._spec.int8_cache else dtype
         state = jax.eval_shape(lambda: create_state(self._skeleton, shapes, pages, cached))
         with self._known_mesh():
-            return self._executables.trace(bucket, self._skeleton.abstract(dtype), state)
+            return self._executables.trace(bucket, self.leaves, state)
 
     def lower(self, traced: jax.stages.Traced) -> jax.stages.Lowered:
         """Lowers a step for the platform, on a machine that need not have such a device."""
-        if self._compiles:
+        if self._compiles and self._spec.chip.platform == "tpu":
             with self._known_mesh():
                 return traced.lower()
         with self._known_mesh():
             return traced.lower(lowering_platforms=(_lowered_for(self._spec.chip),))
+
+    def compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+        """Compiles a lowered step for devices that need not be here."""
+        return compile_absent(lowered, self._spec.chip)
 
     def _known_mesh(self) -> AbstractContextManager[Any]:
         """Sets the mesh, from which Pallas reads the kind of device."""
@@ -160,13 +126,12 @@ class ProgramBuilder:
                 kernels=kernels,
                 loops=loops,
             )
-        with _uncached():
-            compiled = lowered.compile()
+        compiled = self.compile(lowered)
         text, costs, memory = compiled.as_text() or "", compiled.cost_analysis(), compiled.memory_analysis()
         assert isinstance(costs, dict) and memory is not None
         return Program(
             step=str(bucket),
-            how=f"compiled by libtpu {version('libtpu')}",
+            how=f"compiled by {compiler_of(self._spec.chip)}",
             seconds=time.monotonic() - started,
             arguments=memory.argument_size_in_bytes,
             temporaries=memory.temp_size_in_bytes,
@@ -179,19 +144,6 @@ class ProgramBuilder:
             loops=loops,
             traffic=traffic_of(text),
         )
-
-
-@contextmanager
-def _uncached() -> Iterator[None]:
-    """Turns JAX's cache off, because it could not load programs for devices that are not here."""
-    enabled = jax.config.values["jax_enable_compilation_cache"]
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", enabled)
-        compilation_cache.reset_cache()
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:

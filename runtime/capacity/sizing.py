@@ -7,8 +7,9 @@ from functools import cached_property
 from ...model.config import ModelConfig
 from ...model.errors import ConfigError
 from ...model.parameters import INT4, INT8, Quantization
+from ...model.sharding import pad_config
 from ..device.buckets import Bucket, Shapes
-from ..device.memory import fitting_pages
+from ..device.memory import fitting_pages, reached_pages, reserved_bytes, state_bytes, temporary_bytes
 from ..device.settings import EngineSettings, derive_shapes, platform_of
 from .chips import CHIPS, Chip, Topology, larger
 from .host import measure_host
@@ -104,27 +105,24 @@ class Sizing:
     def memory(self) -> Memory:
         """The bytes by purpose, derived from shapes."""
         weights, page = self.costs.weight_bytes(), self.costs.token_bytes() * self.shapes.page_size
-        free = max(0, int(self.chip.memory) - weights)
+        shards, itemsize, platform = self.options.topology.size, SIZES[self.dtype], self.chip.platform
+        config, padded = self.config, pad_config(self.config, shards)
+        free = int(self.chip.memory) - weights
+        free = max(0, free - reserved_bytes(platform, padded, self.shapes, shards, itemsize))
+        fitting = fitting_pages(free, page, platform)
+        if self.options.int8_cache:
+            fitting = reached_pages(fitting, platform, padded, self.shapes, shards)
         useful = self.shapes.slots * self.shapes.table
         return Memory(
             limit=int(self.chip.memory),
             weights=weights,
-            state=self.costs.state_bytes(self.shapes.slots),
+            state=state_bytes(config, self.shapes.slots),
             page=page,
-            pages=min(useful, fitting_pages(free, page, self.chip.platform)),
-            temporaries=max(map(self._temporaries, self.largest)),
+            pages=min(useful, fitting),
+            temporaries=max(temporary_bytes(config, each, shards, itemsize) for each in self.largest),
             code=0,
             measured=False,
         )
-
-    def _temporaries(self, bucket: Bucket) -> int:
-        """An estimate: the widest layer's activations, and four copies of the logits."""
-        config, size = self.config, SIZES[self.dtype]
-        chosen = config.moe.experts_per_token if config.moe else 1
-        heads = (config.heads + 2 * config.kv_heads) * config.head_size
-        wide = max(heads, 2 * config.feed_forward * chosen) // self.options.topology.size
-        logits = 4 * bucket.rows * config.vocabulary * SIZES["float32"]
-        return bucket.tokens * (4 * config.width + wide) * size + logits
 
     def shortage(self, memory: Memory | None = None) -> str | None:
         """What is missing, as a sentence; None if it fits."""

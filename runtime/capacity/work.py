@@ -83,13 +83,6 @@ class CostModel:
         share = share_config(self.config, self.shards)
         return page_bytes(share, 1, jnp.dtype("int8" if self.int8_cache else self.dtype))
 
-    def state_bytes(self, slots: int) -> int:
-        """The state besides the cache: last samples, and for each id counts, biases, marks, stored logits.
-
-        A mark is one byte. Those of pages are not counted: they are a thousandth of a page's bytes or less.
-        """
-        return slots * (4 + (4 + 4 + 1 + 4) * self.config.vocabulary + 1)
-
     def decode(self, lengths: Sequence[int], rows: int | None = None) -> Work:
         """A step of one token for each sequence of these lengths, padded to `rows`."""
         rows = rows or len(lengths)

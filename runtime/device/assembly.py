@@ -53,7 +53,8 @@ def assemble(
     if not isinstance(parameters, Loading) and mesh.is_multi_process:
         agree({"the digest of the weights": digest_of_replicated(parameters)})
     free, kv_pages = loading.free, settings.kv_pages
-    pages = minimum(size_pool(padded, shapes, dtype, devices, kv_pages, settings.replicas, free))
+    width = loading.dtype.itemsize
+    pages = minimum(size_pool(padded, shapes, dtype, devices, kv_pages, settings.replicas, free, width))
     host_pages = None
     if page_file and shares_prefixes(config, settings) and not mesh.is_multi_process:
         size, wanted = page_bytes(padded, shapes.page_size, dtype), settings.host_kv_pages

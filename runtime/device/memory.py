@@ -7,17 +7,18 @@ from typing import Any, Protocol
 import jax.numpy as jnp
 
 from ...model import host_memory
-from ...model.cache import page_bytes
+from ...model.cache import REACHED, page_bytes
 from ...model.config import ModelConfig
 from ...model.errors import DistaffError
-from .buckets import Shapes
+from .buckets import Bucket, Shapes
 
 log = logging.getLogger(__name__)
 
 CPU_SHARE = 1 / 8
 """The pool's share of free host memory; the rest is for everything else that the host runs."""
-DEVICE_SHARE = 0.9
-"""The pool's share of free accelerator memory; the rest is for the steps' temporaries."""
+SHARES = {"cpu": CPU_SHARE, "tpu": 0.9, "gpu": 0.98}
+"""The pool's share of free memory, by platform. The rest is for state and temporaries of steps on a TPU;
+on a GPU these are subtracted before (see `reserved_bytes`), and it is for gaps between allocations."""
 
 _MIB = 1 << 20
 
@@ -43,6 +44,7 @@ def size_pool(
     pages: int | None,
     replicas: int = 1,
     free: int | None = None,
+    itemsize: int = 4,
 ) -> int:
     """Decides the number of pages (without the trash page), and logs how in one line.
 
@@ -52,6 +54,7 @@ def size_pool(
       pages: the number set by the user; None derives it.
       replicas: engines that share the host's memory. An accelerator belongs to one engine.
       free: bytes of all devices that the pool can use; None for those that are free now.
+      itemsize: bytes of an activation.
 
     Raises:
       OutOfMemory: less than one page per slot fits, or the user's number needs more than is free.
@@ -60,10 +63,15 @@ def size_pool(
     size = page_bytes(config, shapes.page_size, dtype)
     useful = shapes.slots * shapes.table
     free = free_in_all(devices) if free is None else free
+    if free > 0:  # some devices do not report it
+        reserved = reserved_bytes(device.platform, config, shapes, len(devices), itemsize)
+        free = max(1, free - reserved * len(devices))
     share = _share(device.platform, replicas)
     fitting = fitting_pages(free, size, device.platform, replicas)
+    if dtype == jnp.int8:
+        fitting = reached_pages(fitting, device.platform, config, shapes, len(devices))
     chosen = min(useful, fitting) if pages is None else pages
-    if 0 < free < chosen * size:  # some devices do not report free memory
+    if 0 < free < chosen * size:
         raise OutOfMemory(
             f"{chosen} KV pages of {size} bytes are {chosen * size // _MIB} MiB; expected at most "
             f"{free // size} pages, because {free // _MIB} MiB are free on {device.platform}"
@@ -90,12 +98,12 @@ def size_host_pages(
 
     Args:
       pages: of the KV pool, each of `size` bytes. free: bytes of free memory.
-      wanted: the number set by the user; None for as many as the pool has and as fit in the same share of
-        free memory if the device is the host itself, and for none on accelerators, where the gain is not
+      wanted: the number set by the user; None for half as many as the pool has, within the same share of
+        free memory, if the device is the host itself, and for none on accelerators, where the gain is not
         measured.
     """
     on_host = device.platform == "cpu"
-    fitting = min(pages, fitting_pages(free, size, "cpu", replicas)) if on_host else 0
+    fitting = min(pages // 2, fitting_pages(free, size, "cpu", replicas)) if on_host else 0
     chosen = fitting if wanted is None else wanted
     if chosen:
         log.info("host memory keeps up to %d KV pages, %d MiB", chosen, chosen * size // _MIB)
@@ -108,17 +116,57 @@ def fitting_pages(free: int, size: int, platform: str, replicas: int = 1) -> int
 
 
 def _share(platform: str, replicas: int) -> float:
-    return CPU_SHARE / replicas if platform == "cpu" else DEVICE_SHARE
+    return SHARES["cpu"] / replicas if platform == "cpu" else SHARES.get(platform, SHARES["tpu"])
+
+
+def reserved_bytes(platform: str, config: ModelConfig, shapes: Shapes, shards: int, itemsize: int) -> int:
+    """Bytes of each GPU that are not for the pool: the state, and the temporaries of two steps, because one
+    is dispatched while another runs. Zero on other platforms: there the pool's share leaves room.
+
+    Args:
+      shards: devices that the model is divided among. itemsize: bytes of an activation.
+    """
+    if platform != "gpu":
+        return 0
+    largest = max(temporary_bytes(config, bucket, shards, itemsize) for bucket in shapes.buckets()[:2])
+    return state_bytes(config, shapes.slots) + 2 * largest
+
+
+def state_bytes(config: ModelConfig, slots: int) -> int:
+    """The state besides the cache: last samples, and for each id counts, biases, marks, stored logits.
+
+    A mark is one byte. Those of pages are not counted: they are a thousandth of a page's bytes or less.
+    """
+    return slots * (4 + (4 + 4 + 1 + 4) * config.vocabulary + 1)
+
+
+def temporary_bytes(config: ModelConfig, bucket: Bucket, shards: int, itemsize: int) -> int:
+    """An estimate of a step's temporaries: the widest layer's activations, and six copies of the logits."""
+    chosen = config.moe.experts_per_token if config.moe else 1
+    heads = (config.heads + 2 * config.kv_heads) * config.head_size
+    wide = max(heads, 2 * config.feed_forward * chosen) // shards
+    logits = 6 * bucket.rows * config.vocabulary * jnp.dtype("float32").itemsize
+    return bucket.tokens * (4 * config.width + wide) * itemsize + logits
+
+
+def reached_pages(pages: int, platform: str, config: ModelConfig, shapes: Shapes, shards: int) -> int:
+    """The number of int8 pages, or fewer if the attention kernel for GPUs could not reach all of them.
+
+    In a layer it reaches up to 2 GiB of a device's share, or more than 4 GiB, see `triton_attention.fits`.
+    """
+    numbers = shapes.page_size * 2 * config.kv_heads * config.head_size // shards
+    most = REACHED // numbers - 1  # and the trash page
+    return most if platform == "gpu" and most < pages <= 2 * REACHED // numbers - 1 else pages
 
 
 def _steady(pages: int, platform: str) -> int:
     """The number, rounded down so that it is the same at the next start.
 
     The pool's size is part of every compiled step, so each change of it would compile all of them again. A
-    host's free memory changes a lot: round to a power of two. A device's changes little: to a 32nd of one.
+    host's free memory changes a lot: round to a power of two. A device's changes little: to a 64th of one.
     """
     power = 1 << max(0, pages.bit_length() - 1)
-    return min(pages, power) if platform == "cpu" else pages // max(1, power // 32) * max(1, power // 32)
+    return min(pages, power) if platform == "cpu" else pages // max(1, power // 64) * max(1, power // 64)
 
 
 def free_in_all(devices: Sequence[Device], host: int | None = None) -> int:

@@ -5,6 +5,7 @@ Products of some tens of terms of order one: f32 agrees with float64 to 1e-5.
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import jax
@@ -21,7 +22,18 @@ from distaff.model.quantize import quantize_weight
 from distaff.model.sharding import unstack
 
 WIDTH, INNER, EXPERTS, CHOICES = 24, 40, 4, 2
-BACKENDS = {"blocks": block_experts, "wide_blocks": wide_block_experts, "ragged": ragged_experts}
+
+
+def laid_out_wide_blocks(x_TD, expert_TX, weight_TX, experts: ExpertWeights) -> jax.Array:
+    """With int8 weights as `Layout` stores them: `[E, outs, inputs]`."""
+    if experts.gate_scale is not None:
+        names = ("gate", "up", "down")
+        laid = {n: jax.tree.map(lambda w: w.swapaxes(-1, -2), getattr(experts, n)) for n in names}
+        experts = replace(experts, **laid)
+    return wide_block_experts(x_TD, expert_TX, weight_TX, experts)
+
+
+BACKENDS = {"blocks": block_experts, "wide_blocks": laid_out_wide_blocks, "ragged": ragged_experts}
 TOKENS = [1, 2, 7, 64]
 NAMES = ("gate", "up", "down")
 
@@ -170,7 +182,7 @@ def turns(expert_TX: np.ndarray) -> int:
     counted: list[int] = []
     x_TD, _, weight_TX = inputs(len(expert_TX))
 
-    def count(x_CD, experts, e):
+    def count(x_CD, experts, e, int8_linear):
         jax.debug.callback(lambda: counted.append(1))
         return x_CD
 

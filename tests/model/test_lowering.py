@@ -118,6 +118,17 @@ def test_step_lowers_for_accelerators(name: str, kind: str, dtype: str, platform
     assert [(pool.shape, pool.dtype) for pool in cache_out] == [(pool.shape, pool.dtype) for pool in cache]
 
 
+@pytest.mark.parametrize(("dtype", "exact"), [("float32", True), ("bfloat16", False)])
+@pytest.mark.parametrize("name", MODELS)
+def test_products_of_f32_are_exact_on_a_gpu(name: str, dtype: str, exact: bool) -> None:
+    """All of them, where f32 is computed: JAX's default there is TF32."""
+    text = lower(MODELS[name], "tiles", dtype, "cuda")[0].as_text()
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    of_f32 = [line for line in products if re.search(r": \(tensor<[\dx]*xf32>, tensor<[\dx]*xf32>\)", line)]
+    assert products and (of_f32 or not exact)
+    assert all(("HIGHEST" in line) == exact for line in of_f32)
+
+
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 @pytest.mark.parametrize("kind", ["rows", "tiles"])
 def test_an_int8_cache_lowers(kind: str, platform: str) -> None:

@@ -35,7 +35,7 @@ EXPECTED = {
         triton.attend,
         block_experts.wide_block_experts,
         linear.plain,
-        linear.int8_plain,
+        linear.int8_transposed,
         linear.grouped_plain,
     ),
     "rocm": (

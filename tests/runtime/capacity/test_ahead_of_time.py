@@ -4,24 +4,15 @@ Llama 3.1 8B is compiled completely. For the other models the decode step is com
 prompt's step with two layers, because all layers are equal; `distaff plan` compiles all of them
 (docs/capacity.md).
 
-Every run traces and lowers every step. What libtpu makes of a lowered step is kept beside JAX's compilation
-cache, under a digest of everything that determines it: the step with its names and source lines, the
-topology, the versions and the compiler's flags. libtpu compiles again only if one of them changes.
+Every run traces and lowers every step; what libtpu makes of a lowered step is kept (see `keeping.py`).
 """
 
-import gzip
 import importlib.util
-import json
-import os
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import jax
 import pytest
 
 from distaff.checkpoints.config_only import read_config_only
@@ -33,7 +24,7 @@ from distaff.runtime.capacity.report import Program
 from distaff.runtime.capacity.sizing import PlanOptions, Sizing, find_chip
 from distaff.runtime.capacity.walk import pages_fetched
 
-from ...kept import kept
+from .keeping import KeepingBuilder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MIB = 1 << 20
@@ -79,60 +70,6 @@ CASES = [
     Case("mixtral-8x7b", "v5e:2x4", int8=True),
     Case("mixtral-8x7b", "v6e:2x4"),
 ]
-
-
-FOLDERS = "jax_hlo_source_file_canonicalization_regex"
-"""The part of a source file's path that JAX leaves out of a lowered step."""
-SIZES = tuple(f"{name}_size_in_bytes" for name in ("argument", "temp", "alias", "generated_code"))
-
-
-class KeptStep:
-    """A lowered step. `compile` reads its result from a file if the same step has been compiled before."""
-
-    def __init__(self, lowered: jax.stages.Lowered, topology: str) -> None:
-        versions = (version(name) for name in ("jax", "jaxlib", "libtpu"))
-        flags = (os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"))
-        self._parts = (lowered.as_text(debug_info=True), topology, *versions, *flags)
-        self._lowered = lowered
-        self._content: dict[str, Any] = {}
-
-    def compile(self) -> "KeptStep":
-        """Compiles if there is no file, and reads it."""
-        path = kept("absent-devices", ".json.gz", (part.encode() for part in self._parts), self._write)
-        self._content = json.loads(gzip.decompress(path.read_bytes()))
-        return self
-
-    def _write(self, path: Path) -> None:
-        compiled = self._lowered.compile()
-        memory = compiled.memory_analysis()
-        content = {
-            "text": compiled.as_text(),
-            "costs": compiled.cost_analysis(),
-            "sizes": {name: getattr(memory, name) for name in SIZES},
-        }
-        path.write_bytes(gzip.compress(json.dumps(content).encode(), 1))
-
-    def as_text(self) -> str:
-        return self._content["text"]
-
-    def cost_analysis(self) -> dict[str, float]:
-        return self._content["costs"]
-
-    def memory_analysis(self) -> SimpleNamespace:
-        return SimpleNamespace(**self._content["sizes"])
-
-
-class KeepingBuilder(ProgramBuilder):
-    """A builder that keeps what the compiler returns."""
-
-    def lower(self, traced: jax.stages.Traced) -> Any:
-        """Leaves folders out of source locations, so that equal checkouts have equal digests."""
-        before = jax.config.values[FOLDERS]
-        jax.config.update(FOLDERS, ".*/")
-        try:
-            return KeptStep(super().lower(traced), str(self._spec.topology))
-        finally:
-            jax.config.update(FOLDERS, before)
 
 
 @cache

@@ -15,7 +15,7 @@ from distaff.checkpoints.config_only import read_config_only
 from distaff.model.config import ModelConfig, MoEConfig
 from distaff.model.errors import ConfigError
 from distaff.model.sharding import pad_config
-from distaff.runtime.capacity import planning, program
+from distaff.runtime.capacity import compilers, planning
 from distaff.runtime.capacity.chips import CHIPS, parse_topology
 from distaff.runtime.capacity.planning import make_plan
 from distaff.runtime.capacity.sizing import PlanOptions, Sizing, find_chip
@@ -39,25 +39,24 @@ def sized(config: ModelConfig, asked: PlanOptions) -> Sizing:
 class Free:
     """A device with some memory in use, as JAX reports it."""
 
-    platform = "tpu"
-
-    def __init__(self, limit: int, used: int) -> None:
+    def __init__(self, platform: str, limit: int, used: int) -> None:
+        self.platform = platform
         self._stats = {"bytes_limit": limit, "bytes_in_use": used}
 
     def memory_stats(self) -> Mapping[str, int]:
         return self._stats
 
 
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v5e:2x4", "v6e:4x4", "v5p:2x2x1"])
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5e:2x4", "v6e:4x4", "v5p:2x2x1", "h100:1", "l4:2"])
 @pytest.mark.parametrize("slots", [1, 64, 256])
 def test_the_pool_is_the_engines_own(topology: str, slots: int) -> None:
     """As many pages as the engine has on devices with this memory, with the weights loaded."""
     sizing = sized(LLAMA_8B, options(topology, slots=slots, context=8192))
     memory, shards = sizing.memory, sizing.options.topology.size
-    devices = [Free(memory.limit, memory.weights)] * shards
+    devices = [Free(sizing.chip.platform, memory.limit, memory.weights)] * shards
     padded = pad_config(LLAMA_8B, shards)
     try:
-        expected = size_pool(padded, sizing.shapes, jnp.dtype("bfloat16"), devices, None)
+        expected = size_pool(padded, sizing.shapes, jnp.dtype("bfloat16"), devices, None, itemsize=2)
     except OutOfMemory:
         expected = None
     assert expected == memory.pages or (expected is None and sizing.shortage() is not None)
@@ -126,7 +125,7 @@ def test_steps_are_lowered_without_a_compiler(topology: str, experts: MoEConfig 
 def test_a_missing_compiler_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without libtpu there is still a plan for a TPU, with a note."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert not program.can_compile(CHIPS["v5e"])
+    assert not compilers.can_compile(CHIPS["v5e"])
     found = make_plan("tiny", TINY, options("v5e:2x2", slots=8))
     assert found.notes[0].startswith("libtpu is not installed (extra tpu-aot)")
 
@@ -146,7 +145,7 @@ def test_overflow_in_the_compiler_is_a_result(monkeypatch: pytest.MonkeyPatch) -
         def build(*_: object) -> None:
             raise planning.jax.errors.JaxRuntimeError(message)
 
-        monkeypatch.setattr(program.ProgramBuilder, "build", build)
+        monkeypatch.setattr(planning.ProgramBuilder, "build", build)
 
     refuse("RESOURCE_EXHAUSTED: Ran out of memory on HBM\nmore")
     found = make_plan("tiny", TINY, options("v5e:2x2", compile=False))

@@ -23,6 +23,7 @@ from distaff.runtime.capacity.hlo import collectives_of
 from distaff.runtime.capacity.work import CostModel
 from distaff.runtime.device.buckets import Bucket, Shapes
 from distaff.runtime.device.executables import Executables
+from distaff.runtime.device.memory import state_bytes
 from distaff.runtime.device.steps import create_state
 
 FLOAT32 = jnp.dtype("float32")
@@ -96,7 +97,7 @@ def test_state_is_that_of_the_step(name: str) -> None:
     shapes = replace(SHAPES, mask=-(-MODELS[name].vocabulary // 32))
     state = jax.eval_shape(lambda: create_state(skeleton, shapes, 9, FLOAT32))
     beside = jax.tree.leaves(state._replace(cache=(), broken_P=()))
-    assert cost_model(MODELS[name]).state_bytes(8) == sum(x.size * x.dtype.itemsize for x in beside)
+    assert state_bytes(MODELS[name], 8) == sum(x.size * x.dtype.itemsize for x in beside)
 
 
 KEYS = 64

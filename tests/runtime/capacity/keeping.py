@@ -1,0 +1,104 @@
+"""Keeps what compilers for absent devices make of a step, because that takes half a minute and more.
+
+The files are beside JAX's compilation cache, under a digest of everything that determines them: the step with
+its names and source lines, the topology, the versions and the compiler's flags. It is compiled again only if
+one of them changes.
+"""
+
+import gzip
+import json
+import os
+import re
+import subprocess
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+
+from distaff.runtime.capacity.compilers import compiler_of, compiler_options
+from distaff.runtime.capacity.program import ProgramBuilder, ProgramSpec
+
+from ...kept import kept
+
+FOLDERS = "jax_hlo_source_file_canonicalization_regex"
+"""The part of a source file's path that JAX leaves out of a lowered step."""
+SIZES = tuple(f"{name}_size_in_bytes" for name in ("argument", "temp", "alias", "generated_code"))
+
+
+class KeptStep:
+    """A lowered step. `compile` reads its result from a file if the same step has been compiled before.
+
+    Attributes:
+      assembled: for a GPU, the report of ptxas on each of XLA's files of kernels, by their names.
+    """
+
+    assembled: dict[str, str]
+
+    def __init__(self, lowered: jax.stages.Lowered, spec: ProgramSpec) -> None:
+        versions = version("jax"), version("jaxlib"), compiler_of(spec.chip)
+        flags = (os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"))
+        self._parts = (lowered.as_text(debug_info=True), str(spec.topology), *versions, *flags)
+        self._lowered = lowered
+        self._chip = spec.chip
+        self._content: dict[str, Any] = {}
+
+    def compile(self, compiler_options: dict[str, str | bool] | None = None) -> "KeptStep":
+        """Compiles if there is no file, and reads it."""
+
+        def write(path: Path) -> None:
+            content = self._compiled(compiler_options)
+            path.write_bytes(gzip.compress(json.dumps(content).encode(), 1))
+
+        path = kept("absent-devices", ".json.gz", (part.encode() for part in self._parts), write)
+        self._content = json.loads(gzip.decompress(path.read_bytes()))
+        self.assembled = self._content["assembled"]
+        return self
+
+    def _compiled(self, options: dict[str, str | bool] | None) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            if options is not None:  # only the options for GPUs are given
+                options = options | {"xla_dump_to": folder, "xla_gpu_dump_llvmir": True}
+            compiled = self._lowered.compile(compiler_options=options)
+            assembled = dict(map(self._assembled, Path(folder).glob("*.ptx")))
+        memory = compiled.memory_analysis()
+        return {
+            "text": compiled.as_text(),
+            "costs": compiled.cost_analysis(),
+            "sizes": {name: getattr(memory, name) for name in SIZES},
+            "assembled": assembled,
+        }
+
+    def _assembled(self, path: Path) -> tuple[str, str]:
+        """The names of the kernels in a file of PTX, and what ptxas reports of them."""
+        options, text = compiler_options(self._chip), path.read_text()
+        target = re.search(r"^\.target (\w+)", text, re.MULTILINE)
+        assert options is not None and target is not None
+        ptxas = Path(str(options["xla_gpu_cuda_data_dir"])) / "bin" / "ptxas"
+        command = [ptxas, f"-arch={target[1]}", "-v", path, "-o", "/dev/null"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return " ".join(re.findall(r"\.entry (\w+)", text)), done.stdout + done.stderr
+
+    def as_text(self) -> str:
+        return self._content["text"]
+
+    def cost_analysis(self) -> dict[str, float]:
+        return self._content["costs"]
+
+    def memory_analysis(self) -> SimpleNamespace:
+        return SimpleNamespace(**self._content["sizes"])
+
+
+class KeepingBuilder(ProgramBuilder):
+    """A builder that keeps what the compiler returns."""
+
+    def lower(self, traced: jax.stages.Traced) -> Any:
+        """Leaves folders out of source locations, so that equal checkouts have equal digests."""
+        before = jax.config.values[FOLDERS]
+        jax.config.update(FOLDERS, ".*/")
+        try:
+            return KeptStep(super().lower(traced), self._spec)
+        finally:
+            jax.config.update(FOLDERS, before)

@@ -1,0 +1,130 @@
+"""The real steps, compiled for GPUs that are not here: kernels, memory, copies, launches, registers.
+
+All sizes are the model's own but for the number of layers, which is two, because all layers are equal. XLA
+does not tune without a GPU, so its products are Triton's; see `compilers.py`.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from distaff.checkpoints.config_only import read_config_only
+from distaff.runtime.capacity.chips import CHIPS, parse_topology
+from distaff.runtime.capacity.compilers import can_compile
+from distaff.runtime.capacity.planning import program_spec
+from distaff.runtime.capacity.sizing import PlanOptions, Sizing, find_chip
+from distaff.runtime.device.memory import temporary_bytes
+
+from .gpu_text import launches_of, moves_of, waits_of
+from .keeping import KeepingBuilder, KeptStep
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+LAYERS = 2
+MIB = 1 << 20
+
+pytestmark = [
+    pytest.mark.skipif(
+        not can_compile(CHIPS["h100"]), reason="XLA's compiler for GPUs is not installed: make test-cuda"
+    ),
+    pytest.mark.timeout(600),
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model on a GPU, with the settings of `distaff serve --slots 64 --context 8192`."""
+
+    model: str
+    topology: str = "h100:1"
+    int8: bool = False
+    int8_cache: bool = False
+
+    def __str__(self) -> str:
+        marks = "-int8" * self.int8 + "-int8cache" * self.int8_cache
+        return f"{self.model}-{self.topology}{marks}"
+
+    @property
+    def size(self) -> int:
+        return parse_topology(self.topology).size
+
+    def sizing(self) -> Sizing:
+        options = PlanOptions(
+            topology=parse_topology(self.topology),
+            quantization="int8" if self.int8 else None,
+            int8_cache=self.int8_cache,
+            context=8192,
+            slots=64,
+        )
+        config = replace(read_config_only(str(CONFIGS / f"{self.model}.json")), layers=LAYERS)
+        return Sizing(config, options, find_chip(options))
+
+
+CASES = [
+    Case("llama-3.1-8b"),
+    Case("llama-3.1-8b", int8=True),
+    Case("llama-3.1-8b", int8_cache=True),
+    Case("llama-3.1-8b", topology="h100:2"),
+    Case("mixtral-8x7b"),
+    Case("mixtral-8x7b", int8=True),
+]
+
+
+KNOWN_WAITS = 7
+"""For counts, marks, adjusted logits, draws, log-probabilities, stored logits, and scores of prompts."""
+LAUNCHES = {"llama-3.1-8b": (20, 60), "mixtral-8x7b": (60, 60)}
+"""The most launches of a layer, and of everything else."""
+
+
+@cache
+def compiled(case: Case, kind: str) -> KeptStep:
+    """A case's largest step of a kind."""
+    builder = KeepingBuilder(program_spec(case.sizing()), compiles=True)
+    decode, mixed = case.sizing().largest
+    lowered = builder.lower(builder.trace(decode if kind == "decode" else mixed))
+    return builder.compile(lowered)
+
+
+@pytest.mark.parametrize("kind", ["decode", "mixed"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_real_step_compiles_for_the_gpu(case: Case, kind: str) -> None:
+    """Donated state, temporaries within the estimate, our attention kernel, few launches and waits."""
+    step, sizing = compiled(case, kind), case.sizing()
+    memory, text = step.memory_analysis(), step.as_text()
+    pool = sizing.costs.token_bytes() * sizing.shapes.page_size * (sizing.memory.pages + 1)
+    state = pool + sizing.memory.state + sizing.memory.pages + 1
+    assert 0 <= memory.alias_size_in_bytes - state <= 8192
+    reserved = max(temporary_bytes(sizing.config, each, case.size, itemsize=2) for each in sizing.largest)
+    assert memory.temp_size_in_bytes <= reserved
+    kernels = [name for name in step.assembled if "paged_attention" in name]
+    assert len(kernels) == (1 if kind == "decode" else 2)
+    assert text.count('custom_call_target="__gpu$xla.gpu.triton"') == LAYERS * len(kernels)
+    in_layer, beside = LAUNCHES[case.model]
+    assert sum(launches_of(text).values()) <= LAYERS * in_layer + beside
+    loops = LAYERS if sizing.config.moe else 0  # of each layer's experts
+    assert len(waits_of(text)) <= KNOWN_WAITS + loops, waits_of(text)
+
+
+@pytest.mark.parametrize("kind", ["decode", "mixed"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_no_weight_and_no_pool_is_moved(case: Case, kind: str) -> None:
+    """Nothing of a weight's or a pool's shape is copied, transposed or joined at every step."""
+    sizing = case.sizing()
+    builder = KeepingBuilder(program_spec(sizing), compiles=False)
+    shapes = {tuple(sorted(axis for axis in leaf.shape if axis > 1)) for leaf in builder.leaves}
+    config, pages = sizing.config, sizing.memory.pages + 1
+    pool = pages, sizing.shapes.page_size, 2 * config.kv_heads // case.size, config.head_size
+    shapes.add(tuple(sorted(pool)))
+    moved = moves_of(compiled(case, kind).as_text(), MIB)
+    assert not [move for move in moved if move[0] in shapes]
+
+
+@pytest.mark.parametrize("kind", ["decode", "mixed"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_kernels_keep_their_registers(case: Case, kind: str) -> None:
+    """None of ours spills; of XLA's own at most a few words."""
+    for name, report in compiled(case, kind).assembled.items():
+        spilled = sum(map(int, re.findall(r"(\d+) bytes spill stores", report)))
+        assert spilled <= (0 if "paged_attention" in name else 64), f"{name}: {report}"
