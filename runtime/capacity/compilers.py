@@ -35,8 +35,9 @@ _TPU_ENVIRONMENT = {
 }
 """libtpu contacts no metadata server, allows another copy of itself on the host, and logs nothing."""
 
-CUDA_ENVIRONMENT = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
-"""JAX does not look for the libraries that a GPU needs to run. It reads this when it looks for devices."""
+CUDA_ENVIRONMENT = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+"""JAX does not look for the libraries that a GPU needs to run, and XLA logs nothing. Both are read when JAX
+looks for devices."""
 
 _GPUS: dict[str, dict[str, Any]] = {
     "h100": dict(capability=(9, 0), units=132, lanes=128, threads=2048, clock=1.98, l2=50, shared=228),

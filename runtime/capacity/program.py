@@ -127,8 +127,10 @@ class ProgramBuilder:
                 loops=loops,
             )
         compiled = self.compile(lowered)
-        text, costs, memory = compiled.as_text() or "", compiled.cost_analysis(), compiled.memory_analysis()
+        text, memory = compiled.as_text() or "", compiled.memory_analysis()
+        costs = compiled.cost_analysis() or {}  # XLA has none for a GPU that is not here
         assert isinstance(costs, dict) and memory is not None
+        on_tpu = self._spec.chip.platform == "tpu"
         return Program(
             step=str(bucket),
             how=f"compiled by {compiler_of(self._spec.chip)}",
@@ -140,9 +142,9 @@ class ProgramBuilder:
             operations=costs.get("flops"),
             accessed=costs.get("bytes accessed"),
             collectives=collectives_of(text),
-            kernels=kernels_of(text),
+            kernels=kernels_of(text) if on_tpu else kernels,
             loops=loops,
-            traffic=traffic_of(text),
+            traffic=traffic_of(text) if on_tpu else None,
         )
 
 

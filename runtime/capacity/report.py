@@ -20,7 +20,7 @@ class Program:
       collectives: `(kind, count, bytes of one)`.
       kernels: custom kernels by name, which that estimate does not include.
       loops: dynamic loops, which it counts as one iteration each.
-      traffic: bytes to and from memory by purpose, from the compiled program (see `hlo.py`).
+      traffic: bytes to and from memory by purpose, from the program compiled for a TPU (see `hlo.py`).
       kernel_bytes: bytes that the TPU's attention kernel reads in the planned step (see `walk.py`).
       ideal: bytes of the weights and of the live cache in that step, each read once.
     """

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from distaff.checkpoints.config_only import read_config_only
+from distaff.runtime.capacity import planning
 from distaff.runtime.capacity.chips import CHIPS, parse_topology
 from distaff.runtime.capacity.compilers import can_compile
-from distaff.runtime.capacity.planning import program_spec
+from distaff.runtime.capacity.planning import make_plan, program_spec
 from distaff.runtime.capacity.sizing import PlanOptions, Sizing, find_chip
 from distaff.runtime.device.memory import temporary_bytes
 
@@ -128,3 +129,14 @@ def test_kernels_keep_their_registers(case: Case, kind: str) -> None:
     for name, report in compiled(case, kind).assembled.items():
         spilled = sum(map(int, re.findall(r"(\d+) bytes spill stores", report)))
         assert spilled <= (0 if "paged_attention" in name else 64), f"{name}: {report}"
+
+
+def test_a_plan_for_a_gpu_has_the_compilers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Temporaries of the compiled steps instead of an estimate, and the kernels by name."""
+    monkeypatch.setattr(planning, "ProgramBuilder", KeepingBuilder)
+    sizing = CASES[0].sizing()
+    plan = make_plan("two layers", sizing.config, sizing.options)
+    assert plan.fits and plan.method.startswith("compiled by jax-cuda13-plugin ") and plan.memory.measured
+    sizes = [compiled(CASES[0], kind).memory_analysis().temp_size_in_bytes for kind in ("decode", "mixed")]
+    assert plan.memory.temporaries == max(sizes)
+    assert all("paged_attention_1x16" in program.kernels for program in plan.programs)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distaff.server.process.system import usable_cores
+from distaff.server.process.system import engine_environment, usable_cores
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,23 @@ def test_processes_that_share_a_quota_share_its_cores(tmp_path: Path):
     assert usable_cores(tmp_path, sharing=2) == 1
     assert usable_cores(tmp_path, sharing=9) == 1
     assert usable_cores(tmp_path / "none", sharing=2) == usable_cores(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("given", "fraction"),
+    [
+        ({}, "0.95"),
+        ({"XLA_CLIENT_MEM_FRACTION": "0.5"}, "0.5"),
+        ({"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}, None),
+    ],
+)
+def test_most_of_a_gpus_memory_is_used_unless_the_operator_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], fraction: str | None
+):
+    """By either of JAX's names; JAX refuses both together."""
+    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    environment = engine_environment()
+    assert environment.get("XLA_CLIENT_MEM_FRACTION") == fraction and given.items() <= environment.items()
