@@ -88,8 +88,21 @@ def test_any_mesh_computes_the_same(name: str) -> None:
         assert found == tokens
 
 
-@pytest.mark.parametrize("name", ["llama", "mixtral", "mixtral-panels", "three-experts-panels"])
-def test_int8_is_close_on_any_mesh(name: str) -> None:
+GPUS = {"experts": "wide_blocks", "int8_linear": "transposed"}
+"""Weights as they are stored on a GPU."""
+
+
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [
+        ("llama", {}),
+        ("mixtral", {}),
+        ("mixtral-panels", {}),
+        ("three-experts-panels", {}),
+        ("three-experts", GPUS),
+    ],
+)
+def test_int8_is_close_on_any_mesh(name: str, kernels: dict[str, str]) -> None:
     """Over 1, 2 and 4 devices int8 weights give about the same logits as the wide ones.
 
     Each device rounds a row by its own share's largest value, so the meshes differ a little; a router with a
@@ -98,7 +111,7 @@ def test_int8_is_close_on_any_mesh(name: str) -> None:
     config, parameters = MODELS[name], spread(MODELS[name])
     wide, tokens = generate(Driver(config, parameters, optimized=False), config)
     for shards in (1, 2, 4):
-        driver = meshed(config, quantize(parameters), shards, quantization="int8")
+        driver = meshed(config, quantize(parameters), shards, quantization="int8", kernels=kernels)
         logits, _ = generate(driver, config, tokens)
         worst = np.abs(logits - wide).max(-1) / np.abs(wide).max()
         assert np.median(worst) <= 0.05
