@@ -139,11 +139,7 @@ def _answer(
 
 def _notes(sizing: Sizing, found: Plan, streams: int) -> Iterator[str]:
     if not found.memory.measured:
-        compiler = {
-            "tpu": "libtpu is not installed (extra tpu-aot)",
-            "gpu": "no compiler for this GPU (extra cuda-aot)",
-        }
-        absent = None if can_compile(sizing.chip) else compiler.get(sizing.chip.platform)
+        absent = None if can_compile(sizing.chip) else _ABSENT.get(sizing.chip.platform)
         yield f"{absent or 'nothing was compiled'}: temporaries are a guess"
     ragged = dict(found.kernels).get("attention") == "ragged"
     if ragged and any(RAGGED not in program.kernels for program in found.programs):

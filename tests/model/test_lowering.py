@@ -15,7 +15,6 @@ from distaff.model.cache import Batch, Cache, Tiles, create_cache
 from distaff.model.config import ModelConfig, MoEConfig, RopeScaling
 from distaff.model.kernels.registry import choose
 from distaff.model.kernels.zeros import zeros
-from distaff.model.parameters import parameter_shapes
 from distaff.model.target import Target
 from distaff.model.transformer import Skeleton
 
@@ -83,10 +82,6 @@ def lower(
     """A step with the platform's kernels, down to the logits; and the shapes of its cache."""
     batch, width = abstract_batch(kind), jnp.dtype(dtype)
     skeleton = Skeleton.of(config, Target(kernels=choose(platform), quantization="int8" if int8 else None))
-    shapes = parameter_shapes(config, "int8" if int8 else None)
-    widths = {name: jnp.dtype("float32") if name.endswith("_scale") else width for name in shapes}
-    widths |= {name: jnp.dtype("int8") for name in shapes if f"{name}_scale" in shapes}
-    leaves = {name: jax.ShapeDtypeStruct(shape, widths[name]) for name, shape in shapes.items()}
     cache = jax.eval_shape(lambda: create_cache(config, 32, 64, jnp.dtype(cached or width), zeros))
 
     def step(leaves, cache, tokens_T, batch):
@@ -96,7 +91,7 @@ def lower(
 
     device = DEVICES[platform]
     with use_abstract_mesh(AbstractMesh((1,), ("model",), (AxisType.Auto,), abstract_device=device)):
-        traced = jax.jit(step).trace(skeleton.flatten(leaves), cache, batch.positions_T, batch)
+        traced = jax.jit(step).trace(skeleton.abstract(width), cache, batch.positions_T, batch)
         return traced.lower(lowering_platforms=(platform,)), cache
 
 

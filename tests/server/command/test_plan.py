@@ -32,7 +32,7 @@ def test_tables_say_what_was_asked(capsys: pytest.CaptureFixture[str]) -> None:
         "first token",
     ):
         assert part in said
-    assert "note: nothing was compiled: temporaries are a guess" in said
+    assert "note: XLA's compiler for GPUs is not installed (extra cuda-aot): temporaries are a guess" in said
 
 
 def test_json_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
