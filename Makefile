@@ -59,7 +59,7 @@ test-image: $(VENV)/.installed-test
 # The real steps, compiled for GPUs that are not here. JAX would look for a GPU wherever it finds the compiler, so that is
 # in a folder of its own.
 test-cuda: $(VENV)/.installed-test $(CUDA)/.installed
-	JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 PYTHONPATH=$(CUDA) $(BIN)/python $(PYTEST) tests/runtime/capacity/test_gpus_ahead_of_time.py
+	PYTHONPATH=$(CUDA) $(BIN)/python $(PYTEST) tests/runtime/capacity/test_gpus_ahead_of_time.py
 
 test-next: $(NEXT)/.installed
 	$(NEXT)/bin/python $(PYTEST) $(TOGETHER) -m 'not clients' tests/runtime tests/server

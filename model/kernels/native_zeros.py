@@ -1,7 +1,7 @@
-"""New arrays of zeros whose memory is allocated when it is first written.
+"""New arrays of zeros whose memory is allocated lazily, on the first write.
 
-A KV pool is made for the most tokens that can be running, and most of it is used late or never. So a server
-starts sooner, and occupies what it uses.
+A KV pool is sized for the maximum number of running tokens, and most of it is used late or never. Lazy
+allocation makes a start faster and keeps the resident memory at what is used.
 """
 
 from collections.abc import Sequence

@@ -35,7 +35,7 @@ _TPU_ENVIRONMENT = {
 }
 """libtpu contacts no metadata server, allows another copy of itself on the host, and logs nothing."""
 
-CUDA_ENVIRONMENT = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+_CUDA_ENVIRONMENT = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 """JAX does not look for the libraries that a GPU needs to run, and XLA logs nothing. Both are read when JAX
 looks for devices."""
 
@@ -89,7 +89,7 @@ def _own_signals() -> Iterator[None]:
 
 
 def _described_gpus(chip: Chip, topology: Topology) -> list[Any]:
-    for name, value in CUDA_ENVIRONMENT.items():
+    for name, value in _CUDA_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from jax.experimental import topologies
 

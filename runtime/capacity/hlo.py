@@ -102,17 +102,18 @@ def traffic_of(text: str) -> dict[str, float]:
     return {purpose: size for purpose, size in sorted(found.items(), key=lambda each: -each[1]) if size}
 
 
-_NOTHING = {
+IDLE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "after-all", "partition-id"),
     *("slice-done", "copy-done", "all-gather-done", "all-reduce-done", "opt-barrier"),
 }
+"""Instructions that launch nothing and move nothing."""
 
 
 def _touched(computations: Mapping[str, list[Instruction]], name: str) -> Iterator[tuple[str, float]]:
     types = {each.name: each.type for each in computations[name]}
     known = {each.name: each for each in computations[name]}
     for each in computations[name]:
-        if each.operation in _NOTHING or "pallas_call" in each.scope:
+        if each.operation in IDLE or "pallas_call" in each.scope:
             continue
         if each.operation == "conditional":
             branches = [list(_touched(computations, branch)) for branch in each.calls]

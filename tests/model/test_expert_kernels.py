@@ -22,20 +22,19 @@ from distaff.model.quantize import quantize_weight
 from distaff.model.sharding import unstack
 
 WIDTH, INNER, EXPERTS, CHOICES = 24, 40, 4, 2
+NAMES = ("gate", "up", "down")
 
 
 def laid_out_wide_blocks(x_TD, expert_TX, weight_TX, experts: ExpertWeights) -> jax.Array:
     """With int8 weights as `Layout` stores them: `[E, outs, inputs]`."""
     if experts.gate_scale is not None:
-        names = ("gate", "up", "down")
-        laid = {n: jax.tree.map(lambda w: w.swapaxes(-1, -2), getattr(experts, n)) for n in names}
+        laid = {n: jax.tree.map(lambda w: w.swapaxes(-1, -2), getattr(experts, n)) for n in NAMES}
         experts = replace(experts, **laid)
     return wide_block_experts(x_TD, expert_TX, weight_TX, experts)
 
 
 BACKENDS = {"blocks": block_experts, "wide_blocks": laid_out_wide_blocks, "ragged": ragged_experts}
 TOKENS = [1, 2, 7, 64]
-NAMES = ("gate", "up", "down")
 
 
 @cache

@@ -4,20 +4,15 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from distaff.runtime.capacity.hlo import Instruction, bytes_of, computations_of
+from distaff.runtime.capacity.hlo import IDLE, Instruction, bytes_of, computations_of
 
-_FREE = {
-    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "after-all", "partition-id"),
-    *("opt-barrier", "copy-done", "all-reduce-done", "all-gather-done"),
-}
-"""Instructions that launch nothing."""
 _WAITS = ("conditional", "while")
 _MOVES = re.compile(r"concatenate|copy|transpose")
 
 
 def launches_of(text: str) -> Counter[str]:
     """How many kernels or copies the program launches outside branches and loops, by operation."""
-    return Counter(each.operation for each in computations_of(text)["ENTRY"] if each.operation not in _FREE)
+    return Counter(each.operation for each in computations_of(text)["ENTRY"] if each.operation not in IDLE)
 
 
 def waits_of(text: str) -> list[str]:
