@@ -168,9 +168,9 @@ class FakeEngine:
             raise NotReady(f"the engine is {self.state}")
         if len(self.running) + len(requests) > self.capacity:
             raise Overloaded(f"{self.capacity} sequences are running", self.retry_after)
-        self.requests += requests
         streams = {request.id: FakeStream(self, request) for request in requests}
         self.running |= streams
+        self.requests += requests  # last, because a test in another thread waits for it
         return list(streams.values())
 
     def profile(self, on: bool) -> None:
@@ -229,11 +229,12 @@ class FakeStream:
                 return
 
     def abort(self) -> None:
-        if self._end():
+        if self._request.id in self._engine.running:
             self._engine.aborted.append(self._request.id)
+        self._end()
 
-    def _end(self) -> bool:
-        return self._engine.running.pop(self._request.id, None) is not None
+    def _end(self) -> None:
+        self._engine.running.pop(self._request.id, None)
 
     async def _wait(self) -> None:
         """Waits until the next token is due, or the engine is lost."""
