@@ -42,22 +42,23 @@ def draw(logits_BV: jax.Array, settings: DrawSettings) -> jax.Array:
     weights_BV = jnp.exp(scaled_BV)
     floor_B = floors(weights_BV, settings)
     kept_BV = jnp.where(weights_BV >= floor_B[:, None], weights_BV, 0.0)
-    times_BV = arrival_times(kept_BV.shape[1], settings.key_B2)
+    id_1V = jnp.arange(kept_BV.shape[1], dtype=jnp.uint32)[None, :]
+    times_BV = arrival_times(id_1V, settings.key_B2[:, :1], settings.key_B2[:, 1:])
     return jnp.argmax(kept_BV / times_BV, axis=-1).astype(jnp.int32)
 
 
-def arrival_times(size: int, key_B2: jax.Array) -> jax.Array:
-    """Exponentially distributed times, f32 `[B, size]`.
+def arrival_times(id: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
+    """Exponentially distributed times of ids, u32, for the two words of a row's key; f32, broadcast.
 
     An integer hash (Wellons' `lowbias32`) spreads a row's key over the ids, because threefry for every id
     would cost as much as a decode step.
     """
-    id_BV = jnp.arange(size, dtype=jnp.uint32)[None, :] * jnp.uint32(0x9E3779B1) + key_B2[:, :1]
-    bits_BV = (id_BV ^ (id_BV >> 16)) * jnp.uint32(0x7FEB352D)
-    bits_BV = (bits_BV ^ (bits_BV >> 15) ^ key_B2[:, 1:]) * jnp.uint32(0x846CA68B)
-    bits_BV = bits_BV ^ (bits_BV >> 16)
-    uniform_BV = (bits_BV.astype(jnp.float32) + 0.5) * 2.0**-32
-    return jnp.minimum(-jnp.log1p(-uniform_BV), 100.0)
+    mixed = id * jnp.uint32(0x9E3779B1) + first
+    bits = (mixed ^ (mixed >> 16)) * jnp.uint32(0x7FEB352D)
+    bits = (bits ^ (bits >> 15) ^ second) * jnp.uint32(0x846CA68B)
+    bits = bits ^ (bits >> 16)
+    uniform = (bits.astype(jnp.float32) + 0.5) * 2.0**-32
+    return jnp.minimum(-jnp.log1p(-uniform), 100.0)
 
 
 def floors(weights_BV: jax.Array, settings: DrawSettings) -> jax.Array:

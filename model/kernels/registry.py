@@ -164,6 +164,7 @@ _BACKENDS: dict[str, dict[str, str]] = {
     },
     "draw": {
         "plain": "draw:draw",
+        "triton": "triton_draw:draw",
         "native": "native_draw:draw",
     },
     "zeros": {
@@ -176,7 +177,7 @@ _BACKENDS: dict[str, dict[str, str]] = {
 _CHOICES: dict[str, dict[str, str]] = {
     "cpu": {"linear": "split_k", "int8_linear": "transposed"},
     "tpu": {"attention": "ragged", "experts": "ragged"},
-    "cuda": {"attention": "triton", "experts": "wide_blocks", "int8_linear": "transposed"},
+    "cuda": {"attention": "triton", "experts": "wide_blocks", "int8_linear": "transposed", "draw": "triton"},
 }
 """Platform -> operation -> backend, if it is not the first one."""
 
