@@ -6,6 +6,10 @@ padded at most twofold and there are log2(slots) + log2(budget) executables. If 
 step also returns the scores of the tokens that have a target. With grammars there is one more kind: `sample`
 draws for B rows from the logits that an earlier step has stored, among the ids that the grammars allow.
 
+A step skips with `lax.cond` what no row needs. On a GPU the host waits for the device at each of them, so
+there every step exists twice: one for all requests, and a *plain* one without any condition for steps in
+which all rows are greedy or just draw.
+
 In a decode step every token is a row of its own, with its own position in a sequence. So tokens of one
 sequence can be neighbours there, each attending to those before it, as drafts do. A deterministic engine has
 one decode bucket and no others, for prompts too.
@@ -16,7 +20,7 @@ each field; the host fills numpy views of the buffer, the device slices it.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax
@@ -31,14 +35,18 @@ SMALLEST_MIXED = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bucket:
-    """A compiled shape: `tokens` is T, `rows` is B (equal for decode)."""
+    """A compiled shape: `tokens` is T, `rows` is B (equal for decode).
+
+    `plain`: only for rows that are greedy or just draw (see `Row.plain`); without a condition.
+    """
 
     kind: Literal["decode", "mixed", "sample"]
     tokens: int
     rows: int
+    plain: bool = False
 
     def __str__(self) -> str:
-        return f"{self.kind}({self.tokens})"
+        return f"plain {self.kind}({self.tokens})" if self.plain else f"{self.kind}({self.tokens})"
 
     @property
     def tiled(self) -> bool:
@@ -56,6 +64,7 @@ class Shapes:
       tile: queries per tile in a mixed step.
       single: every step has the same shape, `decode(budget)`.
       mask: words of a grammar's mask; 0 without grammars. scores: prompts can be scored.
+      plain: every decode and mixed bucket exists as a plain one too; not if `single`.
     """
 
     slots: int
@@ -66,16 +75,18 @@ class Shapes:
     single: bool = False
     mask: int = 0
     scores: bool = False
+    plain: bool = False
 
     def buckets(self) -> list[Bucket]:
-        """Every bucket, the most useful first."""
+        """Every bucket, the most useful first; the first one is enough for any row without a grammar."""
         if self.single:
             return [Bucket(kind="decode", tokens=self.budget, rows=self.budget), *self._samplers()[-1:]]
         decode = [Bucket(kind="decode", tokens=b, rows=b) for b in _powers(1, self.slots)]
         lowest = min(SMALLEST_MIXED, self.budget)
         mixed = [Bucket(kind="mixed", tokens=t, rows=self.slots) for t in _powers(lowest, self.budget)]
-        usual = mixed[-1:] + decode[-1:] + decode[:-1] + mixed[:-1]
-        return usual + self._samplers()[::-1]
+        every = mixed[-1:] + decode[-1:] + decode[:-1] + mixed[:-1]
+        plain = [replace(bucket, plain=True) for bucket in every] if self.plain else []
+        return every[:2] + plain + every[2:] + self._samplers()[::-1]
 
     def essential(self) -> list[Bucket]:
         """The buckets that are enough for any request."""
@@ -139,7 +150,7 @@ class Layout:
             fields |= {name: ((tokens,), np.int32) for name in _TOKEN_FIELDS}
             fields |= {name: ((rows,), np.int32) for name in _STEP_FIELDS}
             fields |= {"table": ((rows, shapes.table), np.int32), "rows": ((1,), np.int32)}
-        if bucket.tiled and shapes.scores:
+        if bucket.tiled and shapes.scores and not bucket.plain:
             fields["target"] = ((tokens,), np.int32)
         if bucket.tiled:
             tiles = shapes.tiles(bucket)
@@ -148,6 +159,7 @@ class Layout:
             fields["tile_count"] = ((1,), np.int32)
             fields |= {name: ((tiles,), np.int32) for name in _TILE_FIELDS}
         self._fields = fields
+        self.bucket, self.shapes = bucket, shapes
         self.size = sum(math.prod(shape) for shape, _ in fields.values())
 
     def allocate(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -170,8 +182,12 @@ class Layout:
             start = end
 
 
-def choose(buckets: Iterable[Bucket], kind: str, tokens: int) -> Bucket:
+def choose(buckets: Iterable[Bucket], kind: str, tokens: int, *, plain: bool = False) -> Bucket:
     """The smallest of these buckets of a kind that holds this many tokens; a mixed one if no other is
-    compiled yet."""
-    fitting = [b for b in buckets if b.kind in (kind, "mixed") and b.tokens >= tokens]
-    return min(fitting, key=lambda bucket: (bucket.kind != kind, bucket.tokens))
+    compiled yet.
+
+    Args:
+      plain: all rows are plain; a plain bucket is preferred then, and excluded otherwise.
+    """
+    fitting = [b for b in buckets if b.kind in (kind, "mixed") and b.tokens >= tokens and plain >= b.plain]
+    return min(fitting, key=lambda bucket: (bucket.kind != kind, bucket.tokens, not bucket.plain))

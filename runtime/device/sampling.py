@@ -1,8 +1,9 @@
 """From logits to tokens, on the device, for a batch in which every row has its own settings.
 
 Nothing here is static: one compiled sampler serves every mixture of requests, and `lax.cond` skips work that
-no row needs. A draw is keyed by (seed, choice, position) alone, so it does not depend on
-neighbours, slots, chunking or preemption.
+no row needs. `sample_plain` is the part of it without conditions, for rows that are greedy or just draw.
+A draw is keyed by (seed, choice, position) alone, so it does not depend on neighbours, slots, chunking or
+preemption.
 
 How a row draws is a kernel (`model/kernels/draw.py`).
 """
@@ -107,22 +108,39 @@ def sample(
             lambda: _masked(logits_BV, allowed_BV),
         )
         greedy_B = jnp.argmax(adjusted_BV, axis=-1).astype(jnp.int32)
-        draws_B = (params.temperature_B > 0) & (params.top_p_B > 0) & (params.top_k_B != 1)
+        draws_B = _draws(params)
         drawn_B = lax.cond(
             jnp.any(draws_B),
             lambda: draw(adjusted_BV, _draw_settings(params, draws_B)),
             lambda: greedy_B,
         )
         best_B = jnp.take_along_axis(adjusted_BV, greedy_B[:, None], axis=1)[:, 0]
-        possible_B = best_B > -jnp.inf
-        finite_B = jnp.isfinite(jnp.max(logits_BV, axis=-1)) & ~broken_B
-        token_B = jnp.where(possible_B, jnp.where(draws_B, drawn_B, greedy_B), IMPOSSIBLE)
-        token_B = jnp.where(finite_B, token_B, NOT_FINITE)
+        token_B = jnp.where(best_B > -jnp.inf, jnp.where(draws_B, drawn_B, greedy_B), IMPOSSIBLE)
+        token_B = jnp.where(_is_finite(logits_BV, broken_B), token_B, NOT_FINITE)
         wanted = jnp.any(params.wants_logprobs_B)
         logprob_BX, top_BX = lax.cond(
             wanted, lambda: logprobs(logits_BV, token_B, row_sum), lambda: _no_logprobs(logits_BV.shape[0])
         )
         return Samples(token_B, logprob_BX, top_BX)
+
+
+def sample_plain(logits_BV: jax.Array, params: RowParams, broken_B: jax.Array, draw: DrawKernel) -> Samples:
+    """As `sample`, for rows whose logits are not adjusted and that need no log-probabilities."""
+    with jax.named_scope("sample"):
+        draws_B = _draws(params)
+        drawn_B = draw(logits_BV, _draw_settings(params, draws_B))
+        token_B = jnp.where(draws_B, drawn_B, jnp.argmax(logits_BV, axis=-1).astype(jnp.int32))
+        token_B = jnp.where(_is_finite(logits_BV, broken_B), token_B, NOT_FINITE)
+        return Samples(token_B, *_no_logprobs(len(token_B)))
+
+
+def _draws(params: RowParams) -> jax.Array:
+    """Whether each row draws: bool `[B]`; the others are greedy."""
+    return (params.temperature_B > 0) & (params.top_p_B > 0) & (params.top_k_B != 1)
+
+
+def _is_finite(logits_BV: jax.Array, broken_B: jax.Array) -> jax.Array:
+    return jnp.isfinite(jnp.max(logits_BV, axis=-1)) & ~broken_B
 
 
 def _masked(logits_BV: jax.Array, allowed_BV: jax.Array | None) -> jax.Array:

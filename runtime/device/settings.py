@@ -144,6 +144,7 @@ def derive_shapes(
         single=single,
         mask=-(-config.vocabulary // 32) if settings.grammars else 0,
         scores=settings.scores and not single,
+        plain=device.platform == "gpu" and not single,
         page_size=platform.page_size,
         table=-(-context // platform.page_size),
         tile=TILE,

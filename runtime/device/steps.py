@@ -22,7 +22,7 @@ from ...model.transformer import Skeleton
 from ..request import packed_parameters
 from .buckets import Bucket, Layout, Shapes
 from .prompt_scoring import Scores, score_prompts
-from .sampling import Adjustments, RowParams, Samples, allowed_of, sample
+from .sampling import Adjustments, RowParams, Samples, allowed_of, sample, sample_plain
 
 
 class DeviceState(NamedTuple):
@@ -93,12 +93,12 @@ def make_step(skeleton: Skeleton, bucket: Bucket, shapes: Shapes) -> Step:
         slot_T, batch = _arrange(bucket, shapes, fields)
         token_T = fields["token"]
         token_T = jnp.where(token_T < 0, state.last_S.at[slot_T].get(mode="clip"), token_T)
-        counts_SV = _count(state.counts_SV, slot_T, token_T, fields["counted"])
+        state = state if bucket.plain else _count(state, slot_T, token_T, fields["counted"])
         hidden_TD, cache = model(token_T, state.cache, batch)
-        broken_S, broken_P = _mark_broken(state, fields, slot_T, hidden_TD, batch.entries_T, shapes.page_size)
-        state = state._replace(cache=cache, counts_SV=counts_SV, broken_S=broken_S, broken_P=broken_P)
+        state = state._replace(cache=cache)
+        state = _mark_broken(state, layout, fields, slot_T, hidden_TD, batch.entries_T)
         last_BD = hidden_TD.at[fields["last"]].get(mode="fill", fill_value=0) if bucket.tiled else hidden_TD
-        state, samples = _sample_or_hold(state, model.logits(last_BD, batch.rows), fields, shapes, kernels)
+        state, samples = _sample_or_hold(state, model.logits(last_BD, batch.rows), fields, layout, kernels)
         scores = score_prompts(model, fields, hidden_TD) if "target" in fields else None
         return state, (samples, scores)
 
@@ -109,13 +109,14 @@ def _sample_or_hold(
     state: DeviceState,
     logits_BV: jax.Array,
     fields: Mapping[str, jax.Array],
-    shapes: Shapes,
+    layout: Layout,
     kernels: Kernels,
 ) -> tuple[DeviceState, Samples]:
     """Samples every row that samples, but stores the logits of rows that wait for a mask."""
+    shapes, plain = layout.shapes, layout.bucket.plain
     slot_B = jnp.where(fields["sample_position"] > 0, fields["slot"], shapes.slots)
-    samples = _draw(state, slot_B, logits_BV, fields, kernels)
-    if not shapes.mask:
+    samples = _draw(state, slot_B, logits_BV, fields, kernels, plain=plain)
+    if plain or not shapes.mask:
         return state._replace(last_S=state.last_S.at[slot_B].set(samples.token_B, mode="drop")), samples
     waiting_B = fields["awaits_mask"] > 0
     free_B = jnp.where(waiting_B, shapes.slots, slot_B)
@@ -151,14 +152,18 @@ def _draw(
     fields: Mapping[str, jax.Array],
     kernels: Kernels,
     allowed_BV: jax.Array | None = None,
+    *,
+    plain: bool = False,
 ) -> Samples:
     """Samples a token for each row, with the state of its slot."""
+    broken_B = state.broken_S.at[slot_B].get(mode="clip")
+    if plain:
+        return sample_plain(logits_BV, _row_params(fields), broken_B, kernels.draw)
 
     def adjustments() -> Adjustments:
         tables = (state.counts_SV, state.bias_SV, state.marks_SV)
         return Adjustments(*(table_SV.at[slot_B].get(mode="clip") for table_SV in tables))
 
-    broken_B = state.broken_S.at[slot_B].get(mode="clip")
     return sample(
         logits_BV, _row_params(fields), adjustments, broken_B, allowed_BV, kernels.row_sum, kernels.draw
     )
@@ -184,23 +189,24 @@ def _arrange(bucket: Bucket, shapes: Shapes, fields: Mapping[str, jax.Array]) ->
     return fields["slot"][row_T], batch
 
 
-def _count(counts_SV: jax.Array, slot_T: jax.Array, token_T: jax.Array, counted_T: jax.Array) -> jax.Array:
+def _count(state: DeviceState, slot_T: jax.Array, token_T: jax.Array, counted_T: jax.Array) -> DeviceState:
     """Counts tokens of sequences with penalties; without such sequences the counts are not even read."""
 
     def add() -> jax.Array:
-        return counts_SV.at[slot_T, token_T].add(counted_T, mode="drop")
+        return state.counts_SV.at[slot_T, token_T].add(counted_T, mode="drop")
 
-    return lax.cond(jnp.any(counted_T > 0), add, lambda: counts_SV)
+    counts_SV = lax.cond(jnp.any(counted_T > 0), add, lambda: state.counts_SV)
+    return state._replace(counts_SV=counts_SV)
 
 
 def _mark_broken(
     state: DeviceState,
+    layout: Layout,
     fields: Mapping[str, jax.Array],
     slot_T: jax.Array,
     hidden_TD: jax.Array,
     entries_T: jax.Array,
-    page_size: int,
-) -> tuple[jax.Array, jax.Array]:
+) -> DeviceState:
     """Marks the sequences and pages in which a number that is not finite has occurred.
 
     The cache does not store such numbers, so without the marks a prompt that overflows in the middle would
@@ -212,8 +218,8 @@ def _mark_broken(
     """
     slots, pages = state.broken_S.shape[0], state.broken_P.shape[0]
     used_T = (fields["position"] >= 0) & (slot_T < slots)
-    page_T = entries_T // page_size
-    cleared_T = used_T & (entries_T % page_size == 0)
+    page_T = entries_T // layout.shapes.page_size
+    cleared_T = used_T & (entries_T % layout.shapes.page_size == 0)
     bad_T = used_T & ~jnp.isfinite(hidden_TD).all(axis=-1)
     broken_P = state.broken_P.at[jnp.where(cleared_T, page_T, pages)].set(False, mode="drop")
     broken_P = broken_P.at[jnp.where(bad_T, page_T, pages)].set(True, mode="drop")
@@ -222,8 +228,10 @@ def _mark_broken(
     def inherited() -> jax.Array:
         return state.broken_S.at[slot_B].set(broken_P[fields["table"]].any(axis=1), mode="drop")
 
-    broken_S = lax.cond(jnp.any(fields["first"] > 0), inherited, lambda: state.broken_S)
-    return broken_S.at[jnp.where(bad_T, slot_T, slots)].set(True, mode="drop"), broken_P
+    some = jnp.any(fields["first"] > 0)
+    broken_S = inherited() if layout.bucket.plain else lax.cond(some, inherited, lambda: state.broken_S)
+    broken_S = broken_S.at[jnp.where(bad_T, slot_T, slots)].set(True, mode="drop")
+    return state._replace(broken_S=broken_S, broken_P=broken_P)
 
 
 def _cache_entries(position_T: jax.Array, row_T: jax.Array, table_BM: jax.Array, page_size: int) -> jax.Array:

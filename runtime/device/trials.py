@@ -37,7 +37,7 @@ def trial_rows(bucket: Bucket, shapes: Shapes, vocabulary: int) -> list[Row]:
 
 def decode_seconds(trials: Mapping[Bucket, float], slots: int) -> float:
     """Seconds of a step with one decode row per slot; 0.0 without trials."""
-    return trials[choose(trials, "decode", slots)] if trials else 0.0
+    return trials[choose(trials, "decode", slots, plain=True)] if trials else 0.0
 
 
 def prompt_seconds(trials: Mapping[Bucket, float]) -> float:

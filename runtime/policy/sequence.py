@@ -118,6 +118,12 @@ class Row:
         """Whether its prompt tokens are scored."""
         return self.sequence.scores is not None and self.start < len(self.sequence.request.prompt)
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is greedy or just draws: no adjusted logits, log-probabilities, masks or scores."""
+        params = self.sequence.request.params
+        return not (params.adjusts or params.logprobs is not None or self.awaits_mask or self.scored)
+
 
 @dataclass(frozen=True, slots=True)
 class Copies:

@@ -1,5 +1,6 @@
 """Static shapes, and the buffer with a step's inputs."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import jax
@@ -106,3 +107,22 @@ def test_buffers_are_never_reused():
     """A step reads its buffer while the host fills the next one."""
     (first, _), (second, _) = (LAYOUTS["decode"].allocate() for _ in range(2))
     assert not np.shares_memory(first, second)
+
+
+def test_plain_buckets_follow_the_two_largest():
+    """Every decode and mixed bucket has a plain one, which is chosen for plain rows only."""
+    shapes = Shapes(slots=2, budget=40, page_size=16, table=9, tile=64, mask=7, scores=True, plain=True)
+    names = ", ".join(str(bucket) for bucket in shapes.buckets())
+    plain = "plain mixed(40), plain decode(2), plain decode(1), plain mixed(16), plain mixed(32)"
+    assert names == (f"mixed(40), decode(2), {plain}, decode(1), mixed(16), mixed(32), sample(2), sample(1)")
+    assert [str(bucket) for bucket in shapes.essential()] == ["mixed(40)", "sample(2)"]
+    for kind, tokens in (("decode", 1), ("decode", 2), ("mixed", 20)):
+        with_options, plain = (choose(shapes.buckets(), kind, tokens, plain=plain) for plain in (False, True))
+        assert not with_options.plain and plain == replace(with_options, plain=True)
+
+
+def test_a_general_step_replaces_a_plain_one_that_is_not_ready():
+    """A bucket of the right size is preferred."""
+    shapes = Shapes(slots=2, budget=40, page_size=16, table=9, tile=64, plain=True)
+    ready = [bucket for bucket in shapes.buckets() if str(bucket) != "plain decode(1)"]
+    assert str(choose(ready, "decode", 1, plain=True)) == "decode(1)"
