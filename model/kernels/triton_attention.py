@@ -1,12 +1,10 @@
-"""Attention on a GPU: the portable kernel's tiles as one Pallas kernel, compiled by Triton.
+"""Attention on a GPU: the portable kernel's tiles as Pallas kernels, compiled by Triton.
 
 A program takes some queries of one row and one key head, with all G heads that share it as rows of one
-product, and iterates over the row's page table with an online softmax in f32 (Milakov and Gimelshein 2018,
-arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135). Rows with one token and tiles of prompts are two calls.
-int8 keys and values are widened for the products; their scales are applied to scores and weights.
+product, and walks the row's page table (`triton_walk.py`). Rows with one token and tiles of prompts are two
+calls. If there are few rows with one token, several programs share each of them (`triton_decode.py`).
 """
 
-import math
 from functools import partial
 from typing import Any
 
@@ -18,35 +16,39 @@ from jax.experimental.pallas import triton
 
 from ..cache import REACHED, TILE, Batch, Int8Pool, Pool
 from . import block_attention
-
-KEY_BYTES = 16384
-"""Bytes of keys, and of values, per iteration: shared memory holds two iterations of both."""
+from .triton_decode import attend_parts, count_parts
+from .triton_walk import FEWEST, SHALLOW, Pages, average, entries_of, keys_of, pipelined, walk
 
 ROWS = 64
 """Queries times heads in a program, if a tile has that many."""
 
-FEWEST = 16
-"""The minimum size of a side of Triton's product."""
-
-_MASKED, _FLOOR = -1e30, -1e28
-"""As in `block_attention`: a block without a visible key has weight zero."""
-
 
 def attend(
-    q_TNH: jax.Array, pool: Pool, batch: Batch, *, window: int | None, interpret: bool = False
+    q_TNH: jax.Array,
+    pool: Pool,
+    batch: Batch,
+    *,
+    window: int | None,
+    parts: int | None = None,
+    interpret: bool = False,
 ) -> jax.Array:
     """See `registry.AttentionKernel`; tokens of no row get zero.
 
     Args:
-      interpret: run the kernel's body as JAX operations, on any platform.
+      parts: of the keys of a row with one token; None derives it from the shapes.
+      interpret: run the kernels' bodies as JAX operations, on any platform.
     """
     if not fits(q_TNH, pool):
         return block_attention.attend(q_TNH, pool, batch, window=window)
     tokens = q_TNH.shape[0]
     run = partial(_run, q_TNH, pool, batch, window=window, interpret=interpret)
-    rows_B = jnp.arange(batch.singles_B.shape[0], dtype=jnp.int32)
-    single_B = (batch.singles_B < tokens).astype(jnp.int32)
-    out_TNH = run(jnp.zeros_like(q_TNH), batch.singles_B, single_B, rows_B, tile=1)
+    parts = parts or count_parts(q_TNH, pool, batch.tables_BM)
+    if parts > 1:
+        out_TNH = _attend_singles(q_TNH, pool, batch, parts=parts, window=window, interpret=interpret)
+    else:
+        rows_B = jnp.arange(batch.singles_B.shape[0], dtype=jnp.int32)
+        single_B = (batch.singles_B < tokens).astype(jnp.int32)
+        out_TNH = run(jnp.zeros_like(q_TNH), batch.singles_B, single_B, rows_B, tile=1)
     if batch.tiles is not None:
         tiles = batch.tiles
         used_C = jnp.arange(tiles.start_C.shape[0]) < tiles.count
@@ -73,6 +75,16 @@ def _is_addressable(pool: Pool) -> bool:
     return values.size <= REACHED or values.size * values.dtype.itemsize > 2 * REACHED
 
 
+def _attend_singles(q_TNH: jax.Array, pool: Pool, batch: Batch, **how: Any) -> jax.Array:
+    """Attention of rows with one token, in parts; other tokens get zero."""
+    if batch.tiles is None:
+        return attend_parts(q_TNH, pool, batch.tables_BM, batch.positions_T, **how)
+    q_BNH = q_TNH.at[batch.singles_B].get(mode="fill", fill_value=0)
+    positions_B = batch.positions_T.at[batch.singles_B].get(mode="fill", fill_value=-1)
+    out_BNH = attend_parts(q_BNH, pool, batch.tables_BM, positions_B, **how)
+    return jnp.zeros_like(q_TNH).at[batch.singles_B].set(out_BNH, mode="drop")
+
+
 def _run(
     q_TNH: jax.Array,
     pool: Pool,
@@ -87,12 +99,11 @@ def _run(
     interpret: bool,
 ) -> jax.Array:
     """`out_TNH` with the tokens of C runs filled in; each run is up to `tile` tokens of one row."""
-    pages, page_size, entries, size = pool.shape
+    _, page_size, entries, _ = pool.shape
     heads = pl.next_power_of_2(q_TNH.shape[1] // (entries // 2))
     queries = min(pl.next_power_of_2(tile), ROWS // heads)
     heads = max(heads, FEWEST // queries)
-    keys = max(FEWEST, min(64, KEY_BYTES // (size * q_TNH.dtype.itemsize)))
-    held = tuple(x.reshape(pages * page_size, *x.shape[2:]) for x in jax.tree.leaves(pool))
+    keys, held = keys_of(q_TNH), entries_of(pool)
     kernel = partial(_kernel, queries=queries, heads=heads, keys=keys, page_size=page_size, window=window)
     return pl.pallas_call(
         kernel,
@@ -100,7 +111,7 @@ def _run(
         grid=(start_C.shape[0], pl.cdiv(tile, queries), entries // 2),
         input_output_aliases={6 + len(held): 0},
         interpret=interpret,
-        compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
+        compiler_params=pipelined(heads, q_TNH) if tile == 1 else SHALLOW,
         name=f"paged_attention_{queries}x{heads}",
     )(
         *(start_C, length_C, row_C, batch.positions_T, batch.tables_BM, q_TNH),
@@ -139,50 +150,7 @@ def _kernel(
     where = token_R[:, None], head_R[:, None], lanes_H[None, :]
     q_RH = triton.load(q_ref.at[where], mask=live_RH, other=0.0)
     position_R = triton.load(position_ref.at[token_R], mask=live_R, other=-1)
-
-    def iterate(i, carry):
-        key_S = i * keys + lax.broadcasted_iota(jnp.int32, (keys,), 0)
-        page_S = jnp.minimum(key_S // page_size, table_ref.shape[1] - 1)
-        slot_S = table_ref[row_ref[run], page_S] * page_size + key_S % page_size
-        k_SH, v_SH = (pool_ref[slot_S[:, None], 2 * k + kind, lanes_H[None, :]] for kind in (0, 1))
-        k_SH, v_SH = k_SH.astype(q_RH.dtype), v_SH.astype(q_RH.dtype)
-        scales = tuple(ref[slot_S, 2 * k + kind][None] for ref in scale_refs for kind in (0, 1))
-        distance_RS = position_R[:, None] - key_S[None, :]
-        seen_RS = distance_RS >= 0 if window is None else (distance_RS >= 0) & (distance_RS < window)
-        return _add_block(q_RH, k_SH, v_SH, scales, seen_RS, *carry)
-
-    last = jnp.max(position_R) // keys + 1
-    first = 0 if window is None else _first_seen(position_R, window) // keys
-    zero_R = jnp.zeros(queries * heads, jnp.float32)
-    start = zero_R + _FLOOR, zero_R, jnp.zeros((queries * heads, size), jnp.float32)
-    _, total_R, out_RH = lax.fori_loop(first, last, iterate, start)
-    out_RH = out_RH / jnp.maximum(total_R, 1e-30)[:, None]
-    seen_RH = live_RH & (position_R >= 0)[:, None]
-    triton.store(out_ref.at[where], out_RH.astype(out_ref.dtype), mask=seen_RH)
-
-
-def _first_seen(position_R: jax.Array, window: int) -> jax.Array:
-    """The first key that any of the queries attends to."""
-    lowest = jnp.min(jnp.where(position_R < 0, jnp.iinfo(jnp.int32).max, position_R))
-    return jnp.maximum(lowest - window + 1, 0)
-
-
-def _add_block(
-    q_RH: jax.Array,
-    k_SH: jax.Array,
-    v_SH: jax.Array,
-    scales: tuple[jax.Array, ...],
-    seen_RS: jax.Array,
-    top_R: jax.Array,
-    total_R: jax.Array,
-    out_RH: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Running maximum, sum and weighted values after S more keys; `scales` are the keys' and the values'."""
-    key_scale_1S, value_scale_1S = scales or (1.0, 1.0)
-    exact = lax.Precision.HIGHEST if q_RH.dtype == jnp.float32 else None
-    score_RS = triton.dot(q_RH, k_SH.T, precision=exact) * (1.0 / math.sqrt(q_RH.shape[1])) * key_scale_1S
-    score_RS = jnp.where(seen_RS, score_RS, _MASKED)
-    new_R = jnp.maximum(top_R, score_RS.max(axis=1))
-    weight_RS, shrink_R = jnp.exp(score_RS - new_R[:, None]), jnp.exp(top_R - new_R)
-    value_RH = triton.dot((weight_RS * value_scale_1S).astype(v_SH.dtype), v_SH, precision=exact)
-    return new_R, total_R * shrink_R + weight_RS.sum(axis=1), out_RH * shrink_R[:, None] + value_RH
+    pages = Pages(table_ref, pool_ref, tuple(scale_refs), page_size, keys)
+    _, total_R, out_RH = walk(q_RH, position_R, row_ref[run], k, pages, window=window)
+    out_RH = average(total_R, out_RH).astype(out_ref.dtype)
+    triton.store(out_ref.at[where], out_RH, mask=live_RH & (position_R >= 0)[:, None])

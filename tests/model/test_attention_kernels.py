@@ -12,13 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.experimental.pallas.ops.tpu.ragged_paged_attention import (
     dynamic_validate_inputs,
     ref_ragged_paged_attention,
 )
 
 from distaff.model.cache import Batch
-from distaff.model.kernels import block_attention, ragged_attention, triton_attention
+from distaff.model.kernels import block_attention, ragged_attention, triton_attention, triton_walk
+from distaff.model.kernels.triton_decode import count_parts
 
 from .reference import make_tiles
 from .test_block_attention import Geometry, World
@@ -29,19 +32,20 @@ Run = tuple[int, int]
 
 MIXED: list[Run] = [(300, 1), (0, 40), (130, 1), (250, 21)]
 DECODE: list[Run] = [(300, 1), (-1, 1), (511, 1)]
-"""Row 1 of the second step is padding."""
+"""Row 1 is padding."""
+UNEVEN: list[Run] = [(511, 1), (2, 1), (64, 1), (300, 1)]
 
 RAGGED = [
     Geometry(heads=4, kv_heads=1, head_size=128, page_size=16),
     Geometry(heads=4, kv_heads=2, head_size=128, page_size=64, window=100),
 ]
-INTERPRETED = partial(triton_attention.attend, interpret=True)
 TRITON = [
     Geometry(heads=4, kv_heads=2, head_size=16),
     Geometry(heads=3, kv_heads=1, head_size=32, page_size=8, window=5),
     Geometry(heads=2, kv_heads=2, head_size=64, page_size=256, window=200),
     Geometry(heads=4, kv_heads=2, head_size=16, int8=True),
 ]
+TRITON_NAMES = ["gqa", "three-heads-window-5", "page-256-window-200", "int8"]
 
 
 def lay_out(world: World, runs: Sequence[Run], tokens: int, *, tiles: bool) -> Batch:
@@ -70,9 +74,16 @@ STEPS = {
     "mixed": (MIXED, 80, True),
     "one-prompt": ([(0, 64)], 64, True),
     "decode": (DECODE, 4, False),
+    "uneven": (UNEVEN, 4, False),
     "padding-alone": ([], 4, False),
     "mixed-padding-alone": ([], 64, True),
 }
+
+
+@cache
+def interpreted(parts: int) -> Callable[..., jax.Array]:
+    """Our GPU kernel, with the keys of a row of one token in so many parts."""
+    return partial(triton_attention.attend, parts=parts, interpret=True)
 
 
 @cache
@@ -132,16 +143,75 @@ def compare(
 
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=str)
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize(
-    "geometry", TRITON, ids=["gqa", "three-heads-window-5", "page-256-window-200", "int8"]
-)
+@pytest.mark.parametrize("geometry", TRITON, ids=TRITON_NAMES)
 def test_triton_equals_dense_attention(geometry: Geometry, step: str, dtype: jnp.dtype) -> None:
     """In bfloat16 weights are rounded before the product with the values: 2^-9 of values around one."""
-    compare(INTERPRETED, geometry, step, dtype, 1e-5 if dtype == FLOAT32 else 0.02)
+    compare(interpreted(1), geometry, step, dtype, 1e-5 if dtype == FLOAT32 else 0.02)
+
+
+@pytest.mark.parametrize(
+    ("step", "dtype", "parts"),
+    [("uneven", FLOAT32, 3), ("uneven", FLOAT32, 32), ("decode", BFLOAT16, 3), ("mixed", FLOAT32, 3)],
+    ids=str,
+)
+@pytest.mark.parametrize("geometry", TRITON, ids=TRITON_NAMES)
+def test_triton_in_parts_equals_dense_attention(
+    geometry: Geometry, step: str, dtype: jnp.dtype, parts: int
+) -> None:
+    """Rows of up to eight blocks in three parts that are not equally long, and in more parts than blocks."""
+    compare(interpreted(parts), geometry, step, dtype, 1e-5 if dtype == FLOAT32 else 0.02)
+
+
+@pytest.mark.parametrize("parts", [5, 32])
+@pytest.mark.parametrize("geometry", TRITON, ids=TRITON_NAMES)
+def test_rows_of_any_length_in_parts(geometry: Geometry, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to 32 blocks of 16 keys a row, and padding, against dense attention. The largest numbers on every
+    page that belongs to no row, and the other rows, change no bit."""
+    monkeypatch.setattr(triton_walk, "KEY_BYTES", 1)
+    attend = jax.jit(partial(triton_attention.attend, parts=parts, interpret=True, window=geometry.window))
+    worlds = [World.create(geometry, 3, filler) for filler in (0.0, float(np.finfo(np.float32).max))]
+    q_TNH = np.random.default_rng(5).standard_normal((4, geometry.heads, geometry.head_size), np.float32)
+
+    def found(world: World, positions: Sequence[int]) -> np.ndarray:
+        batch = lay_out(world, [(position, 1) for position in positions], 4, tiles=False)
+        return np.asarray(attend(jnp.asarray(q_TNH), world.pool, batch))
+
+    @settings(max_examples=15, deadline=None)
+    @given(st.lists(st.integers(-1, 511), min_size=4, max_size=4))
+    def check(positions: list[int]) -> None:
+        expected = dense(worlds[0], q_TNH, [(position, 1) for position in positions])
+        clean, dirty = (found(world, positions) for world in worlds)
+        np.testing.assert_allclose(clean, expected, atol=1e-5)
+        np.testing.assert_array_equal(dirty, clean)
+        assert not clean[np.asarray(positions) < 0].any()
+        alone = found(worlds[0], [positions[0], -1, -1, -1])
+        np.testing.assert_array_equal(alone[0], clean[0])
+
+    check()
+
+
+PARTS = [
+    (1, 8, 2048, 32),  # a stream of 32,768 tokens: 256 programs
+    (1, 1, 2048, 32),
+    (1, 8, 12, 3),  # three blocks of 64 keys
+    (1, 8, 1, 1),
+    (2, 8, 512, 16),
+    (24, 8, 512, 2),
+    (32, 8, 512, 1),
+    (64, 8, 512, 1),
+]
+
+
+@pytest.mark.parametrize(("rows", "kv_heads", "pages", "parts"), PARTS)
+def test_few_rows_have_many_parts(rows: int, kv_heads: int, pages: int, parts: int) -> None:
+    """For heads of 128 in bfloat16 and pages of 16 tokens."""
+    q_BNH = jax.ShapeDtypeStruct((rows, 4 * kv_heads, 128), BFLOAT16)
+    pool = jax.ShapeDtypeStruct((9, 16, 2 * kv_heads, 128), BFLOAT16)
+    assert count_parts(q_BNH, pool, jax.ShapeDtypeStruct((rows, pages), jnp.int32)) == parts
 
 
 @pytest.mark.parametrize("step", ["mixed", "decode"])
-@pytest.mark.parametrize("geometry", TRITON[:3], ids=["gqa", "three-heads-window-5", "page-256-window-200"])
+@pytest.mark.parametrize("geometry", TRITON[:3], ids=TRITON_NAMES[:3])
 def test_portable_equals_dense_attention_in_bfloat16(geometry: Geometry, step: str) -> None:
     """In float32: tests/model/test_block_attention.py."""
     compare(block_attention.attend, geometry, step, BFLOAT16, 0.02)

@@ -36,12 +36,14 @@ pytestmark = [
 
 @dataclass(frozen=True)
 class Case:
-    """A model on a GPU, with the settings of `distaff serve --slots 64 --context 8192`."""
+    """A model on a GPU, with the settings of `distaff serve --slots 64 --context 8192`, or others."""
 
     model: str
     topology: str = "h100:1"
     int8: bool = False
     int8_cache: bool = False
+    slots: int = 64
+    context: int = 8192
 
     def __str__(self) -> str:
         marks = "-int8" * self.int8 + "-int8cache" * self.int8_cache
@@ -56,8 +58,8 @@ class Case:
             topology=parse_topology(self.topology),
             quantization="int8" if self.int8 else None,
             int8_cache=self.int8_cache,
-            context=8192,
-            slots=64,
+            context=self.context,
+            slots=self.slots,
         )
         config = replace(read_config_only(str(CONFIGS / f"{self.model}.json")), layers=LAYERS)
         return Sizing(config, options, find_chip(options))
@@ -71,6 +73,8 @@ CASES = [
     Case("mixtral-8x7b"),
     Case("mixtral-8x7b", int8=True),
 ]
+ALONE = Case("llama-3.1-8b", slots=1, context=32768)
+"""One long stream."""
 
 
 KNOWN_WAITS = 7
@@ -146,6 +150,18 @@ def test_kernels_keep_their_registers(case: Case, kind: str) -> None:
         spilled = sum(map(int, re.findall(r"(\d+) bytes spill stores", report)))
         ours = any(own in name for own in OURS)
         assert spilled <= (0 if ours else 64), f"{name}: {report}"
+
+
+def test_a_long_stream_is_divided_among_programs() -> None:
+    """32 programs for each key head, and a second kernel that adds them up; few launches all the same."""
+    step = compiled(ALONE, "decode")
+    kernels = {name: report for name, report in step.assembled.items() if "paged_attention" in name}
+    assert kernels.keys() == {"paged_attention_1x16_in_32", "paged_attention_sum_of_32"}
+    assert all("0 bytes spill stores" in report for report in kernels.values())
+    text = step.as_text()
+    assert text.count('custom_call_target="__gpu$xla.gpu.triton"') == LAYERS * len(kernels)
+    in_layer, beside = LAUNCHES[ALONE.model]
+    assert sum(launches_of(text).values()) <= LAYERS * in_layer + beside
 
 
 def test_a_plan_for_a_gpu_has_the_compilers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
