@@ -4,6 +4,7 @@ Every process of a mesh must compute the same sizes, because they are part of th
 """
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 from jax.sharding import Mesh
@@ -55,6 +56,7 @@ def assemble(
     free, kv_pages = loading.free, settings.kv_pages
     width = loading.dtype.itemsize
     pages = minimum(size_pool(padded, shapes, dtype, devices, kv_pages, settings.replicas, free, width))
+    shapes = replace(shapes, table=min(shapes.table, pages))  # no sequence has more, see `Engine.context`
     host_pages = None
     if page_file and shares_prefixes(config, settings) and not mesh.is_multi_process:
         size, wanted = page_bytes(padded, shapes.page_size, dtype), settings.host_kv_pages

@@ -55,6 +55,13 @@ def test_a_small_pool_bounds_the_context(make_engine):
         engine.submit(ask("big", 30, max_tokens=11))
 
 
+@pytest.mark.parametrize(("kv_pages", "table"), [(10, 10), (40, 40), (41, 40)])
+def test_page_tables_are_no_wider_than_the_pool(parameters, kv_pages, table):
+    """Nor than the context, which is 40 pages."""
+    engine = Engine(CONFIG, parameters, EngineSettings(kv_pages=kv_pages))
+    assert engine._loop.runner.shapes.table == table
+
+
 class Hook(EventCollector):
     """Calls `act` with the events of every step, on the engine's thread, between two steps."""
 
