@@ -90,9 +90,9 @@ class Layout:
         return values if placed == where else _on_its_devices(form.pack, values, placed)
 
     def _transposes(self, form: Form) -> bool:
-        """Whether weights are stored as `[outputs, inputs]`. For int8 on a GPU, where XLA would write the
-        transposed of all of a layer's experts at every step."""
-        return self.backend == "transposed" or (self.backend == "wide_blocks" and form is INT8_EXPERTS)
+        """Whether weights are stored as `[outputs, inputs]`: int8 ones on a GPU, whose tensor cores multiply
+        bytes along an output's inputs. XLA would write the transposed at every step."""
+        return self.backend == "transposed" or (self.backend == "triton" and form is INT8_EXPERTS)
 
     def _fits(self, where: Placement, form: Form) -> bool:
         """Whether each device's share is a whole number of panels."""

@@ -14,30 +14,37 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .linear import int8_padded, int8_transposed, split_k
-from .registry import ExpertWeights, Int8LinearKernel
+from .linear import int8_padded, split_k
+from .registry import ExpertWeights
 
 SMALLEST, LARGEST = 8, 40
 """Rows per block on a CPU. Fewer than 8 take as long, because a product reads all its weights first; with
 more than 40, too many rows are padding if the load of the experts differs."""
 
-WIDEST = 256
-"""Rows per block if each iteration waits for the host, and products need many rows."""
-
 
 def block_experts(
     x_TD: jax.Array, expert_TX: jax.Array, weight_TX: jax.Array, experts: ExpertWeights
 ) -> jax.Array:
-    """See `registry.ExpertsKernel`. Blocks for a CPU."""
+    """See `registry.ExpertsKernel`.
+
+    A block may reach past its expert's rows. The block that these rows belong to overwrites the result,
+    because blocks come in the order of rows; rows after the last expert's are not read.
+    """
     block = block_rows(expert_TX.shape[0], expert_TX.shape[1], experts.count)
-    return _in_blocks(x_TD, expert_TX, weight_TX, experts, block)
+    order_R, size_E = sort_by_expert(expert_TX, experts.count)
+    start_E = jnp.cumsum(size_E) - size_E
+    blocks_E = -(-size_E // block)
+    last_E = jnp.cumsum(blocks_E)
+    x_RD = jnp.pad(x_TD[order_R // expert_TX.shape[1]], ((0, block), (0, 0)))
 
+    def one(i: jax.Array, y_RD: jax.Array) -> jax.Array:
+        e = jnp.searchsorted(last_E, i, side="right").astype(jnp.int32)
+        at = start_E[e] + (i - (last_E[e] - blocks_E[e])) * block
+        x_CD = lax.dynamic_slice_in_dim(x_RD, at, block)
+        return lax.dynamic_update_slice_in_dim(y_RD, _expert(x_CD, experts, e), at, axis=0)
 
-def wide_block_experts(
-    x_TD: jax.Array, expert_TX: jax.Array, weight_TX: jax.Array, experts: ExpertWeights
-) -> jax.Array:
-    """See `registry.ExpertsKernel`. Blocks for a GPU, as few as possible; int8 is `[E, outs, inputs]`."""
-    return _in_blocks(x_TD, expert_TX, weight_TX, experts, min(x_TD.shape[0], WIDEST), int8_transposed)
+    y_RD = lax.fori_loop(0, last_E[-1], one, jnp.zeros_like(x_RD))
+    return weighted_sum(y_RD, order_R, expert_TX, weight_TX, experts.count).astype(x_TD.dtype)
 
 
 def block_rows(tokens: int, choices: int, count: int) -> int:
@@ -68,45 +75,20 @@ def weighted_sum(
 
     A row without an expert may hold any value; it counts as zero.
     """
-    y_TXD = y_RD[jnp.argsort(order_R)].reshape(*expert_TX.shape, -1).astype(jnp.float32)
+    y_TXD = y_RD[jnp.argsort(order_R)].reshape(*expert_TX.shape, -1)
+    return sum_of_choices(y_TXD, expert_TX, weight_TX, count)
+
+
+def sum_of_choices(y_TXD: jax.Array, expert_TX: jax.Array, weight_TX: jax.Array, count: int) -> jax.Array:
+    """As `weighted_sum`, of rows in their original order."""
     held_TX1 = (expert_TX < count)[:, :, None]
+    y_TXD = y_TXD.astype(jnp.float32)
     return jnp.where(held_TX1, y_TXD * weight_TX[:, :, None], 0.0).sum(axis=1)
 
 
-def _in_blocks(
-    x_TD: jax.Array,
-    expert_TX: jax.Array,
-    weight_TX: jax.Array,
-    experts: ExpertWeights,
-    block: int,
-    int8_linear: Int8LinearKernel = int8_padded,
-) -> jax.Array:
-    """Runs the experts block by block.
-
-    A block may reach past its expert's rows. The block that these rows belong to overwrites the result,
-    because blocks come in the order of rows; rows after the last expert's are not read.
-    """
-    order_R, size_E = sort_by_expert(expert_TX, experts.count)
-    start_E = jnp.cumsum(size_E) - size_E
-    blocks_E = -(-size_E // block)
-    last_E = jnp.cumsum(blocks_E)
-    x_RD = jnp.pad(x_TD[order_R // expert_TX.shape[1]], ((0, block), (0, 0)))
-
-    def one(i: jax.Array, y_RD: jax.Array) -> jax.Array:
-        e = jnp.searchsorted(last_E, i, side="right").astype(jnp.int32)
-        at = start_E[e] + (i - (last_E[e] - blocks_E[e])) * block
-        x_CD = lax.dynamic_slice_in_dim(x_RD, at, block)
-        return lax.dynamic_update_slice_in_dim(y_RD, _expert(x_CD, experts, e, int8_linear), at, axis=0)
-
-    y_RD = lax.fori_loop(0, last_E[-1], one, jnp.zeros_like(x_RD))
-    return weighted_sum(y_RD, order_R, expert_TX, weight_TX, experts.count).astype(x_TD.dtype)
-
-
-def _expert(
-    x_CD: jax.Array, experts: ExpertWeights, e: jax.Array, int8_linear: Int8LinearKernel
-) -> jax.Array:
+def _expert(x_CD: jax.Array, experts: ExpertWeights, e: jax.Array) -> jax.Array:
     """Some rows through expert e, i32 `[]`: SwiGLU."""
-    product = partial(_product, e=e, int8_linear=int8_linear)
+    product = partial(_product, e=e)
     gate_CF = product(x_CD, experts.gate, experts.gate_scale)
     up_CF = product(x_CD, experts.up, experts.up_scale)
     return product(jax.nn.silu(gate_CF) * up_CF, experts.down, experts.down_scale)
@@ -117,13 +99,12 @@ def _product(
     weights: jax.Array | tuple[jax.Array, ...],
     scale_EF: jax.Array | None,
     e: jax.Array,
-    int8_linear: Int8LinearKernel,
 ) -> jax.Array:
     """Rows times expert e's weights. Stacked weights are copied first. With unstacked experts, a branch for
     each expert reads its weights in place and holds nothing else, so that it is cheap to compile."""
 
     def times(w_DF: jax.Array) -> jax.Array:
-        ys = split_k(x_CD, w_DF) if scale_EF is None else int8_linear(x_CD, (w_DF, scale_EF[e]))
+        ys = split_k(x_CD, w_DF) if scale_EF is None else int8_padded(x_CD, (w_DF, scale_EF[e]))
         return ys[0].astype(x_CD.dtype)
 
     if not isinstance(weights, tuple):

@@ -110,7 +110,7 @@ class ExpertWeights:
     """The experts on this device: gate and up `[E, D, F]`, down `[E, F, D]`; if int8, f32 scales `[E, outs]`.
 
     If unstacked (see `sharding.unstack`), gate, up and down are E arrays of `[1, …]` each. For the backend
-    `native` they can be panels (see `panels.py`); for `wide_blocks` int8 ones are `[E, outs, inputs]`.
+    `native` they can be panels (see `panels.py`); for `triton` int8 ones are `[E, outs, inputs]`.
     """
 
     gate: jax.Array | tuple[jax.Array, ...]
@@ -135,8 +135,8 @@ _BACKENDS: dict[str, dict[str, str]] = {
     },
     "experts": {
         "blocks": "block_experts:block_experts",
-        "wide_blocks": "block_experts:wide_block_experts",
         "ragged": "ragged_experts:ragged_experts",
+        "triton": "triton_experts:triton_experts",
         "native": "native_experts:native_experts",
     },
     "linear": {
@@ -177,7 +177,7 @@ _BACKENDS: dict[str, dict[str, str]] = {
 _CHOICES: dict[str, dict[str, str]] = {
     "cpu": {"linear": "split_k", "int8_linear": "transposed"},
     "tpu": {"attention": "ragged", "experts": "ragged"},
-    "cuda": {"attention": "triton", "experts": "wide_blocks", "int8_linear": "transposed", "draw": "triton"},
+    "cuda": {"attention": "triton", "experts": "triton", "int8_linear": "transposed", "draw": "triton"},
 }
 """Platform -> operation -> backend, if it is not the first one."""
 

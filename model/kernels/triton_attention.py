@@ -65,13 +65,13 @@ def fits(q_TNH: jax.Array, pool: Pool) -> bool:
     power = size & (size - 1) == 0
     wide = q_TNH.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
     alike = isinstance(pool, Int8Pool) or q_TNH.dtype == pool.dtype
-    return wide and alike and power and FEWEST <= size <= 256 and shared <= ROWS and _is_addressable(pool)
+    within = is_addressable(jax.tree.leaves(pool)[0])
+    return wide and alike and power and FEWEST <= size <= 256 and shared <= ROWS and within
 
 
-def _is_addressable(pool: Pool) -> bool:
-    """Whether all numbers of the pool can be reached: Pallas takes offsets of 64 bits only beyond 4 GiB.
+def is_addressable(values: jax.Array) -> bool:
+    """Whether a kernel can reach all numbers of an array: Pallas takes offsets of 64 bits only beyond 4 GiB.
     Those of 32 bits are signed, so they reach 2^31 numbers."""
-    values = jax.tree.leaves(pool)[0]
     return values.size <= REACHED or values.size * values.dtype.itemsize > 2 * REACHED
 
 

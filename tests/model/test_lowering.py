@@ -59,7 +59,7 @@ def abstract_batch(kind: str) -> Batch:
 
 MARKS = {
     "tpu": {"attention": "tpu_custom_call", "experts": "ragged_dot"},
-    "cuda": {"attention": "xla.gpu.triton", "experts": "stablehlo.while"},
+    "cuda": {"attention": "paged_attention_", "experts": "experts_swiglu_"},
 }
 """Text that shows that the platform's own kernel is in a lowered step."""
 
@@ -142,12 +142,13 @@ def test_an_int8_cache_lowers(kind: str, platform: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
 def test_int8_stays_int8(name: str, kind: str, platform: str) -> None:
     """Every product with weights except the router's is int8 x int8 -> int32, including experts'; none is
-    widened first."""
+    widened first. The experts' products for GPUs are inside kernels, which the text does not show."""
     text = lower(MODELS[name], kind, "bfloat16", platform, int8=True)[0].as_text()
     products = re.findall(
         r"(?:dot_general|ragged_dot).*: \(tensor<(\S+)>, tensor<(\S+)>.*-> tensor<(\S+)>", text
     )
     kinds = Counter(tuple(shape.rpartition("x")[2] for shape in product) for product in products)
-    assert kinds["i8", "i8", "i32"] == 7 + 1  # layers are traced once; a tied head is a separate weight
+    inside = 3 if (name, platform) == ("mixtral", "cuda") else 0
+    assert kinds["i8", "i8", "i32"] == 7 + 1 - inside  # one layer is traced; a tied head is a separate weight
     assert not [kind for kind in kinds if "i8" in kind[:2] and kind != ("i8", "i8", "i32")]
     assert not re.search(r"convert.*tensor<\S+xi8>\) -> tensor<\S+x(?:bf16|f32)>", text)

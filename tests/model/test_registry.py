@@ -12,6 +12,7 @@ from distaff.model.kernels import (
     native_linear,
     ragged_attention,
     ragged_experts,
+    triton_experts,
 )
 from distaff.model.kernels import triton_attention as triton
 from distaff.model.kernels.registry import _BACKENDS, _CHOICES, choose
@@ -33,7 +34,7 @@ EXPECTED = {
     ),
     "cuda": (
         triton.attend,
-        block_experts.wide_block_experts,
+        triton_experts.triton_experts,
         linear.plain,
         linear.int8_transposed,
         linear.grouped_plain,

@@ -4,6 +4,7 @@ them."""
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from distaff.model.config import ModelConfig, MoEConfig
 from distaff.model.errors import ConfigError
+from distaff.model.kernels import registry, triton_experts
 from distaff.model.parameters import Quantization, is_linear
 from distaff.model.quantize import dequantize_groups, quantize
 from distaff.model.sharding import copies, create_mesh, pad_config, place, placements
@@ -88,8 +90,17 @@ def test_any_mesh_computes_the_same(name: str) -> None:
         assert found == tokens
 
 
-GPUS = {"experts": "wide_blocks", "int8_linear": "transposed"}
+GPUS = {"experts": "triton", "int8_linear": "transposed"}
 """Weights as they are stored on a GPU."""
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The experts' kernel for GPUs runs on a CPU."""
+    load, kernel = registry._load, partial(triton_experts.triton_experts, interpret=True)
+    monkeypatch.setattr(
+        registry, "_load", lambda at: kernel if at.startswith("triton_experts:") else load(at)
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,6 +113,7 @@ GPUS = {"experts": "wide_blocks", "int8_linear": "transposed"}
         ("three-experts", GPUS),
     ],
 )
+@pytest.mark.usefixtures("interpreted")
 def test_int8_is_close_on_any_mesh(name: str, kernels: dict[str, str]) -> None:
     """Over 1, 2 and 4 devices int8 weights give about the same logits as the wide ones.
 

@@ -77,12 +77,12 @@ ALONE = Case("llama-3.1-8b", slots=1, context=32768)
 """One long stream."""
 
 
+OURS = re.compile("paged_attention_|experts_|^draw")
+"""The names of our kernels: one or two for attention, two for experts, one for draws."""
 KNOWN_WAITS = 7
 """Of general steps, for counts, marks, adjusted logits, draws, log-probabilities, stored logits, and scores
 of prompts. Plain ones have none."""
-OURS = ("paged_attention", "draw")
-"""The names of our kernels."""
-LAUNCHES = {"llama-3.1-8b": (20, 60), "mixtral-8x7b": (60, 60)}
+LAUNCHES = {"llama-3.1-8b": (20, 60), "mixtral-8x7b": (25, 60)}
 """The most launches of a layer, and of everything else."""
 
 
@@ -107,13 +107,13 @@ def test_the_real_step_compiles_for_the_gpu(case: Case, kind: str) -> None:
     assert 0 <= memory.alias_size_in_bytes - state <= 8192
     reserved = max(temporary_bytes(sizing.config, each, case.size, itemsize=2) for each in sizing.largest)
     assert memory.temp_size_in_bytes <= reserved
-    kernels = [name for name in step.assembled if "paged_attention" in name]
-    assert len(kernels) == (1 if kind == "decode" else 2)
-    assert text.count('custom_call_target="__gpu$xla.gpu.triton"') == LAYERS * len(kernels) + 1  # and draws
+    kernels = [name for name in step.assembled if OURS.search(name)]
+    assert len(kernels) == (1 if kind == "decode" else 2) + (2 if sizing.config.moe else 0) + 1
+    calls = LAYERS * (len(kernels) - 1) + 1  # one of them draws
+    assert text.count('custom_call_target="__gpu$xla.gpu.triton"') == calls
     in_layer, beside = LAUNCHES[case.model]
     assert sum(launches_of(text).values()) <= LAYERS * in_layer + beside
-    loops = LAYERS if sizing.config.moe else 0  # of each layer's experts
-    assert len(waits_of(text)) <= loops, waits_of(text)
+    assert not waits_of(text)
 
 
 @pytest.mark.parametrize("kind", ["decode", "mixed"])
@@ -148,8 +148,7 @@ def test_kernels_keep_their_registers(case: Case, kind: str) -> None:
     """None of ours spills; of XLA's own at most a few words."""
     for name, report in compiled(case, kind).assembled.items():
         spilled = sum(map(int, re.findall(r"(\d+) bytes spill stores", report)))
-        ours = any(own in name for own in OURS)
-        assert spilled <= (0 if ours else 64), f"{name}: {report}"
+        assert spilled <= (0 if OURS.search(name) else 64), f"{name}: {report}"
 
 
 def test_a_long_stream_is_divided_among_programs() -> None:
