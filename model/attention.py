@@ -1,7 +1,7 @@
 """Grouped-query self-attention over the paged cache (Ainslie et al. 2023, arXiv:2305.13245).
 
 Projects, applies rotary embedding, stores this step's keys and values, and calls the kernel. MHA and MQA are
-the cases K = N and K = 1. The number of heads is taken from the weights: on a mesh each device has its share.
+the cases K = N and K = 1. On a mesh each device has its share of the heads.
 """
 
 import jax
@@ -12,6 +12,7 @@ from .cache import Batch, Pool, write_pages
 from .config import ModelConfig
 from .layers import Linears
 from .rotary import rotate
+from .sharding import share_config
 from .target import Target
 
 
@@ -22,20 +23,17 @@ class Attention(Linears):
         self, config: ModelConfig, target: Target, *, dtype: jnp.dtype, rngs: nnx.Rngs | None
     ) -> None:
         super().__init__(target)
-        n, k = config.heads * config.head_size, config.kv_heads * config.head_size
-        bias = config.attention_bias
-        self.add("q", (config.width, n), dtype=dtype, rngs=rngs, bias=bias)
-        self.add("k", (config.width, k), dtype=dtype, rngs=rngs, bias=bias)
-        self.add("v", (config.width, k), dtype=dtype, rngs=rngs, bias=bias)
-        self.add("o", (n, config.width), dtype=dtype, rngs=rngs, bias=bias)
-        self.head_size, self.window = config.head_size, config.window
+        bias, outputs = config.attention_bias, _outputs(config)
+        self.add_columns(config.width, outputs, dtype=dtype, rngs=rngs, bias=bias)
+        self.add("o", (outputs["q"], config.width), dtype=dtype, rngs=rngs, bias=bias)
+        self.share, self.window = share_config(config, target.shards), config.window
 
     def __call__(
         self, x_TD: jax.Array, pool: Pool, batch: Batch, rotary: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, Pool]:
         """Returns the layer's `[T, D]` and the pool with this step's keys and values."""
         tokens = batch.tokens
-        q_TNH, k_TKH, v_TKH = map(self._heads, self.columns(x_TD, tokens, "q", "k", "v"))
+        q_TNH, k_TKH, v_TKH = map(self._heads, self.columns(x_TD, tokens, _outputs(self.share)))
         q_TNH, k_TKH = rotate(q_TNH, *rotary), rotate(k_TKH, *rotary)
         pool = write_pages(pool, k_TKH, v_TKH, batch.entries_T)
         with jax.named_scope("attend"):
@@ -43,4 +41,10 @@ class Attention(Linears):
         return self.rows(out_TNH.reshape(x_TD.shape[0], -1), tokens, "o"), pool
 
     def _heads(self, y_TF: jax.Array) -> jax.Array:
-        return y_TF.reshape(y_TF.shape[0], -1, self.head_size)
+        return y_TF.reshape(y_TF.shape[0], -1, self.share.head_size)
+
+
+def _outputs(config: ModelConfig) -> dict[str, int]:
+    """The outputs of each map for complete inputs."""
+    n, k = config.heads * config.head_size, config.kv_heads * config.head_size
+    return {"q": n, "k": k, "v": k}

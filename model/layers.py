@@ -3,16 +3,19 @@
 Weights are `[inputs, outputs]` and applied as `x @ w`.
 """
 
+from collections.abc import Mapping
 from functools import cache, partial
+from itertools import accumulate
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from .config import ModelConfig
+from .joining import JOINED
 from .parameters import Quantization, is_grouped
 from .quantize import GroupedWeight, quantize_linear
-from .sharding import psum
+from .sharding import pad_config, psum
 from .target import Target
 
 _initial = nnx.initializers.normal(0.02)
@@ -64,10 +67,36 @@ class Linears(nnx.Module):
         if bias:
             setattr(self, f"{name}_bias", nnx.Param(jnp.zeros(shape[-1:], dtype)))
 
-    def columns(self, x_TD: jax.Array, tokens: jax.Array, *names: str) -> tuple[jax.Array, ...]:
-        """This device's outputs `[T, F]` of each map, for complete inputs; only the first `tokens` count."""
+    def add_columns(
+        self,
+        inputs: int,
+        outputs: Mapping[str, int],
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs | None,
+        bias: bool = False,
+    ) -> None:
+        """Adds random maps of the same inputs, with these numbers of outputs, for `columns`; as one weight if
+        the target's are joined."""
+        sizes = {JOINED[tuple(outputs)]: sum(outputs.values())} if self.target.kernels.joined else outputs
+        for name, size in sizes.items():
+            self.add(name, (inputs, size), dtype=dtype, rngs=rngs, bias=bias)
+
+    def columns(
+        self, x_TD: jax.Array, tokens: jax.Array, outputs: Mapping[str, int]
+    ) -> tuple[jax.Array, ...]:
+        """This device's outputs `[T, F]` of each map, for complete inputs; only the first `tokens` count.
+
+        outputs: the maps that `add_columns` has added, with the number F on this device.
+        """
+        joined = self.target.kernels.joined
+        names = (JOINED[tuple(outputs)],) if joined else tuple(outputs)
         products = (y_TF.astype(x_TD.dtype) for y_TF in self.products(x_TD, tokens, *names))
-        return tuple(map(self._biased, names, products))
+        found = tuple(map(self._biased, names, products))
+        if not joined:
+            return found
+        *ends, _ = accumulate(outputs.values())
+        return tuple(jnp.split(found[0], ends, axis=1))
 
     def rows(self, x_TF: jax.Array, tokens: jax.Array, name: str) -> jax.Array:
         """All outputs `[T, D]`: the sum of the devices' products with their own inputs; only the first
@@ -108,11 +137,11 @@ class FeedForward(Linears):
     ) -> None:
         super().__init__(target)
         width, inner, bias = config.width, config.feed_forward, config.feed_forward_bias
-        self.add("gate", (width, inner), dtype=dtype, rngs=rngs, bias=bias)
-        self.add("up", (width, inner), dtype=dtype, rngs=rngs, bias=bias)
+        self.add_columns(width, {"gate": inner, "up": inner}, dtype=dtype, rngs=rngs, bias=bias)
         self.add("down", (inner, width), dtype=dtype, rngs=rngs, bias=bias)
+        self.inner = pad_config(config, target.shards).feed_forward // target.shards
 
     def __call__(self, x_TD: jax.Array, tokens: jax.Array) -> jax.Array:
         """Maps `[T, D]` to `[T, D]`; only the first `tokens` count."""
-        gate_TF, up_TF = self.columns(x_TD, tokens, "gate", "up")
+        gate_TF, up_TF = self.columns(x_TD, tokens, {"gate": self.inner, "up": self.inner})
         return self.rows(jax.nn.silu(gate_TF) * up_TF, tokens, "down")

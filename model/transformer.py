@@ -20,6 +20,7 @@ from .attention import Attention
 from .cache import Batch, Cache, Pool
 from .config import ModelConfig
 from .host_memory import Freed
+from .joining import join, join_placements, parts_of
 from .kernels.panels import PANEL, unpack_grouped_rows, unpack_rows
 from .kernels.registry import NATIVE
 from .layers import FeedForward, Linears, random_weight
@@ -164,7 +165,8 @@ class Skeleton:
 
     Attributes:
       config: of the model. target: what it is built for.
-      names: the parameters' names (see `parameters.parameter_shapes`), in the order of the flat tuple.
+      names: the parameters' names, in the order of the flat tuple: those of `parameters.parameter_shapes`,
+        except for joined ones (see `joining.py`).
     """
 
     config: ModelConfig
@@ -186,13 +188,13 @@ class Skeleton:
     def flatten(self, parameters: dict[str, jax.Array]) -> tuple[Leaf, ...]:
         """The parameters as the flat tuple that `merge` takes, laid out as the target needs them.
 
-        Takes each parameter out of `parameters` and waits until it is laid out. So one that nobody else holds
-        is freed before the next one is laid out.
+        Takes each parameter, or those that are joined into one, out of `parameters` and waits until it is
+        laid out. So one that nobody else holds is freed before the next one is laid out.
         """
         table, freed = self._table(), Freed()
         leaves: list[Leaf] = []
         for name in self.names:
-            weight = parameters.pop(name)
+            weight = join([parameters.pop(part) for part in parts_of(name)], table[name])
             leaves.append(self._laid_out(weight, table[name], name))
             if leaves[-1] is not weight:
                 freed.add(weight.nbytes)
@@ -217,7 +219,7 @@ class Skeleton:
         unsigned."""
         placed, table, found = self.placements(), self._table(), {}
         for name, where in table.items():
-            stored = jnp.dtype(stored_type(name, self.target.quantization) or dtype)
+            stored = jnp.dtype(stored_type(parts_of(name)[0], self.target.quantization) or dtype)
             packed = len(placed[name].shape) > len(where.shape) and stored == jnp.int8
             found[name] = jnp.dtype("uint8") if packed else stored
         return found
@@ -243,7 +245,8 @@ class Skeleton:
         return (one,) * (leaf.shape[0] // together)
 
     def _table(self) -> dict[str, Placement]:
-        return placements(self.config, self.target.shards, self.target.quantization)
+        stored = placements(self.config, self.target.shards, self.target.quantization)
+        return {name: join_placements([stored[part] for part in parts_of(name)]) for name in self.names}
 
     def _form(self, name: str, rank: int) -> Form | None:
         """The form of a parameter to which a layout applies: a linear map, experts, a router, or an embedding
@@ -251,7 +254,7 @@ class Skeleton:
         quantization = self.target.quantization
         if name == "embed":
             return None if has_head(self.config, quantization) else EMBEDDING
-        return form_of(name, rank, quantization)
+        return form_of(parts_of(name)[0], rank, quantization)
 
     def is_batch_invariant(self, dtype: jnp.dtype) -> bool:
         """Whether a token's bits depend on its sequence alone, not on the shape of the step or on other

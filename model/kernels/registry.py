@@ -184,6 +184,9 @@ _CHOICES: dict[str, dict[str, str]] = {
 _PRECISIONS = {"cuda": "highest"}
 """JAX's default there is TF32, with 10 bits of a fraction instead of 23."""
 
+_JOINED = {"cuda"}
+"""Platforms whose linear maps of the same inputs have one weight."""
+
 NATIVE = "native"
 _NATIVE_CHOICES = {operation: NATIVE for operation, backends in _BACKENDS.items() if NATIVE in backends}
 """What a CPU gets where the native kernels were built."""
@@ -196,6 +199,7 @@ class Kernels:
     Attributes:
       names: the backends' names, for the log.
       precision: of products of f32 numbers, as in `jax.default_matmul_precision`; None for JAX's default.
+      joined: linear maps of the same inputs have one weight (see `joining.py`).
     """
 
     attention: AttentionKernel
@@ -209,6 +213,7 @@ class Kernels:
     zeros: ZerosKernel
     names: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     precision: str | None = None
+    joined: bool = False
 
 
 def choose(platform: str, overrides: Mapping[str, str] | None = None) -> Kernels:
@@ -230,7 +235,12 @@ def choose(platform: str, overrides: Mapping[str, str] | None = None) -> Kernels
         _check(operation, backend)
         names[operation] = backend
     functions = {operation: _load(_BACKENDS[operation][name]) for operation, name in names.items()}
-    return Kernels(**functions, names=tuple(names.items()), precision=_PRECISIONS.get(platform))
+    return Kernels(
+        **functions,
+        names=tuple(names.items()),
+        precision=_PRECISIONS.get(platform),
+        joined=platform in _JOINED,
+    )
 
 
 def _check(operation: str, backend: str) -> None:

@@ -6,6 +6,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -195,11 +196,13 @@ class Driver:
         mesh: Mesh | None = None,
         quantization: Quantization | None = None,
         kernels: Mapping[str, str] | None = None,
+        joined: bool = False,
         optimized: bool = True,
     ) -> None:
         """Places the weights; a step is compiled when it first runs.
 
         Args:
+          joined: as on a GPU, linear maps of the same inputs have one weight.
           optimized: False halves the time of compilation. For tests of what is computed, within a tolerance;
             tests of equal bits need the compiler's usual sums.
         """
@@ -209,7 +212,9 @@ class Driver:
         self.tables = shuffled.reshape(rows, columns).astype(np.int32)
         self.tokens, self.rows, self.page_size = tokens, rows, page_size
         self.done, self.prompts = [0] * rows, [0] * rows
-        self.skeleton = Skeleton.of(config, Target.of(mesh, kernels, quantization))
+        target = Target.of(mesh, kernels, quantization)
+        target = replace(target, kernels=replace(target.kernels, joined=joined))
+        self.skeleton = Skeleton.of(config, target)
         self.leaves = self.skeleton.flatten(place_all(parameters, config, mesh, quantization))
         cache = create_cache(pad_config(config, mesh.size), pages, page_size, dtype, zeros)
         self.cache = jax.device_put(cache, NamedSharding(mesh, CACHE))

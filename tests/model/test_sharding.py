@@ -179,11 +179,12 @@ def collectives(driver: Driver) -> Counter[tuple[str, str]]:
     return Counter((kind, kind_of) for kind_of, kind in re.findall(pattern, compiled))
 
 
+@pytest.mark.parametrize("joined", [False, True], ids=["apart", "joined"])
 @pytest.mark.parametrize("name", ["llama", "nine-three", "mixtral", "three-experts"])
-def test_a_step_sends_what_the_design_allows(name: str) -> None:
+def test_a_step_sends_what_the_design_allows(name: str, joined: bool) -> None:
     """Two sums per layer and one for the embedding, each of hidden states; the logits once; nothing else."""
     config, shards = MODELS[name], 4
-    driver = Driver(config, spread(config), mesh=create_mesh(shards))
+    driver = Driver(config, spread(config), mesh=create_mesh(shards), joined=joined)
     found = Counter()
     for (kind, operand), count in collectives(driver).items():
         found[kind, re.sub(r"\{.*", "", operand)] += count

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from jax.sharding import NamedSharding
 
 from distaff.checkpoints.config_only import read_config_only
 from distaff.runtime.capacity import planning
@@ -134,7 +135,9 @@ def test_no_weight_and_no_pool_is_moved(case: Case, kind: str) -> None:
     """Nothing of a weight's or a pool's shape is copied, transposed or joined at every step."""
     sizing = case.sizing()
     builder = KeepingBuilder(program_spec(sizing), compiles=False)
-    shapes = {tuple(sorted(axis for axis in leaf.shape if axis > 1)) for leaf in builder.leaves}
+    placed = zip(builder.leaves, builder._skeleton.specs(), strict=True)
+    shares = [NamedSharding(builder.mesh, spec).shard_shape(leaf.shape) for leaf, spec in placed]
+    shapes = {tuple(sorted(axis for axis in share if axis > 1)) for share in shares}
     config, pages = sizing.config, sizing.memory.pages + 1
     pool = pages, sizing.shapes.page_size, 2 * config.kv_heads // case.size, config.head_size
     shapes.add(tuple(sorted(pool)))
