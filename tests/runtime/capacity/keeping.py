@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,11 +38,12 @@ class KeptStep:
 
     assembled: dict[str, str]
 
-    def __init__(self, lowered: jax.stages.Lowered, spec: ProgramSpec) -> None:
+    def __init__(self, lowered: jax.stages.Lowered, spec: ProgramSpec, options: Mapping[str, bool]) -> None:
         versions = version("jax"), version("jaxlib"), compiler_of(spec.chip)
         flags = (os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"))
-        self._parts = (lowered.as_text(debug_info=True), str(spec.topology), *versions, *flags)
-        self._lowered = lowered
+        further = [f"{name}={value}" for name, value in options.items()]
+        self._parts = (lowered.as_text(debug_info=True), str(spec.topology), *versions, *flags, *further)
+        self._lowered, self._options = lowered, options
         self._chip = spec.chip
         self._content: dict[str, Any] = {}
 
@@ -60,7 +62,7 @@ class KeptStep:
     def _compiled(self, options: dict[str, str | bool] | None) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             if options is not None:  # only the options for GPUs are given
-                options = options | {"xla_dump_to": folder, "xla_gpu_dump_llvmir": True}
+                options = options | self._options | {"xla_dump_to": folder, "xla_gpu_dump_llvmir": True}
             compiled = self._lowered.compile(compiler_options=options)
             assembled = dict(map(self._assembled, Path(folder).glob("*.ptx")))
         memory = compiled.memory_analysis()
@@ -92,13 +94,15 @@ class KeptStep:
 
 
 class KeepingBuilder(ProgramBuilder):
-    """A builder that keeps what the compiler returns."""
+    """A builder that keeps what the compiler returns; `options` are further ones of XLA, for a GPU."""
+
+    options: Mapping[str, bool] = {}
 
     def lower(self, traced: jax.stages.Traced) -> Any:
         """Leaves folders out of source locations, so that equal checkouts have equal digests."""
         before = jax.config.values[FOLDERS]
         jax.config.update(FOLDERS, ".*/")
         try:
-            return KeptStep(super().lower(traced), self._spec)
+            return KeptStep(super().lower(traced), self._spec, self.options)
         finally:
             jax.config.update(FOLDERS, before)
