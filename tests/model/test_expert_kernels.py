@@ -331,6 +331,14 @@ def test_blocks_are_of_sensible_size(tokens: int, choices: int, count: int) -> N
     assert min(tokens, 8) <= block <= min(tokens, 40)
 
 
+def test_products_of_f32_are_exact_in_the_kernels_for_gpus() -> None:
+    """A lowered step does not show what is inside kernels; a GPU's default is TF32."""
+    x_TD, expert_TX, weight_TX = inputs(7)
+    arguments = x_TD, jnp.asarray(expert_TX), weight_TX, wide()
+    text = str(jax.make_jaxpr(triton_experts.triton_experts)(*arguments))
+    assert text.count("dot_general[") == text.count("(Precision.HIGHEST, Precision.HIGHEST)") == 3
+
+
 @pytest.mark.parametrize(
     ("x", "weights", "size", "expected"),
     [
