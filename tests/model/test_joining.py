@@ -23,11 +23,10 @@ from .test_sharding import GROUPS, MODELS, generate, spread
 
 KERNELS = {
     "linear": "plain",
-    "experts": "wide_blocks",
     "int8_linear": "transposed",
     "grouped_linear": "plain",
 }
-"""Backends of a GPU, but for attention."""
+"""Linear maps as on a GPU."""
 BIASED_GROUPS = replace(GROUPS, attention_bias=True, feed_forward_bias=True)
 CASES = [
     (MODELS["biased"], None),

@@ -156,7 +156,7 @@ def test_no_weight_and_no_pool_is_moved(case: Case, kind: str, cublas: bool) -> 
     pool = pages, sizing.shapes.page_size, 2 * config.kv_heads // case.size, config.head_size
     shapes.add(tuple(sorted(pool)))
     moved = moves_of(compiled(case, kind, cublas=cublas).as_text(), MIB)
-    assert not [move for move in moved if move[0] in shapes]
+    assert not [move for move in moved if move[0] in shapes or " leaves[" in move[2]]
 
 
 @pytest.mark.parametrize("kind", ["decode", "mixed"])
