@@ -24,8 +24,9 @@ from distaff.runtime.capacity.program import ProgramBuilder, ProgramSpec
 
 from ...kept import kept
 
-FOLDERS = "jax_hlo_source_file_canonicalization_regex"
-"""The part of a source file's path that JAX leaves out of a lowered step."""
+LOCATIONS = {"jax_hlo_source_file_canonicalization_regex": ".*/", "jax_traceback_in_locations_limit": 2}
+"""JAX's settings for the source locations of a lowered step: files without their folders, and so few callers
+of an operation that no test is among them. So equal code has equal digests, whoever traces it."""
 SIZES = tuple(f"{name}_size_in_bytes" for name in ("argument", "temp", "alias", "generated_code"))
 
 
@@ -99,10 +100,15 @@ class KeepingBuilder(ProgramBuilder):
     options: Mapping[str, bool] = {}
 
     def lower(self, traced: jax.stages.Traced) -> Any:
-        """Leaves folders out of source locations, so that equal checkouts have equal digests."""
-        before = jax.config.values[FOLDERS]
-        jax.config.update(FOLDERS, ".*/")
+        """Lowers with LOCATIONS."""
+        before = {name: jax.config.values[name] for name in LOCATIONS}
+        _configure(LOCATIONS)
         try:
             return KeptStep(super().lower(traced), self._spec, self.options)
         finally:
-            jax.config.update(FOLDERS, before)
+            _configure(before)
+
+
+def _configure(settings: Mapping[str, Any]) -> None:
+    for name, value in settings.items():
+        jax.config.update(name, value)
