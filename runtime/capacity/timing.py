@@ -34,7 +34,7 @@ class Timing:
     def streams(self) -> list[int]:
         """The numbers of streams that have a compiled step and fit in the pool."""
         buckets = self._sizing.shapes.buckets()
-        sizes = sorted(bucket.rows for bucket in buckets if bucket.kind == "decode")
+        sizes = sorted({bucket.rows for bucket in buckets if bucket.kind == "decode"})
         held = self._sizing.sequences(self._options.prompt + self._options.completion)
         return [size for size in sizes if size <= held] or sizes[:1]
 
