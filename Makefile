@@ -29,7 +29,7 @@ NEXT_PYTHON ?= $(shell for v in python3.13 python3.12 $$(pyenv root 2>/dev/null)
 TYPES := build/types/distaff
 PINNED := $(if $(LATEST),--upgrade --upgrade-strategy eager,--constraint constraints.txt)
 SHOWN := $(if $(LATEST),$(patsubst %,-W default::%,DeprecationWarning PendingDeprecationWarning FutureWarning))
-INSTALLED := pyproject.toml constraints.txt setup.py $(wildcard model/kernels/native/*)
+INSTALLED := pyproject.toml constraints.txt setup.py $(wildcard model/kernels/native/*.* model/kernels/native/sets/*)
 PYTEST := -m pytest --durations=40
 # Two workers; each takes whole files, so that what a file's tests share is made once. The longest files come first, so
 # that both workers end at about the same time.

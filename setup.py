@@ -32,6 +32,11 @@ NEW = ("avxvnni",)
 """Instruction sets that the compiler need not know."""
 
 
+def kernels_for(machine: str) -> dict[str, list[str]]:
+    """The files of kernels for a kind of machine, with the compiler's flags for each."""
+    return {"portable": []} | SETS.get(machine, {})
+
+
 def headers() -> str:
     """The folder of the headers of XLA's foreign function interface."""
     found = find_spec("jaxlib")
@@ -45,7 +50,7 @@ class BuildKernels(build_ext):
 
     def build_extension(self, extension: Extension) -> None:
         """Compiles and links the library; the files are compiled in parallel."""
-        sets = {"portable": [], **SETS.get(platform.machine(), {})}
+        sets = {f"sets/{name}": flags for name, flags in kernels_for(platform.machine()).items()}
         files = {name: [f"-isystem{headers()}"] for name in HANDLERS} | sets
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             compiled = pool.map(self._compile, *zip(*files.items(), strict=True))
@@ -60,10 +65,10 @@ class BuildKernels(build_ext):
                 [str(SOURCES / f"{name}.cc")],
                 output_dir=self.build_temp,
                 extra_postargs=[*FLAGS, *flags],
-                depends=[str(path) for path in SOURCES.iterdir()],
+                depends=[str(path) for path in SOURCES.rglob("*.*")],
             )
         except CompileError:
-            if name not in NEW:
+            if Path(name).name not in NEW:
                 raise
             return []
 
@@ -72,8 +77,8 @@ setup(
     ext_modules=[
         Extension(
             "distaff.model.kernels._native",
-            sources=sorted(str(path) for path in SOURCES.glob("*.cc")),
-            depends=sorted(str(path) for path in SOURCES.glob("*.[hi]*")),
+            sources=sorted(str(path) for path in SOURCES.rglob("*.cc")),
+            depends=sorted(str(path) for path in SOURCES.rglob("*.[hi]*")),
             optional=True,
         )
     ],

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from distaff.model.kernels.block_experts import block_experts
-from distaff.model.kernels.native_experts import native_experts
+from distaff.model.kernels.cpu.native_experts import native_experts
+from distaff.model.kernels.cpu.native_linear import int8_linear, linear
 from distaff.model.kernels.native_library import instruction_sets
-from distaff.model.kernels.native_linear import int8_linear, linear
 from distaff.model.kernels.registry import ExpertWeights
 from distaff.model.layout import EXPERTS as PANELS
 from distaff.model.layout import INT8_EXPERTS as INT8_PANELS

@@ -78,9 +78,9 @@ def run(process: int, coordinator: str | None, mode: str) -> None:
     from distaff.model.transformer import random_parameters
     from distaff.runtime.cluster.lockstep import Follower, Leader
     from distaff.runtime.device.assembly import assemble
-    from distaff.runtime.device.devices import claim_mesh
     from distaff.runtime.device.processes import leave
     from distaff.runtime.device.settings import EngineSettings
+    from distaff.runtime.devices import claim_mesh
     from distaff.runtime.engine import Engine
     from distaff.runtime.options import Membership
 

@@ -26,9 +26,9 @@ from ..checkpoints import (
     with_own_bits,
 )
 from ..checkpoints.sources import cache_folder
-from .device.compilation_cache import keep_compiled
-from .device.devices import claim_mesh
+from .compilation_cache import keep_compiled
 from .device.settings import EngineSettings, compute_dtype
+from .devices import claim_mesh
 from .engine import Engine
 from .options import parse_kernels
 from .request import FinishReason, Request, SamplingParams, TokenEvent, TokenLogprobs

@@ -45,6 +45,9 @@ SHARED = {"runtime/request", "server/encode", "server/engine_client", "server/er
 """What any part of the server may know: the request, the seam to the engine, errors, codes."""
 ARROWS = {
     "model/kernels": {"model"},
+    "model/kernels/cpu": {"model", "model/kernels"},
+    "model/kernels/gpu": {"model", "model/kernels"},
+    "model/kernels/tpu": {"model", "model/kernels"},
     "checkpoints/tokenization": {"model", "checkpoints"},
     "checkpoints/grammars": {"checkpoints"},
     "checkpoints/huggingface": {"model", "checkpoints"},
@@ -57,7 +60,7 @@ ARROWS = {
         *{"runtime/request", "runtime/options", "runtime/threads"},
     },
     "runtime/cluster": {"model", "runtime/device", "runtime/framing", "runtime/options"},
-    "runtime/capacity": {"model", "model/kernels", "runtime/device"},
+    "runtime/capacity": {"model", "model/kernels", "model/kernels/tpu", "runtime/device"},
     "server/tool_formats": {"checkpoints/grammars"},
     "server/dispatch": SHARED,
     "server/process": {"server/exit_codes", "server/keys"},
@@ -65,8 +68,8 @@ ARROWS = {
     "server/worker": {
         *{*SHARED, "model", "checkpoints", "checkpoints/grammars", "server/engines", "server/flags"},
         *{"server/logs", "server/process", "server/settings"},
-        *{"runtime/cluster", "runtime/device", "runtime/engine", "runtime/framing", "runtime/options"},
-        *{"runtime/policy", "runtime/threads"},
+        *{"runtime/cluster", "runtime/compilation_cache", "runtime/device", "runtime/devices"},
+        *{"runtime/engine", "runtime/framing", "runtime/options", "runtime/policy", "runtime/threads"},
     },
     "server/protocol": {*SHARED, "checkpoints", "checkpoints/grammars", "server/tool_formats"},
     "server/text": {

@@ -129,47 +129,47 @@ class ExpertWeights:
 _BACKENDS: dict[str, dict[str, str]] = {
     "attention": {
         "blocks": "block_attention:attend",
-        "ragged": "ragged_attention:attend",
-        "triton": "triton_attention:attend",
-        "native": "native_attention:attend",
+        "ragged": "tpu.ragged_attention:attend",
+        "triton": "gpu.triton_attention:attend",
+        "native": "cpu.native_attention:attend",
     },
     "experts": {
         "blocks": "block_experts:block_experts",
-        "ragged": "ragged_experts:ragged_experts",
-        "triton": "triton_experts:triton_experts",
-        "native": "native_experts:native_experts",
+        "ragged": "tpu.ragged_experts:ragged_experts",
+        "triton": "gpu.triton_experts:triton_experts",
+        "native": "cpu.native_experts:native_experts",
     },
     "linear": {
         "plain": "linear:plain",
         "split_k": "linear:split_k",
-        "native": "native_linear:linear",
+        "native": "cpu.native_linear:linear",
     },
     "int8_linear": {
         "plain": "linear:int8_plain",
         "padded": "linear:int8_padded",
         "transposed": "linear:int8_transposed",
-        "native": "native_linear:int8_linear",
+        "native": "cpu.native_linear:int8_linear",
     },
     "grouped_linear": {
         "plain": "linear:grouped_plain",
-        "native": "native_linear:grouped_linear",
+        "native": "cpu.native_linear:grouped_linear",
     },
     "rms_norm": {
         "plain": "rows:rms_norm",
-        "native": "native_rows:rms_norm",
+        "native": "cpu.native_rows:rms_norm",
     },
     "row_sum": {
         "plain": "rows:row_sum",
-        "native": "native_rows:row_sum",
+        "native": "cpu.native_rows:row_sum",
     },
     "draw": {
         "plain": "draw:draw",
-        "triton": "triton_draw:draw",
-        "native": "native_draw:draw",
+        "triton": "gpu.triton_draw:draw",
+        "native": "cpu.native_draw:draw",
     },
     "zeros": {
         "plain": "zeros:zeros",
-        "native": "native_zeros:zeros",
+        "native": "cpu.native_zeros:zeros",
     },
 }
 """Operation -> backend -> `module:function` in this folder; imported when chosen."""

@@ -8,7 +8,7 @@ repeats the kernel's own order of fetches, one by one.
 
 from collections.abc import Sequence
 
-from ...model.kernels.ragged_attention import KEYS, QUERIES
+from ...model.kernels.tpu.ragged_attention import KEYS, QUERIES
 from .work import Span
 
 

@@ -33,8 +33,8 @@ def set_up_mesh(flags: ServeFlags) -> "Mesh":
     Raises:
       SettingRefused: an invalid mesh, too few devices, or processes that do not connect.
     """
-    from ...runtime.device.compilation_cache import keep_compiled
-    from ...runtime.device.devices import claim_mesh
+    from ...runtime.compilation_cache import keep_compiled
+    from ...runtime.devices import claim_mesh
 
     with settings_refused():
         mesh = claim_mesh(flags.mesh, flags.membership)

@@ -20,8 +20,10 @@ from jax.experimental.pallas.ops.tpu.ragged_paged_attention import (
 )
 
 from distaff.model.cache import Batch
-from distaff.model.kernels import block_attention, ragged_attention, triton_attention, triton_walk
-from distaff.model.kernels.triton_decode import count_parts
+from distaff.model.kernels import block_attention
+from distaff.model.kernels.gpu import triton_attention, triton_walk
+from distaff.model.kernels.gpu.triton_decode import count_parts
+from distaff.model.kernels.tpu import ragged_attention
 
 from .reference import make_tiles
 from .test_block_attention import Geometry, World

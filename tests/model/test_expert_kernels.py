@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distaff.model.kernels import triton_experts
 from distaff.model.kernels.block_experts import block_experts, block_rows
-from distaff.model.kernels.ragged_experts import ragged_experts
+from distaff.model.kernels.gpu import triton_experts
 from distaff.model.kernels.registry import ExpertWeights
+from distaff.model.kernels.tpu.ragged_experts import ragged_experts
 from distaff.model.quantize import quantize_weight
 from distaff.model.sharding import unstack
 

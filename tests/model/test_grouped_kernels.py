@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distaff.model.kernels.cpu.native_linear import grouped_linear
 from distaff.model.kernels.linear import grouped_plain
-from distaff.model.kernels.native_linear import grouped_linear
 from distaff.model.quantize import GroupedWeight, dequantize_groups
 
 from .test_grouped_weights import drawn, pack_grouped

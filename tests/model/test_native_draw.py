@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from distaff.model.kernels.cpu.native_draw import draw, draw_with_floors
 from distaff.model.kernels.draw import DrawSettings
 from distaff.model.kernels.draw import draw as portable_draw
-from distaff.model.kernels.native_draw import draw, draw_with_floors
 
 from ..native import NATIVE
 from .draws import SETTINGS, check_floors, check_ids, make_logits, settings_of

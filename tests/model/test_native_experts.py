@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from distaff.model.kernels.block_experts import block_experts
-from distaff.model.kernels.native_experts import native_experts
+from distaff.model.kernels.cpu.native_experts import native_experts
 from distaff.model.kernels.registry import ExpertWeights
 from distaff.model.layout import EXPERTS, INT8_EXPERTS
 from distaff.model.quantize import quantize_weight

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from distaff.model.kernels import linear as portable
 from distaff.model.kernels import rows as plain_rows
-from distaff.model.kernels.native_attention import attend, fits
-from distaff.model.kernels.native_linear import int8_linear, linear
-from distaff.model.kernels.native_rows import rms_norm, row_sum
+from distaff.model.kernels.cpu.native_attention import attend, fits
+from distaff.model.kernels.cpu.native_linear import int8_linear, linear
+from distaff.model.kernels.cpu.native_rows import rms_norm, row_sum
 from distaff.model.kernels.panels import pack, pack_int8, unpack_rows
 from distaff.model.quantize import quantize_weight
 

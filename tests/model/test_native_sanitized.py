@@ -41,11 +41,11 @@ def test_kernels_touch_nothing_but_their_buffers(name: str) -> None:
 def built(name: str) -> Path:
     """The program that checks an instruction set's kernels."""
     table, flags = FLAGS[name]
-    files = Path(__file__).with_name("native_check.cc"), SOURCES / f"{name}.cc"
+    files = Path(__file__).with_name("native_check.cc"), SOURCES / "sets" / f"{name}.cc"
     common = ["-std=c++17", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     build = [COMPILER, *common, *flags, f"-I{SOURCES}", f"-DTABLE={table}", *files]
     compiler = subprocess.run([COMPILER, "--version"], capture_output=True, check=True).stdout
-    sources = [path.read_bytes() for path in (files[0], *sorted(SOURCES.iterdir()))]
+    sources = [path.read_bytes() for path in (files[0], *sorted(SOURCES.rglob("*.*")))]
     parts = [repr(build).encode(), compiler, *sources]
     return kept(
         "sanitized", "", parts, lambda path: subprocess.run([*build, "-o", path], check=True, timeout=200)

@@ -6,8 +6,8 @@ import numpy as np
 import psutil
 import pytest
 
+from distaff.model.kernels.cpu.native_zeros import zeros
 from distaff.model.kernels.native_library import instruction_sets
-from distaff.model.kernels.native_zeros import zeros
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the native kernels were not built")
 SHAPES = [

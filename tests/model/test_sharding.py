@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from distaff.model.config import ModelConfig, MoEConfig
 from distaff.model.errors import ConfigError
-from distaff.model.kernels import registry, triton_experts
+from distaff.model.kernels import registry
+from distaff.model.kernels.gpu import triton_experts
 from distaff.model.parameters import Quantization, is_linear
 from distaff.model.quantize import dequantize_groups, quantize
 from distaff.model.sharding import copies, create_mesh, pad_config, place, placements
@@ -99,7 +100,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The experts' kernel for GPUs runs on a CPU."""
     load, kernel = registry._load, partial(triton_experts.triton_experts, interpret=True)
     monkeypatch.setattr(
-        registry, "_load", lambda at: kernel if at.startswith("triton_experts:") else load(at)
+        registry, "_load", lambda at: kernel if at.startswith("gpu.triton_experts:") else load(at)
     )
 
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from distaff.model.kernels import triton_draw
 from distaff.model.kernels.draw import DrawSettings
 from distaff.model.kernels.draw import draw as portable_draw
+from distaff.model.kernels.gpu import triton_draw
 
 from .draws import SETTINGS, check_ids, make_logits, settings_of
 

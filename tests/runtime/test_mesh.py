@@ -10,8 +10,8 @@ from distaff.model.config import MoEConfig
 from distaff.model.errors import ConfigError
 from distaff.model.sharding import create_mesh, place_all
 from distaff.model.transformer import random_parameters
-from distaff.runtime.device.devices import claim_mesh
 from distaff.runtime.device.settings import EngineSettings
+from distaff.runtime.devices import claim_mesh
 from distaff.runtime.engine import Engine
 from distaff.runtime.options import parse_kernels, parse_mesh
 from distaff.runtime.scorer import Scorer

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distaff.model.kernels.ragged_attention import KEYS, QUERIES
+from distaff.model.kernels.tpu.ragged_attention import KEYS, QUERIES
 from distaff.runtime.capacity.walk import pages_fetched
 from distaff.runtime.capacity.work import Span
 

@@ -12,7 +12,7 @@ import pytest
 from distaff.model import host_memory
 from distaff.model.cache import Int8Pool, create_cache, page_bytes
 from distaff.model.config import ModelConfig
-from distaff.model.kernels.triton_attention import fits
+from distaff.model.kernels.gpu.triton_attention import fits
 from distaff.model.kernels.zeros import zeros
 from distaff.runtime.device.buckets import Shapes
 from distaff.runtime.device.memory import OutOfMemory, free_bytes, reserved_bytes, size_pool, state_bytes

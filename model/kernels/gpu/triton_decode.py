@@ -15,7 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from ..cache import Pool
+from ...cache import Pool
 from .triton_walk import FEWEST, Pages, average, entries_of, keys_of, pipelined, walk
 
 PROGRAMS = 256

@@ -16,7 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from .draw import DrawSettings, arrival_times
+from ..draw import DrawSettings, arrival_times
 
 CHUNK = 4096
 """Ids that a program reads at once."""

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..quantize import quantize_last
-from .block_experts import sort_by_expert, weighted_sum
-from .registry import ExpertWeights
+from ...quantize import quantize_last
+from ..block_experts import sort_by_expert, weighted_sum
+from ..registry import ExpertWeights
 
 
 def ragged_experts(

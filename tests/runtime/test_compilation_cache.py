@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from distaff.runtime.device.compilation_cache import compilation_folder, keep_compiled, processor_digest
+from distaff.runtime.compilation_cache import compilation_folder, keep_compiled, processor_digest
 
 
 def test_only_this_user_can_access_the_folder(tmp_path: Path):

@@ -7,10 +7,10 @@ of the weights.
 import jax
 import jax.numpy as jnp
 
-from .block_experts import block_experts
+from ..block_experts import block_experts
+from ..panels import PANEL, QUAD
+from ..registry import ExpertWeights
 from .native_linear import WIDE
-from .panels import PANEL, QUAD
-from .registry import ExpertWeights
 
 
 def native_experts(

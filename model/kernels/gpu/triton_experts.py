@@ -20,9 +20,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from ..quantize import quantize_last
-from .block_experts import block_experts, sort_by_expert, sum_of_choices
-from .registry import ExpertWeights
+from ...quantize import quantize_last
+from ..block_experts import block_experts, sort_by_expert, sum_of_choices
+from ..registry import ExpertWeights
 from .triton_attention import is_addressable
 from .triton_walk import FEWEST
 

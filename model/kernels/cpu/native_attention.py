@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..cache import Batch, Int8Pool, Pool
-from . import block_attention as portable
-from .panels import PANEL
+from ...cache import Batch, Int8Pool, Pool
+from .. import block_attention as portable
+from ..panels import PANEL
 
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.int8)
 

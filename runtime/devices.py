@@ -10,9 +10,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from ...model.sharding import create_mesh
-from ..options import Membership, parse_mesh
-from .processes import join
+from ..model.sharding import create_mesh
+from .device.processes import join
+from .options import Membership, parse_mesh
 
 
 def claim_mesh(mesh: str | None, membership: Membership | None = None) -> Mesh:

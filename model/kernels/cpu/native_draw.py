@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from .draw import DrawSettings
+from ..draw import DrawSettings
 
 
 def draw(logits_BV: jax.Array, settings: DrawSettings) -> jax.Array:

@@ -16,7 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from ..cache import Pool
+from ...cache import Pool
 
 KEY_BYTES = 16384
 """Bytes of keys, and of values, per iteration: shared memory holds two iterations of both."""

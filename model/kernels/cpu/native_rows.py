@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import rows as portable
+from .. import rows as portable
 
 
 def rms_norm(x_TD: jax.Array, scale_D: jax.Array, epsilon: float) -> jax.Array:

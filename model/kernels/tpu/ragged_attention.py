@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.ragged_paged_attention import ragged_paged_attention
 
-from ..cache import Batch, Int8Pool, Pool
-from . import block_attention
+from ...cache import Batch, Int8Pool, Pool
+from .. import block_attention
 
 QUERIES = 32
 """Tokens per block of queries: with 4 heads per key head, as many rows as a v5e multiplies at once."""

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from ..parameters import GROUP
-from ..quantize import GroupedWeight
-from . import linear as portable
-from .panels import PANEL, QUAD
+from ...parameters import GROUP
+from ...quantize import GroupedWeight
+from .. import linear as portable
+from ..panels import PANEL, QUAD
 
 WIDE = (jnp.float32, jnp.bfloat16)
 

@@ -14,8 +14,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from ..cache import REACHED, TILE, Batch, Int8Pool, Pool
-from . import block_attention
+from ...cache import REACHED, TILE, Batch, Int8Pool, Pool
+from .. import block_attention
 from .triton_decode import attend_parts, count_parts
 from .triton_walk import FEWEST, SHALLOW, Pages, average, entries_of, keys_of, pipelined, walk
 

@@ -1,0 +1,1 @@
+"""Backends of operations on GPUs: Pallas kernels, compiled by Triton."""
