@@ -3,19 +3,12 @@
 import pytest
 
 from distaff.model.errors import ConfigError
-from distaff.model.kernels import (
-    block_attention,
-    block_experts,
-    linear,
-    native_attention,
-    native_experts,
-    native_linear,
-    ragged_attention,
-    ragged_experts,
-    triton_experts,
-)
-from distaff.model.kernels import triton_attention as triton
+from distaff.model.kernels import block_attention, block_experts, linear
+from distaff.model.kernels.cpu import native_attention, native_experts, native_linear
+from distaff.model.kernels.gpu import triton_attention as triton
+from distaff.model.kernels.gpu import triton_experts
 from distaff.model.kernels.registry import _BACKENDS, _CHOICES, choose
+from distaff.model.kernels.tpu import ragged_attention, ragged_experts
 
 EXPECTED = {
     "cpu": (
