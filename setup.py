@@ -32,11 +32,6 @@ NEW = ("avxvnni",)
 """Instruction sets that the compiler need not know."""
 
 
-def kernels_for(machine: str) -> dict[str, list[str]]:
-    """The files of kernels for a kind of machine, with the compiler's flags for each."""
-    return {"portable": []} | SETS.get(machine, {})
-
-
 def headers() -> str:
     """The folder of the headers of XLA's foreign function interface."""
     found = find_spec("jaxlib")
@@ -50,8 +45,9 @@ class BuildKernels(build_ext):
 
     def build_extension(self, extension: Extension) -> None:
         """Compiles and links the library; the files are compiled in parallel."""
-        sets = {f"sets/{name}": flags for name, flags in kernels_for(platform.machine()).items()}
-        files = {name: [f"-isystem{headers()}"] for name in HANDLERS} | sets
+        sets = {"portable": [], **SETS.get(platform.machine(), {})}
+        files = {name: [f"-isystem{headers()}"] for name in HANDLERS}
+        files |= {f"sets/{name}": flags for name, flags in sets.items()}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             compiled = pool.map(self._compile, *zip(*files.items(), strict=True))
             objects = [file for files in compiled for file in files]

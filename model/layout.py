@@ -90,8 +90,8 @@ class Layout:
         return values if placed == where else _on_its_devices(form.pack, values, placed)
 
     def _transposes(self, form: Form) -> bool:
-        """Whether weights are stored as `[outputs, inputs]`: int8 ones on a GPU, whose tensor cores multiply
-        bytes along an output's inputs. XLA would write the transposed at every step."""
+        """Whether weights are stored as `[outputs, inputs]`: int8 weights on a GPU. Its tensor cores
+        multiply bytes along an output's inputs, so XLA would write the transposed weights at every step."""
         return self.backend == "transposed" or (self.backend == "triton" and form is INT8_EXPERTS)
 
     def _fits(self, where: Placement, form: Form) -> bool:

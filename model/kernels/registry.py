@@ -185,7 +185,7 @@ _PRECISIONS = {"cuda": "highest"}
 """JAX's default there is TF32, with 10 bits of a fraction instead of 23."""
 
 _JOINED = {"cuda"}
-"""Platforms whose linear maps of the same inputs have one weight."""
+"""Platforms that join linear maps of the same inputs into one weight."""
 
 NATIVE = "native"
 _NATIVE_CHOICES = {operation: NATIVE for operation, backends in _BACKENDS.items() if NATIVE in backends}

@@ -175,8 +175,7 @@ class Runner:
         for row in plan.rows:
             if row.first and row.sequence.request.params.adjusts:
                 self._prepare(row)
-        plain = all(row.plain for row in plan.rows)
-        bucket = choose(self.ready, self._kind(plan), plan.tokens, plain=plain)
+        bucket = choose(self.ready, self._kind(plan), plan.tokens, plain=plan.plain)
         buffer, _ = self._pack(bucket, plan.rows)
         self._notify_followers(bucket, buffer)
         in_flight = InFlightStep(plan, bucket, time.monotonic(), *self._dispatch(bucket, buffer))

@@ -125,7 +125,7 @@ def sample(
 
 
 def sample_plain(logits_BV: jax.Array, params: RowParams, broken_B: jax.Array, draw: DrawKernel) -> Samples:
-    """As `sample`, for rows whose logits are not adjusted and that need no log-probabilities."""
+    """As `sample`, for rows without adjusted logits and without log-probabilities."""
     with jax.named_scope("sample"):
         draws_B = _draws(params)
         drawn_B = draw(logits_BV, _draw_settings(params, draws_B))

@@ -156,6 +156,11 @@ class Plan:
         return all(row.samples and row.count == 1 + len(row.drafts) for row in self.rows)
 
     @property
+    def plain(self) -> bool:
+        """Whether every row is plain."""
+        return all(row.plain for row in self.rows)
+
+    @property
     def drafted(self) -> bool:
         """Whether any token is a draft."""
         return any(row.drafts for row in self.rows)

@@ -79,6 +79,16 @@ def check_ids(ids: np.ndarray, logits: np.ndarray, settings: DrawSettings) -> No
     assert np.all(speeds[rows, ids] >= best * (1 - TOLERANCE))
 
 
+USUAL = [{}, {"top_p": 0.9}, {"top_k": 40, "temperature": 0.7}, {"min_p": 0.1}]
+"""What most requests ask for."""
+
+
+def damage(logits: np.ndarray) -> None:
+    """Makes rows 1 to 5 of `[8, 300]` such that they cannot be drawn from; row 3 has no possible id."""
+    logits[1, 17], logits[2, 0], logits[3], logits[4, 299] = np.nan, np.inf, -np.inf, np.nan
+    logits[5] = np.nan
+
+
 SETTINGS = st.fixed_dictionaries(
     {
         "temperature": st.sampled_from([1e-5, 0.3, 0.8, 1.0, 3.0, 3e38]),

@@ -12,7 +12,7 @@ from distaff.model.kernels.draw import DrawSettings
 from distaff.model.kernels.draw import draw as portable_draw
 
 from ..native import NATIVE
-from .draws import SETTINGS, check_floors, check_ids, make_logits, settings_of
+from .draws import SETTINGS, USUAL, check_floors, check_ids, damage, make_logits, settings_of
 
 pytestmark = NATIVE
 
@@ -38,9 +38,7 @@ def test_a_draw_is_the_definitions(on_each_instruction_set, size, each, spread, 
     on_each_instruction_set(check)
 
 
-@pytest.mark.parametrize(
-    "given", [{}, {"top_p": 0.9}, {"top_k": 40, "temperature": 0.7}, {"min_p": 0.1}], ids=str
-)
+@pytest.mark.parametrize("given", USUAL, ids=str)
 def test_draws_are_those_of_the_portable_kernel(given):
     """But where two ids arrive at almost the same time, or one is at the border."""
     logits, settings = make_logits(500, 2000), settings_of(500, **given)
@@ -62,8 +60,7 @@ def test_rows_that_cannot_be_drawn_disturb_no_other(given, on_each_instruction_s
     settings = settings_of(8, **given)
     settings = settings._replace(temperature_B=np.where(np.arange(8) == 6, 0, settings.temperature_B))
     expected = np.asarray(draw(logits, settings))
-    logits[1, 17], logits[2, 0], logits[3], logits[4, 299] = np.nan, np.inf, -np.inf, np.nan
-    logits[5] = np.nan
+    damage(logits)
 
     def compare():
         ids = np.asarray(draw(logits, settings))

@@ -12,7 +12,7 @@ from distaff.model.kernels.draw import DrawSettings
 from distaff.model.kernels.draw import draw as portable_draw
 from distaff.model.kernels.gpu import triton_draw
 
-from .draws import SETTINGS, check_ids, make_logits, settings_of
+from .draws import SETTINGS, USUAL, check_ids, damage, make_logits, settings_of
 
 draw = jax.jit(partial(triton_draw.draw, interpret=True))
 
@@ -34,9 +34,7 @@ def test_a_draw_is_the_definitions(size, each, spread, key):
     check_ids(np.asarray(draw(logits, given)), logits, given)
 
 
-@pytest.mark.parametrize(
-    "given", [{}, {"top_p": 0.9}, {"top_k": 40, "temperature": 0.7}, {"min_p": 0.1}], ids=str
-)
+@pytest.mark.parametrize("given", USUAL, ids=str)
 def test_draws_are_those_of_the_portable_kernel(given):
     """But where two ids arrive at almost the same time, or one is at the border."""
     logits, given = make_logits(200, 2000), settings_of(200, **given)
@@ -57,8 +55,7 @@ def test_rows_that_cannot_be_drawn_disturb_no_other(given):
     logits, given = make_logits(8, 300), settings_of(8, **given)
     given = given._replace(temperature_B=np.where(np.arange(8) == 6, 0, given.temperature_B))
     expected = np.asarray(draw(logits, given))
-    logits[1, 17], logits[2, 0], logits[3], logits[4, 299] = np.nan, np.inf, -np.inf, np.nan
-    logits[5] = np.nan
+    damage(logits)
     ids = np.asarray(draw(logits, given))
     np.testing.assert_array_equal(ids[[0, 7]], expected[[0, 7]])
     assert np.all((ids >= 0) & (ids < 300))

@@ -1,4 +1,4 @@
-"""New arrays of zeros whose memory is allocated lazily, on the first write.
+"""New arrays of zeros with lazily allocated memory: each page is allocated on its first write.
 
 A KV pool is sized for the maximum number of running tokens, and most of it is used late or never. Lazy
 allocation makes a start faster and keeps the resident memory at what is used.

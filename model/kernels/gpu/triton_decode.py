@@ -1,4 +1,4 @@
-"""Decode attention on a GPU whose sequences are divided among programs: flash decoding.
+"""Decode attention on a GPU, with each sequence split across several programs: flash decoding.
 
 With few rows, a program for each row and key head leaves most of a GPU idle. So S programs walk an equal part
 each of a row's own keys, and what they find is added up, weighted by the sums of their softmax (Dao et al.

@@ -105,7 +105,7 @@ def _kernel(
 
 
 def _search(measure: Callable[..., tuple[jax.Array, ...]], wanted: jax.Array, needed: jax.Array) -> jax.Array:
-    """The largest floor whose measure is at least `wanted`, f32 `[]`; 0 if it is not needed.
+    """The largest floor with a measure of at least `wanted`, f32 `[]`; 0 if it is not needed.
 
     Args:
       measure: of up to three floors at once; smaller for a larger floor.

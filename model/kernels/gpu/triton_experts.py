@@ -3,8 +3,8 @@
 Rows (token, choice) are sorted by expert, and each expert's rows are cut into blocks of C rows or fewer
 (MegaBlocks: Gale et al. 2022, arXiv:2211.15841). The first kernel computes the hidden values of SwiGLU
 (Shazeer 2020, arXiv:2002.05202), the second one the outputs. A program takes one block and some columns. The
-number of blocks has a bound that depends on the step's shape alone, so the host waits for nothing; a program
-whose block is not in use ends at once. C depends on the shape alone too: a token's sums do not depend on how
+number of blocks has a bound that depends on the step's shape alone, so the host waits for nothing; programs
+of unused blocks exit immediately. C depends on the shape alone too: a token's sums do not depend on how
 others are routed.
 
 Letters beside those of `model/config.py`: R rows, J blocks, C rows of a block; U rows of a kernel's input.
