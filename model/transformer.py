@@ -2,8 +2,7 @@
 
 One class for every model that `ModelConfig` describes. The computation is a Flax module; the runtime calls it
 through `Skeleton`, which takes the parameters as a flat tuple of arrays, because dispatching a step with a
-flat tuple is tens of times cheaper than with a module. The code here computes one device's share;
-`sharding.py` defines what a share is.
+flat tuple is tens of times cheaper than with a module. The code computes one device's share (`sharding.py`).
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
@@ -26,7 +26,7 @@ from .kernels.registry import NATIVE
 from .layers import FeedForward, Linears, random_weight
 from .layout import EMBEDDING, Form, form_of
 from .moe import MixtureOfExperts
-from .parameters import has_embedding, has_head, stored_type
+from .parameters import has_embedding, has_head, parameter_shapes, stored_type
 from .rotary import rotary_tables
 from .sharding import Placement, all_gather, first_of_share, pad_config, placements, psum, unstack
 from .target import Target
@@ -283,6 +283,11 @@ class Skeleton:
 
 def random_parameters(config: ModelConfig, seed: int, dtype: jnp.dtype) -> dict[str, jax.Array]:
     """Randomly initialised parameters by name, for tests and benchmarks of models without a checkpoint."""
-    state = nnx.state(Transformer(config, dtype=dtype, rngs=nnx.Rngs(seed)))
-    leaves = jax.tree.leaves(nnx.to_pure_dict(state))
-    return dict(zip(Skeleton.of(config).names, leaves, strict=True))
+    rng = np.random.default_rng(seed)
+
+    def drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if len(shape) > 1:
+            return 0.02 * rng.standard_normal(shape, np.float32)
+        return np.full(shape, not name.endswith("_bias"), np.float32)
+
+    return {name: jnp.asarray(drawn(name, at), dtype) for name, at in parameter_shapes(config).items()}

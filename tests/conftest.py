@@ -1,13 +1,17 @@
 """Settings every test runs under: strict JAX promotion, a shared compilation cache, a few fake devices, and
 no deadlines for hypothesis, because the first example of a test may import or compile."""
 
+import gc
 import os
 import shutil
+import ssl
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# Without it each client of httpx parses certifi's bundle, 50 ms; a folder's certificates are read when needed.
+os.environ.setdefault("SSL_CERT_DIR", ssl.get_default_verify_paths().openssl_capath)
 
 import hypothesis
 import jax
@@ -26,6 +30,9 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+# Torch, transformers and JAX have a million objects that live on, so collections are costly.
+gc.set_threshold(10_000, 20, 20)
 
 
 def pytest_configure(config: pytest.Config) -> None:

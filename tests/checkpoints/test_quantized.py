@@ -113,7 +113,7 @@ def test_a_store_of_int8_is_loaded_as_it_is(folder, tmp_path_factory, shards):
     assert stored.keys() == direct.keys()
     for name, values in stored.items():
         assert values.dtype == (jnp.int8 if is_linear(name) else jnp.float32), name
-        assert (values == direct[name]).all() and values.sharding == direct[name].sharding, name
+        assert np.array_equal(values, direct[name]) and values.sharding == direct[name].sharding, name
     assert np.isfinite(Scorer.of(checkpoint.config, stored, mesh).logits(TOKENS)).all()
 
 
