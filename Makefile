@@ -2,8 +2,9 @@
 #   make serve [MODEL=...] [EXTRA=cuda|tpu] [ARGS="--port 8001"]
 #   make test [LATEST=1]
 # Beside them `make test-clients` runs client programs (the examples, OpenAI's in JavaScript, lm-eval, schemathesis),
-# `make test-image` the image's installation and entry point, `make test-cuda` XLA's compiler for GPUs on the real steps,
-# and `make test-next` the tests of runtime and server with a newer Python and JAX. CI runs them too.
+# `make test-image` the image's installation and entry point, `make test-accelerators` what only GPUs and TPUs run, `make
+# test-hosts` a model over two processes, and `make test-next` the tests of runtime and server with a newer Python and JAX.
+# CI runs them too.
 # What they install is pinned by constraints.txt and examples/constraints.txt, which `make lock` writes from the ranges
 # of pyproject.toml and examples/requirements.txt. LATEST=1 takes the newest that pyproject.toml allows, in an
 # environment of its own, and there what a third party deprecates is shown, not fatal.
@@ -34,12 +35,15 @@ PYTEST := -m pytest --durations=40
 # Two workers; each takes whole files, so that what a file's tests share is made once. The longest files come first, so
 # that both workers end at about the same time.
 TOGETHER := -n 2 --dist loadfile --no-loadscope-reorder
+# The markers of tests that have a target of their own.
+APART := clients or image or accelerators or hosts
 UV := build/uv/bin/uv
 # Without --upgrade it keeps what is pinned, as far as the ranges still allow that.
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --no-annotate \
   --custom-compile-command 'make lock'
 
-.PHONY: serve setup test test-clients test-cuda test-image test-next next-python check lock format bench clean ALWAYS
+.PHONY: serve setup test test-clients test-accelerators test-hosts test-image test-next next-python check lock format bench \
+  clean ALWAYS
 
 serve: setup
 	@exec $(BIN)/distaff serve $(MODEL) $(ARGS)
@@ -47,7 +51,7 @@ serve: setup
 setup: $(VENV)/.installed-$(EXTRA)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python $(PYTEST) $(TOGETHER) -m 'not (clients or image or serial)' tests/system tests $(SHOWN)
+	$(BIN)/python $(PYTEST) $(TOGETHER) -m 'not ($(APART) or serial)' tests/system tests $(SHOWN)
 	$(BIN)/python $(PYTEST) -m 'serial and not clients' tests/system $(SHOWN)
 
 test-clients: $(VENV)/.installed-test $(CLIENTS)/node_modules/openai $(INTEGRATIONS)/.installed
@@ -56,13 +60,16 @@ test-clients: $(VENV)/.installed-test $(CLIENTS)/node_modules/openai $(INTEGRATI
 test-image: $(VENV)/.installed-test
 	$(BIN)/python $(PYTEST) -m image tests/system $(SHOWN)
 
-# The real steps, compiled for GPUs that are not here. JAX would look for a GPU wherever it finds the compiler, so that is
-# in a folder of its own.
-test-cuda: $(VENV)/.installed-test $(CUDA)/.installed
-	PYTHONPATH=$(CUDA) $(BIN)/python $(PYTEST) tests/runtime/capacity/test_gpus_ahead_of_time.py
+# Kernels for GPUs and TPUs in interpreters, and the real steps compiled for both. JAX would look for a GPU wherever it finds
+# XLA's compiler for GPUs, so that is in a folder of its own.
+test-accelerators: $(VENV)/.installed-test $(CUDA)/.installed
+	PYTHONPATH=$(CUDA) $(BIN)/python $(PYTEST) $(TOGETHER) -m accelerators tests/runtime tests/model $(SHOWN)
+
+test-hosts: $(VENV)/.installed-test
+	$(BIN)/python $(PYTEST) -m hosts tests/system $(SHOWN)
 
 test-next: $(NEXT)/.installed
-	$(NEXT)/bin/python $(PYTEST) $(TOGETHER) -m 'not clients' tests/runtime tests/server
+	$(NEXT)/bin/python $(PYTEST) $(TOGETHER) -m 'not ($(APART))' tests/runtime tests/server
 
 next-python:
 	@echo $(NEXT_PYTHON)

@@ -10,7 +10,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-# Without it each client of httpx parses certifi's bundle, 50 ms; a folder's certificates are read when needed.
+# Without it each httpx client parses certifi's bundle, 50 ms; a folder's certificates are read when needed.
 os.environ.setdefault("SSL_CERT_DIR", ssl.get_default_verify_paths().openssl_capath)
 
 import hypothesis

@@ -28,6 +28,7 @@ from distaff.model.kernels.tpu import ragged_attention
 from .reference import make_tiles
 from .test_block_attention import Geometry, World
 
+pytestmark = pytest.mark.accelerators
 FLOAT32, BFLOAT16 = jnp.dtype("float32"), jnp.dtype("bfloat16")
 Run = tuple[int, int]
 """A row's tokens in a step: the first one's position, and how many."""

@@ -22,6 +22,7 @@ from distaff.model.kernels.tpu.ragged_experts import ragged_experts
 from distaff.model.quantize import quantize_weight
 from distaff.model.sharding import unstack
 
+pytestmark = pytest.mark.accelerators
 WIDTH, INNER, EXPERTS, CHOICES = 24, 40, 4, 2
 NAMES = ("gate", "up", "down")
 

@@ -21,6 +21,7 @@ from distaff.model.transformer import Skeleton
 from .reference import FLOAT32, Driver
 from .test_sharding import GROUPS, MODELS, generate, spread
 
+pytestmark = pytest.mark.accelerators
 KERNELS = {
     "linear": "plain",
     "int8_linear": "transposed",

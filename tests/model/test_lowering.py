@@ -18,6 +18,7 @@ from distaff.model.kernels.zeros import zeros
 from distaff.model.target import Target
 from distaff.model.transformer import Skeleton
 
+pytestmark = pytest.mark.accelerators
 TOKENS, ROWS, COLUMNS, TILES = 128, 8, 4, 10
 SIZES = dict(vocabulary=256, layers=2, width=128, feed_forward=256, heads=4, kv_heads=2, head_size=64)
 MODELS = {

@@ -14,6 +14,7 @@ from distaff.model.kernels.gpu import triton_draw
 
 from .draws import SETTINGS, USUAL, check_ids, damage, make_logits, settings_of
 
+pytestmark = pytest.mark.accelerators
 draw = jax.jit(partial(triton_draw.draw, interpret=True))
 
 ROWS = 4

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from ..checkpoints.making import make_model, save_folder
 from .conftest import DISTAFF, Server, free_port, running
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.hosts
 FLAGS = "--slots 2 --context 128 --kv-pages 16 --prefill-tokens 32 --mesh model=2".split()
 """Two steps for prompts instead of five: every pair compiles them again."""
 FEWEST = "--slots 1 --context 128 --kv-pages 16 --prefill-tokens 16 --mesh model=2".split()

@@ -32,6 +32,7 @@ MIB = 1 << 20
 BUDGETS = {"decode": 256, "mixed": 1024}
 
 pytestmark = [
+    pytest.mark.accelerators,
     pytest.mark.skipif(
         importlib.util.find_spec("libtpu") is None,
         reason="libtpu is not installed: pip install -e '.[tpu-aot]'",

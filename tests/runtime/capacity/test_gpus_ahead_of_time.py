@@ -28,8 +28,10 @@ LAYERS = 2
 MIB = 1 << 20
 
 pytestmark = [
+    pytest.mark.accelerators,
     pytest.mark.skipif(
-        not can_compile(CHIPS["h100"]), reason="XLA's compiler for GPUs is not installed: make test-cuda"
+        not can_compile(CHIPS["h100"]),
+        reason="XLA's compiler for GPUs is not installed: make test-accelerators",
     ),
     pytest.mark.timeout(600),
 ]
