@@ -6,7 +6,6 @@ the cases K = N and K = 1. On a mesh each device has its share of the heads.
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from .cache import Batch, Pool, write_pages
 from .config import ModelConfig
@@ -19,13 +18,11 @@ from .target import Target
 class Attention(Linears):
     """One layer's attention: hidden and pool in, hidden and pool out."""
 
-    def __init__(
-        self, config: ModelConfig, target: Target, *, dtype: jnp.dtype, rngs: nnx.Rngs | None
-    ) -> None:
+    def __init__(self, config: ModelConfig, target: Target, *, dtype: jnp.dtype) -> None:
         super().__init__(target)
         bias, outputs = config.attention_bias, _outputs(config)
-        self.add_columns(config.width, outputs, dtype=dtype, rngs=rngs, bias=bias)
-        self.add("o", (outputs["q"], config.width), dtype=dtype, rngs=rngs, bias=bias)
+        self.add_columns(config.width, outputs, dtype=dtype, bias=bias)
+        self.add("o", (outputs["q"], config.width), dtype=dtype, bias=bias)
         self.share, self.window = share_config(config, target.shards), config.window
 
     def __call__(

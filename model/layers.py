@@ -18,15 +18,6 @@ from .quantize import GroupedWeight, quantize_linear
 from .sharding import pad_config, psum
 from .target import Target
 
-_initial = nnx.initializers.normal(0.02)
-
-
-def random_weight(rngs: nnx.Rngs | None, shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param:
-    """A parameter drawn from N(0, 0.02), as Llama is initialised; without `rngs` only its shape."""
-    if rngs is None:
-        return nnx.Param(jax.ShapeDtypeStruct(shape, dtype))
-    return nnx.Param(_initial(rngs.params(), shape, dtype))
-
 
 @cache
 def _quantized_shapes(
@@ -52,16 +43,13 @@ class Linears(nnx.Module):
         shape: tuple[int, ...],
         *,
         dtype: jnp.dtype,
-        rngs: nnx.Rngs | None,
         bias: bool = False,
     ) -> None:
-        """Adds a random map of `[…, inputs, outputs]`; without `rngs` only its shapes."""
-        quantization, weight = self.target.quantization, random_weight(rngs, shape, dtype).get_value()
+        """Adds a map of `[…, inputs, outputs]`, its shapes only."""
+        quantization, weight = self.target.quantization, jax.ShapeDtypeStruct(shape, dtype)
         parts = {name: weight}
-        if quantization and rngs is None:
+        if quantization:
             parts = _quantized_shapes(name, weight, quantization)
-        elif quantization:
-            parts = quantize_linear(name, weight, quantization)
         for part, values in parts.items():
             setattr(self, part, nnx.Param(values))
         if bias:
@@ -73,14 +61,13 @@ class Linears(nnx.Module):
         outputs: Mapping[str, int],
         *,
         dtype: jnp.dtype,
-        rngs: nnx.Rngs | None,
         bias: bool = False,
     ) -> None:
-        """Adds random maps of the same inputs, with these numbers of outputs, for `columns`; as one weight if
+        """Adds maps of the same inputs, with these numbers of outputs, for `columns`; as one weight if
         the target's are joined."""
         sizes = {JOINED[tuple(outputs)]: sum(outputs.values())} if self.target.kernels.joined else outputs
         for name, size in sizes.items():
-            self.add(name, (inputs, size), dtype=dtype, rngs=rngs, bias=bias)
+            self.add(name, (inputs, size), dtype=dtype, bias=bias)
 
     def columns(
         self, x_TD: jax.Array, tokens: jax.Array, outputs: Mapping[str, int]
@@ -132,13 +119,11 @@ class Linears(nnx.Module):
 class FeedForward(Linears):
     """SwiGLU (Shazeer 2020, arXiv:2002.05202): `(silu(x @ gate) * (x @ up)) @ down`."""
 
-    def __init__(
-        self, config: ModelConfig, target: Target, *, dtype: jnp.dtype, rngs: nnx.Rngs | None
-    ) -> None:
+    def __init__(self, config: ModelConfig, target: Target, *, dtype: jnp.dtype) -> None:
         super().__init__(target)
         width, inner, bias = config.width, config.feed_forward, config.feed_forward_bias
-        self.add_columns(width, {"gate": inner, "up": inner}, dtype=dtype, rngs=rngs, bias=bias)
-        self.add("down", (inner, width), dtype=dtype, rngs=rngs, bias=bias)
+        self.add_columns(width, {"gate": inner, "up": inner}, dtype=dtype, bias=bias)
+        self.add("down", (inner, width), dtype=dtype, bias=bias)
         self.inner = pad_config(config, target.shards).feed_forward // target.shards
 
     def __call__(self, x_TD: jax.Array, tokens: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ from jax import lax
 
 from .config import ModelConfig, MoEConfig
 from .kernels.registry import ExpertWeights
-from .layers import Linears, random_weight
+from .layers import Linears
 from .sharding import first_of_share, psum
 from .target import Target
 
@@ -19,15 +19,13 @@ from .target import Target
 class MixtureOfExperts(Linears):
     """A router and experts that replace a dense feed-forward."""
 
-    def __init__(
-        self, config: ModelConfig, moe: MoEConfig, target: Target, *, dtype: jnp.dtype, rngs: nnx.Rngs | None
-    ) -> None:
+    def __init__(self, config: ModelConfig, moe: MoEConfig, target: Target, *, dtype: jnp.dtype) -> None:
         super().__init__(target)
         width, inner = config.width, config.feed_forward
-        self.router = random_weight(rngs, (width, moe.experts), dtype)
-        self.add("gate", (moe.experts, width, inner), dtype=dtype, rngs=rngs)
-        self.add("up", (moe.experts, width, inner), dtype=dtype, rngs=rngs)
-        self.add("down", (moe.experts, inner, width), dtype=dtype, rngs=rngs)
+        self.router = nnx.Param(jax.ShapeDtypeStruct((width, moe.experts), dtype))
+        self.add("gate", (moe.experts, width, inner), dtype=dtype)
+        self.add("up", (moe.experts, width, inner), dtype=dtype)
+        self.add("down", (moe.experts, inner, width), dtype=dtype)
         self.moe = moe
 
     def __call__(self, x_TD: jax.Array, live_T: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ from .host_memory import Freed
 from .joining import join, join_placements, parts_of
 from .kernels.panels import PANEL, unpack_grouped_rows, unpack_rows
 from .kernels.registry import NATIVE
-from .layers import FeedForward, Linears, random_weight
+from .layers import FeedForward, Linears
 from .layout import EMBEDDING, Form, form_of
 from .moe import MixtureOfExperts
 from .parameters import has_embedding, has_head, parameter_shapes, stored_type
@@ -38,16 +38,14 @@ Leaf = jax.Array | tuple[jax.Array, ...]
 class Layer(nnx.Module):
     """Pre-norm attention and feed-forward, or experts, each added to the residual stream."""
 
-    def __init__(
-        self, config: ModelConfig, target: Target, *, dtype: jnp.dtype, rngs: nnx.Rngs | None
-    ) -> None:
+    def __init__(self, config: ModelConfig, target: Target, *, dtype: jnp.dtype) -> None:
         self.attention_norm = nnx.Param(jnp.ones(config.width, dtype))
-        self.attention = Attention(config, target, dtype=dtype, rngs=rngs)
+        self.attention = Attention(config, target, dtype=dtype)
         self.feed_forward_norm = nnx.Param(jnp.ones(config.width, dtype))
         if config.moe is None:
-            self.feed_forward = FeedForward(config, target, dtype=dtype, rngs=rngs)
+            self.feed_forward = FeedForward(config, target, dtype=dtype)
         else:
-            self.feed_forward = MixtureOfExperts(config, config.moe, target, dtype=dtype, rngs=rngs)
+            self.feed_forward = MixtureOfExperts(config, config.moe, target, dtype=dtype)
         self.rms_norm, self.epsilon = target.kernels.rms_norm, config.norm_epsilon
 
     def __call__(
@@ -83,19 +81,17 @@ def _traced_once(
 
 
 class Transformer(Linears):
-    """A Llama or Mixtral model with random parameters in `dtype`; without `rngs`, only their shapes."""
+    """A Llama or Mixtral model that knows its parameters' shapes; `Skeleton.merge` gives it their values."""
 
-    def __init__(
-        self, config: ModelConfig, target: Target | None = None, *, dtype: jnp.dtype, rngs: nnx.Rngs | None
-    ) -> None:
+    def __init__(self, config: ModelConfig, target: Target | None = None, *, dtype: jnp.dtype) -> None:
         super().__init__(target or Target())
         if has_embedding(config, self.target.quantization):
-            self.embed = random_weight(rngs, (config.vocabulary, config.width), dtype)
-        layers = [Layer(config, self.target, dtype=dtype, rngs=rngs) for _ in range(config.layers)]
+            self.embed = nnx.Param(jax.ShapeDtypeStruct((config.vocabulary, config.width), dtype))
+        layers = [Layer(config, self.target, dtype=dtype) for _ in range(config.layers)]
         self.layers = nnx.List(layers)
         self.norm = nnx.Param(jnp.ones(config.width, dtype))
         if has_head(config, self.target.quantization):
-            self.add("head", (config.width, config.vocabulary), dtype=dtype, rngs=rngs)
+            self.add("head", (config.width, config.vocabulary), dtype=dtype)
         self.config = config
 
     def __call__(self, tokens_T: jax.Array, cache: Cache, batch: Batch) -> tuple[jax.Array, Cache]:
@@ -179,7 +175,7 @@ class Skeleton:
     def of(cls, config: ModelConfig, target: Target | None = None) -> "Skeleton":
         """Builds the module from shapes only; allocates almost nothing."""
         target = target or Target()
-        module = Transformer(config, target, dtype=jnp.dtype("float32"), rngs=None)
+        module = Transformer(config, target, dtype=jnp.dtype("float32"))
         graph, state = nnx.split(module)
         paths, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))
         names = tuple(".".join(str(getattr(key, "key", key)) for key in path) for path, _ in paths)
@@ -282,7 +278,8 @@ class Skeleton:
 
 
 def random_parameters(config: ModelConfig, seed: int, dtype: jnp.dtype) -> dict[str, jax.Array]:
-    """Randomly initialised parameters by name, for tests and benchmarks of models without a checkpoint."""
+    """Parameters by name, drawn from N(0, 0.02), as Llama is initialised; for tests and benchmarks of models
+    without a checkpoint."""
     rng = np.random.default_rng(seed)
 
     def drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -36,7 +36,7 @@ MIXTURE = small(moe=MoEConfig(experts=4, experts_per_token=2))
 
 def module_shapes(config: ModelConfig, target: Target | None = None) -> dict[str, tuple[int, ...]]:
     """The parameters of the NNX module itself, by path."""
-    module = nnx.eval_shape(lambda: Transformer(config, target, dtype=F32, rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: Transformer(config, target, dtype=F32))
     found = nnx.to_flat_state(nnx.state(module, nnx.Param))
     return {".".join(map(str, path)): param.shape for path, param in found}
 
