@@ -1,5 +1,4 @@
-"""Fakes with hand-computed answers: an engine that returns a given reply, and a tokenizer whose ids are
-bytes.
+"""Fakes with hand-computed answers: an engine with a given reply, and a tokenizer whose ids are bytes.
 
 For protocol tests, ours and others'. They implement `EngineClient` and `TextModel` without a model.
 """
