@@ -138,6 +138,8 @@ def _end_ids(folder: Path, stated: dict[str, Any], tokenizer_ends: Sequence[int]
     """Every id that a file calls an end token and the model can generate."""
     config = folder / "config.json"
     model = read_json(config) if config.exists() else {}
+    text = model.get("text_config")  # of a model of text and images
+    model = {**model, **text} if isinstance(text, dict) else model
     named = (
         (folder / GENERATION_FILE, token_ids(stated)),
         (config, token_ids(model)),

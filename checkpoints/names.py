@@ -2,8 +2,8 @@
 
 Our names are those of `model.parameters`. The tables have no shapes; `find_origins` compares the tensors of a
 file with `parameter_shapes`, transposed if the format's linears are `[outputs, inputs]`. A table has one
-tensor for all experts or, with `{expert}`, one for each; if gate and up have the same name, that tensor
-contains gate's outputs and then up's.
+tensor for all experts or, with `{expert}`, one for each; parameters with the same name share that tensor,
+which contains their outputs one after another, in the order of the table.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +27,8 @@ HUGGINGFACE = {
     "attention.k_bias": "model.layers.{layer}.self_attn.k_proj.bias",
     "attention.v": "model.layers.{layer}.self_attn.v_proj.weight",
     "attention.v_bias": "model.layers.{layer}.self_attn.v_proj.bias",
+    "attention.q_norm": "model.layers.{layer}.self_attn.q_norm.weight",
+    "attention.k_norm": "model.layers.{layer}.self_attn.k_norm.weight",
     "attention.o": "model.layers.{layer}.self_attn.o_proj.weight",
     "attention.o_bias": "model.layers.{layer}.self_attn.o_proj.bias",
     "feed_forward_norm": "model.layers.{layer}.post_attention_layernorm.weight",
@@ -60,6 +62,15 @@ GGUF = {
     "feed_forward.down_bias": "blk.{layer}.ffn_down.bias",
 }
 
+HUGGINGFACE_JOINED = {
+    "attention.q": "model.layers.{layer}.self_attn.qkv_proj.weight",
+    "attention.k": "model.layers.{layer}.self_attn.qkv_proj.weight",
+    "attention.v": "model.layers.{layer}.self_attn.qkv_proj.weight",
+    "feed_forward.gate": "model.layers.{layer}.mlp.gate_up_proj.weight",
+    "feed_forward.up": "model.layers.{layer}.mlp.gate_up_proj.weight",
+}
+"""Phi-3's layout."""
+
 HUGGINGFACE_EXPERTS = {
     "feed_forward.router": "model.layers.{layer}.block_sparse_moe.gate.weight",
     "feed_forward.gate": "model.layers.{layer}.block_sparse_moe.experts.{expert}.w1.weight",
@@ -67,6 +78,13 @@ HUGGINGFACE_EXPERTS = {
     "feed_forward.down": "model.layers.{layer}.block_sparse_moe.experts.{expert}.w2.weight",
 }
 """Mixtral's published layout, which transformers 5 writes as well."""
+
+HUGGINGFACE_QWEN_EXPERTS = {
+    "feed_forward.router": "model.layers.{layer}.mlp.gate.weight",
+    "feed_forward.gate": "model.layers.{layer}.mlp.experts.{expert}.gate_proj.weight",
+    "feed_forward.up": "model.layers.{layer}.mlp.experts.{expert}.up_proj.weight",
+    "feed_forward.down": "model.layers.{layer}.mlp.experts.{expert}.down_proj.weight",
+}
 
 HUGGINGFACE_FUSED = {
     "feed_forward.router": "model.layers.{layer}.mlp.gate.weight",
@@ -105,19 +123,26 @@ def table_for(
     return next((table for table, name in zip(tables, first, strict=True) if name in found), tables[0])
 
 
+def with_joined(dense: Table, joined: Table, found: Mapping[str, object]) -> Table:
+    """The table of a file whose dense layers may have joined weights, by the names in the file."""
+    return {**dense, **{name: other for name, other in joined.items() if other.format(layer=0) in found}}
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """The file's tensors that make a parameter, and how.
 
     Attributes:
       names: one, or one per expert. shape: of each.
-      half: the half of its outputs that is this parameter, if two parameters share a tensor.
+      start: the first of its outputs that is this parameter's, if several parameters share a tensor.
+      outputs: how many of them are.
       transposed: linears are `[outputs, inputs]` in the file.
     """
 
     names: tuple[str, ...]
     shape: tuple[int, ...]
-    half: int | None
+    start: int | None
+    outputs: int
     transposed: bool
 
     def assemble(self, read: Callable[[str], np.ndarray]) -> np.ndarray:
@@ -130,26 +155,30 @@ class Origin:
             for expert, name in enumerate(others, start=1):
                 stacked[expert] = read(name).T
             return stacked
-        if self.half is not None:
-            values = np.split(values, 2, axis=1)[self.half].copy()  # releases the other half
+        if self.start is not None:  # the copy releases the others'
+            values = values[..., self.start : self.start + self.outputs, :].copy()
         return np.swapaxes(values, -1, -2) if self.transposed and values.ndim > 1 else values
 
 
-def origin_of(table: Table, name: str, shape: tuple[int, ...]) -> Origin:
-    """The origin of our parameter of this name and shape."""
-    inner, layer = name, ""
+def origin_of(table: Table, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Origin:
+    """The origin of our parameter of this name, one of the model's `parameter_shapes`."""
+    prefix, layer, inner = "", "", name
     if name.startswith("layers."):
         _, layer, inner = name.split(".", 2)
-    template, transposed, sizes = table[inner], name != "embed", list(shape)
+        prefix = f"layers.{layer}."
+    template, transposed, sizes = table[inner], name != "embed", list(shapes[name])
+    outputs = sizes[-1]
     if transposed:
         sizes[-2:] = sizes[-2:][::-1]
     if "{expert}" in template:
         names = tuple(template.format(layer=layer, expert=expert) for expert in range(sizes[0]))
-        return Origin(names, tuple(sizes[1:]), None, transposed)
-    half = None
-    if template == table.get("feed_forward.gate") == table.get("feed_forward.up"):
-        half, sizes[1] = int(inner.endswith("up")), 2 * sizes[1]
-    return Origin((template.format(layer=layer),), tuple(sizes), half, transposed)
+        return Origin(names, tuple(sizes[1:]), None, outputs, transposed)
+    sharing = [other for other in table if table[other] == template and prefix + other in shapes]
+    widths = [shapes[prefix + other][-1] for other in sharing]
+    start = None
+    if len(sharing) > 1:
+        start, sizes[-2] = sum(widths[: sharing.index(inner)]), sum(widths)
+    return Origin((template.format(layer=layer),), tuple(sizes), start, outputs, transposed)
 
 
 def find_origins(
@@ -165,8 +194,9 @@ def find_origins(
             f"{file}: {config.layers} layers are configured but it holds {len(found)} tensors"
         )
     origins: dict[str, Origin] = {}
-    for name, shape in parameter_shapes(config).items():
-        origin = origins[name] = origin_of(table, name, shape)
+    shapes = parameter_shapes(config)
+    for name in shapes:
+        origin = origins[name] = origin_of(table, name, shapes)
         for foreign in origin.names:
             _check_tensor(file, foreign, origin.shape, found)
     return origins

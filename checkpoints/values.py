@@ -23,6 +23,21 @@ def number(place: Mapping[str, Any], key: str, default: float | None = None) -> 
     return float(value)
 
 
+def integers(value: Any, key: str) -> list[int]:
+    """A list of integers."""
+    if not isinstance(value, list) or any(type(each) is not int for each in value):
+        raise ConfigError(f"{key} is {brief(value)}; expected a list of integers")
+    return value
+
+
+def numbers(place: Mapping[str, Any], key: str) -> tuple[float, ...]:
+    """A required list of positive finite numbers."""
+    value = place.get(key)
+    if not isinstance(value, list):
+        raise ConfigError(f"{key} is {brief(value)}; expected a list of numbers")
+    return tuple(number({key: each}, key) for each in value)
+
+
 def flag(place: Mapping[str, Any], key: str) -> bool:
     """True or false; false if it is absent or null."""
     value = place.get(key)

@@ -17,7 +17,7 @@ from typing import Literal
 
 from .errors import ConfigError
 
-RopeKind = Literal["linear", "dynamic", "llama3", "yarn"]
+RopeKind = Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,15 +26,21 @@ class RopeScaling:
 
     Attributes:
       kind: `linear` (position interpolation), `dynamic` (NTK-aware, by sequence length), `llama3`
-        (Llama 3.1's band-wise interpolation) or `yarn` (Peng et al. 2023, arXiv:2309.00071).
+        (Llama 3.1's band-wise interpolation), `yarn` (Peng et al. 2023, arXiv:2309.00071) or `longrope` (Ding
+        et al. 2024, arXiv:2402.13753).
       factor: how many times longer the context becomes.
       original_context: the trained context (positions). `llama3` and `yarn` compute with it; `dynamic` scales
-        sequences that are longer.
+        sequences that are longer, and `longrope` divides their frequencies by other factors.
       low_frequency, high_frequency: `llama3`'s band limits, in periods per trained context.
       beta_fast, beta_slow: `yarn`'s ramp limits, in rotations per trained context.
-      attention_factor: `yarn`'s factor on cos and sin; None derives it from `factor` and the two mscales.
+      attention_factor: `yarn`'s and `longrope`'s factor on cos and sin; None derives it from `factor`, the
+        two mscales and `original_context`.
       mscale, mscale_all_dim: `yarn`'s attention-factor parameters (DeepSeek's form); None where unused.
       truncate: whether `yarn` rounds its ramp limits to whole dimensions.
+      short_factors, long_factors: `longrope`'s divisors of each frequency, for sequences of at most
+        `original_context` tokens and for longer ones.
+      query_growth: a query at position p is multiplied by 1 + query_growth * ln(1 + floor(p /
+        original_context)) (Ministral 3, Llama 4); None: not at all.
 
     Raises:
       ConfigError: a number is not positive, or `llama3`'s band is empty.
@@ -51,6 +57,9 @@ class RopeScaling:
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+    query_growth: float | None = None
 
     def __post_init__(self) -> None:
         _check_positive(self, "rope.")
@@ -59,15 +68,22 @@ class RopeScaling:
                 f"rope.high_frequency is {self.high_frequency}; expected more than low_frequency, "
                 f"{self.low_frequency}"
             )
+        for value in (*self.short_factors, *self.long_factors):
+            if not 0 < value < float("inf"):
+                raise ConfigError(f"a factor of longrope is {value!r}; expected a positive number")
 
     def reach(self, stated: int) -> int:
         """The longest context, if a checkpoint states `stated` positions.
 
-        With `llama3` that is the stated number. With other kinds, some checkpoints state the stretched
-        context and some the trained one, so it is the larger of the stated number and `factor` times the
-        trained context, as in vLLM.
+        With `llama3` and `longrope` that is the stated number. With other kinds, some checkpoints state the
+        stretched context and some the trained one, so it is the larger of the stated number and `factor`
+        times the trained context, as in vLLM.
         """
-        return stated if self.kind == "llama3" else max(stated, int(self.original_context * self.factor))
+        return (
+            stated
+            if self.kind in ("llama3", "longrope")
+            else max(stated, int(self.original_context * self.factor))
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +92,8 @@ class MoEConfig:
 
     Attributes:
       experts: E. experts_per_token: X, the number of experts that each token is routed to.
+      normalized: the weights of a token's experts add up to 1; otherwise they are its probabilities among all
+        experts.
 
     Raises:
       ConfigError: a number is not positive, or a token is routed to more experts than exist.
@@ -83,6 +101,7 @@ class MoEConfig:
 
     experts: int
     experts_per_token: int
+    normalized: bool = True
 
     def __post_init__(self) -> None:
         _check_positive(self, "moe.")
@@ -103,13 +122,19 @@ class ModelConfig:
       norm_epsilon: added to the mean square in RMSNorm.
       rope_theta: rotary base. rope: None for plain rotary embedding.
       tied_head: the output head is the embedding, transposed.
-      attention_bias: q, k, v and o have biases. feed_forward_bias: gate, up and down have biases.
+      attention_bias: q, k and v have biases, and o too, unless output_bias is False.
+      feed_forward_bias: gate, up and down have biases.
       window: a query attends to itself and the `window - 1` positions before it; None: to all positions.
+      full_layers: the layers, from 0, that have no window. unrotated_layers: those without rotary embedding.
       moe: the mixture of experts; None for one dense feed-forward.
+      head_norms: queries and keys are normalised, head by head, before they are rotated.
+      rotary_size: how many dimensions of a head are rotated, the first ones; None: all.
+      embedding_scale, residual_scale: factors of the embedding, and of what each block adds to the stream.
+      attention_scale: the factor of scores; None: 1 / sqrt(H). logits_divisor: divides the logits.
 
     Raises:
-      ConfigError: a size is not positive, heads do not divide evenly, the rope cannot be computed, or experts
-        have biases.
+      ConfigError: a size is not positive, heads do not divide evenly, the rope cannot be computed, experts
+        have biases, or a layer does not exist.
     """
 
     vocabulary: int
@@ -128,6 +153,15 @@ class ModelConfig:
     feed_forward_bias: bool = False
     window: int | None = None
     moe: MoEConfig | None = None
+    output_bias: bool = True
+    full_layers: tuple[int, ...] = ()
+    unrotated_layers: tuple[int, ...] = ()
+    head_norms: bool = False
+    rotary_size: int | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    attention_scale: float | None = None
+    logits_divisor: float = 1.0
 
     def __post_init__(self) -> None:
         _check_positive(self)
@@ -139,10 +173,32 @@ class ModelConfig:
             raise ConfigError("feed_forward_bias is True; experts have no biases")
         if self.head_size % 2:
             raise ConfigError(f"head_size is {self.head_size}; rotary embedding needs an even number")
+        if self.rotated % 2 or self.rotated > self.head_size:
+            raise ConfigError(
+                f"rotary_size is {self.rotary_size}; expected an even number up to {self.head_size}"
+            )
+        for layer in (*self.full_layers, *self.unrotated_layers):
+            if not 0 <= layer < self.layers:
+                raise ConfigError(f"layer {layer} is listed; expected one of {self.layers} layers")
         if self.rope is not None and self.rope.kind == "dynamic" and self.head_size == 2:
             raise ConfigError("head_size is 2; dynamic rope scaling needs at least 4")
         if self.rope is not None and self.rope.kind == "yarn" and self.rope_theta <= 1:
             raise ConfigError(f"rope_theta is {self.rope_theta}; yarn needs more than 1")
+        if self.rope is not None and self.rope.kind == "longrope":
+            self._check_factors(self.rope)
+
+    def _check_factors(self, rope: RopeScaling) -> None:
+        for name in ("short_factors", "long_factors"):
+            if len(getattr(rope, name)) != self.rotated // 2:
+                raise ConfigError(
+                    f"{name} has {len(getattr(rope, name))} numbers; expected {self.rotated // 2}, one for "
+                    "each rotary frequency"
+                )
+
+    @property
+    def rotated(self) -> int:
+        """The number of dimensions of a head that are rotated."""
+        return self.rotary_size or self.head_size
 
 
 def _check_positive(part: RopeScaling | MoEConfig | ModelConfig, prefix: str = "") -> None:

@@ -40,16 +40,18 @@ class MixtureOfExperts(Linears):
 
     def _route(self, x_TD: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Each token's best experts, i32 `[T, X]`, and their weights, f32 `[T, X]`: a softmax over these
-        experts only.
+        experts only, or over all of them.
 
-        This equals a softmax over all experts that is renormalised over the chosen ones.
+        The first equals a softmax over all experts that is renormalised over the chosen ones.
         """
         kernels = self.target.kernels
         with jax.named_scope("router"):
             (score_TE,) = kernels.linear(x_TD, self.router[...])
-            best_TX, expert_TX = lax.top_k(score_TE[:, : self.moe.experts], self.moe.experts_per_token)
+            score_TE = score_TE[:, : self.moe.experts]
+            best_TX, expert_TX = lax.top_k(score_TE, self.moe.experts_per_token)
             power_TX = jnp.exp(best_TX - best_TX[:, :1])
-            return expert_TX, power_TX / kernels.row_sum(power_TX)[:, None]
+            counted = power_TX if self.moe.normalized else jnp.exp(score_TE - best_TX[:, :1])
+            return expert_TX, power_TX / kernels.row_sum(counted)[:, None]
 
     def _experts(self) -> ExpertWeights:
         names = ("gate", "up", "down") + (

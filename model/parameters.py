@@ -132,14 +132,17 @@ def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The parameters of one layer, by their names inside it."""
     d, f = config.width, config.feed_forward
     nh, kh = config.heads * config.head_size, config.kv_heads * config.head_size
-    attention = {"q": (d, nh), "k": (d, kh), "v": (d, kh), "o": (nh, d)}
     feed_forward = {"gate": (d, f), "up": (d, f), "down": (f, d)}
     if config.moe is not None:
         experts = config.moe.experts
         feed_forward = {"router": (d, experts)} | {n: (experts, *s) for n, s in feed_forward.items()}
+    norms = ("attention.q_norm", "attention.k_norm") if config.head_norms else ()
+    bias = config.attention_bias
     return {
         "attention_norm": (d,),
-        **_linears("attention", attention, bias=config.attention_bias),
+        **_linears("attention", {"q": (d, nh), "k": (d, kh), "v": (d, kh)}, bias=bias),
+        **dict.fromkeys(norms, (config.head_size,)),
+        **_linears("attention", {"o": (nh, d)}, bias=bias and config.output_bias),
         "feed_forward_norm": (d,),
         **_linears("feed_forward", feed_forward, bias=config.feed_forward_bias),
     }

@@ -1,12 +1,13 @@
 """Rotary position embedding and its long-context variants.
 
-Su et al. 2021 (arXiv:2104.09864), in the half-split form of Llama's published weights: dimension i is paired
-with i + H/2. Frequencies are computed once, on the host, from the configuration; only with `dynamic`
-scaling do they depend on the sequence, and then on `lengths_T`, so that a token's key does not depend on how
-its prompt was split into chunks.
+Su et al. 2021 (arXiv:2104.09864), in the half-split form of Llama's published weights: of the R dimensions
+that are rotated (often all H), dimension i is paired with i + R/2. Frequencies are computed once, on the
+host, from the configuration; only with `dynamic` and `longrope` scaling do they depend on the sequence, and
+then on `lengths_T`, so that a token's key does not depend on how its prompt was split into chunks.
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,84 +16,120 @@ import numpy as np
 from .config import ModelConfig, RopeScaling
 
 
-def rotary_tables(
-    config: ModelConfig, positions_T: jax.Array, lengths_T: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines for the rotation of queries and keys.
+class Rotary(NamedTuple):
+    """How the queries and keys of a step's tokens are rotated.
+
+    Attributes:
+      cos_TR, sin_TR: f32 `[T, R/2]`.
+      growth_T: f32 `[T]`, the factors of queries; None: 1.
+    """
+
+    cos_TR: jax.Array
+    sin_TR: jax.Array
+    growth_T: jax.Array | None = None
+
+
+def rotary_tables(config: ModelConfig, positions_T: jax.Array, lengths_T: jax.Array) -> Rotary:
+    """The rotation of every token of a step.
 
     Args:
       positions_T: i32 `[T]`, absolute positions.
       lengths_T: i32 `[T]`, the length of the sequence when the token entered: its prompt's length, or
-        position + 1 for a generated token. Only `dynamic` scaling reads it.
-
-    Returns:
-      cos and sin, f32 `[T, H/2]`.
+        position + 1 for a generated token. Only `dynamic` and `longrope` scaling read it.
     """
-    if config.rope is not None and follows_length(config):
-        frequencies_TH, factor = _dynamic(config, config.rope, lengths_T), 1.0
+    rope = config.rope
+    if rope is not None and rope.kind == "dynamic":
+        frequencies_TR, factor = _dynamic(config, rope, lengths_T), 1.0
+    elif rope is not None and rope.kind == "longrope":
+        frequencies_TR, factor = _longrope(config, rope, lengths_T)
     else:
-        frequencies_H, factor = inverse_frequencies(config)
-        frequencies_TH = jnp.asarray(frequencies_H)[None, :]
-    angles_TH = positions_T.astype(jnp.float32)[:, None] * frequencies_TH
-    return jnp.cos(angles_TH) * factor, jnp.sin(angles_TH) * factor
+        frequencies_R, factor = inverse_frequencies(config)
+        frequencies_TR = jnp.asarray(frequencies_R)[None, :]
+    angles_TR = positions_T.astype(jnp.float32)[:, None] * frequencies_TR
+    return Rotary(jnp.cos(angles_TR) * factor, jnp.sin(angles_TR) * factor, _growth(rope, positions_T))
+
+
+def _growth(rope: RopeScaling | None, positions_T: jax.Array) -> jax.Array | None:
+    if rope is None or rope.query_growth is None:
+        return None
+    periods_T = jnp.maximum(positions_T, 0) // rope.original_context
+    return 1.0 + rope.query_growth * jnp.log1p(periods_T.astype(jnp.float32))
 
 
 def follows_length(config: ModelConfig) -> bool:
     """Whether a token's key depends on how long its sequence's prompt is."""
-    return config.rope is not None and config.rope.kind == "dynamic"
+    return config.rope is not None and config.rope.kind in ("dynamic", "longrope")
 
 
-def rotate(x_TNH: jax.Array, cos_TH: jax.Array, sin_TH: jax.Array) -> jax.Array:
+def rotate(x_TNH: jax.Array, rotary: Rotary) -> jax.Array:
     """Rotates every head of x by its position's angle; computed in f32, returned in x's dtype."""
-    a_TNH, b_TNH = jnp.split(x_TNH.astype(jnp.float32), 2, axis=-1)
-    cos_TNH, sin_TNH = cos_TH[:, None, :], sin_TH[:, None, :]
-    rotated_TNH = jnp.concatenate(
-        [a_TNH * cos_TNH - b_TNH * sin_TNH, b_TNH * cos_TNH + a_TNH * sin_TNH], axis=-1
+    rotated = 2 * rotary.cos_TR.shape[1]
+    if rotated < x_TNH.shape[2]:
+        return jnp.concatenate([rotate(x_TNH[:, :, :rotated], rotary), x_TNH[:, :, rotated:]], axis=-1)
+    a_TNR, b_TNR = jnp.split(x_TNH.astype(jnp.float32), 2, axis=-1)
+    cos_TNR, sin_TNR = rotary.cos_TR[:, None, :], rotary.sin_TR[:, None, :]
+    rotated_TNR = jnp.concatenate(
+        [a_TNR * cos_TNR - b_TNR * sin_TNR, b_TNR * cos_TNR + a_TNR * sin_TNR], axis=-1
     )
-    return rotated_TNH.astype(x_TNH.dtype)
+    return rotated_TNR.astype(x_TNH.dtype)
 
 
 def inverse_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
-    """Radians per position, f32 `[H/2]`, and the factor on cos and sin, for all kinds but `dynamic`."""
+    """Radians per position, f32 `[R/2]`, and the factor on cos and sin, of the kinds that do not depend on
+    the sequence."""
     rope = config.rope
-    plain_H = _plain(config)
+    plain_R = _plain(config)
     if rope is None:
-        return plain_H, 1.0
+        return plain_R, 1.0
     if rope.kind == "linear":
-        return plain_H / np.float32(rope.factor), 1.0
+        return plain_R / np.float32(rope.factor), 1.0
     if rope.kind == "llama3":
-        return _llama3(plain_H, rope), 1.0
+        return _llama3(plain_R, rope), 1.0
     if rope.kind == "yarn":
-        return _yarn(plain_H, config, rope), _yarn_factor(rope)
+        return _yarn(plain_R, config, rope), _yarn_factor(rope)
     raise AssertionError(f"{rope.kind} frequencies depend on the sequence")
 
 
 def _plain(config: ModelConfig) -> np.ndarray:
-    exponents_H = np.arange(0, config.head_size, 2, dtype=np.float32) / np.float32(config.head_size)
-    return (1.0 / np.float32(config.rope_theta) ** exponents_H).astype(np.float32)
+    exponents_R = np.arange(0, config.rotated, 2, dtype=np.float32) / np.float32(config.rotated)
+    return (1.0 / np.float32(config.rope_theta) ** exponents_R).astype(np.float32)
 
 
 def _dynamic(config: ModelConfig, rope: RopeScaling, lengths_T: jax.Array) -> jax.Array:
     """NTK-aware scaling: the base grows with the sequence, when it is longer than the trained context."""
-    size, context = config.head_size, rope.original_context
+    size, context = config.rotated, rope.original_context
     length_T = jnp.maximum(lengths_T, context).astype(jnp.float32)
     stretch_T = rope.factor * length_T / context - (rope.factor - 1.0)
     base_T = config.rope_theta * stretch_T ** (size / (size - 2))
-    exponents_H = jnp.arange(0, size, 2, dtype=jnp.float32) / size
-    return 1.0 / base_T[:, None] ** exponents_H[None, :]
+    exponents_R = jnp.arange(0, size, 2, dtype=jnp.float32) / size
+    return 1.0 / base_T[:, None] ** exponents_R[None, :]
 
 
-def _llama3(plain_H: np.ndarray, rope: RopeScaling) -> np.ndarray:
+def _longrope(config: ModelConfig, rope: RopeScaling, lengths_T: jax.Array) -> tuple[jax.Array, float]:
+    """LongRoPE: each frequency is divided by its factor, of two sets: for trained lengths and for longer
+    ones."""
+    plain_R = _plain(config)
+    short_R = plain_R / np.asarray(rope.short_factors, np.float32)
+    long_R = plain_R / np.asarray(rope.long_factors, np.float32)
+    long_T1 = (lengths_T > rope.original_context)[:, None]
+    factor = rope.attention_factor
+    if factor is None:
+        stretch = math.log(rope.factor) / math.log(rope.original_context)
+        factor = 1.0 if rope.factor <= 1 else math.sqrt(1 + stretch)
+    return jnp.where(long_T1, jnp.asarray(long_R)[None, :], jnp.asarray(short_R)[None, :]), factor
+
+
+def _llama3(plain_R: np.ndarray, rope: RopeScaling) -> np.ndarray:
     """Long waves are stretched by the factor, short ones are kept, those in between are blended."""
-    periods_H = rope.original_context * plain_H / (2 * math.pi)
-    blend_H = (periods_H - rope.low_frequency) / (rope.high_frequency - rope.low_frequency)
-    blend_H = np.clip(blend_H, 0.0, 1.0)
-    return ((1 - blend_H) * plain_H / rope.factor + blend_H * plain_H).astype(np.float32)
+    periods_R = rope.original_context * plain_R / (2 * math.pi)
+    blend_R = (periods_R - rope.low_frequency) / (rope.high_frequency - rope.low_frequency)
+    blend_R = np.clip(blend_R, 0.0, 1.0)
+    return ((1 - blend_R) * plain_R / rope.factor + blend_R * plain_R).astype(np.float32)
 
 
-def _yarn(plain_H: np.ndarray, config: ModelConfig, rope: RopeScaling) -> np.ndarray:
+def _yarn(plain_R: np.ndarray, config: ModelConfig, rope: RopeScaling) -> np.ndarray:
     """Blends kept and stretched frequencies along a ramp over dimensions (YaRN, section 3.2)."""
-    size = config.head_size
+    size = config.rotated
 
     def dimension(rotations: float) -> float:
         span = math.log(rope.original_context / (rotations * 2 * math.pi))
@@ -103,8 +140,8 @@ def _yarn(plain_H: np.ndarray, config: ModelConfig, rope: RopeScaling) -> np.nda
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, size - 1)
     width = high - low or 0.001
-    ramp_H = np.clip((np.arange(size // 2, dtype=np.float32) - low) / width, 0.0, 1.0)
-    return (plain_H / rope.factor * ramp_H + plain_H * (1 - ramp_H)).astype(np.float32)
+    ramp_R = np.clip((np.arange(size // 2, dtype=np.float32) - low) / width, 0.0, 1.0)
+    return (plain_R / rope.factor * ramp_R + plain_R * (1 - ramp_R)).astype(np.float32)
 
 
 def _yarn_factor(rope: RopeScaling) -> float:

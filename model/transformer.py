@@ -27,7 +27,7 @@ from .layers import FeedForward, Linears
 from .layout import EMBEDDING, Form, form_of
 from .moe import MixtureOfExperts
 from .parameters import has_embedding, has_head, parameter_shapes, stored_type
-from .rotary import rotary_tables
+from .rotary import Rotary, rotary_tables
 from .sharding import Placement, all_gather, first_of_share, pad_config, placements, psum, unstack
 from .target import Target
 
@@ -38,29 +38,31 @@ Leaf = jax.Array | tuple[jax.Array, ...]
 class Layer(nnx.Module):
     """Pre-norm attention and feed-forward, or experts, each added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, target: Target, *, dtype: jnp.dtype) -> None:
+    def __init__(self, config: ModelConfig, layer: int, target: Target, *, dtype: jnp.dtype) -> None:
         self.attention_norm = nnx.Param(jnp.ones(config.width, dtype))
-        self.attention = Attention(config, target, dtype=dtype)
+        self.attention = Attention(config, layer, target, dtype=dtype)
         self.feed_forward_norm = nnx.Param(jnp.ones(config.width, dtype))
         if config.moe is None:
             self.feed_forward = FeedForward(config, target, dtype=dtype)
         else:
             self.feed_forward = MixtureOfExperts(config, config.moe, target, dtype=dtype)
         self.rms_norm, self.epsilon = target.kernels.rms_norm, config.norm_epsilon
+        self.scale = config.residual_scale
 
-    def __call__(
-        self, x_TD: jax.Array, pool: Pool, batch: Batch, rotary: tuple[jax.Array, jax.Array]
-    ) -> tuple[jax.Array, Pool]:
+    def __call__(self, x_TD: jax.Array, pool: Pool, batch: Batch, rotary: Rotary) -> tuple[jax.Array, Pool]:
         """Returns the residual stream `[T, D]` and the layer's pool."""
         with jax.named_scope("attention"):
             normed_TD = self.rms_norm(x_TD, self.attention_norm[...], self.epsilon)
             out_TD, pool = self.attention(normed_TD, pool, batch, rotary)
-            x_TD = x_TD + out_TD
+            x_TD = x_TD + self._scaled(out_TD)
         with jax.named_scope("feed_forward"):
             normed_TD = self.rms_norm(x_TD, self.feed_forward_norm[...], self.epsilon)
-            if isinstance(self.feed_forward, MixtureOfExperts):
-                return x_TD + self.feed_forward(normed_TD, batch.positions_T >= 0), pool
-            return x_TD + self.feed_forward(normed_TD, batch.tokens), pool
+            mixture = isinstance(self.feed_forward, MixtureOfExperts)
+            out_TD = self.feed_forward(normed_TD, batch.positions_T >= 0 if mixture else batch.tokens)
+            return x_TD + self._scaled(out_TD), pool
+
+    def _scaled(self, out_TD: jax.Array) -> jax.Array:
+        return out_TD if self.scale == 1.0 else out_TD * self.scale
 
 
 @partial(jax.jit, static_argnums=0)
@@ -70,7 +72,7 @@ def _traced_once(
     x_TD: jax.Array,
     pool: Pool,
     batch: Batch,
-    rotary: tuple[jax.Array, jax.Array],
+    rotary: Rotary,
 ) -> tuple[jax.Array, Pool]:
     """Calls a layer through `jit`, so that layers of one shape are traced and lowered once instead of L
     times.
@@ -87,7 +89,7 @@ class Transformer(Linears):
         super().__init__(target or Target())
         if has_embedding(config, self.target.quantization):
             self.embed = nnx.Param(jax.ShapeDtypeStruct((config.vocabulary, config.width), dtype))
-        layers = [Layer(config, self.target, dtype=dtype) for _ in range(config.layers)]
+        layers = [Layer(config, layer, self.target, dtype=dtype) for layer in range(config.layers)]
         self.layers = nnx.List(layers)
         self.norm = nnx.Param(jnp.ones(config.width, dtype))
         if has_head(config, self.target.quantization):
@@ -105,6 +107,8 @@ class Transformer(Linears):
           Final hidden states `[T, D]`, normalised, and the pools after the step.
         """
         x_TD = self._embedded(tokens_T)
+        if self.config.embedding_scale != 1.0:
+            x_TD = x_TD * self.config.embedding_scale
         rotary = rotary_tables(self.config, batch.positions_T, batch.lengths_T)
         pools = []
         with self._precision():
@@ -142,7 +146,9 @@ class Transformer(Linears):
         """
         with jax.named_scope("head"), self._precision():
             logits_BV = all_gather(self._scores(hidden_BD, rows), self.target.shards)
-            return logits_BV[:, : self.config.vocabulary]
+            logits_BV = logits_BV[:, : self.config.vocabulary]
+            divisor = self.config.logits_divisor
+            return logits_BV if divisor == 1.0 else logits_BV / divisor
 
     def _scores(self, hidden_BD: jax.Array, rows: jax.Array | None) -> jax.Array:
         if has_head(self.config, self.target.quantization):

@@ -196,7 +196,7 @@ class ServeFlags(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         typer.Option(exists=True, dir_okay=False, help="A Jinja file that replaces the model's template."),
     ] = None
     tool_format: Annotated[
-        Literal["hermes", "llama3", "mistral", "mistral-args"] | None,
+        Literal["hermes", "llama3", "mistral", "mistral-args", "granite"] | None,
         typer.Option(help="How the model writes tool calls; by default its template decides."),
     ] = None
     embeddings: Annotated[

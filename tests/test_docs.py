@@ -8,6 +8,7 @@ import pytest
 import typer
 from sanic import Sanic
 
+from distaff.checkpoints.huggingface.families import FAMILIES
 from distaff.server import exit_codes
 from distaff.server.app import create_app
 from distaff.server.command.cli import app as command_line
@@ -144,3 +145,12 @@ def test_every_dependency_has_its_reason() -> None:
     block = project.split("dependencies = [")[1].split("]\n")[0]
     for name in re.findall(r'"([A-Za-z0-9_-]+)', block):
         assert re.search(rf"\b{re.escape(name)}\b", decisions), name
+
+
+def test_every_family_is_documented() -> None:
+    """docs/models.md has a row for every family, and its index every key that a family reads itself."""
+    text = (ROOT / "docs" / "models.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", text.split("## Keys")[0], re.MULTILINE)) >= FAMILIES.keys()
+    index = set(re.findall(r"`(\w+)`", text.split("## Keys")[1]))
+    dropout = {"embd_pdrop", "resid_pdrop"}
+    assert index >= {key for family in FAMILIES.values() for key in family.keys} - dropout

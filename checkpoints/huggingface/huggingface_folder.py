@@ -21,16 +21,27 @@ from ..names import (
     HUGGINGFACE,
     HUGGINGFACE_EXPERTS,
     HUGGINGFACE_FUSED,
+    HUGGINGFACE_JOINED,
+    HUGGINGFACE_QWEN_EXPERTS,
     find_origins,
     refuse_unused,
     table_for,
     unused,
+    with_joined,
 )
 from ..notes import note
 from .huggingface_config import read_config
 from .shards import INDEX_FILE, SINGLE_FILE, StoredTensor, read_headers
 
 _EXTRA = re.compile(r"\.(weight|bias|sinks)$|(_proj|experts|gate|lm_head|embed_tokens)\.")
+_TEXT = (
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("model.language_model.", "model."),
+)
+"""Beginnings of names in the text half of a model of text and images, with those of a model of text."""
+_IMAGES = ("vision_tower.", "multi_modal_projector.")
+
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
@@ -56,12 +67,14 @@ class HuggingFaceFolder:
         self.quantization: Quantization | None = None
         self.config: ModelConfig = read_config(path / "config.json", read_json(path / "config.json"))
         self.generation: GenerationDefaults = read_generation(path)
-        headers = read_headers(path)
+        headers = _text_half(path, read_headers(path))
         found = {name: tensor.shape for name, tensor in headers.items()}
         if self.config.tied_head:
             self._check_tied_head(path, found)
         file = path / (SINGLE_FILE if (path / SINGLE_FILE).exists() else INDEX_FILE)
-        table = table_for(self.config, HUGGINGFACE, (HUGGINGFACE_EXPERTS, HUGGINGFACE_FUSED), found)
+        dense = with_joined(HUGGINGFACE, HUGGINGFACE_JOINED, found)
+        mixtures = (HUGGINGFACE_EXPERTS, HUGGINGFACE_QWEN_EXPERTS, HUGGINGFACE_FUSED)
+        table = table_for(self.config, dense, mixtures, found)
         self._origins = find_origins(file, self.config, table, found)
         extra = unused(self._origins, found)
         _check_extra(file, extra)
@@ -91,6 +104,21 @@ class HuggingFaceFolder:
             raise CheckpointError(
                 f"{path}: tensor lm_head.weight has shape {shape}; the head is tied to {embed}"
             )
+
+
+def _text_half(path: Path, headers: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors of the language model by their usual names; those that read images are left out."""
+    images = {name for name in headers if name.removeprefix("model.").startswith(_IMAGES)}
+    if images:
+        note(f"{path}: {len(images)} tensors of the vision model are not read: only text is computed")
+    return {_usual(name): tensor for name, tensor in headers.items() if name not in images}
+
+
+def _usual(name: str) -> str:
+    for theirs, usual in _TEXT:
+        if name.startswith(theirs):
+            return usual + name.removeprefix(theirs)
+    return name
 
 
 def _refuse_pickles(path: Path) -> None:

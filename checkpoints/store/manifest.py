@@ -150,8 +150,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _parse(body: dict[str, Any]) -> Manifest:
-    config = body["config"]
-    rope = RopeScaling(**config.pop("rope")) if config["rope"] else config.pop("rope")
+    config = _with_tuples(body["config"])
+    rope = config.pop("rope")
+    rope = RopeScaling(**_with_tuples(rope)) if rope else rope
     mixture = config.pop("moe", None)
     moe = MoEConfig(**mixture) if mixture else None
     tensors = {
@@ -162,6 +163,11 @@ def _parse(body: dict[str, Any]) -> Manifest:
     return Manifest(
         config=ModelConfig(**config, rope=rope, moe=moe), source=body["source"], tensors=tensors, files=files
     )
+
+
+def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    """JSON has lists only."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def _digest(body: dict[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 Sources: Hermes' `<tool_call>` (NousResearch's function calling, also Qwen's), the model cards of Llama 3.1
 and 3.2 (an object with `parameters`, perhaps behind `<|python_tag|>`), Mistral's `[TOOL_CALLS]` and a list;
-its newer models (mistral-common's tokenizers from v11 on) write a mark, a name and arguments for each call.
+its newer models (mistral-common's tokenizers from v11 on) write a mark, a name and arguments for each call;
+Granite 3's list behind `<|tool_call|>`.
 """
 
 import json
@@ -159,6 +160,7 @@ FORMATS = {
         ToolFormat(
             "mistral", "[TOOL_CALLS]", leading=True, opening="[", separator=", ", closing="]", id=("", 9)
         ),
+        ToolFormat("granite", "<|tool_call|>", leading=True, opening="[", separator=", ", closing="]"),
         ToolFormat("mistral-args", "[TOOL_CALLS]", separator="", divider="[ARGS]", id=("", 9)),
     )
 }
@@ -169,6 +171,8 @@ def format_of(chat_template: str | None) -> ToolFormat:
     source = chat_template or ""
     if "[TOOL_CALLS]" in source:
         return FORMATS["mistral-args" if "[ARGS]" in source else "mistral"]
+    if "<|tool_call|>" in source:
+        return FORMATS["granite"]
     if "<tool_call>" not in source and ("python_tag" in source or '"parameters": ' in source):
         return FORMATS["llama3"]
     return FORMATS["hermes"]

@@ -90,9 +90,13 @@ def rope_parameters(config: ModelConfig) -> dict:
 
 def build_reference(config: ModelConfig, seed: int) -> transformers.PreTrainedModel:
     """The reference model: logits of order 1 to 10, no bias and no norm scale at its default."""
+    return draw_weights(transformers.AutoModelForCausalLM.from_config(reference_config(config)), seed)
+
+
+def draw_weights(model: transformers.PreTrainedModel, seed: int) -> transformers.PreTrainedModel:
+    """Gives a model weights with which every part of the network changes the logits."""
     generator = torch.Generator().manual_seed(seed)
-    theirs = reference_config(config)
-    model = transformers.AutoModelForCausalLM.from_config(theirs).eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
     for name, weight in model.named_parameters():
         drawn = torch.randn(weight.shape, generator=generator)
         if "norm" in name:

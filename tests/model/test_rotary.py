@@ -70,7 +70,7 @@ def test_dynamic_frequencies_equal_transformers(head_size: int, theta: float) ->
     """`dynamic` angles per unit of position follow the reference at every length, from one step for all."""
     rope = RopeScaling(kind="dynamic", factor=4.0, original_context=100)
     config, lengths = sized(head_size, theta, rope), [1, 99, 100, 101, 150, 400, 100_000]
-    cos_TH, sin_TH = rotary_tables(config, jnp.ones(len(lengths), jnp.int32), jnp.asarray(lengths))
+    cos_TH, sin_TH, _ = rotary_tables(config, jnp.ones(len(lengths), jnp.int32), jnp.asarray(lengths))
     compute = ROPE_INIT_FUNCTIONS["dynamic"]
     expected_TH = np.stack([compute(reference_config(config), seq_len=n)[0].numpy() for n in lengths])
     np.testing.assert_allclose(np.arctan2(sin_TH, cos_TH), expected_TH, rtol=1e-5, atol=1e-9)
@@ -87,8 +87,8 @@ def test_products_depend_on_distance_only(query: int, key: int, shift: int, scal
     x_TNH = np.random.default_rng(7).standard_normal((2, 1, 16)).astype(np.float32)
 
     def product(positions: list[int]) -> float:
-        cos_TH, sin_TH = rotary_tables(config, jnp.asarray(positions), jnp.zeros(2, jnp.int32))
-        q_H, k_H = np.asarray(rotate(jnp.asarray(x_TNH), cos_TH, sin_TH), np.float64)[:, 0]
+        tables = rotary_tables(config, jnp.asarray(positions), jnp.zeros(2, jnp.int32))
+        q_H, k_H = np.asarray(rotate(jnp.asarray(x_TNH), tables), np.float64)[:, 0]
         return float(q_H @ k_H)
 
     size = float(np.linalg.norm(x_TNH[0]) * np.linalg.norm(x_TNH[1]))
@@ -102,10 +102,10 @@ def test_rotation_keeps_lengths_and_dtype() -> None:
     """Rotating a head changes neither its norm nor its dtype, and position 0 changes nothing."""
     config = sized(32, 10_000.0, None)
     x_TNH = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2, 32)), jnp.float32)
-    rotated_TNH = rotate(x_TNH, *rotary_tables(config, jnp.asarray([0, 5, 777]), jnp.zeros(3, jnp.int32)))
+    rotated_TNH = rotate(x_TNH, rotary_tables(config, jnp.asarray([0, 5, 777]), jnp.zeros(3, jnp.int32)))
     np.testing.assert_array_equal(rotated_TNH[0], x_TNH[0])
     np.testing.assert_allclose(
         jnp.linalg.norm(rotated_TNH, axis=-1), jnp.linalg.norm(x_TNH, axis=-1), rtol=1e-6
     )
-    half_TNH = rotate(x_TNH.astype(jnp.bfloat16), *rotary_tables(config, jnp.arange(3), jnp.arange(3)))
+    half_TNH = rotate(x_TNH.astype(jnp.bfloat16), rotary_tables(config, jnp.arange(3), jnp.arange(3)))
     assert half_TNH.dtype == jnp.bfloat16

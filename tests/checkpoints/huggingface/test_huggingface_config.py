@@ -11,12 +11,14 @@ import torch
 import transformers
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from distaff.checkpoints.huggingface.families import FAMILIES
 from distaff.checkpoints.huggingface.huggingface_config import read_config
 from distaff.model.config import ModelConfig, RopeScaling
 from distaff.model.errors import ConfigError
 from distaff.model.rotary import rotary_tables
 
 from ..making import SIZES
+from .published import PUBLISHED
 
 PATH = Path("here/config.json")
 PLAIN = dict(
@@ -163,7 +165,7 @@ def test_the_same_rotation_as_transformers(
     theirs = LlamaRotaryEmbedding(stated)
     ours = read_config(PATH, llama(rope_parameters={"rope_theta": 10_000.0, **rope}))
     theirs_plain, _ = theirs(torch.zeros(1), torch.arange(100)[None])
-    cos, _ = rotary_tables(ours, jnp.arange(100), jnp.full(100, 100))
+    cos, *_ = rotary_tables(ours, jnp.arange(100), jnp.full(100, 100))
     np.testing.assert_allclose(np.asarray(cos), theirs_plain[0, :, :8].numpy(), atol=2e-5)
 
 
@@ -247,7 +249,18 @@ def test_absent_key_value_heads() -> None:
     assert read_config(PATH, sizes | {"model_type": "mistral"}).kv_heads == 8
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "mixtral"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_keys_of_published_files(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """They are read as transformers reads them, with a remark on keys that transformers ignores."""
+    stated = PUBLISHED[name]
+    theirs = transformers.AutoConfig.for_model(**stated)
+    ours = read_config(PATH, stated)
+    assert read_config(PATH, theirs.to_dict() | {"auto_map": None}) == ours
+    ignored = ("use_mrope", "interpolate_factor")
+    assert all(any(key in message for key in ignored) for message in caplog.messages)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_absent_numbers(family: str) -> None:
     """The defaults of each configuration class of transformers; Mixtral's differ from the others."""
     theirs = transformers.AutoConfig.for_model(family, **SIZES)
@@ -261,7 +274,7 @@ def test_absent_numbers(family: str) -> None:
     "changes, reason",
     [
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; expected 'silu'"),
-        ({"model_type": "qwen2"}, "model_type is 'qwen2'"),
+        ({"model_type": "gemma"}, "model_type is 'gemma'"),
         ({"model_type": None}, "model_type is None"),
         ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
@@ -272,7 +285,33 @@ def test_absent_numbers(family: str) -> None:
         ({"sliding_window": 7}, "sliding_window is 7"),
         ({"model_type": "mistral", "attention_bias": True}, "attention_bias is True"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
-        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rope_type is 'longrope'"),
+        ({"rope_scaling": {"rope_type": "proportional", "factor": 2.0}}, "rope_type is 'proportional'"),
+        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "short_factor is None; expected a list"),
+        (
+            {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0] * 8}},
+            "short_factors has 1 numbers; expected 8",
+        ),
+        (
+            {"rope_scaling": {"type": "longrope", "short_factor": [0.0] * 8, "long_factor": [1.0] * 8}},
+            "short_factor is 0.0",
+        ),
+        ({"model_type": "mistral3"}, "text_config is None"),
+        ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, "decoder_sparse_step is 2"),
+        ({"model_type": "qwen3_moe", "mlp_only_layers": [0]}, "mlp_only_layers is [0]"),
+        ({"model_type": "smollm3", "no_rope_layers": [1]}, "no_rope_layers has 1 numbers; expected 2"),
+        ({"model_type": "smollm3", "no_rope_layers": "all"}, "no_rope_layers is 'all'"),
+        ({"model_type": "granite", "residual_multiplier": 0}, "residual_multiplier is 0"),
+        ({"model_type": "phi3", "full_attn_mod": 2}, "full_attn_mod is 2"),
+        ({"model_type": "phi3", "partial_rotary_factor": 0.35}, "rotary_size is 5"),
+        (
+            {
+                "model_type": "qwen2",
+                "use_sliding_window": True,
+                "sliding_window": 8,
+                "layer_types": ["linear"],
+            },
+            "layer_types is",
+        ),
         ({"rope_scaling": {"type": "linear", "factor": float("nan")}}, "factor is nan"),
         ({"rope_scaling": {"type": "linear"}}, "factor is None"),
         ({"rope_scaling": "linear"}, "rope_scaling is 'linear'"),

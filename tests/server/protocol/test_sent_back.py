@@ -22,6 +22,7 @@ WRITTEN = {
     ),
     "llama3": "; ".join(json.dumps({"name": "now", "parameters": each}) for each in ARGUMENTS),
     "mistral": "[TOOL_CALLS] " + json.dumps([{"name": "now", "arguments": each} for each in ARGUMENTS]),
+    "granite": "<|tool_call|>" + json.dumps([{"name": "now", "arguments": each} for each in ARGUMENTS]),
     "mistral-args": "".join(f"[TOOL_CALLS]now[ARGS]{json.dumps(each)}" for each in ARGUMENTS),
 }
 

@@ -335,6 +335,7 @@ def test_what_does_not_follow_the_grammar(format):
         ("{{ '[TOOL_CALLS] [' }}", "mistral"),
         ("{{ '[TOOL_CALLS]' + name + '[ARGS]' }}", "mistral-args"),
         ("<|python_tag|>", "llama3"),
+        ("{{ '<|tool_call|>' + calls | tojson }}", "granite"),
         ("<tool_call> and python_tag", "hermes"),
         (None, "hermes"),
         ("{{ messages }}", "hermes"),
