@@ -51,6 +51,8 @@ GGUF = {
     "attention.k_bias": "blk.{layer}.attn_k.bias",
     "attention.v": "blk.{layer}.attn_v.weight",
     "attention.v_bias": "blk.{layer}.attn_v.bias",
+    "attention.q_norm": "blk.{layer}.attn_q_norm.weight",
+    "attention.k_norm": "blk.{layer}.attn_k_norm.weight",
     "attention.o": "blk.{layer}.attn_output.weight",
     "attention.o_bias": "blk.{layer}.attn_output.bias",
     "feed_forward_norm": "blk.{layer}.ffn_norm.weight",
@@ -70,6 +72,14 @@ HUGGINGFACE_JOINED = {
     "feed_forward.up": "model.layers.{layer}.mlp.gate_up_proj.weight",
 }
 """Phi-3's layout."""
+
+GGUF_JOINED = {
+    "attention.q": "blk.{layer}.attn_qkv.weight",
+    "attention.k": "blk.{layer}.attn_qkv.weight",
+    "attention.v": "blk.{layer}.attn_qkv.weight",
+    "feed_forward.gate": "blk.{layer}.ffn_up.weight",
+    "feed_forward.up": "blk.{layer}.ffn_up.weight",
+}
 
 HUGGINGFACE_EXPERTS = {
     "feed_forward.router": "model.layers.{layer}.block_sparse_moe.gate.weight",
@@ -125,7 +135,8 @@ def table_for(
 
 def with_joined(dense: Table, joined: Table, found: Mapping[str, object]) -> Table:
     """The table of a file whose dense layers may have joined weights, by the names in the file."""
-    return {**dense, **{name: other for name, other in joined.items() if other.format(layer=0) in found}}
+    absent = {name for name in joined if dense[name].format(layer=0) not in found}
+    return {**dense, **{name: joined[name] for name in joined if name in absent}}
 
 
 @dataclass(frozen=True, slots=True)

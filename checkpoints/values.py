@@ -1,7 +1,9 @@
-"""Typed values from parsed metadata: an integer, a number, a flag, or an error with the key."""
+"""Typed values from parsed metadata: an integer, numbers, a flag, or an error with the key."""
 
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from ..model.errors import ConfigError
 
@@ -36,6 +38,11 @@ def numbers(place: Mapping[str, Any], key: str) -> tuple[float, ...]:
     if not isinstance(value, list):
         raise ConfigError(f"{key} is {brief(value)}; expected a list of numbers")
     return tuple(number({key: each}, key) for each in value)
+
+
+def shortest(value: float) -> float:
+    """The shortest decimal of this float32: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(value)))
 
 
 def flag(place: Mapping[str, Any], key: str) -> bool:

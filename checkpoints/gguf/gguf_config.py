@@ -1,7 +1,8 @@
-"""A GGUF's metadata (architecture `llama`) to `ModelConfig`, and rotary factors to their formula.
+"""A GGUF's metadata to `ModelConfig`, and rotary factors to their formula.
 
-Keys are those of the GGUF specification, with the meaning of llama.cpp's `llama` graph. As in config.json,
-every key of the architecture is known; an unknown key is refused.
+Keys are those of the GGUF specification, with the meaning of llama.cpp's graphs; `gguf_architectures` has
+what architectures differ in. As in config.json, every key of the architecture is known; an unknown key is
+refused.
 """
 
 from collections.abc import Mapping
@@ -10,68 +11,87 @@ from typing import Any
 
 import numpy as np
 
-from ...model.config import ModelConfig, MoEConfig, RopeScaling
+from ...model.config import ModelConfig, RopeScaling
 from ...model.errors import ConfigError
-from ..values import brief, integer, number
+from ..values import brief, integer, number, shortest
+from .gguf_architectures import ARCHITECTURES, Architecture
 
 _ROPE_FREQUENCIES = "rope_freqs.weight"
+_LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
+FACTORS = (_ROPE_FREQUENCIES, _LONG, _SHORT)
+"""Tensors that belong to the configuration: they divide the rotary frequencies."""
 
 _KEYS = {
     "block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count",
     "attention.head_count_kv", "attention.key_length", "attention.value_length", "vocab_size",
     "attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.dimension_count", "rope.scaling.type",
     "rope.scaling.factor", "rope.scale_linear", "rope.scaling.original_context_length",
-    "rope.scaling.finetuned", "tensor_data_layout", "expert_count", "expert_used_count",
+    "rope.scaling.finetuned", "tensor_data_layout",
 }  # fmt: skip
 
 
 def read_gguf_config(
-    path: Path, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], factors: np.ndarray | None
+    path: Path,
+    metadata: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    factors: Mapping[str, np.ndarray],
 ) -> ModelConfig:
     """The model that the metadata describes.
 
     Args:
       shapes: of the file's tensors; they show the vocabulary, the tied head and the biases.
-      factors: `rope_freqs.weight`, float32 `[H/2]`, which divides the rotary frequencies; None if absent.
+      factors: those of `FACTORS` that the file has, float32 `[R/2]`.
 
     Raises:
-      ConfigError: not architecture llama, an unknown key, or mathematics that is not implemented.
+      ConfigError: an unknown architecture or key, or mathematics that is not implemented.
     """
     try:
-        return _map(_llama_keys(metadata), metadata, shapes, factors)
+        architecture = architecture_of(metadata)
+        keys = _own_keys(metadata, architecture)
+        return _map(keys, architecture, metadata, shapes, factors)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def _llama_keys(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    architecture = metadata.get("general.architecture")
-    if architecture != "llama":
-        raise ConfigError(f"general.architecture is {architecture!r}; expected 'llama'")
-    keys = {key.removeprefix("llama."): value for key, value in metadata.items() if key.startswith("llama.")}
-    for key in keys.keys() - _KEYS:
-        raise ConfigError(f"llama.{key} is {brief(keys[key])}; this key is unknown")
+def architecture_of(metadata: Mapping[str, Any]) -> Architecture:
+    """The file's architecture.
+
+    Raises:
+      ConfigError: it is unknown.
+    """
+    name = metadata.get("general.architecture")
+    if name not in ARCHITECTURES:
+        raise ConfigError(f"general.architecture is {name!r}; expected one of {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name]
+
+
+def _own_keys(metadata: Mapping[str, Any], architecture: Architecture) -> dict[str, Any]:
+    name = metadata["general.architecture"]
+    keys = {k.removeprefix(f"{name}."): value for k, value in metadata.items() if k.startswith(f"{name}.")}
+    for key in keys.keys() - _KEYS - architecture.keys:
+        raise ConfigError(f"{name}.{key} is {brief(keys[key])}; this key is unknown")
     return keys
 
 
 def _map(
     keys: dict[str, Any],
+    architecture: Architecture,
     metadata: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],
-    factors: np.ndarray | None,
+    factors: Mapping[str, np.ndarray],
 ) -> ModelConfig:
     heads, context = integer(keys, "attention.head_count"), integer(keys, "context_length")
-    head_size = _head_size(keys, heads)
+    head_size = _head_size(keys, heads, architecture)
+    rotated = integer(keys, "rope.dimension_count") if "rope.dimension_count" in keys else head_size
     theta = number(keys, "rope.freq_base", 10_000.0)
-    scaling = _scaling(keys, context)
-    if factors is not None:
-        if scaling is not None:
-            raise ConfigError(f"{_ROPE_FREQUENCIES} and rope.scaling.type are both set; expected one of them")
-        scaling = llama3_scaling(factors, theta, head_size)
+    scaling = _scaling(keys, context, theta, head_size, factors)
+    fields = architecture.read(keys, shapes)
+    if "feed_forward" not in fields:
+        fields["feed_forward"] = integer(keys, "feed_forward_length")
     return ModelConfig(
         vocabulary=_vocabulary(keys, metadata),
         layers=integer(keys, "block_count"),
         width=integer(keys, "embedding_length"),
-        feed_forward=integer(keys, "feed_forward_length"),
         heads=heads,
         kv_heads=integer(keys, "attention.head_count_kv") if "attention.head_count_kv" in keys else heads,
         head_size=head_size,
@@ -79,34 +99,25 @@ def _map(
         norm_epsilon=shortest(number(keys, "attention.layer_norm_rms_epsilon")),
         rope_theta=shortest(theta),
         rope=scaling,
+        rotary_size=None if rotated == head_size else rotated,
         tied_head="output.weight" not in shapes,
-        attention_bias="blk.0.attn_q.bias" in shapes,
-        feed_forward_bias="blk.0.ffn_gate.bias" in shapes,
-        moe=_mixture(keys),
+        **fields,
     )
 
 
-def _mixture(keys: dict[str, Any]) -> MoEConfig | None:
-    """The mixture of experts; Mixtral's files have architecture `llama` with experts."""
-    if not keys.get("expert_count"):
-        return None
-    experts, chosen = integer(keys, "expert_count"), integer(keys, "expert_used_count")
-    return MoEConfig(experts=experts, experts_per_token=chosen)
-
-
-def shortest(value: float) -> float:
-    """The shortest decimal of this float32: 1e-05, not 9.999999747378752e-06."""
-    return float(str(np.float32(value)))
-
-
-def _head_size(keys: dict[str, Any], heads: int) -> int:
+def _head_size(keys: dict[str, Any], heads: int, architecture: Architecture) -> int:
     width = integer(keys, "embedding_length")
     if "attention.key_length" not in keys and width % heads:
         raise ConfigError(f"embedding_length is {width}; expected a multiple of head_count {heads}")
     head_size = integer(keys, "attention.key_length") if "attention.key_length" in keys else width // heads
-    for key in ("attention.value_length", "rope.dimension_count"):
+    same = (
+        ("attention.value_length",)
+        if architecture.partial
+        else ("attention.value_length", "rope.dimension_count")
+    )
+    for key in same:
         if keys.get(key, head_size) != head_size:
-            raise ConfigError(f"llama.{key} is {keys[key]!r}; expected the head size {head_size}")
+            raise ConfigError(f"{key} is {keys[key]!r}; expected the head size {head_size}")
     return head_size
 
 
@@ -114,11 +125,40 @@ def _vocabulary(keys: dict[str, Any], metadata: Mapping[str, Any]) -> int:
     tokens = len(metadata.get("tokenizer.ggml.tokens", ()))
     vocabulary = integer(keys, "vocab_size") if "vocab_size" in keys else tokens
     if tokens > vocabulary:
-        raise ConfigError(f"llama.vocab_size is {vocabulary}; expected at least the tokenizer's {tokens}")
+        raise ConfigError(f"vocab_size is {vocabulary}; expected at least the tokenizer's {tokens}")
     return vocabulary
 
 
-def _scaling(keys: dict[str, Any], context: int) -> RopeScaling | None:
+def _scaling(
+    keys: dict[str, Any], context: int, theta: float, head_size: int, factors: Mapping[str, np.ndarray]
+) -> RopeScaling | None:
+    if _LONG in factors or _SHORT in factors:
+        return _longrope(keys, context, factors)
+    scaling = _stated_scaling(keys, context)
+    if _ROPE_FREQUENCIES not in factors:
+        return scaling
+    if scaling is not None:
+        raise ConfigError(f"{_ROPE_FREQUENCIES} and rope.scaling.type are both set; expected one of them")
+    return llama3_scaling(factors[_ROPE_FREQUENCIES], theta, head_size)
+
+
+def _longrope(keys: dict[str, Any], context: int, factors: Mapping[str, np.ndarray]) -> RopeScaling:
+    """Phi's; llama.cpp takes the long factors for all sequences of a long context, we do for long ones."""
+    if not {_LONG, _SHORT} <= factors.keys():
+        raise ConfigError(f"one of {_LONG} and {_SHORT} is missing; expected both")
+    original = integer(keys, "rope.scaling.original_context_length")
+    stated = "rope.scaling.attn_factor" in keys
+    return RopeScaling(
+        kind="longrope",
+        factor=context / original,
+        original_context=original,
+        short_factors=tuple(map(shortest, factors[_SHORT].tolist())),
+        long_factors=tuple(map(shortest, factors[_LONG].tolist())),
+        attention_factor=shortest(number(keys, "rope.scaling.attn_factor")) if stated else None,
+    )
+
+
+def _stated_scaling(keys: dict[str, Any], context: int) -> RopeScaling | None:
     """llama.cpp's `linear` and `yarn`, the same as transformers' (arXiv:2309.00071, limits rounded
     outwards)."""
     kind = keys.get("rope.scaling.type", "linear" if "rope.scale_linear" in keys else "none")
@@ -126,7 +166,7 @@ def _scaling(keys: dict[str, Any], context: int) -> RopeScaling | None:
     if kind == "none" or (kind == "linear" and keys.get(key, 1.0) == 1.0):
         return None
     if kind not in ("linear", "yarn"):
-        raise ConfigError(f"llama.rope.scaling.type is {kind!r}; expected none, linear or yarn")
+        raise ConfigError(f"rope.scaling.type is {kind!r}; expected none, linear or yarn")
     original = "rope.scaling.original_context_length"
     trained = integer(keys, original) if original in keys else context
     return RopeScaling(kind=kind, factor=number(keys, key), original_context=trained)

@@ -1,8 +1,8 @@
-"""A GGUF file of architecture `llama`, dequantised tensor by tensor, with our names and layout.
+"""A GGUF file, dequantised tensor by tensor, with our names and layout.
 
 Weights are returned as float32, whatever type they were stored in; `gguf_tokenizer` reads the tokenizer. The
-one idea: llama.cpp rotates adjacent pairs of a head's dimensions and we rotate pairs i and i + H/2, so its
-converter permutes the rows of q and k, and we undo that.
+one idea: for some architectures llama.cpp rotates adjacent pairs of a head's dimensions and we rotate pairs i
+and i + H/2, so its converter permutes the rows of q and k, and we undo that.
 """
 
 import hashlib
@@ -23,14 +23,24 @@ from ..checkpoint import total_bytes
 from ..errors import CheckpointError
 from ..generation import GenerationDefaults, read_recommended, read_sampling
 from ..grouped import quantized_in_groups
-from ..names import GGUF, GGUF_EXPERTS, GGUF_UNSTACKED, find_origins, refuse_unused, table_for, unused
-from .gguf_config import read_gguf_config, shortest
+from ..names import (
+    GGUF,
+    GGUF_EXPERTS,
+    GGUF_JOINED,
+    GGUF_UNSTACKED,
+    Origin,
+    find_origins,
+    refuse_unused,
+    table_for,
+    unused,
+    with_joined,
+)
+from ..values import shortest
+from .gguf_config import FACTORS, architecture_of, read_gguf_config
 from .gguf_groups import groups_of, quantization_of_kinds
 from .gguf_header import GGUFHeader, GGUFTensor, stamp
 from .gguf_parts import read_gguf_parts, tensors_of
 from .gguf_tokenizer import end_ids
-
-_ROPE_FREQUENCIES = "rope_freqs.weight"
 
 
 class GGUFFile:
@@ -60,11 +70,12 @@ class GGUFFile:
                     f"{tensor.file}: tensor {tensor.name} is {tensor.kind.name}; not dequantisable"
                 )
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        divisors = tensors.get(_ROPE_FREQUENCIES) if shapes.pop(_ROPE_FREQUENCIES, None) else None
-        factors = self._read(divisors) if divisors else None
+        factors = {name: self._read(tensors[name]) for name in FACTORS if shapes.pop(name, None)}
         self.config: ModelConfig = read_gguf_config(path, metadata, shapes, factors)
+        self._pairs = architecture_of(metadata).pairs
         self.generation = GenerationDefaults(eos_ids=end_ids(path, metadata), **_sampling(path, metadata))
-        table = table_for(self.config, GGUF, (GGUF_EXPERTS, GGUF_UNSTACKED), shapes)
+        dense = with_joined(GGUF, GGUF_JOINED, shapes)
+        table = table_for(self.config, dense, (GGUF_EXPERTS, GGUF_UNSTACKED), shapes)
         self._origins = find_origins(path, self.config, table, shapes)
         refuse_unused(path, unused(self._origins, shapes))
         self._stored = {name: tensors[name] for name in shapes}
@@ -94,12 +105,12 @@ class GGUFFile:
         for name, origin in self._origins.items():
             grouped = self.quantization is not None and is_linear(name)
             if grouped:
-                yield from self._groups(name, origin.names[0])
+                yield from self._groups(name, origin)
             elif name != "embed" or has_embedding(self.config, self.quantization):
                 heads = self._rotary_heads(name)
                 yield name, origin.assemble(lambda foreign, heads=heads: self._rows(foreign, heads))
         if not has_embedding(self.config, self.quantization):
-            yield from self._groups("head", self._origins["embed"].names[0])
+            yield from self._groups("head", self._origins["embed"])
 
     def _quantization(self) -> Quantization | None:
         """That of the file's tensors; None if they are wide."""
@@ -108,13 +119,14 @@ class GGUFFile:
         check_groups(self.config, found)
         return found
 
-    def _groups(self, name: str, foreign: str) -> Iterator[tuple[str, np.ndarray]]:
+    def _groups(self, name: str, origin: Origin) -> Iterator[tuple[str, np.ndarray]]:
         """A linear weight and its scales, with the file's own bits; a head of another type gets 8 bits."""
-        stored, heads = self._stored[foreign], self._rotary_heads(name)
+        stored, heads = self._stored[origin.names[0]], self._rotary_heads(name)
         if name == "head" and stored.kind != Kind.Q8_0:
             yield from quantized_in_groups(name, self._read(stored).T)
             return
         raw = self._raw(stored).reshape(stored.shape[0], -1)
+        raw = raw if origin.start is None else raw[origin.start : origin.start + origin.outputs]
         raw = unpermute(raw, heads) if heads else raw
         parts = groups_of(raw.reshape(len(raw), stored.shape[1] // GROUP, -1), stored.kind)
         named = zip((name, f"{name}_scale", f"{name}_low"), parts, strict=True)
@@ -126,7 +138,9 @@ class GGUFFile:
         return unpermute(values, rotary_heads) if rotary_heads else values
 
     def _rotary_heads(self, name: str) -> int:
-        """The number of a parameter's heads that are rotated; 0 except for q and k."""
+        """The number of a parameter's heads whose rows the converter has permuted; 0 except for q and k."""
+        if not self._pairs:
+            return 0
         inner = name.split(".", 2)[-1].removesuffix("_bias")
         return {"attention.q": self.config.heads, "attention.k": self.config.kv_heads}.get(inner, 0)
 

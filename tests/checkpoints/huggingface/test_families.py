@@ -82,9 +82,9 @@ MODELS: dict[str, dict[str, Any]] = {
 """By the family, and what is special: sizes that differ from `SIZES`."""
 
 
-def build(name: str) -> transformers.PreTrainedModel:
+def build(name: str, **changes: Any) -> transformers.PreTrainedModel:
     """A tiny random model of a case."""
-    sizes = {**SIZES, **MODELS[name], "attn_implementation": "eager"}
+    sizes = {**SIZES, **MODELS[name], "attn_implementation": "eager", **changes}
     config = transformers.AutoConfig.for_model(name.split()[0], **sizes)
     return draw_weights(transformers.AutoModelForCausalLM.from_config(config), seed=5)
 
