@@ -57,8 +57,14 @@ def _growth(rope: RopeScaling | None, positions_T: jax.Array) -> jax.Array | Non
 
 
 def follows_length(config: ModelConfig) -> bool:
-    """Whether a token's key depends on how long its sequence's prompt is."""
-    return config.rope is not None and config.rope.kind in ("dynamic", "longrope")
+    """Whether a token's key depends on how long its sequence's prompt is, for every length."""
+    return config.rope is not None and config.rope.kind == "dynamic"
+
+
+def is_long(config: ModelConfig, prompt: int) -> bool:
+    """Whether a prompt of this many tokens has other keys than the shorter ones: with `longrope`."""
+    rope = config.rope
+    return rope is not None and rope.kind == "longrope" and prompt > rope.original_context
 
 
 def rotate(x_TNH: jax.Array, rotary: Rotary) -> jax.Array:

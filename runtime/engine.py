@@ -10,11 +10,12 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from jax.sharding import Mesh
 
 from ..model.config import ModelConfig
+from ..model.rotary import is_long
 from ..model.sharding import create_mesh
 from .device.assembly import assemble, shares_prefixes
 from .device.executables import CompilationCounter, Progress
@@ -83,7 +84,7 @@ class Engine:
             mesh = create_mesh(1, list(parameters["norm"].devices()))
         runner = assemble(config, parameters, settings, mesh, followers, page_file)
         shapes, pages = runner.shapes, runner.pages
-        self.vocabulary = config.vocabulary
+        self._config, self.vocabulary = config, config.vocabulary
         self.kernels = runner.kernels
         log.info("kernels: %s", ", ".join("=".join(pair) for pair in self.kernels))
         self.slots = shapes.slots
@@ -254,6 +255,8 @@ class Engine:
 
     def _create_sequence(self, request: Request, arrival: int) -> Sequence:
         limit, params = check(request, self.vocabulary, self.context), request.params
+        if is_long(self._config, len(request.prompt)):  # its keys are not those of a shorter prompt
+            request = replace(request, cache_salt=f"{request.cache_salt}\0long")
         if params.scores_prompt and not self.scores:
             raise InvalidRequest(
                 "this engine does not score prompts; expected no prompt_logprobs", "prompt_logprobs"

@@ -93,6 +93,8 @@ def read_config(path: Path, config: dict[str, Any]) -> ModelConfig:
         _check_wrapper(config)
         config = text_config(config)
         family = _check_family(config)
+        if config.get("auto_map"):
+            note(f"{path}: auto_map is {brief(config['auto_map'])}; the code that it names is not run")
         if config["model_type"] == "llama" and config.get("use_sliding_window") is False:
             config = {key: value for key, value in config.items() if key not in _WINDOWS}
         _check_keys(path, config, family)

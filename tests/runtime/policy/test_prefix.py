@@ -7,10 +7,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distaff.model.config import RopeScaling
+from distaff.runtime.device.settings import EngineSettings
 from distaff.runtime.engine import Engine
 from distaff.runtime.request import Request
 
-from ..conftest import Bench
+from ..conftest import Bench, complete
 from ..tiny import CONFIG, POISON, EventCollector, ask, assert_greedy, random_prompt
 
 PAGE = 4
@@ -67,6 +68,34 @@ def test_a_disabled_cache_finds_nothing(make_engine, parameters):
     scaling = RopeScaling(kind="dynamic", factor=2.0, original_context=80)
     follows = Engine(replace(CONFIG, rope=scaling), parameters)
     assert not follows._loop.scheduler.prefix._enabled
+
+
+def test_long_prompts_share_pages_among_themselves(parameters):
+    """With longrope a key depends on whether its prompt is longer than the trained context, so pages are
+    shared on each side of it, and every reply is the one that an engine without a cache gives."""
+    ones = (1.0,) * (CONFIG.head_size // 2)
+    factors = dict(short_factors=ones, long_factors=tuple(2.0 * one for one in ones))
+    scaling = RopeScaling(kind="longrope", factor=4.0, original_context=32, **factors)
+    collector = EventCollector()
+    config, wanted = replace(CONFIG, rope=scaling), EngineSettings(speculation=False)
+    engine = Engine(config, parameters, wanted, collector.receive)
+    plain = Engine(config, parameters, replace(wanted, prefix_cache=False), collector.receive)
+    engine.warm_up()
+    complete(engine._loop.runner)
+    plain._loop.runner = engine._loop.runner
+    head = random_prompt(60, seed=9)
+    lengths = {"short": 30, "short again": 30, "long": 40, "long again": 60}
+    found, replies = {}, {}
+    for each, kind in ((engine, "shared"), (plain, "alone")):
+        each.start()
+        for name, length in lengths.items():
+            request = replace(ask(f"{kind} {name}", 1, max_tokens=12), prompt=head[:length])
+            (replies[kind, name],) = Bench(each, collector).run([request])
+            found[kind, name] = collector.events[request.id][0].cached_tokens
+        each.stop()
+    size = engine.page_size
+    assert [found["shared", name] // size for name in lengths] == [0, 29 // size, 0, 40 // size]
+    assert [replies["shared", name] for name in lengths] == [replies["alone", name] for name in lengths]
 
 
 def test_pages_are_found_while_they_are_computed(bench):
