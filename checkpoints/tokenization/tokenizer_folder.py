@@ -1,8 +1,8 @@
-"""A tokenizer from a folder: `tokenizer.json`, tokens that other files state, and chat templates.
+"""A tokenizer from a folder: `tokenizer.json`, else `tekken.json`; tokens that other files state; templates.
 
 The pipeline is used as it is, including the tokens that it adds around a text: with a `tokenizer.json`,
 `add_bos_token` and `add_eos_token` have no effect, as in transformers 5. Vocabularies without a
-`tokenizer.json` (only a SentencePiece model) are refused: a pipeline for one would be a guess.
+either (only a SentencePiece model) are refused: a pipeline for one would be a guess.
 """
 
 import re
@@ -15,6 +15,7 @@ from ..errors import CheckpointError
 from ..files import read_json
 from ..generation import read_generation
 from .stated_tokens import add_stated_tokens
+from .tekken import NAMED, TEKKEN_FILE, read_tekken
 from .tokenizer_parts import TokenizerParts
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -29,11 +30,14 @@ def read_tokenizer_folder(folder: Path) -> TokenizerParts:
     """Reads the tokenizer in a Hugging Face folder or a store.
 
     Raises:
-      CheckpointError: tokenizer.json is missing, or it or a file beside it is damaged.
+      CheckpointError: there is no tokenizer.json or tekken.json, or it or a file beside it is damaged.
     """
-    tokenizer = _read_pipeline(folder / TOKENIZER_FILE)
     path = folder / CONFIG_FILE
     config = read_json(path) if path.exists() else {}
+    if (folder / TEKKEN_FILE).exists() and not (folder / TOKENIZER_FILE).exists():
+        tokenizer, config = read_tekken(folder / TEKKEN_FILE), {**NAMED, **config}
+    else:
+        tokenizer = _read_pipeline(folder / TOKENIZER_FILE)
     special = add_stated_tokens(path, config, tokenizer)
     end = tokenizer.token_to_id(special["eos_token"]) if "eos_token" in special else None
     templates = _read_templates(folder, config)
@@ -48,7 +52,7 @@ def read_tokenizer_folder(folder: Path) -> TokenizerParts:
 
 def _read_pipeline(path: Path) -> Tokenizer:
     if not path.exists():
-        raise CheckpointError(f"{path}: missing; a tokenizer is read from this file only")
+        raise CheckpointError(f"{path}: missing; expected this file, or {TEKKEN_FILE} beside it")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
