@@ -51,6 +51,11 @@ _GROUPED = {
     "int8": Form("grouped_linear", panels.pack_bytes, "int8", panels.GROUP),
     "float16": Form("grouped_linear", panels.pack_scales, "float16"),
 }
+_GROUPED_EXPERTS = {
+    name: replace(form, operation="experts", pack=jax.vmap(form.pack), stacked=True)
+    for name, form in _GROUPED.items()
+}
+"""A device's experts have whole groups of inputs, so they have whole panels too."""
 
 
 def form_of(name: str, rank: int, quantization: Quantization | None) -> Form | None:
@@ -59,7 +64,8 @@ def form_of(name: str, rank: int, quantization: Quantization | None) -> Form | N
     if name.endswith("router"):
         return ROUTER
     if is_grouped(quantization):
-        return _GROUPED.get(stored_type(name, quantization) or "") if rank == 2 else None
+        forms = _GROUPED_EXPERTS if rank == 3 else _GROUPED
+        return forms.get(stored_type(name, quantization) or "")
     if not is_linear(name):
         return None
     wide, int8 = (EXPERTS, INT8_EXPERTS) if rank == 3 else (WIDE, INT8)

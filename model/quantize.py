@@ -77,7 +77,7 @@ def quantize_groups8(w: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def dequantize_groups(w: jax.Array, scale: jax.Array, low: jax.Array | None) -> jax.Array:
-    """The weight, f32 `[D, F]`, of its portable form."""
+    """The weight, f32 `[..., D, F]`, of its portable form."""
     q = w if low is None else split_nibbles(w)
     return _widen(_in_groups(q), scale, low).reshape(q.shape)
 

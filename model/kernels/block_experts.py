@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .linear import int8_padded, split_k
+from .linear import grouped_plain, int8_padded, split_k
 from .registry import ExpertWeights
 
 SMALLEST, LARGEST = 8, 40
 """Rows per block on a CPU. Fewer than 8 take as long, because a product reads all its weights first; with
 more than 40, too many rows are padding if the load of the experts differs."""
+LARGEST_GROUPED = 512
+"""The same with weights in groups: each block widens its expert's, which costs more than padding."""
 
 
 def block_experts(
@@ -30,7 +32,8 @@ def block_experts(
     A block may reach past its expert's rows. The block that these rows belong to overwrites the result,
     because blocks come in the order of rows; rows after the last expert's are not read.
     """
-    block = block_rows(expert_TX.shape[0], expert_TX.shape[1], experts.count)
+    largest = LARGEST_GROUPED if experts.grouped else LARGEST
+    block = block_rows(expert_TX.shape[0], expert_TX.shape[1], experts.count, largest)
     order_R, size_E = sort_by_expert(expert_TX, experts.count)
     start_E = jnp.cumsum(size_E) - size_E
     blocks_E = -(-size_E // block)
@@ -47,14 +50,14 @@ def block_experts(
     return weighted_sum(y_RD, order_R, expert_TX, weight_TX, experts.count).astype(x_TD.dtype)
 
 
-def block_rows(tokens: int, choices: int, count: int) -> int:
+def block_rows(tokens: int, choices: int, count: int, largest: int = LARGEST) -> int:
     """Rows per block: an eighth more than each expert gets if all get the same number, so that most experts
     need one block.
 
     Never more than the number of tokens, because each token goes to an expert once at most.
     """
     share = tokens * choices * 9 // (8 * count)
-    return min(tokens, max(SMALLEST, min(LARGEST, -(-share // 4) * 4)))
+    return min(tokens, max(SMALLEST, min(largest, -(-share // 4) * 4)))
 
 
 def sort_by_expert(expert_TX: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
@@ -88,20 +91,22 @@ def sum_of_choices(y_TXD: jax.Array, expert_TX: jax.Array, weight_TX: jax.Array,
 
 def _expert(x_CD: jax.Array, experts: ExpertWeights, e: jax.Array) -> jax.Array:
     """Some rows through expert e, i32 `[]`: SwiGLU."""
-    product = partial(_product, e=e)
-    gate_CF = product(x_CD, experts.gate, experts.gate_scale)
-    up_CF = product(x_CD, experts.up, experts.up_scale)
-    return product(jax.nn.silu(gate_CF) * up_CF, experts.down, experts.down_scale)
+    product = partial(_grouped_product if experts.grouped else _product, e=e, experts=experts)
+    gate_CF, up_CF = product(x_CD, name="gate"), product(x_CD, name="up")
+    return product(jax.nn.silu(gate_CF) * up_CF, name="down")
 
 
-def _product(
-    x_CD: jax.Array,
-    weights: jax.Array | tuple[jax.Array, ...],
-    scale_EF: jax.Array | None,
-    e: jax.Array,
-) -> jax.Array:
+def _grouped_product(x_CD: jax.Array, name: str, e: jax.Array, experts: ExpertWeights) -> jax.Array:
+    """Rows times expert e's weights in groups. Only this expert's are widened, which copies them anyway."""
+    weight, scale, low = (getattr(experts, f"{name}{part}") for part in ("", "_scale", "_low"))
+    (y_CF,) = grouped_plain(x_CD, (weight[e], scale[e], None if low is None else low[e]))
+    return y_CF.astype(x_CD.dtype)
+
+
+def _product(x_CD: jax.Array, name: str, e: jax.Array, experts: ExpertWeights) -> jax.Array:
     """Rows times expert e's weights. Stacked weights are copied first. With unstacked experts, a branch for
     each expert reads its weights in place and holds nothing else, so that it is cheap to compile."""
+    weights, scale_EF = getattr(experts, name), getattr(experts, f"{name}_scale")
 
     def times(w_DF: jax.Array) -> jax.Array:
         ys = split_k(x_CD, w_DF) if scale_EF is None else int8_padded(x_CD, (w_DF, scale_EF[e]))

@@ -9,8 +9,8 @@ Weights that are quantised in groups of 32 inputs (`quantize.py` has their porta
 `32 group + 4 p + i` in its low half and the input 16 later in its high half. With 8 bits they are as int8, by
 groups: `[F / 32, D / 32, 8, 32, 4]`. Their scales and lows are f16 `[F / 32, D / 32, 32]`.
 
-Experts are stacked: `[E, F / 32, D, 32]` and `[E, F / 32, D / 4, 32, 4]`, so that an expert's panels are
-contiguous.
+Experts are stacked: `[E, F / 32, D, 32]`, `[E, F / 32, D / 4, 32, 4]`, and in groups with E before the same
+axes, so that an expert's panels are contiguous.
 """
 
 import jax

@@ -109,8 +109,12 @@ class ZerosKernel(Protocol):
 class ExpertWeights:
     """The experts on this device: gate and up `[E, D, F]`, down `[E, F, D]`; if int8, f32 scales `[E, outs]`.
 
-    If unstacked (see `sharding.unstack`), gate, up and down are E arrays of `[1, …]` each. For the backend
-    `native` they can be panels (see `panels.py`); for `triton` int8 ones are `[E, outs, inputs]`.
+    In groups each is a stack of the parts of a `quantize.GroupedWeight`, with scales and lows f16
+    `[E, inputs / 32, outs]`; without lows the weights have 8 bits.
+
+    If unstacked (see `sharding.unstack`), gate, up and down are E arrays of `[1, …]` each; those in groups
+    are always stacked. For the backend `native` they can be panels (see `panels.py`); for `triton` int8 ones
+    are `[E, outs, inputs]`.
     """
 
     gate: jax.Array | tuple[jax.Array, ...]
@@ -119,6 +123,14 @@ class ExpertWeights:
     gate_scale: jax.Array | None = None
     up_scale: jax.Array | None = None
     down_scale: jax.Array | None = None
+    gate_low: jax.Array | None = None
+    up_low: jax.Array | None = None
+    down_low: jax.Array | None = None
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the weights are in groups."""
+        return self.gate_scale is not None and self.gate_scale.ndim > 2
 
     @property
     def count(self) -> int:

@@ -80,11 +80,12 @@ float widen(uint16_t half) {  // a positive normal number of f16
   return std::ldexp(1024.f + (half & 1023), (half >> 10) - 25);
 }
 
-void check_grouped(const distaff::Kernels& kernels, int64_t rows, int64_t groups, bool nibbles) {
+// The result's rows are `stride` apart, and the numbers between its columns and the next row stay as they are.
+void check_grouped(const distaff::Kernels& kernels, int64_t rows, int64_t groups, bool nibbles, int64_t stride) {
   const int64_t depth = groups * kGroup;
   const auto x = floats(rows * depth);
   std::vector<int8_t> values(rows * depth);
-  std::vector<float> scales(rows * groups), shares(rows * groups), y(rows * kPanel);
+  std::vector<float> scales(rows * groups), shares(rows * groups), y((rows - 1) * stride + kPanel, 7);
   std::vector<int32_t> sums(rows * groups);
   const distaff::RoundedGroups rounded = {values.data(), scales.data(), sums.data(), shares.data(), groups};
   for (int64_t r = 0; r < rows; ++r) kernels.quantize_groups(x.data() + r * depth, rounded, r);
@@ -94,7 +95,8 @@ void check_grouped(const distaff::Kernels& kernels, int64_t rows, int64_t groups
   for (uint16_t& each : factors) each = 0x2c00 + random_bits() % 0x1000;
   for (uint16_t& each : lows) each = 0x2c00 + random_bits() % 0x1000;
   const distaff::GroupedPanel panel = {weights.data(), factors.data(), nibbles ? lows.data() : nullptr};
-  (nibbles ? kernels.grouped4 : kernels.grouped8)(rounded, panel, y.data(), rows, kPanel);
+  (nibbles ? kernels.grouped4 : kernels.grouped8)(rounded, panel, y.data(), rows, stride);
+  for (int64_t at = 0; at < int64_t(y.size()); ++at) expect(at % stride < kPanel || y[at] == 7, "grouped's gap");
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t f = 0; f < kPanel; ++f) {
       double sum = 0;
@@ -107,7 +109,7 @@ void check_grouped(const distaff::Kernels& kernels, int64_t rows, int64_t groups
                                       : double(byte - 128) * widen(factors[g * kPanel + f]);
         sum += double(values[r * depth + d]) * scales[r * groups + g] * weight;
       }
-      expect(std::abs(sum - y[r * kPanel + f]) < 1e-4 * depth, "grouped");
+      expect(std::abs(sum - y[r * stride + f]) < 1e-4 * depth, "grouped");
     }
 }
 
@@ -187,7 +189,8 @@ int main() {
   }
   for (int64_t rows : {1, 2, 3, 7, 8, 13, 30})
     for (int64_t groups : {1, 3, 12, 13, 30})
-      for (bool nibbles : {false, true}) check_grouped(kernels, rows, groups, nibbles);
+      for (bool nibbles : {false, true})
+        for (int64_t panels : {1, 3}) check_grouped(kernels, rows, groups, nibbles, panels * kPanel);
   for (int64_t page : {1, 8, 16, 100})
     for (int64_t window : {0, 5, 70}) {
       check_attention(kernels, 1, 0, page, window);

@@ -3,6 +3,7 @@
 The law: a token's bits depend on its own row and the weights alone.
 """
 
+from dataclasses import replace
 from functools import cache, partial
 
 import jax
@@ -16,19 +17,20 @@ from jax import lax
 from distaff.model.kernels.block_experts import block_experts
 from distaff.model.kernels.cpu.native_experts import native_experts
 from distaff.model.kernels.registry import ExpertWeights
-from distaff.model.layout import EXPERTS, INT8_EXPERTS
-from distaff.model.quantize import quantize_weight
+from distaff.model.layout import form_of
+from distaff.model.quantize import quantize_linear
 
 from .test_expert_kernels import unstacked
 
 ON_EACH = pytest.mark.usefixtures("instruction_set")
 NAMES = ("gate", "up", "down")
-KINDS = st.sampled_from(["float32", "bfloat16", "int8"])
+QUANTIZED = ("int8", "int4", "int8-groups")
+KINDS = st.sampled_from(["float32", "bfloat16", *QUANTIZED])
 SIZES = st.tuples(st.integers(1, 8), st.integers(1, 5), st.integers(1, 5))
 """Experts, panels of D, panels of F."""
-ALLOWED = {"float32": 1e-5, "bfloat16": 1e-5, "int8": 0.02}
+ALLOWED = {"float32": 1e-5, "bfloat16": 1e-5, "int8": 0.02, "int4": 0.01, "int8-groups": 0.01}
 """Of the largest output. Weights of bf16 are exact in f32; in int8 a hidden value on an edge may round to
-the other side."""
+the other side, by a 127th of the largest in its row, or in its group."""
 
 
 @cache
@@ -45,13 +47,13 @@ def drawn(kind: str, count: int, width: int, inner: int) -> tuple[ExpertWeights,
 @partial(jax.jit, static_argnums=1)
 def _packed_and_stored(weights: list[jax.Array], kind: str) -> tuple[ExpertWeights, ExpertWeights]:
     """One program for each drawn size, since compiling many small ones takes most of the time."""
-    stored, packed = {}, {}
+    quantization, stored, packed = kind if kind in QUANTIZED else None, {}, {}
     for name, w in zip(NAMES, weights, strict=True):
-        if kind == "int8":
-            w, scale = quantize_weight(w)
-            stored[f"{name}_scale"] = packed[f"{name}_scale"] = scale
-        stored[name] = w.astype(jnp.float32) if kind == "bfloat16" else w
-        packed[name] = (INT8_EXPERTS if kind == "int8" else EXPERTS).pack(w)
+        parts = quantize_linear(name, w, quantization) if quantization else {name: w}
+        for part, values in parts.items():
+            stored[part] = values.astype(jnp.float32) if kind == "bfloat16" else values
+            form = form_of(f"layers.0.feed_forward.{part}", values.ndim, quantization)
+            packed[part] = form.pack(values) if form else values
     return ExpertWeights(**packed), ExpertWeights(**stored)
 
 
@@ -87,7 +89,7 @@ def test_experts_are_those_of_the_portable_backend(
     packed, stored = drawn(kind, count, width, inner)
     step, i = inputs(tokens, choices, count, width), data.draw(st.integers(0, tokens - 1))
     portable = jax.jit(block_experts, compiler_options={"xla_backend_optimization_level": 0})
-    expected_TD = np.asarray(portable(*step, unstacked(stored)))
+    expected_TD = np.asarray(portable(*step, stored if stored.grouped else unstacked(stored)))
 
     def check():
         found_TD, alone_1D = whole_and_alone(i, *step, experts=packed)
@@ -99,7 +101,7 @@ def test_experts_are_those_of_the_portable_backend(
 
 
 @ON_EACH
-@pytest.mark.parametrize("kind", ["float32", "int8"])
+@pytest.mark.parametrize("kind", ["float32", *QUANTIZED])
 def test_other_tokens_and_their_number_change_no_bit(kind):
     """Every token of a step alone, in halves, in another order, and with all others at one expert."""
     packed, _ = drawn(kind, 4, 320, 64)
@@ -121,7 +123,7 @@ def test_other_tokens_and_their_number_change_no_bit(kind):
 
 
 @ON_EACH
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", *QUANTIZED])
 @pytest.mark.parametrize("nobody", [4, 5, -1, 2**31 - 1, -(2**31)])
 def test_rows_without_an_expert_are_zero_and_reach_nobody(kind, nobody):
     """Also if they hold NaN, and whatever index that is no expert's they have."""
@@ -159,11 +161,11 @@ def test_bfloat16_comes_back():
     np.testing.assert_allclose(found_TD.astype(jnp.float32), expected_TD, atol=0.02)
 
 
-@pytest.mark.parametrize("kind", ["float32", "int8"])
+@pytest.mark.parametrize("kind", ["float32", *QUANTIZED])
 def test_experts_that_are_no_panels_are_computed_by_the_portable_backend(kind):
     _, stored = drawn(kind, 4, 64, 96)
     step = inputs(7, 2, 4, 64)
-    for experts in (stored, unstacked(stored)):
+    for experts in (stored,) if stored.grouped else (stored, unstacked(stored)):
         expected_TD = jax.jit(block_experts)(*step, experts)
         np.testing.assert_array_equal(jax.jit(native_experts)(*step, experts), expected_TD)
 
@@ -186,21 +188,76 @@ def test_wrong_panels_are_refused_when_traced(name):
         jax.eval_shape(native_experts, *step, experts)
 
 
-@pytest.mark.parametrize(
-    "shapes",
-    [
-        [(2, 1, 64, 32), (2, 1, 32, 32), (2, 1, 32, 32)],
-        [(2, 1, 32, 32), (2, 1, 32, 32), (1, 1, 32, 32)],
-        [(2, 1, 32, 32), (2, 2, 32, 32), (2, 1, 32, 32)],
-        [(2, 1, 32, 32), (2, 1, 32, 32)],
-        [(2, 1, 32, 32)] * 3 + [(2, 32)] * 3,
-    ],
-)
-def test_the_call_itself_refuses_wrong_shapes(shapes):
+WEIGHTS4, WEIGHTS8, HALVES = (2, 1, 1, 4, 32, 4), (2, 1, 1, 8, 32, 4), (2, 1, 1, 32)
+GROUPS = {f"{name}_{part}": (HALVES, jnp.float16) for part in ("scale", "low") for name in NAMES}
+GROUPS |= {name: (WEIGHTS4, jnp.uint8) for name in NAMES}
+WRONG_GROUPS = {
+    "inputs": {"up": ((2, 1, 2, 4, 32, 4), jnp.uint8)},
+    "experts": {"down": ((1, 1, 1, 4, 32, 4), jnp.uint8), "down_scale": ((1, 1, 1, 32), jnp.float16)},
+    "nibbles without low": {"gate_low": None},
+    "bytes with low": {"gate": (WEIGHTS8, jnp.uint8)},
+    "scale": {"up_scale": ((2, 1, 32), jnp.float16)},
+    "type of scale": {"down_scale": (HALVES, jnp.float32)},
+    "not stacked": {"up": ((1, 1, 4, 32, 4), jnp.uint8)},
+}
+
+
+@pytest.mark.parametrize("changes", WRONG_GROUPS.values(), ids=WRONG_GROUPS)
+def test_wrong_panels_of_groups_are_refused_when_traced(changes):
+    """x has 32 channels, and there are two experts; gate, up and down may have 4 or 8 bits each."""
+    step = jnp.ones((3, 32)), jnp.zeros((3, 1), jnp.int32), jnp.ones((3, 1))
+    mixed = GROUPS | {"up": (WEIGHTS8, jnp.uint8), "up_low": None}
+    for right in (GROUPS, mixed):
+        jax.eval_shape(native_experts, *step, experts_of(right))
+    with pytest.raises(ValueError, match=r"experts .*; expected panels 32 to 32"):
+        jax.eval_shape(native_experts, *step, experts_of(GROUPS | changes))
+
+
+def experts_of(arrays):
+    return ExpertWeights(**{name: each and jnp.ones(*each) for name, each in arrays.items()})
+
+
+@ON_EACH
+def test_four_and_eight_bits_go_together():
+    """Each of the three weights has lows of its own, or none."""
+    (four, stored4), (eight, stored8) = (drawn(kind, 4, 64, 96) for kind in ("int4", "int8-groups"))
+    for name in NAMES:
+        other = {f"{name}{part}": getattr(eight, f"{name}{part}") for part in ("", "_scale", "_low")}
+        other_stored = {f"{name}{part}": getattr(stored8, f"{name}{part}") for part in ("", "_scale", "_low")}
+        step = inputs(9, 2, 4, 64)
+        found_TD = native_experts(*step, replace(four, **other))
+        expected_TD = block_experts(*step, replace(stored4, **other_stored))
+        np.testing.assert_allclose(found_TD, expected_TD, atol=0.01 * np.abs(expected_TD).max())
+
+
+FLOATS = [((2, 1, 32, 32), jnp.float32)] * 3
+NIBBLES, BYTES = (WEIGHTS4, jnp.uint8), (WEIGHTS8, jnp.uint8)
+SCALES = [(HALVES, jnp.float16)] * 3
+REFUSED = {
+    "inputs": [((2, 1, 64, 32), jnp.float32), *FLOATS[1:]],
+    "experts": [*FLOATS[1:], ((1, 1, 32, 32), jnp.float32)],
+    "outputs": [FLOATS[0], ((2, 2, 32, 32), jnp.float32), FLOATS[0]],
+    "two": FLOATS[1:],
+    "scales of f32": [*FLOATS, *[((2, 32), jnp.float32)] * 3],
+    "no lows": [NIBBLES] * 3 + SCALES,
+    "a low too few": [NIBBLES] * 3 + SCALES + SCALES[1:],
+    "lows of bytes": [BYTES] * 3 + SCALES + SCALES[1:],
+    "scales of groups": [BYTES] * 3 + [(HALVES[1:], jnp.float16)] * 3,
+    "type of scales": [BYTES] * 3 + [(HALVES, jnp.bfloat16)] * 3,
+    "sizes of scales": [BYTES] * 3 + [((2, 1, 2, 32), jnp.float16)] * 3,
+    "loads": [((2, 1, 1, 5, 32, 4), jnp.uint8)] * 3 + SCALES,
+    "groups beside floats": [*[NIBBLES] * 2, FLOATS[0], *SCALES, *SCALES],
+    "floats beside groups": [*FLOATS[:2], NIBBLES, *SCALES, *SCALES],
+}
+
+
+@ON_EACH
+@pytest.mark.parametrize("operands", REFUSED.values(), ids=REFUSED)
+def test_the_call_itself_refuses_wrong_shapes(operands):
     call = jax.ffi.ffi_call("distaff_experts", jax.ShapeDtypeStruct((3, 32), jnp.float32))
     step = jnp.ones((3, 32)), jnp.zeros((3, 1), jnp.int32), jnp.ones((3, 1))
     with pytest.raises(jax.errors.JaxRuntimeError, match="experts: expected x and a result"):
-        call(*step, *map(jnp.ones, shapes))
+        call(*step, *(jnp.ones(*each) for each in operands))
 
 
 def test_the_call_itself_refuses_choices_of_another_shape():

@@ -1,7 +1,7 @@
 """A mixture of experts by the native kernels: an expert's panels are read in place, once for all of its rows.
 
 A token's bits depend on its own row and the weights alone. All is computed in f32, whatever the type of x and
-of the weights.
+of the weights; those of int8 and in groups round their inputs, as linear maps do.
 """
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ..block_experts import block_experts
 from ..panels import PANEL, QUAD
 from ..registry import ExpertWeights
-from .native_linear import WIDE
+from .native_linear import WIDE, fits_groups
 
 
 def native_experts(
@@ -20,24 +20,26 @@ def native_experts(
     if isinstance(experts.gate, tuple) or experts.gate.ndim == 3:
         return block_experts(x_TD, expert_TX, weight_TX, experts)
     assert not isinstance(experts.up, tuple) and not isinstance(experts.down, tuple)
-    panels = [experts.gate, experts.up, experts.down]
-    scales = [experts.gate_scale, experts.up_scale, experts.down_scale]
     width, inner = x_TD.shape[1], experts.gate.shape[1] * PANEL
-    for w, scale, inputs, outputs in zip(
-        panels, scales, (width, width, inner), (inner, inner, width), strict=True
-    ):
-        if not _fits(w, scale, (experts.count, inputs, outputs)):
+    sizes = {"gate": (width, inner), "up": (width, inner), "down": (inner, width)}
+    for name, (inputs, outputs) in sizes.items():
+        if not _fits(experts, name, inputs, outputs):
+            w = getattr(experts, name)
             raise ValueError(f"experts {w.dtype}{list(w.shape)}; expected panels {inputs} to {outputs}")
     result = jax.ShapeDtypeStruct(x_TD.shape, jnp.float32)
     call = jax.ffi.ffi_call("distaff_experts", result)
-    operands = panels + [scale for scale in scales if scale is not None]
+    parts = [getattr(experts, f"{name}{part}") for part in ("", "_scale", "_low") for name in sizes]
+    operands = [part for part in parts if part is not None]
     return call(x_TD.astype(jnp.float32), expert_TX, weight_TX, *operands).astype(x_TD.dtype)
 
 
-def _fits(w: jax.Array, scale_EF: jax.Array | None, sizes: tuple[int, int, int]) -> bool:
-    """Whether these are panels of so many experts, inputs and outputs, and have their scales."""
-    count, inputs, outputs = sizes
-    if scale_EF is None:
-        return w.shape == (count, outputs // PANEL, inputs, PANEL) and w.dtype in WIDE
-    packed = (count, outputs // PANEL, inputs // QUAD, PANEL, QUAD)
-    return w.shape == packed and w.dtype == jnp.uint8 and scale_EF.shape == (count, outputs)
+def _fits(experts: ExpertWeights, name: str, inputs: int, outputs: int) -> bool:
+    """Whether one of the three is in panels of so many inputs and outputs, and has its scales."""
+    w, scale, low = (getattr(experts, f"{name}{part}") for part in ("", "_scale", "_low"))
+    stack = (experts.count, outputs // PANEL)
+    if scale is None:
+        return w.shape == (*stack, inputs, PANEL) and w.dtype in WIDE
+    if experts.grouped:
+        return w.ndim == 6 and w.shape[:2] == stack and fits_groups(inputs, w, scale, low)
+    packed = (*stack, inputs // QUAD, PANEL, QUAD)
+    return w.shape == packed and w.dtype == jnp.uint8 and scale.shape == (experts.count, outputs)

@@ -46,20 +46,20 @@ def grouped_linear(
     """The products with weights in panels of groups; portable ones with other weights."""
     packed = [weight for weight in weights if weight[0].ndim == 5]
     for weight in packed:
-        _check(_fits(x_TD.shape[1], *weight), x_TD, weight[0])
+        _check(fits_groups(x_TD.shape[1], *weight), x_TD, weight[0])
     operands = [operand for weight in packed for operand in weight if operand is not None]
     sizes = [len(w) * PANEL for w, *_ in packed]
     ys = iter(_call("distaff_grouped_linear", x_TD, rows, operands, sizes))
     return tuple(next(ys) if w[0].ndim == 5 else portable.grouped_plain(x_TD, w)[0] for w in weights)
 
 
-def _fits(inputs: int, w: jax.Array, scale: jax.Array, low: jax.Array | None) -> bool:
-    """Whether panels of groups are of this width, and their scales belong to them."""
+def fits_groups(inputs: int, w: jax.Array, scale: jax.Array, low: jax.Array | None) -> bool:
+    """Whether panels of groups, stacked or not, are of this width, and their scales belong to them."""
     loads = GROUP // QUAD if low is None else GROUP // QUAD // 2
     halves = [scale] if low is None else [scale, low]
-    belong = all(h.shape == (*w.shape[:2], PANEL) and h.dtype == jnp.float16 for h in halves)
+    belong = all(h.shape == (*w.shape[:-3], PANEL) and h.dtype == jnp.float16 for h in halves)
     shape = (inputs // GROUP, loads, PANEL, QUAD)
-    return belong and inputs % GROUP == 0 and w.shape[1:] == shape and w.dtype == jnp.uint8
+    return belong and inputs % GROUP == 0 and w.shape[-4:] == shape and w.dtype == jnp.uint8
 
 
 def _call(

@@ -76,7 +76,7 @@ def triton_experts(
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """See `registry.ExpertsKernel`; int8 weights are `[E, outs, inputs]`.
+    """See `registry.ExpertsKernel`; int8 weights are `[E, outs, inputs]`, except in groups.
 
     Sums are f32, or int32 if the weights are int8; hidden values and outputs are rounded to x's type.
 
@@ -96,8 +96,11 @@ def triton_experts(
 
 
 def fits(x_TD: jax.Array, experts: ExpertWeights) -> bool:
-    """Whether the kernels take these arrays: f32, bf16 or f16, the same for x and weights, or int8 weights,
-    and all numbers of a weight within reach. D and F may have any size: what lies beyond them is masked."""
+    """Whether the kernels take these arrays: f32, bf16 or f16, the same for x and weights, or int8 weights
+    that are not in groups, and all numbers of a weight within reach. D and F may have any size: what lies
+    beyond them is masked."""
+    if experts.grouped:
+        return False
     weights = [getattr(experts, name) for name in _NAMES]
     wide = x_TD.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
     alike = experts.gate_scale is not None or weights[0].dtype == x_TD.dtype
@@ -155,7 +158,7 @@ def _weight(experts: ExpertWeights, name: str) -> Scaled:
 
 def _straight(experts: ExpertWeights) -> ExpertWeights:
     """The same with int8 weights as the portable backend reads them: `[E, inputs, outs]`."""
-    if experts.gate_scale is None:
+    if experts.gate_scale is None or experts.grouped:
         return experts
     return replace(experts, **{name: getattr(experts, name).swapaxes(1, 2) for name in _NAMES})
 

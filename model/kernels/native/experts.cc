@@ -1,7 +1,8 @@
 // XLA's call for a mixture of experts: groups the step's rows by expert, and shares (expert, panel) pairs among the threads.
 //
 // A row is one choice of a token. Each expert multiplies its own rows as a linear map does, so a row's bits depend on no
-// other row. Everything is computed in f32, whatever the type of the weights, and experts in u8 round their inputs to int8.
+// other row. Everything is computed in f32, whatever the type of the weights; experts in u8 round their inputs to int8, and
+// those in groups round them by groups.
 
 #include <algorithm>
 #include <vector>
@@ -15,14 +16,20 @@ using Choices = ffi::Buffer<ffi::S32, 2>;
 using FloatStack = ffi::Buffer<ffi::F32, 4>;
 using HalfStack = ffi::Buffer<ffi::BF16, 4>;
 using ByteStack = ffi::Buffer<ffi::U8, 5>;
+using GroupedStack = ffi::Buffer<ffi::U8, 6>;
+using ScaleStack = ffi::Buffer<ffi::F16, 4>;
+
+// How a product's inputs are rounded.
+enum Kind { kWide, kRounded, kGrouped };
 
 // All experts' weights for one of the three products.
 struct Stack {
   Panels panels;
   int64_t experts = 0, inputs = 0, outputs = 0;  // outputs are whole panels
 
-  // Reads the index-th of three operands, and its scales three further on; whether they are right.
-  bool read(const ffi::RemainingArgs& operands, size_t index) {
+  // Reads the index-th of three operands, its scales three further on, and with groups of 4 bits its lows at `lows`,
+  // which then moves on; whether they are right.
+  bool read(const ffi::RemainingArgs& operands, size_t index, size_t& lows) {
     if (auto floats = operands.get<FloatStack>(index)) {
       panels.floats = floats->typed_data();
       return set_shape(floats->dimensions());
@@ -31,12 +38,33 @@ struct Stack {
       panels.halves = reinterpret_cast<const uint16_t*>(halves->untyped_data());
       return set_shape(halves->dimensions());
     }
+    if (auto weights = operands.get<GroupedStack>(index)) return read_groups(operands, index, *weights, lows);
     auto bytes = operands.get<ByteStack>(index);
     auto scales = operands.get<Matrix>(index + 3);
     if (!bytes || !scales || bytes->dimensions()[4] != 4 || !set_shape(bytes->dimensions())) return false;
     panels.bytes = bytes->typed_data(), panels.scales = scales->typed_data(), inputs *= 4;
     return scales->dimensions()[0] == experts && scales->dimensions()[1] == outputs;
   }
+
+  bool read_groups(const ffi::RemainingArgs& operands, size_t index, const GroupedStack& weights, size_t& lows) {
+    const auto shape = weights.dimensions();
+    const int64_t loads = shape[3];
+    if (shape[4] != kPanel || shape[5] != 4 || (loads != 4 && loads != 8)) return false;
+    experts = shape[0], outputs = shape[1] * kPanel, inputs = shape[2] * kGroup;
+    panels.grouped = {weights.typed_data(), halves(operands, index + 3), nullptr};
+    if (loads == 4) panels.grouped.lows = halves(operands, lows++);
+    return panels.grouped.scales && (loads == 8 || panels.grouped.lows);
+  }
+
+  const uint16_t* halves(const ffi::RemainingArgs& operands, size_t index) const {
+    auto found = operands.get<ScaleStack>(index);
+    if (!found) return nullptr;
+    const auto shape = found->dimensions();
+    const bool belong = shape[0] == experts && shape[1] == outputs / kPanel && shape[2] == inputs / kGroup;
+    return belong && shape[3] == kPanel ? reinterpret_cast<const uint16_t*>(found->untyped_data()) : nullptr;
+  }
+
+  Kind kind() const { return panels.bytes ? kRounded : panels.grouped.weights ? kGrouped : kWide; }
 
   bool set_shape(ffi::Span<const int64_t> shape) {
     experts = shape[0], outputs = shape[1] * kPanel, inputs = shape[2];
@@ -52,19 +80,19 @@ struct Weights {
   Stack gate, up, down;
 
   bool read(const ffi::RemainingArgs& operands, int64_t width) {
-    const size_t count = operands.size();
-    if (count != 3 && count != 6) return false;
-    if (!gate.read(operands, 0) || !up.read(operands, 1) || !down.read(operands, 2)) return false;
-    const bool rounded = count == 6;
+    size_t lows = 6;
+    if (!gate.read(operands, 0, lows) || !up.read(operands, 1, lows) || !down.read(operands, 2, lows)) return false;
+    if (operands.size() != (gate.kind() == kWide ? 3 : lows)) return false;
     for (const Stack* each : {&gate, &up, &down})
-      if (each->experts != gate.experts || (each->panels.bytes != nullptr) != rounded) return false;
+      if (each->experts != gate.experts || each->kind() != gate.kind()) return false;
     return gate.inputs == width && up.inputs == width && down.outputs == width && up.outputs == gate.outputs &&
            down.inputs == gate.outputs;
   }
 
   // Values as inputs of a product.
   Rows rows(ffi::ThreadPool& pool, const float* values, int64_t count, int64_t depth) const {
-    return gate.panels.bytes ? round_rows(pool, values, count, depth) : Rows{values, depth};
+    if (gate.kind() == kGrouped) return round_groups(pool, values, count, depth);
+    return gate.kind() == kRounded ? round_rows(pool, values, count, depth) : Rows{values, depth};
   }
 };
 
@@ -148,8 +176,8 @@ void add_up(ffi::ThreadPool& pool, const float* out, const Matrix& factors, cons
   });
 }
 
-// x [T, D], each token's experts and their weights [T, X], the panels of gate, up and down, and if they are u8 the scales
-// of each. Gives [T, D].
+// x [T, D], each token's experts and their weights [T, X], the panels of gate, up and down, if they are u8 the scales of
+// each, and then the lows of those in groups of 4 bits. Gives [T, D].
 ffi::Error experts(ffi::ThreadPool pool, Matrix x, Choices choices, Matrix factors, ffi::RemainingArgs operands,
                    ffi::Result<Matrix> result) {
   const int64_t tokens = x.dimensions()[0], width = x.dimensions()[1];
@@ -158,7 +186,7 @@ ffi::Error experts(ffi::ThreadPool pool, Matrix x, Choices choices, Matrix facto
       choices.dimensions()[0] != tokens || !(result->dimensions() == x.dimensions()))
     return invalid(
         "experts: expected x and a result [T, D], choices and weights [T, X], panels [E, F / 32, D, 32] twice and "
-        "[E, D / 32, F, 32], of f32, bf16, or of u8 with scales");
+        "[E, D / 32, F, 32], of f32, bf16, of u8 with scales, or in groups of u8 with f16 scales and lows");
   const Routing routing(choices.typed_data(), choices.element_count(), weights.gate.experts);
   static thread_local std::vector<float> gathered, hidden, out;  // stay allocated
   const int64_t rows = routing.rows, inner = weights.gate.outputs;

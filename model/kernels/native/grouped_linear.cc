@@ -6,29 +6,30 @@
 #include "handlers.h"
 
 namespace distaff {
+
+Rows round_groups(ffi::ThreadPool& pool, const float* from, int64_t rows, int64_t depth) {
+  static thread_local std::vector<int8_t> values;
+  static thread_local std::vector<float> scales, shares;
+  static thread_local std::vector<int32_t> sums;
+  const int64_t groups = depth / kGroup;
+  values.resize(rows * depth), scales.resize(rows * groups), sums.resize(rows * groups), shares.resize(rows * groups);
+  const RoundedGroups rounded = {values.data(), scales.data(), sums.data(), shares.data(), groups};
+  parallel_for(pool, rows, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) kernels().quantize_groups(from + r * depth, rounded, r);
+  });
+  Rows found = {from, depth};
+  found.groups = rounded;
+  return found;
+}
+
 namespace {
 
 using GroupedPanels = ffi::Buffer<ffi::U8, 5>;
 using Halves = ffi::Buffer<ffi::F16, 3>;
 
-// In memory of this thread, which stays allocated.
-RoundedGroups round_groups(ffi::ThreadPool& pool, const Matrix& x, int64_t rows) {
-  static thread_local std::vector<int8_t> values;
-  static thread_local std::vector<float> scales, shares;
-  static thread_local std::vector<int32_t> sums;
-  const int64_t depth = x.dimensions()[1], groups = depth / kGroup;
-  values.resize(rows * depth), scales.resize(rows * groups), sums.resize(rows * groups), shares.resize(rows * groups);
-  const RoundedGroups rounded = {values.data(), scales.data(), sums.data(), shares.data(), groups};
-  const float* from = x.typed_data();
-  parallel_for(pool, rows, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) kernels().quantize_groups(from + r * depth, rounded, r);
-  });
-  return rounded;
-}
-
 // A weight in groups, with its result.
 struct GroupedProduct {
-  GroupedPanel panels = {};
+  Panels panels;
   int64_t count = 0, groups = 0;
   float* y = nullptr;
 
@@ -39,9 +40,10 @@ struct GroupedProduct {
     count = weights->dimensions()[0], groups = weights->dimensions()[1];
     const int64_t loads = weights->dimensions()[2];
     if (groups * kGroup != x.dimensions()[1] || (loads != 4 && loads != 8)) return 0;
-    panels = {weights->typed_data(), halves(operands, index + 1), nullptr};
-    if (loads == 4) panels.lows = halves(operands, index + 2);
-    return !panels.scales || (loads == 4 && !panels.lows) ? 0 : loads == 4 ? 3 : 2;
+    GroupedPanel& first = panels.grouped;
+    first = {weights->typed_data(), halves(operands, index + 1), nullptr};
+    if (loads == 4) first.lows = halves(operands, index + 2);
+    return !first.scales || (loads == 4 && !first.lows) ? 0 : loads == 4 ? 3 : 2;
   }
 
   const uint16_t* halves(const ffi::RemainingArgs& operands, size_t index) const {
@@ -50,17 +52,6 @@ struct GroupedProduct {
         found->dimensions()[2] != kPanel)
       return nullptr;
     return reinterpret_cast<const uint16_t*>(found->untyped_data());
-  }
-
-  void run(const RoundedGroups& x, int64_t panel, int64_t rows) const {
-    const int64_t offset = panel * groups * kPanel, bytes = offset * kGroup;
-    const uint16_t* scales = panels.scales + offset;
-    if (panels.lows) {
-      const GroupedPanel one = {panels.weights + bytes / 2, scales, panels.lows + offset};
-      kernels().grouped4(x, one, y + panel * kPanel, rows, count * kPanel);
-    } else {
-      kernels().grouped8(x, {panels.weights + bytes, scales, nullptr}, y + panel * kPanel, rows, count * kPanel);
-    }
   }
 };
 
@@ -83,8 +74,11 @@ ffi::Error grouped_linear(ffi::ThreadPool pool, Matrix x, Number used, ffi::Rema
     index += read;
   }
   if (index != operands.size()) return unexpected;
-  const RoundedGroups rounded = round_groups(pool, x, rows);
-  for_each_panel(pool, counts, [&](size_t weight, int64_t panel) { products[weight].run(rounded, panel, rows); });
+  const Rows rounded = round_groups(pool, x.typed_data(), rows, x.dimensions()[1]);
+  for_each_panel(pool, counts, [&](size_t weight, int64_t panel) {
+    const GroupedProduct& product = products[weight];
+    product.panels.multiply(rounded, panel, product.y + panel * kPanel, rows, product.count * kPanel);
+  });
   return ffi::Error::Success();
 }
 

@@ -57,23 +57,31 @@ void for_each_panel(ffi::ThreadPool& pool, const std::vector<int64_t>& counts, c
   });
 }
 
-// Rows of f32, and the same rounded to int8 if weights are u8.
+// Rows of f32, and the same rounded to int8 if weights are u8, or by groups if weights are in groups.
 struct Rows {
   const float* values;
   int64_t depth;
   const int8_t* rounded = nullptr;  // [rows][padded()]
   const float* scales = nullptr;
   const int32_t* sums = nullptr;
+  RoundedGroups groups = {};
 
   int64_t padded() const { return (depth + 3) / 4 * 4; }
   Rows from(int64_t row) const {
-    if (!rounded) return {values + row * depth, depth};
-    return {values + row * depth, depth, rounded + row * padded(), scales + row, sums + row};
+    Rows rest = {values + row * depth, depth};
+    if (rounded) rest.rounded = rounded + row * padded(), rest.scales = scales + row, rest.sums = sums + row;
+    if (const int64_t count = groups.groups, first = row * count; count)
+      rest.groups = {groups.values + first * kGroup, groups.scales + first, groups.sums + first, groups.shares + first,
+                     count};
+    return rest;
   }
 };
 
 // The rows with their rounded form, in memory of this thread that the next call uses again.
 Rows round_rows(ffi::ThreadPool& pool, const float* values, int64_t rows, int64_t depth);
+
+// The same for groups, of which `depth` is a whole number.
+Rows round_groups(ffi::ThreadPool& pool, const float* values, int64_t rows, int64_t depth);
 
 // Weights in panels of one type, and the scales of u8.
 struct Panels {
@@ -81,12 +89,15 @@ struct Panels {
   const uint16_t* halves = nullptr;
   const uint8_t* bytes = nullptr;
   const float* scales = nullptr;
+  GroupedPanel grouped = {};  // the first one; without lows, weights have 8 bits
 
   // y[rows][stride]: the rows times the index-th panel.
   void multiply(const Rows& x, int64_t index, float* y, int64_t rows, int64_t stride) const {
     const Kernels& table = kernels();
     const int64_t offset = index * kPanel * x.depth;
-    if (bytes) {
+    if (grouped.weights) {
+      multiply_groups(x, index, y, rows, stride);
+    } else if (bytes) {
       table.int8_linear(x.rounded, x.scales, x.sums, bytes + index * kPanel * x.padded(), scales + index * kPanel, y,
                         rows, x.depth, stride);
     } else if (halves) {
@@ -94,6 +105,15 @@ struct Panels {
     } else {
       table.linear(x.values, floats + offset, y, rows, x.depth, stride);
     }
+  }
+
+  void multiply_groups(const Rows& x, int64_t index, float* y, int64_t rows, int64_t stride) const {
+    const int64_t offset = index * kPanel * x.groups.groups, bytes = offset * kGroup;
+    const uint16_t* own = grouped.scales + offset;
+    if (grouped.lows)
+      kernels().grouped4(x.groups, {grouped.weights + bytes / 2, own, grouped.lows + offset}, y, rows, stride);
+    else
+      kernels().grouped8(x.groups, {grouped.weights + bytes, own, nullptr}, y, rows, stride);
   }
 };
 

@@ -10,14 +10,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from ...quantize import quantize_last
-from ..block_experts import sort_by_expert, weighted_sum
+from ..block_experts import block_experts, sort_by_expert, weighted_sum
 from ..registry import ExpertWeights
 
 
 def ragged_experts(
     x_TD: jax.Array, expert_TX: jax.Array, weight_TX: jax.Array, experts: ExpertWeights
 ) -> jax.Array:
-    """See `registry.ExpertsKernel`."""
+    """See `registry.ExpertsKernel`; the portable backend computes experts in groups."""
+    if experts.grouped:
+        return block_experts(x_TD, expert_TX, weight_TX, experts)
     count = experts.count
     order_R, size_E = sort_by_expert(expert_TX, count)
     x_RD = x_TD[order_R // expert_TX.shape[1]]
