@@ -41,10 +41,21 @@ class GroupedCheckpoint(QuantizedCheckpoint):
 
 
 def quantized_in_groups(name: str, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """A linear weight f32 `[D, F]` and its scales: of 4 bits, or of 8 if it is the head."""
+    """A linear weight f32 `[..., D, F]` and its scales: of 4 bits, or of 8 if it is the head.
+
+    Experts are rounded one by one, because that takes several times their size in f32.
+    """
+    if values.ndim == 2:
+        yield from _rounded(name, values).items()
+        return
+    parts = [_rounded(name, expert) for expert in values]
+    yield from ((part, np.stack([each.pop(part) for each in parts])) for part in list(parts[0]))
+
+
+def _rounded(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
     import jax.numpy as jnp
 
     from ..model.quantize import quantize_linear
 
     parts = quantize_linear(name, jnp.asarray(values, jnp.float32), INT4)
-    yield from ((part, np.asarray(found)) for part, found in parts.items())
+    return {part: np.asarray(found) for part, found in parts.items()}

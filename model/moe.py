@@ -54,7 +54,7 @@ class MixtureOfExperts(Linears):
             return expert_TX, power_TX / kernels.row_sum(counted)[:, None]
 
     def _experts(self) -> ExpertWeights:
-        names = ("gate", "up", "down") + (
-            ("gate_scale", "up_scale", "down_scale") if self.target.quantization else ()
+        names = [f"{name}{part}" for part in ("", "_scale", "_low") for name in ("gate", "up", "down")]
+        return ExpertWeights(
+            **{name: getattr(self, name).get_value() for name in names if hasattr(self, name)}
         )
-        return ExpertWeights(**{name: getattr(self, name).get_value() for name in names})

@@ -110,18 +110,21 @@ def _grouped(
     yield from ((f"{name}_scale", groups), (f"{name}_low", groups))
 
 
+def has_whole_experts(config: ModelConfig, shards: int) -> bool:
+    """Whether each of `shards` devices holds whole experts, instead of a part of every expert."""
+    return config.moe is not None and config.moe.experts % shards == 0
+
+
 def check_groups(config: ModelConfig, quantization: Quantization | None, shards: int = 1) -> None:
     """Checks that the inputs of every linear map, on each of `shards` devices, are whole groups.
 
     Raises:
-      ConfigError: they are not, or the model is a mixture of experts.
+      ConfigError: they are not.
     """
     if not is_grouped(quantization):
         return
-    if config.moe is not None:
-        raise ConfigError(f"weights are {quantization}; expected int8, because there are experts")
-    heads = config.heads * config.head_size
-    inputs = {"q": config.width, "o": heads // shards, "down": config.feed_forward // shards}
+    heads, parts = config.heads * config.head_size, 1 if has_whole_experts(config, shards) else shards
+    inputs = {"q": config.width, "o": heads // shards, "down": config.feed_forward // parts}
     for name, size in inputs.items():
         if size % GROUP:
             found = f"weights are {quantization} and {name} has {size} inputs on a device"

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from .config import ModelConfig
 from .errors import ConfigError
-from .parameters import Quantization, check_groups, is_grouped, parameter_shapes
+from .parameters import Quantization, check_groups, has_whole_experts, is_grouped, parameter_shapes
 
 AXIS = "model"
 """The name of the mesh's one axis."""
@@ -94,11 +94,6 @@ def copies(config: ModelConfig, shards: int) -> int:
     """The number of devices that hold each key/value head."""
     divides = shards % config.kv_heads == 0 and config.heads % shards == 0
     return shards // config.kv_heads if divides else 1
-
-
-def has_whole_experts(config: ModelConfig, shards: int) -> bool:
-    """Whether each device holds whole experts, instead of a part of every expert."""
-    return config.moe is not None and config.moe.experts % shards == 0
 
 
 def _multiple(size: int, of: int) -> int:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from .kernels.registry import NATIVE, Kernels, choose
 from .layout import Form, Layout
-from .parameters import Quantization
+from .parameters import Quantization, is_grouped
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,7 +20,8 @@ class Target:
     Attributes:
       kernels: the backend of each operation. shards: the number of devices that the step is mapped over.
       quantization: of linear weights (see `quantize.py`). unstacked: each of a layer's experts, if they are
-        not in panels, is a separate array instead of a part of a stacked one (see `sharding.unstack`).
+        not in panels or groups, is a separate array instead of a part of a stacked one (see
+        `sharding.unstack`).
     """
 
     kernels: Kernels = field(default_factory=lambda: choose("cpu"))
@@ -47,4 +48,5 @@ class Target:
         platform = mesh.devices.flat[0].platform
         kernels = choose(platform, overrides or {})
         unstacked = platform == "cpu" and dict(kernels.names)["experts"] in ("blocks", NATIVE)
+        unstacked = unstacked and not is_grouped(quantization)
         return cls(kernels=kernels, shards=mesh.size, quantization=quantization, unstacked=unstacked)

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from copy import copy
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from ..names import (
 )
 from ..values import shortest
 from .gguf_config import FACTORS, architecture_of, read_gguf_config
-from .gguf_groups import groups_of, quantization_of_kinds
+from .gguf_groups import Groups, groups_of, quantization_of_kinds
 from .gguf_header import GGUFHeader, GGUFTensor, stamp
 from .gguf_parts import read_gguf_parts, tensors_of
 from .gguf_tokenizer import end_ids
@@ -114,23 +115,32 @@ class GGUFFile:
 
     def _quantization(self) -> Quantization | None:
         """That of the file's tensors; None if they are wide."""
-        check = {name: self._stored[o.names[0]].kind for name, o in self._origins.items() if is_linear(name)}
-        found = quantization_of_kinds(kind for name, kind in check.items() if name != "head")
+        linear = [o.names for name, o in self._origins.items() if is_linear(name) and name != "head"]
+        found = quantization_of_kinds(self._stored[foreign].kind for names in linear for foreign in names)
         check_groups(self.config, found)
         return found
 
     def _groups(self, name: str, origin: Origin) -> Iterator[tuple[str, np.ndarray]]:
         """A linear weight and its scales, with the file's own bits; a head of another type gets 8 bits."""
-        stored, heads = self._stored[origin.names[0]], self._rotary_heads(name)
+        stored = self._stored[origin.names[0]]
         if name == "head" and stored.kind != Kind.Q8_0:
             yield from quantized_in_groups(name, self._read(stored).T)
             return
-        raw = self._raw(stored).reshape(stored.shape[0], -1)
-        raw = raw if origin.start is None else raw[origin.start : origin.start + origin.outputs]
-        raw = unpermute(raw, heads) if heads else raw
-        parts = groups_of(raw.reshape(len(raw), stored.shape[1] // GROUP, -1), stored.kind)
-        named = zip((name, f"{name}_scale", f"{name}_low"), parts, strict=True)
-        yield from ((part, values) for part, values in named if values is not None)
+        heads = self._rotary_heads(name)
+        tensors = [self._stored[foreign] for foreign in origin.names]
+        parts = [groups for each in tensors for groups in self._groups_of(each, origin, heads)]
+        is_stacked = len(parts) > 1 or len(stored.shape) > 2
+        for suffix, values in zip(("", "_scale", "_low"), zip(*parts, strict=True), strict=True):
+            if values[0] is not None:
+                yield f"{name}{suffix}", np.stack(values) if is_stacked else values[0]
+
+    def _groups_of(self, stored: GGUFTensor, origin: Origin, heads: int) -> Iterator[Groups]:
+        """Those of a tensor `[F, D]`, or of each expert of a stacked one; of a joined one, the parameter's."""
+        *_, outputs, inputs = stored.shape
+        for raw in self._raw(stored).reshape(-1, outputs, stored.size // prod(stored.shape[:-1])):
+            own = raw if origin.start is None else raw[origin.start : origin.start + origin.outputs]
+            own = unpermute(own, heads) if heads else own
+            yield groups_of(own.reshape(len(own), inputs // GROUP, -1), stored.kind)
 
     def _rows(self, name: str, rotary_heads: int) -> np.ndarray:
         """A stored tensor, its rows in our order."""

@@ -172,6 +172,26 @@ def gguf_tensors(model: transformers.PreTrainedModel) -> dict[str, np.ndarray]:
     return tensors
 
 
+def gguf_experts(model: transformers.PreTrainedModel, *, unstacked: bool) -> dict[str, np.ndarray]:
+    """The model's tensors under GGUF's names, experts stacked or one tensor each."""
+    tensors = {}
+    for name, values in gguf_tensors(model).items():
+        prefix, _, inner = name.partition(".mlp.")
+        if not inner:
+            tensors[name] = values
+        elif inner == "gate.weight":
+            tensors[f"{prefix}.ffn_gate_inp.weight"] = values
+        else:
+            parts = np.split(values, 2, axis=1) if "gate_up" in inner else [values]
+            names = ("gate", "up") if "gate_up" in inner else ("down",)
+            for kind, part in zip(names, parts, strict=True):
+                if not unstacked:
+                    tensors[f"{prefix}.ffn_{kind}_exps.weight"] = part
+                    continue
+                tensors |= {f"{prefix}.ffn_{kind}.{e}.weight": part[e] for e in range(len(part))}
+    return tensors
+
+
 def gguf_metadata(model: transformers.PreTrainedModel, **changes: Any) -> dict[str, Any]:
     config = model.config
     metadata = {

@@ -14,10 +14,10 @@ from distaff.model.errors import ConfigError
 from distaff.model.kernels import native_library
 from distaff.model.parameters import parameter_shapes, stored_type
 from distaff.model.quantize import dequantize_groups, quantize
-from distaff.model.sharding import create_mesh
+from distaff.model.sharding import create_mesh, place_all
 from distaff.runtime.scorer import Scorer
 
-from .making import gguf_metadata, gguf_tensors, make_model, save_folder, write_gguf
+from .making import gguf_experts, gguf_metadata, gguf_tensors, make_model, save_folder, write_gguf
 
 SIZES = dict(hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2)
 TIED = {"untied": False, "tied": True}
@@ -159,6 +159,78 @@ def test_a_model_without_whole_groups_is_refused(tmp_path: Path) -> None:
     folder = save_folder(tmp_path / "hf", make_model(**SIZES | {"intermediate_size": 100}))
     with pytest.raises(ConfigError, match="down has 100 inputs on a device; expected a multiple of 32"):
         open_checkpoint(folder, "int4")
+
+
+MIXTURE = {"num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": None}
+KEYS = {"llama.expert_count": 3, "llama.expert_used_count": 2}
+LAYOUTS = pytest.mark.parametrize("unstacked", [False, True], ids=["stacked", "unstacked"])
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    return make_model("mixtral", **SIZES, **MIXTURE)
+
+
+def write_mixture(folder: Path, model, kind: Kind, unstacked: bool, other: str | None = None) -> Path:
+    """A GGUF with weights of one type except one, which is Q4_0, and with a head of Q8_0."""
+    tensors, raw = gguf_experts(model, unstacked=unstacked), {"output.weight": Kind.Q8_0}
+    raw |= {other: Kind.Q4_0} if other else {}
+    for name, its_own in raw.items():
+        tensors[name] = gguf.quants.quantize(tensors[name], its_own)
+    return write_gguf(folder / "m.gguf", gguf_metadata(model, **KEYS), tensors, kind, raw=raw)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0], ids=lambda kind: kind.name)
+def test_experts_are_read_with_their_own_bits(mixture, kind: Kind, unstacked: bool, tmp_path: Path) -> None:
+    """In both layouts that llama.cpp has written; the router is wide."""
+    path = write_mixture(tmp_path, mixture, kind, unstacked)
+    wide, checkpoint = dict(open_checkpoint(path).tensors()), open_checkpoint(path, "as-is")
+    assert checkpoint.quantization == ("int8-groups" if kind == Kind.Q8_0 else "int4")
+    found = dict(checkpoint.tensors())
+    shapes = parameter_shapes(checkpoint.config, checkpoint.quantization)
+    assert {name: values.shape for name, values in found.items()} == shapes and list(found) == list(shapes)
+    assert checkpoint.nbytes == sum(values.nbytes for values in found.values())
+    for name, values in wide.items():
+        exact = widened(found, name) if f"{name}_scale" in found else found[name]
+        np.testing.assert_array_equal(exact, values, err_msg=name)
+    router = "layers.1.feed_forward.router"
+    assert found[router].dtype == np.float32 and f"{router}_scale" not in found
+
+
+def test_experts_of_q4_0_and_q4_1_go_together(mixture, tmp_path: Path) -> None:
+    """Also within one layer; but every expert's type counts, not the first one's alone."""
+    path = write_mixture(tmp_path, mixture, Kind.Q4_1, True, "blk.1.ffn_up.2.weight")
+    wide, found = dict(open_checkpoint(path).tensors()), dict(open_checkpoint(path, "as-is").tensors())
+    name = "layers.1.feed_forward.up"
+    np.testing.assert_array_equal(widened(found, name), wide[name])
+    mixed = write_mixture(tmp_path, mixture, Kind.Q8_0, True, "blk.1.ffn_up.2.weight")
+    with pytest.raises(ConfigError, match="are of Q4_0, Q8_0; expected Q4_0 and Q4_1, or Q8_0, to keep"):
+        open_checkpoint(mixed, "as-is")
+
+
+@pytest.mark.usefixtures("native")
+def test_a_mixture_keeps_its_own_bits(mixture, tmp_path: Path) -> None:
+    """Where a device gets whole groups: three experts are divided on two devices and on four."""
+    path = open_checkpoint(write_mixture(tmp_path, mixture, Kind.Q4_0, False))
+    assert with_own_bits(path, None, create_mesh(1)).quantization == "int4"
+    assert with_own_bits(path, None, create_mesh(2)).quantization == "int4"
+    assert with_own_bits(path, None, create_mesh(4)) is path
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_store_keeps_experts_in_groups(mixture, shards: int, tmp_path: Path) -> None:
+    """Rounded as `model/quantize.py` does; loaded on a mesh, they give what rounding on loading gives."""
+    folder, store = save_folder(tmp_path / "hf", mixture), tmp_path / "store"
+    convert(folder, store, quantize="int4")
+    checkpoint, mesh = open_checkpoint(store), create_mesh(shards)
+    assert checkpoint.quantization == "int4" and checkpoint.config.moe is not None
+    stored = load_parameters(checkpoint, np.float32, mesh=mesh)
+    wide = {name: jnp.asarray(values) for name, values in open_checkpoint(folder).tensors()}
+    for name, values in place_all(quantize(wide, "int4"), checkpoint.config, mesh, "int4").items():
+        assert (values == stored[name]).all() and values.sharding == stored[name].sharding, name
+    logits: jax.Array = Scorer.of(checkpoint.config, stored, mesh).logits(list(range(3, 60)))
+    assert np.isfinite(logits).all()
 
 
 def test_an_unknown_way_is_refused(tmp_path: Path) -> None:

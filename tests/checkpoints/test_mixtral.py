@@ -16,7 +16,7 @@ from distaff.model.config import MoEConfig
 from distaff.model.errors import ConfigError
 from distaff.model.parameters import parameter_shapes
 
-from .making import edit_json, gguf_metadata, gguf_tensors, make_model, save_folder, write_gguf
+from .making import edit_json, gguf_experts, gguf_metadata, make_model, save_folder, write_gguf
 
 EXPERTS, CHOSEN = 3, 2
 KEYS = {"llama.expert_count": EXPERTS, "llama.expert_used_count": CHOSEN}
@@ -85,26 +85,6 @@ def test_fused_layout(tmp_path: Path, model: Any, expected: dict[str, np.ndarray
     )
     assert any("experts.gate_up_proj" in name for name in load_file(tmp_path / "model.safetensors"))
     assert_equal(tmp_path, expected)
-
-
-def gguf_experts(model: Any, *, unstacked: bool) -> dict[str, np.ndarray]:
-    """The model's tensors under GGUF's names, experts stacked or one tensor each."""
-    tensors = {}
-    for name, values in gguf_tensors(model).items():
-        prefix, _, inner = name.partition(".mlp.")
-        if not inner:
-            tensors[name] = values
-        elif inner == "gate.weight":
-            tensors[f"{prefix}.ffn_gate_inp.weight"] = values
-        else:
-            parts = np.split(values, 2, axis=1) if "gate_up" in inner else [values]
-            names = ("gate", "up") if "gate_up" in inner else ("down",)
-            for kind, part in zip(names, parts, strict=True):
-                if not unstacked:
-                    tensors[f"{prefix}.ffn_{kind}_exps.weight"] = part
-                    continue
-                tensors |= {f"{prefix}.ffn_{kind}.{e}.weight": part[e] for e in range(EXPERTS)}
-    return tensors
 
 
 @pytest.mark.parametrize("unstacked", [False, True], ids=["stacked", "unstacked"])

@@ -49,7 +49,7 @@ def test_list_equals_module(config: ModelConfig) -> None:
 
 
 @pytest.mark.parametrize("quantization", ["int4", "int8-groups"])
-@pytest.mark.parametrize("config", VARIANTS, ids=str)
+@pytest.mark.parametrize("config", [*VARIANTS, MIXTURE], ids=str)
 def test_list_equals_module_in_groups(config: ModelConfig, quantization: Quantization) -> None:
     config = replace(config, width=32, feed_forward=64)
     assert parameter_shapes(config, quantization) == module_shapes(config, Target(quantization=quantization))

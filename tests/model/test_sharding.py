@@ -150,7 +150,35 @@ def test_groups_are_close_on_any_mesh(
     quantization: Quantization, tied: bool, kernels: dict[str, str]
 ) -> None:
     """Over one device and two the logits of the same weights in f32, nearly: only rows are rounded."""
-    config = replace(GROUPS, tied_head=tied)
+    compare_groups(replace(GROUPS, tied_head=tied), quantization, kernels)
+
+
+PORTABLE = {"grouped_linear": "plain", "experts": "blocks"}
+
+
+@pytest.mark.parametrize(
+    ("experts", "quantization", "kernels"),
+    [
+        (4, "int4", {}),
+        (3, "int4", {}),
+        (3, "int8-groups", {}),
+        (4, "int4", PORTABLE),
+        (3, "int8-groups", PORTABLE),
+        (3, "int4", {"experts": "triton"}),
+    ],
+)
+def test_experts_in_groups_are_close_on_any_mesh(
+    experts: int, quantization: Quantization, kernels: dict[str, str]
+) -> None:
+    """Whole experts on each of two devices, or with three of them a part of each. A router with a near tie
+    may send a token elsewhere, but not the median one."""
+    config = replace(GROUPS, moe=MoEConfig(experts=experts, experts_per_token=2), window=17)
+    compare_groups(config, quantization, kernels)
+
+
+def compare_groups(config: ModelConfig, quantization: Quantization, kernels: dict[str, str]) -> None:
+    """Rounding a row to 127 steps in each group moves its product by about a 300th of its size, and two
+    layers and the head have seven of them one after another."""
     quantized = quantize(spread(config), quantization)
     exact, tokens = generate(Driver(config, widened(quantized, config), optimized=False), config)
     for shards in (1, 2):
@@ -172,12 +200,21 @@ def widened(quantized: dict[str, jax.Array], config: ModelConfig) -> dict[str, j
     [
         (replace(GROUPS, feed_forward=100), 1, "down has 100 inputs on a device; expected a multiple of 32"),
         (GROUPS, 4, "down has 48 inputs on a device"),
-        (replace(GROUPS, moe=MoEConfig(experts=4, experts_per_token=2)), 1, "expected int8"),
+        (replace(GROUPS, moe=MoEConfig(experts=3, experts_per_token=2)), 4, "down has 48 inputs on a device"),
     ],
 )
 def test_parts_of_groups_are_refused(config: ModelConfig, shards: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         placements(config, shards, "int4")
+
+
+def test_whole_experts_have_whole_groups() -> None:
+    """On four devices a dense model of this width has parts of groups; four experts have none."""
+    config = replace(GROUPS, moe=MoEConfig(experts=4, experts_per_token=2))
+    where = placements(config, 4, "int4")
+    for part, inputs in {"": 96, "_scale": 6, "_low": 6}.items():
+        placed = where[f"layers.0.feed_forward.down{part}"]
+        assert (placed.shape, placed.axis) == ((4, inputs, 64), 0)
 
 
 def collectives(driver: Driver) -> Counter[tuple[str, str]]:

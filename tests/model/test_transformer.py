@@ -169,11 +169,33 @@ def test_only_native_kernels_of_whole_panels_are_batch_invariant(config, dtype, 
     assert Skeleton.of(config, target).is_batch_invariant(jnp.dtype(dtype)) == invariant
 
 
+@NATIVE
+@pytest.mark.parametrize("quantization", ["int4", "int8-groups"])
+def test_experts_in_groups_are_batch_invariant(quantization: Quantization) -> None:
+    """So a token that is decoded with the cache has the bits that it has in one long prompt."""
+    config = replace(MIXTURE, rope=None)  # `dynamic` rotates prompts by their length
+    weights = parameters_from(build_reference(config, 3), config)
+    driver = Driver(config, quantize(weights, quantization), quantization=quantization)
+    assert driver.skeleton.is_batch_invariant(jnp.dtype("float32"))
+    expected = whole(driver, PROMPT)
+    driver.start(2, 80)
+    driver.mixed({2: PROMPT[:80]})
+    found = np.concatenate([driver.decode({2: token})[2] for token in PROMPT[80:]])
+    np.testing.assert_array_equal(found, expected[80:])
+
+
+@pytest.mark.parametrize("overrides", [{"experts": "blocks"}, {"grouped_linear": "plain"}], ids=str)
+def test_groups_without_native_kernels_are_not_invariant(overrides: dict[str, str]) -> None:
+    target = Target(kernels=choose("cpu", overrides), quantization="int4")
+    assert not Skeleton.of(MIXTURE, target).is_batch_invariant(jnp.dtype("float32"))
+
+
 @pytest.mark.parametrize(
     "config, quantization",
     [
         *itertools.product([PANELS, replace(PANELS, tied_head=True)], [None, "int8", "int4", "int8-groups"]),
         *itertools.product([MIXTURE, replace(MIXTURE, feed_forward=40)], [None, "int8"]),
+        *itertools.product([MIXTURE], ["int4", "int8-groups"]),
     ],
 )
 def test_shapes_and_types_are_those_of_the_laid_out_weights(

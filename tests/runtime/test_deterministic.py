@@ -64,6 +64,7 @@ NATIVES: dict[str, tuple[ModelConfig, Quantization | None]] = {
     "native int4": (PANELS, "int4"),
     "native experts": (MIXTURE, None),
     "native int8 experts": (MIXTURE, "int8"),
+    "native int4 experts": (MIXTURE, "int4"),
 }
 Model = tuple[ModelConfig, dict[str, jax.Array], Runner]
 

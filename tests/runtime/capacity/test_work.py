@@ -68,6 +68,16 @@ def test_weights_in_groups_are_the_bytes_on_a_device(
     compare_bytes(replace(GROUPS, tied_head=tied), shards, quantization)
 
 
+@pytest.mark.parametrize("quantization", ["int4", "int8-groups"])
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("experts", [4, 3], ids=["whole experts", "parts of experts"])
+def test_experts_in_groups_are_the_bytes_on_a_device(
+    experts: int, shards: int, quantization: Quantization
+) -> None:
+    config = replace(GROUPS, moe=MoEConfig(experts=experts, experts_per_token=2))
+    compare_bytes(config, shards, quantization)
+
+
 def compare_bytes(config: ModelConfig, shards: int, quantization: Quantization | None) -> None:
     parameters = random_parameters(config, 1, FLOAT32)
     if quantization:
