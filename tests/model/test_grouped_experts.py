@@ -12,14 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from distaff.model.kernels.block_experts import block_experts
 from distaff.model.kernels.gpu.triton_experts import triton_experts
+from distaff.model.kernels.linear import grouped_plain
 from distaff.model.kernels.registry import ExpertWeights
 from distaff.model.kernels.tpu.ragged_experts import ragged_experts
 from distaff.model.parameters import Quantization
+from distaff.model.quantize import GroupedWeight
 
 NAMES = ("gate", "up", "down")
 IN_GROUPS: tuple[Quantization, ...] = ("int4", "int8-groups")
@@ -88,13 +90,31 @@ SIZES = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4))
 """Experts, groups of D, groups of F."""
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12, deadline=None, phases=[Phase.generate])  # shrinking would compile for minutes
 @given(st.sampled_from(IN_GROUPS), st.integers(1, 100), st.integers(1, 3), SIZES)
 def test_it_is_the_sum_over_experts(kind, tokens, choices, sizes):
     count, width, inner = sizes[0], 32 * sizes[1], 32 * sizes[2]
     step, experts = inputs(tokens, choices, count, width), drawn(kind, count, width, inner)
     expected_TD, found_TD = oracle(step, experts), jax.jit(block_experts)(*step, experts)
     np.testing.assert_allclose(found_TD, expected_TD, atol=0.01 * max(1e-3, np.abs(expected_TD).max()))
+
+
+@pytest.mark.parametrize("kind", IN_GROUPS)
+def test_equal_experts_are_one_feed_forward(kind):
+    """Whatever the router says, if its weights add up to one; a hidden value may round to the other side."""
+    (x_TD, expert_TX, weight_TX), experts = inputs(20), drawn(kind)
+    expert_TX, weight_TX = np.minimum(expert_TX, COUNT - 1), weight_TX / weight_TX.sum(1, keepdims=True)
+    equal = jax.tree.map(lambda part: jnp.broadcast_to(part[1:2], part.shape), experts)
+    gate, up, down = (parts_of(experts, name, 1) for name in NAMES)
+    gate_TF, up_TF = grouped_plain(jnp.asarray(x_TD), gate, up)
+    (expected_TD,) = grouped_plain(jax.nn.silu(gate_TF) * up_TF, down)
+    found_TD = jax.jit(block_experts)(x_TD, expert_TX, weight_TX, equal)
+    np.testing.assert_allclose(found_TD, expected_TD, atol=2e-3)
+
+
+def parts_of(experts: ExpertWeights, name: str, e: int) -> GroupedWeight:
+    w, scale, low = (getattr(experts, f"{name}{part}") for part in ("", "_scale", "_low"))
+    return w[e], scale[e], None if low is None else low[e]
 
 
 @pytest.mark.parametrize("backend", [triton_experts, ragged_experts], ids=["triton", "ragged"])
