@@ -135,8 +135,12 @@ def table_for(
 
 def with_joined(dense: Table, joined: Table, found: Mapping[str, object]) -> Table:
     """The table of a file whose dense layers may have joined weights, by the names in the file."""
-    absent = {name for name in joined if dense[name].format(layer=0) not in found}
-    return {**dense, **{name: joined[name] for name in joined if name in absent}}
+
+    def is_joined(name: str) -> bool:
+        own, other = dense[name].format(layer=0), joined[name].format(layer=0)
+        return other in found and own not in found
+
+    return {**dense, **{name: joined[name] for name in filter(is_joined, joined)}}
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,7 +135,7 @@ class GGUFFile:
                 yield f"{name}{suffix}", np.stack(values) if is_stacked else values[0]
 
     def _groups_of(self, stored: GGUFTensor, origin: Origin, heads: int) -> Iterator[Groups]:
-        """Those of a tensor `[F, D]`, or of each expert of a stacked one; of a joined one, the parameter's."""
+        """Those of a tensor `[F, D]`, or of each expert of a stacked one; of a joined one, its own part."""
         *_, outputs, inputs = stored.shape
         for raw in self._raw(stored).reshape(-1, outputs, stored.size // prod(stored.shape[:-1])):
             own = raw if origin.start is None else raw[origin.start : origin.start + origin.outputs]
