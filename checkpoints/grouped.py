@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..model.parameters import INT4, Quantization, check_groups, is_linear
+from ..model.parameters import INT4, Quantization, check_groups, is_linear, kind_of
 from .checkpoint import Checkpoint
 from .quantized import QuantizedCheckpoint
 
@@ -57,5 +57,6 @@ def _rounded(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
 
     from ..model.quantize import quantize_linear
 
-    parts = quantize_linear(name, jnp.asarray(values, jnp.float32), INT4)
-    return {part: np.asarray(found) for part, found in parts.items()}
+    wide, kind = jnp.asarray(values, jnp.float32), kind_of(name, INT4)
+    assert kind is not None
+    return {part: np.asarray(found) for part, found in quantize_linear(name, wide, kind).items()}

@@ -23,10 +23,10 @@ JOINED = {("q", "k", "v"): "qkv", ("gate", "up"): "gate_up"}
 
 def parts_of(name: str) -> tuple[str, ...]:
     """The names of the stored parameters that a parameter of the network consists of: often its own alone."""
-    block, _, inner = name.rpartition(".")
+    block, dot, inner = name.rpartition(".")
     for parts, joined in JOINED.items():
         if inner.startswith(joined):
-            return tuple(f"{block}.{part}{inner.removeprefix(joined)}" for part in parts)
+            return tuple(f"{block}{dot}{part}{inner.removeprefix(joined)}" for part in parts)
     return (name,)
 
 

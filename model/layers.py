@@ -3,7 +3,7 @@
 Weights are `[inputs, outputs]` and applied as `x @ w`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, partial
 from itertools import accumulate
 
@@ -12,19 +12,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .config import ModelConfig
-from .joining import JOINED
-from .parameters import Quantization, is_grouped
+from .joining import JOINED, parts_of
+from .parameters import Kind, is_grouped, kind_of
 from .quantize import GroupedWeight, quantize_linear
 from .sharding import pad_config, psum
 from .target import Target
 
 
 @cache
-def _quantized_shapes(
-    name: str, weight: jax.ShapeDtypeStruct, quantization: Quantization
-) -> dict[str, jax.ShapeDtypeStruct]:
+def _quantized_shapes(name: str, weight: jax.ShapeDtypeStruct, kind: Kind) -> dict[str, jax.ShapeDtypeStruct]:
     """The parts of a quantised weight of this shape. Tracing them for each layer would take seconds."""
-    return jax.eval_shape(partial(quantize_linear, name, quantization=quantization), weight)
+    return jax.eval_shape(partial(quantize_linear, name, kind=kind), weight)
 
 
 class Linears(nnx.Module):
@@ -46,14 +44,16 @@ class Linears(nnx.Module):
         bias: bool = False,
     ) -> None:
         """Adds a map of `[…, inputs, outputs]`, its shapes only."""
-        quantization, weight = self.target.quantization, jax.ShapeDtypeStruct(shape, dtype)
-        parts = {name: weight}
-        if quantization:
-            parts = _quantized_shapes(name, weight, quantization)
+        kind, weight = self.kind(name), jax.ShapeDtypeStruct(shape, dtype)
+        parts = _quantized_shapes(name, weight, kind) if kind else {name: weight}
         for part, values in parts.items():
             setattr(self, part, nnx.Param(values))
         if bias:
             setattr(self, f"{name}_bias", nnx.Param(jnp.zeros(shape[-1:], dtype)))
+
+    def kind(self, name: str) -> Kind | None:
+        """How a map's weight is quantised; the parts of a joined weight are all of one kind."""
+        return kind_of(parts_of(name)[0], self.target.quantization)
 
     def add_columns(
         self,
@@ -65,9 +65,13 @@ class Linears(nnx.Module):
     ) -> None:
         """Adds maps of the same inputs, with these numbers of outputs, for `columns`; as one weight if
         the target's are joined."""
-        sizes = {JOINED[tuple(outputs)]: sum(outputs.values())} if self.target.kernels.joined else outputs
+        sizes = {JOINED[tuple(outputs)]: sum(outputs.values())} if self._joins(outputs) else outputs
         for name, size in sizes.items():
             self.add(name, (inputs, size), dtype=dtype, bias=bias)
+
+    def _joins(self, names: Iterable[str]) -> bool:
+        """Whether these maps have one weight: if the platform's do, and they are of one kind."""
+        return self.target.kernels.joined and len(set(map(self.kind, names))) == 1
 
     def columns(
         self, x_TD: jax.Array, tokens: jax.Array, outputs: Mapping[str, int]
@@ -76,7 +80,7 @@ class Linears(nnx.Module):
 
         outputs: the maps that `add_columns` has added, with the number F on this device.
         """
-        joined = self.target.kernels.joined
+        joined = self._joins(outputs)
         names = (JOINED[tuple(outputs)],) if joined else tuple(outputs)
         products = (y_TF.astype(x_TD.dtype) for y_TF in self.products(x_TD, tokens, *names))
         found = tuple(map(self._biased, names, products))
@@ -92,12 +96,25 @@ class Linears(nnx.Module):
         return self._biased(name, psum(product_TD.astype(x_TF.dtype), self.target.shards))
 
     def products(self, x_TD: jax.Array, rows: jax.Array | None, *names: str) -> tuple[jax.Array, ...]:
-        """This device's product with each map's weight, without bias, in f32; only the first `rows` count."""
+        """This device's product with each map's weight, without bias, in f32; only the first `rows` count.
+
+        Maps of one kind share a call of a kernel.
+        """
+        found: dict[str, jax.Array] = {}
+        for kind in dict.fromkeys(map(self.kind, names)):
+            alike = [name for name in names if self.kind(name) == kind]
+            found |= zip(alike, self._products_of_a_kind(x_TD, rows, alike), strict=True)
+        return tuple(found[name] for name in names)
+
+    def _products_of_a_kind(
+        self, x_TD: jax.Array, rows: jax.Array | None, names: Sequence[str]
+    ) -> tuple[jax.Array, ...]:
+        kind = self.kind(names[0])
         kernels = self.target.kernels
-        if is_grouped(self.target.quantization):
+        if is_grouped(kind):
             return kernels.grouped_linear(x_TD, *map(self.grouped, names), rows=rows)
         weights = [getattr(self, name)[...] for name in names]
-        if self.target.quantization:
+        if kind:
             scales = [getattr(self, f"{name}_scale")[...] for name in names]
             return kernels.int8_linear(x_TD, *zip(weights, scales, strict=True), rows=rows)
         return kernels.linear(x_TD, *weights, rows=rows)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from .kernels import panels
-from .parameters import Quantization, is_grouped, is_linear, stored_type
+from .parameters import Quantization, is_grouped, is_linear, kind_of, stored_type
 from .sharding import Placement
 
 
@@ -63,13 +63,14 @@ def form_of(name: str, rank: int, quantization: Quantization | None) -> Form | N
     parameters."""
     if name.endswith("router"):
         return ROUTER
-    if is_grouped(quantization):
+    kind = kind_of(name, quantization)
+    if is_grouped(kind):
         forms = _GROUPED_EXPERTS if rank == 3 else _GROUPED
         return forms.get(stored_type(name, quantization) or "")
     if not is_linear(name):
         return None
     wide, int8 = (EXPERTS, INT8_EXPERTS) if rank == 3 else (WIDE, INT8)
-    return int8 if quantization else wide
+    return int8 if kind else wide
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,35 +6,102 @@ computation is `x @ w`; experts are stacked on a leading axis, `[experts, inputs
 `[D, E]`. A test compares this list with the module.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 from .config import ModelConfig
 from .errors import ConfigError
 
-Quantization = Literal["int8", "int4", "int8-groups"]
-"""How linear weights are quantised (see `quantize.py`): int8 with a scale for each output; in groups of 32
-inputs, with 4 bits (the head with 8); in groups with 8 bits."""
-INT8: Quantization = "int8"
-INT4: Quantization = "int4"
-INT8_GROUPS: Quantization = "int8-groups"
+Kind = Literal["int8", "int4", "int8-groups"]
+"""How a linear weight is quantised (see `quantize.py`): int8 with a scale for each output; in groups of 32
+inputs, with 4 bits or with 8 bits."""
+INT8: Kind = "int8"
+INT4: Kind = "int4"
+INT8_GROUPS: Kind = "int8-groups"
+_KINDS: tuple[Kind, ...] = (INT4, INT8_GROUPS, INT8)
 GROUP = 32
 """Inputs of a group."""
 
 
-def is_grouped(quantization: Quantization | None) -> bool:
-    """Whether weights are quantised in groups."""
-    return quantization in (INT4, INT8_GROUPS)
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """Linear weights of which some are not quantised like the others.
+
+    Attributes:
+      most: the kind of the others. exceptions: the others' names and kinds, sorted; None: wide.
+    """
+
+    most: Kind
+    exceptions: tuple[tuple[str, Kind | None], ...]
+
+    def __str__(self) -> str:
+        few = [f"{name} {kind or 'wide'}" for name, kind in self.exceptions[:3]]
+        return f"{self.most} but for {', '.join(few)}{', ...' if self.exceptions[3:] else ''}"
+
+
+Quantization = Kind | Mixed
+"""How a model's linear weights are quantised: all alike, or mixed. With `int4` alone the head has groups of 8
+bits."""
+
+
+def kind_of(name: str, quantization: Quantization | None) -> Kind | None:
+    """How a linear weight is quantised, by its name or that of its `_scale` or `_low`; None: it is wide."""
+    if isinstance(quantization, Mixed):
+        weight = name.removesuffix("_scale").removesuffix("_low")
+        for exception, kind in quantization.exceptions:
+            if exception == weight:
+                return kind
+        quantization = quantization.most
+    return INT8_GROUPS if quantization == INT4 and name.startswith("head") else quantization
+
+
+def combined(kinds: Mapping[str, Kind | None]) -> Quantization | None:
+    """The quantisation of a model whose linear weights, by name, are of these kinds; a head that is missing
+    is a tied one, which is wide."""
+    counts = Counter(kind for kind in kinds.values() if kind)
+    if not counts:
+        return None
+    most = max(_KINDS, key=lambda kind: counts[kind])
+    named: dict[str, Kind | None] = {"head": None, **kinds}
+    others: dict[str, Kind | None] = {
+        name: kind for name, kind in named.items() if kind != kind_of(name, most)
+    }
+    return Mixed(most, tuple(sorted(others.items()))) if others else most
+
+
+def within(place: str, quantization: Quantization | None) -> Quantization | None:
+    """The quantisation of the weights in `place`, such as `layers.0`, by their names inside it."""
+    if not isinstance(quantization, Mixed):
+        return quantization
+    start = f"{place}."
+    inner: dict[str, Kind | None] = {
+        name.removeprefix(start): kind for name, kind in quantization.exceptions if name.startswith(start)
+    }
+    return Mixed(quantization.most, tuple(inner.items())) if inner else quantization.most
+
+
+def is_grouped(kind: Kind | None) -> bool:
+    """Whether a weight of this kind is quantised in groups."""
+    return kind in (INT4, INT8_GROUPS)
+
+
+def has_groups(quantization: Quantization | None) -> bool:
+    """Whether some linear weights are quantised in groups."""
+    if not isinstance(quantization, Mixed):
+        return is_grouped(quantization)
+    return is_grouped(quantization.most) or any(is_grouped(kind) for _, kind in quantization.exceptions)
 
 
 def has_embedding(config: ModelConfig, quantization: Quantization | None) -> bool:
     """Whether there is an embedding besides the head: a tied head in groups is the embedding too."""
-    return not (config.tied_head and is_grouped(quantization))
+    return not (config.tied_head and is_grouped(kind_of("head", quantization)))
 
 
 def has_head(config: ModelConfig, quantization: Quantization | None) -> bool:
     """Whether there is a head besides the embedding: a tied head is one of its own if it is quantised."""
-    return quantization is not None or not config.tied_head
+    return kind_of("head", quantization) is not None or not config.tied_head
 
 
 def parameter_shapes(
@@ -63,47 +130,45 @@ def is_linear(name: str) -> bool:
 
 def stored_type(name: str, quantization: Quantization | None) -> str | None:
     """The name of a parameter's dtype if it is part of a quantised weight; None: that of the computation."""
-    if quantization is None:
+    kind = kind_of(name, quantization)
+    if kind is None:
         return None
     if name.endswith(("_scale", "_low")):
-        return "float16" if is_grouped(quantization) else "float32"
+        return "float16" if is_grouped(kind) else "float32"
     if not is_linear(name):
         return None
-    return "uint8" if has_4_bits(name, quantization) else "int8"
+    return "uint8" if kind == INT4 else "int8"
 
 
 def quantization_by_types(types: Mapping[str, str]) -> Quantization | None:
     """How linear weights are quantised, by the dtypes' names of all parameters."""
-    if "head_scale" not in types:
-        return None
-    if types["head_scale"] == "float32":
-        return INT8
-    return INT4 if "uint8" in types.values() else INT8_GROUPS
+    return combined({name: _kind_by_types(name, types) for name in types if is_linear(name)})
 
 
-def has_4_bits(name: str, quantization: Quantization | None) -> bool:
-    """Whether a linear weight has 4 bits."""
-    return quantization == INT4 and name != "head"
+def _kind_by_types(name: str, types: Mapping[str, str]) -> Kind | None:
+    scale = types.get(f"{name}_scale")
+    if scale == "float16":
+        return INT4 if types[name] == "uint8" else INT8_GROUPS
+    return INT8 if scale else None
 
 
 def _quantized(
     shapes: Mapping[str, tuple[int, ...]], quantization: Quantization
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     for name, shape in shapes.items():
-        if not is_linear(name):
+        kind = kind_of(name, quantization) if is_linear(name) else None
+        if kind is None:
             yield name, shape
-        elif is_grouped(quantization):
-            yield from _grouped(name, shape, quantization)
+        elif is_grouped(kind):
+            yield from _grouped(name, shape, kind)
         else:
             yield from ((name, shape), (f"{name}_scale", (*shape[:-2], shape[-1])))
 
 
-def _grouped(
-    name: str, shape: tuple[int, ...], quantization: Quantization
-) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _grouped(name: str, shape: tuple[int, ...], kind: Kind) -> Iterator[tuple[str, tuple[int, ...]]]:
     *stacked, inputs, outputs = shape
     groups = (*stacked, inputs // GROUP, outputs)
-    if not has_4_bits(name, quantization):
+    if kind == INT8_GROUPS:
         yield from ((name, shape), (f"{name}_scale", groups))
         return
     yield name, (*stacked, inputs // 2, outputs)
@@ -116,12 +181,12 @@ def has_whole_experts(config: ModelConfig, shards: int) -> bool:
 
 
 def check_groups(config: ModelConfig, quantization: Quantization | None, shards: int = 1) -> None:
-    """Checks that the inputs of every linear map, on each of `shards` devices, are whole groups.
+    """Checks that the inputs of every linear map in groups, on each of `shards` devices, are whole groups.
 
     Raises:
       ConfigError: they are not.
     """
-    if not is_grouped(quantization):
+    if not has_groups(quantization):
         return
     heads, parts = config.heads * config.head_size, 1 if has_whole_experts(config, shards) else shards
     inputs = {"q": config.width, "o": heads // shards, "down": config.feed_forward // parts}

@@ -15,7 +15,17 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from .parameters import GROUP, INT8, Quantization, has_4_bits, is_grouped, is_linear, quantization_by_types
+from .parameters import (
+    GROUP,
+    INT4,
+    INT8,
+    Kind,
+    Quantization,
+    is_grouped,
+    is_linear,
+    kind_of,
+    quantization_by_types,
+)
 
 _LARGEST = 127.0
 
@@ -132,22 +142,23 @@ def quantization_of(parameters: Mapping[str, jax.Array]) -> Quantization | None:
 
 
 def quantize(parameters: Mapping[str, jax.Array], quantization: Quantization = INT8) -> dict[str, jax.Array]:
-    """A model's parameters with every linear weight quantised, followed by its scales."""
+    """A model's parameters with its linear weights quantised, each followed by its scales."""
     quantized: dict[str, jax.Array] = {}
-    wide = dict(parameters)
-    if "head" not in parameters:
+    wide, head = dict(parameters), kind_of("head", quantization)
+    if "head" not in parameters and head:
         wide["head"] = parameters["embed"].T
-        if is_grouped(quantization):
+        if is_grouped(head):
             del wide["embed"]
     for name, weight in wide.items():
-        quantized |= quantize_linear(name, weight, quantization) if is_linear(name) else {name: weight}
+        kind = kind_of(name, quantization) if is_linear(name) else None
+        quantized |= quantize_linear(name, weight, kind) if kind else {name: weight}
     return quantized
 
 
-def quantize_linear(name: str, w: jax.Array, quantization: Quantization) -> dict[str, jax.Array]:
+def quantize_linear(name: str, w: jax.Array, kind: Kind) -> dict[str, jax.Array]:
     """The parameters of a quantised linear weight, by name: `parameters.parameter_shapes` lists them."""
-    if quantization == INT8:
+    if kind == INT8:
         parts = quantize_weight(w)
     else:
-        parts = quantize_groups4(w) if has_4_bits(name, quantization) else quantize_groups8(w)
+        parts = quantize_groups4(w) if kind == INT4 else quantize_groups8(w)
     return dict(zip((name, f"{name}_scale", f"{name}_low"), parts, strict=False))

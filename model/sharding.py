@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from .config import ModelConfig
 from .errors import ConfigError
-from .parameters import Quantization, check_groups, has_whole_experts, is_grouped, parameter_shapes
+from .parameters import Quantization, check_groups, has_whole_experts, is_grouped, kind_of, parameter_shapes
 
 AXIS = "model"
 """The name of the mesh's one axis."""
@@ -150,7 +150,8 @@ def placements(
     found = {}
     for name, shape in parameter_shapes(padded, quantization).items():
         weight = _weight(name)
-        like = weight if is_grouped(quantization) and not name.endswith("_bias") else name
+        grouped = is_grouped(kind_of(name, quantization)) and not name.endswith("_bias")
+        like = weight if grouped else name
         axis = None if shards == 1 else _divided(weight, like, len(shape), config, shards)
         found[name] = Placement(shape, axis, repeated if weight in ("attention.k", "attention.v") else 1)
     return found

@@ -4,13 +4,13 @@ The mathematics is the same for every target; `Transformer` holds it as a static
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jax.sharding import Mesh
 
 from .kernels.registry import NATIVE, Kernels, choose
 from .layout import Form, Layout
-from .parameters import Quantization, is_grouped
+from .parameters import Quantization, has_groups, within
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +33,11 @@ class Target:
         """How weights of this form lie in memory for the kernel that reads them."""
         return Layout(dict(self.kernels.names)[form.operation], self.shards)
 
+    def within(self, place: str) -> "Target":
+        """The target of the modules in `place`, such as `layers.0`."""
+        quantization = within(place, self.quantization)
+        return self if quantization == self.quantization else replace(self, quantization=quantization)
+
     @classmethod
     def of(
         cls,
@@ -48,5 +53,5 @@ class Target:
         platform = mesh.devices.flat[0].platform
         kernels = choose(platform, overrides or {})
         unstacked = platform == "cpu" and dict(kernels.names)["experts"] in ("blocks", NATIVE)
-        unstacked = unstacked and not is_grouped(quantization)
+        unstacked = unstacked and not has_groups(quantization)
         return cls(kernels=kernels, shards=mesh.size, quantization=quantization, unstacked=unstacked)

@@ -40,12 +40,13 @@ class Layer(nnx.Module):
 
     def __init__(self, config: ModelConfig, layer: int, target: Target, *, dtype: jnp.dtype) -> None:
         self.attention_norm = nnx.Param(jnp.ones(config.width, dtype))
-        self.attention = Attention(config, layer, target, dtype=dtype)
+        self.attention = Attention(config, layer, target.within("attention"), dtype=dtype)
         self.feed_forward_norm = nnx.Param(jnp.ones(config.width, dtype))
+        inner = target.within("feed_forward")
         if config.moe is None:
-            self.feed_forward = FeedForward(config, target, dtype=dtype)
+            self.feed_forward = FeedForward(config, inner, dtype=dtype)
         else:
-            self.feed_forward = MixtureOfExperts(config, config.moe, target, dtype=dtype)
+            self.feed_forward = MixtureOfExperts(config, config.moe, inner, dtype=dtype)
         self.rms_norm, self.epsilon = target.kernels.rms_norm, config.norm_epsilon
         self.scale = config.residual_scale
 
@@ -89,7 +90,8 @@ class Transformer(Linears):
         super().__init__(target or Target())
         if has_embedding(config, self.target.quantization):
             self.embed = nnx.Param(jax.ShapeDtypeStruct((config.vocabulary, config.width), dtype))
-        layers = [Layer(config, layer, self.target, dtype=dtype) for layer in range(config.layers)]
+        targets = [self.target.within(f"layers.{layer}") for layer in range(config.layers)]
+        layers = [Layer(config, layer, target, dtype=dtype) for layer, target in enumerate(targets)]
         self.layers = nnx.List(layers)
         self.norm = nnx.Param(jnp.ones(config.width, dtype))
         if has_head(config, self.target.quantization):

@@ -193,7 +193,7 @@ def _stated_sampling(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fingerprint(parts: dict[Path, GGUFHeader], quantization: Quantization | None) -> str:
-    digest = hashlib.sha256((quantization or "").encode())
+    digest = hashlib.sha256(str(quantization or "").encode())
     for path, header in parts.items():
         with open(path, "rb") as file:
             digest.update(file.read(header.length))

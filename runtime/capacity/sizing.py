@@ -6,7 +6,7 @@ from functools import cached_property
 
 from ...model.config import ModelConfig
 from ...model.errors import ConfigError
-from ...model.parameters import INT4, INT8, Quantization
+from ...model.parameters import INT4, INT8, Kind
 from ...model.sharding import pad_config
 from ..device.buckets import Bucket, Shapes
 from ..device.memory import fitting_pages, reached_pages, reserved_bytes, state_bytes, temporary_bytes
@@ -30,7 +30,7 @@ class PlanOptions:
     """
 
     topology: Topology
-    quantization: Quantization | None = None
+    quantization: Kind | None = None
     int8_cache: bool = False
     context: int | None = None
     slots: int | None = None

@@ -83,7 +83,7 @@ def facts_of(flags: ServeFlags, checkpoint: "Checkpoint") -> dict[str, object]:
     """Facts that must be equal in all processes of a mesh, under names that an operator knows."""
     return {
         "the model's configuration": repr(checkpoint.config),
-        "the quantisation of weights": checkpoint.quantization,
+        "the quantisation of weights": checkpoint.quantization and str(checkpoint.quantization),
         **{f"the {package} version": version(package) for package in ("distaff", "jax", "jaxlib")},
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         **{flag(name): getattr(flags, name) for name, _ in marked(Compiled)},
