@@ -165,13 +165,15 @@ class Origin:
         first, *others = self.names
         values = read(first)
         if others:
-            stacked = np.empty((len(self.names), *self.shape[::-1]), values.dtype)
+            stacked = np.empty((len(self.names), *values.shape[::-1]), values.dtype)
             stacked[0] = values.T
             for expert, name in enumerate(others, start=1):
                 stacked[expert] = read(name).T
             return stacked
         if self.start is not None:  # the copy releases the others'
-            values = values[..., self.start : self.start + self.outputs, :].copy()
+            own = slice(self.start, self.start + self.outputs)
+            scales = values.ndim < len(self.shape)  # of int8 weights, one for each output
+            values = (values[..., own] if scales else values[..., own, :]).copy()
         return np.swapaxes(values, -1, -2) if self.transposed and values.ndim > 1 else values
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..model.errors import ConfigError
-from ..model.parameters import INT4, INT8, check_groups, parameter_shapes, stored_type
+from ..model.parameters import INT4, INT8, check_groups, main_kind, parameter_shapes, stored_type
 from .checkpoint import Checkpoint
 from .errors import SourceNotFound, not_finite
 from .files import Progress
@@ -47,8 +47,9 @@ def open_checkpoint(path: Path, quantize: str | None = None) -> Checkpoint:
     """Opens a Hugging Face folder, a GGUF file or a store, and checks everything except the weights.
 
     Args:
-      quantize: `int8` or `int4` quantises linear weights when they are read, unless a store's are so already.
-        `as-is` keeps the bits of a GGUF's quantised weights. None and `none` read them as f32.
+      quantize: `int8` or `int4` quantises linear weights when they are read, unless those of a store or a
+        folder are so already. `as-is` keeps the bits of quantised weights, or refuses. `none` reads those of
+        a GGUF or a folder as f32. None reads those of a GGUF as f32, and keeps those of a folder if it can.
 
     Raises:
       SourceNotFound: the path does not exist.
@@ -59,8 +60,8 @@ def open_checkpoint(path: Path, quantize: str | None = None) -> Checkpoint:
         raise SourceNotFound(f"{path}: missing; expected a model folder or a GGUF file")
     if quantize not in (None, *QUANTIZATIONS):
         raise ConfigError(f"quantize is {quantize!r}; expected one of {', '.join(QUANTIZATIONS)}")
-    checkpoint = _open(path, as_is=quantize == AS_IS)
-    if quantize in (None, NONE, AS_IS, checkpoint.quantization):
+    checkpoint = _open(path, quantize)
+    if quantize in (None, NONE, AS_IS, main_kind(checkpoint.quantization)):
         return checkpoint
     if checkpoint.quantization:
         raise ConfigError(
@@ -72,37 +73,43 @@ def open_checkpoint(path: Path, quantize: str | None = None) -> Checkpoint:
 def with_own_bits(checkpoint: Checkpoint, quantize: str | None, mesh: "Mesh") -> Checkpoint:
     """The checkpoint as it is served on a mesh.
 
-    If nothing is chosen (`quantize` is None), a GGUF keeps the bits of its quantised weights where these are
-    the fastest, which is on CPUs with native kernels, and where each device gets whole groups of them.
+    If nothing is chosen (`quantize` is None), a folder keeps the bits of its quantised weights where each
+    device gets whole groups of them. So does a GGUF where they are also the fastest, on CPUs with native
+    kernels.
     """
     from .gguf.gguf_file import GGUFFile
+    from .huggingface.huggingface_folder import HuggingFaceFolder
 
-    if quantize is not None or not isinstance(checkpoint, GGUFFile):
+    if quantize is not None or not isinstance(checkpoint, GGUFFile | HuggingFaceFolder):
         return checkpoint
     from ..model.kernels.native_library import library
+
+    is_gguf = isinstance(checkpoint, GGUFFile)
+    if is_gguf and (mesh.devices.flat[0].platform != "cpu" or library() is None):
+        return checkpoint
     from ..model.sharding import pad_config
 
-    if mesh.devices.flat[0].platform != "cpu" or library() is None:
-        return checkpoint
     try:
-        kept = checkpoint.as_is()
+        kept = checkpoint.as_is() if is_gguf else checkpoint
         check_groups(pad_config(kept.config, mesh.size), kept.quantization, mesh.size)
     except ConfigError as error:
         log.info("the weights of %s are widened: %s", checkpoint.path.name, error)
-        return checkpoint
+        return checkpoint if is_gguf else checkpoint.widened()
     return kept
 
 
-def _open(path: Path, *, as_is: bool) -> Checkpoint:
+def _open(path: Path, quantize: str | None) -> Checkpoint:
     if (path / MANIFEST_FILE).exists():
         return Store(path)
     if path.is_dir():
         from .huggingface.huggingface_folder import HuggingFaceFolder
 
-        return HuggingFaceFolder(path)
+        folder = HuggingFaceFolder(path, as_is=quantize == AS_IS)
+        own = quantize in (None, AS_IS, main_kind(folder.quantization))
+        return folder if own or folder.quantization is None else folder.widened()
     from .gguf.gguf_file import GGUFFile
 
-    return GGUFFile(path, as_is=as_is)
+    return GGUFFile(path, as_is=quantize == AS_IS)
 
 
 def load_parameters(

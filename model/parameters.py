@@ -57,6 +57,11 @@ def kind_of(name: str, quantization: Quantization | None) -> Kind | None:
     return INT8_GROUPS if quantization == INT4 and name.startswith("head") else quantization
 
 
+def main_kind(quantization: Quantization | None) -> Kind | None:
+    """The kind of most linear weights; None: all are wide."""
+    return quantization.most if isinstance(quantization, Mixed) else quantization
+
+
 def combined(kinds: Mapping[str, Kind | None]) -> Quantization | None:
     """The quantisation of a model whose linear weights, by name, are of these kinds; a head that is missing
     is a tied one, which is wide."""

@@ -65,7 +65,9 @@ ModelName = Annotated[
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 Quantize = Annotated[
     Quantizations | None,
-    typer.Option(help="Quantize the linear weights; as-is keeps the bits of a GGUF file, none widens them."),
+    typer.Option(
+        help="Quantize the linear weights; as-is keeps the bits of quantised files, none widens them."
+    ),
     Tgi("QUANTIZE", get_args(Quantizations)),
     Compiled(),
 ]

@@ -16,13 +16,15 @@ from ..notes import note
 from ..values import brief, flag, integer, number
 from .families import FAMILIES, Family
 from .huggingface_rope import read_rope, rope_of
+from .tensors.quantization_config import read_quantization
 from .unknown_keys import may_change_the_mathematics
 
 _MAPPED = {
     "model_type", "architectures", "vocab_size", "num_hidden_layers", "hidden_size", "intermediate_size",
     "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps",
     "rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings", "layer_types",
-    "tie_word_embeddings", "bos_token_id", "eos_token_id", "auto_map",
+    "tie_word_embeddings", "bos_token_id", "eos_token_id", "auto_map", "quantization_config",
+    "compression_config",
 }  # fmt: skip
 
 _WINDOWS = {"sliding_window", "max_window_layers"}
@@ -77,7 +79,7 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
     text = config.get("text_config")
     if not isinstance(text, dict):
         raise ConfigError(f"text_config is {brief(text)}; expected the configuration of the language model")
-    for key in ("tie_word_embeddings", "quantization_config", "eos_token_id"):
+    for key in ("tie_word_embeddings", "quantization_config", "compression_config"):
         if config.get(key) is not None:
             text = {key: config[key], **text}
     return {"model_type": "mistral", **text, "architectures": None}
@@ -95,6 +97,7 @@ def read_config(path: Path, config: dict[str, Any]) -> ModelConfig:
         family = _check_family(config)
         if config.get("auto_map"):
             note(f"{path}: auto_map is {brief(config['auto_map'])}; the code that it names is not run")
+        read_quantization(config)
         if config["model_type"] == "llama" and config.get("use_sliding_window") is False:
             config = {key: value for key, value in config.items() if key not in _WINDOWS}
         _check_keys(path, config, family)

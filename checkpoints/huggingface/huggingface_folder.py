@@ -7,13 +7,14 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from ...model.config import ModelConfig
-from ...model.parameters import Quantization
+from ...model.parameters import Quantization, is_linear, kind_of
 from ..errors import CheckpointError
 from ..files import read_json
 from ..generation import GenerationDefaults, read_generation
@@ -30,8 +31,19 @@ from ..names import (
     with_joined,
 )
 from ..notes import note
-from .huggingface_config import read_config
-from .shards import INDEX_FILE, SINGLE_FILE, StoredTensor, read_headers
+from .huggingface_config import read_config, text_config
+from .tensors.keeping import (
+    bytes_as_read,
+    check_zero,
+    own_quantization,
+    packed_parts,
+    report,
+    spare_biases,
+)
+from .tensors.modules import Tensors, with_packed
+from .tensors.quantization_config import read_quantization
+from .tensors.shards import INDEX_FILE, SINGLE_FILE, StoredTensor, read_headers
+from .tensors.weight import PackedWeight
 
 _EXTRA = re.compile(r"\.(weight|bias|sinks)$|(_proj|experts|gate|lm_head|embed_tokens)\.")
 _TEXT = (
@@ -50,56 +62,78 @@ class HuggingFaceFolder:
 
     Attributes:
       path: the folder. config: of the model. generation: its end tokens and sampling defaults.
-      quantization: always None.
+      quantization: of linear weights that stay packed; None if all are wide, or widened.
       fingerprint: SHA-256 of the config, every tensor's name, type, shape and position, and the size and
         modification time of its file. It is cheap and does not depend on weights: copies of the same files
         have another fingerprint.
-      nbytes: of all tensors as stored.
+      nbytes: of all tensors as they are read.
 
     Raises:
-      ConfigError: config.json needs mathematics that is not implemented.
+      ConfigError: config.json needs mathematics that is not implemented, or quantised weights cannot be kept.
       CheckpointError: files are missing or damaged, or the tensors do not fit the config.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, as_is: bool = False) -> None:
+        """Quantised weights stay packed where they can; `as_is` refuses those that cannot."""
         _refuse_pickles(path)
         self.path = path
-        self.quantization: Quantization | None = None
-        self.config: ModelConfig = read_config(path / "config.json", read_json(path / "config.json"))
+        stated = read_json(path / "config.json")
+        self.config: ModelConfig = read_config(path / "config.json", stated)
         self.generation: GenerationDefaults = read_generation(path)
         headers = _text_half(path, read_headers(path))
+        headers = with_packed(headers, read_quantization(text_config(stated)))
         found = {name: tensor.shape for name, tensor in headers.items()}
         if self.config.tied_head:
-            self._check_tied_head(path, found)
+            self._check_tied_head(path, headers, found)
         file = path / (SINGLE_FILE if (path / SINGLE_FILE).exists() else INDEX_FILE)
         dense = with_joined(HUGGINGFACE, HUGGINGFACE_JOINED, found)
         mixtures = (HUGGINGFACE_EXPERTS, HUGGINGFACE_QWEN_EXPERTS, HUGGINGFACE_FUSED)
         table = table_for(self.config, dense, mixtures, found)
         self._origins = find_origins(file, self.config, table, found)
         extra = unused(self._origins, found)
-        _check_extra(file, extra)
-        self._stored: dict[str, StoredTensor] = {name: headers[name] for name in found.keys() - set(extra)}
+        self._no_biases = spare_biases(extra, headers)
+        _check_extra(file, [name for name in extra if name not in self._no_biases])
+        self._stored: Tensors = {name: headers[name] for name in found.keys() - set(extra)}
         self._spare_head = headers.get(HUGGINGFACE["head"]) if self.config.tied_head else None
-        self.nbytes: int = sum(tensor.nbytes for tensor in self._stored.values())
-        self.fingerprint: str = _fingerprint(self.config, self._stored)
+        self._read_as(own_quantization(path, self.config, self._origins, self._stored, as_is=as_is))
+
+    def widened(self) -> "HuggingFaceFolder":
+        """The same folder with all weights wide; the headers are not read again."""
+        wide = copy(self)
+        wide._read_as(None)
+        return wide
+
+    def _read_as(self, quantization: Quantization | None) -> None:
+        self.quantization: Quantization | None = quantization
+        self.nbytes: int = bytes_as_read(self.config, self._origins, self._stored, quantization)
+        self.fingerprint: str = _fingerprint(self.config, self._stored, quantization)
 
     def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
-        """`(name, values)` in `parameter_shapes` order, linears as `[inputs, outputs]`, in their stored type.
+        """`(name, values)` in `parameter_shapes` order, linears as `[inputs, outputs]`, in their stored type;
+        a quantised weight that is widened as f32.
 
         Raises:
           CheckpointError: a file has changed since it was opened, or a tied model's second copy of the head
-            differs.
+            differs, or a quantised weight is damaged.
         """
+        report(self.path, self._origins, self._stored, self.quantization)
+        check_zero(self._no_biases.values())
         for name, origin in self._origins.items():
+            kind = kind_of(name, self.quantization) if is_linear(name) else None
+            if kind is not None:
+                yield from packed_parts(name, origin, self._stored, kind)
+                continue
             values = origin.assemble(lambda foreign: self._stored[foreign].read())
             if name == "embed" and self._spare_head is not None:
-                _check_equal(self._stored[origin.names[0]], values, self._spare_head)
+                _check_equal(origin.names[0], values, self._spare_head)
             yield name, values
 
-    def _check_tied_head(self, path: Path, found: dict[str, tuple[int, ...]]) -> None:
+    def _check_tied_head(self, path: Path, headers: Tensors, found: dict[str, tuple[int, ...]]) -> None:
         """A tied model may store its head a second time; the copy must fit, and is compared when it is
         read."""
         shape, embed = found.pop(HUGGINGFACE["head"], None), found.get(HUGGINGFACE["embed"])
+        if isinstance(headers.get(HUGGINGFACE["head"]), PackedWeight):
+            raise CheckpointError(f"{path}: tensor lm_head.weight is quantised; expected wide, as it is tied")
         if shape is not None and shape != embed:
             raise CheckpointError(
                 f"{path}: tensor lm_head.weight has shape {shape}; the head is tied to {embed}"
@@ -143,16 +177,18 @@ def _check_extra(file: Path, extra: list[str]) -> None:
         note(f"{file}: {', '.join(extra[:3])}{', ...' if extra[3:] else ''}: not part of the model; not read")
 
 
-def _check_equal(stored: StoredTensor, values: np.ndarray, head: StoredTensor) -> None:
+def _check_equal(embed: str, values: np.ndarray, head: StoredTensor | PackedWeight) -> None:
     if not np.array_equal(values.view(np.uint8), head.read().view(np.uint8)):
         raise CheckpointError(
-            f"{head.file}: tensor {head.name} differs from {stored.name}; expected equal, as they are tied"
+            f"{head.file}: tensor {head.name} differs from {embed}; expected equal, as they are tied"
         )
 
 
-def _fingerprint(config: ModelConfig, stored: dict[str, StoredTensor]) -> str:
+def _fingerprint(config: ModelConfig, stored: Tensors, quantization: Quantization | None) -> str:
     rows = [
-        (name, tensor.dtype.name, tensor.shape, tensor.file.name, tensor.offset, tensor.stamp)
-        for name, tensor in sorted(stored.items())
+        (tensor.name, tensor.packed_dtype.name, tensor.shape, tensor.file.name, tensor.offset, tensor.stamp)
+        for _, named in sorted(stored.items())
+        for tensor in (named.stored if isinstance(named, PackedWeight) else (named,))
     ]
-    return hashlib.sha256(json.dumps([asdict(config), rows]).encode()).hexdigest()
+    kept = [str(quantization)] if quantization else []
+    return hashlib.sha256(json.dumps([asdict(config), rows, *kept]).encode()).hexdigest()

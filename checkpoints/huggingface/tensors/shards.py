@@ -17,14 +17,25 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ..errors import CheckpointError
-from ..files import read_json
-from ..notes import note
+from ...errors import CheckpointError
+from ...files import read_json
+from ...notes import note
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 _DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+FLOATS = tuple(_DTYPES)
+"""The types of wide weights and of scales."""
+_PACKED_DTYPES = _DTYPES | {
+    "I8": np.dtype(np.int8),
+    "I32": np.dtype(np.int32),
+    "I64": np.dtype(np.int64),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+}
+"""The types of tensors of a quantised weight as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +67,28 @@ class StoredTensor:
     def nbytes(self) -> int:
         return prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def packed_dtype(self) -> np.dtype:
+        """Its type if it may be a part of a quantised weight."""
+        return _PACKED_DTYPES[self.kind]
+
     def read(self) -> np.ndarray:
         """The tensor, in its stored type.
 
         Raises:
           CheckpointError: the file has changed since it was opened.
         """
+        return self._read(self.dtype)
+
+    def read_packed(self) -> np.ndarray:
+        """As `read`; a tensor that may be a part of a quantised weight."""
+        return self._read(self.packed_dtype)
+
+    def _read(self, dtype: np.dtype) -> np.ndarray:
         count = prod(self.shape)
         with open(self.file, "rb") as file:
             file.seek(self.offset)
-            values = np.fromfile(file, self.dtype, count)
+            values = np.fromfile(file, dtype, count)
         if len(values) != count or _stamp(self.file) != self.stamp:
             raise CheckpointError(
                 f"{self.file}: tensor {self.name}: the file changed while it was being read"
