@@ -8,12 +8,11 @@ from functools import partial
 
 import numpy as np
 
-from .integers import Integers, join_nibbles, unpack
+from .integers import Integers
 from .shards import FLOATS
 from .weight import Module, PackedWeight
 
 _OUTPUTS = (0, 2, 4, 6, 1, 3, 5, 7)
-_PLACES = np.argsort(_OUTPUTS)
 
 
 def awq_gemm(module: Module) -> PackedWeight:
@@ -35,11 +34,14 @@ def _read(module: Module) -> Integers:
     parts = module.parts
     scale_FG = parts["scales"].read_packed().astype(np.float32).T
     zero_FG = _outputs_in_order(parts["qzeros"].read_packed()).astype(np.float32).T
-    q = join_nibbles(_outputs_in_order(parts["qweight"].read_packed()).T)
-    return Integers(module.weight, 4, np.ascontiguousarray(q), zero_FG, scale_FG)
+    values_DF = _outputs_in_order(parts["qweight"].read_packed())
+    q = values_DF[0::2] | values_DF[1::2] << 4
+    return Integers(module.weight, 4, q.T, zero_FG, scale_FG)
 
 
 def _outputs_in_order(words: np.ndarray) -> np.ndarray:
     """The values u8 `[N, F]` of words `[N, F/8]`."""
-    values = unpack(words, 4).reshape(len(words), -1, 8)
-    return values[:, :, _PLACES].reshape(len(words), -1)
+    values = np.empty((*words.shape, 8), np.uint8)
+    for place, output in enumerate(_OUTPUTS):
+        values[:, :, output] = words >> 4 * place & 15
+    return values.reshape(len(words), -1)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ....model.errors import ConfigError
 from ....model.parameters import GROUP, INT8, INT8_GROUPS, Kind
-from .integers import rounded_in_groups
+from .integers import inputs_first, rounded_in_groups
 from .shards import FLOATS, StoredTensor
 from .weight import Module, PackedWeight
 
@@ -38,9 +38,9 @@ class ScaledBytes:
         """See `integers.Values`."""
         scale = np.repeat(self.scale, self.block[0], axis=0)
         if kind == INT8:
-            return self.q, scale[:, 0]
+            return inputs_first(self.q), scale[:, 0]
         halves = np.repeat(scale.astype(np.float16), self.block[1] // GROUP, axis=1)
-        return (self.q, halves) if np.isfinite(halves).all() else rounded_in_groups(self.wide())
+        return (inputs_first(self.q), halves) if np.isfinite(halves).all() else rounded_in_groups(self.wide())
 
 
 def int8(module: Module) -> PackedWeight:

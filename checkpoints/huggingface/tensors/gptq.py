@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from ...errors import CheckpointError
-from .integers import Integers, packed_bytes, unpack
+from .integers import Integers, packed_rows, unpack
 from .shards import FLOATS
 from .weight import Module, PackedWeight, groups_of_inputs
 
@@ -41,7 +41,7 @@ def _read(module: Module, groups: int) -> Integers:
     bits, parts = module.scheme.bits, module.parts
     scale_FG = parts["scales"].read_packed().astype(np.float32).T
     zero_FG = unpack(parts["qzeros"].read_packed(), bits).astype(np.float32).T + module.scheme.zero_offset
-    q = packed_bytes(parts["qweight"].read_packed().T)
+    q = packed_rows(parts["qweight"].read_packed()).T
     group_D = groups_of_inputs(parts["g_idx"], groups) if "g_idx" in parts else None
     if group_D is not None and not module.scheme.ordered:
         if (group_D != np.arange(len(group_D)) * groups // len(group_D)).any():

@@ -14,6 +14,7 @@ from ....model.parameters import GROUP, INT4, Kind
 from ...errors import CheckpointError
 
 _LARGEST = np.float32(127)
+_STRIP = 16
 _MIDDLE = 128
 """The zero of symmetric values of 8 bits, which is not stored with our groups."""
 
@@ -61,9 +62,9 @@ class Integers:
     def parts(self, kind: Kind) -> tuple[np.ndarray, ...]:
         """See `Values`. Integers of 8 bits, or of 4 if they are rounded, become groups of 8 bits."""
         if kind == INT4:
-            return self.q, self._halves(self.scale), self._halves(-self.zero * self.scale)
+            return inputs_first(self.q), self._halves(self.scale), self._halves(-self.zero * self.scale)
         if self.bits == 8 and self.group_D is None and (self.zero == _MIDDLE).all():
-            return (self.q ^ _MIDDLE).view(np.int8), self._halves(self.scale)
+            return (inputs_first(self.q) ^ _MIDDLE).view(np.int8), self._halves(self.scale)
         return rounded_in_groups(self.wide())
 
     def _halves(self, values: np.ndarray) -> np.ndarray:
@@ -87,14 +88,22 @@ def rounded_in_groups(wide: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return q.reshape(wide.shape).astype(np.int8), scale
 
 
+def inputs_first(values: np.ndarray) -> np.ndarray:
+    """The same `[F, D]` with an input's values side by side in memory, as they are served.
+
+    By 16 outputs at a time numpy is seven times as fast as with all of them.
+    """
+    if values.flags.f_contiguous:
+        return values
+    turned = np.empty(values.shape[::-1], values.dtype)
+    for first in range(0, len(values), _STRIP):
+        turned[:, first : first + _STRIP] = values[first : first + _STRIP].T
+    return turned.T
+
+
 def split_nibbles(packed: np.ndarray) -> np.ndarray:
     """The values u8 `[..., 2 N]` of bytes `[..., N]`, the low half first."""
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
-
-
-def join_nibbles(values: np.ndarray) -> np.ndarray:
-    """The bytes u8 `[..., N]` of values `[..., 2 N]` up to 15."""
-    return values[..., 0::2] | values[..., 1::2] << 4
 
 
 def unpack(words: np.ndarray, bits: int) -> np.ndarray:
@@ -106,3 +115,9 @@ def unpack(words: np.ndarray, bits: int) -> np.ndarray:
 def packed_bytes(words: np.ndarray) -> np.ndarray:
     """The bytes u8 `[..., 4 N]` of words i32 `[..., N]`, the lowest first: with 4 bits two values each."""
     return np.ascontiguousarray(words).astype("<i4", copy=False).view(np.uint8)
+
+
+def packed_rows(words: np.ndarray) -> np.ndarray:
+    """The bytes u8 `[4 N, F]` of words i32 `[N, F]`, those of a word below each other, the lowest first."""
+    split = packed_bytes(words).reshape(*words.shape, 4)
+    return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(-1, words.shape[1])

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distaff.checkpoints import CheckpointError, open_checkpoint
-from distaff.checkpoints.huggingface.tensors.integers import Integers, join_nibbles, split_nibbles, unpack
+from distaff.checkpoints.huggingface.tensors.integers import (
+    Integers,
+    inputs_first,
+    packed_bytes,
+    packed_rows,
+    split_nibbles,
+    unpack,
+)
 from distaff.model.errors import ConfigError
 
 from ..making import edit_json, refuse
@@ -149,10 +156,16 @@ def test_words_are_unpacked(rows: int, count: int, bits: int, seed: int) -> None
     np.testing.assert_array_equal(unpack(words(values, bits), bits), values)
 
 
-@given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**32))
-def test_nibbles_are_split_and_joined(rows: int, half: int, seed: int) -> None:
-    values = np.random.default_rng(seed).integers(0, 16, (rows, 2 * half)).astype(np.uint8)
-    np.testing.assert_array_equal(split_nibbles(join_nibbles(values)), values)
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(0, 2**32))
+def test_the_order_in_memory_changes_no_value(outputs: int, words_each: int, seed: int) -> None:
+    """Transposed in strips, or read along the inputs: the same bytes."""
+    values = np.random.default_rng(seed).integers(0, 16, (outputs, 8 * words_each))
+    packed = words(values, 4)
+    expected = packed_bytes(packed)
+    np.testing.assert_array_equal(inputs_first(expected), expected)
+    assert inputs_first(expected).T.flags.c_contiguous
+    np.testing.assert_array_equal(packed_rows(np.ascontiguousarray(packed.T)).T, expected)
+    np.testing.assert_array_equal(split_nibbles(expected), values)
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 2**32))
