@@ -54,8 +54,9 @@ def assemble(
     if not isinstance(parameters, Loading) and mesh.is_multi_process:
         agree({"the digest of the weights": digest_of_replicated(parameters)})
     free, kv_pages = loading.free, settings.kv_pages
-    width = loading.dtype.itemsize
-    pages = minimum(size_pool(padded, shapes, dtype, devices, kv_pages, settings.replicas, free, width))
+    width, quantization, replicas = loading.dtype.itemsize, loading.quantization, settings.replicas
+    sized = size_pool(padded, shapes, dtype, devices, kv_pages, replicas, free, width, quantization)
+    pages = minimum(sized)
     shapes = replace(shapes, table=min(shapes.table, pages))  # no sequence has more, see `Engine.context`
     host_pages = None
     if page_file and shares_prefixes(config, settings) and not mesh.is_multi_process:

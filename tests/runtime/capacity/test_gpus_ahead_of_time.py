@@ -13,12 +13,13 @@ import pytest
 from jax.sharding import NamedSharding
 
 from distaff.checkpoints.config_only import read_config_only
+from distaff.model.parameters import Quantization
 from distaff.runtime.capacity import planning
 from distaff.runtime.capacity.chips import CHIPS, parse_topology
 from distaff.runtime.capacity.compilers import can_compile
 from distaff.runtime.capacity.planning import make_plan, program_spec
 from distaff.runtime.capacity.sizing import PlanOptions, Sizing, find_chip
-from distaff.runtime.device.memory import temporary_bytes
+from distaff.runtime.device.memory import temporary_bytes, widened_bytes
 
 from .gpu_text import launches_of, moves_of, waits_of
 from .keeping import KeepingBuilder, KeptStep
@@ -43,13 +44,13 @@ class Case:
 
     model: str
     topology: str = "h100:1"
-    int8: bool = False
+    quantization: Quantization | None = None
     int8_cache: bool = False
     slots: int = 64
     context: int = 8192
 
     def __str__(self) -> str:
-        marks = "-int8" * self.int8 + "-int8cache" * self.int8_cache
+        marks = f"-{self.quantization}" * bool(self.quantization) + "-int8cache" * self.int8_cache
         return f"{self.model}-{self.topology}{marks}"
 
     @property
@@ -59,7 +60,7 @@ class Case:
     def sizing(self) -> Sizing:
         options = PlanOptions(
             topology=parse_topology(self.topology),
-            quantization="int8" if self.int8 else None,
+            quantization=self.quantization,
             int8_cache=self.int8_cache,
             context=self.context,
             slots=self.slots,
@@ -70,11 +71,11 @@ class Case:
 
 CASES = [
     Case("llama-3.1-8b"),
-    Case("llama-3.1-8b", int8=True),
+    Case("llama-3.1-8b", quantization="int8"),
     Case("llama-3.1-8b", int8_cache=True),
     Case("llama-3.1-8b", topology="h100:2"),
     Case("mixtral-8x7b"),
-    Case("mixtral-8x7b", int8=True),
+    Case("mixtral-8x7b", quantization="int8"),
 ]
 ALONE = Case("llama-3.1-8b", slots=1, context=32768)
 """One long stream."""
@@ -92,7 +93,7 @@ LAUNCHES = {"llama-3.1-8b": (17, 23, 43), "mixtral-8x7b": (25, 35, 43)}
 def most_launches(case: Case) -> int:
     """Of a plain step with LAYERS layers."""
     in_layer, in_int8_layer, beside = LAUNCHES[case.model]
-    return LAYERS * (in_int8_layer if case.int8 else in_layer) + beside
+    return LAYERS * (in_int8_layer if case.quantization else in_layer) + beside
 
 
 @cache
@@ -135,6 +136,17 @@ def test_a_general_step_waits_for_its_conditions_only(kind: str) -> None:
         temporary_bytes(sizing.config, each, 1, itemsize=2) for each in sizing.largest
     )
     assert len(waits_of(step.as_text())) <= KNOWN_WAITS
+
+
+@pytest.mark.parametrize("kind", ["decode", "mixed"])
+@pytest.mark.parametrize("model", ["llama-3.1-8b", "mixtral-8x7b"])
+def test_widened_weights_are_within_the_estimate(model: str, kind: str) -> None:
+    """Portable kernels compute weights in groups; one weight at a time is in f32."""
+    case = Case(model, quantization="int4")
+    sizing = case.sizing()
+    estimate = temporary_bytes(sizing.config, sizing.largest[kind == "mixed"], 1, itemsize=2)
+    estimate += widened_bytes(sizing.config, 1, "int4")
+    assert estimate / 2 <= compiled(case, kind).memory_analysis().temp_size_in_bytes <= estimate
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from distaff.checkpoints.config_only import read_config_only
 from distaff.model.config import ModelConfig, MoEConfig
 from distaff.model.errors import ConfigError
+from distaff.model.parameters import Quantization
 from distaff.model.sharding import pad_config
 from distaff.runtime.capacity import compilers, planning
 from distaff.runtime.capacity.chips import CHIPS, parse_topology
@@ -23,6 +24,7 @@ from distaff.runtime.device.memory import OutOfMemory, size_pool
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LLAMA_8B = read_config_only(str(CONFIGS / "llama-3.1-8b.json"))
+MIXTRAL = read_config_only(str(CONFIGS / "mixtral-8x7b.json"))
 TINY = ModelConfig(
     vocabulary=512, layers=2, width=256, feed_forward=512, heads=4, kv_heads=2, head_size=128, context=2048
 )
@@ -49,14 +51,17 @@ class Free:
 
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5e:2x4", "v6e:4x4", "v5p:2x2x1", "h100:1", "l4:2"])
 @pytest.mark.parametrize("slots", [1, 64, 256])
-def test_the_pool_is_the_engines_own(topology: str, slots: int) -> None:
+@pytest.mark.parametrize("kind", [None, "int4"])
+def test_the_pool_is_the_engines_own(topology: str, slots: int, kind: Quantization | None) -> None:
     """As many pages as the engine has on devices with this memory, with the weights loaded."""
-    sizing = sized(LLAMA_8B, options(topology, slots=slots, context=8192))
+    sizing = sized(LLAMA_8B, options(topology, slots=slots, context=8192, quantization=kind))
     memory, shards = sizing.memory, sizing.options.topology.size
     devices = [Free(sizing.chip.platform, memory.limit, memory.weights)] * shards
     padded = pad_config(LLAMA_8B, shards)
     try:
-        expected = size_pool(padded, sizing.shapes, jnp.dtype("bfloat16"), devices, None, itemsize=2)
+        expected = size_pool(
+            padded, sizing.shapes, jnp.dtype("bfloat16"), devices, None, itemsize=2, quantization=kind
+        )
     except OutOfMemory:
         expected = None
     assert expected == memory.pages or (expected is None and sizing.shortage() is not None)
@@ -91,6 +96,25 @@ def test_a_plan_that_does_not_fit_is_a_result() -> None:
     assert not found.fits and found.programs == () and found.rates == ()
     assert found.short == "the weights take 16.43 GiB of 15.75 GiB on each device"
     assert found.remedies == ("--topology v5e:4x4", "--quantize int8")
+
+
+@pytest.mark.parametrize(
+    ("topology", "slots", "short"),
+    [
+        ("h100:1", 64, None),
+        ("v6e:1x1", 32, None),
+        ("v6e:1x1", 64, "temporaries take 31.26 GiB of 31.25 GiB"),
+        ("l4:1", 1, "the weights take 27.41 GiB of 22.35 GiB"),
+    ],
+)
+def test_mixtral_in_4_bits_is_planned(topology: str, slots: int, short: str | None) -> None:
+    """46.7 billion weights: 5 bits each, 8.5 in the head, 16 in the embedding, the routers and the norms."""
+    sizing = sized(MIXTRAL, options(topology, quantization="int4", context=8192, slots=slots))
+    layer = 4096 * (4096 * 2 + 1024 * 2) + 8 * 3 * 4096 * 14336
+    wide = 32000 * 4096 + 32 * (4096 * 8 + 2 * 4096) + 4096
+    assert sizing.memory.weights == 32 * layer * 5 // 8 + 32000 * 4096 * 17 // 16 + 2 * wide
+    found = sizing.shortage()
+    assert found is None if short is None else found is not None and short in found
 
 
 def test_unsupported_options_are_refused() -> None:
