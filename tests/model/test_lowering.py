@@ -15,6 +15,7 @@ from distaff.model.cache import Batch, Cache, Tiles, create_cache
 from distaff.model.config import ModelConfig, MoEConfig, RopeScaling
 from distaff.model.kernels.registry import choose
 from distaff.model.kernels.zeros import zeros
+from distaff.model.parameters import Quantization
 from distaff.model.target import Target
 from distaff.model.transformer import Skeleton
 
@@ -77,12 +78,12 @@ def lower(
     dtype: str,
     platform: str,
     *,
-    int8: bool = False,
+    quantization: Quantization | None = None,
     cached: str | None = None,
 ) -> tuple[jax.stages.Lowered, Cache]:
     """A step with the platform's kernels, down to the logits; and the shapes of its cache."""
     batch, width = abstract_batch(kind), jnp.dtype(dtype)
-    skeleton = Skeleton.of(config, Target(kernels=choose(platform), quantization="int8" if int8 else None))
+    skeleton = Skeleton.of(config, Target(kernels=choose(platform), quantization=quantization))
     cache = jax.eval_shape(lambda: create_cache(config, 32, 64, jnp.dtype(cached or width), zeros))
 
     def step(leaves, cache, tokens_T, batch):
@@ -144,7 +145,7 @@ def test_an_int8_cache_lowers(kind: str, platform: str) -> None:
 def test_int8_stays_int8(name: str, kind: str, platform: str) -> None:
     """Every product with weights except the router's is int8 x int8 -> int32, including experts'; none is
     widened first. The experts' products for GPUs are inside kernels, which the text does not show."""
-    text = lower(MODELS[name], kind, "bfloat16", platform, int8=True)[0].as_text()
+    text = lower(MODELS[name], kind, "bfloat16", platform, quantization="int8")[0].as_text()
     products = re.findall(
         r"(?:dot_general|ragged_dot).*: \(tensor<(\S+)>, tensor<(\S+)>.*-> tensor<(\S+)>", text
     )
@@ -154,3 +155,14 @@ def test_int8_stays_int8(name: str, kind: str, platform: str) -> None:
     assert kinds["i8", "i8", "i32"] == 7 + 1 - fewer  # one layer is traced; a tied head is a separate weight
     assert not [kind for kind in kinds if "i8" in kind[:2] and kind != ("i8", "i8", "i32")]
     assert not re.search(r"convert.*tensor<\S+xi8>\) -> tensor<\S+x(?:bf16|f32)>", text)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("kind", ["rows", "tiles"])
+def test_experts_in_groups_lower(kind: str, platform: str) -> None:
+    """With the portable kernel, which widens one of four experts and never the stack."""
+    text = lower(MODELS["mixtral"], kind, "bfloat16", platform, quantization="int4")[0].as_text()
+    assert MARKS[platform]["experts"] not in text and MARKS[platform]["attention"] in text
+    assert "tensor<128x256xf32>" in text and "tensor<256x128xf32>" in text
+    assert "tensor<4x64x256xui8>" in text
+    assert not re.search(r"tensor<4x(128x256|256x128|4x32x256|8x32x128)xf32>", text)
