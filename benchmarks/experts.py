@@ -2,16 +2,16 @@
 
     python -m benchmarks.experts [--quick]
 
-For each size, type of weights, number of tokens and routing it times, in turns, both backends, a dense
+For each size, number of tokens and routing it times, in turns, each type of weights in both backends, a dense
 feed-forward at each expert's number of rows, and one at the number of tokens, and compares minima, because
 other work on the machine only adds time. Prints a table, and JSON on the last line.
 """
 
 import argparse
-import itertools
 import json
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,21 +19,23 @@ import numpy as np
 
 from distaff.model.kernels.block_experts import block_experts
 from distaff.model.kernels.cpu.native_experts import native_experts
-from distaff.model.kernels.cpu.native_linear import int8_linear, linear
+from distaff.model.kernels.cpu.native_linear import grouped_linear, int8_linear, linear
 from distaff.model.kernels.native_library import instruction_sets
 from distaff.model.kernels.registry import ExpertWeights
-from distaff.model.layout import EXPERTS as PANELS
-from distaff.model.layout import INT8_EXPERTS as INT8_PANELS
-from distaff.model.quantize import quantize_weight
+from distaff.model.layout import form_of
+from distaff.model.parameters import Quantization
+from distaff.model.quantize import quantize_linear
 from distaff.model.sharding import unstack
 
 EXPERTS, CHOICES = 8, 2
 SIZES = {"576x1536": (576, 1536), "1024x2048": (1024, 2048)}
-KINDS = ("float32", "int8")
+Place = tuple[str, str]
+"""A type of weights, and what is timed with it."""
+KINDS: dict[str, Quantization | None] = {"float32": None, "int8": "int8", "int4": "int4"}
 TOKENS = (1, 2, 8, 32, 64, 256, 512)
 NAMES = ("gate", "up", "down")
-Weight = tuple[jax.Array, jax.Array | None]
-"""With its scales if it is int8."""
+Weight = tuple[jax.Array, jax.Array | None, jax.Array | None]
+"""A weight, its scales if it is int8 or in groups, and its lows if it has 4 bits."""
 
 
 def main() -> None:
@@ -45,19 +47,14 @@ def main() -> None:
     print(f"native: {', '.join(instruction_sets()) or 'not built, so it is blocks'}")
     print("size       weights tokens routing  native ms  blocks ms  ratio  dense sum ms  one dense ms")
     results = []
-    for name, kind in itertools.product(SIZES, KINDS):
-        forms = random_weights(*SIZES[name], kind)
+    for name in SIZES:
+        forms = {kind: random_weights(*SIZES[name], quantization) for kind, quantization in KINDS.items()}
         for tokens in TOKENS[:3] if quick else TOKENS:
             for routing, expert_TX in routings(tokens).items():
-                times: dict[str, object] = {
-                    "size": name,
-                    "weights": kind,
-                    "tokens": tokens,
-                    "routing": routing,
-                }
-                times |= measure(forms, expert_TX, turns=5 if quick else 20)
-                results.append(times)
-                print(line(times), flush=True)
+                for kind, times in measure(forms, expert_TX, turns=5 if quick else 20).items():
+                    case = {"size": name, "weights": kind, "tokens": tokens, "routing": routing}
+                    results.append(case | times)
+                    print(line(results[-1]), flush=True)
     print(json.dumps(results))
 
 
@@ -69,17 +66,18 @@ def line(times: Mapping[str, object]) -> str:
     ).format(**times)
 
 
-def random_weights(width: int, inner: int, kind: str) -> dict[str, ExpertWeights]:
+def random_weights(width: int, inner: int, quantization: Quantization | None) -> dict[str, ExpertWeights]:
     """Experts of N(0, 1 / inputs), as the runtime has them for each backend on a CPU."""
-    rng, scales = np.random.default_rng(0), {}
-    blocks, native = {}, {}
+    rng, blocks, native = np.random.default_rng(0), {}, {}
     for name, (inputs, outputs) in zip(NAMES, ((width, inner), (width, inner), (inner, width)), strict=True):
         w = jnp.asarray(rng.standard_normal((EXPERTS, inputs, outputs), np.float32) * inputs**-0.5)
-        if kind == "int8":
-            w, scales[f"{name}_scale"] = quantize_weight(w)
-        blocks[name] = unstack(w)
-        native[name] = jax.jit((INT8_PANELS if kind == "int8" else PANELS).pack)(w)
-    forms = {"blocks": ExpertWeights(**blocks, **scales), "native": ExpertWeights(**native, **scales)}
+        parts = quantize_linear(name, w, quantization) if quantization else {name: w}
+        for part, values in parts.items():
+            form = form_of(f"layers.0.feed_forward.{part}", values.ndim, quantization)
+            separate = part == name and quantization != "int4"
+            blocks[part] = unstack(values) if separate else values
+            native[part] = jax.jit(form.pack)(values) if form else values
+    forms = {"blocks": ExpertWeights(**blocks), "native": ExpertWeights(**native)}
     return forms if instruction_sets() else forms | {"native": forms["blocks"]}
 
 
@@ -97,31 +95,53 @@ def routings(tokens: int) -> dict[str, np.ndarray]:
     }
 
 
-def measure(forms: Mapping[str, ExpertWeights], expert_TX: np.ndarray, turns: int) -> dict[str, float]:
-    """Milliseconds of both backends, of a dense feed-forward per expert (their sum), and of a single one."""
-    tokens, width = len(expert_TX), forms["blocks"].gate[0].shape[1]
+def measure(
+    forms: Mapping[str, Mapping[str, ExpertWeights]], expert_TX: np.ndarray, turns: int
+) -> dict[str, dict[str, float]]:
+    """For each type of weights, milliseconds of both backends, of a dense feed-forward per expert (their
+    sum), and of a single one; all are called in turn."""
+    timed = {
+        (kind, name): function
+        for kind, form in forms.items()
+        for name, function in _timed(form, expert_TX).items()
+    }
+    best = {place: 1e3 * seconds for place, seconds in minima(timed, turns).items()}
+    found: dict[str, dict[str, float]] = {}
+    for kind in forms:
+        times = {name: best[kind, name] for name in ("native", "blocks", "one_dense")}
+        times["dense_sum"] = sum(best[at] for at in best if at[0] == kind and at[1].startswith("dense"))
+        found[kind] = times | {"ratio": times["blocks"] / times["native"]}
+    return found
+
+
+def _timed(form: Mapping[str, ExpertWeights], expert_TX: np.ndarray) -> dict[str, Callable[[], jax.Array]]:
+    tokens, width = len(expert_TX), width_of(form["blocks"])
     x_TD = jnp.asarray(np.random.default_rng(2).standard_normal((tokens, width), np.float32))
     step = x_TD, jnp.asarray(expert_TX), jnp.full(expert_TX.shape, 1 / CHOICES, jnp.float32)
     sizes = np.bincount(expert_TX.reshape(-1), minlength=EXPERTS).tolist()
-    dense = [expert_of(forms["native"], e) for e in range(EXPERTS)]
+    dense = [expert_of(form["native"], e) for e in range(EXPERTS)]
     timed = {f"dense{e}": lambda e=e: _dense(x_TD[: sizes[e]], dense[e]) for e in range(EXPERTS) if sizes[e]}
     timed |= {"one_dense": lambda: _dense(x_TD, dense[0])}
     native, blocks = jax.jit(native_experts), jax.jit(block_experts)
-    timed["native"] = lambda: native(*step, forms["native"])
-    timed["blocks"] = lambda: blocks(*step, forms["blocks"])
-    best = {name: 1e3 * seconds for name, seconds in minima(timed, turns).items()}
-    found = {name: best[name] for name in ("native", "blocks", "one_dense")}
-    found["dense_sum"] = sum(best[name] for name in best if name.startswith("dense"))
-    return found | {"ratio": found["blocks"] / found["native"]}
+    timed["native"] = lambda: native(*step, form["native"])
+    timed["blocks"] = lambda: blocks(*step, form["blocks"])
+    return timed
+
+
+def width_of(experts: ExpertWeights) -> int:
+    """D, of experts that are no panels."""
+    down = experts.down
+    return (down[0] if isinstance(down, tuple) else down).shape[-1]
 
 
 def expert_of(experts: ExpertWeights, e: int) -> list[Weight]:
     """The weights of one expert."""
-    parts = []
-    for name in NAMES:
-        w, scale_EF = getattr(experts, name), getattr(experts, f"{name}_scale")
-        parts.append((w[e][0] if isinstance(w, tuple) else w[e], None if scale_EF is None else scale_EF[e]))
-    return parts
+
+    def own(name: str) -> Any:
+        part = getattr(experts, name)
+        return part if part is None else part[e][0] if isinstance(part, tuple) else part[e]
+
+    return [(own(name), own(f"{name}_scale"), own(f"{name}_low")) for name in NAMES]
 
 
 @jax.jit
@@ -132,11 +152,15 @@ def _dense(x_TD: jax.Array, expert: list[Weight]) -> jax.Array:
 
 
 def _products(x_TD: jax.Array, *weights: Weight) -> tuple[jax.Array, ...]:
-    rounded = [(w, scale_F) for w, scale_F in weights if scale_F is not None]
-    return int8_linear(x_TD, *rounded) if rounded else linear(x_TD, *(w for w, _ in weights))
+    if weights[0][1] is None:
+        return linear(x_TD, *(w for w, *_ in weights))
+    scaled = [(w, scale, low) for w, scale, low in weights if scale is not None]
+    if scaled[0][1].ndim > 1:
+        return grouped_linear(x_TD, *scaled)
+    return int8_linear(x_TD, *((w, scale_F) for w, scale_F, _ in scaled))
 
 
-def minima(timed: Mapping[str, Callable[[], jax.Array]], turns: int) -> dict[str, float]:
+def minima(timed: Mapping[Place, Callable[[], jax.Array]], turns: int) -> dict[Place, float]:
     """Seconds of each function's fastest of several calls, one call of each in turn."""
     best = dict.fromkeys(timed, float("inf"))
     for _ in range(2 + turns):  # the first turns compile and warm up, and are never the fastest

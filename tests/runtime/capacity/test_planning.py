@@ -117,6 +117,12 @@ def test_mixtral_in_4_bits_is_planned(topology: str, slots: int, short: str | No
     assert found is None if short is None else found is not None and short in found
 
 
+def test_4_bits_are_a_remedy_for_a_mixture() -> None:
+    """Where 8 are too many."""
+    wide = sized(MIXTRAL, options("h100:1", memory=40e9, context=4096, slots=8))
+    assert wide.shortage() is not None and "--quantize int4" in list(wide.remedies())
+
+
 def test_unsupported_options_are_refused() -> None:
     """A context beyond the model's, and requests beyond the context."""
     with pytest.raises(ConfigError, match="context is 4096; the model was made for 2048"):
