@@ -23,7 +23,7 @@ from distaff.model.kernels.cpu.native_linear import grouped_linear, int8_linear,
 from distaff.model.kernels.native_library import instruction_sets
 from distaff.model.kernels.registry import ExpertWeights
 from distaff.model.layout import form_of
-from distaff.model.parameters import Quantization
+from distaff.model.parameters import Kind
 from distaff.model.quantize import quantize_linear
 from distaff.model.sharding import unstack
 
@@ -66,7 +66,7 @@ def line(times: Mapping[str, object]) -> str:
     ).format(**times)
 
 
-def random_weights(width: int, inner: int, quantization: Quantization | None) -> dict[str, ExpertWeights]:
+def random_weights(width: int, inner: int, quantization: Kind | None) -> dict[str, ExpertWeights]:
     """Experts of N(0, 1 / inputs), as the runtime has them for each backend on a CPU."""
     rng, blocks, native = np.random.default_rng(0), {}, {}
     for name, (inputs, outputs) in zip(NAMES, ((width, inner), (width, inner), (inner, width)), strict=True):

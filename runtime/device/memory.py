@@ -10,7 +10,7 @@ from ...model import host_memory
 from ...model.cache import REACHED, page_bytes
 from ...model.config import ModelConfig
 from ...model.errors import DistaffError
-from ...model.parameters import Quantization, has_whole_experts, is_grouped
+from ...model.parameters import Quantization, has_groups, has_whole_experts, is_grouped, kind_of
 from .buckets import Bucket, Shapes
 
 log = logging.getLogger(__name__)
@@ -163,12 +163,13 @@ def temporary_bytes(config: ModelConfig, bucket: Bucket, shards: int, itemsize: 
 def widened_bytes(config: ModelConfig, shards: int, quantization: Quantization | None) -> int:
     """Bytes of a device's largest weight in f32, which portable kernels make of a weight in groups: one of an
     expert, gate and up together, or the head."""
-    if not is_grouped(quantization):
+    if not has_groups(quantization):
         return 0
     inner = config.feed_forward * (2 if config.moe is None else 1)
     if not has_whole_experts(config, shards):
         inner //= shards
-    return max(inner, config.vocabulary // shards) * config.width * jnp.dtype("float32").itemsize
+    head = config.vocabulary // shards if is_grouped(kind_of("head", quantization)) else 0
+    return max(inner, head) * config.width * jnp.dtype("float32").itemsize
 
 
 def reached_pages(pages: int, platform: str, config: ModelConfig, shapes: Shapes, shards: int) -> int:
