@@ -31,7 +31,7 @@ EXPERTS, CHOICES = 8, 2
 SIZES = {"576x1536": (576, 1536), "1024x2048": (1024, 2048)}
 Place = tuple[str, str]
 """A type of weights, and what is timed with it."""
-KINDS: dict[str, Quantization | None] = {"float32": None, "int8": "int8", "int4": "int4"}
+KINDS: dict[str, Kind | None] = {"float32": None, "int8": "int8", "int4": "int4"}
 TOKENS = (1, 2, 8, 32, 64, 256, 512)
 NAMES = ("gate", "up", "down")
 Weight = tuple[jax.Array, jax.Array | None, jax.Array | None]

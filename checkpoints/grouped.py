@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..model.parameters import INT4, Quantization, check_groups, is_linear, kind_of
+from ..model.parameters import INT4, INT8_GROUPS, Kind, Quantization, check_groups, is_linear, kind_of
 from .checkpoint import Checkpoint
 from .quantized import QuantizedCheckpoint
 
@@ -33,30 +33,30 @@ class GroupedCheckpoint(QuantizedCheckpoint):
             if name == "embed" and self.config.tied_head:
                 tied = values
             elif is_linear(name):
-                yield from quantized_in_groups(name, values)
+                yield from quantized_in_groups(name, values, kind_of(name, INT4))
             else:
                 yield name, values
         if tied is not None:
-            yield from quantized_in_groups("head", tied.T)
+            yield from quantized_in_groups("head", tied.T, INT8_GROUPS)
 
 
-def quantized_in_groups(name: str, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """A linear weight f32 `[..., D, F]` and its scales: of 4 bits, or of 8 if it is the head.
+def quantized_in_groups(name: str, values: np.ndarray, kind: Kind | None) -> Iterator[tuple[str, np.ndarray]]:
+    """A linear weight f32 `[..., D, F]` of this kind, and its scales.
 
     Experts are rounded one by one, because that takes several times their size in f32.
     """
+    assert kind is not None, name
     if values.ndim == 2:
-        yield from _rounded(name, values).items()
+        yield from _rounded(name, values, kind).items()
         return
-    parts = [_rounded(name, expert) for expert in values]
+    parts = [_rounded(name, expert, kind) for expert in values]
     yield from ((part, np.stack([each.pop(part) for each in parts])) for part in list(parts[0]))
 
 
-def _rounded(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
+def _rounded(name: str, values: np.ndarray, kind: Kind) -> dict[str, np.ndarray]:
     import jax.numpy as jnp
 
     from ..model.quantize import quantize_linear
 
-    wide, kind = jnp.asarray(values, jnp.float32), kind_of(name, INT4)
-    assert kind is not None
-    return {part: np.asarray(found) for part, found in quantize_linear(name, wide, kind).items()}
+    parts = quantize_linear(name, jnp.asarray(values, jnp.float32), kind)
+    return {part: np.asarray(found) for part, found in parts.items()}

@@ -6,7 +6,8 @@ and i + H/2, so its converter permutes the rows of q and k, and we undo that.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from functools import cache
 from math import prod
@@ -18,8 +19,9 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
 
+from ...model import parameters
 from ...model.config import ModelConfig
-from ...model.parameters import GROUP, Quantization, check_groups, has_embedding, is_linear
+from ...model.parameters import INT8_GROUPS, Quantization, check_groups, has_embedding, is_linear, kind_of
 from ..checkpoint import total_bytes
 from ..errors import CheckpointError
 from ..generation import GenerationDefaults, read_recommended, read_sampling
@@ -38,10 +40,12 @@ from ..names import (
 )
 from ..values import shortest
 from .gguf_config import FACTORS, architecture_of, read_gguf_config
-from .gguf_groups import Groups, groups_of, quantization_of_kinds
+from .gguf_groups import KEPT, WIDE, Groups, blocks_of, groups_of, quantization_of_kinds
 from .gguf_header import GGUFHeader, GGUFTensor, stamp
 from .gguf_parts import read_gguf_parts, tensors_of
 from .gguf_tokenizer import end_ids
+
+log = logging.getLogger(__name__)
 
 
 class GGUFFile:
@@ -60,7 +64,7 @@ class GGUFFile:
     """
 
     def __init__(self, path: Path, *, as_is: bool = False) -> None:
-        """`as_is` keeps the groups of Q4_0, Q4_1 and Q8_0 tensors; otherwise all are read as f32."""
+        """`as_is` keeps the groups of Q4_0, Q4_1, Q4_K and Q8_0 tensors; otherwise all are read as f32."""
         self.path = path
         parts = read_gguf_parts(path)
         self._parts = parts
@@ -80,16 +84,17 @@ class GGUFFile:
         self._origins = find_origins(path, self.config, table, shapes)
         refuse_unused(path, unused(self._origins, shapes))
         self._stored = {name: tensors[name] for name in shapes}
-        self._read_as(self._quantization() if as_is else None)
+        self._read_as(self._quantization(exact=True) if as_is else None)
 
     def as_is(self) -> "GGUFFile":
-        """The same file with the groups of its tensors kept; the header is not read again.
+        """The same file with the groups of its tensors kept, or rounded to 8 bits where they cannot be; the
+        header is not read again.
 
         Raises:
-          ConfigError: the groups cannot be kept.
+          ConfigError: the tensors cannot be in groups.
         """
         kept = copy(self)
-        kept._read_as(self._quantization())
+        kept._read_as(self._quantization(exact=False))
         return kept
 
     def _read_as(self, quantization: Quantization | None) -> None:
@@ -103,44 +108,69 @@ class GGUFFile:
         Raises:
           CheckpointError: the file has changed since it was opened.
         """
+        self._report()
         for name, origin in self._origins.items():
-            grouped = self.quantization is not None and is_linear(name)
-            if grouped:
-                yield from self._groups(name, origin)
+            kind = kind_of(name, self.quantization) if is_linear(name) else None
+            if kind:
+                yield from self._groups(name, origin, kind)
             elif name != "embed" or has_embedding(self.config, self.quantization):
                 heads = self._rotary_heads(name)
                 yield name, origin.assemble(lambda foreign, heads=heads: self._rows(foreign, heads))
         if not has_embedding(self.config, self.quantization):
-            yield from self._groups("head", self._origins["embed"])
+            yield from self._groups("head", self._origins["embed"], INT8_GROUPS)
 
-    def _quantization(self) -> Quantization | None:
+    def _quantization(self, *, exact: bool) -> Quantization | None:
         """That of the file's tensors; None if they are wide."""
-        linear = [o.names for name, o in self._origins.items() if is_linear(name) and name != "head"]
-        found = quantization_of_kinds(self._stored[foreign].kind for names in linear for foreign in names)
+        found = quantization_of_kinds(self._kinds(), exact=exact)
         check_groups(self.config, found)
         return found
 
-    def _groups(self, name: str, origin: Origin) -> Iterator[tuple[str, np.ndarray]]:
-        """A linear weight and its scales, with the file's own bits; a head of another type gets 8 bits."""
-        stored = self._stored[origin.names[0]]
-        if name == "head" and stored.kind != Kind.Q8_0:
-            yield from quantized_in_groups(name, self._read(stored).T)
+    def _kinds(self) -> dict[str, Kind]:
+        """The type of each linear weight's tensors, by our names; wide if they differ, or if others of the
+        same experts are wide."""
+        linear = {name: origin for name, origin in self._origins.items() if is_linear(name)}
+        found = {name: self._kind(origin.names) for name, origin in linear.items()}
+        downs = [name for name in found if name.endswith(".down")] if self.config.moe else []
+        for down in downs:
+            names = [f"{down.removesuffix('down')}{part}" for part in ("gate", "up", "down")]
+            if any(found[name] in WIDE for name in names):
+                found |= dict.fromkeys(names, Kind.F32)
+        return found
+
+    def _kind(self, tensors: Sequence[str]) -> Kind:
+        first, *others = {self._stored[name].kind for name in tensors}
+        alike = first in KEPT and all(KEPT.get(other) == KEPT[first] for other in others)
+        return first if alike or not others else Kind.F32
+
+    def _report(self) -> None:
+        """Logs which weights are rounded once more."""
+        kept = {name: kind for name, kind in self._kinds().items() if kind_of(name, self.quantization)}
+        rounded = [kind.name for name, kind in kept.items() if kind not in KEPT and name != "head"]
+        if rounded:
+            names = ", ".join(sorted(set(rounded)))
+            what = "linear weights are rounded to groups of 8 bits"
+            log.info("%s: %d %s, which are of %s", self.path.name, len(rounded), what, names)
+
+    def _groups(self, name: str, origin: Origin, kind: parameters.Kind) -> Iterator[tuple[str, np.ndarray]]:
+        """A linear weight and its scales, with the file's own bits, or rounded to groups of 8 bits."""
+        tensors, heads = [self._stored[foreign] for foreign in origin.names], self._rotary_heads(name)
+        if KEPT.get(tensors[0].kind) != kind:
+            wide = origin.assemble(lambda foreign: self._rows(foreign, heads))
+            yield from quantized_in_groups(name, wide if origin.transposed else wide.T, kind)
             return
-        heads = self._rotary_heads(name)
-        tensors = [self._stored[foreign] for foreign in origin.names]
         parts = [groups for each in tensors for groups in self._groups_of(each, origin, heads)]
-        is_stacked = len(parts) > 1 or len(stored.shape) > 2
+        is_stacked = len(parts) > 1 or len(tensors[0].shape) > 2
         for suffix, values in zip(("", "_scale", "_low"), zip(*parts, strict=True), strict=True):
             if values[0] is not None:
                 yield f"{name}{suffix}", np.stack(values) if is_stacked else values[0]
 
     def _groups_of(self, stored: GGUFTensor, origin: Origin, heads: int) -> Iterator[Groups]:
         """Those of a tensor `[F, D]`, or of each expert of a stacked one; of a joined one, its own part."""
-        *_, outputs, inputs = stored.shape
+        outputs = stored.shape[-2]
         for raw in self._raw(stored).reshape(-1, outputs, stored.size // prod(stored.shape[:-1])):
             own = raw if origin.start is None else raw[origin.start : origin.start + origin.outputs]
             own = unpermute(own, heads) if heads else own
-            yield groups_of(own.reshape(len(own), inputs // GROUP, -1), stored.kind)
+            yield groups_of(blocks_of(own, stored.kind), stored.kind)
 
     def _rows(self, name: str, rotary_heads: int) -> np.ndarray:
         """A stored tensor, its rows in our order."""

@@ -1,5 +1,6 @@
 """Weights in groups: a GGUF's own bits, and any checkpoint rounded to 4 bits."""
 
+import logging
 from pathlib import Path
 
 import gguf
@@ -10,9 +11,10 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 
 from distaff.checkpoints import convert, load_parameters, open_checkpoint, with_own_bits
+from distaff.checkpoints.gguf.gguf_file import GGUFFile
 from distaff.model.errors import ConfigError
 from distaff.model.kernels import native_library
-from distaff.model.parameters import parameter_shapes, stored_type
+from distaff.model.parameters import Mixed, kind_of, main_kind, parameter_shapes, stored_type
 from distaff.model.quantize import dequantize_groups, quantize
 from distaff.model.sharding import create_mesh, place_all
 from distaff.runtime.scorer import Scorer
@@ -78,13 +80,33 @@ def test_a_file_of_wide_weights_is_read_as_it_is(model, tmp_path: Path) -> None:
     assert open_checkpoint(write(tmp_path, model, Kind.F16), "as-is").quantization is None
 
 
-@pytest.mark.parametrize("kind", [Kind.Q5_0, Kind.Q8_0], ids=lambda kind: kind.name)
-def test_types_that_do_not_go_together_are_refused(model, kind: Kind, tmp_path: Path) -> None:
-    path = write(tmp_path, model, Kind.Q4_0, {"blk.0.ffn_up.weight": kind})
+def test_a_type_that_would_be_rounded_is_refused(model, tmp_path: Path) -> None:
+    path = write(tmp_path, model, Kind.Q4_0, {"blk.0.ffn_up.weight": Kind.Q5_0})
     with pytest.raises(
-        ConfigError, match=f"are of Q4_0, {kind.name}; expected Q4_0 and Q4_1, or Q8_0, to keep"
+        ConfigError, match="are of Q4_0, Q5_0; expected only Q4_0, Q4_1, Q4_K, Q8_0, to keep their bits"
     ):
         open_checkpoint(path, "as-is")
+
+
+def test_types_of_several_bits_are_kept_side_by_side(
+    model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """4 and 8 bits and wide weights to the bit; 5 bits rounded to 8, which a line of the log says."""
+    types = {"ffn_up": Kind.Q8_0, "attn_q": Kind.F16, "ffn_down": Kind.Q5_1}
+    path = write(tmp_path, model, Kind.Q4_1, {f"blk.0.{name}.weight": kind for name, kind in types.items()})
+    checkpoint = GGUFFile(path).as_is()
+    up, q, down = "layers.0.feed_forward.up", "layers.0.attention.q", "layers.0.feed_forward.down"
+    assert checkpoint.quantization == Mixed("int4", ((q, None), (down, "int8-groups"), (up, "int8-groups")))
+    wide = dict(open_checkpoint(path, "none").tensors())
+    with caplog.at_level(logging.INFO):
+        found = dict(checkpoint.tensors())
+    assert "m.gguf: 1 linear weights are rounded to groups of 8 bits, which are of Q5_1" in caplog.text
+    np.testing.assert_array_equal(found[q], wide[q])
+    np.testing.assert_array_equal(widened(found, up), wide[up])
+    np.testing.assert_allclose(widened(found, down), wide[down], atol=np.abs(wide[down]).max() / 250)
+    assert checkpoint.nbytes == sum(values.nbytes for values in found.values())
+    parameters = load_parameters(checkpoint, np.float32)
+    assert np.isfinite(Scorer.of(checkpoint.config, parameters).logits([3, 1, 4])).all()
 
 
 def test_any_checkpoint_is_rounded_to_4_bits(model, tmp_path: Path) -> None:
@@ -146,8 +168,11 @@ def test_without_native_kernels_weights_are_widened(
 @pytest.mark.usefixtures("native")
 def test_what_cannot_be_kept_is_widened(model, tmp_path: Path) -> None:
     """Types that do not go together, parts of groups on a device; a folder is served as it is."""
-    mixed = open_checkpoint(write(tmp_path, model, Kind.Q4_0, {"blk.0.ffn_up.weight": Kind.Q5_0}))
-    assert with_own_bits(mixed, None, create_mesh(1)) is mixed
+    tensors, up = gguf_tensors(model), "blk.0.ffn_up.weight"
+    tensors[up] = np.zeros((128, 64 // 32 * 18), np.uint8)
+    file = write_gguf(tmp_path / "i.gguf", gguf_metadata(model), tensors, Kind.Q4_0, raw={up: Kind.IQ4_NL})
+    other = open_checkpoint(file)
+    assert with_own_bits(other, None, create_mesh(1)) is other
     whole = open_checkpoint(write(tmp_path, model, Kind.Q4_0, {head_of(model): Kind.Q8_0}))
     assert with_own_bits(whole, None, create_mesh(2)).quantization == "int4"
     assert with_own_bits(whole, None, create_mesh(4)) is whole
@@ -236,3 +261,45 @@ def test_a_store_keeps_experts_in_groups(mixture, shards: int, tmp_path: Path) -
 def test_an_unknown_way_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="quantize is 'int3'; expected one of int8, int4, as-is, none"):
         open_checkpoint(tmp_path, "int3")
+
+
+def blocks_of_256(rng: np.random.Generator, shape: tuple[int, int], kind: Kind) -> np.ndarray:
+    """Any bytes, u8 `[F, bytes]`, but the f16 factors of a block are such that its values are below 1."""
+    size = gguf.GGML_QUANT_SIZES[kind][1]
+    raw = rng.integers(0, 256, (shape[0], shape[1] // 256, size)).astype(np.uint8)
+    places, largest = {Kind.Q6_K: ((size - 2,), 32 * 128)}.get(kind, ((0, 2), 63 * 32))
+    for place in places:
+        factor = rng.uniform(0.1, 1, raw.shape[:2]).astype(np.float32) / largest
+        raw[..., place : place + 2] = factor.astype("<f2").view(np.uint8).reshape(*raw.shape[:2], 2)
+    return raw.reshape(shape[0], -1)
+
+
+@pytest.mark.usefixtures("native")
+def test_blocks_of_256_are_groups_of_32(tmp_path: Path) -> None:
+    """A file as llama.cpp's Q4_K_M: 4 bits, and values and down of some layers with 6, here also with 5.
+
+    A scale and a minimum are rounded to f16: half a unit in 2^11 of up to 31 times the one and of the other,
+    which are below 1. Types of 5 and 6 bits are rounded to 8: half of a 127th of a group's largest.
+    """
+    sizes = dict(hidden_size=256, intermediate_size=256, num_attention_heads=4, num_key_value_heads=2)
+    made, rng = make_model(**sizes), np.random.default_rng(5)
+    types = {"attn_v": Kind.Q6_K, "ffn_down": Kind.Q5_K}
+    tensors, raw = gguf_tensors(made), {}
+    for name, values in tensors.items():
+        if name.startswith("blk.") and values.ndim == 2:
+            raw[name] = types.get(name.split(".")[2], Kind.Q4_K)
+            tensors[name] = blocks_of_256(rng, values.shape, raw[name])
+    path = write_gguf(tmp_path / "m.gguf", gguf_metadata(made), tensors, Kind.Q8_0, raw=raw)
+    opened = open_checkpoint(path)
+    wide, checkpoint = dict(opened.tensors()), with_own_bits(opened, None, create_mesh(1))
+    found = dict(checkpoint.tensors())
+    assert main_kind(checkpoint.quantization) == "int4"
+    for name in (name for name in found if f"{name}_scale" in found):
+        rounded = name.endswith((".v", ".down"))
+        assert kind_of(name, checkpoint.quantization) == (
+            "int8-groups" if rounded or name == "head" else "int4"
+        )
+        bound = 0.51 / 127 * np.abs(wide[name]).max() if rounded else 2 * 2.0**-11 * np.abs(wide[name]).max()
+        assert np.abs(widened(found, name) - wide[name]).max() <= bound, name
+    with pytest.raises(ConfigError, match="are of Q4_K, Q5_K, Q6_K; expected only"):
+        open_checkpoint(path, "as-is")
