@@ -144,9 +144,9 @@ def report(path: Path, origins: Origins, tensors: Tensors, quantization: Quantiz
     if rounded := [weight for weight in kept if not weight.exact]:
         why = "have groups that are no runs of inputs, or zeros of 8 bits: rounded to groups of 8 bits"
         _log(path, rounded, why, _bytes(weight.values * 34 // 32 for weight in rounded))
-    if any(weight.scheme.static for weight in (*kept, *widened)):
-        how = "rounded with scales of their own" if kept else "not rounded"
-        log.info("%s: activations are %s; their stored scales are not used", path.name, how)
+    if any(weight.scheme.static or weight.scheme.shifted for weight in (*kept, *widened)):
+        how = "rounded with scales of their own, without zeros" if kept else "not rounded"
+        log.info("%s: activations are %s; stored scales are not used", path.name, how)
 
 
 def _log(path: Path, weights: list[PackedWeight], what: str, cost: str) -> None:

@@ -32,7 +32,7 @@ class Scheme:
       block: outputs and inputs that share a scale, of fp8; None: no blocks.
       symmetric: there are no zeros beside the scales, or all are the middle. zero_offset: added to stored
         zeros. ordered: an input's group is stored (act-order); otherwise groups are runs of inputs.
-      activations: they are quantised too. static: with scales that are stored.
+      activations: they are quantised too. static: with scales that are stored. shifted: with zeros.
     """
 
     bits: int
@@ -44,6 +44,7 @@ class Scheme:
     ordered: bool = False
     activations: bool = False
     static: bool = False
+    shifted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +183,7 @@ def _config_group(name: str, group: dict[str, Any]) -> tuple[tuple[str, ...], Sc
         ordered=weights.get("actorder") in (True, "group", "dynamic"),
         activations=bool(inputs),
         static=bool(inputs) and not inputs.get("dynamic"),
+        shifted=inputs.get("symmetric") is False,
     )
 
 

@@ -95,6 +95,10 @@ FORMATS: dict[str, Format] = {
         config=compressed("int-quantized", STATIC, num_bits=8),
         pack=int8(input_scale=ONE), kind="int8", bits=8, scale=np.float32,
     ),
+    "w8a8-shifted": Format(
+        config=compressed("int-quantized", {**TOKENS, "symmetric": False}, num_bits=8),
+        pack=int8(), kind="int8", bits=8,
+    ),
     "w8a16": Format(
         config=compressed("int-quantized", num_bits=8), pack=int8(), kind="int8-groups", bits=8
     ),
