@@ -21,6 +21,7 @@ from gguf.quants import dequantize
 
 from ...model import parameters
 from ...model.config import ModelConfig
+from ...model.errors import ConfigError
 from ...model.parameters import INT8_GROUPS, Quantization, check_groups, has_embedding, is_linear, kind_of
 from ..checkpoint import total_bytes
 from ..errors import CheckpointError
@@ -122,8 +123,20 @@ class GGUFFile:
     def _quantization(self, *, exact: bool) -> Quantization | None:
         """That of the file's tensors; None if they are wide."""
         found = quantization_of_kinds(self._kinds(), exact=exact)
+        unlike = self._unlike()
+        if exact and unlike:
+            raise ConfigError(
+                f"the experts of {unlike[0]} are of several types; expected one, to keep their bits"
+            )
         check_groups(self.config, found)
         return found
+
+    def _unlike(self) -> list[str]:
+        """The experts that count as wide because not all of them are in the same groups."""
+        wide = [name for name, kind in self._kinds().items() if kind in WIDE]
+        return [
+            name for name in wide if any(self._stored[o].kind not in WIDE for o in self._origins[name].names)
+        ]
 
     def _kinds(self) -> dict[str, Kind]:
         """The type of each linear weight's tensors, by our names; wide if they differ, or if others of the
@@ -150,6 +163,8 @@ class GGUFFile:
             names = ", ".join(sorted(set(rounded)))
             what = "linear weights are rounded to groups of 8 bits"
             log.info("%s: %d %s, which are of %s", self.path.name, len(rounded), what, names)
+        if self.quantization and (unlike := self._unlike()):
+            log.info("%s: %d stacks of experts are widened: of several types", self.path.name, len(unlike))
 
     def _groups(self, name: str, origin: Origin, kind: parameters.Kind) -> Iterator[tuple[str, np.ndarray]]:
         """A linear weight and its scales, with the file's own bits, or rounded to groups of 8 bits."""

@@ -230,8 +230,16 @@ def test_experts_of_q4_0_and_q4_1_go_together(mixture, tmp_path: Path) -> None:
     name = "layers.1.feed_forward.up"
     np.testing.assert_array_equal(widened(found, name), wide[name])
     mixed = write_mixture(tmp_path, mixture, Kind.Q8_0, True, "blk.1.ffn_up.2.weight")
-    with pytest.raises(ConfigError, match="are of Q4_0, Q8_0; expected Q4_0 and Q4_1, or Q8_0, to keep"):
+    with pytest.raises(ConfigError, match=r"layers\.1\.feed_forward\..* are of several types; expected one"):
         open_checkpoint(mixed, "as-is")
+    kept = with_own_bits(open_checkpoint(mixed), None, create_mesh(1))
+    assert kind_of("layers.0.feed_forward.up", kept.quantization) == "int8-groups"
+    found, expected = dict(kept.tensors()), dict(open_checkpoint(mixed).tensors())
+    for part in ("gate", "up", "down"):
+        assert kind_of(f"layers.1.feed_forward.{part}", kept.quantization) is None
+        np.testing.assert_array_equal(
+            found[f"layers.1.feed_forward.{part}"], expected[f"layers.1.feed_forward.{part}"]
+        )
 
 
 @pytest.mark.usefixtures("native")
