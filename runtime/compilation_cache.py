@@ -61,6 +61,13 @@ def compilation_folder(cache: Path, device: str) -> Path:
     return folder
 
 
+def processor_name() -> str:
+    """The processor's model as it calls itself; empty if unknown."""
+    text = _CPUINFO.read_text() if _CPUINFO.exists() else ""
+    found = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor()
+
+
 def processor_digest() -> str:
     """Eight hexadecimal digits that identify the processor's model and features."""
     lines = [platform.machine(), platform.processor()]

@@ -117,6 +117,13 @@ class Engine:
         """
         self._loop.runner.warm_up(progress or (lambda done, total: None))
 
+    def compile_all(self, progress: Progress) -> None:
+        """Compiles the remaining steps at once, for a process that serves nothing.
+
+        After `warm_up`, instead of `start`.
+        """
+        self._loop.runner.compile_all(progress)
+
     def create_scorer(self) -> Scorer:
         """A scorer that shares the engine's weights; after `warm_up`."""
         runner = self._loop.runner

@@ -192,6 +192,15 @@ class ServeFlags(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             help="Folder for the profiles of POST /start_profile and /stop_profile.",
         ),
     ] = None
+    compiled: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            resolve_path=True,
+            help="Compiled steps of `distaff pack`: run as code.",
+        ),
+    ] = None
     revision: Revision = None
     chat_template: Annotated[
         Path | None,

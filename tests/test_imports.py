@@ -29,13 +29,18 @@ ROOTS = {
     "distaff.server.worker.main",
     "distaff.server.worker.follower",
     "distaff.server.worker.from_flags",
+    "distaff.server.worker.packing",
     "distaff.server.worker.refusals",
     "distaff.server.command.serve",
     "distaff.runtime.llm",
 }
 """The places that put the parts together."""
 
-ENGINES = {"distaff.server.worker.main", "distaff.server.worker.follower"}
+ENGINES = {
+    "distaff.server.worker.main",
+    "distaff.server.worker.follower",
+    "distaff.server.worker.packing",
+}
 """The modules of the server that are an engine process's main."""
 
 LOOSE = ("model", "checkpoints", "runtime", "server")
@@ -67,10 +72,19 @@ ARROWS = {
     "server/process": {"server/exit_codes", "server/keys"},
     "server/engines": {*SHARED, "runtime/framing", "server/dispatch", "server/process"},
     "server/worker": {
-        *{*SHARED, "model", "checkpoints", "checkpoints/grammars", "server/engines", "server/flags"},
+        *{
+            *SHARED,
+            "model",
+            "model/kernels",
+            "checkpoints",
+            "checkpoints/grammars",
+            "server/engines",
+            "server/flags",
+        },
         *{"server/logs", "server/process", "server/settings"},
         *{"runtime/cluster", "runtime/compilation_cache", "runtime/device", "runtime/devices"},
-        *{"runtime/engine", "runtime/framing", "runtime/options", "runtime/policy", "runtime/threads"},
+        *{"runtime/engine", "runtime/framing", "runtime/options", "runtime/packs", "runtime/policy"},
+        "runtime/threads",
     },
     "server/protocol": {*SHARED, "checkpoints", "checkpoints/grammars", "server/tool_formats"},
     "server/text": {

@@ -5,6 +5,7 @@ kernels serve.
 """
 
 import ctypes
+import hashlib
 import logging
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -37,6 +38,12 @@ def library() -> ctypes.CDLL | None:
         jax.ffi.register_ffi_target(name, handler, platform="cpu")
     loaded.distaff_instruction_sets.restype = ctypes.c_char_p
     return loaded
+
+
+def digest() -> str:
+    """Eight hexadecimal digits of the SHA-256 of the library's file; empty without kernels."""
+    loaded = library()
+    return "" if loaded is None else hashlib.sha256(Path(loaded._name).read_bytes()).hexdigest()[:8]
 
 
 def instruction_sets() -> list[str]:

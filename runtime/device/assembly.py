@@ -54,8 +54,11 @@ def assemble(
     if not isinstance(parameters, Loading) and mesh.is_multi_process:
         agree({"the digest of the weights": digest_of_replicated(parameters)})
     free, kv_pages = loading.free, settings.kv_pages
-    width, quantization, replicas = loading.dtype.itemsize, loading.quantization, settings.replicas
-    sized = size_pool(padded, shapes, dtype, devices, kv_pages, replicas, free, width, quantization)
+    width, replicas = loading.dtype.itemsize, settings.replicas
+    sized = size_pool(
+        padded, shapes, dtype, devices, kv_pages, replicas, free, width, loading.quantization,
+        settings.packed_pages,
+    )  # fmt: skip
     pages = minimum(sized)
     shapes = replace(shapes, table=min(shapes.table, pages))  # no sequence has more, see `Engine.context`
     host_pages = None

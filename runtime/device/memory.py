@@ -47,6 +47,7 @@ def size_pool(
     free: int | None = None,
     itemsize: int = 4,
     quantization: Quantization | None = None,
+    packed: int | None = None,
 ) -> int:
     """Decides the number of pages (without the trash page), and logs how in one line.
 
@@ -57,6 +58,7 @@ def size_pool(
       replicas: engines that share the host's memory. An accelerator belongs to one engine.
       free: bytes of all devices that the pool can use; None for those that are free now.
       itemsize: bytes of an activation. quantization: of linear weights.
+      packed: the number that a pack's steps are compiled for: taken if the user sets none and it fits.
 
     Raises:
       OutOfMemory: less than one page per slot fits, or the user's number needs more than is free.
@@ -72,7 +74,11 @@ def size_pool(
     fitting = fitting_pages(free, size, device.platform, replicas)
     if dtype == jnp.int8:
         fitting = reached_pages(fitting, device.platform, config, shapes, len(devices))
-    chosen = min(useful, fitting) if pages is None else pages
+    chosen, how = pages, "as configured"
+    if chosen is None and packed and _fits(packed * size, free, device.platform, share):
+        chosen, how = packed, "as in the pack"
+    if chosen is None:
+        chosen, how = min(useful, fitting), "derived"
     if 0 < free < chosen * size:
         raise OutOfMemory(
             f"{chosen} KV pages of {size} bytes are {chosen * size // _MIB} MiB; expected at most "
@@ -87,7 +93,7 @@ def size_pool(
         "KV pool: %d pages of %d tokens = %d tokens, %d MiB (%s; %d slots x %d tokens need %d pages, "
         "%.3g%% of %d MiB free hold %d)",
         chosen, shapes.page_size, chosen * shapes.page_size, chosen * size // _MIB,
-        "derived" if pages is None else "as configured", shapes.slots, shapes.table * shapes.page_size,
+        how, shapes.slots, shapes.table * shapes.page_size,
         useful, share * 100, free // _MIB, fitting,
     )  # fmt: skip
     return chosen
@@ -115,6 +121,15 @@ def size_host_pages(
 def fitting_pages(free: int, size: int, platform: str, replicas: int = 1) -> int:
     """The number of pages of `size` bytes in a pool, with `free` bytes on a kind of device."""
     return _steady(int(free * _share(platform, replicas)) // size, platform)
+
+
+def _fits(needed: int, free: int, platform: str, share: float) -> bool:
+    """Whether a pack's pool fits: on a host within twice the share, because a derived one is rounded down to
+    a power of two, so that a little less free memory halves it. Unknown free memory is enough."""
+    if 0 < free * min(1.0, 2 * share if platform == "cpu" else share) < needed:
+        log.warning("the pack's KV pool of %d MiB does not fit, so steps are compiled", needed // _MIB)
+        return False
+    return True
 
 
 def _share(platform: str, replicas: int) -> float:

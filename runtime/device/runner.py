@@ -139,6 +139,11 @@ class Runner:
         for bucket in self._buckets if missing else []:
             self._compiled.put(bucket)
 
+    def compile_all(self, progress: Progress) -> None:
+        """Compiles the steps that `warm_up` has not compiled, without running them."""
+        missing = [bucket for bucket in self._buckets if bucket not in self.ready]
+        self._executables.compile(missing, self.leaves, self._abstract_state, progress)
+
     @property
     def has_compiled(self) -> bool:
         """Whether there is a step for `add_compiled`."""

@@ -24,8 +24,10 @@ class EngineSettings:
       slots: sequences that decode at the same time.
       context: the longest sequence, in tokens; at most the model's own.
       prefill_tokens: the most tokens of a step; a longer prompt takes several steps.
-      kv_pages: pages of the KV pool. host_kv_pages: pages that host memory keeps beyond a process's life, if
-        it has a file for them (see `runtime/policy/host_pages.py`).
+      kv_pages: pages of the KV pool. packed_pages: those that a pack's steps are compiled for, taken if
+        `kv_pages` is None and they fit (see `runtime/packs.py`).
+      host_kv_pages: pages that host memory keeps beyond a process's life, if it has a file for them (see
+        `runtime/policy/host_pages.py`).
       kv_cache_dtype: `int8` quantizes keys and values; None stores them in the type of the computation.
       replicas: engines on this host that share its memory.
       kernels: `(operation, backend)` pairs that replace our choice (see `model/kernels/registry.py`).
@@ -42,6 +44,7 @@ class EngineSettings:
     context: int | None = None
     prefill_tokens: int | None = None
     kv_pages: int | None = None
+    packed_pages: int | None = None
     host_kv_pages: int | None = None
     kv_cache_dtype: str | None = None
     replicas: int = 1

@@ -32,6 +32,7 @@ from ..flags import (
     written_as,
 )
 from ..logs import configure_logging
+from .pack import PackFlags, pack
 
 log = logging.getLogger("distaff.server.command.cli")  # `__name__` may be `__main__`
 
@@ -197,6 +198,9 @@ def convert(
     finally:
         display.close()
     print(destination)
+
+
+app.command()(taking(PackFlags)(pack))
 
 
 @app.command()

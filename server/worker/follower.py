@@ -23,7 +23,7 @@ from ..process import system
 from ..process.progress import Lines
 from ..settings import ServerSettings
 from .device_shares import hide_absent_tpu
-from .from_flags import dtype_of, engine_settings_of, facts_of, set_up_mesh
+from .from_flags import dtype_of, engine_settings_of, facts_of, set_up_mesh, set_up_programs
 from .main import end_process
 from .refusals import memory_refused, settings_refused
 
@@ -77,6 +77,7 @@ def follow(flags: ServeFlags) -> None:
     checkpoint = open_checkpoint(path, flags.quantize)
     mesh = set_up_mesh(flags)
     checkpoint = with_own_bits(checkpoint, flags.quantize, mesh)
+    set_up_programs(flags, checkpoint, mesh)
     _leave_signals_to_the_leader()
     from ...runtime.cluster.lockstep import Follower
     from ...runtime.device.assembly import assemble

@@ -23,26 +23,72 @@ if TYPE_CHECKING:
 
     from ...checkpoints.checkpoint import Checkpoint
     from ...runtime.device.settings import EngineSettings
+    from ...runtime.packs import Pack, PackWriter
 
 log = logging.getLogger(__name__)
 
+_SIZES_OF_POOL = (flag("kv_pages"), flag("kv_tokens"))
+
 
 def set_up_mesh(flags: ServeFlags) -> "Mesh":
-    """Creates the mesh of the engine's devices, and sets up JAX's compilation cache for them.
+    """Creates the mesh of the engine's devices.
 
     Raises:
       SettingRefused: an invalid mesh, too few devices, or processes that do not connect.
     """
-    from ...runtime.compilation_cache import keep_compiled
     from ...runtime.devices import claim_mesh
 
     with settings_refused():
         mesh = claim_mesh(flags.mesh, flags.membership)
-    kind = mesh.local_devices[0].device_kind
-    keep_compiled(cache_folder(), kind)
-    cores = system.usable_cores(sharing=flags.replicas)
+    kind, cores = mesh.local_devices[0].device_kind, system.usable_cores(sharing=flags.replicas)
     log.info("running on %d x %s with %d cores", mesh.size, kind, cores)
     return mesh
+
+
+def set_up_programs(
+    flags: ServeFlags, checkpoint: "Checkpoint", mesh: "Mesh", writer: "PackWriter | None" = None
+) -> "Pack | None":
+    """Decides where compiled programs come from and are kept, before there is one: in the pack that is being
+    written, in the one that `--compiled` names if it fits, which is returned, or in the user's cache.
+
+    Raises:
+      SettingRefused: the pool would have no page.
+    """
+    from ...runtime.compilation_cache import keep_compiled
+    from ...runtime.packs import open_pack
+
+    device, facts = mesh.local_devices[0], program_facts_of(flags, checkpoint, mesh)
+    if writer:
+        writer.begin(facts)
+        return None
+    with settings_refused():
+        pages = engine_settings_of(flags, device).kv_pages
+    pack = open_pack(flags.compiled, facts, pages) if flags.compiled else None
+    if pack:
+        pack.use()
+    else:
+        keep_compiled(cache_folder(), device.device_kind)
+    return pack
+
+
+def program_facts_of(flags: ServeFlags, checkpoint: "Checkpoint", mesh: "Mesh") -> dict[str, str]:
+    """All that decides the compiled programs except the size of the KV pool, which a pack has in pages."""
+    from ...model.kernels import native_library
+    from ...runtime.compilation_cache import processor_digest, processor_name
+
+    device = mesh.local_devices[0]
+    facts = facts_of(flags, checkpoint) | {
+        "the device": device.device_kind,
+        "the number of devices": mesh.size,
+        "the number of processes": flags.num_processes,
+        "the version of the device's runtime": " ".join(device.client.platform_version.split()),
+        "the processor": f"{processor_name()} ({processor_digest()})",
+        "LIBTPU_INIT_ARGS": os.environ.get("LIBTPU_INIT_ARGS", ""),
+    }
+    if device.platform == "cpu":  # XLA divides loops by the number of cores
+        facts["the number of cores"] = system.usable_cores(sharing=flags.replicas)
+        facts["the digest of the native kernels"] = native_library.digest()
+    return {name: str(value) for name, value in facts.items() if name not in _SIZES_OF_POOL}
 
 
 def dtype_of(flags: ServeFlags, device: "Device") -> "np.dtype":

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -30,8 +31,8 @@ from ..logs import configure_logging
 from ..process import system
 from ..process.vital import start_thread
 from .device_shares import claim_devices, hide_absent_tpu
-from .engine_server import Build, EngineServer, OnEvents, Send, ServedEngine, throttled
-from .from_flags import dtype_of, engine_settings_of, facts_of, set_up_mesh
+from .engine_server import Build, EngineServer, OnEvents, Send, throttled
+from .from_flags import dtype_of, engine_settings_of, facts_of, set_up_mesh, set_up_programs
 from .refusals import memory_refused, settings_refused
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ if TYPE_CHECKING:
     from ...model.config import ModelConfig
     from ...runtime.cluster.lockstep import Leader
     from ...runtime.device.loading import Loading, Parameters
+    from ...runtime.device.settings import EngineSettings
     from ...runtime.engine import Engine
+    from ...runtime.packs import Pack, PackWriter
     from ...runtime.policy.constraints import Grammars
     from ...runtime.policy.page_file import PageFile
 
@@ -102,13 +105,15 @@ def build_engine(
     on_events: OnEvents,
     page_files: Sequence[int] = (),
     memory: int | None = None,
-) -> tuple[ServedEngine, EngineInfo]:
+    writer: "PackWriter | None" = None,
+) -> tuple["Engine", EngineInfo]:
     """Loads the model that the flags name and compiles its steps.
 
     Args:
       page_files: the descriptors of the files for copies of KV pages: its own, then those of the other
         replicas; without them it keeps none.
       memory: bytes of the host for which a pool in its memory is sized; None for those that are free now.
+      writer: keeps all programs in a pack.
 
     Raises:
       CheckpointError, ConfigError: the model cannot be read or served.
@@ -127,6 +132,7 @@ def build_engine(
     checkpoint = open_checkpoint(path, flags.quantize)
     mesh = set_up_mesh(flags)
     checkpoint = with_own_bits(checkpoint, flags.quantize, mesh)
+    pack = set_up_programs(flags, checkpoint, mesh, writer)
     if mesh.local_devices[0].platform == "cpu":
         system.lower_priority(os.getpid(), _NICENESS)
     dtype = dtype_of(flags, mesh.local_devices[0])
@@ -136,9 +142,13 @@ def build_engine(
         with memory_refused(flags):
             parameters = _load(checkpoint, dtype, progress, mesh, memory)
             copies = _copies_in(page_files, checkpoint.fingerprint, flags, mesh)
-            engine = _engine(flags, checkpoint.config, parameters, on_events, mesh, leader, grammars, copies)
+            settings = _settings(flags, mesh, pack)
+            config = checkpoint.config
+            engine = _engine(flags, settings, config, parameters, on_events, mesh, leader, grammars, copies)
             del parameters  # now the engine alone holds them, and frees each one when it has packed it
             engine.warm_up(lambda done, total: progress("compile", done, total))
+    if pack:
+        pack.report()
     Background("grammars", grammars.prepare)  # not earlier, when loading and XLA need the cores
     return engine, _info_of(engine, flags, checkpoint.fingerprint, dtype.name, mesh)
 
@@ -212,8 +222,15 @@ def end_process(reason: str, code: int | None = None) -> None:
     os._exit(code or exit_codes.ENGINE_LOST)
 
 
+def _settings(flags: ServeFlags, mesh: "Mesh", pack: "Pack | None") -> "EngineSettings":
+    with settings_refused():
+        settings = engine_settings_of(flags, mesh.local_devices[0])
+    return replace(settings, packed_pages=pack.pages) if pack else settings
+
+
 def _engine(
     flags: ServeFlags,
+    settings: "EngineSettings",
     config: "ModelConfig",
     parameters: "Parameters | Loading",
     on_events: OnEvents,
@@ -225,8 +242,7 @@ def _engine(
     from ...runtime.engine import Engine
 
     with settings_refused():
-        engine_settings = engine_settings_of(flags, mesh.local_devices[0])
-        engine = Engine(config, parameters, engine_settings, on_events, mesh, leader, grammars, page_file)
+        engine = Engine(config, parameters, settings, on_events, mesh, leader, grammars, page_file)
         longest, context = flags.max_input, engine.context
         if longest is not None and longest >= context:
             raise ConfigError(f"max_input is {longest}; expected less than the context of {context} tokens")

@@ -22,8 +22,9 @@ GIVEN = ServeFlags(
     quantize="int8", kv_cache_dtype="int8", kv_pages=10, kv_tokens=35, host_kv_tokens=33, mesh="model=2",
     kernel=["a=b"],
     coordinator="h:1", process_id=1, num_processes=2, replicas=3, no_prefix_cache=True, no_speculation=True,
-    deterministic=True, profile=Path("/p"), revision="r", chat_template=Path("t"), tool_format="hermes",
-    embeddings=True, api_keys=Path("k"), auth="none", allow_origin=["*"], any_origin_with_keys=True,
+    deterministic=True, profile=Path("/p"), compiled=Path("/c"), revision="r",
+    chat_template=Path("t"), tool_format="hermes", embeddings=True,
+    api_keys=Path("k"), auth="none", allow_origin=["*"], any_origin_with_keys=True,
     health_when_ready=True, strict=True, log_level="debug",
 )  # fmt: skip
 """Flags of which none has its default value."""
@@ -59,7 +60,7 @@ def test_the_engines_settings_are_the_flags() -> None:
         "kernels": (("a", "b"),),
         "prefix_cache": False,
     }
-    converted |= {"speculation": False, "grammars": True, "scores": True}
+    converted |= {"speculation": False, "grammars": True, "scores": True, "packed_pages": None}
     for field in fields(EngineSettings):
         expected = converted[field.name] if field.name in converted else getattr(GIVEN, field.name)
         assert getattr(settings, field.name) == expected, field.name

@@ -111,6 +111,19 @@ def test_the_hosts_share_is_an_eighth_in_steady_steps(host, room, chosen):
     assert size(CPU) == chosen
 
 
+@pytest.mark.parametrize(
+    ("device", "packed", "chosen"),
+    [(CPU, 12, 12), (CPU, 15, 15), (CPU, 16, 4), (tpu(10**9, 10**9 - 10 * PAGE), 9, 9)],
+)
+def test_a_packs_pool_is_taken_where_it_fits(host, caplog, device, packed, chosen):
+    """Within twice the host's share, which may have been a little larger when the pack was made."""
+    host(available=8 * 7 * PAGE + 8 * PAGE // 2)
+    dtype = jnp.dtype("float32")
+    assert size_pool(CONFIG, SHAPES, dtype, [device], None, packed=packed) == chosen
+    assert ("does not fit" in caplog.text) == (chosen != packed)
+    assert size_pool(CONFIG, SHAPES, dtype, [device], 5, packed=packed) == 5
+
+
 def test_replicas_divide_the_hosts_share_but_not_accelerators(host):
     """Two engines on one host take as much as one; each accelerator belongs to one engine."""
     host(available=8 * 16 * PAGE)
