@@ -6,7 +6,7 @@ Takes everything that `distaff serve` takes, and also a `config.json` alone.
 from pathlib import Path
 
 from ..model.config import ModelConfig
-from .downloads.hub import download
+from .downloads.hub import Bytes, download_files
 from .files import Progress, read_json
 from .huggingface.huggingface_config import read_config
 from .reading import open_checkpoint
@@ -28,7 +28,7 @@ def read_config_only(
     """
     check(name)
     if name is not None and is_hub_id(name):
-        path = download(name, revision, None, progress, files=(_CONFIG,))
+        path = download_files(name, revision, None, (_CONFIG,), Bytes(progress) if progress else None)
     else:
         path = resolve(name, revision=revision, progress=progress)
     return _read(path)

@@ -1,8 +1,6 @@
-"""Model names: paths, the bundled model, and a hub, which here is a small server on the loopback
-interface."""
+"""Model names: paths, and the bundled model."""
 
 import errno
-import json
 import logging
 import os
 import pwd
@@ -11,9 +9,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -27,7 +23,7 @@ from distaff.checkpoints.sources import cache_folder
 from distaff.model.parameters import parameter_shapes
 
 from ..patience import patient
-from .making import gguf_metadata, gguf_tensors, make_model, save_folder, write_gguf
+from .making import gguf_metadata, gguf_tensors, make_model, write_gguf
 
 
 @pytest.mark.parametrize("name", [None, "smollm2", ".", "org/name", "meta-llama/Llama-3.1-8B-Instruct"])
@@ -243,101 +239,3 @@ def test_one_process_prepares_at_a_time(tmp_path: Path) -> None:
         order.append("second")
     thread.join()
     assert order == ["first", "second"]
-
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
-    """A hub with one repository, `org/tiny`, with pickles and code beside it; and the requests that it
-    received."""
-    folder = save_folder(tmp_path / "remote", make_model())
-    for name in ("pytorch_model.bin", "modeling_evil.py", "evil.pt", "README.md"):
-        (folder / name).write_text("never wanted")
-    asked: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.answer()
-
-        def do_GET(self) -> None:
-            self.answer()
-
-        def answer(self) -> None:
-            asked.append(self.path)
-            path = self.path.split("?")[0]
-            if path.startswith("/api/models/org/tiny/tree/"):
-                entries = [{"type": "file", "oid": "0" * 40, "size": file.stat().st_size, "path": file.name}
-                           for file in folder.iterdir()]  # fmt: skip
-                self.send(json.dumps(entries).encode())
-            elif path.startswith("/api/models/org/tiny"):
-                files = [{"rfilename": file.name} for file in folder.iterdir()]
-                self.send(json.dumps({"id": "org/tiny", "sha": COMMIT, "siblings": files}).encode())
-            elif path.startswith("/org/tiny/resolve/"):
-                self.send((folder / path.rsplit("/", 1)[1]).read_bytes())
-            else:
-                self.send(b"{}", status=404, code="RepoNotFound")
-
-        def send(self, body: bytes, status: int = 200, code: str = "") -> None:
-            self.send_response(status)
-            headers = {"Content-Length": str(len(body)), "X-Repo-Commit": COMMIT, "ETag": f'"{hash(body):x}"'}
-            if code:
-                headers["X-Error-Code"] = code
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def ask_hub(address: str, name: str, cache: Path) -> subprocess.CompletedProcess[str]:
-    """Runs `resolve` in a separate process: the hub client reads its address once, on import."""
-    code = (
-        "import sys; from pathlib import Path; from distaff.checkpoints import resolve\n"
-        "from distaff.model.errors import DistaffError\n"
-        "try: print(resolve(sys.argv[1], cache=Path(sys.argv[2]), progress=lambda *event: print(*event)))\n"
-        "except DistaffError as error: print(type(error).__name__, error)"
-    )
-    env = os.environ | {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    command = [sys.executable, "-c", code, name, str(cache)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-
-
-def test_hub_downloads(hub: tuple[str, list[str]], tmp_path: Path) -> None:
-    """The model's files arrive; pickles and code are not even requested."""
-    address, asked = hub
-    done = ask_hub(address, "org/tiny", tmp_path / "cache")
-    *reported, last = done.stdout.splitlines()
-    assert last.startswith(str(tmp_path)), done.stdout + done.stderr
-    path = Path(last)
-    total = sum(file.stat().st_size for file in path.iterdir())
-    assert reported[-1] == f"download {total} {total}"
-    assert open_checkpoint(path).config.layers == 2
-    names = {file.name for file in path.iterdir()}
-    assert names == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
-                     "tokenizer_config.json"}  # fmt: skip
-    assert not [path for path in asked if path.endswith((".bin", ".py", ".pt", ".md"))]
-
-
-def test_hub_refusals(hub: tuple[str, list[str]], tmp_path: Path) -> None:
-    done = ask_hub(hub[0], "org/other", tmp_path / "cache")
-    assert done.stdout.startswith("SourceNotFound org/other: not on the hub"), done.stdout + done.stderr
-    assert done.stdout.count("\n") == 1
-    done = ask_hub(hub[0], "org/ti..ny", tmp_path / "cache")
-    assert done.stdout.startswith("SourceNotFound org/ti..ny: "), done.stdout + done.stderr
-    done = ask_hub("http://127.0.0.1:9", "org/tiny", tmp_path / "cache")
-    assert done.stdout.startswith("CheckpointError org/tiny: the download failed"), done.stdout + done.stderr
-    assert done.stdout.count("\n") == 1
