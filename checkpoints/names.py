@@ -14,6 +14,7 @@ import numpy as np
 
 from ..model.config import ModelConfig
 from ..model.parameters import parameter_shapes
+from .casting import aligned, write_transposed
 from .errors import CheckpointError
 
 HUGGINGFACE = {
@@ -165,16 +166,24 @@ class Origin:
         first, *others = self.names
         values = read(first)
         if others:
-            stacked = np.empty((len(self.names), *values.shape[::-1]), values.dtype)
-            stacked[0] = values.T
+            stacked = aligned((len(self.names), *values.shape[::-1]), values.dtype)
+            _write(values, stacked[0])
             for expert, name in enumerate(others, start=1):
-                stacked[expert] = read(name).T
+                _write(read(name), stacked[expert])
             return stacked
         if self.start is not None:  # the copy releases the others'
             own = slice(self.start, self.start + self.outputs)
             scales = values.ndim < len(self.shape)  # of int8 weights, one for each output
             values = (values[..., own] if scales else values[..., own, :]).copy()
         return np.swapaxes(values, -1, -2) if self.transposed and values.ndim > 1 else values
+
+
+def _write(values: np.ndarray, out: np.ndarray) -> None:
+    """Writes an expert's tensor, transposed; scales of int8 weights have one axis."""
+    if values.ndim > 1:
+        write_transposed(values.T, out)
+    else:
+        out[...] = values
 
 
 def origin_of(table: Table, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Origin:

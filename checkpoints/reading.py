@@ -5,7 +5,10 @@ weights, in milliseconds and without jax, so that an invalid model is refused be
 """
 
 import logging
+import os
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +17,7 @@ import numpy as np
 
 from ..model.errors import ConfigError
 from ..model.parameters import INT4, INT8, check_groups, main_kind, parameter_shapes, stored_type
+from .casting import cast
 from .checkpoint import Checkpoint
 from .errors import SourceNotFound, not_finite
 from .files import Progress
@@ -33,14 +37,8 @@ NONE = "none"
 QUANTIZATIONS = (INT8, INT4, AS_IS, NONE)
 """What `open_checkpoint` can do with weights."""
 
-_EXPONENTS = {
-    "float32": (np.uint32, 0x7F800000),
-    "bfloat16": (np.uint16, 0x7F80),
-    "float16": (np.uint16, 0x7C00),
-}
-"""By type: the integer type of its bits, and the exponent bits that are all set only in NaN and infinity."""
-
-_CHUNK = 1 << 20
+_MOST_THREADS = 4
+"""Threads that cast tensors. Each holds one tensor and its copy; one that reads cannot feed more."""
 
 
 def open_checkpoint(path: Path, quantize: str | None = None) -> Checkpoint:
@@ -153,18 +151,26 @@ def load_parameters(
 
 
 def _cast(checkpoint: Checkpoint, dtypes: Mapping[str, np.dtype]) -> Iterator[tuple[str, np.ndarray]]:
-    """A checkpoint's tensors, cast to the given types and checked to be finite."""
-    for name, values in checkpoint.tensors():
-        with np.errstate(over="ignore"):  # the check below finds overflows
-            cast = np.ascontiguousarray(values).astype(dtypes[name], copy=False)
-        if cast.dtype.itemsize > 1 and not all_finite(cast):
-            raise not_finite(checkpoint.path, name)
-        yield name, cast
+    """A checkpoint's tensors in order, cast to the given types and checked to be finite.
+
+    The caller's thread reads; others cast what has been read.
+    """
+    threads = min(_MOST_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads, "cast") as pool:
+        waiting: deque[tuple[str, Future[tuple[np.ndarray, bool]]]] = deque()
+        for name, values in checkpoint.tensors():
+            waiting.append((name, pool.submit(cast, values, dtypes[name])))
+            del values
+            if len(waiting) > threads:
+                yield _finished(checkpoint, *waiting.popleft())
+        while waiting:
+            yield _finished(checkpoint, *waiting.popleft())
 
 
-def all_finite(values: np.ndarray) -> bool:
-    """Whether no element is NaN or infinite. Checks exponent bits, which is fast for bfloat16 as well."""
-    bits, exponent = _EXPONENTS[values.dtype.name]
-    flat = values.reshape(-1).view(bits)
-    chunks = (flat[start : start + _CHUNK] for start in range(0, len(flat), _CHUNK))
-    return not any((chunk & bits(exponent)).max() == exponent for chunk in chunks)
+def _finished(
+    checkpoint: Checkpoint, name: str, work: "Future[tuple[np.ndarray, bool]]"
+) -> tuple[str, np.ndarray]:
+    values, finite = work.result()
+    if not finite:
+        raise not_finite(checkpoint.path, name)
+    return name, values

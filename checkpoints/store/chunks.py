@@ -7,15 +7,14 @@ one entry behind them. Whatever has another form is left to Orbax (`orbax_group.
 
 import json
 import struct
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..casting import aligned
 from .manifest import TensorRecord
 
-_ALIGNMENT = 64
 _INDEX = struct.Struct("<QQI")
 """Behind a chunk's values: where they begin in the file, their length in bytes, and a checksum of these."""
 
@@ -29,21 +28,13 @@ def read_chunks(folder: Path, record: TensorRecord, dtype: np.dtype) -> np.ndarr
     try:
         if json.loads((folder / "zarr.json").read_bytes()) != _metadata(record.stored_shape, chunk, dtype):
             return None
-        whole = _aligned(record.shape, dtype)
+        whole = aligned(record.shape, dtype)
         parts = [whole] if record.axis is None else np.split(whole, record.slabs, record.axis)
         inner = "/0" * (len(chunk) - 1)
         read = all(_fill(part, folder / f"c/{i}{inner}") for i, part in enumerate(parts))
     except (OSError, ValueError):  # a missing file, or no JSON
         return None
     return whole if read else None
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An empty array whose memory JAX can use on a CPU without a copy."""
-    size = prod(shape) * dtype.itemsize
-    space = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -space.ctypes.data % _ALIGNMENT
-    return space[start : start + size].view(dtype).reshape(shape)
 
 
 def _fill(part: np.ndarray, path: Path) -> bool:

@@ -9,6 +9,7 @@ not known here. As in transformers, tensors that are not requested are logged an
 import json
 import struct
 from dataclasses import dataclass
+from io import RawIOBase
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from ...casting import aligned
 from ...errors import CheckpointError
 from ...files import read_json
 from ...notes import note
@@ -85,15 +87,26 @@ class StoredTensor:
         return self._read(self.packed_dtype)
 
     def _read(self, dtype: np.dtype) -> np.ndarray:
-        count = prod(self.shape)
-        with open(self.file, "rb") as file:
+        values = aligned(self.shape, dtype)
+        with open(self.file, "rb", buffering=0) as file:
             file.seek(self.offset)
-            values = np.fromfile(file, dtype, count)
-        if len(values) != count or _stamp(self.file) != self.stamp:
+            whole = _fill(file, values)
+        if not whole or _stamp(self.file) != self.stamp:
             raise CheckpointError(
                 f"{self.file}: tensor {self.name}: the file changed while it was being read"
             )
-        return values.reshape(self.shape)
+        return values
+
+
+def _fill(file: RawIOBase, values: np.ndarray) -> bool:
+    """Reads the bytes of an array; whether the file has as many. One call reads less than 2 GiB."""
+    left = values.reshape(-1).view(np.uint8).data
+    while left:
+        count = file.readinto(left)
+        if not count:
+            return False
+        left = left[count:]
+    return True
 
 
 def read_headers(folder: Path) -> dict[str, StoredTensor]:
