@@ -1,14 +1,18 @@
 """A model's configuration without its weights: no download of 140 GB to find out that they do not fit.
 
-Takes everything that `distaff serve` takes, and also a `config.json` alone.
+Takes everything that `distaff serve` takes, and also a `config.json` alone. How its weights are quantised is
+what a config.json says of most of them; which are wide, a file would show.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..model.config import ModelConfig
+from ..model.parameters import Quantization
 from .downloads.hub import Bytes, download_files
 from .files import Progress, read_json
-from .huggingface.huggingface_config import read_config
+from .huggingface.huggingface_config import read_config, text_config
+from .huggingface.tensors.quantization_config import read_quantization
 from .reading import open_checkpoint
 from .sources import check, is_hub_id, resolve
 from .store.manifest import MANIFEST_FILE
@@ -16,10 +20,22 @@ from .store.manifest import MANIFEST_FILE
 _CONFIG = "config.json"
 
 
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """What is known of a model without its weights.
+
+    Attributes:
+      config: its configuration. quantization: how its linear weights are served; None: wide.
+    """
+
+    config: ModelConfig
+    quantization: Quantization | None
+
+
 def read_config_only(
     name: str | None, *, revision: str | None = None, progress: Progress | None = None
-) -> ModelConfig:
-    """The configuration of a model by name; for a hub id only `config.json` is downloaded.
+) -> Stated:
+    """What a model's files state; for a hub id only `config.json` is downloaded.
 
     Raises:
       SourceNotFound: there is no such model.
@@ -34,9 +50,12 @@ def read_config_only(
     return _read(path)
 
 
-def _read(path: Path) -> ModelConfig:
+def _read(path: Path) -> Stated:
     if path.is_dir() and (path / _CONFIG).exists() and not (path / MANIFEST_FILE).exists():
         path = path / _CONFIG
     if path.suffix == ".json":
-        return read_config(path, read_json(path))
-    return open_checkpoint(path).config
+        stated = read_json(path)
+        config, stored = read_config(path, stated), read_quantization(text_config(stated))
+        return Stated(config, stored.served if stored else None)
+    checkpoint = open_checkpoint(path)
+    return Stated(checkpoint.config, checkpoint.quantization)

@@ -111,7 +111,7 @@ def _answer(
         model=model,
         topology=str(options.topology),
         chips=options.topology.size,
-        quantize=options.quantization,
+        quantize=str(options.quantization) if options.quantization else None,
         kv_cache_dtype="int8" if options.int8_cache else None,
         dtype=sizing.dtype,
         method=programs[0].how if programs else "counted from shapes alone",

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from ...model.config import ModelConfig
 from ...model.errors import ConfigError
-from ...model.parameters import INT4, INT8, Kind
+from ...model.parameters import INT4, INT8, Quantization
 from ...model.sharding import pad_config
 from ..device.buckets import Bucket, Shapes
 from ..device.memory import (
@@ -37,7 +37,7 @@ class PlanOptions:
     """
 
     topology: Topology
-    quantization: Kind | None = None
+    quantization: Quantization | None = None
     int8_cache: bool = False
     context: int | None = None
     slots: int | None = None

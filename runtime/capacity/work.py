@@ -7,7 +7,7 @@ arrays, XLA's cost analysis and compiled collectives.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from ...model.cache import page_bytes
 from ...model.config import ModelConfig
-from ...model.parameters import Quantization, has_head, stored_type
+from ...model.parameters import Quantization, has_head, is_linear, kind_of, stored_type
 from ...model.sharding import pad_config, placements, share_config
 
 SIZES = {"bfloat16": 2, "float32": 4, "int8": 1}
@@ -123,20 +123,27 @@ class CostModel:
         missed = 1 - self.config.moe.experts_per_token / self.config.moe.experts
         return 1 - missed**tokens
 
-    def _keys_read(self, end: int) -> int:
-        """Tokens in the whole pages that hold a row's keys; with a window, only the keys inside it."""
-        visible = min(end, self.config.window or end)
-        return math.ceil(visible / self.page_size) * self.page_size
+    def _windows(self) -> Counter[int | None]:
+        """The number of layers with each window."""
+        full = len(self.config.full_layers)
+        return Counter({self.config.window: self.config.layers - full}) + Counter({None: full})
+
+    def _keys_read(self, end: int) -> float:
+        """Tokens in the whole pages that hold a row's keys, on average over layers; with a window, only the
+        keys inside it."""
+        pages = {window: math.ceil(min(end, window or end) / self.page_size) for window in self._windows()}
+        read = sum(pages[window] * layers for window, layers in self._windows().items())
+        return read * self.page_size / self.config.layers
 
     def _operations(self, spans: Sequence[Span], tokens: int, sampled: int) -> dict[str, float]:
         operations: defaultdict[str, float] = defaultdict(float)
-        linear = "int8" if self.quantization else self.dtype
         live = sum(count for count, _ in spans)
         for name, where in placements(self.config, self.shards).items():
             if name == "embed" or len(where.shape) < 2:
                 continue
             parts = self.shards if where.axis is not None else 1
             size = math.prod(where.shape) // parts
+            linear = self._operands(name)
             if name == "head":
                 operations[linear] += 2 * size * sampled
             elif len(where.shape) == 3:
@@ -145,17 +152,28 @@ class CostModel:
                     2 * size * live * self.config.moe.experts_per_token / self.config.moe.experts
                 )
             else:
-                operations[linear if not name.endswith("router") else self.dtype] += 2 * size * tokens
+                operations[linear] += 2 * size * tokens
         if self.config.tied_head:
-            operations[linear] += 2 * self._vocabulary // self.shards * self.config.width * sampled
+            operations[self._operands("head")] += (
+                2 * self._vocabulary // self.shards * self.config.width * sampled
+            )
         operations[self.dtype] += self._attention(spans)
         return dict(operations)
+
+    def _operands(self, name: str) -> str:
+        """The type of the products of a weight."""
+        quantized = is_linear(name) and kind_of(name, self.quantization)
+        return "int8" if quantized else self.dtype
 
     def _attention(self, spans: Sequence[Span]) -> float:
         """Scores and sums: four operations per query, key and element of the head."""
         share = share_config(self.config, self.shards)
-        pairs = sum(_visible_pairs(count, end, self.config.window) for count, end in spans)
-        return 4.0 * share.layers * share.heads * share.head_size * pairs
+        pairs = sum(
+            layers * _visible_pairs(count, end, window)
+            for window, layers in self._windows().items()
+            for count, end in spans
+        )
+        return 4.0 * share.heads * share.head_size * pairs
 
     def _collectives(self, tokens: int, sampled: int) -> tuple[Collective, ...]:
         if self.shards == 1:

@@ -156,10 +156,10 @@ def plan(
     from ...runtime.capacity.sizing import PlanOptions
     from .plan import show
 
-    config = read_config_only(model, revision=revision)
+    stated = read_config_only(model, revision=revision)
     options = PlanOptions(
         topology=parse_topology(topology),
-        quantization=quantize,
+        quantization=quantize or stated.quantization,
         int8_cache=kv_cache_dtype == "int8",
         context=context,
         slots=slots,
@@ -171,7 +171,7 @@ def plan(
         compile=compile,
     )
     try:
-        found = make_plan(served_name(model), config, options)
+        found = make_plan(served_name(model), stated.config, options)
     except ConfigError as error:
         raise Failed(str(error), exit_codes.REFUSED_SETTING) from None
     return show(found, as_json=as_json, plot=plot)

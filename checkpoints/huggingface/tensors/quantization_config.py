@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....model.errors import ConfigError
-from ....model.parameters import GROUP
+from ....model.parameters import GROUP, INT4, INT8, INT8_GROUPS, Kind, Mixed, Quantization
 from ...values import brief, flag
 
 _KEYS = ("quantization_config", "compression_config")
@@ -46,6 +46,21 @@ class Scheme:
     static: bool = False
     shifted: bool = False
 
+    @property
+    def exact(self) -> bool:
+        """Whether groups of 32 have these integers as they are: groups are runs, and 8 bits have no zeros."""
+        runs = not self.ordered or self.group is None
+        return runs and (self.bits == 4 or self.symmetric)
+
+    @property
+    def kind(self) -> Kind | None:
+        """The kind of most weights that are stored so, if their sizes allow it; None: they are widened."""
+        if self.floating:
+            return None
+        if self.bits == 8 and self.activations and self.group is None:
+            return INT8
+        return INT4 if self.exact and self.bits == 4 else INT8_GROUPS
+
 
 @dataclass(frozen=True, slots=True)
 class StoredQuantization:
@@ -70,6 +85,12 @@ class StoredQuantization:
                 if any(is_target(target, module) for target in targets):
                     return scheme
         raise ConfigError(f"{module} is quantised; no target of config_groups in quantization_config is it")
+
+    @property
+    def served(self) -> Quantization | None:
+        """How linear weights are served if all but the head are stored by the first scheme."""
+        kind = self.schemes[0][1].kind
+        return Mixed(kind, (("head", None),)) if kind else None
 
 
 def _is_name(target: str, module: str) -> bool:

@@ -137,8 +137,7 @@ class Module:
         """
         scheme = self.scheme
         group = scheme.group or shape[1]
-        runs = not scheme.ordered or scheme.group is None
-        exact = runs and (scheme.bits == 4 or scheme.symmetric)
+        exact = scheme.exact
         kind = INT4 if exact and scheme.bits == 4 else INT8_GROUPS
         kept_as = None if group % GROUP or shape[1] % GROUP else kind
         return PackedWeight(self.weight, shape, scheme, stored, kept_as, exact, load)

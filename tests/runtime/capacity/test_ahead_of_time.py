@@ -60,7 +60,7 @@ class Case:
             context=8192,
             slots=64,
         )
-        config = read_config_only(str(CONFIGS / f"{self.model}.json"))
+        config = read_config_only(str(CONFIGS / f"{self.model}.json")).config
         return Sizing(config, options, find_chip(options))
 
 

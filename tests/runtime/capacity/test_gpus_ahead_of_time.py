@@ -65,7 +65,7 @@ class Case:
             context=self.context,
             slots=self.slots,
         )
-        config = replace(read_config_only(str(CONFIGS / f"{self.model}.json")), layers=LAYERS)
+        config = replace(read_config_only(str(CONFIGS / f"{self.model}.json")).config, layers=LAYERS)
         return Sizing(config, options, find_chip(options))
 
 

@@ -23,8 +23,8 @@ from distaff.runtime.capacity.sizing import PlanOptions, Sizing, find_chip
 from distaff.runtime.device.memory import OutOfMemory, size_pool
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-LLAMA_8B = read_config_only(str(CONFIGS / "llama-3.1-8b.json"))
-MIXTRAL = read_config_only(str(CONFIGS / "mixtral-8x7b.json"))
+LLAMA_8B = read_config_only(str(CONFIGS / "llama-3.1-8b.json")).config
+MIXTRAL = read_config_only(str(CONFIGS / "mixtral-8x7b.json")).config
 TINY = ModelConfig(
     vocabulary=512, layers=2, width=256, feed_forward=512, heads=4, kv_heads=2, head_size=128, context=2048
 )
@@ -91,7 +91,7 @@ def test_remedies_help(gigabytes: float, slots: int, int8: bool) -> None:
 
 def test_a_plan_that_does_not_fit_is_a_result() -> None:
     """Llama 3.1 70B on eight v5e: with figures and two remedies, and nothing is compiled."""
-    config = read_config_only(str(CONFIGS / "llama-3.1-70b.json"))
+    config = read_config_only(str(CONFIGS / "llama-3.1-70b.json")).config
     found = make_plan("70b", config, options("v5e:2x4", context=8192))
     assert not found.fits and found.programs == () and found.rates == ()
     assert found.short == "the weights take 16.43 GiB of 15.75 GiB on each device"

@@ -239,3 +239,13 @@ def test_experts_used_is_an_expectation(tokens: int, experts: int, chosen: int) 
     used = cost_model(replace(LLAMA, moe=moe))._experts_used
     assert used(0) == 0 and used(1) == pytest.approx(chosen / moe.experts)
     assert used(tokens) <= used(tokens + 1) <= 1
+
+
+def test_layers_without_a_window_read_all_keys() -> None:
+    """Half of the layers read the window's pages, the others all of them."""
+    config = replace(LLAMA, window=32, full_layers=tuple(range(0, LLAMA.layers, 2)))
+    halves = [replace(LLAMA, window=window) for window in (32, None)]
+    every, windowed, whole = (
+        cost_model(each).decode([200]).bytes["cache read"] for each in (config, *halves)
+    )
+    assert every == pytest.approx((windowed + whole) / 2)
