@@ -33,11 +33,13 @@ class GroupedCheckpoint(QuantizedCheckpoint):
             if name == "embed" and self.config.tied_head:
                 tied = values
             elif is_linear(name):
-                yield from quantized_in_groups(name, values, kind_of(name, INT4))
+                parts = dict(quantized_in_groups(name, values, kind_of(name, INT4)))
+                yield from self._measured(name, values, parts)
             else:
                 yield name, values
         if tied is not None:
-            yield from quantized_in_groups("head", tied.T, INT8_GROUPS)
+            parts = dict(quantized_in_groups("head", tied.T, INT8_GROUPS))
+            yield from self._measured("head", tied.T, parts)
 
 
 def quantized_in_groups(name: str, values: np.ndarray, kind: Kind | None) -> Iterator[tuple[str, np.ndarray]]:

@@ -20,6 +20,7 @@ from ..model.config import ModelConfig
 from ..model.parameters import INT8, Quantization, is_linear
 from .checkpoint import Checkpoint, total_bytes
 from .rotation import Rotation
+from .rounding import RoundingErrors
 from .store.store import group_of, inner_name
 
 _LARGEST = np.float32(127)
@@ -50,16 +51,23 @@ class QuantizedCheckpoint:
         self.generation = checkpoint.generation
         self.fingerprint = hashlib.sha256(f"{checkpoint.fingerprint} {self.scheme}".encode()).hexdigest()
         self.nbytes = total_bytes(self.config, self.quantization)
+        self.errors: RoundingErrors | None = None
+        """Set it to have the errors of all weights added as they are read."""
 
     def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
         """As `Checkpoint.tensors`; each int8 weight is followed by its scales, f32."""
         for name, values in rotated(self._checkpoint.tensors(), self.config):
             if is_linear(name):
                 weight, scale = quantize_host(values)
-                yield name, weight
-                yield f"{name}_scale", scale
+                yield from self._measured(name, values, {name: weight, f"{name}_scale": scale})
             else:
                 yield name, values
+
+    def _measured(self, name: str, wide: np.ndarray, parts: dict[str, np.ndarray]) -> Tensors:
+        """The parts of a weight, after their error has been added."""
+        if self.errors:
+            self.errors.add(name, wide, parts)
+        return parts.items()
 
 
 def rotated(tensors: Tensors, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:

@@ -5,6 +5,7 @@ in `resume.json` there; a later run keeps the groups with matching files. The re
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -18,11 +19,15 @@ from .checkpoint import Checkpoint
 from .errors import CheckpointError
 from .files import Progress, files_below, read_json, sha256_all, sync_folder, sync_tree, write_whole
 from .generation import GENERATION_FILE, GenerationDefaults
+from .quantized import QuantizedCheckpoint
 from .reading import open_checkpoint
+from .rounding import RoundingErrors
 from .store.manifest import MANIFEST_FILE, WEIGHTS_FOLDER, FileRecord, Manifest, TensorRecord, read_manifest
 from .store.slabs import cut, slabs_for
 from .store.store import group_of, inner_name
 from .tokenizer import load_tokenizer
+
+log = logging.getLogger(__name__)
 
 _RESUME_FILE = "resume.json"
 
@@ -37,7 +42,8 @@ def convert(
 ) -> None:
     """Writes the checkpoint at `source` as a store to `destination`; phase `convert`, in bytes of weights.
 
-    `generation` replaces the source's recommendation; `quantize`: see `open_checkpoint`.
+    `generation` replaces the source's recommendation; `quantize`: see `open_checkpoint`. What it rounds is
+    logged, layer by layer, with the error.
 
     A destination that already is this source's store is not changed.
 
@@ -45,6 +51,9 @@ def convert(
       CheckpointError: the source is damaged, or the destination exists and is something else.
     """
     checkpoint = open_checkpoint(source, quantize)
+    errors = RoundingErrors()
+    if isinstance(checkpoint, QuantizedCheckpoint):
+        checkpoint.errors = errors
     if destination.exists():
         _check_same(destination, checkpoint)
         return
@@ -64,6 +73,8 @@ def convert(
     sync_tree(partial)
     partial.replace(destination)
     sync_folder(destination.parent)
+    for line in errors.lines():
+        log.info("%s", line)
 
 
 def _check_same(destination: Path, checkpoint: Checkpoint) -> None:
