@@ -10,7 +10,6 @@ from safetensors.numpy import load_file
 
 from distaff.checkpoints import CheckpointError, convert, load_parameters, open_checkpoint, with_own_bits
 from distaff.checkpoints.config_only import read_config_only
-from distaff.checkpoints.huggingface.tensors import keeping
 from distaff.model.errors import ConfigError
 from distaff.model.parameters import INT8, Mixed, parameter_shapes
 from distaff.model.quantize import quantization_of, split_nibbles
@@ -108,13 +107,13 @@ EXPERTS = dict(num_local_experts=3, num_experts_per_tok=2)
 
 
 @pytest.mark.parametrize("name", ["w8a8", "w4a16-g128", "gptq-8", "awq"])
-def test_experts_are_stacked(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of a Mixtral, in each of their parts; in groups too, whether or not the network has them."""
+def test_experts_are_stacked(name: str, tmp_path: Path) -> None:
+    """Those of a Mixtral, in each of their parts; they are computed so. A token whose experts have nearly equal
+    scores may have another one."""
     made = write_folders(tmp_path, FORMATS[name], "mixtral", **EXPERTS)
     wide = dict(open_checkpoint(made.wide).tensors())
     for parameter, values in open_checkpoint(made.packed, "none").tensors():
         np.testing.assert_array_equal(values, wide[parameter], err_msg=parameter)
-    monkeypatch.setattr(keeping, "check_groups", lambda config, quantization: None)
     checkpoint = open_checkpoint(made.packed, "as-is")
     assert checkpoint.quantization == Mixed(FORMATS[name].kind, (HEAD,))
     found = dict(checkpoint.tensors())
@@ -124,6 +123,7 @@ def test_experts_are_stacked(name: str, tmp_path: Path, monkeypatch: pytest.Monk
         step = np.abs(wide[parameter]).max() / 8 if FORMATS[name].zeros else 0
         difference = np.abs(stacked_wide(found, parameter) - wide[parameter]).max()
         assert difference <= 25 * 2.0**-11 * step, parameter
+    assert apart(logits(made.packed), logits(made.wide)) < 0.15
 
 
 def test_one_wide_expert_makes_its_layers_experts_wide(tmp_path: Path) -> None:
@@ -162,10 +162,10 @@ def test_what_is_asked_for_is_what_is_served(tmp_path: Path) -> None:
     assert open_checkpoint(made.packed, "int8").quantization == INT8
     ways = [open_checkpoint(made.packed, way).fingerprint for way in ("as-is", "none", "int8")]
     assert len(set(ways)) == 3 and ways[0] == own.fingerprint
-    assert read_config_only(str(made.packed)) == own.config
+    assert read_config_only(str(made.packed)).config == own.config
     edit_quantization(made.packed, version="gemv")
     with pytest.raises(ConfigError, match="version is 'gemv'"):
-        read_config_only(str(made.packed))
+        read_config_only(str(made.packed)).config
 
 
 def test_devices_get_whole_groups_or_wide_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
