@@ -46,14 +46,17 @@ def rotary_tables(config: ModelConfig, positions_T: jax.Array, lengths_T: jax.Ar
         frequencies_R, factor = inverse_frequencies(config)
         frequencies_TR = jnp.asarray(frequencies_R)[None, :]
     angles_TR = positions_T.astype(jnp.float32)[:, None] * frequencies_TR
-    return Rotary(jnp.cos(angles_TR) * factor, jnp.sin(angles_TR) * factor, _growth(rope, positions_T))
+    return Rotary(jnp.cos(angles_TR) * factor, jnp.sin(angles_TR) * factor, _growth(config, positions_T))
 
 
-def _growth(rope: RopeScaling | None, positions_T: jax.Array) -> jax.Array | None:
+def _growth(config: ModelConfig, positions_T: jax.Array) -> jax.Array | None:
+    """The factors of queries, from a table: XLA's logarithm of one number may differ from that of several."""
+    rope = config.rope
     if rope is None or rope.query_growth is None:
         return None
-    periods_T = jnp.maximum(positions_T, 0) // rope.original_context
-    return 1.0 + rope.query_growth * jnp.log1p(periods_T.astype(jnp.float32))
+    periods = np.arange(config.context // rope.original_context + 1, dtype=np.float32)
+    growth = jnp.asarray(1 + np.float32(rope.query_growth) * np.log1p(periods))
+    return growth[jnp.maximum(positions_T, 0) // rope.original_context]
 
 
 def follows_length(config: ModelConfig) -> bool:

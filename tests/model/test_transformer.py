@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from distaff.model.config import ModelConfig, MoEConfig, RopeScaling
 from distaff.model.kernels.registry import choose
-from distaff.model.parameters import Quantization
+from distaff.model.parameters import Quantization, parameter_shapes
 from distaff.model.quantize import quantize
 from distaff.model.target import Target
 from distaff.model.transformer import Skeleton, random_parameters
@@ -32,7 +32,17 @@ CONFIG = ModelConfig(
     rope=RopeScaling(kind="dynamic", factor=4.0, original_context=16),
 )
 MIXTRAL = replace(CONFIG, rope=None, window=33, moe=MoEConfig(experts=4, experts_per_token=2))
-MODELS = {"llama": CONFIG, "mixtral": MIXTRAL}
+LONGROPE = RopeScaling(
+    kind="longrope", factor=4.0, original_context=16, query_growth=0.3,
+    short_factors=(1.0, 1.2, 2.0), long_factors=(1.5, 3.0, 9.0),
+)  # fmt: skip
+FEATURES = replace(
+    MIXTRAL, layers=3, rope=LONGROPE, full_layers=(1,), unrotated_layers=(2,), head_norms=True, rotary_size=6,
+    moe=MoEConfig(experts=4, experts_per_token=2, normalized=False), attention_bias=True, output_bias=False,
+    embedding_scale=2.5, residual_scale=0.7, attention_scale=0.5, logits_divisor=1.5,
+)  # fmt: skip
+"""What families other than Llama and Mixtral have, in one model."""
+MODELS = {"llama": CONFIG, "mixtral": MIXTRAL, "features": FEATURES}
 PROMPT = np.random.default_rng(0).integers(0, CONFIG.vocabulary, 90).tolist()
 
 
@@ -44,7 +54,18 @@ def parameters() -> dict[str, jax.Array]:
 @pytest.fixture(scope="module", params=MODELS)
 def driver(request: pytest.FixtureRequest) -> Driver:
     config = MODELS[request.param]
-    return Driver(config, parameters_from(build_reference(config, 3), config))
+    drawn = config is FEATURES  # transformers has no such model
+    return Driver(config, draw(config) if drawn else parameters_from(build_reference(config, 3), config))
+
+
+def draw(config: ModelConfig) -> dict[str, jax.Array]:
+    """Weights with which every part of the network changes the logits."""
+    rng, drawn = np.random.default_rng(3), {}
+    for name, shape in parameter_shapes(config).items():
+        values = rng.standard_normal(shape, np.float32)
+        gain = 1.5 * shape[-2] ** -0.5 if len(shape) > 1 else 0.3
+        drawn[name] = jnp.asarray(gain * values + name.endswith("norm"), jnp.float32)
+    return drawn
 
 
 def whole(driver: Driver, prompt: list[int], row: int = 1) -> np.ndarray:
