@@ -12,8 +12,11 @@ import transformers
 from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from distaff.checkpoints.huggingface.huggingface_config import read_config
 from distaff.checkpoints.huggingface.huggingface_folder import HuggingFaceFolder
+from distaff.checkpoints.names import HUGGINGFACE, origin_of
 from distaff.model.errors import DistaffError
+from distaff.model.parameters import parameter_shapes
 
 SIZES: dict[str, Any] = dict(
     vocab_size=320,
@@ -56,6 +59,22 @@ def make_model(family: str = "llama", **changes: Any) -> transformers.PreTrained
 def save_folder(folder: Path, model: transformers.PreTrainedModel, **options: Any) -> Path:
     """A Hugging Face folder with weights, a byte-level tokenizer and a ChatML template."""
     model.save_pretrained(folder, **options)
+    return _save_tokenizer(folder)
+
+
+def save_random_folder(folder: Path, **changes: Any) -> Path:
+    """The same with a random Llama, without torch."""
+    folder.mkdir()
+    config, rng = {"model_type": "llama", **SIZES, **changes}, np.random.default_rng(1)
+    (folder / "config.json").write_text(json.dumps(config))
+    shapes = parameter_shapes(read_config(folder / "config.json", config))
+    origins = [origin_of(HUGGINGFACE, name, shapes) for name in shapes]
+    drawn = {origin.names[0]: rng.standard_normal(origin.shape, np.float32) for origin in origins}
+    save_file(drawn, folder / "model.safetensors")
+    return _save_tokenizer(folder)
+
+
+def _save_tokenizer(folder: Path) -> Path:
     tokenizer = byte_level()
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}, "chat_template": CHATML}

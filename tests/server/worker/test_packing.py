@@ -14,7 +14,7 @@ from distaff.checkpoints.store_writer import convert
 from distaff.server import exit_codes
 from distaff.server.flags import ServeFlags
 
-from ...checkpoints.making import make_model, save_folder
+from ...checkpoints.making import save_random_folder
 
 SMALL = {"slots": 4, "context": 64, "prefill_tokens": 16}
 WORDS = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
@@ -47,7 +47,7 @@ def pack(cache: Path, *words: str) -> tuple[int, str, list[str]]:
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model's store."""
     folder = tmp_path_factory.mktemp("models")
-    convert(save_folder(folder / "hf", make_model()), folder / "store")
+    convert(save_random_folder(folder / "hf"), folder / "store")
     return folder / "store"
 
 
@@ -93,7 +93,7 @@ def test_a_damaged_pack_costs_a_warning(store: Path, packed: Path, unpacked, tmp
 
 def test_a_pack_for_other_settings_or_another_model_costs_a_warning(packed: Path, tmp_path: Path):
     """The warning says what is different."""
-    other = save_folder(tmp_path / "hf", make_model(num_hidden_layers=1))
+    other = save_random_folder(tmp_path / "hf", num_hidden_layers=1)
     found, (warning,) = start(tmp_path / "cache", other, compiled=packed, slots=2)
     assert "--slots is '2', in the pack '4'; the model's configuration is another one" in warning
     assert found["compiled"] > 0 and len(found["tokens"]) == 12
