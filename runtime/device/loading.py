@@ -6,6 +6,7 @@ The one idea: whoever waits for the parameters is the only one that holds them. 
 soon as it is laid out for the kernels (see `Skeleton.flatten`), and memory holds the weights once.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -20,6 +21,8 @@ from ...model.quantize import quantization_of
 from ...model.sharding import placements
 from ..threads import Background
 from .memory import free_in_all
+
+log = logging.getLogger(__name__)
 
 Parameters = Mapping[str, jax.Array]
 
@@ -54,6 +57,7 @@ def start_loading(
         prod(where.shape) * jnp.dtype(stored_type(name, quantization) or dtype).itemsize
         for name, where in placements(config, mesh.size, quantization).items()
     )
+    log.info("weights: %s, %.2f GB", quantization or dtype, size / 1e9)
     return Loading(
         dtype, quantization, max(1, free - size) if free else 0, Background("loading", load).result
     )

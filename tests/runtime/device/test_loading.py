@@ -12,6 +12,7 @@ import pytest
 from distaff.model import host_memory
 from distaff.model.config import MoEConfig
 from distaff.model.layout import Layout
+from distaff.model.parameters import Mixed
 from distaff.model.quantize import quantize
 from distaff.model.sharding import create_mesh, place_all
 from distaff.model.target import Target
@@ -104,6 +105,15 @@ def test_a_weight_is_freed_before_the_next_one_is_laid_out(monkeypatch, backend,
     engine.warm_up()
     assert len(changed) > CONFIG.layers and not any(kept)
     assert all(weight() is None for weight in changed)
+
+
+def test_the_log_says_how_weights_are_served(caplog: pytest.LogCaptureFixture):
+    mixed = Mixed("int8", (("head", None),))
+    with caplog.at_level("INFO"):
+        for quantization in (None, mixed):
+            start_loading(CONFIG, F32, quantization, create_mesh(1), make_parameters)
+    wide, few = caplog.messages
+    assert wide.startswith("weights: float32, ") and few.startswith("weights: int8 but for head wide, ")
 
 
 def test_a_mapping_of_parameters_stays_as_it_is():
