@@ -21,8 +21,8 @@ from .casting import cast
 from .checkpoint import Checkpoint
 from .errors import SourceNotFound, not_finite
 from .files import Progress
-from .grouped import GroupedCheckpoint
-from .quantized import QuantizedCheckpoint
+from .quantizing.grouped import GroupedCheckpoint
+from .quantizing.quantized import QuantizedCheckpoint
 from .store.manifest import MANIFEST_FILE
 from .store.store import Store
 

@@ -19,9 +19,9 @@ from .checkpoint import Checkpoint
 from .errors import CheckpointError
 from .files import Progress, files_below, read_json, sha256_all, sync_folder, sync_tree, write_whole
 from .generation import GENERATION_FILE, GenerationDefaults
-from .quantized import QuantizedCheckpoint
+from .quantizing.quantized import QuantizedCheckpoint
+from .quantizing.rounding import RoundingErrors
 from .reading import open_checkpoint
-from .rounding import RoundingErrors
 from .store.manifest import MANIFEST_FILE, WEIGHTS_FOLDER, FileRecord, Manifest, TensorRecord, read_manifest
 from .store.slabs import cut, slabs_for
 from .store.store import group_of, inner_name

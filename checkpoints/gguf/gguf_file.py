@@ -26,7 +26,6 @@ from ...model.parameters import INT8_GROUPS, Quantization, check_groups, has_emb
 from ..checkpoint import total_bytes
 from ..errors import CheckpointError
 from ..generation import GenerationDefaults, read_recommended, read_sampling
-from ..grouped import quantized_in_groups
 from ..names import (
     GGUF,
     GGUF_EXPERTS,
@@ -39,6 +38,7 @@ from ..names import (
     unused,
     with_joined,
 )
+from ..quantizing.grouped import quantized_in_groups
 from ..values import shortest
 from .gguf_config import FACTORS, architecture_of, read_gguf_config
 from .gguf_groups import KEPT, WIDE, Groups, blocks_of, groups_of, quantization_of_kinds

@@ -12,7 +12,7 @@ import transformers
 
 from distaff.checkpoints.huggingface.families import FAMILIES
 from distaff.checkpoints.huggingface.huggingface_folder import HuggingFaceFolder
-from distaff.checkpoints.quantized import Tensors, rotated
+from distaff.checkpoints.quantizing.quantized import Tensors, rotated
 from distaff.model.sharding import create_mesh
 
 from ...model.reference import Driver, draw_weights

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from .store.store import group_of, inner_name
+from ..store.store import group_of, inner_name
 
 
 class RoundingErrors:
@@ -43,7 +43,7 @@ def _widened(name: str, parts: Mapping[str, np.ndarray]) -> np.ndarray:
         return weight * scale[..., None, :]
     import jax.numpy as jnp
 
-    from ..model.quantize import dequantize_groups
+    from ...model.quantize import dequantize_groups
 
     packed = jnp.asarray(weight), jnp.asarray(scale), None if low is None else jnp.asarray(low)
     return np.asarray(dequantize_groups(*packed))

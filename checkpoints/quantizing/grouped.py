@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..model.parameters import INT4, INT8_GROUPS, Kind, Quantization, check_groups, is_linear, kind_of
-from .checkpoint import Checkpoint
+from ...model.parameters import INT4, INT8_GROUPS, Kind, Quantization, check_groups, is_linear, kind_of
+from ..checkpoint import Checkpoint
 from .quantized import QuantizedCheckpoint
 
 
@@ -58,7 +58,7 @@ def quantized_in_groups(name: str, values: np.ndarray, kind: Kind | None) -> Ite
 def _rounded(name: str, values: np.ndarray, kind: Kind) -> dict[str, np.ndarray]:
     import jax.numpy as jnp
 
-    from ..model.quantize import quantize_linear
+    from ...model.quantize import quantize_linear
 
     parts = quantize_linear(name, jnp.asarray(values, jnp.float32), kind)
     return {part: np.asarray(found) for part, found in parts.items()}

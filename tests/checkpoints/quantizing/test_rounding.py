@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from distaff.checkpoints import convert, open_checkpoint
-from distaff.checkpoints.rounding import RoundingErrors
+from distaff.checkpoints.quantizing.rounding import RoundingErrors
 from distaff.model.parameters import is_linear
 
-from .making import make_model, save_folder
+from ..making import make_model, save_folder
 
 LINE = re.compile(r"(layers\.\d|head): weights are off by ([\d.]+)%, (\S+) most, by ([\d.]+)%")
 

@@ -19,7 +19,7 @@ from distaff.model.quantize import dequantize_groups, quantize
 from distaff.model.sharding import create_mesh, place_all
 from distaff.runtime.scorer import Scorer
 
-from .making import gguf_experts, gguf_metadata, gguf_tensors, make_model, save_folder, write_gguf
+from ..making import gguf_experts, gguf_metadata, gguf_tensors, make_model, save_folder, write_gguf
 
 SIZES = dict(hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2)
 TIED = {"untied": False, "tied": True}

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distaff.checkpoints import CheckpointError, convert, load_parameters, open_checkpoint
-from distaff.checkpoints.quantized import quantize_host, rotated
-from distaff.checkpoints.rotation import Rotation
+from distaff.checkpoints.quantizing.quantized import quantize_host, rotated
+from distaff.checkpoints.quantizing.rotation import Rotation
 from distaff.model.parameters import is_linear, parameter_shapes
 from distaff.model.quantize import quantize, quantize_weight
 from distaff.model.sharding import create_mesh
 from distaff.runtime.scorer import Scorer
 
-from .making import make_model, save_folder
+from ..making import make_model, save_folder
 
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {},

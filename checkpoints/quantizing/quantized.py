@@ -16,12 +16,12 @@ from itertools import groupby
 
 import numpy as np
 
-from ..model.config import ModelConfig
-from ..model.parameters import INT8, Quantization, is_linear
-from .checkpoint import Checkpoint, total_bytes
+from ...model.config import ModelConfig
+from ...model.parameters import INT8, Quantization, is_linear
+from ..checkpoint import Checkpoint, total_bytes
+from ..store.store import group_of, inner_name
 from .rotation import Rotation
 from .rounding import RoundingErrors
-from .store.store import group_of, inner_name
 
 _LARGEST = np.float32(127)
 _TINY = np.float32(1e-30)

@@ -1,0 +1,1 @@
+"""Wide weights to quantised ones, on the host."""
