@@ -24,12 +24,14 @@ class Architecture:
     """What differs between an architecture and `llama`.
 
     Attributes:
-      keys: its own keys, without the architecture's name. read: these keys to fields of `ModelConfig`.
+      name: in `general.architecture`, and before its keys.
+      keys: its own keys, without the name. read: these keys to fields of `ModelConfig`.
       pairs: adjacent dimensions of a head are rotated together, so the converter has permuted the rows of q
         and k; otherwise dimensions i and i + R/2, as ours.
       partial: `rope.dimension_count` may be less than the head size.
     """
 
+    name: str
     keys: frozenset[str] = frozenset()
     read: Callable[[Keys, Shapes], Fields]
     pairs: bool = False
@@ -86,18 +88,25 @@ def _phi3(keys: Keys, shapes: Shapes) -> Fields:
 
 
 ARCHITECTURES = {
-    "llama": Architecture(keys=_EXPERTS, read=_llama, pairs=True),
-    "granite": Architecture(
-        keys=frozenset({"embedding_scale", "residual_scale", "attention.scale", "logit_scale"}),
-        read=_granite,
-        pairs=True,
-    ),
-    "phi3": Architecture(
-        keys=frozenset({"attention.sliding_window", "rope.scaling.attn_factor"}), read=_phi3, partial=True
-    ),
-    "qwen2": Architecture(read=_qwen2),
-    "qwen3": Architecture(read=_qwen3),
-    "qwen3moe": Architecture(keys=_EXPERTS | {"expert_feed_forward_length"}, read=_qwen3moe),
-    "smollm3": Architecture(read=_smollm3, pairs=True),
+    each.name: each
+    for each in (
+        Architecture(name="llama", keys=_EXPERTS, read=_llama, pairs=True),
+        Architecture(
+            name="granite",
+            keys=frozenset({"embedding_scale", "residual_scale", "attention.scale", "logit_scale"}),
+            read=_granite,
+            pairs=True,
+        ),
+        Architecture(
+            name="phi3",
+            keys=frozenset({"attention.sliding_window", "rope.scaling.attn_factor"}),
+            read=_phi3,
+            partial=True,
+        ),
+        Architecture(name="qwen2", read=_qwen2),
+        Architecture(name="qwen3", read=_qwen3),
+        Architecture(name="qwen3moe", keys=_EXPERTS | {"expert_feed_forward_length"}, read=_qwen3moe),
+        Architecture(name="smollm3", read=_smollm3, pairs=True),
+    )
 }
 """By `general.architecture`."""

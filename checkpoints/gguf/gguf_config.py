@@ -66,7 +66,7 @@ def architecture_of(metadata: Mapping[str, Any]) -> Architecture:
 
 
 def _own_keys(metadata: Mapping[str, Any], architecture: Architecture) -> dict[str, Any]:
-    name = metadata["general.architecture"]
+    name = architecture.name
     keys = {k.removeprefix(f"{name}."): value for k, value in metadata.items() if k.startswith(f"{name}.")}
     for key in keys.keys() - _KEYS - architecture.keys:
         raise ConfigError(f"{name}.{key} is {brief(keys[key])}; this key is unknown")
@@ -84,12 +84,12 @@ def _map(
     head_size = _head_size(keys, heads, architecture)
     rotated = integer(keys, "rope.dimension_count") if "rope.dimension_count" in keys else head_size
     theta = number(keys, "rope.freq_base", 10_000.0)
-    scaling = _scaling(keys, context, theta, head_size, factors)
+    scaling = _scaling(keys, architecture, theta, head_size, factors)
     fields = architecture.read(keys, shapes)
     if "feed_forward" not in fields:
         fields["feed_forward"] = integer(keys, "feed_forward_length")
     return ModelConfig(
-        vocabulary=_vocabulary(keys, metadata),
+        vocabulary=_vocabulary(keys, metadata, architecture),
         layers=integer(keys, "block_count"),
         width=integer(keys, "embedding_length"),
         heads=heads,
@@ -117,24 +117,32 @@ def _head_size(keys: dict[str, Any], heads: int, architecture: Architecture) -> 
     )
     for key in same:
         if keys.get(key, head_size) != head_size:
-            raise ConfigError(f"{key} is {keys[key]!r}; expected the head size {head_size}")
+            raise ConfigError(
+                f"{architecture.name}.{key} is {keys[key]!r}; expected the head size {head_size}"
+            )
     return head_size
 
 
-def _vocabulary(keys: dict[str, Any], metadata: Mapping[str, Any]) -> int:
+def _vocabulary(keys: dict[str, Any], metadata: Mapping[str, Any], architecture: Architecture) -> int:
     tokens = len(metadata.get("tokenizer.ggml.tokens", ()))
     vocabulary = integer(keys, "vocab_size") if "vocab_size" in keys else tokens
     if tokens > vocabulary:
-        raise ConfigError(f"vocab_size is {vocabulary}; expected at least the tokenizer's {tokens}")
+        name = architecture.name
+        raise ConfigError(f"{name}.vocab_size is {vocabulary}; expected at least the tokenizer's {tokens}")
     return vocabulary
 
 
 def _scaling(
-    keys: dict[str, Any], context: int, theta: float, head_size: int, factors: Mapping[str, np.ndarray]
+    keys: dict[str, Any],
+    architecture: Architecture,
+    theta: float,
+    head_size: int,
+    factors: Mapping[str, np.ndarray],
 ) -> RopeScaling | None:
+    context = integer(keys, "context_length")
     if _LONG in factors or _SHORT in factors:
         return _longrope(keys, context, factors)
-    scaling = _stated_scaling(keys, context)
+    scaling = _stated_scaling(keys, context, architecture)
     if _ROPE_FREQUENCIES not in factors:
         return scaling
     if scaling is not None:
@@ -158,7 +166,7 @@ def _longrope(keys: dict[str, Any], context: int, factors: Mapping[str, np.ndarr
     )
 
 
-def _stated_scaling(keys: dict[str, Any], context: int) -> RopeScaling | None:
+def _stated_scaling(keys: dict[str, Any], context: int, architecture: Architecture) -> RopeScaling | None:
     """llama.cpp's `linear` and `yarn`, the same as transformers' (arXiv:2309.00071, limits rounded
     outwards)."""
     kind = keys.get("rope.scaling.type", "linear" if "rope.scale_linear" in keys else "none")
@@ -166,7 +174,7 @@ def _stated_scaling(keys: dict[str, Any], context: int) -> RopeScaling | None:
     if kind == "none" or (kind == "linear" and keys.get(key, 1.0) == 1.0):
         return None
     if kind not in ("linear", "yarn"):
-        raise ConfigError(f"rope.scaling.type is {kind!r}; expected none, linear or yarn")
+        raise ConfigError(f"{architecture.name}.rope.scaling.type is {kind!r}; expected none, linear or yarn")
     original = "rope.scaling.original_context_length"
     trained = integer(keys, original) if original in keys else context
     return RopeScaling(kind=kind, factor=number(keys, key), original_context=trained)
