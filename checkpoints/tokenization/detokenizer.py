@@ -27,7 +27,8 @@ def _byte_alphabet() -> dict[int, int]:
     return {byte: byte for byte in plain} | {256 + i: byte for i, byte in enumerate(others)}
 
 
-_ALPHABET = _byte_alphabet()
+BYTE_ALPHABET = _byte_alphabet()
+"""The byte that each code point of a byte-level vocabulary stands for."""
 
 
 class TokenBytes:
@@ -64,7 +65,7 @@ class TokenBytes:
             return None
         if self._byte_level:
             try:
-                return codecs.charmap_encode(text, "strict", _ALPHABET)[0]
+                return codecs.charmap_encode(text, "strict", BYTE_ALPHABET)[0]
             except UnicodeEncodeError:  # an added token, written as it is
                 return text.encode()
         if self._byte_tokens and (match := _BYTE_TOKEN.fullmatch(text)):

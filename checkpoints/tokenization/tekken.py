@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from ..errors import CheckpointError
 from ..files import read_json
 from ..values import brief
+from .detokenizer import BYTE_ALPHABET
 from .tokenizer_parts import surround
 
 TEKKEN_FILE = "tekken.json"
@@ -91,7 +92,7 @@ def _ranks(path: Path, listed: Any, size: int) -> dict[bytes, int]:
 
 
 def _pipeline(path: Path, pattern: str, special: list[str], ranks: Mapping[bytes, int]) -> Tokenizer:
-    letters = _letters()
+    letters = {byte: chr(point) for point, byte in BYTE_ALPHABET.items()}
     written = {piece: "".join(letters[byte] for byte in piece) for piece in ranks}
     vocabulary = {written[piece]: len(special) + rank for piece, rank in ranks.items()}
     vocabulary |= {text: index for index, text in enumerate(special)}
@@ -118,10 +119,3 @@ def _cuts(piece: bytes, ranks: Mapping[bytes, int]) -> list[int]:
     """Where a byte sequence may have been merged, in the order of the parts' ranks."""
     cuts = [cut for cut in range(1, len(piece)) if piece[:cut] in ranks and piece[cut:] in ranks]
     return sorted(cuts, key=lambda cut: (ranks[piece[:cut]], ranks[piece[cut:]]))
-
-
-def _letters() -> dict[int, str]:
-    """The letter that stands for each byte in byte-level vocabularies (GPT-2)."""
-    own = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in own]
-    return {byte: chr(byte) for byte in own} | {byte: chr(256 + n) for n, byte in enumerate(others)}
