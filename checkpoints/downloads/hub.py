@@ -14,13 +14,12 @@ from typing import Any
 
 from ..errors import CheckpointError, SourceNotFound
 from ..files import Progress, read_json
+from ..huggingface.tensors.shards import INDEX_FILE, SINGLE_FILE
 
 _SMALL = ("*.json", "*.jinja")
 _NEVER = ["*/*.json"]
 """From sub-folders only templates are downloaded: `additional_chat_templates/*.jinja`."""
 _PLAIN = re.compile(r"[\w.-]+\.safetensors")
-_WHOLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 
 
 def download(name: str, revision: str | None, cache: Path | None, progress: Progress | None = None) -> Path:
@@ -36,9 +35,9 @@ def download(name: str, revision: str | None, cache: Path | None, progress: Prog
 
 def _weights(folder: Path) -> list[str]:
     """The files of a model's weights. Of an index only plain names count, because here names are patterns."""
-    if not (folder / _INDEX).exists():
-        return [_WHOLE]
-    placement = read_json(folder / _INDEX).get("weight_map")
+    if not (folder / INDEX_FILE).exists():
+        return [SINGLE_FILE]
+    placement = read_json(folder / INDEX_FILE).get("weight_map")
     names = placement.values() if isinstance(placement, dict) else ()
     return sorted({name for name in names if isinstance(name, str) and _PLAIN.fullmatch(name)})
 
