@@ -53,13 +53,16 @@ class Scheme:
         return runs and (self.bits == 4 or self.symmetric)
 
     @property
+    def groups(self) -> Kind:
+        """The kind of its integers in groups of 32."""
+        return INT4 if self.exact and self.bits == 4 else INT8_GROUPS
+
+    @property
     def kind(self) -> Kind | None:
         """The kind of most weights that are stored so, if their sizes allow it; None: they are widened."""
         if self.floating:
             return None
-        if self.bits == 8 and self.activations and self.group is None:
-            return INT8
-        return INT4 if self.exact and self.bits == 4 else INT8_GROUPS
+        return INT8 if self.bits == 8 and self.activations and self.group is None else self.groups
 
 
 @dataclass(frozen=True, slots=True)

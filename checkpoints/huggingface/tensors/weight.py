@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ....model.parameters import GROUP, INT4, INT8_GROUPS, Kind
+from ....model.parameters import GROUP, Kind
 from ...errors import CheckpointError
 from .integers import Values
 from .quantization_config import Scheme
@@ -132,15 +132,13 @@ class Module:
     ) -> PackedWeight:
         """The weight of integers in groups: kept in groups of 32, if these divide its own.
 
-        What our groups cannot have, zeros of 8 bits and groups that are no runs of inputs, is rounded to
-        groups of 8 bits.
+        What our groups cannot have, zeros of 8 bits and groups of inputs that are not consecutive, is rounded
+        to groups of 8 bits.
         """
         scheme = self.scheme
         group = scheme.group or shape[1]
-        exact = scheme.exact
-        kind = INT4 if exact and scheme.bits == 4 else INT8_GROUPS
-        kept_as = None if group % GROUP or shape[1] % GROUP else kind
-        return PackedWeight(self.weight, shape, scheme, stored, kept_as, exact, load)
+        kept_as = None if group % GROUP or shape[1] % GROUP else scheme.groups
+        return PackedWeight(self.weight, shape, scheme, stored, kept_as, scheme.exact, load)
 
 
 def groups_of_inputs(stored: StoredTensor, groups: int) -> np.ndarray:
