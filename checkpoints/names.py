@@ -135,7 +135,7 @@ def table_for(
 
 
 def with_joined(dense: Table, joined: Table, found: Mapping[str, object]) -> Table:
-    """The table of a file whose dense layers may have joined weights, by the names in the file."""
+    """The table of a file: where it lacks a weight's usual name, that of the joined weight."""
 
     def is_joined(name: str) -> bool:
         own, other = dense[name].format(layer=0), joined[name].format(layer=0)

@@ -193,7 +193,7 @@ class GGUFFile:
         return unpermute(values, rotary_heads) if rotary_heads else values
 
     def _rotary_heads(self, name: str) -> int:
-        """The number of a parameter's heads whose rows the converter has permuted; 0 except for q and k."""
+        """How many heads of a parameter have permuted rows: 0 except for q and k of some architectures."""
         if not self._pairs:
             return 0
         inner = name.split(".", 2)[-1].removesuffix("_bias")

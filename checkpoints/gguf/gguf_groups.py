@@ -31,7 +31,7 @@ KEPT: dict[Kind, parameters.Kind] = {
     Kind.Q4_K: INT4,
     Kind.Q8_0: INT8_GROUPS,
 }
-"""The types whose values stay as they are, and as what."""
+"""The types that are kept without rounding, with the kind of weight that each becomes."""
 _ROUNDED = {Kind.Q5_0, Kind.Q5_1, Kind.Q5_K, Kind.Q6_K}
 """The types that are rounded to groups of 8 bits."""
 

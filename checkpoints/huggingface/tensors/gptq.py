@@ -2,7 +2,7 @@
 
 `qweight` i32 `[D * bits / 32, F]`, `scales` `[G, F]`, `qzeros` i32 `[G, F * bits / 32]`, all with the lowest
 bits first. The first format stores zeros less 1 (`Scheme.zero_offset`). `g_idx` has each input's group; with
-`desc_act` these are no runs of inputs.
+`desc_act` the inputs of a group are not consecutive.
 """
 
 from functools import partial

@@ -142,7 +142,9 @@ def report(path: Path, origins: Origins, tensors: Tensors, quantization: Quantiz
     if widened:
         _log(path, widened, "are widened", _bytes(4 * weight.values for weight in widened) + " in float32")
     if rounded := [weight for weight in kept if not weight.exact]:
-        why = "have groups that are no runs of inputs, or zeros of 8 bits: rounded to groups of 8 bits"
+        why = (
+            "have groups of inputs that are not consecutive, or zeros of 8 bits: rounded to groups of 8 bits"
+        )
         _log(path, rounded, why, _bytes(weight.values * 34 // 32 for weight in rounded))
     if any(weight.scheme.static or weight.scheme.shifted for weight in (*kept, *widened)):
         how = "rounded with scales of their own, without zeros" if kept else "not rounded"

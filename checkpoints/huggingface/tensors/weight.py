@@ -1,4 +1,4 @@
-"""`PackedWeight`: a quantised weight whose tensors are known by their headers and still on disk.
+"""`PackedWeight`: a quantised weight of which only the headers have been read.
 
 The layouts make them, each in a file of its own; the folder asks for their values. The one idea: to the names
 and shapes of a model it is one tensor, `….weight`, of the shape that the model has without quantisation.

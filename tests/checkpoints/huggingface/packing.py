@@ -46,7 +46,7 @@ class Format:
       config: of the quantisation. pack: a weight's tensors. kind: as which it is served. exact: without a
         second rounding.
       bits: of a value. size: inputs of a group; None: all. zeros: drawn, or all in the middle. order: groups
-        are no runs of inputs. scale: the type of scales.
+        are not of consecutive inputs. scale: the type of scales.
     """
 
     config: dict[str, Any]

@@ -184,7 +184,10 @@ def test_devices_get_whole_groups_or_wide_weights(tmp_path: Path, caplog: pytest
     "name, line",
     [
         ("fp8-blocks", "14 quantised weights are widened: 1,179,648 bytes in float32, not 295,"),
-        ("gptq-ordered", "14 quantised weights have groups that are no runs of inputs, or zeros of 8 bits"),
+        (
+            "gptq-ordered",
+            "14 quantised weights have groups of inputs that are not consecutive, or zeros of 8 bits",
+        ),
         ("gptq-8-zeros", "rounded to groups of 8 bits: 313,344 bytes, not "),
         ("w8a8-static", "activations are rounded with scales of their own, without zeros"),
         ("w8a8-shifted", "activations are rounded with scales of their own, without zeros"),

@@ -11,6 +11,7 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 
 from distaff.checkpoints import convert, load_parameters, open_checkpoint, with_own_bits
+from distaff.checkpoints.checkpoint import Checkpoint
 from distaff.checkpoints.gguf.gguf_file import GGUFFile
 from distaff.model.errors import ConfigError
 from distaff.model.kernels import native_library
@@ -49,16 +50,22 @@ def widened(found: Values, name: str) -> np.ndarray:
     return np.asarray(dequantize_groups(*(None if part is None else jnp.asarray(part) for part in parts)))
 
 
-@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0], ids=lambda kind: kind.name)
-def test_a_file_is_read_with_its_own_bits(model, kind: Kind, tmp_path: Path) -> None:
-    """Widened, they are to the bit what the file gives as f32: no second rounding."""
-    path = write(tmp_path, model, kind, {head_of(model): Kind.Q8_0})
+def read_as_is(path: Path, kind: Kind) -> tuple[Checkpoint, Values, Values]:
+    """A file of one type with its own bits, its parameters, and those of the widened file."""
     wide, checkpoint = dict(open_checkpoint(path).tensors()), open_checkpoint(path, "as-is")
     assert checkpoint.quantization == ("int8-groups" if kind == Kind.Q8_0 else "int4")
     found = dict(checkpoint.tensors())
     shapes = parameter_shapes(checkpoint.config, checkpoint.quantization)
     assert {name: values.shape for name, values in found.items()} == shapes and list(found) == list(shapes)
     assert checkpoint.nbytes == sum(values.nbytes for values in found.values())
+    return checkpoint, found, wide
+
+
+@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0], ids=lambda kind: kind.name)
+def test_a_file_is_read_with_its_own_bits(model, kind: Kind, tmp_path: Path) -> None:
+    """Widened, they are to the bit what the file gives as f32: no second rounding."""
+    path = write(tmp_path, model, kind, {head_of(model): Kind.Q8_0})
+    checkpoint, found, wide = read_as_is(path, kind)
     for name, values in found.items():
         assert values.dtype.name == (stored_type(name, checkpoint.quantization) or "float32")
         if f"{name}_scale" in found:
@@ -209,13 +216,7 @@ def write_mixture(folder: Path, model, kind: Kind, unstacked: bool, other: str |
 @pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0], ids=lambda kind: kind.name)
 def test_experts_are_read_with_their_own_bits(mixture, kind: Kind, unstacked: bool, tmp_path: Path) -> None:
     """In both layouts that llama.cpp has written; the router is wide."""
-    path = write_mixture(tmp_path, mixture, kind, unstacked)
-    wide, checkpoint = dict(open_checkpoint(path).tensors()), open_checkpoint(path, "as-is")
-    assert checkpoint.quantization == ("int8-groups" if kind == Kind.Q8_0 else "int4")
-    found = dict(checkpoint.tensors())
-    shapes = parameter_shapes(checkpoint.config, checkpoint.quantization)
-    assert {name: values.shape for name, values in found.items()} == shapes and list(found) == list(shapes)
-    assert checkpoint.nbytes == sum(values.nbytes for values in found.values())
+    _, found, wide = read_as_is(write_mixture(tmp_path, mixture, kind, unstacked), kind)
     for name, values in wide.items():
         exact = widened(found, name) if f"{name}_scale" in found else found[name]
         np.testing.assert_array_equal(exact, values, err_msg=name)

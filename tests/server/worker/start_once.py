@@ -43,7 +43,7 @@ def main() -> None:
         engine, _ = build_engine(flags, 0, lambda frame: None, receive, [pages.fileno()])
         engine.start()
         while engine.stats.buckets_ready < engine.stats.buckets:
-            time.sleep(0.02)
+            time.sleep(0.02)  # the engine has no event for a compiled step
         params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
         engine.submit(Request(id="a", prompt=tuple(range(3, 40)), params=params))
         assert ended.wait(60)
