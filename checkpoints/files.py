@@ -1,4 +1,4 @@
-"""File helpers: reading JSON objects, digests, and atomic writes.
+"""File helpers: names, reading JSON objects, digests, and atomic writes.
 
 Does not interpret contents. The one idea: no file has its final name before its bytes are on the disk.
 """
@@ -15,6 +15,10 @@ from .errors import CheckpointError
 
 _BLOCK = 256 * 1024
 """Bytes that are hashed at a time: little, because the buffer of each file is cleared first."""
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+"""The names of a folder's weights: of all in one file, and of the list of several files."""
 
 Progress = Callable[[str, int, int], None]
 """Called with `(phase, bytes done, bytes in total)`."""

@@ -60,7 +60,7 @@ ARROWS = {
     "checkpoints/gguf": {"model", "checkpoints", "checkpoints/tokenization", "checkpoints/quantizing"},
     "checkpoints/quantizing": {"model", "checkpoints", "checkpoints/store"},
     "checkpoints/store": {"model", "checkpoints"},
-    "checkpoints/downloads": {"checkpoints", "checkpoints/huggingface/tensors"},
+    "checkpoints/downloads": {"checkpoints"},
     "runtime/policy": {"model", "runtime/request"},
     "runtime/device": {
         *{"model", "model/kernels", "runtime/policy"},

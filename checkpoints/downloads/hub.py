@@ -13,8 +13,7 @@ from threading import Lock
 from typing import Any
 
 from ..errors import CheckpointError, SourceNotFound
-from ..files import Progress, read_json
-from ..huggingface.tensors.shards import INDEX_FILE, SINGLE_FILE
+from ..files import INDEX_FILE, SINGLE_FILE, Progress, read_json
 
 _SMALL = ("*.json", "*.jinja")
 _NEVER = ["*/*.json"]

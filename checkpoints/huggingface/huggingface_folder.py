@@ -16,7 +16,7 @@ import numpy as np
 from ...model.config import ModelConfig
 from ...model.parameters import Quantization, is_linear, kind_of
 from ..errors import CheckpointError
-from ..files import read_json
+from ..files import INDEX_FILE, SINGLE_FILE, read_json
 from ..generation import GenerationDefaults, read_generation
 from ..names import (
     HUGGINGFACE,
@@ -42,7 +42,7 @@ from .tensors.keeping import (
 )
 from .tensors.modules import Tensors, with_packed
 from .tensors.quantization_config import read_quantization
-from .tensors.shards import INDEX_FILE, SINGLE_FILE, StoredTensor, read_headers
+from .tensors.shards import StoredTensor, read_headers
 from .tensors.weight import PackedWeight
 
 _EXTRA = re.compile(r"\.(weight|bias|sinks)$|(_proj|experts|gate|lm_head|embed_tokens)\.")

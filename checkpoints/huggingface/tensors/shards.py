@@ -20,11 +20,8 @@ from safetensors import SafetensorError, safe_open
 
 from ...casting import aligned
 from ...errors import CheckpointError
-from ...files import read_json
+from ...files import INDEX_FILE, SINGLE_FILE, read_json
 from ...notes import note
-
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 
 _DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 FLOATS = tuple(_DTYPES)
