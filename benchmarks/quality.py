@@ -2,8 +2,8 @@
 
 `python -m benchmarks.quality` reads windows of English prose from Python's own documentation (in the standard
 library, so nothing is downloaded), and for each position compares the whole distributions: the mean
-Kullback-Leibler divergence KL(f32 || other) in nats, and how often both have the same best token; for int8
-and int4 weights, for an int8 cache, and for int8 weights with that cache. The last line is JSON.
+Kullback-Leibler divergence KL(f32 || other) in nats, and how often both have the same best token; for int8,
+int4 and fp8 weights, for an int8 cache, and for int8 weights with that cache. The last line is JSON.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from distaff.runtime.scorer import Scorer
 VARIANTS = {
     "int8 weights": {"quantize": "int8"},
     "int4 weights": {"quantize": "int4"},
+    "fp8 weights": {"quantize": "fp8"},
     "int8 cache": {"int8_cache": True},
     "int8 weights and cache": {"quantize": "int8", "int8_cache": True},
 }

@@ -18,8 +18,10 @@ _EXPONENTS = {
     "float32": (np.uint32, 0x7F800000),
     "bfloat16": (np.uint16, 0x7F80),
     "float16": (np.uint16, 0x7C00),
+    "float8_e4m3fn": (np.uint8, 0x7F),
 }
-"""By type: the integer type of its bits, and the exponent bits that are all set only in NaN and infinity."""
+"""By type: the integer type of its bits, and the bits that are all set only in NaN and infinity. Those of
+e4m3 are also of its fraction; it has no infinity."""
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _FLOAT32 = np.dtype(np.float32)

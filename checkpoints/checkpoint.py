@@ -5,6 +5,7 @@ from math import prod
 from pathlib import Path
 from typing import Protocol
 
+import ml_dtypes  # noqa: F401  # numpy knows the names of its types then
 import numpy as np
 
 from ..model.config import ModelConfig

@@ -16,11 +16,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..model.errors import ConfigError
-from ..model.parameters import INT4, INT8, check_groups, main_kind, parameter_shapes, stored_type
+from ..model.parameters import (
+    FP8,
+    INT4,
+    INT8,
+    Quantization,
+    check_groups,
+    is_fp8,
+    main_kind,
+    parameter_shapes,
+    stored_type,
+)
 from .casting import cast
 from .checkpoint import Checkpoint
 from .errors import SourceNotFound, not_finite
 from .files import Progress
+from .quantizing.floating import Fp8Checkpoint
 from .quantizing.grouped import GroupedCheckpoint
 from .quantizing.quantized import QuantizedCheckpoint
 from .store.manifest import MANIFEST_FILE
@@ -34,7 +45,7 @@ log = logging.getLogger(__name__)
 
 AS_IS = "as-is"
 NONE = "none"
-QUANTIZATIONS = (INT8, INT4, AS_IS, NONE)
+QUANTIZATIONS = (INT8, INT4, FP8, AS_IS, NONE)
 """What `open_checkpoint` can do with weights."""
 
 _MOST_THREADS = 4
@@ -45,9 +56,10 @@ def open_checkpoint(path: Path, quantize: str | None = None) -> Checkpoint:
     """Opens a Hugging Face folder, a GGUF file or a store, and checks everything except the weights.
 
     Args:
-      quantize: `int8` or `int4` quantises linear weights when they are read, unless those of a store or a
-        folder are so already. `as-is` keeps the bits of quantised weights, or refuses. `none` reads those of
-        a GGUF or a folder as f32. None reads those of a GGUF as f32, and keeps those of a folder if it can.
+      quantize: `int8`, `int4` or `fp8` quantises linear weights when they are read, unless those of a
+        store or a folder are so already. `as-is` keeps the bits of quantised weights, or refuses. `none`
+        reads those of a GGUF or a folder as f32. None reads those of a GGUF as f32, and keeps those of a
+        folder if it can.
 
     Raises:
       SourceNotFound: the path does not exist.
@@ -59,13 +71,21 @@ def open_checkpoint(path: Path, quantize: str | None = None) -> Checkpoint:
     if quantize not in (None, *QUANTIZATIONS):
         raise ConfigError(f"quantize is {quantize!r}; expected one of {', '.join(QUANTIZATIONS)}")
     checkpoint = _open(path, quantize)
-    if quantize in (None, NONE, AS_IS, main_kind(checkpoint.quantization)):
+    if quantize in (None, NONE, AS_IS) or _is_already(checkpoint.quantization, quantize):
         return checkpoint
     if checkpoint.quantization:
         raise ConfigError(
             f"{path}: its weights are {checkpoint.quantization}; expected {quantize} or wide ones"
         )
-    return QuantizedCheckpoint(checkpoint) if quantize == INT8 else GroupedCheckpoint(checkpoint)
+    return _QUANTIZED[quantize](checkpoint)
+
+
+_QUANTIZED = {INT8: QuantizedCheckpoint, INT4: GroupedCheckpoint, FP8: Fp8Checkpoint}
+
+
+def _is_already(quantization: Quantization | None, quantize: str) -> bool:
+    kind = main_kind(quantization)
+    return quantize == (FP8 if is_fp8(kind) else kind)
 
 
 def with_own_bits(checkpoint: Checkpoint, quantize: str | None, mesh: "Mesh") -> Checkpoint:
@@ -103,7 +123,7 @@ def _open(path: Path, quantize: str | None) -> Checkpoint:
         from .huggingface.huggingface_folder import HuggingFaceFolder
 
         folder = HuggingFaceFolder(path, as_is=quantize == AS_IS)
-        own = quantize in (None, AS_IS, main_kind(folder.quantization))
+        own = quantize in (None, AS_IS) or _is_already(folder.quantization, quantize)
         return folder if own or folder.quantization is None else folder.widened()
     from .gguf.gguf_file import GGUFFile
 

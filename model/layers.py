@@ -13,7 +13,7 @@ from flax import nnx
 
 from .config import ModelConfig
 from .joining import JOINED, parts_of
-from .parameters import Kind, is_grouped, kind_of
+from .parameters import Kind, is_fp8, is_grouped, kind_of
 from .quantize import GroupedWeight, quantize_linear
 from .sharding import pad_config, psum
 from .target import Target
@@ -116,7 +116,8 @@ class Linears(nnx.Module):
         weights = [getattr(self, name)[...] for name in names]
         if kind:
             scales = [getattr(self, f"{name}_scale")[...] for name in names]
-            return kernels.int8_linear(x_TD, *zip(weights, scales, strict=True), rows=rows)
+            product = kernels.fp8_linear if is_fp8(kind) else kernels.int8_linear
+            return product(x_TD, *zip(weights, scales, strict=True), rows=rows)
         return kernels.linear(x_TD, *weights, rows=rows)
 
     def grouped(self, name: str) -> GroupedWeight:

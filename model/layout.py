@@ -14,7 +14,15 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from .kernels import panels
-from .parameters import Quantization, is_grouped, is_linear, kind_of, stored_type
+from .parameters import (
+    FLOAT8,
+    Kind,
+    Quantization,
+    has_scales_by_input,
+    is_linear,
+    kind_of,
+    stored_type,
+)
 from .sharding import Placement
 
 
@@ -46,31 +54,52 @@ EXPERTS = Form("experts", jax.vmap(panels.pack), "float32", panels.PANEL, stacke
 INT8_EXPERTS = Form("experts", jax.vmap(panels.pack_int8), "int8", panels.PANEL, stacked=True)
 """What enters one expert's product leaves another, so inputs are whole panels too: all of a layer's experts
 are packed, or none."""
-_GROUPED = {
+_GROUPED: dict[str | None, Form] = {
     "uint8": Form("grouped_linear", panels.pack_nibbles, "uint8", panels.GROUP // 2),
     "int8": Form("grouped_linear", panels.pack_bytes, "int8", panels.GROUP),
     "float16": Form("grouped_linear", panels.pack_scales, "float16"),
 }
-_GROUPED_EXPERTS = {
+_GROUPED_EXPERTS: dict[str | None, Form] = {
     name: replace(form, operation="experts", pack=jax.vmap(form.pack), stacked=True)
     for name, form in _GROUPED.items()
 }
 """A device's experts have whole groups of inputs, so they have whole panels too."""
+_FP8: dict[str | None, Form] = {
+    FLOAT8: Form("fp8_linear", panels.pack_fp8, FLOAT8),
+    "float32": Form("fp8_linear", panels.pack_scales, "float32"),
+}
+_FP8_EXPERTS: dict[str | None, Form] = {
+    FLOAT8: Form("experts", jax.vmap(panels.pack_fp8), FLOAT8, panels.PANEL, stacked=True),
+    "float32": Form("experts", jax.vmap(panels.pack_scales), "float32", stacked=True),
+}
+_FORMS: dict[Kind | None, dict[str | None, Form]] = {
+    None: {None: WIDE},
+    "int8": {"int8": INT8},
+    **dict.fromkeys(("int4", "int8-groups"), _GROUPED),
+    **dict.fromkeys(("fp8", "fp8-blocks"), _FP8),
+}
+"""Kind -> stored type of a parameter -> its form."""
+_STACKED: dict[Kind | None, dict[str | None, Form]] = {
+    None: {None: EXPERTS},
+    "int8": {"int8": INT8_EXPERTS},
+    **dict.fromkeys(("int4", "int8-groups"), _GROUPED_EXPERTS),
+    **dict.fromkeys(("fp8", "fp8-blocks"), _FP8_EXPERTS),
+}
 
 
 def form_of(name: str, rank: int, quantization: Quantization | None) -> Form | None:
-    """The form of a linear weight, of experts, of a router, or of the scales of groups; None for other
-    parameters."""
+    """The form of a linear weight, of experts, of a router, or of the scales of groups or blocks; None for
+    other parameters.
+
+    rank: of the weight; or of the scales, if these have an axis for inputs.
+    """
     if name.endswith("router"):
         return ROUTER
     kind = kind_of(name, quantization)
-    if is_grouped(kind):
-        forms = _GROUPED_EXPERTS if rank == 3 else _GROUPED
-        return forms.get(stored_type(name, quantization) or "")
-    if not is_linear(name):
-        return None
-    wide, int8 = (EXPERTS, INT8_EXPERTS) if rank == 3 else (WIDE, INT8)
-    return int8 if kind else wide
+    if is_linear(name) or has_scales_by_input(kind):
+        forms = _STACKED if rank == 3 else _FORMS
+        return forms[kind].get(stored_type(name, quantization))
+    return None
 
 
 @dataclass(frozen=True, slots=True)

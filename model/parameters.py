@@ -7,22 +7,32 @@ computation is `x @ w`; experts are stacked on a leading axis, `[experts, inputs
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from .config import ModelConfig
 from .errors import ConfigError
 
-Kind = Literal["int8", "int4", "int8-groups"]
+Kind = Literal["int8", "int4", "int8-groups", "fp8", "fp8-blocks"]
 """How a linear weight is quantised (see `quantize.py`): int8 with a scale for each output; in groups of 32
-inputs, with 4 bits or with 8 bits."""
+inputs, with 4 bits or with 8 bits; fp8 with a scale for each output, or for each block of 128 inputs."""
 INT8: Kind = "int8"
 INT4: Kind = "int4"
 INT8_GROUPS: Kind = "int8-groups"
-_KINDS: tuple[Kind, ...] = (INT4, INT8_GROUPS, INT8)
+FP8: Kind = "fp8"
+FP8_BLOCKS: Kind = "fp8-blocks"
+_KINDS: tuple[Kind, ...] = (INT4, INT8_GROUPS, INT8, FP8, FP8_BLOCKS)
 GROUP = 32
-"""Inputs of a group."""
+"""Inputs of a group of integers."""
+BLOCK = 128
+"""Inputs of a block of fp8."""
+_HEADS: dict[Kind, Kind | None] = {INT4: INT8_GROUPS, FP8: None, FP8_BLOCKS: None}
+"""The kind of a head, if it is not that of the other weights."""
+_INPUTS: Mapping[str | None, int] = {INT4: GROUP, INT8_GROUPS: GROUP, FP8_BLOCKS: BLOCK}
+"""How many inputs share a scale, if not all."""
+FLOAT8 = "float8_e4m3fn"
+"""The name of the dtype of fp8 weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +53,7 @@ class Mixed:
 
 Quantization = Kind | Mixed
 """How a model's linear weights are quantised: all alike, or mixed. With `int4` alone the head has groups of 8
-bits."""
+bits, with `fp8` alone it is wide."""
 
 
 def kind_of(name: str, quantization: Quantization | None) -> Kind | None:
@@ -54,7 +64,9 @@ def kind_of(name: str, quantization: Quantization | None) -> Kind | None:
             if exception == weight:
                 return kind
         quantization = quantization.most
-    return INT8_GROUPS if quantization == INT4 and name.startswith("head") else quantization
+    return (
+        _HEADS.get(quantization, quantization) if quantization and name.startswith("head") else quantization
+    )
 
 
 def main_kind(quantization: Quantization | None) -> Kind | None:
@@ -88,15 +100,30 @@ def within(place: str, quantization: Quantization | None) -> Quantization | None
 
 
 def is_grouped(kind: Kind | None) -> bool:
-    """Whether a weight of this kind is quantised in groups."""
+    """Whether a weight of this kind is of integers in groups."""
     return kind in (INT4, INT8_GROUPS)
 
 
+def is_fp8(kind: Kind | None) -> bool:
+    """Whether a weight of this kind is of fp8."""
+    return kind in (FP8, FP8_BLOCKS)
+
+
+def has_scales_by_input(kind: Kind | None) -> bool:
+    """Whether the scales of a weight of this kind have an axis for its inputs."""
+    return kind in _INPUTS
+
+
+def kinds_of(quantization: Quantization | None) -> set[Kind]:
+    """The kinds of a model's linear weights, as far as `Quantization` tells them."""
+    others = quantization.exceptions if isinstance(quantization, Mixed) else ()
+    kinds: tuple[Kind | None, ...] = (main_kind(quantization), *(kind for _, kind in others))
+    return {kind for kind in kinds if kind}
+
+
 def has_groups(quantization: Quantization | None) -> bool:
-    """Whether some linear weights are quantised in groups."""
-    if not isinstance(quantization, Mixed):
-        return is_grouped(quantization)
-    return is_grouped(quantization.most) or any(is_grouped(kind) for _, kind in quantization.exceptions)
+    """Whether some linear weights are of integers in groups."""
+    return any(map(is_grouped, kinds_of(quantization)))
 
 
 def has_embedding(config: ModelConfig, quantization: Quantization | None) -> bool:
@@ -142,19 +169,26 @@ def stored_type(name: str, quantization: Quantization | None) -> str | None:
         return "float16" if is_grouped(kind) else "float32"
     if not is_linear(name):
         return None
+    if is_fp8(kind):
+        return FLOAT8
     return "uint8" if kind == INT4 else "int8"
 
 
-def quantization_by_types(types: Mapping[str, str]) -> Quantization | None:
-    """How linear weights are quantised, by the dtypes' names of all parameters."""
-    return combined({name: _kind_by_types(name, types) for name in types if is_linear(name)})
+def quantization_by_parts(parts: Mapping[str, tuple[str, Sequence[int]]]) -> Quantization | None:
+    """How linear weights are quantised, by the dtypes' names and the shapes of all parameters."""
+    return combined({name: _kind_by_parts(name, parts) for name in parts if is_linear(name)})
 
 
-def _kind_by_types(name: str, types: Mapping[str, str]) -> Kind | None:
-    scale = types.get(f"{name}_scale")
-    if scale == "float16":
-        return INT4 if types[name] == "uint8" else INT8_GROUPS
-    return INT8 if scale else None
+def _kind_by_parts(name: str, parts: Mapping[str, tuple[str, Sequence[int]]]) -> Kind | None:
+    if f"{name}_scale" not in parts:
+        return None
+    (dtype, shape), (_, scales) = parts[name], parts[f"{name}_scale"]
+    by_input = len(scales) == len(shape)
+    if dtype == FLOAT8:
+        return FP8_BLOCKS if by_input else FP8
+    if dtype == "uint8":
+        return INT4
+    return INT8_GROUPS if by_input else INT8
 
 
 def _quantized(
@@ -162,22 +196,16 @@ def _quantized(
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     for name, shape in shapes.items():
         kind = kind_of(name, quantization) if is_linear(name) else None
-        if kind is None:
-            yield name, shape
-        elif is_grouped(kind):
-            yield from _grouped(name, shape, kind)
-        else:
-            yield from ((name, shape), (f"{name}_scale", (*shape[:-2], shape[-1])))
+        yield from _parts(name, shape, kind).items() if kind else ((name, shape),)
 
 
-def _grouped(name: str, shape: tuple[int, ...], kind: Kind) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _parts(name: str, shape: tuple[int, ...], kind: Kind) -> dict[str, tuple[int, ...]]:
     *stacked, inputs, outputs = shape
-    groups = (*stacked, inputs // GROUP, outputs)
-    if kind == INT8_GROUPS:
-        yield from ((name, shape), (f"{name}_scale", groups))
-        return
-    yield name, (*stacked, inputs // 2, outputs)
-    yield from ((f"{name}_scale", groups), (f"{name}_low", groups))
+    together = _INPUTS.get(kind)
+    scales = (*stacked, inputs // together, outputs) if together else (*stacked, outputs)
+    if kind != INT4:
+        return {name: shape, f"{name}_scale": scales}
+    return {name: (*stacked, inputs // 2, outputs), f"{name}_scale": scales, f"{name}_low": scales}
 
 
 def has_whole_experts(config: ModelConfig, shards: int) -> bool:
@@ -186,19 +214,27 @@ def has_whole_experts(config: ModelConfig, shards: int) -> bool:
 
 
 def check_groups(config: ModelConfig, quantization: Quantization | None, shards: int = 1) -> None:
-    """Checks that the inputs of every linear map in groups, on each of `shards` devices, are whole groups.
+    """Checks that the inputs of every linear map in groups or blocks, on each of `shards` devices, are whole
+    ones.
 
     Raises:
       ConfigError: they are not.
     """
-    if not has_groups(quantization):
-        return
     heads, parts = config.heads * config.head_size, 1 if has_whole_experts(config, shards) else shards
     inputs = {"q": config.width, "o": heads // shards, "down": config.feed_forward // parts}
     for name, size in inputs.items():
-        if size % GROUP:
+        together = _most_together(name, quantization)
+        if size % together:
             found = f"weights are {quantization} and {name} has {size} inputs on a device"
-            raise ConfigError(f"{found}; expected a multiple of {GROUP}")
+            raise ConfigError(f"{found}; expected a multiple of {together}")
+
+
+def _most_together(name: str, quantization: Quantization | None) -> int:
+    """The most inputs that share a scale, in weights of the same inputs as `o`, `down`, or all others."""
+    others = quantization.exceptions if isinstance(quantization, Mixed) else ()
+    places = ((weight.rpartition(".")[2], kind) for weight, kind in others)
+    kinds = [kind for place, kind in places if (place if place in ("o", "down") else "q") == name]
+    return max(_INPUTS.get(kind, 1) for kind in (main_kind(quantization), *kinds))
 
 
 def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

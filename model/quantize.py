@@ -8,26 +8,36 @@ embedding keep their type; a head that is tied to the embedding becomes a separa
 Weights can also be quantised in groups of 32 inputs, each with a scale for each output, as GGUF's types Q4_0,
 Q4_1 and Q8_0 are; activations then have a scale per token and group. This file has the portable form of such
 weights, which checkpoints store; `kernels/panels.py` has the form that the native kernels read.
+
+Or they are fp8 (e4m3: Micikevicius et al. 2022, arXiv:2209.05433) with a scale for each output or, as in
+DeepSeek-V3 (arXiv:2412.19437), for each block of 128 inputs of an output. Activations are not rounded then:
+an fp8 number is exact in every wider type.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 
 from .parameters import (
+    BLOCK,
+    FLOAT8,
+    FP8,
+    FP8_BLOCKS,
     GROUP,
     INT4,
     INT8,
+    INT8_GROUPS,
     Kind,
     Quantization,
     is_grouped,
     is_linear,
     kind_of,
-    quantization_by_types,
+    quantization_by_parts,
 )
 
 _LARGEST = 127.0
+_LARGEST_FP8 = 448.0
 
 _HIGHEST = 15
 _SHARES = (1.0, 0.95, 0.9, 0.85)
@@ -44,6 +54,27 @@ f16 `[D/32, F]`; a weight is q * scale + low. 8 bits: q int8 `[D, F]`, scale f16
 def quantize_weight(w: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A weight `[..., inputs, outputs]` as int8 and its scales, f32 `[..., outputs]`."""
     return _rounded(w, axis=-2)
+
+
+def quantize_fp8(w: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A weight `[..., inputs, outputs]` as fp8 and the scales of its outputs, f32 `[..., outputs]`."""
+    w = w.astype(jnp.float32)
+    scale = jnp.maximum(jnp.abs(w).max(-2, keepdims=True), 1e-30) * (1 / _LARGEST_FP8)
+    return (w / scale).astype(FLOAT8), jnp.squeeze(scale, -2)
+
+
+def quantize_fp8_blocks(w: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same with scales of blocks of 128 inputs, f32 `[..., inputs / 128, outputs]`."""
+    inputs, outputs = w.shape[-2:]
+    q, scale = quantize_fp8(w.reshape(*w.shape[:-2], inputs // BLOCK, BLOCK, outputs))
+    return q.reshape(w.shape), scale
+
+
+def widen_fp8(w: jax.Array, scale: jax.Array) -> jax.Array:
+    """The weight, f32 `[..., D, F]`, of fp8 and its scales, `[..., F]` or `[..., D/128, F]`."""
+    if scale.ndim < w.ndim:
+        return w.astype(jnp.float32) * scale[..., None, :]
+    return w.astype(jnp.float32) * jnp.repeat(scale, BLOCK, axis=-2)
 
 
 def quantize_last(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -138,7 +169,8 @@ def _widen(q: jax.Array, scale: jax.Array, low: jax.Array | None) -> jax.Array:
 
 def quantization_of(parameters: Mapping[str, jax.Array]) -> Quantization | None:
     """How the linear weights of these parameters are quantised."""
-    return quantization_by_types({name: values.dtype.name for name, values in parameters.items()})
+    parts = {name: (values.dtype.name, values.shape) for name, values in parameters.items()}
+    return quantization_by_parts(parts)
 
 
 def quantize(parameters: Mapping[str, jax.Array], quantization: Quantization = INT8) -> dict[str, jax.Array]:
@@ -157,8 +189,14 @@ def quantize(parameters: Mapping[str, jax.Array], quantization: Quantization = I
 
 def quantize_linear(name: str, w: jax.Array, kind: Kind) -> dict[str, jax.Array]:
     """The parameters of a quantised linear weight, by name: `parameters.parameter_shapes` lists them."""
-    if kind == INT8:
-        parts = quantize_weight(w)
-    else:
-        parts = quantize_groups4(w) if kind == INT4 else quantize_groups8(w)
+    parts = _ROUNDED[kind](w)
     return dict(zip((name, f"{name}_scale", f"{name}_low"), parts, strict=False))
+
+
+_ROUNDED: dict[Kind, Callable[[jax.Array], tuple[jax.Array, ...]]] = {
+    INT8: quantize_weight,
+    INT4: quantize_groups4,
+    INT8_GROUPS: quantize_groups8,
+    FP8: quantize_fp8,
+    FP8_BLOCKS: quantize_fp8_blocks,
+}

@@ -23,7 +23,14 @@ from jax.sharding import PartitionSpec as P
 
 from .config import ModelConfig
 from .errors import ConfigError
-from .parameters import Quantization, check_groups, has_whole_experts, is_grouped, kind_of, parameter_shapes
+from .parameters import (
+    Quantization,
+    check_groups,
+    has_scales_by_input,
+    has_whole_experts,
+    kind_of,
+    parameter_shapes,
+)
 
 AXIS = "model"
 """The name of the mesh's one axis."""
@@ -143,14 +150,14 @@ def placements(
     """Each parameter's placement, by name, in `parameter_shapes` order.
 
     Raises:
-      ConfigError: a device's inputs of some linear map are no whole groups.
+      ConfigError: a device's inputs of some linear map are no whole groups or blocks.
     """
     padded, repeated = pad_config(config, shards), copies(config, shards)
     check_groups(padded, quantization, shards)
     found = {}
     for name, shape in parameter_shapes(padded, quantization).items():
         weight = _weight(name)
-        grouped = is_grouped(kind_of(name, quantization)) and not name.endswith("_bias")
+        grouped = has_scales_by_input(kind_of(name, quantization)) and not name.endswith("_bias")
         like = weight if grouped else name
         axis = None if shards == 1 else _divided(weight, like, len(shape), config, shards)
         found[name] = Placement(shape, axis, repeated if weight in ("attention.k", "attention.v") else 1)

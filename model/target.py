@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from .kernels.registry import NATIVE, Kernels, choose
 from .layout import Form, Layout
-from .parameters import Quantization, has_groups, within
+from .parameters import Quantization, has_scales_by_input, kinds_of, within
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,5 +53,5 @@ class Target:
         platform = mesh.devices.flat[0].platform
         kernels = choose(platform, overrides or {})
         unstacked = platform == "cpu" and dict(kernels.names)["experts"] in ("blocks", NATIVE)
-        unstacked = unstacked and not has_groups(quantization)
+        unstacked = unstacked and not any(map(has_scales_by_input, kinds_of(quantization)))
         return cls(kernels=kernels, shards=mesh.size, quantization=quantization, unstacked=unstacked)

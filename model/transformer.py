@@ -224,7 +224,7 @@ class Skeleton:
         placed, table, found = self.placements(), self._table(), {}
         for name, where in table.items():
             stored = jnp.dtype(stored_type(parts_of(name)[0], self.target.quantization) or dtype)
-            packed = len(placed[name].shape) > len(where.shape) and stored == jnp.int8
+            packed = len(placed[name].shape) > len(where.shape) and stored in (jnp.int8, jnp.float8_e4m3fn)
             found[name] = jnp.dtype("uint8") if packed else stored
         return found
 

@@ -88,8 +88,9 @@ class LLM:
         Args:
           model: a folder, a GGUF, a store, a hub id or a bundled name; None for the bundled default.
           revision: of a hub id. dtype: `float32` or `bfloat16`; None for the machine's default.
-          quantize: `int8` or `int4` for linear weights, with int8 arithmetic; `as-is` keeps the bits of a
-            GGUF's, `none` widens them; None keeps them on a CPU with native kernels.
+          quantize: `int8` or `int4` for linear weights, with int8 arithmetic; `fp8` for all but the head;
+            `as-is` keeps the bits of a GGUF's, `none` widens them; None keeps them on a CPU with native
+            kernels.
           kv_cache_dtype, slots, context, kv_pages, deterministic, speculation: see `EngineSettings`.
           mesh: `model=N` shards the model over N devices.
           kernels: `operation=backend` items that replace our choice.

@@ -18,7 +18,7 @@ from ..runtime.options import Membership, parse_kernels, parse_mesh
 
 Dtype = Literal["float32", "bfloat16"]
 Int8 = Literal["int8"]
-Quantizations = Literal["int8", "int4", "as-is", "none"]
+Quantizations = Literal["int8", "int4", "fp8", "as-is", "none"]
 Auth = Literal["keys", "none"]
 """Who may send requests: clients with a key, if there are keys or others can reach the host; or anybody."""
 
@@ -72,7 +72,7 @@ Quantize = Annotated[
     Compiled(),
 ]
 PlannedQuantize = Annotated[
-    Literal["int8", "int4"] | None, typer.Option("--quantize", help="Quantize the linear weights.")
+    Literal["int8", "int4", "fp8"] | None, typer.Option("--quantize", help="Quantize the linear weights.")
 ]
 KvCacheDtype = Annotated[
     Int8 | None,

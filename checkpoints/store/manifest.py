@@ -16,7 +16,7 @@ import numpy as np
 
 from ...model.config import ModelConfig, MoEConfig, RopeScaling
 from ...model.errors import ConfigError
-from ...model.parameters import Quantization, quantization_by_types
+from ...model.parameters import Quantization, quantization_by_parts
 from ..errors import CheckpointError
 from ..files import files_below, read_json, sha256_all
 from .slabs import join
@@ -90,7 +90,8 @@ class Manifest:
     @property
     def quantization(self) -> Quantization | None:
         """Of linear weights."""
-        return quantization_by_types({name: tensor.dtype for name, tensor in self.tensors.items()})
+        parts = {name: (tensor.dtype, tensor.shape) for name, tensor in self.tensors.items()}
+        return quantization_by_parts(parts)
 
     @property
     def fingerprint(self) -> str:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .linear import grouped_plain, int8_padded, split_k
+from .linear import fp8_plain, grouped_plain, int8_padded, split_k
 from .registry import ExpertWeights
 
 SMALLEST, LARGEST = 8, 40
@@ -109,8 +109,11 @@ def _product(x_CD: jax.Array, name: str, e: jax.Array, experts: ExpertWeights) -
     weights, scale_EF = getattr(experts, name), getattr(experts, f"{name}_scale")
 
     def times(w_DF: jax.Array) -> jax.Array:
-        ys = split_k(x_CD, w_DF) if scale_EF is None else int8_padded(x_CD, (w_DF, scale_EF[e]))
-        return ys[0].astype(x_CD.dtype)
+        if scale_EF is None:
+            (y_CF,) = split_k(x_CD, w_DF)
+        else:
+            (y_CF,) = (fp8_plain if experts.fp8 else int8_padded)(x_CD, (w_DF, scale_EF[e]))
+        return y_CF.astype(x_CD.dtype)
 
     if not isinstance(weights, tuple):
         return times(weights[e])

@@ -1,4 +1,4 @@
-"""Linear maps: `x @ w` with f32 or bf16 weights, with int8 ones, and with weights in groups.
+"""Linear maps: `x @ w` with f32 or bf16 weights, with int8 or fp8 ones, and with weights in groups.
 
 Weights are `[inputs, outputs]`, except in `int8_transposed`. All weights of a call are for the same rows.
 Results are f32. XLA's shapes are static, so all rows are computed, whatever `rows` is.
@@ -15,10 +15,13 @@ from ..quantize import (
     dequantize_groups,
     quantize_groups_of_activations,
     quantize_last,
+    widen_fp8,
 )
 
 Int8Weight = tuple[jax.Array, jax.Array]
 """The rounded weight and the f32 scales of its outputs."""
+Fp8Weight = tuple[jax.Array, jax.Array]
+"""The rounded weight and f32 scales, `[F]` or of blocks, `[D/128, F]`."""
 
 
 def plain(x_TD: jax.Array, *weights: jax.Array, rows: jax.Array | None = None) -> tuple[jax.Array, ...]:
@@ -77,6 +80,18 @@ def grouped_plain(
     groups = q_TD.astype(jnp.float32).reshape(*scale_TG.shape, -1) * scale_TG[:, :, None]
     rounded_TD = groups.reshape(x_TD.shape)
     return tuple(_product(rounded_TD, dequantize_groups(*weight)) for weight in weights)
+
+
+def fp8_plain(x_TD: jax.Array, *weights: Fp8Weight, rows: jax.Array | None = None) -> tuple[jax.Array, ...]:
+    """Products with fp8 weights that are widened to x's type, which is exact, and scaled afterwards; in
+    blocks, with weights that are scaled and rounded to x's type."""
+    return tuple(_fp8_product(x_TD, *weight) for weight in weights)
+
+
+def _fp8_product(x_TD: jax.Array, w_DF: jax.Array, scale: jax.Array) -> jax.Array:
+    if scale.ndim == 1:
+        return _product(x_TD, w_DF.astype(x_TD.dtype)) * scale[None, :]
+    return _product(x_TD, widen_fp8(w_DF, scale).astype(x_TD.dtype))
 
 
 def _two_rows(x_TD: jax.Array) -> jax.Array:

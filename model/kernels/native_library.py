@@ -16,7 +16,8 @@ import jax
 log = logging.getLogger(__name__)
 
 _TARGETS = (
-    "linear", "int8_linear", "grouped_linear", "attention", "row_sum", "rms_norm", "draw", "experts", "zeros",
+    "linear", "int8_linear", "fp8_linear", "grouped_linear", "attention", "row_sum", "rms_norm", "draw",
+    "experts", "zeros",
 )  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 A kernel reads a panel from its beginning to its end, whatever the number of rows. Weights of f32 or bf16 are
 `[F / 32, D, 32]`. Weights of int8 are `[F / 32, D / 4, 32, 4]`, u8, a weight w as w + 128: CPUs multiply
-unsigned by signed bytes, in groups of four. Missing inputs of the last group count as zero.
+unsigned by signed bytes, in groups of four. Missing inputs of the last group count as zero. Weights of fp8
+are as f32, by their bits, u8, and the scales of their blocks f32 `[F / 32, D / 128, 32]`.
 
 Weights that are quantised in groups of 32 inputs (`quantize.py` has their portable form) are
 `[F / 32, D / 32, 4, 32, 4]` with 4 bits: the byte `[panel, group, p, output, i]` has input
@@ -49,6 +50,11 @@ def pack_int8(w_DF: jax.Array) -> jax.Array:
     return (split.transpose(2, 0, 3, 1) ^ -128).view(jnp.uint8)
 
 
+def pack_fp8(w_DF: jax.Array) -> jax.Array:
+    """The bits of an fp8 weight `[D, F]` as panels; 32 must divide F."""
+    return pack(w_DF.view(jnp.uint8))
+
+
 def unpack_rows(w: jax.Array, row_T: jax.Array) -> jax.Array:
     """Rows `[T, D]` of an embedding `[V, D]` that is in panels `[V / 32, D, 32]`; zeros for rows beyond V."""
     return w.at[row_T // PANEL, :, row_T % PANEL].get(mode="fill", fill_value=0)
@@ -70,7 +76,7 @@ def pack_nibbles(w: jax.Array) -> jax.Array:
 
 
 def pack_scales(scale_GF: jax.Array) -> jax.Array:
-    """The scales or lows of groups, `[D/32, F]`, as panels."""
+    """The scales or lows of groups, `[D/32, F]`, or the scales of blocks, `[D/128, F]`, as panels."""
     groups, outputs = scale_GF.shape
     return scale_GF.reshape(groups, outputs // PANEL, PANEL).swapaxes(0, 1)
 

@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from ..cache import Batch, Pool
 from ..errors import ConfigError
@@ -64,6 +65,17 @@ class Int8LinearKernel(Protocol):
     ) -> tuple[jax.Array, ...]: ...
 
 
+class Fp8LinearKernel(Protocol):
+    """`x @ (w * scale)` for each fp8 weight (e4m3) with its f32 scales, `[F]` or `[D/128, F]`; in f32.
+
+    x is not rounded. `rows` as for `LinearKernel`. For the backend `native`, weights can be panels.
+    """
+
+    def __call__(
+        self, x_TD: jax.Array, *weights: tuple[jax.Array, jax.Array], rows: jax.Array | None = None
+    ) -> tuple[jax.Array, ...]: ...
+
+
 class GroupedLinearKernel(Protocol):
     """`x @ w` for each weight in groups of 32 inputs (see `quantize.GroupedWeight`), in f32.
 
@@ -107,7 +119,8 @@ class ZerosKernel(Protocol):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class ExpertWeights:
-    """The experts on this device: gate and up `[E, D, F]`, down `[E, F, D]`; if int8, f32 scales `[E, outs]`.
+    """The experts on this device: gate and up `[E, D, F]`, down `[E, F, D]`; if int8 or fp8, f32 scales
+    `[E, outs]`, or of fp8 in blocks `[E, inputs / 128, outs]`.
 
     In groups each is a stack of the parts of a `quantize.GroupedWeight`, with scales and lows f16
     `[E, inputs / 32, outs]`; without lows the weights have 8 bits.
@@ -129,8 +142,14 @@ class ExpertWeights:
 
     @property
     def grouped(self) -> bool:
-        """Whether the weights are in groups."""
-        return self.gate_scale is not None and self.gate_scale.ndim > 2
+        """Whether the weights are of integers in groups."""
+        return self.gate_scale is not None and self.gate_scale.dtype == jnp.float16
+
+    @property
+    def fp8(self) -> bool:
+        """Whether the weights are fp8."""
+        first = self.gate[0] if isinstance(self.gate, tuple) else self.gate
+        return first.dtype == jnp.float8_e4m3fn
 
     @property
     def count(self) -> int:
@@ -161,6 +180,10 @@ _BACKENDS: dict[str, dict[str, str]] = {
         "padded": "linear:int8_padded",
         "transposed": "linear:int8_transposed",
         "native": "cpu.native_linear:int8_linear",
+    },
+    "fp8_linear": {
+        "plain": "linear:fp8_plain",
+        "native": "cpu.native_linear:fp8_linear",
     },
     "grouped_linear": {
         "plain": "linear:grouped_plain",
@@ -218,6 +241,7 @@ class Kernels:
     experts: ExpertsKernel
     linear: LinearKernel
     int8_linear: Int8LinearKernel
+    fp8_linear: Fp8LinearKernel
     grouped_linear: GroupedLinearKernel
     rms_norm: NormKernel
     row_sum: RowSumKernel

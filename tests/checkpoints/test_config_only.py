@@ -63,7 +63,9 @@ def test_unreadable_configurations_are_refused(tmp_path: Path) -> None:
             {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": True},
             "int8-groups but for head wide",
         ),
-        ({"quant_method": "fp8", "activation_scheme": "dynamic"}, "None"),
+        ({"quant_method": "fp8", "activation_scheme": "dynamic"}, "fp8"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8-blocks"),
+        ({"quant_method": "fp8", "weight_block_size": [96, 96]}, "None"),
     ],
 )
 def test_how_weights_are_served_is_stated(tmp_path: Path, stated: dict[str, object], expected: str) -> None:

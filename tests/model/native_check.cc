@@ -65,6 +65,30 @@ void check_int8(const distaff::Kernels& kernels, int64_t rows, int64_t depth) {
     }
 }
 
+float widen_fp8(uint8_t bits) {  // a finite number of e4m3
+  const int exponent = bits >> 3 & 15, fraction = bits & 7;
+  const float size = exponent ? std::ldexp(8.f + fraction, exponent - 10) : std::ldexp(float(fraction), -9);
+  return bits & 128 ? -size : size;
+}
+
+void check_fp8(const distaff::Kernels& kernels, int64_t rows, int64_t depth, int64_t span) {
+  const auto x = floats(rows * depth), scales = floats(depth / span * kPanel);
+  std::vector<uint8_t> panel(depth * kPanel);
+  for (uint8_t& each : panel) each = random_bits() % 127 | (random_bits() & 128);
+  std::vector<float> y(rows * kPanel);
+  kernels.fp8_linear(x.data(), panel.data(), scales.data(), span, y.data(), rows, depth, kPanel);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t f = 0; f < kPanel; ++f) {
+      double sum = 0, size = 0;
+      for (int64_t d = 0; d < depth; ++d) {
+        const double scale = scales[d / span * kPanel + f];
+        const double term = double(x[r * depth + d]) * widen_fp8(panel[d * kPanel + f]) * scale;
+        sum += term, size += std::abs(term);
+      }
+      expect(std::abs(sum - y[r * kPanel + f]) <= 1e-5 * size, "fp8_linear");
+    }
+}
+
 void check_rows(const distaff::Kernels& kernels, int64_t depth) {
   const auto x = floats(depth), scale = floats(depth);
   std::vector<float> y(depth);
@@ -180,7 +204,10 @@ int main() {
     for (int64_t depth : {1, 3, 16, 37, 300}) {
       check_linear(kernels, rows, depth);
       check_int8(kernels, rows, depth);
+      check_fp8(kernels, rows, depth, depth);
     }
+  for (int64_t rows : {1, 13, 30})
+    for (int64_t blocks : {1, 3}) check_fp8(kernels, rows, blocks * distaff::kSpan, distaff::kSpan);
   for (int64_t depth : {1, 15, 64, 300}) check_rows(kernels, depth);
   for (int64_t size : {1, 5, 127, 128, 300, 1000}) check_draw(kernels, size);
   for (int64_t rows : {1, 2, 7}) {

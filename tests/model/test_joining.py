@@ -32,6 +32,7 @@ BIASED_GROUPS = replace(GROUPS, attention_bias=True, feed_forward_bias=True)
 CASES = [
     (MODELS["biased"], None),
     (MODELS["biased"], "int8"),
+    (MODELS["biased"], "fp8"),
     (MODELS["mixtral"], None),
     (BIASED_GROUPS, "int4"),
 ]

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from distaff.model.config import ModelConfig
 from distaff.model.kernels.registry import choose
 from distaff.model.parameters import (
+    FP8,
+    FP8_BLOCKS,
     INT4,
     INT8,
     INT8_GROUPS,
@@ -32,11 +34,11 @@ from distaff.model.transformer import Transformer, random_parameters
 from distaff.runtime.scorer import Scorer
 
 F32 = jnp.dtype("float32")
-SIZES = dict(vocabulary=96, width=64, feed_forward=128, heads=4, kv_heads=2, head_size=16, context=32)
+SIZES = dict(vocabulary=96, width=64, feed_forward=256, heads=4, kv_heads=2, head_size=16, context=32)
 UNTIED = ModelConfig(layers=3, **SIZES)
 TIED = replace(UNTIED, tied_head=True)
 LINEARS = [name for name in parameter_shapes(UNTIED) if is_linear(name)]
-KINDS: tuple[Kind | None, ...] = (INT4, INT8_GROUPS, INT8, None)
+KINDS: tuple[Kind | None, ...] = (INT4, INT8_GROUPS, INT8, FP8, FP8_BLOCKS, None)
 Kinds = dict[str, Kind | None]
 
 SEVERAL: Kinds = {
@@ -47,6 +49,8 @@ SEVERAL: Kinds = {
     "layers.1.attention.v": INT8,
     "layers.1.feed_forward.up": None,
     "layers.2.attention.o": None,
+    "layers.2.attention.k": FP8,
+    "layers.2.feed_forward.down": FP8_BLOCKS,
     "head": None,
 }
 
@@ -75,6 +79,14 @@ def test_weights_of_one_kind_have_its_word(kind: Kind) -> None:
     assert within("layers.0", Mixed(kind, (("head", None),))) == kind
 
 
+@pytest.mark.parametrize("kind", [FP8, FP8_BLOCKS])
+def test_with_fp8_the_head_is_wide(kind: Kind) -> None:
+    alike = {name: kind_of(name, kind) for name in LINEARS}
+    assert alike.pop("head") is None
+    assert combined(alike) == combined({**alike, "head": None}) == kind
+    assert combined({**alike, "head": kind}) == Mixed(kind, (("head", kind),))
+
+
 def test_it_is_written_in_words() -> None:
     few = Mixed(INT4, (("head", None), ("layers.0.attention.k", INT8_GROUPS)))
     assert str(few) == "int4 but for head wide, layers.0.attention.k int8-groups"
@@ -101,7 +113,9 @@ def dequantized(made: dict[str, jax.Array]) -> dict[str, jax.Array]:
     for name in (name for name in made if f"{name}_scale" in made):
         scale, low = made[f"{name}_scale"], made.get(f"{name}_low")
         if scale.dtype == F32:
-            wide[name] = made[name].astype(F32) * scale[None, :]
+            wide[name] = made[name].astype(F32) * (
+                scale[None, :] if scale.ndim == 1 else jnp.repeat(scale, 128, 0)
+            )
         else:
             wide[name] = dequantize_groups(made[name], scale, low)
     return wide
@@ -129,7 +143,8 @@ def test_logits_are_those_of_the_same_weights_widened(config: ModelConfig, shard
 def test_parts_of_several_kinds_are_not_joined(seed: int) -> None:
     """Where weights of the same inputs are joined, those of one kind still are."""
     rng = np.random.default_rng(seed)
-    kinds: Kinds = {name: KINDS[rng.integers(len(KINDS))] for name in LINEARS}
+    usual = [kind for kind in KINDS if kind != FP8_BLOCKS]  # there are no whole blocks
+    kinds: Kinds = {name: usual[rng.integers(len(usual))] for name in LINEARS}
     target = Target(kernels=replace(choose("cpu"), joined=True), quantization=combined(kinds))
     module = nnx.eval_shape(lambda: Transformer(UNTIED, target, dtype=F32))
     for layer, found in enumerate(module.layers):

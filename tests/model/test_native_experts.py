@@ -24,13 +24,22 @@ from .test_expert_kernels import unstacked
 
 ON_EACH = pytest.mark.usefixtures("instruction_set")
 NAMES = ("gate", "up", "down")
-QUANTIZED = ("int8", "int4", "int8-groups")
-KINDS = st.sampled_from(["float32", "bfloat16", *QUANTIZED])
+QUANTIZED = ("int8", "int4", "int8-groups", "fp8")
+BLOCKS = "fp8-blocks"
+KINDS = st.sampled_from(["float32", "bfloat16", *QUANTIZED, BLOCKS])
 SIZES = st.tuples(st.integers(1, 8), st.integers(1, 5), st.integers(1, 5))
-"""Experts, panels of D, panels of F."""
-ALLOWED = {"float32": 1e-5, "bfloat16": 1e-5, "int8": 0.02, "int4": 0.01, "int8-groups": 0.01}
-"""Of the largest output. Weights of bf16 are exact in f32; in int8 a hidden value on an edge may round to
-the other side, by a 127th of the largest in its row, or in its group."""
+"""Experts, panels or blocks of D, and of F."""
+ALLOWED = {
+    "float32": 1e-5,
+    "bfloat16": 1e-5,
+    "int8": 0.02,
+    "int4": 0.01,
+    "int8-groups": 0.01,
+    "fp8": 1e-5,
+    BLOCKS: 1e-5,
+}
+"""Of the largest output. Weights of bf16 and fp8 are exact in f32; in int8 a hidden value on an edge may
+round to the other side, by a 127th of the largest in its row, or in its group."""
 
 
 @cache
@@ -47,7 +56,7 @@ def drawn(kind: str, count: int, width: int, inner: int) -> tuple[ExpertWeights,
 @partial(jax.jit, static_argnums=1)
 def _packed_and_stored(weights: list[jax.Array], kind: str) -> tuple[ExpertWeights, ExpertWeights]:
     """One program for each drawn size, since compiling many small ones takes most of the time."""
-    quantization, stored, packed = kind if kind in QUANTIZED else None, {}, {}
+    quantization, stored, packed = kind if kind in (*QUANTIZED, BLOCKS) else None, {}, {}
     for name, w in zip(NAMES, weights, strict=True):
         parts = quantize_linear(name, w, quantization) if quantization else {name: w}
         for part, values in parts.items():
@@ -85,7 +94,8 @@ def test_experts_are_those_of_the_portable_backend(
     on_each_instruction_set, kind, tokens, choices, sizes, data
 ):
     """And a token alone has the bits that it has among others."""
-    count, width, inner = sizes[0], 32 * sizes[1], 32 * sizes[2]
+    count, together = sizes[0], 128 if kind == BLOCKS else 32
+    width, inner = together * sizes[1], together * sizes[2]
     packed, stored = drawn(kind, count, width, inner)
     step, i = inputs(tokens, choices, count, width), data.draw(st.integers(0, tokens - 1))
     portable = jax.jit(block_experts, compiler_options={"xla_backend_optimization_level": 0})

@@ -48,10 +48,10 @@ def test_list_equals_module(config: ModelConfig) -> None:
     assert parameter_shapes(config, "int8") == module_shapes(config, Target(quantization="int8"))
 
 
-@pytest.mark.parametrize("quantization", ["int4", "int8-groups"])
+@pytest.mark.parametrize("quantization", ["int4", "int8-groups", "fp8", "fp8-blocks"])
 @pytest.mark.parametrize("config", [*VARIANTS, MIXTURE], ids=str)
-def test_list_equals_module_in_groups(config: ModelConfig, quantization: Quantization) -> None:
-    config = replace(config, width=32, feed_forward=64)
+def test_list_equals_module_in_groups_and_blocks(config: ModelConfig, quantization: Quantization) -> None:
+    config = replace(config, width=128, feed_forward=256, head_size=32)
     assert parameter_shapes(config, quantization) == module_shapes(config, Target(quantization=quantization))
 
 

@@ -8,6 +8,7 @@ from functools import cache, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,8 +18,8 @@ from distaff.model.config import ModelConfig, MoEConfig
 from distaff.model.errors import ConfigError
 from distaff.model.kernels import registry
 from distaff.model.kernels.gpu import triton_experts
-from distaff.model.parameters import Quantization, is_linear
-from distaff.model.quantize import dequantize_groups, quantize
+from distaff.model.parameters import Mixed, Quantization
+from distaff.model.quantize import dequantize_groups, quantize, widen_fp8
 from distaff.model.sharding import copies, create_mesh, pad_config, place, placements
 from distaff.model.transformer import random_parameters
 
@@ -190,9 +191,36 @@ def compare_groups(config: ModelConfig, quantization: Quantization, kernels: dic
 def widened(quantized: dict[str, jax.Array], config: ModelConfig) -> dict[str, jax.Array]:
     """The same weights as f32."""
     wide = {name: w for name, w in quantized.items() if not name.endswith(("_scale", "_low"))}
-    for name in filter(is_linear, wide):
-        wide[name] = dequantize_groups(wide[name], quantized[f"{name}_scale"], quantized.get(f"{name}_low"))
+    for name in (name for name in wide if f"{name}_scale" in quantized):
+        scale = quantized[f"{name}_scale"]
+        if wide[name].dtype == jnp.float8_e4m3fn:
+            wide[name] = widen_fp8(wide[name], scale)
+        else:
+            wide[name] = dequantize_groups(wide[name], scale, quantized.get(f"{name}_low"))
     return wide | {"embed": wide.pop("head").T} if config.tied_head else wide
+
+
+BLOCKS = replace(GROUPS, width=128, feed_forward=512, heads=8, kv_heads=4, head_size=64)
+"""Every map's inputs are blocks of 128, on two devices too."""
+FOUR, THREE = (MoEConfig(experts=experts, experts_per_token=2) for experts in (4, 3))
+
+
+@pytest.mark.parametrize(
+    "kernels", [{}, {"fp8_linear": "plain", "experts": "blocks"}, {"experts": "triton"}], ids=str
+)
+@pytest.mark.parametrize("moe", [None, FOUR, THREE], ids=["dense", "whole experts", "parts of experts"])
+@pytest.mark.parametrize("quantization", ["fp8", "fp8-blocks"])
+def test_fp8_is_exact_on_any_mesh(
+    quantization: Quantization, moe: MoEConfig | None, kernels: dict[str, str]
+) -> None:
+    """Over one device and two the logits of the same weights in f32, but for the order of sums."""
+    config = replace(BLOCKS, moe=moe)
+    quantized = quantize(spread(config), quantization)
+    exact, tokens = generate(Driver(config, widened(quantized, config), optimized=False), config)
+    for shards in (1, 2):
+        driver = meshed(config, quantized, shards, quantization=quantization, kernels=kernels)
+        logits, _ = generate(driver, config, tokens)
+        assert np.abs(logits - exact).max() <= TOLERANCE * np.abs(exact).max()
 
 
 @pytest.mark.parametrize(
@@ -206,6 +234,16 @@ def widened(quantized: dict[str, jax.Array], config: ModelConfig) -> dict[str, j
 def test_parts_of_groups_are_refused(config: ModelConfig, shards: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         placements(config, shards, "int4")
+
+
+def test_parts_of_blocks_are_refused() -> None:
+    """But not of weights of another kind."""
+    with pytest.raises(ConfigError, match="o has 64 inputs on a device; expected a multiple of 128"):
+        placements(BLOCKS, 8, "fp8-blocks")
+    narrow = replace(BLOCKS, feed_forward=64 * 3, layers=1)
+    assert placements(narrow, 1, Mixed("fp8", (("layers.0.attention.q", "fp8-blocks"),)))
+    with pytest.raises(ConfigError, match="down has 192 inputs"):
+        placements(narrow, 1, Mixed("fp8", (("layers.0.feed_forward.down", "fp8-blocks"),)))
 
 
 def test_whole_experts_have_whole_groups() -> None:

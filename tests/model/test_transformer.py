@@ -162,6 +162,7 @@ def test_bfloat16_stays_close_to_float32(parameters: dict[str, jax.Array]) -> No
 
 PANELS = replace(CONFIG, vocabulary=64, width=32, heads=2, kv_heads=1, head_size=32)
 MIXTURE = replace(PANELS, moe=MoEConfig(experts=4, experts_per_token=2))
+WHOLE_BLOCKS = replace(PANELS, width=128, heads=4, feed_forward=256)
 
 
 @NATIVE
@@ -191,8 +192,8 @@ def test_only_native_kernels_of_whole_panels_are_batch_invariant(config, dtype, 
 
 
 @NATIVE
-@pytest.mark.parametrize("quantization", ["int4", "int8-groups"])
-def test_experts_in_groups_are_batch_invariant(quantization: Quantization) -> None:
+@pytest.mark.parametrize("quantization", ["int4", "int8-groups", "fp8"])
+def test_quantised_experts_are_batch_invariant(quantization: Quantization) -> None:
     """So a token that is decoded with the cache has the bits that it has in one long prompt."""
     config = replace(MIXTURE, rope=None)  # `dynamic` rotates prompts by their length
     weights = parameters_from(build_reference(config, 3), config)
@@ -215,6 +216,8 @@ def test_groups_without_native_kernels_are_not_invariant(overrides: dict[str, st
     "config, quantization",
     [
         *itertools.product([PANELS, replace(PANELS, tied_head=True)], [None, "int8", "int4", "int8-groups"]),
+        *itertools.product([PANELS, MIXTURE, replace(MIXTURE, feed_forward=40)], ["fp8"]),
+        *itertools.product([WHOLE_BLOCKS, replace(WHOLE_BLOCKS, moe=MIXTURE.moe)], ["fp8-blocks"]),
         *itertools.product([MIXTURE, replace(MIXTURE, feed_forward=40)], [None, "int8"]),
         *itertools.product([MIXTURE], ["int4", "int8-groups"]),
     ],

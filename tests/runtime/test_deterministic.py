@@ -62,6 +62,7 @@ NATIVES: dict[str, tuple[ModelConfig, Quantization | None]] = {
     "native": (PANELS, None),
     "native int8": (PANELS, "int8"),
     "native int4": (PANELS, "int4"),
+    "native fp8": (PANELS, "fp8"),
     "native experts": (MIXTURE, None),
     "native int8 experts": (MIXTURE, "int8"),
     "native int4 experts": (MIXTURE, "int4"),

@@ -2,7 +2,9 @@
 
 int8 with a scale for each output (compressed-tensors' w8a8) is our `int8`: activations are rounded with one
 scale per token there too, computed and not stored. If activations are not quantised, or a scale belongs to a
-group, it becomes groups of 8 bits. fp8 is widened; its scales belong to a weight, an output or a block.
+group, it becomes groups of 8 bits. fp8 stays fp8: a scale belongs to a weight, an output or a block, and is
+repeated for each output, or for each output and 128 inputs. Whether activations are rounded to fp8 as well,
+and with which scale, is not followed: here they are not rounded.
 """
 
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from ....model.errors import ConfigError
-from ....model.parameters import GROUP, INT8, INT8_GROUPS, Kind
+from ....model.parameters import BLOCK, FP8, FP8_BLOCKS, GROUP, INT8, INT8_GROUPS, Kind
 from .integers import inputs_first, rounded_in_groups
 from .shards import FLOATS, StoredTensor
 from .weight import Module, PackedWeight
@@ -36,9 +38,14 @@ class ScaledBytes:
 
     def parts(self, kind: Kind) -> tuple[np.ndarray, ...]:
         """See `integers.Values`."""
-        scale = np.repeat(self.scale, self.block[0], axis=0)
-        if kind == INT8:
+        outputs, inputs = self.q.shape
+        scale = np.repeat(self.scale, self.block[0], axis=0)[:outputs]
+        if kind in (INT8, FP8):
             return inputs_first(self.q), scale[:, 0]
+        if kind == FP8_BLOCKS:
+            return inputs_first(self.q), np.repeat(scale, self.block[1] // BLOCK, axis=1)[
+                :, : inputs // BLOCK
+            ]
         halves = np.repeat(scale.astype(np.float16), self.block[1] // GROUP, axis=1)
         return (inputs_first(self.q), halves) if np.isfinite(halves).all() else rounded_in_groups(self.wide())
 
@@ -63,7 +70,8 @@ def int8(module: Module) -> PackedWeight:
 
 
 def fp8(module: Module) -> PackedWeight:
-    """A weight of fp8, which is widened; reads no values.
+    """A weight of fp8; reads no values. e5m2, and blocks other than of 128 inputs or a multiple, can only be
+    widened.
 
     Raises:
       CheckpointError: a tensor is missing, or has another type or shape.
@@ -72,7 +80,9 @@ def fp8(module: Module) -> PackedWeight:
     names = [name for name in _FP8_SCALES if name in module.parts] or [" or ".join(_FP8_SCALES)]
     scale, block = _scale(module, weight, names[0])
     load = partial(_read, weight, scale, block)
-    return PackedWeight(module.weight, weight.shape, module.scheme, (weight, scale), None, True, load)
+    kept = weight.kind == "F8_E4M3" and (module.scheme.kind == FP8 or weight.shape[1] % BLOCK == 0)
+    kind = module.scheme.kind if kept else None
+    return PackedWeight(module.weight, weight.shape, module.scheme, (weight, scale), kind, True, load)
 
 
 def _scale(module: Module, weight: StoredTensor, name: str) -> tuple[StoredTensor, tuple[int, int]]:

@@ -147,7 +147,8 @@ def report(path: Path, origins: Origins, tensors: Tensors, quantization: Quantiz
         )
         _log(path, rounded, why, _bytes(weight.values * 34 // 32 for weight in rounded))
     if any(weight.scheme.static or weight.scheme.shifted for weight in (*kept, *widened)):
-        how = "rounded with scales of their own, without zeros" if kept else "not rounded"
+        rounded = any(not weight.scheme.floating for weight in kept)
+        how = "rounded with scales of their own, without zeros" if rounded else "not rounded"
         log.info("%s: activations are %s; stored scales are not used", path.name, how)
 
 

@@ -12,12 +12,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....model.errors import ConfigError
-from ....model.parameters import GROUP, INT4, INT8, INT8_GROUPS, Kind, Mixed, Quantization
+from ....model.parameters import (
+    BLOCK,
+    FP8,
+    FP8_BLOCKS,
+    GROUP,
+    INT4,
+    INT8,
+    INT8_GROUPS,
+    Kind,
+    Mixed,
+    Quantization,
+    kind_of,
+)
 from ...values import brief, flag
 
 _KEYS = ("quantization_config", "compression_config")
 """Its name, and the one that compressed-tensors gave it first."""
-_INSTEAD = "the model without quantization_config works, with --quantize int8 or int4"
+_INSTEAD = "the model without quantization_config works, with --quantize int8, int4 or fp8"
 _FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision")
 _STRATEGIES = ("tensor", "channel", "group", "block")
 
@@ -61,7 +73,8 @@ class Scheme:
     def kind(self) -> Kind | None:
         """The kind of most weights that are stored so, if their sizes allow it; None: they are widened."""
         if self.floating:
-            return None
+            together = self.block[1] if self.block else self.group
+            return FP8 if together is None else None if together % BLOCK else FP8_BLOCKS
         return INT8 if self.bits == 8 and self.activations and self.group is None else self.groups
 
 
@@ -93,7 +106,7 @@ class StoredQuantization:
     def served(self) -> Quantization | None:
         """How linear weights are served if all but the head are stored by the first scheme."""
         kind = self.schemes[0][1].kind
-        return Mixed(kind, (("head", None),)) if kind else None
+        return Mixed(kind, (("head", None),)) if kind and kind_of("head", kind) else kind
 
 
 def _is_name(target: str, module: str) -> bool:

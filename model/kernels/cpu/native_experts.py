@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ..block_experts import block_experts
 from ..panels import PANEL, QUAD
 from ..registry import ExpertWeights
-from .native_linear import WIDE, fits_groups
+from .native_linear import WIDE, fits_fp8, fits_groups
 
 
 def native_experts(
@@ -39,6 +39,8 @@ def _fits(experts: ExpertWeights, name: str, inputs: int, outputs: int) -> bool:
     stack = (experts.count, outputs // PANEL)
     if scale is None:
         return w.shape == (*stack, inputs, PANEL) and w.dtype in WIDE
+    if w.ndim == 4:
+        return w.shape[:2] == stack and fits_fp8(inputs, outputs, w, scale)
     if experts.grouped:
         return w.ndim == 6 and w.shape[:2] == stack and fits_groups(inputs, w, scale, low)
     packed = (*stack, inputs // QUAD, PANEL, QUAD)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from ...parameters import GROUP
+from ...parameters import BLOCK, GROUP
 from ...quantize import GroupedWeight
 from .. import linear as portable
 from ..panels import PANEL, QUAD
@@ -38,6 +38,26 @@ def int8_linear(
     operands = [operand for pair in packed for operand in pair]
     ys = iter(_call("distaff_int8_linear", x_TD, rows, operands, [len(w) * PANEL for w, _ in packed]))
     return tuple(next(ys) if w[0].ndim == 4 else portable.int8_padded(x_TD, w)[0] for w in weights)
+
+
+def fp8_linear(
+    x_TD: jax.Array, *weights: portable.Fp8Weight, rows: jax.Array | None = None
+) -> tuple[jax.Array, ...]:
+    """The products with fp8 weights in panels and their scales; portable ones with other weights."""
+    packed = [(w, scale) for w, scale in weights if w.ndim == 3]
+    for w, scale in packed:
+        _check(fits_fp8(x_TD.shape[1], len(w) * PANEL, w, scale), x_TD, w)
+    operands = [operand for pair in packed for operand in pair]
+    ys = iter(_call("distaff_fp8_linear", x_TD, rows, operands, [len(w) * PANEL for w, _ in packed]))
+    return tuple(next(ys) if w[0].ndim == 3 else portable.fp8_plain(x_TD, w)[0] for w in weights)
+
+
+def fits_fp8(inputs: int, outputs: int, w: jax.Array, scale: jax.Array) -> bool:
+    """Whether fp8 panels, stacked or not, are of this width, and their scales belong to them."""
+    *stack, panels, depth, _ = w.shape
+    belong = scale.shape in ((*stack, outputs), (*stack, panels, inputs // BLOCK, PANEL))
+    shape = (*stack, outputs // PANEL, inputs, PANEL)
+    return belong and depth == inputs and w.shape == shape and w.dtype == jnp.uint8
 
 
 def grouped_linear(

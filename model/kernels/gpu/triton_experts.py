@@ -97,9 +97,9 @@ def triton_experts(
 
 def fits(x_TD: jax.Array, experts: ExpertWeights) -> bool:
     """Whether the kernels take these arrays: f32, bf16 or f16, the same for x and weights, or int8 weights
-    that are not in groups, and all numbers of a weight within reach. D and F may have any size: what lies
-    beyond them is masked."""
-    if experts.grouped:
+    that are not in groups, but no fp8, and all numbers of a weight within reach. D and F may have any size:
+    what lies beyond them is masked."""
+    if experts.grouped or experts.fp8:
         return False
     weights = [getattr(experts, name) for name in _NAMES]
     wide = x_TD.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
@@ -158,7 +158,7 @@ def _weight(experts: ExpertWeights, name: str) -> Scaled:
 
 def _straight(experts: ExpertWeights) -> ExpertWeights:
     """The same with int8 weights as the portable backend reads them: `[E, inputs, outs]`."""
-    if experts.gate_scale is None or experts.grouped:
+    if experts.gate_scale is None or experts.grouped or experts.fp8:
         return experts
     return replace(experts, **{name: getattr(experts, name).swapaxes(1, 2) for name in _NAMES})
 

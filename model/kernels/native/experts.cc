@@ -16,11 +16,13 @@ using Choices = ffi::Buffer<ffi::S32, 2>;
 using FloatStack = ffi::Buffer<ffi::F32, 4>;
 using HalfStack = ffi::Buffer<ffi::BF16, 4>;
 using ByteStack = ffi::Buffer<ffi::U8, 5>;
+using Fp8Stack = ffi::Buffer<ffi::U8, 4>;
+using BlockScaleStack = ffi::Buffer<ffi::F32, 4>;
 using GroupedStack = ffi::Buffer<ffi::U8, 6>;
 using ScaleStack = ffi::Buffer<ffi::F16, 4>;
 
-// How a product's inputs are rounded.
-enum Kind { kWide, kRounded, kGrouped };
+// How a product's inputs are rounded, if at all; weights of kScaled have scales all the same.
+enum Kind { kWide, kScaled, kRounded, kGrouped };
 
 // All experts' weights for one of the three products.
 struct Stack {
@@ -38,12 +40,29 @@ struct Stack {
       panels.halves = reinterpret_cast<const uint16_t*>(halves->untyped_data());
       return set_shape(halves->dimensions());
     }
+    if (auto weights = operands.get<Fp8Stack>(index)) {
+      panels.fp8 = weights->typed_data();
+      return set_shape(weights->dimensions()) && read_scales(operands, index + 3);
+    }
     if (auto weights = operands.get<GroupedStack>(index)) return read_groups(operands, index, *weights, lows);
     auto bytes = operands.get<ByteStack>(index);
     auto scales = operands.get<Matrix>(index + 3);
     if (!bytes || !scales || bytes->dimensions()[4] != 4 || !set_shape(bytes->dimensions())) return false;
     panels.bytes = bytes->typed_data(), panels.scales = scales->typed_data(), inputs *= 4;
     return scales->dimensions()[0] == experts && scales->dimensions()[1] == outputs;
+  }
+
+  // The scales of fp8.
+  bool read_scales(const ffi::RemainingArgs& operands, size_t index) {
+    if (auto scales = operands.get<Matrix>(index)) {
+      panels.scales = scales->typed_data(), panels.span = inputs;
+      return scales->dimensions()[0] == experts && scales->dimensions()[1] == outputs;
+    }
+    auto scales = operands.get<BlockScaleStack>(index);
+    if (!scales) return false;
+    panels.scales = scales->typed_data(), panels.span = kSpan;
+    const auto shape = scales->dimensions();
+    return shape[0] == experts && shape[1] == outputs / kPanel && shape[2] * kSpan == inputs && shape[3] == kPanel;
   }
 
   bool read_groups(const ffi::RemainingArgs& operands, size_t index, const GroupedStack& weights, size_t& lows) {
@@ -64,7 +83,10 @@ struct Stack {
     return belong && shape[3] == kPanel ? reinterpret_cast<const uint16_t*>(found->untyped_data()) : nullptr;
   }
 
-  Kind kind() const { return panels.bytes ? kRounded : panels.grouped.weights ? kGrouped : kWide; }
+  Kind kind() const {
+    if (panels.fp8) return kScaled;
+    return panels.bytes ? kRounded : panels.grouped.weights ? kGrouped : kWide;
+  }
 
   bool set_shape(ffi::Span<const int64_t> shape) {
     experts = shape[0], outputs = shape[1] * kPanel, inputs = shape[2];
@@ -176,7 +198,7 @@ void add_up(ffi::ThreadPool& pool, const float* out, const Matrix& factors, cons
   });
 }
 
-// x [T, D], each token's experts and their weights [T, X], the panels of gate, up and down, if they are u8 the scales of
+// x [T, D], each token's experts and their weights [T, X], the panels of gate, up and down, if they are u8 or fp8 the scales of
 // each, and then the lows of those in groups of 4 bits. Gives [T, D].
 ffi::Error experts(ffi::ThreadPool pool, Matrix x, Choices choices, Matrix factors, ffi::RemainingArgs operands,
                    ffi::Result<Matrix> result) {
@@ -186,7 +208,7 @@ ffi::Error experts(ffi::ThreadPool pool, Matrix x, Choices choices, Matrix facto
       choices.dimensions()[0] != tokens || !(result->dimensions() == x.dimensions()))
     return invalid(
         "experts: expected x and a result [T, D], choices and weights [T, X], panels [E, F / 32, D, 32] twice and "
-        "[E, D / 32, F, 32], of f32, bf16, of u8 with scales, or in groups of u8 with f16 scales and lows");
+        "[E, D / 32, F, 32], of f32, bf16, of u8 with scales (int8 [E, F / 32, D / 4, 32, 4]), or in groups of u8 with f16 scales and lows");
   const Routing routing(choices.typed_data(), choices.element_count(), weights.gate.experts);
   static thread_local std::vector<float> gathered, hidden, out;  // stay allocated
   const int64_t rows = routing.rows, inner = weights.gate.outputs;

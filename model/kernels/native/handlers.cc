@@ -86,26 +86,6 @@ Rows round_rows(ffi::ThreadPool& pool, const float* values, int64_t rows, int64_
 
 namespace {
 
-// Weights in panels, with their result.
-struct Product {
-  Panels panels;
-  float* y;
-};
-
-// Computes all products of the rows; `counts` has the number of each one's panels.
-void multiply_all(ffi::ThreadPool& pool, const Rows& x, int64_t rows, const std::vector<Product>& products,
-                  const std::vector<int64_t>& counts) {
-  for_each_panel(pool, counts, [&](size_t weight, int64_t panel) {
-    const Product& product = products[weight];
-    product.panels.multiply(x, panel, product.y + panel * kPanel, rows, counts[weight] * kPanel);
-  });
-}
-
-template <typename Buffer>
-bool are_panels(const Buffer& panels, int64_t depth) {
-  return panels.dimensions()[1] == depth && panels.dimensions()[2] == kPanel;
-}
-
 ffi::Error linear(ffi::ThreadPool pool, Matrix x, Number used, ffi::RemainingArgs weights, ffi::RemainingRets results) {
   const ffi::Error unexpected = invalid("linear: expected f32 x [T, D], panels [F / 32, D, 32] and results [T, F]");
   const int64_t rows = rows_in_use(x, used), depth = x.dimensions()[1];

@@ -83,12 +83,14 @@ Rows round_rows(ffi::ThreadPool& pool, const float* values, int64_t rows, int64_
 // The same for groups, of which `depth` is a whole number.
 Rows round_groups(ffi::ThreadPool& pool, const float* values, int64_t rows, int64_t depth);
 
-// Weights in panels of one type, and the scales of u8.
+// Weights in panels of one type, and the scales of u8 or fp8.
 struct Panels {
   const float* floats = nullptr;
   const uint16_t* halves = nullptr;
   const uint8_t* bytes = nullptr;
+  const uint8_t* fp8 = nullptr;
   const float* scales = nullptr;
+  int64_t span = 0;  // inputs of fp8 that share a scale
   GroupedPanel grouped = {};  // the first one; without lows, weights have 8 bits
 
   // y[rows][stride]: the rows times the index-th panel.
@@ -100,6 +102,8 @@ struct Panels {
     } else if (bytes) {
       table.int8_linear(x.rounded, x.scales, x.sums, bytes + index * kPanel * x.padded(), scales + index * kPanel, y,
                         rows, x.depth, stride);
+    } else if (fp8) {
+      table.fp8_linear(x.values, fp8 + offset, scales + index * kPanel * (x.depth / span), span, y, rows, x.depth, stride);
     } else if (halves) {
       table.linear_bf16(x.values, halves + offset, y, rows, x.depth, stride);
     } else {
@@ -116,6 +120,26 @@ struct Panels {
       kernels().grouped8(x.groups, {grouped.weights + bytes, own, nullptr}, y, rows, stride);
   }
 };
+
+// Weights in panels, with their result.
+struct Product {
+  Panels panels;
+  float* y;
+};
+
+// Computes all products of the rows; `counts` has the number of each one's panels.
+inline void multiply_all(ffi::ThreadPool& pool, const Rows& x, int64_t rows, const std::vector<Product>& products,
+                  const std::vector<int64_t>& counts) {
+  for_each_panel(pool, counts, [&](size_t weight, int64_t panel) {
+    const Product& product = products[weight];
+    product.panels.multiply(x, panel, product.y + panel * kPanel, rows, counts[weight] * kPanel);
+  });
+}
+
+template <typename Buffer>
+bool are_panels(const Buffer& panels, int64_t depth) {
+  return panels.dimensions()[1] == depth && panels.dimensions()[2] == kPanel;
+}
 
 inline bool is_result(const Matrix& x, int64_t panels, const Matrix& y) {
   return y.dimensions()[0] == x.dimensions()[0] && y.dimensions()[1] == panels * kPanel;

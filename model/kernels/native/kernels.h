@@ -5,7 +5,7 @@
 // function, also one with instructions that the CPU lacks.
 //
 // Weights are panels of 32 outputs; a panel of F32 is [inputs][32], one of u8 [inputs / 4][32][4], where a weight w is
-// stored as w + 128. The order in which a row's products are added depends on neither the number of rows nor the threads.
+// stored as w + 128, one of fp8 (e4m3) [inputs][32]. The order in which a row's products are added depends on neither the number of rows nor the threads.
 
 #ifndef DISTAFF_KERNELS_H_
 #define DISTAFF_KERNELS_H_
@@ -42,6 +42,7 @@ constexpr int64_t attend_scratch(int64_t queries, int64_t head) {
 }
 
 constexpr int64_t kGroup = 32;  // inputs that share a scale
+constexpr int64_t kSpan = 128;  // of fp8 in blocks
 
 // Rows rounded to int8 in groups: [rows][groups * 32] values, and [rows][groups] of each other.
 struct RoundedGroups {
@@ -68,6 +69,9 @@ struct Kernels {
   // One panel's 32 columns of y[rows][stride]: x[rows][depth] times the panel.
   void (*linear)(const float* x, const float* panel, float* y, int64_t rows, int64_t depth, int64_t stride);
   void (*linear_bf16)(const float* x, const uint16_t* panel, float* y, int64_t rows, int64_t depth, int64_t stride);
+  // The same with a panel of fp8, of which `span` inputs share the 32 scales of a row of `scales`.
+  void (*fp8_linear)(const float* x, const uint8_t* panel, const float* scales, int64_t span, float* y, int64_t rows,
+                     int64_t depth, int64_t stride);
   // Rounds a row to int8 with one scale, which it returns; `sum` is that of the rounded values.
   float (*quantize)(const float* x, int8_t* rounded, int64_t depth, int32_t* sum);
   // As `linear`, with rounded rows, their scales and sums, a panel of u8 and its 32 scales.

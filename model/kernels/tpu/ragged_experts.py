@@ -17,8 +17,8 @@ from ..registry import ExpertWeights
 def ragged_experts(
     x_TD: jax.Array, expert_TX: jax.Array, weight_TX: jax.Array, experts: ExpertWeights
 ) -> jax.Array:
-    """See `registry.ExpertsKernel`; the portable backend computes experts in groups."""
-    if experts.grouped:
+    """See `registry.ExpertsKernel`; the portable backend computes experts in groups and of fp8."""
+    if experts.grouped or experts.fp8:
         return block_experts(x_TD, expert_TX, weight_TX, experts)
     count = experts.count
     order_R, size_E = sort_by_expert(expert_TX, count)

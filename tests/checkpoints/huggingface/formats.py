@@ -43,7 +43,7 @@ ONE = np.full(1, 0.02, np.float32)
 BF16 = ml_dtypes.bfloat16
 
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 64, "zero_point": True, "version": "gemm"}
-BLOCKS = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [96, 96]}
+BLOCKS = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
 
 FORMATS: dict[str, Format] = {
     "w4a16-g128": Format(
@@ -103,7 +103,19 @@ FORMATS: dict[str, Format] = {
         config=compressed("int-quantized", num_bits=8), pack=int8(), kind="int8-groups", bits=8
     ),
     "fp8-blocks": FP8(
-        config=BLOCKS, pack=fp8("weight_scale_inv", rows=96), block=(96, 96)
+        config=BLOCKS, pack=fp8("weight_scale_inv", rows=128), kind="fp8-blocks", block=(128, 128)
+    ),
+    "fp8-wide-blocks": FP8(
+        config=BLOCKS | {"weight_block_size": [96, 256]},
+        pack=fp8("weight_scale_inv", rows=96), kind="fp8-blocks", block=(96, 256), scale=BF16,
+    ),
+    "fp8-blocks-of-96": FP8(
+        config=BLOCKS | {"weight_block_size": [96, 96]},
+        pack=fp8("weight_scale_inv", rows=96), kind=None, block=(96, 96),
+    ),
+    "fp8-e5m2": FP8(
+        config={"quant_method": "fp8", "activation_scheme": "dynamic"},
+        pack=fp8("weight_scale", ()), kind=None, number=ml_dtypes.float8_e5m2,
     ),
     "fp8-tensor": FP8(
         config={"quant_method": "fp8", "activation_scheme": "static"},
@@ -116,6 +128,13 @@ FORMATS: dict[str, Format] = {
     "fp8-compressed": FP8(
         config=compressed("float-quantized", TOKENS, num_bits=8, type="float"),
         pack=fp8("weight_scale"), block=(1, None), scale=BF16,
+    ),
+    "fp8-compressed-blocks": FP8(
+        config=compressed(
+            "float-quantized", {**TOKENS, "type": "float", "strategy": "group", "group_size": 128},
+            num_bits=8, type="float", strategy="block", block_structure=[128, 128],
+        ),
+        pack=fp8("weight_scale", rows=128), kind="fp8-blocks", block=(128, 128), scale=BF16,
     ),
     "fp8-naive": FP8(
         config=compressed("naive-quantized", STATIC, num_bits=8, type="float", strategy="tensor"),

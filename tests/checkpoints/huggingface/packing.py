@@ -76,12 +76,13 @@ class FP8(Format):
     """fp8, with a scale for a block of outputs and inputs, an output (`(1, None)`) or all."""
 
     block: tuple[int | None, int | None] = (None, None)
-    kind: str | None = None
+    kind: str | None = "fp8"
     scale: Any = np.float32
+    number: Any = ml_dtypes.float8_e4m3fn
 
     def draw(self, outputs: int, inputs: int, rng: np.random.Generator) -> Drawn:
         rows, columns = self.block[0] or outputs, self.block[1] or inputs
-        q = rng.normal(0, 100, (outputs, inputs)).astype(ml_dtypes.float8_e4m3fn)
+        q = rng.normal(0, 100, (outputs, inputs)).astype(self.number)
         shape = -(-outputs // rows), -(-inputs // columns)
         scale = (rng.uniform(0.5, 1.5, shape) / 100 / inputs**0.5).astype(self.scale)
         scale = np.repeat(scale, rows, axis=0)[:outputs]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distaff.checkpoints import CheckpointError, open_checkpoint
+from distaff.checkpoints import CheckpointError, load_parameters, open_checkpoint
 from distaff.checkpoints.huggingface.tensors.integers import (
     Integers,
     inputs_first,
@@ -82,7 +82,7 @@ def typed(part: str, dtype: type) -> Change:
         ("w8a8", cut("weight_scale", 0), f"tensor {DOWN}.weight_scale has shape [64, 1]; expected"),
         ("w8a8", typed("weight", np.float32), f"tensor {DOWN}.weight_scale is not part"),
         ("fp8-blocks", without("weight_scale_inv"), f"{DOWN}.weight_scale_inv or weight_scale is missing"),
-        ("fp8-blocks", cut("weight_scale_inv", 0), "weight_scale_inv has shape [1, 3]; expected [2, 3]"),
+        ("fp8-blocks", cut("weight_scale_inv", 1), "weight_scale_inv has shape [1, 1]; expected [1, 2]"),
         ("fp8-tensor", cut("weight", 0), f"tensor {DOWN}.weight has shape [64, 256]; expected [128, 256]"),
         ("fp8-tensor", without("weight"), f"tensor {DOWN}.weight is missing"),
     ],
@@ -98,7 +98,7 @@ def test_tensors_that_do_not_fit(tmp_path: Path, name: str, change: Change, reas
         ("gptq", {"group_size": 64}, "scales has shape ["),
         ("gptq", {"bits": 8}, "has shape ["),
         ("awq", {"group_size": 128}, "scales has shape ["),
-        ("fp8-blocks", {"weight_block_size": [128, 128]}, "weight_scale_inv has shape"),
+        ("fp8-blocks", {"weight_block_size": [96, 96]}, "weight_scale_inv has shape"),
         ("gptq", {"quant_method": "aqlm"}, "quant_method 'aqlm'"),
         (
             "w8a8",
@@ -144,7 +144,22 @@ def test_damage_that_only_values_show(tmp_path: Path, name: str, change: Change,
     assert reason in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ["fp8-blocks", "gptq-ordered", "gptq-8-zeros"])
+@pytest.mark.parametrize(
+    "change, part",
+    [
+        (lambda t: t[f"{DOWN}.weight"].view(np.uint8)[3:4, 5:6].fill(0x7F), ""),
+        (lambda t: t[f"{DOWN}.weight"].view(np.uint8)[3:4, 5:6].fill(0xFF), ""),
+        (lambda t: t[f"{DOWN}.weight_scale"].fill(np.inf), "_scale"),
+    ],
+)
+def test_fp8_that_is_not_a_number(tmp_path: Path, change: Change, part: str) -> None:
+    """When it is loaded. e4m3 has no infinity, and two patterns of NaN."""
+    name = f"layers.{DOWN.split('.')[2]}.feed_forward.down{part}"
+    with pytest.raises(CheckpointError, match=f"tensor {name} holds NaN or infinity"):
+        load_parameters(open_checkpoint(packed(tmp_path, "fp8-compressed", change)), "float32")
+
+
+@pytest.mark.parametrize("name", ["fp8-blocks-of-96", "fp8-e5m2", "gptq-ordered", "gptq-8-zeros"])
 def test_as_is_refuses_what_is_rounded_or_widened(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="cannot be kept as they are; expected --quantize none"):
         open_checkpoint(packed(tmp_path, name), "as-is")

@@ -9,7 +9,7 @@ from distaff.model.errors import ConfigError
 
 from .formats import AWQ, BLOCKS, FORMATS, compressed, gptq_config
 
-INSTEAD = "the model without quantization_config works, with --quantize int8 or int4"
+INSTEAD = "the model without quantization_config works, with --quantize int8, int4 or fp8"
 PACKED = compressed("pack-quantized", strategy="group", group_size=128)
 
 

@@ -268,7 +268,7 @@ def test_a_store_keeps_experts_in_groups(mixture, shards: int, tmp_path: Path) -
 
 
 def test_an_unknown_way_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="quantize is 'int3'; expected one of int8, int4, as-is, none"):
+    with pytest.raises(ConfigError, match="quantize is 'int3'; expected one of int8, int4, fp8, as-is, none"):
         open_checkpoint(tmp_path, "int3")
 
 

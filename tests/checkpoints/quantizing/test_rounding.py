@@ -26,21 +26,21 @@ def test_errors_are_relative_and_add_up() -> None:
     assert line == "layers.0: weights are off by 35.36%, attention.k most, by 40.00%"
 
 
-@pytest.mark.parametrize(("quantize", "least", "most"), [("int8", 0.3, 1.5), ("int4", 4, 12)])
+@pytest.mark.parametrize(("quantize", "least", "most"), [("int8", 0.3, 1.5), ("int4", 4, 12), ("fp8", 2, 3)])
 @pytest.mark.parametrize("tied", [True, False])
 def test_convert_reports_every_layer(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, quantize: str, least: float, most: float, tied: bool
 ) -> None:
-    """Normal weights lose about 0.7 % with 8 bits and 8 % with 4; the head has 8 in both. The store is
-    the same as without the report."""
+    """Normal weights lose about 0.7 % with 8 bits, 8 % with 4 and 2.6 % in fp8; the head has 8 bits or is
+    wide. The store is the same as without the report."""
     folder = save_folder(tmp_path / "hf", make_model(tie_word_embeddings=tied))
     with caplog.at_level(logging.INFO):
         convert(folder, tmp_path / "store", quantize=quantize)
     found = {m[1]: (float(m[2]), float(m[4])) for text in caplog.messages if (m := LINE.fullmatch(text))}
-    assert list(found) == ["layers.0", "layers.1", "head"]
+    assert list(found) == ["layers.0", "layers.1", *(["head"] if quantize != "fp8" else [])]
     for layer in ("layers.0", "layers.1"):
         assert least < found[layer][0] <= found[layer][1] < most
-    assert 0.1 < found["head"][0] < 1.5
+    assert 0.1 < found.get("head", (1.0,))[0] < 1.5
     stored, rounded = open_checkpoint(tmp_path / "store"), open_checkpoint(folder, quantize)
     for (name, values), (other, expected) in zip(stored.tensors(), rounded.tensors(), strict=True):
         assert name == other
