@@ -126,7 +126,7 @@ def test_limits_hold_one_another(longest, total, pool):
             f"MAX_TOTAL_TOKENS is '{'9' * 5000}'; expected a positive integer",
         ),
         ({"DTYPE": "float16"}, "DTYPE is 'float16'; expected bfloat16 or float32"),
-        ({"QUANTIZE": "awq"}, "QUANTIZE is 'awq'; expected as-is or int4 or int8 or none"),
+        ({"QUANTIZE": "awq"}, "QUANTIZE is 'awq'; expected as-is or fp8 or int4 or int8 or none"),
         ({"API_KEY": "secret"}, "API_KEY is set and would be ignored; expected DISTAFF_API_KEYS"),
         (
             {"MAX_INPUT_LENGTH": "5", "MAX_INPUT_TOKENS": "6"},
