@@ -79,8 +79,8 @@ class Fp8LinearKernel(Protocol):
 class GroupedLinearKernel(Protocol):
     """`x @ w` for each weight in groups of 32 inputs (see `quantize.GroupedWeight`), in f32.
 
-    x is quantised to int8 with a scale per row and group. `rows` as for `LinearKernel`. For the backend
-    `native`, weights can be panels.
+    x is quantised to int8 with a scale per row and group, except by `triton`, where weights are rounded to
+    x's type instead. `rows` as for `LinearKernel`. For the backend `native`, weights can be panels.
     """
 
     def __call__(
@@ -187,6 +187,7 @@ _BACKENDS: dict[str, dict[str, str]] = {
     },
     "grouped_linear": {
         "plain": "linear:grouped_plain",
+        "triton": "gpu.triton_grouped:grouped_linear",
         "native": "cpu.native_linear:grouped_linear",
     },
     "rms_norm": {
@@ -212,7 +213,13 @@ _BACKENDS: dict[str, dict[str, str]] = {
 _CHOICES: dict[str, dict[str, str]] = {
     "cpu": {"linear": "split_k", "int8_linear": "transposed"},
     "tpu": {"attention": "ragged", "experts": "ragged"},
-    "cuda": {"attention": "triton", "experts": "triton", "int8_linear": "transposed", "draw": "triton"},
+    "cuda": {
+        "attention": "triton",
+        "experts": "triton",
+        "int8_linear": "transposed",
+        "grouped_linear": "triton",
+        "draw": "triton",
+    },
 }
 """Platform -> operation -> backend, if it is not the first one."""
 

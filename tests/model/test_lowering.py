@@ -178,3 +178,12 @@ def test_experts_in_groups_lower(kind: str, platform: str) -> None:
     assert "tensor<128x256xf32>" in text and "tensor<256x128xf32>" in text
     assert "tensor<4x64x256xui8>" in text
     assert not re.search(r"tensor<4x(128x256|256x128|4x32x256|8x32x128)xf32>", text)
+
+
+@pytest.mark.parametrize("kind", ["rows", "tiles"])
+@pytest.mark.parametrize("quantization", ["int4", "int8-groups"])
+def test_groups_stay_packed_on_a_gpu(kind: str, quantization: Quantization) -> None:
+    """Every linear map and the head are products of the kernel for groups; there is no other product."""
+    text = lower(MODELS["llama"], kind, "bfloat16", "cuda", quantization=quantization)[0].as_text()
+    assert len(re.findall(r'name = "grouped_\d+x\d+_in_\d+"', text)) == 4 + 1  # one layer is traced
+    assert "stablehlo.dot_general" not in text

@@ -6,7 +6,7 @@ from distaff.model.errors import ConfigError
 from distaff.model.kernels import block_attention, block_experts, linear
 from distaff.model.kernels.cpu import native_attention, native_experts, native_linear
 from distaff.model.kernels.gpu import triton_attention as triton
-from distaff.model.kernels.gpu import triton_experts
+from distaff.model.kernels.gpu import triton_experts, triton_grouped
 from distaff.model.kernels.registry import _BACKENDS, _CHOICES, choose
 from distaff.model.kernels.tpu import ragged_attention, ragged_experts
 
@@ -30,7 +30,7 @@ EXPECTED = {
         triton_experts.triton_experts,
         linear.plain,
         linear.int8_transposed,
-        linear.grouped_plain,
+        triton_grouped.grouped_linear,
     ),
     "rocm": (
         block_attention.attend,
