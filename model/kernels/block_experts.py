@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .linear import fp8_plain, grouped_plain, int8_padded, split_k
+from .grouped import GroupedProduct, rounded
+from .linear import fp8_plain, int8_padded, split_k
 from .registry import ExpertWeights
 
 SMALLEST, LARGEST = 8, 40
@@ -25,9 +26,14 @@ LARGEST_GROUPED = 512
 
 
 def block_experts(
-    x_TD: jax.Array, expert_TX: jax.Array, weight_TX: jax.Array, experts: ExpertWeights
+    x_TD: jax.Array,
+    expert_TX: jax.Array,
+    weight_TX: jax.Array,
+    experts: ExpertWeights,
+    *,
+    grouped: GroupedProduct = rounded,
 ) -> jax.Array:
-    """See `registry.ExpertsKernel`.
+    """See `registry.ExpertsKernel`; `grouped` computes products with weights in groups.
 
     A block may reach past its expert's rows. The block that these rows belong to overwrites the result,
     because blocks come in the order of rows; rows after the last expert's are not read.
@@ -44,7 +50,7 @@ def block_experts(
         e = jnp.searchsorted(last_E, i, side="right").astype(jnp.int32)
         at = start_E[e] + (i - (last_E[e] - blocks_E[e])) * block
         x_CD = lax.dynamic_slice_in_dim(x_RD, at, block)
-        return lax.dynamic_update_slice_in_dim(y_RD, _expert(x_CD, experts, e), at, axis=0)
+        return lax.dynamic_update_slice_in_dim(y_RD, _expert(x_CD, experts, e, grouped), at, axis=0)
 
     y_RD = lax.fori_loop(0, last_E[-1], one, jnp.zeros_like(x_RD))
     return weighted_sum(y_RD, order_R, expert_TX, weight_TX, experts.count).astype(x_TD.dtype)
@@ -89,18 +95,22 @@ def sum_of_choices(y_TXD: jax.Array, expert_TX: jax.Array, weight_TX: jax.Array,
     return jnp.where(held_TX1, y_TXD * weight_TX[:, :, None], 0.0).sum(axis=1)
 
 
-def _expert(x_CD: jax.Array, experts: ExpertWeights, e: jax.Array) -> jax.Array:
+def _expert(
+    x_CD: jax.Array, experts: ExpertWeights, e: jax.Array, grouped: GroupedProduct = rounded
+) -> jax.Array:
     """Some rows through expert e, i32 `[]`: SwiGLU."""
-    product = partial(_grouped_product if experts.grouped else _product, e=e, experts=experts)
+    kind = partial(_grouped_product, grouped) if experts.grouped else _product
+    product = partial(kind, e=e, experts=experts)
     gate_CF, up_CF = product(x_CD, name="gate"), product(x_CD, name="up")
     return product(jax.nn.silu(gate_CF) * up_CF, name="down")
 
 
-def _grouped_product(x_CD: jax.Array, name: str, e: jax.Array, experts: ExpertWeights) -> jax.Array:
-    """Rows times expert e's weights in groups. Only this expert's are widened, which copies them anyway."""
-    weight, scale, low = (getattr(experts, f"{name}{part}") for part in ("", "_scale", "_low"))
-    (y_CF,) = grouped_plain(x_CD, (weight[e], scale[e], None if low is None else low[e]))
-    return y_CF.astype(x_CD.dtype)
+def _grouped_product(
+    grouped: GroupedProduct, x_CD: jax.Array, name: str, e: jax.Array, experts: ExpertWeights
+) -> jax.Array:
+    """Rows times expert e's weights in groups, which are widened tile by tile."""
+    weight = tuple(getattr(experts, f"{name}{part}") for part in ("", "_scale", "_low"))
+    return grouped(x_CD, weight, e).astype(x_CD.dtype)
 
 
 def _product(x_CD: jax.Array, name: str, e: jax.Array, experts: ExpertWeights) -> jax.Array:

@@ -10,13 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..quantize import (
-    GroupedWeight,
-    dequantize_groups,
-    quantize_groups_of_activations,
-    quantize_last,
-    widen_fp8,
-)
+from ..quantize import GroupedWeight, quantize_last, widen_fp8
+from .grouped import rounded
 
 Int8Weight = tuple[jax.Array, jax.Array]
 """The rounded weight and the f32 scales of its outputs."""
@@ -75,11 +70,8 @@ def int8_transposed(
 def grouped_plain(
     x_TD: jax.Array, *weights: GroupedWeight, rows: jax.Array | None = None
 ) -> tuple[jax.Array, ...]:
-    """Rows rounded to int8 by groups of 32 inputs, and products with widened weights, in f32."""
-    q_TD, scale_TG = quantize_groups_of_activations(x_TD.astype(jnp.float32))
-    groups = q_TD.astype(jnp.float32).reshape(*scale_TG.shape, -1) * scale_TG[:, :, None]
-    rounded_TD = groups.reshape(x_TD.shape)
-    return tuple(_product(rounded_TD, dequantize_groups(*weight)) for weight in weights)
+    """Rows rounded to int8 by groups of 32 inputs, and products with widened tiles of the weights, in f32."""
+    return tuple(rounded(x_TD, weight) for weight in weights)
 
 
 def fp8_plain(x_TD: jax.Array, *weights: Fp8Weight, rows: jax.Array | None = None) -> tuple[jax.Array, ...]:

@@ -79,8 +79,9 @@ class Fp8LinearKernel(Protocol):
 class GroupedLinearKernel(Protocol):
     """`x @ w` for each weight in groups of 32 inputs (see `quantize.GroupedWeight`), in f32.
 
-    x is quantised to int8 with a scale per row and group, except by `triton`, where weights are rounded to
-    x's type instead. `rows` as for `LinearKernel`. For the backend `native`, weights can be panels.
+    x is quantised to int8 with a scale per row and group, except by `triton` and `unrounded`, where weights
+    are rounded to x's type instead. `rows` as for `LinearKernel`. For the backend `native`, weights can be
+    panels.
     """
 
     def __call__(
@@ -187,6 +188,7 @@ _BACKENDS: dict[str, dict[str, str]] = {
     },
     "grouped_linear": {
         "plain": "linear:grouped_plain",
+        "unrounded": "grouped:grouped_unrounded",
         "triton": "gpu.triton_grouped:grouped_linear",
         "native": "cpu.native_linear:grouped_linear",
     },
@@ -212,7 +214,7 @@ _BACKENDS: dict[str, dict[str, str]] = {
 
 _CHOICES: dict[str, dict[str, str]] = {
     "cpu": {"linear": "split_k", "int8_linear": "transposed"},
-    "tpu": {"attention": "ragged", "experts": "ragged"},
+    "tpu": {"attention": "ragged", "experts": "ragged", "grouped_linear": "unrounded"},
     "cuda": {
         "attention": "triton",
         "experts": "triton",

@@ -3,7 +3,7 @@
 import pytest
 
 from distaff.model.errors import ConfigError
-from distaff.model.kernels import block_attention, block_experts, linear
+from distaff.model.kernels import block_attention, block_experts, grouped, linear
 from distaff.model.kernels.cpu import native_attention, native_experts, native_linear
 from distaff.model.kernels.gpu import triton_attention as triton
 from distaff.model.kernels.gpu import triton_experts, triton_grouped
@@ -23,7 +23,7 @@ EXPECTED = {
         ragged_experts.ragged_experts,
         linear.plain,
         linear.int8_plain,
-        linear.grouped_plain,
+        grouped.grouped_unrounded,
     ),
     "cuda": (
         triton.attend,

@@ -11,15 +11,17 @@ from jax import lax
 
 from ...quantize import quantize_last
 from ..block_experts import block_experts, sort_by_expert, weighted_sum
+from ..grouped import unrounded
 from ..registry import ExpertWeights
 
 
 def ragged_experts(
     x_TD: jax.Array, expert_TX: jax.Array, weight_TX: jax.Array, experts: ExpertWeights
 ) -> jax.Array:
-    """See `registry.ExpertsKernel`; the portable backend computes experts in groups and of fp8."""
+    """See `registry.ExpertsKernel`; the portable backend computes experts of fp8, and those in groups, of rows
+    that are not rounded."""
     if experts.grouped or experts.fp8:
-        return block_experts(x_TD, expert_TX, weight_TX, experts)
+        return block_experts(x_TD, expert_TX, weight_TX, experts, grouped=unrounded)
     count = experts.count
     order_R, size_E = sort_by_expert(expert_TX, count)
     x_RD = x_TD[order_R // expert_TX.shape[1]]
