@@ -36,13 +36,14 @@ def unrounded(x_TD: jax.Array, weight: GroupedWeight, e: jax.Array | None = None
     """Rows times a weight, or weight e of a stack, rounded to their type: f32 `[T, F]`.
 
     Low halves of bytes are multiplied by even inputs, high halves by odd ones: nothing moves between lanes,
-    which would keep XLA from dequantising inside a product.
+    which would keep XLA from dequantising inside a product. Without the barrier it would read each tile from
+    the main memory of a TPU for either half.
     """
     parts = 1 if weight[2] is None else 2
     x_PTI = [x_TD[:, part::parts] for part in range(parts)]
 
     def product(tile: GroupedWeight) -> jax.Array:
-        first, *second = map(_dot, x_PTI, _widened(tile, x_TD.dtype))
+        first, *second = map(_dot, x_PTI, dequantize_lines(lax.optimization_barrier(tile), x_TD.dtype))
         return sum(second, first)
 
     return _in_tiles(product, x_TD.shape, weight, e)
@@ -53,6 +54,17 @@ def grouped_unrounded(
 ) -> tuple[jax.Array, ...]:
     """See `registry.GroupedLinearKernel` and `unrounded`."""
     return tuple(unrounded(x_TD, weight) for weight in weights)
+
+
+def dequantize_lines(weight: GroupedWeight, dtype: jnp.dtype) -> list[jax.Array]:
+    """The weights in the low and in the high halves of bytes, `[D / 2, F]` each, or in bytes, `[D, F]`.
+
+    They are computed in f32 and rounded to a type. There are whole groups only.
+    """
+    q, scale, low = weight
+    values = [q] if low is None else [q & 15, q >> 4]
+    halves = [_repeated(half, GROUP // len(values)) for half in (scale, low) if half is not None]
+    return [_scaled(each, *halves).astype(dtype) for each in values]
 
 
 def tile_of(inputs: int, outputs: int) -> int:
@@ -87,17 +99,6 @@ def _in_tiles(
 
 def _dot(x_TI: jax.Array, w_IF: jax.Array) -> jax.Array:
     return jnp.dot(x_TI, w_IF, preferred_element_type=jnp.float32)
-
-
-def _widened(weight: GroupedWeight, dtype: jnp.dtype) -> list[jax.Array]:
-    """Low and high halves as weights of this type, `[D / 2, F]` each; or bytes, `[D, F]`.
-
-    Without the barrier XLA reads a tile from the main memory of a TPU for each of its halves.
-    """
-    q, scale, low = lax.optimization_barrier(weight)
-    values = [q] if low is None else [q & 15, q >> 4]
-    halves = [_repeated(half, GROUP // len(values)) for half in (scale, low) if half is not None]
-    return [_scaled(each, *halves).astype(dtype) for each in values]
 
 
 def _repeated(half_GF: jax.Array, times: int) -> jax.Array:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distaff.model.kernels.block_experts import block_experts, block_rows
-from distaff.model.kernels.gpu import triton_experts
+from distaff.model.kernels.gpu import triton_experts, triton_products
 from distaff.model.kernels.registry import ExpertWeights
 from distaff.model.kernels.tpu.ragged_experts import ragged_experts
 from distaff.model.quantize import quantize_weight
@@ -280,7 +280,7 @@ def turns(expert_TX: np.ndarray) -> int:
     counted: list[int] = []
     x_TD, _, weight_TX = inputs(len(expert_TX))
 
-    def count(x_CD, experts, e):
+    def count(x_CD, experts, e, grouped):
         jax.debug.callback(lambda: counted.append(1))
         return x_CD
 
@@ -367,6 +367,6 @@ def test_tiles_are_of_sensible_size(tokens: int, choices: int, count: int, items
     tokens."""
     rows = triton_experts.block_rows(tokens, choices, count, itemsize)
     assert 16 <= rows <= max(16, min(128, 2 * tokens))
-    for tile in (triton_experts.tile_of(rows, itemsize, weights) for weights in (1, 2)):
-        assert tile.rows == rows and tile.inputs >= 32 and tile.outputs >= 16
-        assert all(size & (size - 1) == 0 for size in (tile.rows, tile.inputs, tile.outputs))
+    for tile in (triton_products.tile_of(rows, itemsize, weights) for weights in (1, 2)):
+        assert tile.rows == rows and tile.terms >= 32 and tile.outputs >= 16
+        assert all(size & (size - 1) == 0 for size in (tile.rows, tile.terms, tile.outputs))

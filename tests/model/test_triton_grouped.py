@@ -11,7 +11,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
-from distaff.model.kernels.gpu import triton_grouped
+from distaff.model.kernels.gpu import triton_grouped, triton_groups
 from distaff.model.kernels.gpu.triton_decode import PROGRAMS
 from distaff.model.kernels.linear import grouped_plain
 from distaff.model.quantize import GroupedWeight
@@ -190,18 +190,22 @@ def test_it_takes_what_it_can(x, size, expected):
     assert triton_grouped.fits(jax.ShapeDtypeStruct((4, 1024), x), weight) == expected
 
 
-@given(st.integers(1, 5000), st.sampled_from([2, 4]), st.sampled_from([16, 32]))
-def test_tiles_are_of_sensible_size(rows, itemsize, group):
+@given(
+    st.integers(1, 5000), st.sampled_from([2, 4]), st.lists(st.sampled_from([4, 8]), min_size=1, max_size=2)
+)
+def test_tiles_are_of_sensible_size(rows, itemsize, bits):
     """Powers of two of whole groups, at least 16 on every side of a product, few rows for few."""
-    tile = triton_grouped.tile_of(rows, itemsize, group)
-    assert all(math.log2(size).is_integer() for size in (tile.rows, tile.lines, tile.outputs))
-    assert tile.lines % group == 0 and 16 <= tile.rows < max(17, 2 * rows)
+    stacks = tuple((None, None, None if each == 8 else 0) for each in bits)
+    tile = triton_groups.tile_of(triton_grouped.block_rows(rows, itemsize), itemsize, stacks, 128)
+    assert all(math.log2(size).is_integer() for size in (tile.rows, tile.terms, tile.outputs))
+    assert tile.terms % (32 if 8 in bits else 16) == 0 and tile.outputs >= 16
+    assert 16 <= tile.rows < max(17, 2 * rows)
 
 
 @given(st.integers(1, 5000), st.integers(1, 1000), st.integers(1, 200_000))
 def test_parts_are_as_many_as_are_useful(rows, groups, outputs):
     """Enough for a GPU or as many as pay; the sums of several take less memory than the weight in 4 bits."""
-    tile = triton_grouped.tile_of(rows, 2, 16)
+    tile = triton_groups.tile_of(triton_grouped.block_rows(rows, 2), 2, ((None, None, None),), 128)
     parts = triton_grouped.count_parts(rows, 32 * groups, outputs, tile)
     programs = parts * -(-outputs // tile.outputs) * -(-rows // tile.rows)
     assert parts == 1 or programs < 2 * PROGRAMS

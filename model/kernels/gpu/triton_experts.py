@@ -10,6 +10,7 @@ others are routed.
 Letters beside those of `model/config.py`: R rows, J blocks, C rows of a block; U rows of a kernel's input.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,36 +21,14 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from ...quantize import quantize_last
 from ..block_experts import block_experts, sort_by_expert, sum_of_choices
 from ..registry import ExpertWeights
+from . import triton_groups, triton_products
 from .triton_attention import is_addressable
+from .triton_products import MOST, MOST_F32, Tile, Work
 from .triton_walk import FEWEST
 
-MOST, MOST_F32 = 128, 32
-"""Rows of a block: with more, a program's sums would not fit into its registers. Exact products of f32 are
-made without tensor cores."""
-
-LINE = 128
-"""Bytes of a row of x, or of an int8 weight's output, in each iteration."""
-
 _NAMES = ("gate", "up", "down")
-
-Scaled = tuple[Any, Any]
-"""Numbers and their f32 scales, or None: rows `[U, D]` and `[U]`; wide weights `[E, D, F]`; int8 ones
-`[E, F, D]` and `[E, F]`."""
-
-
-@dataclass(frozen=True)
-class Tile:
-    """What a program computes: for each weight `rows` x `outputs` sums, `inputs` terms in each iteration; and
-    with what."""
-
-    rows: int
-    inputs: int
-    outputs: int
-    warps: int
-    stages: int
 
 
 @dataclass(frozen=True)
@@ -78,7 +57,8 @@ def triton_experts(
 ) -> jax.Array:
     """See `registry.ExpertsKernel`; int8 weights are `[E, outs, inputs]`, except in groups.
 
-    Sums are f32, or int32 if the weights are int8; hidden values and outputs are rounded to x's type.
+    Sums are f32, or int32 if the weights are int8. Hidden values, outputs and weights in groups are rounded
+    to x's type.
 
     Args:
       interpret: run the kernels' bodies as JAX operations, on any platform.
@@ -88,18 +68,19 @@ def triton_experts(
         return block_experts(x_TD, expert_TX, weight_TX, _straight(experts))
     gate, up, down = (_weight(experts, name) for name in _NAMES)
     tokens, choices = expert_TX.shape
-    rows = block_rows(tokens, choices, experts.count, gate[0].dtype.itemsize)
-    blocks = cut(expert_TX, experts.count, rows)
-    run = partial(_run, blocks=blocks, rows=rows, interpret=interpret)
+    multiplied = x_TD if experts.grouped else gate[0]
+    rows = block_rows(tokens, choices, experts.count, multiplied.dtype.itemsize)
+    work = triton_groups.work if experts.grouped else triton_products.work
+    run = partial(_run, work, blocks=cut(expert_TX, experts.count, rows), rows=rows, interpret=interpret)
     y_TXD = run(run(x_TD, gate, up), down).reshape(tokens, choices, -1)
     return sum_of_choices(y_TXD, expert_TX, weight_TX, experts.count).astype(x_TD.dtype)
 
 
 def fits(x_TD: jax.Array, experts: ExpertWeights) -> bool:
-    """Whether the kernels take these arrays: f32, bf16 or f16, the same for x and weights, or int8 weights
-    that are not in groups, but no fp8, and all numbers of a weight within reach. D and F may have any size:
-    what lies beyond them is masked."""
-    if experts.grouped or experts.fp8:
+    """Whether the kernels take these arrays: f32, bf16 or f16, the same for x and weights, or quantised
+    weights but fp8, and all numbers of a weight within reach. D and F may have any size: what lies beyond
+    them is masked."""
+    if experts.fp8:
         return False
     weights = [getattr(experts, name) for name in _NAMES]
     wide = x_TD.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
@@ -116,16 +97,6 @@ def block_rows(tokens: int, choices: int, count: int, itemsize: int) -> int:
     share = pl.next_power_of_2(2 * tokens * choices // count)
     most = MOST_F32 if itemsize == 4 else MOST
     return max(FEWEST, min(most, share, pl.next_power_of_2(tokens)))
-
-
-def tile_of(rows: int, itemsize: int, weights: int) -> Tile:
-    """The tile for blocks of this many rows, and for one weight or two."""
-    inputs = LINE // itemsize
-    if itemsize == 4:
-        return Tile(rows, inputs, 32, warps=4, stages=2)
-    if rows < MOST:
-        return Tile(rows, inputs, 64, warps=4, stages=4)
-    return Tile(rows, inputs, 128 // weights, warps=8, stages=3)
 
 
 def cut(expert_TX: jax.Array, count: int, size: int) -> Blocks:
@@ -152,8 +123,10 @@ def _stacked(experts: ExpertWeights) -> ExpertWeights:
     return replace(experts, **{name: jnp.concatenate(getattr(experts, name)) for name in _NAMES})
 
 
-def _weight(experts: ExpertWeights, name: str) -> Scaled:
-    return getattr(experts, name), getattr(experts, f"{name}_scale")
+def _weight(experts: ExpertWeights, name: str) -> tuple[Any, ...]:
+    """The weight and its scales, and its lows if it is in groups."""
+    parts = ("", "_scale", "_low") if experts.grouped else ("", "_scale")
+    return tuple(getattr(experts, f"{name}{part}") for part in parts)
 
 
 def _straight(experts: ExpertWeights) -> ExpertWeights:
@@ -163,23 +136,28 @@ def _straight(experts: ExpertWeights) -> ExpertWeights:
     return replace(experts, **{name: getattr(experts, name).swapaxes(1, 2) for name in _NAMES})
 
 
-def _run(x_UD: jax.Array, *weights: Scaled, blocks: Blocks, rows: int, interpret: bool) -> jax.Array:
+def _run(
+    work: Callable[..., Work],
+    x_UD: jax.Array,
+    *weights: tuple[Any, ...],
+    blocks: Blocks,
+    rows: int,
+    interpret: bool,
+) -> jax.Array:
     """`[R, F]`, in x's type: each row times its expert's weight, or SwiGLU of its products with two weights.
 
     Row r of the output is computed from row r // (R / U) of x. Rows without an expert may hold any value.
     """
-    w, scale_EF = weights[0]
-    outputs, tile = w.shape[2 if scale_EF is None else 1], tile_of(rows, w.dtype.itemsize, len(weights))
-    x = (x_UD, None) if scale_EF is None else quantize_last(x_UD)
-    kind = "swiglu" if len(weights) == 2 else "down"
+    todo, count = work(x_UD, weights, rows), blocks.order_R.shape[0]
+    tile, kind = todo.tile, "swiglu" if len(weights) == 2 else "down"
     return pl.pallas_call(
-        partial(_kernel, tile=tile),
-        out_shape=jax.ShapeDtypeStruct((blocks.order_R.shape[0], outputs), x_UD.dtype),
-        grid=(pl.cdiv(outputs, tile.outputs), blocks.expert_J.shape[0]),
+        partial(_kernel, tile=tile, products=todo.products, shared=count // x_UD.shape[0]),
+        out_shape=jax.ShapeDtypeStruct((count, todo.outputs), x_UD.dtype),
+        grid=(pl.cdiv(todo.outputs, tile.outputs), blocks.expert_J.shape[0]),
         interpret=interpret,
         compiler_params=triton.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
         name=f"experts_{kind}_{rows}x{tile.outputs}",
-    )(blocks.expert_J, blocks.first_J, blocks.length_J, blocks.order_R, x, weights)
+    )(blocks.expert_J, blocks.first_J, blocks.length_J, blocks.order_R, todo.x, weights)
 
 
 def _kernel(
@@ -187,13 +165,16 @@ def _kernel(
     first_ref: Any,
     length_ref: Any,
     order_ref: Any,
-    x: Scaled,
-    weights: tuple[Scaled, ...],
+    x: Any,
+    weights: tuple[Any, ...],
     out_ref: Any,
     *,
     tile: Tile,
+    products: Callable[..., list[jax.Array]],
+    shared: int,
 ) -> None:
-    """One program: a block's rows times some columns of one weight or two.
+    """One program: a block's rows times some columns of one weight or two; as many output rows as `shared`
+    have one row of x.
 
     Programs of the same columns come one after another, so that the blocks of an expert read its weights at
     about the same time. Columns and terms beyond the arrays count as zero and are not stored.
@@ -206,57 +187,8 @@ def _kernel(
         lane_C = lax.broadcasted_iota(jnp.int32, (tile.rows,), 0)
         live_C = lane_C < length_ref[block]
         row_C = triton.load(order_ref.at[first_ref[block] + lane_C], mask=live_C, other=rows)
-        from_C = row_C // (rows // x[0].shape[0])
         column_F = part * tile.outputs + lax.broadcasted_iota(jnp.int32, (tile.outputs,), 0)
-        parts = _products(x, weights, from_C, live_C, expert_ref[block], column_F, tile)
+        parts = products(x, weights, row_C // shared, live_C, expert_ref[block], column_F, tile)
         y_CF = parts[0] if len(parts) == 1 else jax.nn.silu(parts[0]) * parts[1]
         live_CF = live_C[:, None] & (column_F < outputs)[None, :]
         triton.store(out_ref.at[row_C[:, None], column_F[None, :]], y_CF.astype(out_ref.dtype), mask=live_CF)
-
-
-def _products(
-    x: Scaled,
-    weights: tuple[Scaled, ...],
-    from_C: jax.Array,
-    live_C: jax.Array,
-    e: jax.Array,
-    column_F: jax.Array,
-    tile: Tile,
-) -> list[jax.Array]:
-    """Rows of x times columns of expert e's weights, f32 `[C, F]` for each weight."""
-    x_ref, x_scale_ref = x
-    width, kind = x_ref.shape[1], jnp.int32 if x_scale_ref is not None else jnp.float32
-
-    def add(i: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        input_D = i * tile.inputs + lax.broadcasted_iota(jnp.int32, (tile.inputs,), 0)
-        live_CD = live_C[:, None] & (input_D < width)[None, :]
-        x_CD = triton.load(x_ref.at[from_C[:, None], input_D[None, :]], mask=live_CD, other=0)
-        return tuple(
-            sum_CF + _times(x_CD, w, e, input_D, column_F) for sum_CF, w in zip(sums, weights, strict=True)
-        )
-
-    zero_CF = jnp.zeros((tile.rows, tile.outputs), kind)
-    sums = lax.fori_loop(0, pl.cdiv(width, tile.inputs), add, (zero_CF,) * len(weights))
-    if x_scale_ref is None:
-        return list(sums)
-    scale_C = triton.load(x_scale_ref.at[from_C], mask=live_C, other=0.0)
-    return [
-        sum_CF.astype(jnp.float32) * scale_C[:, None] * _scales(scale_ref, e, column_F)
-        for sum_CF, (_, scale_ref) in zip(sums, weights, strict=True)
-    ]
-
-
-def _times(x_CD: jax.Array, w: Scaled, e: jax.Array, input_D: jax.Array, column_F: jax.Array) -> jax.Array:
-    """These terms of the sums: f32, exact for f32, or int32."""
-    w_ref, scale_ref = w
-    swapped = scale_ref is not None
-    row, column = (column_F, input_D) if swapped else (input_D, column_F)
-    inside = (row < w_ref.shape[1])[:, None] & (column < w_ref.shape[2])[None, :]
-    values = triton.load(w_ref.at[e, row[:, None], column[None, :]], mask=inside, other=0)
-    exact = lax.Precision.HIGHEST if x_CD.dtype == jnp.float32 else None
-    return triton.dot(x_CD, values, trans_b=swapped, precision=exact)
-
-
-def _scales(scale_ref: Any, e: jax.Array, column_F: jax.Array) -> jax.Array:
-    """The scales of these columns, f32 `[1, F]`."""
-    return triton.load(scale_ref.at[e, column_F], mask=column_F < scale_ref.shape[1], other=0.0)[None, :]

@@ -5,7 +5,6 @@ rows, the programs of all outputs would not keep a GPU busy, so the inputs are d
 sums XLA adds up (split-K). S depends on shapes alone: other rows change no bit of a row.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,26 +18,15 @@ from ...quantize import GroupedWeight
 from ..linear import grouped_plain
 from .triton_attention import is_addressable
 from .triton_decode import PROGRAMS
-from .triton_groups import Stack, add_up, lines_of_group, split_inputs
+from .triton_groups import Stack, add_up, split_inputs, tile_of
+from .triton_products import MOST, MOST_F32, Tile
 from .triton_walk import FEWEST
 
-MOST, MOST_F32 = 128, 32
-"""Rows of a tile, as in `triton_experts.py`."""
+WIDEST = 128
+"""Outputs of a tile, at most."""
 
 SHARE = 16
 """Inputs of a part for each row of x, at least: then the parts' sums are fewer bytes than the weight."""
-
-
-@dataclass(frozen=True)
-class Tile:
-    """What a program computes: `rows` x `outputs` sums, `lines` of the weight in each iteration; and with
-    what."""
-
-    rows: int
-    lines: int
-    outputs: int
-    warps: int
-    stages: int
 
 
 def grouped_linear(
@@ -61,14 +49,10 @@ def fits(x_TD: jax.Array, weight: GroupedWeight) -> bool:
     return x_TD.dtype in (jnp.float32, jnp.bfloat16, jnp.float16) and is_addressable(weight[0])
 
 
-def tile_of(rows: int, itemsize: int, group: int) -> Tile:
-    """The tile for this many rows of x; a group of inputs has `group` lines."""
-    rows = max(FEWEST, min(MOST_F32 if itemsize == 4 else MOST, pl.next_power_of_2(rows)))
-    if itemsize == 4:
-        return Tile(rows, group, 32, warps=4, stages=2)
-    if rows == MOST:
-        return Tile(rows, 32, 64, warps=4, stages=3)
-    return Tile(rows, 64 if rows <= 32 else 32, 128, warps=4, stages=4)
+def block_rows(rows: int, itemsize: int) -> int:
+    """The rows of a tile."""
+    most = MOST_F32 if itemsize == 4 else MOST
+    return max(FEWEST, min(most, pl.next_power_of_2(rows)))
 
 
 def count_parts(rows: int, inputs: int, outputs: int, tile: Tile) -> int:
@@ -80,7 +64,8 @@ def count_parts(rows: int, inputs: int, outputs: int, tile: Tile) -> int:
 def _product(x_TD: jax.Array, weight: GroupedWeight, interpret: bool) -> jax.Array:
     stack: Stack = jax.tree.map(lambda part: part[None], weight)
     rows, outputs = x_TD.shape[0], weight[0].shape[1]
-    tile = tile_of(rows, x_TD.dtype.itemsize, lines_of_group(stack))
+    itemsize = x_TD.dtype.itemsize
+    tile = tile_of(block_rows(rows, itemsize), itemsize, (stack,), WIDEST)
     parts = count_parts(rows, x_TD.shape[1], outputs, tile)
     y_STF = pl.pallas_call(
         partial(_kernel, tile=tile),
@@ -102,9 +87,9 @@ def _kernel(x_ref: Any, weight: Stack, out_ref: Any, *, tile: Tile) -> None:
     parts, rows, outputs = out_ref.shape
     row_C = block * tile.rows + lax.broadcasted_iota(jnp.int32, (tile.rows,), 0)
     column_F = columns * tile.outputs + lax.broadcasted_iota(jnp.int32, (tile.outputs,), 0)
-    live_C, steps = row_C < rows, pl.cdiv(x_ref.shape[2], tile.lines)
+    live_C, steps = row_C < rows, pl.cdiv(x_ref.shape[2], tile.terms)
     each = pl.cdiv(steps, parts)
     span = part * each, jnp.minimum((part + 1) * each, steps)
-    y_CF = add_up(x_ref, weight, row_C, live_C, 0, column_F, lines=tile.lines, steps=span)
+    y_CF = add_up(x_ref, weight, row_C, live_C, 0, column_F, tile, span)
     live_CF = live_C[:, None] & (column_F < outputs)[None, :]
     triton.store(out_ref.at[part, row_C[:, None], column_F[None, :]], y_CF, mask=live_CF)

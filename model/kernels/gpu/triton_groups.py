@@ -14,13 +14,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from ...parameters import GROUP
+from ..grouped import dequantize_lines
+from .triton_products import MOST, Tile, Work
 
 Stack = tuple[Any, Any, Any]
 """A stack of `quantize.GroupedWeight`, as arrays or as references: q `[E, I, F]`, scale and low
 `[E, D / 32, F]`."""
+
+
+def work(x_UD: jax.Array, weights: tuple[Stack, ...], rows: int) -> Work:
+    """The products of blocks of this many rows with experts' weights (see `triton_experts.py`)."""
+    x = tuple(split_inputs(x_UD, weight) for weight in weights)
+    return Work(x, weights[0][0].shape[2], tile_of(rows, x_UD.dtype.itemsize, weights, 64), products)
 
 
 def split_inputs(x_UD: jax.Array, weight: Stack) -> jax.Array:
@@ -29,9 +38,29 @@ def split_inputs(x_UD: jax.Array, weight: Stack) -> jax.Array:
     return x_UD.reshape(x_UD.shape[0], -1, parts).transpose(2, 0, 1)
 
 
-def lines_of_group(weight: Stack) -> int:
-    """The lines that a group of inputs has: the fewest of an iteration, and a power of two."""
-    return GROUP // _parts(weight)
+def tile_of(rows: int, itemsize: int, weights: tuple[Stack, ...], widest: int) -> Tile:
+    """The tile for this many rows, a power of two, and one weight or two, with at most `widest` outputs."""
+    if itemsize == 4:
+        return Tile(rows, max(map(_lines_of_group, weights)), 32, warps=4, stages=2)
+    if rows == MOST:
+        return Tile(rows, 32, min(widest, 64 // len(weights)), warps=4, stages=3)
+    return Tile(rows, 64 if rows <= 32 else 32, min(widest, 128 // len(weights)), warps=4, stages=4)
+
+
+def products(
+    x_refs: tuple[Any, ...],
+    weights: tuple[Stack, ...],
+    from_C: jax.Array,
+    live_C: jax.Array,
+    e: jax.Array,
+    column_F: jax.Array,
+    tile: Tile,
+) -> list[jax.Array]:
+    """Rows of x times columns of expert e's weights, f32 `[C, F]` for each weight."""
+    return [
+        add_up(x_ref, weight, from_C, live_C, e, column_F, tile, (0, pl.cdiv(x_ref.shape[2], tile.terms)))
+        for x_ref, weight in zip(x_refs, weights, strict=True)
+    ]
 
 
 def add_up(
@@ -41,34 +70,38 @@ def add_up(
     live_C: jax.Array,
     e: jax.Array | int,
     column_F: jax.Array,
-    *,
-    lines: int,
+    tile: Tile,
     steps: tuple[Any, Any],
 ) -> jax.Array:
-    """Some rows of x times some columns of weight e, over some iterations of L lines each: f32 `[C, F]`.
+    """Some rows of x times some columns of weight e, over some iterations: f32 `[C, F]`.
 
     Lines and columns beyond the arrays, and rows that are not live, count as zero.
 
     Args:
       x_ref: see `split_inputs`. steps: the first iteration, and the one after the last.
     """
-    parts, _, count = x_ref.shape
+    count = x_ref.shape[2]
 
     def add(i: jax.Array, sum_CF: jax.Array) -> jax.Array:
-        line_L = i * lines + lax.broadcasted_iota(jnp.int32, (lines,), 0)
+        line_L = i * tile.terms + lax.broadcasted_iota(jnp.int32, (tile.terms,), 0)
         live_CL = live_C[:, None] & (line_L < count)[None, :]
         for part, w_LF in enumerate(_tile(weight, e, line_L, i, column_F, x_ref.dtype)):
             x_CL = triton.load(x_ref.at[part, row_C[:, None], line_L[None, :]], mask=live_CL, other=0)
             sum_CF += triton.dot(x_CL, w_LF, precision=_precision(x_ref.dtype))
         return sum_CF
 
-    assert lines % (GROUP // parts) == 0
+    assert tile.terms % _lines_of_group(weight) == 0
     zero_CF = jnp.zeros((row_C.shape[0], column_F.shape[0]), jnp.float32)
     return lax.fori_loop(*steps, add, zero_CF)
 
 
 def _parts(weight: Stack) -> int:
     return 1 if weight[2] is None else 2
+
+
+def _lines_of_group(weight: Stack) -> int:
+    """The lines that a group of inputs has: the fewest of an iteration, and a power of two."""
+    return GROUP // _parts(weight)
 
 
 def _precision(dtype: jnp.dtype) -> lax.Precision | None:
@@ -81,30 +114,13 @@ def _tile(
 ) -> list[jax.Array]:
     """These lines and columns of weight e, `[L, F]` for each part of the inputs."""
     q_ref, *halves = weight
-    each = lines_of_group(weight)
-    groups = line_L.shape[0] // each
+    groups = line_L.shape[0] // _lines_of_group(weight)
     group_G = i * groups + lax.broadcasted_iota(jnp.int32, (groups,), 0)
-    q_LF = _load(q_ref, e, line_L, column_F)
-    halves = [_repeated(_load(ref, e, group_G, column_F), each) for ref in halves if ref is not None]
-    return [_widened(values, *halves).astype(dtype) for values in _values(q_LF, _parts(weight))]
+    scale_GF, low_GF = (None if ref is None else _load(ref, e, group_G, column_F) for ref in halves)
+    assert scale_GF is not None
+    return dequantize_lines((_load(q_ref, e, line_L, column_F), scale_GF, low_GF), dtype)
 
 
 def _load(ref: Any, e: jax.Array | int, row: jax.Array, column: jax.Array) -> jax.Array:
     inside = (row < ref.shape[1])[:, None] & (column < ref.shape[2])[None, :]
     return triton.load(ref.at[e, row[:, None], column[None, :]], mask=inside, other=0)
-
-
-def _repeated(half_GF: jax.Array, times: int) -> jax.Array:
-    """A scale or a low for each line, f32."""
-    groups, outputs = half_GF.shape
-    each = jnp.broadcast_to(half_GF[:, None, :], (groups, times, outputs))
-    return each.reshape(groups * times, outputs).astype(jnp.float32)
-
-
-def _values(q_LF: jax.Array, parts: int) -> list[jax.Array]:
-    return [q_LF] if parts == 1 else [q_LF & 15, q_LF >> 4]
-
-
-def _widened(q_LF: jax.Array, scale_LF: jax.Array, low_LF: jax.Array | None = None) -> jax.Array:
-    w_LF = q_LF.astype(jnp.float32) * scale_LF
-    return w_LF if low_LF is None else w_LF + low_LF
