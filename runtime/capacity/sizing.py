@@ -15,7 +15,6 @@ from ..device.memory import (
     reserved_bytes,
     state_bytes,
     temporary_bytes,
-    widened_bytes,
 )
 from ..device.settings import EngineSettings, derive_shapes, platform_of
 from .chips import CHIPS, Chip, Topology, larger
@@ -113,9 +112,9 @@ class Sizing:
         """The bytes by purpose, derived from shapes."""
         weights, page = self.costs.weight_bytes(), self.costs.token_bytes() * self.shapes.page_size
         shards, itemsize, platform = self.options.topology.size, SIZES[self.dtype], self.chip.platform
-        config, padded, kind = self.config, pad_config(self.config, shards), self.options.quantization
+        config, padded = self.config, pad_config(self.config, shards)
         free = int(self.chip.memory) - weights
-        free = max(0, free - reserved_bytes(platform, padded, self.shapes, shards, itemsize, kind))
+        free = max(0, free - reserved_bytes(platform, padded, self.shapes, shards, itemsize))
         fitting = fitting_pages(free, page, platform)
         if self.options.int8_cache:
             fitting = reached_pages(fitting, platform, padded, self.shapes, shards)
@@ -126,17 +125,10 @@ class Sizing:
             state=state_bytes(config, self.shapes.slots),
             page=page,
             pages=min(useful, fitting),
-            temporaries=self._temporaries(padded, shards, itemsize),
+            temporaries=max(temporary_bytes(config, each, shards, itemsize) for each in self.largest),
             code=0,
             measured=False,
         )
-
-    def _temporaries(self, padded: ModelConfig, shards: int, itemsize: int) -> int:
-        """An estimate of the larger step's; native kernels for CPUs widen no weights."""
-        largest = max(temporary_bytes(self.config, each, shards, itemsize) for each in self.largest)
-        if self.chip.platform == "cpu":
-            return largest
-        return largest + widened_bytes(padded, shards, self.options.quantization)
 
     def shortage(self, memory: Memory | None = None) -> str | None:
         """What is missing, as a sentence; None if it fits."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from ...model.cache import page_bytes
 from ...model.config import ModelConfig
-from ...model.parameters import Quantization, has_head, is_fp8, is_linear, kind_of, stored_type
+from ...model.parameters import INT8, Quantization, has_head, is_linear, kind_of, stored_type
 from ...model.sharding import pad_config, placements, share_config
 
 SIZES = {"bfloat16": 2, "float32": 4, "int8": 1}
@@ -161,9 +161,10 @@ class CostModel:
         return dict(operations)
 
     def _operands(self, name: str) -> str:
-        """The type of the products of a weight; fp8 is widened for them."""
+        """The type of a weight's products. With groups it is int8 on CPUs only, whose rates are all alike; fp8
+        is widened."""
         kind = kind_of(name, self.quantization) if is_linear(name) else None
-        return "int8" if kind and not is_fp8(kind) else self.dtype
+        return "int8" if kind == INT8 else self.dtype
 
     def _attention(self, spans: Sequence[Span]) -> float:
         """Scores and sums: four operations per query, key and element of the head."""

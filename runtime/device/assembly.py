@@ -55,11 +55,8 @@ def assemble(
         agree({"the digest of the weights": digest_of_replicated(parameters)})
     free, kv_pages = loading.free, settings.kv_pages
     width, replicas = loading.dtype.itemsize, settings.replicas
-    sized = size_pool(
-        padded, shapes, dtype, devices, kv_pages, replicas, free, width, loading.quantization,
-        settings.packed_pages,
-    )  # fmt: skip
-    pages = minimum(sized)
+    packed = settings.packed_pages
+    pages = minimum(size_pool(padded, shapes, dtype, devices, kv_pages, replicas, free, width, packed))
     shapes = replace(shapes, table=min(shapes.table, pages))  # no sequence has more, see `Engine.context`
     host_pages = None
     if page_file and shares_prefixes(config, settings) and not mesh.is_multi_process:

@@ -10,7 +10,6 @@ from ...model import host_memory
 from ...model.cache import REACHED, page_bytes
 from ...model.config import ModelConfig
 from ...model.errors import DistaffError
-from ...model.parameters import Quantization, has_groups, has_whole_experts, is_grouped, kind_of
 from .buckets import Bucket, Shapes
 
 log = logging.getLogger(__name__)
@@ -46,7 +45,6 @@ def size_pool(
     replicas: int = 1,
     free: int | None = None,
     itemsize: int = 4,
-    quantization: Quantization | None = None,
     packed: int | None = None,
 ) -> int:
     """Decides the number of pages (without the trash page), and logs how in one line.
@@ -57,7 +55,7 @@ def size_pool(
       pages: the number set by the user; None derives it.
       replicas: engines that share the host's memory. An accelerator belongs to one engine.
       free: bytes of all devices that the pool can use; None for those that are free now.
-      itemsize: bytes of an activation. quantization: of linear weights.
+      itemsize: bytes of an activation.
       packed: the number that a pack's steps are compiled for: taken if the user sets none and it fits.
 
     Raises:
@@ -68,7 +66,7 @@ def size_pool(
     useful = shapes.slots * shapes.table
     free = free_in_all(devices) if free is None else free
     if free > 0:  # some devices do not report it
-        reserved = reserved_bytes(device.platform, config, shapes, len(devices), itemsize, quantization)
+        reserved = reserved_bytes(device.platform, config, shapes, len(devices), itemsize)
         free = max(1, free - reserved * len(devices))
     share = _share(device.platform, replicas)
     fitting = fitting_pages(free, size, device.platform, replicas)
@@ -136,26 +134,17 @@ def _share(platform: str, replicas: int) -> float:
     return SHARES["cpu"] / replicas if platform == "cpu" else SHARES.get(platform, SHARES["tpu"])
 
 
-def reserved_bytes(
-    platform: str,
-    config: ModelConfig,
-    shapes: Shapes,
-    shards: int,
-    itemsize: int,
-    quantization: Quantization | None = None,
-) -> int:
+def reserved_bytes(platform: str, config: ModelConfig, shapes: Shapes, shards: int, itemsize: int) -> int:
     """Bytes of each GPU that are not for the pool: the state, and the temporaries of two steps, because one
-    is dispatched while another runs. On other platforms the pool's share leaves room, except for widened
-    weights on a TPU.
+    is dispatched while another runs. On other platforms the pool's share leaves room.
 
     Args:
       shards: devices that the model is divided among. itemsize: bytes of an activation.
     """
-    widened = 0 if platform == "cpu" else widened_bytes(config, shards, quantization)
     if platform != "gpu":
-        return widened
+        return 0
     largest = max(temporary_bytes(config, bucket, shards, itemsize) for bucket in shapes.buckets()[:2])
-    return state_bytes(config, shapes.slots) + 2 * (largest + widened)
+    return state_bytes(config, shapes.slots) + 2 * largest
 
 
 def state_bytes(config: ModelConfig, slots: int) -> int:
@@ -173,18 +162,6 @@ def temporary_bytes(config: ModelConfig, bucket: Bucket, shards: int, itemsize: 
     wide = max(heads, 2 * config.feed_forward * chosen) // shards
     logits = 6 * bucket.rows * config.vocabulary * jnp.dtype("float32").itemsize
     return bucket.tokens * (4 * config.width + wide) * itemsize + logits
-
-
-def widened_bytes(config: ModelConfig, shards: int, quantization: Quantization | None) -> int:
-    """Bytes of a device's largest weight in f32, which portable kernels make of a weight in groups: one of an
-    expert, gate and up together, or the head."""
-    if not has_groups(quantization):
-        return 0
-    inner = config.feed_forward * (2 if config.moe is None else 1)
-    if not has_whole_experts(config, shards):
-        inner //= shards
-    head = config.vocabulary // shards if is_grouped(kind_of("head", quantization)) else 0
-    return max(inner, head) * config.width * jnp.dtype("float32").itemsize
 
 
 def reached_pages(pages: int, platform: str, config: ModelConfig, shapes: Shapes, shards: int) -> int:

@@ -72,7 +72,8 @@ def triton_experts(
     rows = block_rows(tokens, choices, experts.count, multiplied.dtype.itemsize)
     work = triton_groups.work if experts.grouped else triton_products.work
     run = partial(_run, work, blocks=cut(expert_TX, experts.count, rows), rows=rows, interpret=interpret)
-    y_TXD = run(run(x_TD, gate, up), down).reshape(tokens, choices, -1)
+    parts = triton_groups.parts_of(down) if experts.grouped else 1
+    y_TXD = run(run(x_TD, gate, up, parts=parts), down).reshape(tokens, choices, -1)
     return sum_of_choices(y_TXD, expert_TX, weight_TX, experts.count).astype(x_TD.dtype)
 
 
@@ -138,26 +139,29 @@ def _straight(experts: ExpertWeights) -> ExpertWeights:
 
 def _run(
     work: Callable[..., Work],
-    x_UD: jax.Array,
+    x: jax.Array,
     *weights: tuple[Any, ...],
     blocks: Blocks,
     rows: int,
     interpret: bool,
+    parts: int = 1,
 ) -> jax.Array:
     """`[R, F]`, in x's type: each row times its expert's weight, or SwiGLU of its products with two weights.
 
     Row r of the output is computed from row r // (R / U) of x. Rows without an expert may hold any value.
+    With two parts, the output is as `triton_groups.split_inputs` would make it; x may be so too.
     """
-    todo, count = work(x_UD, weights, rows), blocks.order_R.shape[0]
+    todo, count = work(x, weights, rows), blocks.order_R.shape[0]
     tile, kind = todo.tile, "swiglu" if len(weights) == 2 else "down"
-    return pl.pallas_call(
-        partial(_kernel, tile=tile, products=todo.products, shared=count // x_UD.shape[0]),
-        out_shape=jax.ShapeDtypeStruct((count, todo.outputs), x_UD.dtype),
+    y_PRI = pl.pallas_call(
+        partial(_kernel, tile=tile, products=todo.products, shared=count // x.shape[-2]),
+        out_shape=jax.ShapeDtypeStruct((parts, count, todo.outputs // parts), x.dtype),
         grid=(pl.cdiv(todo.outputs, tile.outputs), blocks.expert_J.shape[0]),
         interpret=interpret,
         compiler_params=triton.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
         name=f"experts_{kind}_{rows}x{tile.outputs}",
     )(blocks.expert_J, blocks.first_J, blocks.length_J, blocks.order_R, todo.x, weights)
+    return y_PRI[0] if parts == 1 else y_PRI
 
 
 def _kernel(
@@ -179,16 +183,17 @@ def _kernel(
     Programs of the same columns come one after another, so that the blocks of an expert read its weights at
     about the same time. Columns and terms beyond the arrays count as zero and are not stored.
     """
-    part, block = pl.program_id(0), pl.program_id(1)
-    rows, outputs = out_ref.shape
+    columns, block = pl.program_id(0), pl.program_id(1)
+    parts, rows, lines = out_ref.shape
 
     @pl.when(length_ref[block] > 0)
     def compute() -> None:
         lane_C = lax.broadcasted_iota(jnp.int32, (tile.rows,), 0)
         live_C = lane_C < length_ref[block]
         row_C = triton.load(order_ref.at[first_ref[block] + lane_C], mask=live_C, other=rows)
-        column_F = part * tile.outputs + lax.broadcasted_iota(jnp.int32, (tile.outputs,), 0)
-        parts = products(x, weights, row_C // shared, live_C, expert_ref[block], column_F, tile)
-        y_CF = parts[0] if len(parts) == 1 else jax.nn.silu(parts[0]) * parts[1]
-        live_CF = live_C[:, None] & (column_F < outputs)[None, :]
-        triton.store(out_ref.at[row_C[:, None], column_F[None, :]], y_CF.astype(out_ref.dtype), mask=live_CF)
+        column_F = columns * tile.outputs + lax.broadcasted_iota(jnp.int32, (tile.outputs,), 0)
+        found = products(x, weights, row_C // shared, live_C, expert_ref[block], column_F, tile)
+        y_CF = found[0] if len(found) == 1 else jax.nn.silu(found[0]) * found[1]
+        live_CF = live_C[:, None] & (column_F < parts * lines)[None, :]
+        half, line = (0, column_F[None, :]) if parts == 1 else (column_F[None, :] & 1, column_F[None, :] >> 1)
+        triton.store(out_ref.at[half, row_C[:, None], line], y_CF.astype(out_ref.dtype), mask=live_CF)

@@ -26,15 +26,18 @@ Stack = tuple[Any, Any, Any]
 `[E, D / 32, F]`."""
 
 
-def work(x_UD: jax.Array, weights: tuple[Stack, ...], rows: int) -> Work:
-    """The products of blocks of this many rows with experts' weights (see `triton_experts.py`)."""
-    x = tuple(split_inputs(x_UD, weight) for weight in weights)
-    return Work(x, weights[0][0].shape[2], tile_of(rows, x_UD.dtype.itemsize, weights, 64), products)
+def work(x: jax.Array, weights: tuple[Stack, ...], rows: int) -> Work:
+    """The products of blocks of this many rows with experts' weights (see `triton_experts.py`).
+
+    x is `[U, D]`, or in parts already.
+    """
+    x_refs = tuple(x if x.ndim == 3 else split_inputs(x, weight) for weight in weights)
+    return Work(x_refs, weights[0][0].shape[2], tile_of(rows, x.dtype.itemsize, weights, 64), products)
 
 
 def split_inputs(x_UD: jax.Array, weight: Stack) -> jax.Array:
     """The rows for this weight, `[P, U, I]`."""
-    parts = _parts(weight)
+    parts = parts_of(weight)
     return x_UD.reshape(x_UD.shape[0], -1, parts).transpose(2, 0, 1)
 
 
@@ -95,13 +98,14 @@ def add_up(
     return lax.fori_loop(*steps, add, zero_CF)
 
 
-def _parts(weight: Stack) -> int:
+def parts_of(weight: Stack) -> int:
+    """P."""
     return 1 if weight[2] is None else 2
 
 
 def _lines_of_group(weight: Stack) -> int:
     """The lines that a group of inputs has: the fewest of an iteration, and a power of two."""
-    return GROUP // _parts(weight)
+    return GROUP // parts_of(weight)
 
 
 def _precision(dtype: jnp.dtype) -> lax.Precision | None:

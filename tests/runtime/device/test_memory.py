@@ -11,7 +11,7 @@ import pytest
 
 from distaff.model import host_memory
 from distaff.model.cache import Int8Pool, create_cache, page_bytes
-from distaff.model.config import ModelConfig, MoEConfig
+from distaff.model.config import ModelConfig
 from distaff.model.kernels.gpu.triton_attention import fits
 from distaff.model.kernels.zeros import zeros
 from distaff.runtime.device.buckets import Shapes
@@ -88,20 +88,6 @@ def test_most_of_a_gpu_is_used():
     reserved = reserved_bytes("gpu", config, shapes, 1, 2)
     assert 0.92 * card <= weights + pages * page + reserved <= 0.95 * card
     assert state_bytes(config, 128) + 2 * 345e6 <= reserved <= 1.5e9  # 345 MB is what XLA needs for this step
-
-
-@pytest.mark.parametrize(
-    ("experts", "vocabulary", "shards", "numbers"),
-    [(0, 512, 1, 512), (0, 64, 1, 256), (0, 64, 2, 128), (8, 64, 2, 128), (3, 64, 2, 64)],
-)
-def test_widened_weights_are_reserved_on_a_gpu(experts, vocabulary, shards, numbers):
-    """Twice: the largest of the head, gate and up together, and a whole or divided expert's gate."""
-    moe = MoEConfig(experts=experts, experts_per_token=2) if experts else None
-    config = replace(CONFIG, vocabulary=vocabulary, width=64, feed_forward=128, moe=moe)
-    plain, grouped = (reserved_bytes("gpu", config, SHAPES, shards, 2, kind) for kind in ("int8", "int4"))
-    assert grouped - plain == 2 * numbers * 64 * 4
-    assert reserved_bytes("tpu", config, SHAPES, shards, 2, "int4") == numbers * 64 * 4
-    assert reserved_bytes("cpu", config, SHAPES, shards, 4, "int4") == 0
 
 
 @pytest.mark.parametrize(("room", "chosen"), [(4, 4), (7, 4), (8, 8), (15, 8), (16, 16)])
