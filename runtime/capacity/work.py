@@ -161,8 +161,8 @@ class CostModel:
         return dict(operations)
 
     def _operands(self, name: str) -> str:
-        """The type of a weight's products. With groups it is int8 on CPUs only, whose rates are all alike; fp8
-        is widened."""
+        """The type of a weight's products. With groups it is int8 on CPUs only, whose rates are all alike;
+        fp8 is widened."""
         kind = kind_of(name, self.quantization) if is_linear(name) else None
         return "int8" if kind == INT8 else self.dtype
 

@@ -18,8 +18,8 @@ from ..registry import ExpertWeights
 def ragged_experts(
     x_TD: jax.Array, expert_TX: jax.Array, weight_TX: jax.Array, experts: ExpertWeights
 ) -> jax.Array:
-    """See `registry.ExpertsKernel`; the portable backend computes experts of fp8, and those in groups, of rows
-    that are not rounded."""
+    """See `registry.ExpertsKernel`; the portable backend computes experts of fp8, and those in groups, of
+    rows that are not rounded."""
     if experts.grouped or experts.fp8:
         return block_experts(x_TD, expert_TX, weight_TX, experts, grouped=unrounded)
     count = experts.count
