@@ -14,7 +14,7 @@ DeepSeek-V3 (arXiv:2412.19437), for each block of 128 inputs of an output. Activ
 an fp8 number is exact in every wider type.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +40,10 @@ _LARGEST = 127.0
 _LARGEST_FP8 = 448.0
 
 _HIGHEST = 15
-_SHARES = (1.0, 0.95, 0.9, 0.85)
-"""The parts of a group's range that are tried; what is outside is clipped."""
+_CUTS = (0.0, 0.06)
+"""The parts of a group's range that are cut off at both ends in the first range of a series."""
+_FITS = 3
+"""The ranges that follow the first of a series."""
 
 GroupedWeight = tuple[jax.Array, jax.Array, jax.Array | None]
 """A weight `[D, F]` in groups: q, scale and low.
@@ -88,24 +90,46 @@ def _rounded(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
     return jnp.round(x / scale).astype(jnp.int8), jnp.squeeze(scale, axis)
 
 
+@jax.jit
 def quantize_groups4(w: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Weights `[..., D, F]` in groups of 4 bits: u8 `[..., D/2, F]`, scale and low f16 `[..., D/32, F]`.
 
-    As GGUF's Q4_1, but weights are rounded with the f16 scale and low that are stored, and the range with the
-    smallest squared error is chosen among a few.
+    As GGUF's Q4_1, but weights are rounded with the f16 scale and low that are stored, and these are the ones
+    with the smallest squared error among a few.
     """
     grouped = _in_groups(w)
-    least, most = grouped.min(-2), grouped.max(-2)
-    best = [jnp.full(least.shape, jnp.inf), least.astype(jnp.float16), least.astype(jnp.float16)]
-    for share in _SHARES:
-        low = (least + (1 - share) / 2 * (most - least)).astype(jnp.float16)
-        scale = (share / _HIGHEST * (most - least)).astype(jnp.float16)
+    least = grouped.min(-2).astype(jnp.float16)
+    best = (jnp.full(least.shape, jnp.inf), least, least)
+    for scale, low in _ranges(grouped):
         error = jnp.square(_widen(_nibbles(grouped, scale, low), scale, low) - grouped).sum(-2)
-        tried = (error, scale, low)
-        best = [jnp.where(error < best[0], new, old) for new, old in zip(tried, best, strict=True)]
+        better, tried = error < best[0], (error, scale, low)
+        best = tuple(jnp.where(better, new, old) for new, old in zip(tried, best, strict=True))
     _, scale, low = best
     q = _nibbles(grouped, scale, low).reshape(w.shape)
     return join_nibbles(q), scale, low
+
+
+def _ranges(grouped: jax.Array) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """The scales and lows that are tried. After the first of a series, each is the least squares fit to the
+    values that were rounded with the one before it (Lloyd's method)."""
+    least, most = grouped.min(-2), grouped.max(-2)
+    for cut in _CUTS:
+        low = (least + cut * (most - least)).astype(jnp.float16)
+        scale = ((1 - 2 * cut) / _HIGHEST * (most - least)).astype(jnp.float16)
+        yield scale, low
+        for _ in range(_FITS):
+            scale, low = _fitted(grouped, _nibbles(grouped, scale, low))
+            yield scale, low
+
+
+def _fitted(grouped: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The scale and low with which rounded values are closest to a group's weights."""
+    wide = q.astype(jnp.float32)
+    mean = wide.mean(-2)
+    away = wide - mean[..., None, :]
+    scale = (away * grouped).sum(-2) / jnp.maximum(jnp.square(away).sum(-2), 1e-30)
+    scale = scale.astype(jnp.float16)
+    return scale, (grouped.mean(-2) - scale.astype(jnp.float32) * mean).astype(jnp.float16)
 
 
 def quantize_groups8(w: jax.Array) -> tuple[jax.Array, jax.Array]:

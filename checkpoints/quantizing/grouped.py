@@ -20,7 +20,7 @@ class GroupedCheckpoint(QuantizedCheckpoint):
     """
 
     quantization: Quantization | None = INT4
-    scheme = "int4, groups of 32"
+    scheme = "int4, groups of 32, fitted"
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         check_groups(checkpoint.config, INT4)
