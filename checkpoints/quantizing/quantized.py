@@ -2,16 +2,15 @@
 host.
 
 The rotation (`rotation.py`) does not change the model's output, and removes the outliers among activations
-that one int8 scale per token cannot represent. Between up and down there is no stream to rotate; there, each
-channel is divided by a factor by which down's weights are multiplied, the root of the largest of them
-(SmoothQuant's idea, with weights only: Xiao et al. 2023, arXiv:2211.10438). A tied head becomes a separate
-weight, because the embedding that it is tied to is not quantised.
+that one int8 scale per token cannot represent. Between up and down there is no stream to rotate; there,
+channels are levelled (`levelling.py`). A tied head becomes a separate weight, because the embedding that it
+is tied to is not quantised.
 
 The rounding rule is that of `model/quantize.py`; a test compares the two. One layer at a time is in memory.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import groupby
 
 import numpy as np
@@ -20,6 +19,7 @@ from ...model.config import ModelConfig
 from ...model.parameters import INT8, Quantization, is_linear
 from ..checkpoint import Checkpoint, total_bytes
 from ..store.store import group_of, inner_name
+from .levelling import Tensors, level
 from .rotation import Rotation
 from .rounding import RoundingErrors
 
@@ -32,8 +32,6 @@ _READERS = {
 }
 """The weights that read the residual stream, by the norm before them."""
 _WRITERS = ("attention.o", "attention.o_bias", "feed_forward.down", "feed_forward.down_bias")
-
-Tensors = Iterable[tuple[str, np.ndarray]]
 
 
 class QuantizedCheckpoint:
@@ -92,7 +90,7 @@ def rotated(tensors: Tensors, config: ModelConfig) -> Iterator[tuple[str, np.nda
 
 
 def _rotated_layer(arrays: dict[str, np.ndarray], rotation: Rotation) -> Iterator[tuple[str, np.ndarray]]:
-    _level(arrays)
+    level(arrays)
     norms = {reader: norm for norm, readers in _READERS.items() for reader in readers}
     for name, values in arrays.items():
         if name in norms:
@@ -100,17 +98,6 @@ def _rotated_layer(arrays: dict[str, np.ndarray], rotation: Rotation) -> Iterato
         elif name in _WRITERS:
             values = rotation.apply(values, -1)
         yield name, np.ones_like(values) if name in _READERS else values
-
-
-def _level(arrays: dict[str, np.ndarray]) -> None:
-    """Moves a factor of each channel between up and down from its activation to down's weights, in place."""
-    down = arrays["feed_forward.down"]
-    factor = np.sqrt(np.maximum(np.abs(down).max(-1), _TINY))
-    factor /= np.exp(np.log(factor).mean(-1, keepdims=True))
-    arrays["feed_forward.down"] = down * factor[..., None]
-    arrays["feed_forward.up"] = arrays["feed_forward.up"] / factor[..., None, :]
-    if "feed_forward.up_bias" in arrays:
-        arrays["feed_forward.up_bias"] = arrays["feed_forward.up_bias"] / factor
 
 
 def quantize_host(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

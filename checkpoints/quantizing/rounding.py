@@ -19,9 +19,7 @@ class RoundingErrors:
 
     def add(self, name: str, wide: np.ndarray, parts: Mapping[str, np.ndarray]) -> None:
         """Compares a weight f32 `[..., D, F]` with its quantised parts, by their names."""
-        error = float(np.square(_widened(name, parts) - wide, dtype=np.float64).sum())
-        size = float(np.square(wide, dtype=np.float64).sum())
-        self._squares.setdefault(group_of(name), {})[inner_name(name)] = (error, size)
+        self._squares.setdefault(group_of(name), {})[inner_name(name)] = _squares(name, wide, parts)
 
     def lines(self) -> Iterator[str]:
         """A line for each layer, and one for the head: its error, and that of its worst weight."""
@@ -30,6 +28,17 @@ class RoundingErrors:
             whole = _ratio(*map(sum, zip(*weights.values(), strict=True)))
             worst = max(errors, key=lambda name: errors[name])
             yield f"{group}: weights are off by {whole:.2%}, {worst} most, by {errors[worst]:.2%}"
+
+
+def relative_error(name: str, wide: np.ndarray, parts: Mapping[str, np.ndarray]) -> float:
+    """How far the quantised parts of a weight f32 `[..., D, F]` are from it, relative to its size."""
+    return _ratio(*_squares(name, wide, parts))
+
+
+def _squares(name: str, wide: np.ndarray, parts: Mapping[str, np.ndarray]) -> tuple[float, float]:
+    """The sums of the squares of a weight's errors and of its values."""
+    error = float(np.square(_widened(name, parts) - wide, dtype=np.float64).sum())
+    return error, float(np.square(wide, dtype=np.float64).sum())
 
 
 def _ratio(error: float, size: float) -> float:

@@ -13,6 +13,7 @@ from gguf import GGMLQuantizationType as Kind
 from distaff.checkpoints import convert, load_parameters, open_checkpoint, with_own_bits
 from distaff.checkpoints.checkpoint import Checkpoint
 from distaff.checkpoints.gguf.gguf_file import GGUFFile
+from distaff.checkpoints.quantizing.levelling import levelled
 from distaff.model.errors import ConfigError
 from distaff.model.kernels import native_library
 from distaff.model.parameters import Mixed, kind_of, main_kind, parameter_shapes, stored_type
@@ -30,6 +31,12 @@ Values = dict[str, np.ndarray]
 @pytest.fixture(scope="module", params=TIED)
 def model(request: pytest.FixtureRequest):
     return make_model(tie_word_embeddings=TIED[request.param], **SIZES)
+
+
+def wide_and_levelled(path: Path) -> dict[str, jax.Array]:
+    """What `--quantize int4` rounds, if the file's weights are not rounded yet."""
+    tensors = levelled(open_checkpoint(path).tensors(), lambda down: False)
+    return {name: jnp.asarray(values) for name, values in tensors}
 
 
 def write(folder: Path, model, kind: Kind, other: dict[str, Kind] | None = None) -> Path:
@@ -117,16 +124,25 @@ def test_types_of_several_bits_are_kept_side_by_side(
 
 
 def test_any_checkpoint_is_rounded_to_4_bits(model, tmp_path: Path) -> None:
-    """As `model/quantize.py` does; a tied embedding is read out of the head."""
+    """As `model/quantize.py` does, with levelled channels; a tied embedding is read out of the head."""
     folder = save_folder(tmp_path / "hf", model)
     checkpoint = open_checkpoint(folder, "int4")
-    wide = {name: jnp.asarray(values) for name, values in open_checkpoint(folder).tensors()}
-    found, expected = dict(checkpoint.tensors()), quantize(wide, "int4")
+    found, expected = dict(checkpoint.tensors()), quantize(wide_and_levelled(folder), "int4")
     assert list(found) == list(parameter_shapes(checkpoint.config, "int4"))
     assert found.keys() == expected.keys()
     for name, values in found.items():
         np.testing.assert_array_equal(values, expected[name], err_msg=name)
     assert checkpoint.nbytes == sum(values.nbytes for values in found.values())
+
+
+def test_weights_that_have_4_bits_already_lose_nothing(model, tmp_path: Path) -> None:
+    """Their channels are not levelled, because the steps would no longer fit."""
+    path = write(tmp_path, model, Kind.Q4_1, {head_of(model): Kind.Q8_0})
+    wide, found = dict(open_checkpoint(path, "none").tensors()), dict(open_checkpoint(path, "int4").tensors())
+    for name in (name for name in found if f"{name}_scale" in found and name != "head"):
+        np.testing.assert_allclose(
+            widened(found, name), wide[name], atol=1e-3 * np.abs(wide[name]).max(), err_msg=name
+        )
 
 
 @pytest.mark.parametrize("shards", [1, 2])
@@ -260,8 +276,8 @@ def test_a_store_keeps_experts_in_groups(mixture, shards: int, tmp_path: Path) -
     checkpoint, mesh = open_checkpoint(store), create_mesh(shards)
     assert checkpoint.quantization == "int4" and checkpoint.config.moe is not None
     stored = load_parameters(checkpoint, np.float32, mesh=mesh)
-    wide = {name: jnp.asarray(values) for name, values in open_checkpoint(folder).tensors()}
-    for name, values in place_all(quantize(wide, "int4"), checkpoint.config, mesh, "int4").items():
+    expected = quantize(wide_and_levelled(folder), "int4")
+    for name, values in place_all(expected, checkpoint.config, mesh, "int4").items():
         assert (values == stored[name]).all() and values.sharding == stored[name].sharding, name
     logits: jax.Array = Scorer.of(checkpoint.config, stored, mesh).logits(list(range(3, 60)))
     assert np.isfinite(logits).all()
