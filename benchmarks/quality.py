@@ -4,6 +4,9 @@
 library, so nothing is downloaded), and for each position compares the whole distributions: the mean
 Kullback-Leibler divergence KL(f32 || other) in nats, and how often both have the same best token; for int8,
 int4 and fp8 weights, for an int8 cache, and for int8 weights with that cache. The last line is JSON.
+
+The bundled model has 4 bits already, so int4 costs it little; `--unrounded` takes wide weights that round to
+it instead (see `quality_unrounded.py`).
 """
 
 import argparse
@@ -11,12 +14,18 @@ import json
 import pydoc_data.topics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import jax
 import numpy as np
 
 from distaff.checkpoints import ChatTokenizer, load_parameters, load_tokenizer, open_checkpoint, resolve
+from distaff.checkpoints.checkpoint import Checkpoint
+from distaff.checkpoints.quantizing.grouped import GroupedCheckpoint
+from distaff.checkpoints.quantizing.quantized import QuantizedCheckpoint
 from distaff.runtime.scorer import Scorer
+
+from .quality_unrounded import UnroundedCheckpoint
 
 VARIANTS = {
     "int8 weights": {"quantize": "int8"},
@@ -47,9 +56,20 @@ def windows(tokenizer: ChatTokenizer, count: int, length: int) -> list[list[int]
     return [tokens[start : start + length] for start in starts]
 
 
-def scorer(model: str | None, *, quantize: str | None = None, int8_cache: bool = False) -> Scorer:
+def opened(model: str | None, quantize: str | None, unrounded: bool) -> Checkpoint:
+    """A model as it is, or rounded; or wide weights that round to it, as they are, or rounded."""
+    if not unrounded:
+        return open_checkpoint(resolve(model), quantize)
+    wide = UnroundedCheckpoint(open_checkpoint(resolve(model), "as-is"))
+    ways = {None: lambda each: each, "int8": QuantizedCheckpoint, "int4": GroupedCheckpoint}
+    return ways[quantize](wide)
+
+
+def scorer(
+    model: str | None, *, quantize: str | None = None, int8_cache: bool = False, unrounded: bool = False
+) -> Scorer:
     """A model in f32, or with quantised linear weights, or with int8 keys and values."""
-    checkpoint = open_checkpoint(resolve(model), quantize)
+    checkpoint = opened(model, quantize, unrounded)
     parameters = load_parameters(checkpoint, np.float32)
     return Scorer.of(checkpoint.config, parameters, kv_cache_dtype="int8" if int8_cache else None)
 
@@ -85,11 +105,13 @@ def main() -> None:
     parser.add_argument("model", nargs="?", help="as of `distaff serve`; default: the bundled one")
     parser.add_argument("--windows", type=int, default=300)
     parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--unrounded", action="store_true", help="wide weights that round to the model's")
     arguments = parser.parse_args()
     texts = windows(load_tokenizer(resolve(arguments.model)), arguments.windows, arguments.length)
-    reference, results = scorer(arguments.model), {}
+    made = partial(scorer, arguments.model, unrounded=arguments.unrounded)
+    reference, results = made(), {}
     for name, options in VARIANTS.items():
-        found = compare(reference, scorer(arguments.model, **options), texts)
+        found = compare(reference, made(**options), texts)
         results[name] = asdict(found)
         print(
             f"{name} against f32, {found.positions} positions: mean KL {found.mean_kl:.5f} nats "
