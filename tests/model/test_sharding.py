@@ -144,7 +144,9 @@ GROUPS = replace(LLAMA, vocabulary=66, width=64, feed_forward=192, heads=6, kv_h
 """Every map's inputs are groups of 32, on two devices too; the vocabulary is no whole number of panels."""
 
 
-@pytest.mark.parametrize("kernels", [{}, {"grouped_linear": "plain"}], ids=["default", "plain"])
+@pytest.mark.parametrize(
+    "kernels", [{}, {"grouped_linear": "plain"}, {"grouped_linear": "unrounded"}], ids=str
+)
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("quantization", ["int4", "int8-groups"])
 def test_groups_are_close_on_any_mesh(
@@ -155,6 +157,8 @@ def test_groups_are_close_on_any_mesh(
 
 
 PORTABLE = {"grouped_linear": "plain", "experts": "blocks"}
+UNROUNDED = {"grouped_linear": "unrounded", "experts": "ragged"}
+"""As on a TPU."""
 
 
 @pytest.mark.parametrize(
@@ -165,7 +169,7 @@ PORTABLE = {"grouped_linear": "plain", "experts": "blocks"}
         (3, "int8-groups", {}),
         (4, "int4", PORTABLE),
         (3, "int8-groups", PORTABLE),
-        (3, "int4", {"experts": "triton"}),
+        (3, "int4", UNROUNDED),
     ],
 )
 def test_experts_in_groups_are_close_on_any_mesh(
