@@ -21,8 +21,7 @@ import numpy as np
 
 from distaff.checkpoints import ChatTokenizer, load_parameters, load_tokenizer, open_checkpoint, resolve
 from distaff.checkpoints.checkpoint import Checkpoint
-from distaff.checkpoints.quantizing.grouped import GroupedCheckpoint
-from distaff.checkpoints.quantizing.quantized import QuantizedCheckpoint
+from distaff.checkpoints.reading import quantized
 from distaff.runtime.scorer import Scorer
 
 from .quality_unrounded import UnroundedCheckpoint
@@ -61,8 +60,7 @@ def opened(model: str | None, quantize: str | None, unrounded: bool) -> Checkpoi
     if not unrounded:
         return open_checkpoint(resolve(model), quantize)
     wide = UnroundedCheckpoint(open_checkpoint(resolve(model), "as-is"))
-    ways = {None: lambda each: each, "int8": QuantizedCheckpoint, "int4": GroupedCheckpoint}
-    return ways[quantize](wide)
+    return quantized(wide, quantize) if quantize else wide
 
 
 def scorer(

@@ -77,6 +77,11 @@ def open_checkpoint(path: Path, quantize: str | None = None) -> Checkpoint:
         raise ConfigError(
             f"{path}: its weights are {checkpoint.quantization}; expected {quantize} or wide ones"
         )
+    return quantized(checkpoint, quantize)
+
+
+def quantized(checkpoint: Checkpoint, quantize: str) -> Checkpoint:
+    """A checkpoint with wide weights, which are rounded when they are read: `int8`, `int4` or `fp8`."""
     return _QUANTIZED[quantize](checkpoint)
 
 
