@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from distaff.checkpoints.checkpoint import Checkpoint
-from distaff.model.parameters import GROUP
+from distaff.model.parameters import GROUP, Quantization
 
 _HIGHEST = 15
 
@@ -19,7 +19,7 @@ _HIGHEST = 15
 class UnroundedCheckpoint:
     """A checkpoint with weights in groups as a `Checkpoint` with wide ones; the same for the same seed."""
 
-    quantization = None
+    quantization: Quantization | None = None
 
     def __init__(self, checkpoint: Checkpoint, seed: int = 0) -> None:
         self._checkpoint, self._seed = checkpoint, seed
