@@ -56,15 +56,16 @@ async def prepare_chat(
       NotReady: the engine accepts no requests. BadRequest: the request cannot be answered.
     """
     context = request.app.ctx
-    info, text = context.engine_info(), context.served.ready()
+    flags, info, text = context.settings.flags, context.engine_info(), context.served.ready()
     check_token_ids(call.sampling, info.vocabulary)
     format = context.served.format
     constraint = constraint_of(call, text, format)
     grammar = await checked(constraint, request.off_loop)
-    prompt = await encode_chat(text, call, info, request.off_loop, where)
+    prompt = await encode_chat(text, call, info, request.off_loop, where, strict=flags.strict)
     params = sampling_params(call.sampling, text, context.served.defaults, grammar)
-    if params.max_tokens is None and context.settings.flags.default_max_tokens is not None:
-        params = limited(params, context.settings.flags.default_max_tokens, len(prompt), info)
+    most = flags.default_max_tokens if params.max_tokens is None else params.max_tokens
+    if most is not None:
+        params = limited(params, most, len(prompt), info)
     heading = heading_of(context, info, prefix, call.model)
     salt = request.key_id + call.sampling.cache_salt
     requests = sequences(heading.id, [prompt], call.sampling.n, params, salt)

@@ -29,9 +29,11 @@ Prompt = tuple[int, ...]
 
 
 async def encode_chat(
-    text: TextModel, call: ChatCall, info: EngineInfo, off_loop: ClientWork, where: str
+    text: TextModel, call: ChatCall, info: EngineInfo, off_loop: ClientWork, where: str, *, strict: bool
 ) -> Prompt:
     """Renders and encodes the conversation in the parameter `where`, off the event loop.
+
+    The prompt leaves room for `min_tokens`, and on a strict server for `max_tokens`.
 
     Raises:
       BadRequest: no chat template, a conversation that the template refuses, or one longer than the context.
@@ -39,7 +41,8 @@ async def encode_chat(
     if not text.has_template:
         raise BadRequest(NO_TEMPLATE, where)
     prompt = await off_loop.render(render, text, call.messages, call.tools, call.rendering, where)
-    check_length(len(prompt), call.sampling.room, info, where=where)
+    room = call.sampling.room if strict else call.sampling.min_tokens or None
+    check_length(len(prompt), room, info, where=where)
     return prompt
 
 

@@ -35,9 +35,10 @@ def _stop_schema(limits: Limits) -> Schema:
     return {"anyOf": [one, {"type": "array", "items": one, "maxItems": _most_stops(limits)}]}
 
 
-TOKENS = Integer(1, MOST_TOKENS, known=lambda limits: limits.context)
-"""A limit of an answer's tokens: what the context cannot hold is refused with the prompt's length."""
+TOKENS = Integer(1, MOST_TOKENS, known=lambda limits: limits.context if limits.strict else MOST_TOKENS)
+"""A limit of a reply's tokens. A strict server refuses more than the context holds behind the prompt."""
 TOKENS_OR_NONE = Integer(0, MOST_TOKENS, known=lambda limits: limits.context)
+"""The same of a raw text, where every server refuses it."""
 
 
 def _temperature(fields: Described, name: str) -> float | None:

@@ -532,6 +532,12 @@ def test_json_with_a_charset_is_json(http):
     assert http.post("/v1/chat/completions", content=body, headers=kind).status_code == 200
 
 
+_TOO_MANY = (
+    "This model's maximum context length is 20 tokens. However, you requested 21 tokens "
+    "(9 in the messages, 12 in the completion). Please reduce the length of the messages or completion."
+)
+
+
 class TestContextLength:
     """The prompt of `ask` is 9 tokens."""
 
@@ -550,12 +556,32 @@ class TestContextLength:
             "code": "context_length_exceeded",
         }
 
-    def test_a_completion_beyond_it(self, ask):
-        reply = ask(max_tokens=12)
+    @pytest.mark.parametrize("most", [12, 32_000, 2**31 - 1])
+    def test_a_completion_beyond_it_ends_with_the_context(self, ask, engine, most):
+        """At most so many: the reply is what the context holds, and says that it was cut."""
+        for name in ("max_tokens", "max_completion_tokens", "max_new_tokens"):
+            reply = ask(**{name: most}).json()
+            choice, usage = reply["choices"][0], reply["usage"]
+            assert (choice["message"]["content"], choice["finish_reason"]) == ("Hello, worl", "length")
+            assert (usage["prompt_tokens"], usage["completion_tokens"]) == (9, 11)
+            assert engine.requests[-1].params.max_tokens == 11
+
+    def test_least_tokens_beyond_it_are_refused(self, ask):
+        """What must be generated must fit."""
+        assert ask(min_tokens=11, max_tokens=500).status_code == 200
+        error = ask(min_tokens=12, max_tokens=500).json()["error"]
+        assert (error["message"], error["param"]) == (_TOO_MANY, "messages")
+
+    def test_a_strict_server_refuses_the_sum(self, ask_strictly, strict_server):
+        """As OpenAI does."""
+        usual = strict_server.engine.info
+        strict_server.engine.info = replace(usual, context=20)
+        assert ask_strictly(max_tokens=11).status_code == 200
+        reply = ask_strictly(max_tokens=12)
+        strict_server.engine.info = usual
+        assert reply.status_code == 400
         assert reply.json()["error"] == {
-            "message": "This model's maximum context length is 20 tokens. However, you requested 21 tokens "
-            "(9 in the messages, 12 in the completion). "
-            "Please reduce the length of the messages or completion.",
+            "message": _TOO_MANY,
             "type": "invalid_request_error",
             "param": "messages",
             "code": "context_length_exceeded",

@@ -1,7 +1,7 @@
 """The API as an OpenAPI 3.1 document, built from the tables that the parsers use.
 
 For each operation: the schemas of its body and its answers, and its errors. What JSON Schema cannot express
-(prompt and completion must fit the context together, a tool's answer follows its call) is described in words
+(a prompt must fit the context, a tool's answer follows its call) is described in words
 and answered with 400.
 """
 
@@ -28,10 +28,10 @@ _PHRASES = {
     503: "Overloaded, not ready or draining: `Retry-After` says when to ask again.",
 }
 _DESCRIPTION = (
-    "What no schema states is refused with 400 (422 on TGI's routes), by name: prompt and completion that "
-    "exceed the context together; parameters that exclude or need each other; grammars and schemas that "
-    "cannot be followed; a conversation that the model's template refuses. Another method than those of a "
-    "path is answered 405 with `Allow`."
+    "What no schema states is refused with 400 (422 on TGI's routes), by name: a prompt that exceeds the "
+    "context (on the routes for raw texts, and on a strict server, together with its completion); parameters "
+    "that exclude or need each other; grammars and schemas that cannot be followed; a conversation that the "
+    "model's template refuses. Another method than those of a path is answered 405 with `Allow`."
 )
 
 

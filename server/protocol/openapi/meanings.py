@@ -20,7 +20,7 @@ MEANINGS = {
     "prompt": "a string, token ids, or a list of either; silence is an empty text",
     "input": "a string, token ids, or a list of either",
     "encoding_format": "`float` or `base64` (little-endian float32)",
-    "max_tokens": "most tokens to generate; prompt and completion together must fit the context",
+    "max_tokens": "most tokens to generate; fewer if the context is full before",
     "max_completion_tokens": "the same; wins over `max_tokens`",
     "max_new_tokens": "the same, in TGI's word",
     "best_of": "generates so many and answers the `n` likeliest; not streamed",
@@ -57,10 +57,13 @@ MEANINGS = {
 """Of the parameters that are honoured or checked. Those of sampling are declared with `Sampling`."""
 
 OWN_MEANINGS = {
+    "/v1/completions": {
+        "max_tokens": "most tokens to generate; prompt and completion together must fit the context"
+    },
     "/v1/responses": {
         "input": "a string, or items: messages, function calls, what they returned; reasoning is left out",
         "instructions": "a system message before all others",
-        "max_output_tokens": "most tokens to generate; input and output together must fit the context",
+        "max_output_tokens": "most tokens to generate; fewer if the context is full before",
         "text": "`format` holds the answer to a schema; `verbosity` is checked",
         "include": "`message.output_text.logprobs`; the others are of items that are never made here",
         "top_logprobs": "0 to 20 alternatives for each token",
@@ -69,7 +72,7 @@ OWN_MEANINGS = {
         "reasoning": "`effort` and `summary`",
         "stream": "named events instead of one object",
         "stream_options": "`include_obfuscation`",
-    }
+    },
 }
 """For parameters of one route only, or with another meaning there."""
 

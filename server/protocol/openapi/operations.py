@@ -158,6 +158,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         COMPLETIONS,
         answers.COMPLETION,
         {"prompt": "Once upon a time"},
+        route="/v1/completions",
         streams=True,
     ),
     ("post", "/v1/embeddings"): _posting(

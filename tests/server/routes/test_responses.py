@@ -99,6 +99,15 @@ def test_what_was_cut_short_says_so(stream, post):
     assert body["usage"]["output_tokens"] == 3
 
 
+def test_more_output_than_the_context_holds_is_cut(post, engine):
+    """At most so many tokens: the answer ends where the context does, and repeats what was asked for."""
+    engine.info = type(engine.info)(context=20, vocabulary=259, slots=4, fingerprint="0123456789")
+    body = post(max_output_tokens=32_000).json()
+    assert body["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert body["usage"]["input_tokens"] + body["usage"]["output_tokens"] == 20
+    assert body["max_output_tokens"] == 32_000
+
+
 def test_text_and_calls_are_items(stream, post, engine):
     """A call has an id of its own beside the one that its output refers to."""
     engine.reply = f"Let me see.\n{CALL}\n{CALL.replace('Paris', 'Rome')}"
