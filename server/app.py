@@ -16,6 +16,7 @@ from sanic.response import BaseHTTPResponse
 from .answering.authorization import authorize
 from .answering.context import ApiRequest, App, AppContext
 from .answering.cors import cors_headers
+from .answering.error_answer import error_answer, speaks_anthropic
 from .engine_client import EngineClient
 from .errors import ApiError, ApiErrorHandler
 from .http import HardenedHttp, check_head, sanic_config
@@ -25,6 +26,7 @@ from .routes import (
     documents,
     embeddings,
     invocations,
+    messages,
     models,
     operations,
     responses,
@@ -43,7 +45,10 @@ RUN_OPTIONS: dict[str, Any] = {
 }
 """The options for running the app: `app.run(host, port, **RUN_OPTIONS)`."""
 
-_ROUTES = (chat, responses, completions, embeddings, tgi, invocations, tokens, models, documents, operations)
+_ROUTES = (
+    *(chat, responses, messages, completions, embeddings, tgi, invocations, tokens, models),
+    *(documents, operations),
+)
 _LAST_BYTES = 2.0
 """Seconds for handlers to finish their answers after the engine is drained."""
 
@@ -63,7 +68,7 @@ def create_app(settings: ServerSettings, engine: EngineClient, served: ServedMod
         config=sanic_config(settings),
         ctx=context,
         request_class=cast(Any, ApiRequest),
-        error_handler=ApiErrorHandler(),
+        error_handler=ApiErrorHandler(error_answer),
         configure_logging=False,
     )
     for routes in _ROUTES:
@@ -84,11 +89,12 @@ async def _read_head(head: bytes) -> None:
 
 
 async def _authorize(request: ApiRequest) -> None:
-    """Checks the key. Sanic answers an error raised here without the request, so it gets the CORS headers."""
+    """Checks the key. Sanic answers an error raised here without the request, so it gets its answer here."""
     try:
         authorize(request)
     except ApiError as error:
-        error.headers |= _cors_headers(request)
+        error.answer = error_answer(request, error)
+        error.headers |= _headers(request)
         raise
 
 
@@ -110,14 +116,16 @@ async def _stamp(request: ApiRequest, response: BaseHTTPResponse) -> None:
     response.headers["x-request-id"] = request.reference
     response.headers["openai-processing-ms"] = str(round((time.perf_counter() - request.started) * 1000))
     response.headers["openai-version"] = "2020-10-01"
-    response.headers.update(_cors_headers(request))
+    response.headers.update(_headers(request))
     if context.draining:
         request.close_afterwards()
 
 
-def _cors_headers(request: ApiRequest) -> dict[str, str]:
+def _headers(request: ApiRequest) -> dict[str, str]:
+    """The headers that depend on the request's: for cross-origin requests, and for Anthropic's clients."""
     allowed, preflight = request.app.ctx.settings.allow_origins, request.method == "OPTIONS"
-    return cors_headers(allowed, request.headers, preflight=preflight)
+    named = {"request-id": request.reference} if speaks_anthropic(request) else {}
+    return named | cors_headers(allowed, request.headers, preflight=preflight)
 
 
 async def _start(app: App) -> None:

@@ -1,12 +1,14 @@
 """The errors that HTTP clients see: one JSON format, one exception tree, and the statuses of other errors.
 
-Every error body is `{"error": {"message", "type", "param", "code"}}` with all four keys, from any source: the
-parser (`BadRequest`), the engine, Sanic or a defect of the server. A body never contains a path, a traceback
+An error body is `{"error": {"message", "type", "param", "code"}}` with all four keys, from any source: the
+parser (`BadRequest`), the engine, Sanic or a defect of the server. Other protocols have shapes of their own,
+which `answering/error_answer.py` chooses. A body never contains a path, a traceback
 or text from a failed component; internal details go to the log.
 
     DistaffError
     └── ApiError                a status, a body, and optional headers
         ├── BadRequest          400: the request is invalid
+        │   └── PromptTooLong   the prompt alone is more than is accepted
         ├── Unauthorized        401: no key, or an unknown one
         ├── ModelNotFound       404: the model is not served here
         ├── UnsupportedEncoding 415: a compressed body
@@ -15,6 +17,7 @@ or text from a failed component; internal details go to the log.
 
 import math
 from asyncio import CancelledError
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -31,6 +34,7 @@ from .engine_client import ShutDown
 SORRY = "The server had an error while processing your request. Sorry about that!"
 OVERLOADED = "The engine is currently overloaded, please try again later"
 NOT_READY = "The model is not ready to serve requests, please try again later"
+CONTEXT_EXCEEDED = "context_length_exceeded"
 SHUTTING_DOWN = "The server is shutting down, please try again later"
 
 _RETRY_OVERLOADED = 1
@@ -42,7 +46,11 @@ class RenderingOverloaded(Overloaded):
 
 
 class ApiError(DistaffError):
-    """An error with the status and the body of its HTTP answer."""
+    """An error with the status and the body of its HTTP answer.
+
+    Attributes:
+      answer: the status and the body in the request's protocol, if they are decided already.
+    """
 
     def __init__(
         self,
@@ -61,6 +69,7 @@ class ApiError(DistaffError):
         self.param = param
         self.code = code
         self.headers = headers or {}
+        self.answer: tuple[int, dict[str, Any]] | None = None
 
     def envelope(self) -> dict[str, Any]:
         """The body of the answer, which is also the data of an error event in a stream."""
@@ -72,6 +81,15 @@ class BadRequest(ApiError):
 
     def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(400, message, param=param, code=code)
+
+
+class PromptTooLong(BadRequest):
+    """400: the prompt in the parameter `param` has more `tokens` than the `limit`."""
+
+    def __init__(self, message: str, param: str, *, tokens: int, limit: int) -> None:
+        super().__init__(message, param, CONTEXT_EXCEEDED)
+        self.tokens = tokens
+        self.limit = limit
 
 
 class Unauthorized(ApiError):
@@ -152,7 +170,11 @@ def _method_not_allowed(error: MethodNotAllowed) -> ApiError:
 
 
 class ApiErrorHandler(ErrorHandler):
-    """Answers every exception in the common format."""
+    """Answers every exception, in the format that `shape` returns for a request: a status and a body."""
+
+    def __init__(self, shape: Callable[[Any, ApiError], tuple[int, dict[str, Any]]]) -> None:
+        super().__init__()
+        self._shape = shape
 
     def default(self, request: Request, exception: BaseException) -> HTTPResponse:
         error = as_api_error(exception, request.method, _path(request))
@@ -161,9 +183,8 @@ class ApiErrorHandler(ErrorHandler):
             # Sanic would wait without a limit for the rest of a body that never arrives.
             stream.request_body = None
             stream.keep_alive = False
-        return HTTPResponse(
-            to_json(error.envelope()), error.status, error.headers, content_type="application/json"
-        )
+        status, body = error.answer or self._shape(request, error)
+        return HTTPResponse(to_json(body), status, error.headers, content_type="application/json")
 
     @staticmethod
     def log(request: Request, exception: BaseException) -> None:

@@ -93,19 +93,24 @@ ARROWS = {
         *{"server/protocol", "server/tool_formats"},
     },
     "server/protocol/openai": {*SHARED, "server/protocol", "server/text"},
+    "server/protocol/anthropic": {
+        *{*SHARED, "server/protocol", "server/protocol/openai", "server/text", "server/tool_formats"},
+    },
     "server/protocol/tgi": {*SHARED, "server/protocol", "server/text"},
     "server/protocol/openapi": {
         *{"server/metrics", "server/protocol", "server/protocol/openai", "server/protocol/tgi"},
+        "server/protocol/anthropic",
     },
     "server/answering": {
         *{*SHARED, "model", "checkpoints", "checkpoints/grammars", "runtime/validation", "server/dispatch"},
         *{"server/endings", "server/http", "server/keys", "server/metrics", "server/protocol"},
         *{"server/protocol/openai", "server/settings", "server/text", "server/tool_formats"},
+        "server/protocol/anthropic",
     },
     "server/routes": {
         *{*SHARED, "model", "server/answering", "server/dispatch", "server/metrics", "server/protocol"},
         *{"server/protocol/openai", "server/protocol/openapi", "server/protocol/tgi", "server/settings"},
-        *{"server/text", "server/versions"},
+        *{"server/protocol/anthropic", "server/text", "server/versions"},
     },
     "server/command": {
         *{*SHARED, "model", "checkpoints", "runtime/capacity", "server/answering", "server/app"},

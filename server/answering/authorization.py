@@ -7,9 +7,13 @@ unknown path, can be forgotten.
 from ..errors import Unauthorized
 from ..keys import is_plain
 from .context import ApiRequest
+from .error_answer import speaks_anthropic
 
 OPEN_PATHS = frozenset({"/health", "/ping", "/ready"})
 """Paths without a key, for the machines that monitor a server."""
+
+KEY_HEADER = "x-api-key"
+"""Anthropic's header for a key."""
 
 NO_KEY = (
     "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer "
@@ -31,13 +35,23 @@ def authorize(request: ApiRequest) -> None:
     keys = request.app.ctx.settings.keys
     if keys is None or request.method == "OPTIONS" or request.path.removesuffix("/") in OPEN_PATHS:
         return
-    key = bearer(request.headers.getall("authorization", []))
-    if key is None:
+    given = _given(request)
+    if not given:
         raise Unauthorized(NO_KEY)
-    key_id = keys.identify(key)
+    key_id = next(filter(None, map(keys.identify, given)), None)
     if key_id is None:
-        raise Unauthorized(f"Incorrect API key provided{_hint(key)}.", "invalid_api_key")
+        raise Unauthorized(f"Incorrect API key provided{_hint(given[0])}.", "invalid_api_key")
     request.key_id = key_id
+
+
+def _given(request: ApiRequest) -> list[str]:
+    """The keys in a head: of the Authorization header, and where Anthropic is spoken of its own header.
+
+    Its clients send either or both, and one of the two may be a key for Anthropic.
+    """
+    named = request.headers.getall(KEY_HEADER, []) if speaks_anthropic(request) else []
+    given = [bearer(request.headers.getall("authorization", [])), *(named if len(named) == 1 else [])]
+    return [key for key in given if key]
 
 
 def bearer(values: list[str]) -> str | None:

@@ -1,6 +1,7 @@
 """A checked chat call -> the sequences that answer it, and the choices that read them.
 
-Shared by `/v1/chat/completions` and `/v1/responses`: everything except the shapes of bodies and answers.
+Shared by chat completions, responses and Anthropic's messages: everything except the shapes of bodies and
+answers.
 """
 
 from collections.abc import Sequence
@@ -45,12 +46,17 @@ class PreparedChat:
 
 
 async def prepare_chat(
-    request: ApiRequest, call: ChatCall, prefix: str, where: str = "messages"
+    request: ApiRequest,
+    call: ChatCall,
+    prefix: str,
+    where: str = "messages",
+    call_id: tuple[str, int] | None = None,
 ) -> PreparedChat:
     """Renders the conversation and prepares its sequences and choices.
 
     Args:
       prefix: of the answer's id. where: the parameter that holds the conversation.
+      call_id: the prefix of ids of tool calls, and how many letters or digits follow; None for the format's.
 
     Raises:
       NotReady: the engine accepts no requests. BadRequest: the request cannot be answered.
@@ -69,7 +75,8 @@ async def prepare_chat(
     heading = heading_of(context, info, prefix, call.model)
     salt = request.key_id + call.sampling.cache_salt
     requests = sequences(heading.id, [prompt], call.sampling.n, params, salt)
-    choices = [_choice(call, text, format, prompt, constraint) for _ in requests]
+    id = call_id or format.id
+    choices = [_choice(call, text, format, prompt, constraint, id) for _ in requests]
     return PreparedChat(heading, prompt, params, requests, choices)
 
 
@@ -80,7 +87,12 @@ def heading_of(context: AppContext, info: EngineInfo, prefix: str, asked: str) -
 
 
 def _choice(
-    call: ChatCall, text: TextModel, format: ToolFormat, prompt: Prompt, constraint: Constraint | None
+    call: ChatCall,
+    text: TextModel,
+    format: ToolFormat,
+    prompt: Prompt,
+    constraint: Constraint | None,
+    call_id: tuple[str, int],
 ) -> ChoiceText:
     """A choice without tokens."""
     sampling = call.sampling
@@ -93,5 +105,5 @@ def _choice(
         constraint=constraint,
         parser=parser_of(call, format, vouched=constraint is not None),
         named=call.tools.named,
-        call_id=format.id,
+        call_id=call_id,
     )

@@ -38,7 +38,7 @@ class AppContext:
       created: the start of the server, in Unix seconds.
       draining: no new requests are accepted.
       connections: all open connections, maintained by the HTTP protocol.
-      seen_unknown: unknown parameters that have been logged.
+      seen_unknown: unknown parameters, and types of tools, that have been logged.
     """
 
     def __init__(self, settings: ServerSettings, engine: EngineClient, served: ServedModel) -> None:

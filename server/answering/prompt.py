@@ -11,7 +11,7 @@ from typing import Any
 from ...model.errors import DistaffError
 from ...runtime.request import EngineError, Request, SamplingParams, draw_seed
 from ..engine_client import EngineInfo
-from ..errors import BadRequest
+from ..errors import CONTEXT_EXCEEDED, BadRequest, PromptTooLong
 from ..protocol.fields import unknown
 from ..protocol.messages import Message
 from ..protocol.openai.chat import ChatCall, Rendering
@@ -38,12 +38,21 @@ async def encode_chat(
     Raises:
       BadRequest: no chat template, a conversation that the template refuses, or one longer than the context.
     """
-    if not text.has_template:
-        raise BadRequest(NO_TEMPLATE, where)
-    prompt = await off_loop.render(render, text, call.messages, call.tools, call.rendering, where)
+    prompt = await render_chat(text, call, off_loop, where)
     room = call.sampling.room if strict else call.sampling.min_tokens or None
     check_length(len(prompt), room, info, where=where)
     return prompt
+
+
+async def render_chat(text: TextModel, call: ChatCall, off_loop: ClientWork, where: str) -> Prompt:
+    """The ids of the conversation, however many they are.
+
+    Raises:
+      BadRequest: no chat template, or a conversation that the template refuses.
+    """
+    if not text.has_template:
+        raise BadRequest(NO_TEMPLATE, where)
+    return await off_loop.render(render, text, call.messages, call.tools, call.rendering, where)
 
 
 async def encode_prompts(
@@ -133,23 +142,25 @@ def render(
 
 def check_length(prompt: int, most: int | None, info: EngineInfo, *, where: str) -> None:
     """Raises BadRequest unless the prompt is short enough, and fits the context with `most` more tokens."""
-    bound, limit = "model's maximum context", info.context
-    if most is not None and prompt + most > limit:
-        asked = (
-            f"you requested {prompt + most} tokens ({prompt} in the {where}, {most} in the completion). "
-            f"Please reduce the length of the {where} or completion."
+    if most is not None and prompt + most > info.context:
+        raise BadRequest(
+            f"This model's maximum context length is {info.context} tokens. However, you requested "
+            f"{prompt + most} tokens ({prompt} in the {where}, {most} in the completion). "
+            f"Please reduce the length of the {where} or completion.",
+            where,
+            CONTEXT_EXCEEDED,
         )
-    elif prompt > info.longest_prompt:
+    if prompt > info.longest_prompt:
+        bound, limit = "model's maximum context", info.context
         if prompt < limit:
             bound, limit = "server's maximum prompt", info.longest_prompt
-        asked = f"your {where} resulted in {prompt} tokens. Please reduce the length of the {where}."
-    else:
-        return
-    raise BadRequest(
-        f"This {bound} length is {limit} tokens. However, {asked}",
-        where,
-        "context_length_exceeded",
-    )
+        raise PromptTooLong(
+            f"This {bound} length is {limit} tokens. However, your {where} resulted in {prompt} tokens. "
+            f"Please reduce the length of the {where}.",
+            where,
+            tokens=prompt,
+            limit=limit,
+        )
 
 
 def sampling_params(

@@ -103,9 +103,24 @@ def note_unknown(context: AppContext, names: tuple[str, ...]) -> None:
     context.metrics.unknown.inc(len(names))
     for name in names:
         short = name[:64]
-        if short not in context.seen_unknown and len(context.seen_unknown) < _MOST_NAMES_LOGGED:
-            context.seen_unknown.add(short)
+        if _is_new(context, short):
             log.warning("ignoring the unknown request parameter %r", short)
+
+
+def note_left_out(context: AppContext, types: tuple[str, ...]) -> None:
+    """Logs each type of tools that a model is not told of, once."""
+    for kind in types:
+        short = kind[:64]
+        if _is_new(context, short):
+            log.warning("leaving out tools of the type %r, for which there is no schema here", short)
+
+
+def _is_new(context: AppContext, name: str) -> bool:
+    """Whether a name is to be logged now: it has not been, and not too many others have."""
+    if name in context.seen_unknown or len(context.seen_unknown) >= _MOST_NAMES_LOGGED:
+        return False
+    context.seen_unknown.add(name)
+    return True
 
 
 def open_record(request: ApiRequest, prompt_tokens: int) -> CallRecord:

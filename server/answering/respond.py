@@ -105,13 +105,22 @@ def accounted(
 
 
 async def answer(
-    request: ApiRequest, submitted: SubmittedCall, *, stream: bool, headers: Mapping[str, str] | None = None
+    request: ApiRequest,
+    submitted: SubmittedCall,
+    *,
+    stream: bool,
+    headers: Mapping[str, str] | None = None,
+    keep_alive: bytes = KEEP_ALIVE,
 ) -> HTTPResponse | None:
-    """Answers the call, with additional headers, and always aborts sequences that still run."""
+    """Answers the call, and always aborts sequences that still run.
+
+    Args:
+      headers: in addition to the usual ones. keep_alive: what a silent stream sends.
+    """
     with accounted(request, submitted.record, submitted.completion_tokens):
         try:
             if stream:
-                await _stream(request, submitted, headers or {})
+                await _stream(request, submitted, headers or {}, keep_alive)
                 return None
             body = await _fold(request, submitted)
             return HTTPResponse(body, headers=dict(headers or {}), content_type="application/json")
@@ -129,7 +138,9 @@ async def _fold(request: ApiRequest, submitted: SubmittedCall) -> bytes:
     return await request.off_loop.run(size, lambda: to_json_by_items(submitted.reply.whole(usage)))
 
 
-async def _stream(request: ApiRequest, submitted: SubmittedCall, headers: Mapping[str, str]) -> None:
+async def _stream(
+    request: ApiRequest, submitted: SubmittedCall, headers: Mapping[str, str], keep_alive: bytes
+) -> None:
     """Sends the stream until its end, or until an error ends it early."""
     headers = {**_STREAM_HEADERS, **headers}
     response = HTTPResponse(headers=headers, content_type="text/event-stream; charset=utf-8")
@@ -140,7 +151,7 @@ async def _stream(request: ApiRequest, submitted: SubmittedCall, headers: Mappin
         for event in reply.opening():
             await response.send(event)
         async for delta in submitted.deltas():
-            for event in [KEEP_ALIVE] if delta is None else reply.events(delta, submitted.usage):
+            for event in [keep_alive] if delta is None else reply.events(delta, submitted.usage):
                 await response.send(event)
         last = list(reply.closing(submitted.usage()))
     except Exception as error:

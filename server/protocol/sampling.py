@@ -287,6 +287,12 @@ def read_late(fields: Described, early: dict[str, Any]) -> dict[str, Any]:
     return {"max_tokens": limit} | _read(fields, "late")
 
 
+def read_as(fields: Described, names: dict[str, str]) -> dict[str, Any]:
+    """Some of the parameters, which have these names in another protocol. Raises BadRequest."""
+    found = {name: DECLARED[name].read(fields, other) for name, other in names.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def check_token_ids(sampling: Sampling, vocabulary: int) -> None:
     """Raises BadRequest for the first id that the model does not have."""
     lists = {

@@ -59,8 +59,9 @@ def read_tools(fields: Described, *, flat: bool = False) -> ToolUse:
     parallel = fields.take("parallel_tool_calls")
     if not tools:
         lenient = flat or empty
-        _needs_tools(fields, "tool_choice", (None, "none", "auto") if lenient else (None, "none"))
-        _needs_tools(fields, "parallel_tool_calls", (None, True, False) if lenient else (None,))
+        neutral = (None, "none", "auto") if lenient else (None, "none")
+        check_needs_tools(fields, "tool_choice", fields.get("tool_choice") in neutral)
+        check_needs_tools(fields, "parallel_tool_calls", lenient)
         return ToolUse()
     if mode == "none":
         return ToolUse()
@@ -71,8 +72,9 @@ def read_tools(fields: Described, *, flat: bool = False) -> ToolUse:
     return ToolUse(kept, mode in ("required", "named"), mode == "named", parallel is not False)
 
 
-def _needs_tools(fields: Fields, name: str, neutral: tuple[Any, ...]) -> None:
-    if fields.get(name) not in neutral:
+def check_needs_tools(fields: Fields, name: str, neutral: bool) -> None:
+    """Raises BadRequest for a parameter that is given without tools, unless its value changes nothing."""
+    if fields.get(name) is not None and not neutral:
         message = f"Invalid value for '{name}': '{name}' is only allowed when 'tools' are specified."
         raise BadRequest(message, name)
 
@@ -85,19 +87,26 @@ def _tool(fields: Fields, flat: bool) -> Tool:
     fields.require("type")
     fields.one_of("type", ("function",))
     function = _inner(fields, "function", flat)
-    parameters, name = function.object("parameters"), _name(function)
-    param = function.where("parameters")
-    if parameters is not None and parameters.get("type") != "object":
-        found = shown(parameters.get("type"))
-        reason = f"schema must be a JSON Schema of 'type: \"object\"', got 'type: \"{found}\"'."
-        raise invalid_parameters(param, name, reason)
+    name = read_name(function, LONGEST_NAME)
     return Tool(
         name=name,
         description=function.string("description"),
-        parameters=parameters.values if parameters else None,
+        parameters=read_schema(function, "parameters", name),
         strict=function.boolean("strict") or False,
-        param=param,
+        param=function.where("parameters"),
     )
+
+
+def read_schema(function: Fields, key: str, name: str) -> dict[str, Any] | None:
+    """The schema of the arguments of the function `name`; None if it has none. Raises BadRequest."""
+    schema = function.object(key)
+    if schema is None:
+        return None
+    if schema.get("type") != "object":
+        found = shown(schema.get("type"))
+        reason = f"schema must be a JSON Schema of 'type: \"object\"', got 'type: \"{found}\"'."
+        raise invalid_parameters(function.where(key), name, reason)
+    return schema.values
 
 
 def invalid_parameters(param: str, name: str, reason: str) -> BadRequest:
@@ -113,9 +122,10 @@ def _inner(fields: Fields, name: str, flat: bool) -> Fields:
     return inner
 
 
-def _name(function: Fields) -> str:
+def read_name(function: Fields, longest: int) -> str:
+    """The name of a function, of at most `longest` characters. Raises BadRequest."""
     function.require("name")
-    name, path = function.string("name", LONGEST_NAME) or "", function.where("name")
+    name, path = function.string("name", longest) or "", function.where("name")
     if not _NAME.fullmatch(name):
         raise BadRequest(
             f"Invalid '{path}': string does not match pattern. Expected a string that matches the pattern "

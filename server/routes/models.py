@@ -1,4 +1,7 @@
-"""GET /v1/models and /v1/capabilities: the served model, its names, and the supported parameters."""
+"""GET /v1/models and /v1/capabilities: the served model, its names, and the supported parameters.
+
+Anthropic's clients, known by a header, get the models in its shape.
+"""
 
 from typing import Any
 from urllib.parse import unquote
@@ -6,7 +9,9 @@ from urllib.parse import unquote
 from sanic import Blueprint, HTTPResponse
 
 from ..answering.context import ApiRequest, AppContext
+from ..answering.error_answer import speaks_anthropic
 from ..encode import to_json
+from ..protocol.anthropic.message_models import model_info, model_list
 from ..protocol.openapi.meanings import ROUTES, describe
 
 blueprint = Blueprint("models")
@@ -15,7 +20,7 @@ blueprint = Blueprint("models")
 @blueprint.route("/v1/models", methods=["GET", "HEAD"])
 async def list_models(request: ApiRequest) -> HTTPResponse:
     """The model, then its aliases."""
-    return _listed(request.app.ctx)
+    return _listed(request)
 
 
 @blueprint.route("/v1/models/<name:path>", methods=["GET", "HEAD"])
@@ -24,9 +29,9 @@ async def retrieve_model(request: ApiRequest, name: str) -> HTTPResponse:
     context = request.app.ctx
     name = unquote(name).removesuffix("/")
     if not name:
-        return _listed(context)
+        return _listed(request)
     context.check_model(name)
-    return HTTPResponse(to_json(_describe(context, name)), content_type="application/json")
+    return HTTPResponse(to_json(_described(request, name)), content_type="application/json")
 
 
 @blueprint.route("/v1/capabilities", methods=["GET", "HEAD"])
@@ -47,9 +52,18 @@ async def list_capabilities(request: ApiRequest) -> HTTPResponse:
     return HTTPResponse(to_json(body), content_type="application/json")
 
 
-def _listed(context: AppContext) -> HTTPResponse:
-    data = [_describe(context, name) for name in context.settings.names]
-    return HTTPResponse(to_json({"object": "list", "data": data}), content_type="application/json")
+def _listed(request: ApiRequest) -> HTTPResponse:
+    data = [_described(request, name) for name in request.app.ctx.settings.names]
+    listed = model_list(data) if speaks_anthropic(request) else {"object": "list", "data": data}
+    return HTTPResponse(to_json(listed), content_type="application/json")
+
+
+def _described(request: ApiRequest, name: str) -> dict[str, Any]:
+    context = request.app.ctx
+    if speaks_anthropic(request):
+        info = context.engine.info
+        return model_info(name, context.created, info.context if info else None)
+    return _describe(context, name)
 
 
 def _describe(context: AppContext, name: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ sends each delta as it arrives, and a whole reply folds the same deltas. Choices
 as clients require, in whatever order the engine answers.
 """
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -123,6 +124,11 @@ class ChoiceText:
         """Whether a stop string was found."""
         return self._stops.found
 
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that was found."""
+        return self._stops.stop
+
     def push(self, choice: int, event: TokenEvent) -> list[Delta]:
         """The deltas that are certain after `event`; sets `finish` at the end."""
         self.first = self.first or event
@@ -234,7 +240,9 @@ class ChoiceText:
 async def deltas(
     generation: Generation, choices: Sequence[ChoiceText], silence: float
 ) -> AsyncIterator[Delta | None]:
-    """The deltas of all choices until the last one ends; None after each `silence` seconds without an event.
+    """The deltas of all choices until the last one ends; None after each `silence` seconds without a delta.
+
+    There may be none while tokens arrive: a call of a tool is certain when it is complete.
 
     Raises:
       EngineFailed: the engine was lost. RequestFailed: it failed one of the sequences.
@@ -242,10 +250,13 @@ async def deltas(
     """
     waiting: list[list[TokenEvent]] = [[] for _ in choices]
     started = ended = 0
+    last = time.monotonic()
     while ended < len(choices):
         received = await generation.next(silence)
-        if received is None:
+        if received is None or time.monotonic() - last >= silence:
             yield None
+            last = time.monotonic()
+        if received is None:
             continue
         index, event = received
         if event.finish == "error":
@@ -260,6 +271,7 @@ async def deltas(
                 started += isinstance(delta, Start)
                 ended += isinstance(delta, End)
                 yield delta
+                last = time.monotonic()
             if choice >= started:
                 break
 

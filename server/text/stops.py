@@ -14,12 +14,13 @@ class StopSearch:
     """Emits a text up to the first occurrence of any stop string, and without it.
 
     Attributes:
-      found: a stop string was found; nothing more is emitted.
+      found: a stop string was found; nothing more is emitted. stop: the one that was found.
     """
 
     def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
         """`include`: also emits the stop string that was found."""
         self.found = False
+        self.stop: str | None = None
         self._stops = tuple(sorted(stops, key=len))
         self._include = include
         self._longest = max(map(len, self._stops), default=0)
@@ -41,15 +42,13 @@ class StopSearch:
         self._written += [written] * len(text)
         match, open_at = self._first_match(self._held), self._open_prefix(self._held)
         if match is not None and match[0] <= open_at:
-            self.found = True
-            return self._emit(self._cut(match))
+            return self._emit(self._end_at(match))
         return self._emit(open_at)
 
     def flush(self) -> str:
         """Ends the text: returns what was held back, up to a stop string in it."""
         match = self._first_match(self._held)
-        self.found = self.found or match is not None
-        return self._emit(len(self._held) if match is None else self._cut(match))
+        return self._emit(len(self._held) if match is None else self._end_at(match))
 
     def _emit(self, size: int) -> str:
         """The written part of the first `size` held characters; clears the rest after a stop string."""
@@ -58,8 +57,10 @@ class StopSearch:
         self._held, self._written = self._held[kept:], self._written[kept:]
         return emitted
 
-    def _cut(self, match: tuple[int, str]) -> int:
+    def _end_at(self, match: tuple[int, str]) -> int:
+        """Ends the text at a stop string; returns how many of the held characters belong to it."""
         place, stop = match
+        self.found, self.stop = True, stop
         return place + len(stop) if self._include else place
 
     def _first_match(self, text: str) -> tuple[int, str] | None:

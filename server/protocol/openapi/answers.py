@@ -68,6 +68,27 @@ RESPONSE = record(
     },
     {"error": _OBJECT, "incomplete_details": _OBJECT, "instructions": TEXT, "max_output_tokens": _COUNT},
 )
+_BLOCK: Schema = {
+    "anyOf": [
+        record({"type": constant("text"), "text": TEXT}),
+        record({"type": constant("tool_use"), "id": TEXT, "name": TEXT, "input": _OBJECT}),
+    ]
+}
+_STOPS = ("end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded")
+_INPUT_COUNTS = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+MESSAGE = record(
+    {
+        "id": TEXT,
+        "type": constant("message"),
+        "role": constant("assistant"),
+        "model": TEXT,
+        "content": _listed(_BLOCK),
+        "stop_reason": _word(*_STOPS),
+        "usage": record(dict.fromkeys((*_INPUT_COUNTS, "output_tokens"), _COUNT)),
+    },
+    {"stop_sequence": TEXT},
+)
+MESSAGE_TOKENS = record({"input_tokens": _COUNT})
 _VECTOR: Schema = {"anyOf": [_listed({"type": "number"}), TEXT]}
 EMBEDDINGS = record(
     {
@@ -120,5 +141,8 @@ DOCUMENT = record({"openapi": TEXT, "info": _OBJECT, "paths": _OBJECT})
 ERROR = record(
     {"error": record({"message": TEXT, "type": TEXT, "param": nullable(TEXT), "code": nullable(TEXT)})}
 )
-"""Of all routes except TGI's."""
+"""Of all routes except TGI's and Anthropic's."""
 TGI_ERROR = record({"error": TEXT, "error_type": _word("validation", "overloaded", "generation")})
+ANTHROPIC_ERROR = record(
+    {"type": constant("error"), "error": record({"type": TEXT, "message": TEXT}), "request_id": TEXT}
+)

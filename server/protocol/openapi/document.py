@@ -26,6 +26,7 @@ _PHRASES = {
     429: "Overloaded, or not ready: `Retry-After` says when to ask again.",
     500: "A defect of the server.",
     503: "Overloaded, not ready or draining: `Retry-After` says when to ask again.",
+    529: "Overloaded, not ready or draining: `Retry-After` says when to ask again.",
 }
 _DESCRIPTION = (
     "What no schema states is refused with 400 (422 on TGI's routes), by name: a prompt that exceeds the "
@@ -49,7 +50,13 @@ def document(version: str, limits: Limits, *, keys: bool) -> dict[str, Any]:
             "license": {"name": "Apache 2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
-        "components": {"schemas": {"Error": answers.ERROR, "TgiError": answers.TGI_ERROR}},
+        "components": {
+            "schemas": {
+                "Error": answers.ERROR,
+                "TgiError": answers.TGI_ERROR,
+                "AnthropicError": answers.ANTHROPIC_ERROR,
+            }
+        },
     }
     if keys:
         found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -83,13 +90,12 @@ def _operation(operation: Operation, limits: Limits, *, keys: bool) -> dict[str,
 def _responses(operation: Operation, *, keys: bool) -> dict[str, Any]:
     content: dict[str, Any] = {} if operation.answer is None else {_JSON: {"schema": operation.answer}}
     content |= {each: {} if each == EVENTS else {"schema": TEXT} for each in operation.types}
-    errors = {status: _error(status, status in operation.tgi) for status in operation.errors}
-    if keys:
-        errors[401] = _error(401, False)
+    errors = {status: _error(status, operation) for status in (*operation.errors, *([401] if keys else []))}
     failures = {str(status): errors[status] for status in sorted(errors)}
     return {"200": {"description": "The answer.", "content": content}, **failures}
 
 
-def _error(status: int, tgi: bool) -> dict[str, Any]:
-    schema = {"$ref": f"#/components/schemas/{'TgiError' if tgi else 'Error'}"}
+def _error(status: int, operation: Operation) -> dict[str, Any]:
+    shape = "AnthropicError" if operation.anthropic else "TgiError" if status in operation.tgi else "Error"
+    schema = {"$ref": f"#/components/schemas/{shape}"}
     return {"description": _PHRASES[status], "content": {_JSON: {"schema": schema}}}

@@ -4,11 +4,14 @@ import json
 from typing import Any
 
 from .. import sampling
+from ..anthropic.parameters import COUNT, MESSAGE
 from ..openai.parameters import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, Parameters
 
 ROUTES: dict[str, Parameters] = {
     "/v1/chat/completions": CHAT,
     "/v1/responses": RESPONSES,
+    "/v1/messages": MESSAGE,
+    "/v1/messages/count_tokens": COUNT,
     "/v1/completions": COMPLETIONS,
     "/v1/embeddings": EMBEDDINGS,
 }
@@ -56,7 +59,31 @@ MEANINGS = {
 }  # fmt: skip
 """Of the parameters that are honoured or checked. Those of sampling are declared with `Sampling`."""
 
+_MESSAGE_MEANINGS = {
+    "messages": "roles user, assistant, system; text, tool calls, their results, thinking; no images",
+    "system": "a string or text blocks; billing headers and marks of tokens left are removed",
+    "tools": "with `input_schema`; those of Anthropic's own types are left out",
+    "tool_choice": "`auto`, `any`, `tool`, `none`; `disable_parallel_tool_use`",
+    "thinking": "an object",
+    "context_management": "an object; nothing is removed from the conversation",
+    "cache_control": "an object; prompts are always cached",
+    "speed": "standard, fast",
+}
 OWN_MEANINGS = {
+    "/v1/messages": _MESSAGE_MEANINGS
+    | {
+        "max_tokens": "most tokens to generate; fewer if the context is full before",
+        "stop_sequences": "up to 64 strings that end the answer, without them",
+        "temperature": "0 to 1; 0 takes the likeliest token; silent: what the model recommends, else 1",
+        "top_k": "so many of the likeliest tokens; 0 for no limit",
+        "output_config": "`format` holds the answer to a JSON schema; `effort` is checked",
+        "stream": "named events instead of one object",
+        "metadata": "an object; `user_id` is a label",
+        "service_tier": "auto, standard_only",
+        "inference_geo": "a string",
+        "diagnostics": "an object",
+    },
+    "/v1/messages/count_tokens": _MESSAGE_MEANINGS | {"output_config": "`format` and `effort` are checked"},
     "/v1/completions": {
         "max_tokens": "most tokens to generate; prompt and completion together must fit the context"
     },

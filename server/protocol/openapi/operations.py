@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...metrics import CONTENT_TYPE as METRICS_TYPE
+from ..anthropic.parameters import COUNT, MESSAGE
 from ..kinds import Limits, Schema
 from ..openai.parameters import (
     CHAT,
@@ -24,12 +25,14 @@ EVENTS = "text/event-stream"
 
 _BODY_ERRORS = (400, 404, 408, 413, 415, 500, 503)
 _TGI_ERRORS = (422, 424, 429)
+_ANTHROPIC_ERRORS = (400, 404, 408, 413, 415, 500, 529)
 _SPOKEN = [{"role": "user", "content": "Hello!"}]
 
 _FUNCTION = {
     "name": "get_weather",
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
 }
+_MESSAGE_TOOL = {"name": _FUNCTION["name"], "input_schema": _FUNCTION["parameters"]}
 _ABSENT: Schema = {"not": {}}
 
 BodySchema = Callable[[Limits], Schema]
@@ -42,7 +45,7 @@ class Operation:
     Attributes:
       answer: the schema of a JSON answer. types: the other content types of its answers.
       body: the schema of its body. example: a body, without the name of the model.
-      errors: the statuses of its errors. tgi: those that have TGI's shape.
+      errors: the statuses of its errors. tgi: those that have TGI's shape. anthropic: all have Anthropic's.
       open: needs no key. named: the path's variable.
     """
 
@@ -53,6 +56,7 @@ class Operation:
     example: Mapping[str, Any] | None = None
     errors: tuple[int, ...] = ()
     tgi: tuple[int, ...] = ()
+    anthropic: bool = False
     open: bool = False
     named: str | None = None
 
@@ -77,6 +81,7 @@ def _posting(
     *,
     route: str = "",
     streams: bool = False,
+    anthropic: bool = False,
 ) -> Operation:
     """An operation with a table of parameters for its body."""
     return Operation(
@@ -85,7 +90,8 @@ def _posting(
         types=(EVENTS,) if streams else (),
         body=lambda limits: _described(parameters, route, limits),
         example=example,
-        errors=_BODY_ERRORS,
+        errors=_ANTHROPIC_ERRORS if anthropic else _BODY_ERRORS,
+        anthropic=anthropic,
     )
 
 
@@ -153,6 +159,23 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         route="/v1/responses",
         streams=True,
     ),
+    ("post", "/v1/messages"): _posting(
+        "Answer a conversation in Anthropic's protocol, whole or as a stream.",
+        MESSAGE,
+        answers.MESSAGE,
+        {"messages": _SPOKEN, "max_tokens": 100, "tools": [_MESSAGE_TOOL]},
+        route="/v1/messages",
+        streams=True,
+        anthropic=True,
+    ),
+    ("post", "/v1/messages/count_tokens"): _posting(
+        "The tokens of a message's prompt.",
+        COUNT,
+        answers.MESSAGE_TOKENS,
+        {"messages": _SPOKEN, "tools": [_MESSAGE_TOOL]},
+        route="/v1/messages/count_tokens",
+        anthropic=True,
+    ),
     ("post", "/v1/completions"): _posting(
         "Continue a text, whole or as a stream.",
         COMPLETIONS,
@@ -196,7 +219,9 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("get", "/tokenizer_info"): _asking(
         "Named tokens and the chat template, as vLLM does.", answers.TOKENIZER, 503
     ),
-    ("get", "/v1/models"): _asking("The models served.", answers.MODELS),
+    ("get", "/v1/models"): _asking(
+        "The models served, in Anthropic's shape for its clients.", answers.MODELS
+    ),
     ("get", "/v1/models/{name}"): _asking("One of them.", answers.MODEL, 404, named="name"),
     ("get", "/v1/capabilities"): _asking("What becomes of every parameter.", answers.CAPABILITIES, 503),
     ("get", "/version"): _asking("Of the server.", answers.VERSION),

@@ -1,6 +1,7 @@
 """Web pages of other origins: what lets a browser ask and read for them, and when it is not said."""
 
 import json
+import re
 
 import httpx
 import pytest
@@ -152,8 +153,8 @@ def test_a_slash_at_the_end_changes_nothing(http, method, path):
 
 
 def without_numbers(reply, path):
-    """An answer's text, in which the path itself may stand."""
-    return reply.text.replace(path + "/", path)
+    """An answer's text without the request's id; the path itself may stand in it."""
+    return re.sub(r"req_\w+", "req_", reply.text.replace(path + "/", path))
 
 
 def test_a_slash_behind_what_needs_no_key(make_server):

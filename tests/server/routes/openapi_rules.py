@@ -9,10 +9,11 @@ import schemathesis
 
 RULES = {
     "prompt and completion exceed the context together": (
-        r"context length is|`inputs` tokens \+ `max_new_tokens` must be <="
+        r"context length is|prompt is too long|`inputs` tokens \+ `max_new_tokens` must be <="
     ),
     "an answer of a tool stands behind no call": (
-        r"must be a response to a preceeding message|No tool call found"
+        r"must be a response to a preceeding message|No tool call found|No 'tool_use' block before it"
+        r"|'tool_use' blocks without a 'tool_result'"
     ),
     "a tool is chosen, and there is none": r"is only allowed when 'tools' are specified|not found in 'tools'",
     "one parameter needs or excludes another": (
@@ -37,7 +38,7 @@ _ALLOWED = re.compile("|".join(RULES.values()))
 @schemathesis.hook
 def filter_failure(context, failure, case, response) -> bool:
     """Whether a failure counts: overload does not, nor does a refusal by one of the rules."""
-    if response.status_code == 503 and "retry-after" in response.headers:
+    if response.status_code in (503, 529) and "retry-after" in response.headers:
         return False
     refused = type(failure).__name__ == "RejectedPositiveData" and response.status_code in (400, 422)
     return not (refused and _ALLOWED.search(response.text))

@@ -1,0 +1,69 @@
+"""Every parameter of Anthropic's messages, and of the count of their tokens.
+
+The parsers, `/v1/capabilities` and `/openapi.json` use these tables. Betas that change how Anthropic runs a
+request (tiers, caching, how much a model thinks) have no effect; those that would change the conversation
+behind the client's back are refused.
+"""
+
+from ..kinds import Boolean, Integer, Kind, Number, Object, Refused, Shape, String, Words, constant, record
+from ..openai.parameters import MODEL
+from ..sampling import LONGEST_STOP, MOST_STOPS, TOKENS
+from ..table import Parameters
+from .conversation import MESSAGES, SYSTEM_PROMPT
+from .message_tools import TOOL_CHOICE, TOOLS
+
+FORMAT = Shape(record({"type": constant("json_schema"), "schema": {"type": "object"}}))
+EFFORTS = ("low", "medium", "high", "xhigh", "max")
+OUTPUT = Object({"format": FORMAT, "effort": Words(EFFORTS)})
+METADATA = Object({"user_id": String()})
+
+_STOP = {"type": "string", "minLength": 1, "maxLength": LONGEST_STOP}
+
+_CONVERSATION: dict[str, Kind] = {
+    "model": MODEL,
+    "messages": MESSAGES,
+    "system": SYSTEM_PROMPT,
+    "tools": TOOLS,
+    "tool_choice": TOOL_CHOICE,
+}
+_BETAS: dict[str, Kind] = {
+    "thinking": Object(),
+    "cache_control": Object(),
+    "context_management": Object(),
+    "speed": Words(("standard", "fast")),
+}
+_REFUSED = {
+    "container": Refused(),
+    "mcp_servers": Refused(([],)),
+    "compaction": Refused(),
+    "thread": Refused(),
+}
+
+MESSAGE = Parameters(
+    {
+        **_CONVERSATION,
+        "max_tokens": TOKENS,
+        "stop_sequences": Shape({"type": "array", "items": _STOP, "maxItems": MOST_STOPS}),
+        "temperature": Number(0, 1),
+        "top_p": Number(0, 1),
+        "top_k": Integer(0, 2**31 - 1),
+        "output_config": OUTPUT,
+        "stream": Boolean(),
+    },
+    {
+        **_BETAS,
+        "metadata": METADATA,
+        "service_tier": Words(("auto", "standard_only")),
+        "inference_geo": String(),
+        "diagnostics": Object(),
+    },
+    _REFUSED,
+    ("model", "messages", "max_tokens"),
+)
+
+COUNT = Parameters(
+    _CONVERSATION,
+    {**_BETAS, "output_config": OUTPUT},
+    _REFUSED,
+    ("model", "messages"),
+)

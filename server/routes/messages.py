@@ -1,0 +1,45 @@
+"""POST /v1/messages and its count of tokens: Anthropic's protocol, for agents and clients that speak it.
+
+Each step is implemented in its own module; errors get their shape from `answering/error_answer.py`.
+"""
+
+from sanic import Blueprint, HTTPResponse
+
+from ..answering.chat_request import prepare_chat
+from ..answering.context import ApiRequest
+from ..answering.prompt import render_chat
+from ..answering.read_request import note_left_out, read_call
+from ..answering.respond import answer
+from ..encode import to_json
+from ..protocol.anthropic.message_reply import PING, MessageReply
+from ..protocol.anthropic.messages import MessageCall, parse_count, parse_message
+
+blueprint = Blueprint("messages")
+
+_CALL_ID = ("toolu_", 24)
+
+
+@blueprint.post("/v1/messages")
+async def create_message(request: ApiRequest) -> HTTPResponse | None:
+    """Answers in one piece or as a stream of named events."""
+    call = await read_call(request, lambda body, s: parse_message(body, strict=s.flags.strict))
+    note_left_out(request.app.ctx, call.left_out)
+    prepared = await prepare_chat(request, call.chat, "msg_", call_id=_CALL_ID)
+    reply = MessageReply(
+        prepared.heading,
+        prepared.choices[0],
+        shortened=prepared.params.max_tokens != call.chat.sampling.max_tokens,
+        request_id=request.reference,
+    )
+    submitted = prepared.submit(request, reply)
+    return await answer(request, submitted, stream=call.chat.delivery.stream, keep_alive=PING)
+
+
+@blueprint.post("/v1/messages/count_tokens")
+async def count_tokens(request: ApiRequest) -> HTTPResponse:
+    """The tokens of the prompt that the same message would have."""
+    call: MessageCall = await read_call(request, lambda body, s: parse_count(body, strict=s.flags.strict))
+    note_left_out(request.app.ctx, call.left_out)
+    text = request.app.ctx.served.ready()
+    prompt = await render_chat(text, call.chat, request.off_loop, "messages")
+    return HTTPResponse(to_json({"input_tokens": len(prompt)}), content_type="application/json")
