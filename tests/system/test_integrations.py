@@ -75,6 +75,13 @@ def openai_agent(heard: Said) -> None:
     assert len(heard["called"]) == 2
 
 
+def anthropic_messages(heard: Said) -> None:
+    """The prompt has the tokens that were counted before."""
+    is_streamed(heard)
+    assert heard["counted"][0] == heard["usage"][0][0] and heard["usage"][0][1] > 0
+    used_its_tool(heard)
+
+
 def langchain_chat(heard: Said) -> None:
     is_streamed(heard)
     assert heard["tokens"][0] > 0
@@ -133,6 +140,7 @@ def text_generation_client(heard: Said) -> None:
 
 
 CHECKS: dict[str, Callable[[Said], None]] = {
+    "anthropic_messages": anthropic_messages,
     "hf_inference": is_streamed,
     "instructor_extract": instructor_extract,
     "langchain_chat": langchain_chat,
