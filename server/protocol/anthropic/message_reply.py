@@ -80,9 +80,7 @@ class MessageReply:
     def _advance(self, delta: Delta) -> Iterator[Event]:
         match delta:
             case Piece(_, text, _):
-                if not (self._open and self._blocks[-1]["type"] == "text"):
-                    yield from self._begin({"type": "text", "text": ""})
-                yield self._add(text)
+                yield from self._say({"type": "text", "text": ""}, text)
             case ToolCall(_, _, id, name):
                 yield from self._begin({"type": "tool_use", "id": id, "name": name, "input": {}})
             case Arguments(_, _, text):
@@ -96,6 +94,12 @@ class MessageReply:
         self._blocks.append(block)
         self._open = True
         yield self._here("content_block_start", content_block=block)
+
+    def _say(self, empty: dict[str, Any], text: str) -> Iterator[Event]:
+        """A piece of a block like `empty`, which becomes the open one unless one of its kind is."""
+        if not (self._open and self._blocks[-1]["type"] == empty["type"]):
+            yield from self._begin(empty)
+        yield self._add(text)
 
     def _add(self, text: str) -> Event:
         """A piece of the open block."""

@@ -24,6 +24,8 @@ def test_any_pieces_give_the_text_cut_in_one(pieces, stops):
     emitted += search.flush()
     assert emitted == cut("".join(pieces), stops)
     assert search.found == any(stop in "".join(pieces) for stop in stops)
+    behind = "".join(pieces)[len(emitted) :]
+    assert search.stop == min(filter(behind.startswith, stops), key=len, default=None)
 
 
 @given(LETTERS, STOPS)
