@@ -169,8 +169,8 @@ def _input(text: str) -> Any:
     """The arguments as they were generated; of those that were cut short, what is complete."""
     data = text.encode("utf-8", "surrogatepass")
     with contextlib.suppress(ValueError):
-        jiter.from_json(data)
+        jiter.from_json(data, allow_inf_nan=False)
         return msgspec.Raw(data)
     with contextlib.suppress(ValueError):
-        return jiter.from_json(data, partial_mode=True)
+        return jiter.from_json(data, allow_inf_nan=False, partial_mode=True)
     return {}

@@ -5,10 +5,15 @@ import re
 from dataclasses import replace
 
 import httpx
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from distaff.server.answering import respond
+from distaff.server.encode import to_json
 from distaff.server.keys import Keys
+from distaff.server.protocol.anthropic.message_reply import _input
 from distaff.server.testing import EOS
 
 from ..conftest import MODEL
@@ -171,6 +176,22 @@ def test_a_call_that_is_cut_short_keeps_what_is_complete(post, engine, most, fou
     assert [block["input"] for block in body["content"]] == ([] if found is None else [found])
 
 
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(), VALUES, max_size=4), st.floats(0, 1))
+def test_any_part_of_arguments_is_an_object(arguments, part):
+    """The whole text is kept as it is, and what is cut short loses only its end."""
+    text = json.dumps(arguments, ensure_ascii=False)
+    assert to_json(_input(text)).decode() == to_json(msgspec.Raw(text.encode())).decode()
+    found = json.loads(to_json(_input(text[: int(part * (len(text) - 1))])))
+    assert list(found) == list(arguments)[: len(found)]
+
+
 def test_why_it_ended(post, stream, engine):
     """A stop string is named; a full context differs from a limit."""
     engine.reply = "one STOP two"
@@ -258,9 +279,9 @@ def test_a_last_message_of_the_assistant_is_continued(post, server):
 
 def test_sampling_is_a_chat_completions(post, ask, engine):
     """And so is silence; a temperature that is nearly 0 is greedy."""
-    for given in ({}, {"temperature": 0.7, "top_p": 0.8, "top_k": 9}, {"temperature": 1e-9, "top_k": 0}):
-        post(stop_sequences=["x"], **given)
-        ask(stop=["x"], max_tokens=100, **given)
+    for asked in ({}, {"temperature": 0.7, "top_p": 0.8, "top_k": 9}, {"temperature": 1e-9, "top_k": 0}):
+        post(stop_sequences=["x"], **asked)
+        ask(stop=["x"], max_tokens=100, **asked)
         first, second = (replace(request.params, seed=0) for request in engine.requests[-2:])
         assert first == second
 
