@@ -15,6 +15,7 @@ from ..dispatch.admission import check_possible
 from ..errors import UnsupportedEncoding
 from ..metrics import CallRecord
 from ..protocol.body import parse_object
+from ..protocol.tools import ToolUse
 from ..settings import ServerSettings
 from ..text.deltas import ChoiceText
 from ..text.generation import Generation
@@ -24,6 +25,7 @@ from .respond import Reply, SubmittedCall
 log = logging.getLogger(__name__)
 
 _MOST_NAMES_LOGGED = 256
+LEFT_OUT_HEADER = "x-distaff-tools-left-out"
 
 
 class Call(Protocol):
@@ -107,12 +109,13 @@ def note_unknown(context: AppContext, names: tuple[str, ...]) -> None:
             log.warning("ignoring the unknown request parameter %r", short)
 
 
-def note_left_out(context: AppContext, types: tuple[str, ...]) -> None:
-    """Logs each type of tools that a model is not told of, once."""
-    for kind in types:
+def note_left_out(context: AppContext, tools: ToolUse) -> dict[str, str]:
+    """Logs each type of tools that a model is not told of, once; the header that names those of a request."""
+    for kind in tools.left_out:
         short = kind[:64]
         if _is_new(context, short):
-            log.warning("leaving out tools of the type %r, for which there is no schema here", short)
+            log.warning("leaving out tools of the type %r, which this server cannot run", short)
+    return {LEFT_OUT_HEADER: ", ".join(tools.left_out)} if tools.left_out else {}
 
 
 def _is_new(context: AppContext, name: str) -> bool:

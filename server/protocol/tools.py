@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ..errors import BadRequest
 from ..tool_formats import Tool
 from .fields import Fields, missing, objects, shown, wrong_type, wrong_value
+from .hosted_tools import SCHEMA, is_hosted
 from .kinds import TEXT, Described, Schema, Shape, array, constant, record
 
 MOST_TOOLS = 128
@@ -26,13 +27,14 @@ class ToolUse:
     Attributes:
       tools: those that may be called; none where nothing may.
       forced: the reply must be a call. named: of the one function that the request names.
-      parallel: several calls in one reply.
+      parallel: several calls in one reply. left_out: the types of tools that the model is not told of.
     """
 
     tools: tuple[Tool, ...] = ()
     forced: bool = False
     named: bool = False
     parallel: bool = True
+    left_out: tuple[str, ...] = ()
 
     @property
     def single(self) -> bool:
@@ -47,14 +49,18 @@ def read_tools(fields: Described, *, flat: bool = False) -> ToolUse:
     refuses it, as OpenAI does, except in the Responses API.
 
     Args:
-      flat: a function's name is next to its type, as in the Responses API, not in an object of its own.
+      flat: a function's name is next to its type, as in the Responses API, not in an object of its own. Then
+        tools that OpenAI runs itself are left out, except by a strict server.
 
     Raises:
       BadRequest: the first fault found.
     """
     value = fields.get("tools")
     empty = value == [] and (flat or not fields.limits.strict)
-    tools = [] if value is None or empty else _tools(value, flat)
+    items = [] if value is None or empty else objects("tools", value, MOST_TOOLS)
+    hosted = [item for item in items if flat and not fields.limits.strict and is_hosted(item)]
+    left_out = tuple(dict.fromkeys(str(item.get("type")) for item in hosted))
+    tools = [_tool(item, flat) for item in items if item not in hosted]
     mode, names = _choice(fields, flat)
     parallel = fields.take("parallel_tool_calls")
     if not tools:
@@ -62,14 +68,14 @@ def read_tools(fields: Described, *, flat: bool = False) -> ToolUse:
         neutral = (None, "none", "auto") if lenient else (None, "none")
         check_needs_tools(fields, "tool_choice", fields.get("tool_choice") in neutral)
         check_needs_tools(fields, "parallel_tool_calls", lenient)
-        return ToolUse()
+        return ToolUse(left_out=left_out)
     if mode == "none":
-        return ToolUse()
+        return ToolUse(left_out=left_out)
     for name in names or ():
         if name not in [tool.name for tool in tools]:
             raise BadRequest(f"Tool choice '{name}' not found in 'tools' parameter.", "tool_choice")
     kept = tuple(tool for tool in tools if names is None or tool.name in names)
-    return ToolUse(kept, mode in ("required", "named"), mode == "named", parallel is not False)
+    return ToolUse(kept, mode in ("required", "named"), mode == "named", parallel is not False, left_out)
 
 
 def check_needs_tools(fields: Fields, name: str, neutral: bool) -> None:
@@ -77,10 +83,6 @@ def check_needs_tools(fields: Fields, name: str, neutral: bool) -> None:
     if fields.get(name) is not None and not neutral:
         message = f"Invalid value for '{name}': '{name}' is only allowed when 'tools' are specified."
         raise BadRequest(message, name)
-
-
-def _tools(value: Any, flat: bool) -> list[Tool]:
-    return [_tool(item, flat) for item in objects("tools", value, MOST_TOOLS)]
 
 
 def _tool(fields: Fields, flat: bool) -> Tool:
@@ -190,8 +192,11 @@ def _flattened(kind: str, inner: Schema, flat: bool) -> Schema:
 
 def tools_kind(*, flat: bool = False) -> Shape:
     """What `tools` may be."""
-    one = _flattened("function", _function_schema(), flat)
-    return Shape(lambda limits: array(one, MOST_TOOLS, least=1 if limits.strict and not flat else 0))
+    function = _flattened("function", _function_schema(), flat)
+    if not flat:
+        return Shape(lambda limits: array(function, MOST_TOOLS, least=1 if limits.strict else 0))
+    either = {"anyOf": [function, SCHEMA]}
+    return Shape(lambda limits: array(function if limits.strict else either, MOST_TOOLS, least=0))
 
 
 def _named_schema(flat: bool) -> Schema:

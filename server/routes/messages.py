@@ -12,7 +12,7 @@ from ..answering.read_request import note_left_out, read_call
 from ..answering.respond import answer
 from ..encode import to_json
 from ..protocol.anthropic.message_reply import PING, MessageReply
-from ..protocol.anthropic.messages import MessageCall, parse_count, parse_message
+from ..protocol.anthropic.messages import parse_count, parse_message
 
 blueprint = Blueprint("messages")
 
@@ -23,23 +23,25 @@ _CALL_ID = ("toolu_", 24)
 async def create_message(request: ApiRequest) -> HTTPResponse | None:
     """Answers in one piece or as a stream of named events."""
     call = await read_call(request, lambda body, s: parse_message(body, strict=s.flags.strict))
-    note_left_out(request.app.ctx, call.left_out)
-    prepared = await prepare_chat(request, call.chat, "msg_", call_id=_CALL_ID)
+    left_out = note_left_out(request.app.ctx, call.tools)
+    prepared = await prepare_chat(request, call, "msg_", call_id=_CALL_ID)
     reply = MessageReply(
         prepared.heading,
         prepared.choices[0],
-        shortened=prepared.params.max_tokens != call.chat.sampling.max_tokens,
+        shortened=prepared.params.max_tokens != call.sampling.max_tokens,
         request_id=request.reference,
     )
     submitted = prepared.submit(request, reply)
-    return await answer(request, submitted, stream=call.chat.delivery.stream, keep_alive=PING)
+    stream = call.delivery.stream
+    return await answer(request, submitted, stream=stream, headers=left_out, keep_alive=PING)
 
 
 @blueprint.post("/v1/messages/count_tokens")
 async def count_tokens(request: ApiRequest) -> HTTPResponse:
     """The tokens of the prompt that the same message would have."""
-    call: MessageCall = await read_call(request, lambda body, s: parse_count(body, strict=s.flags.strict))
-    note_left_out(request.app.ctx, call.left_out)
+    call = await read_call(request, lambda body, s: parse_count(body, strict=s.flags.strict))
+    left_out = note_left_out(request.app.ctx, call.tools)
     text = request.app.ctx.served.ready()
-    prompt = await render_chat(text, call.chat, request.off_loop, "messages")
-    return HTTPResponse(to_json({"input_tokens": len(prompt)}), content_type="application/json")
+    prompt = await render_chat(text, call, request.off_loop, "messages")
+    body = to_json({"input_tokens": len(prompt)})
+    return HTTPResponse(body, headers=left_out, content_type="application/json")

@@ -4,7 +4,7 @@ from sanic import Blueprint, HTTPResponse
 
 from ..answering.chat_request import prepare_chat
 from ..answering.context import ApiRequest
-from ..answering.read_request import read_call
+from ..answering.read_request import note_left_out, read_call
 from ..answering.respond import answer
 from ..protocol.openai.response_reply import ResponseReply
 from ..protocol.openai.responses import parse_response
@@ -16,8 +16,10 @@ blueprint = Blueprint("responses")
 async def create_response(request: ApiRequest) -> HTTPResponse | None:
     """Answers in one piece or as a stream of named events."""
     call = await read_call(request, lambda body, s: parse_response(body, strict=s.flags.strict))
+    left_out = note_left_out(request.app.ctx, call.chat.tools)
     prepared = await prepare_chat(request, call.chat, "resp_", "input")
     reply = ResponseReply(
         prepared.heading, call.echo, temperature=prepared.params.temperature, top_p=prepared.params.top_p
     )
-    return await answer(request, prepared.submit(request, reply), stream=call.chat.delivery.stream)
+    submitted = prepared.submit(request, reply)
+    return await answer(request, submitted, stream=call.chat.delivery.stream, headers=left_out)

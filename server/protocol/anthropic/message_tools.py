@@ -6,6 +6,7 @@ are left out, because agents send them by habit, and refused if the request insi
 """
 
 import re
+from dataclasses import replace
 
 from ...errors import BadRequest
 from ...tool_formats import Tool
@@ -20,8 +21,8 @@ _FOREIGN = re.compile(r"[a-z0-9_]+_20[0-9]{6}")
 _MODES = ("auto", "any", "tool", "none")
 
 
-def read_tools(fields: Fields) -> tuple[ToolUse, tuple[str, ...]]:
-    """What may be called, and the types of the tools that are left out.
+def read_tools(fields: Fields) -> ToolUse:
+    """What may be called, without tools of Anthropic's own.
 
     Raises:
       BadRequest: the first fault found.
@@ -31,7 +32,7 @@ def read_tools(fields: Fields) -> tuple[ToolUse, tuple[str, ...]]:
     foreign = [item for item in items if _is_foreign(item)]
     tools = [_tool(item) for item in items if item not in foreign]
     left_out = tuple(dict.fromkeys(str(item.get("type")) for item in foreign))
-    return _use(fields, tools, foreign), left_out
+    return replace(_use(fields, tools, foreign), left_out=left_out)
 
 
 def _is_foreign(item: Fields) -> bool:

@@ -4,7 +4,6 @@ The same conversation, tools and schemas under other names; what the model sees 
 them would show it. Shapes of conversations and tools are read in modules of their own.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 from ..delivery import Delivery
@@ -19,29 +18,7 @@ from .conversation import continues, read_conversation
 from .message_tools import read_tools
 
 
-@dataclass(frozen=True, slots=True)
-class MessageCall:
-    """One checked request.
-
-    Attributes:
-      chat: the equivalent chat call. left_out: the types of tools that the model is not told of.
-    """
-
-    chat: ChatCall
-    left_out: tuple[str, ...]
-
-    @property
-    def model(self) -> str:
-        """The model's id."""
-        return self.chat.model
-
-    @property
-    def unknown(self) -> tuple[str, ...]:
-        """Keys that are not parameters of this route."""
-        return self.chat.unknown
-
-
-def parse_message(body: dict[str, Any], *, strict: bool) -> MessageCall:
+def parse_message(body: dict[str, Any], *, strict: bool) -> ChatCall:
     """Checks a request and types it. `strict` refuses unknown keys.
 
     Raises:
@@ -51,23 +28,23 @@ def parse_message(body: dict[str, Any], *, strict: bool) -> MessageCall:
     return _read(fields, parameters.MESSAGE, whole=True)
 
 
-def parse_count(body: dict[str, Any], *, strict: bool) -> MessageCall:
+def parse_count(body: dict[str, Any], *, strict: bool) -> ChatCall:
     """The same of a request for the number of its tokens, which generates nothing."""
     return _read(parameters.COUNT.fields(body, Limits(strict=strict)), parameters.COUNT, whole=False)
 
 
-def _read(fields: Described, table: Parameters, *, whole: bool) -> MessageCall:
+def _read(fields: Described, table: Parameters, *, whole: bool) -> ChatCall:
     """A call; `whole`: with what a reply needs."""
     model = read_model(fields)
     unknown = table.unknown_keys(fields)
     messages = read_conversation(fields)
-    tools, left_out = read_tools(fields)
+    tools = read_tools(fields)
     sampling = _sampling(fields) if whole else Sampling()
     constraint = _constraint(fields)
     table.check(fields)
     table.refuse_unsupported(fields)
     open_end = continues(messages)
-    chat = ChatCall(
+    return ChatCall(
         model=model,
         messages=messages,
         sampling=sampling,
@@ -77,7 +54,6 @@ def _read(fields: Described, table: Parameters, *, whole: bool) -> MessageCall:
         delivery=Delivery(whole and (fields.take("stream") or False)),
         unknown=unknown,
     )
-    return MessageCall(chat, left_out)
 
 
 def _sampling(fields: Described) -> Sampling:

@@ -105,6 +105,11 @@ def _check_unused(fields: Described) -> None:
             options.take_all()
 
 
+def _with_default(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool as an answer repeats it."""
+    return {"strict": False, **tool} if tool.get("type") == "function" else tool
+
+
 def _echo(fields: Fields) -> dict[str, Any]:
     """The parameters that an answer repeats: their values in the request, or their defaults."""
     text, reasoning = fields.get("text") or {}, fields.get("reasoning") or {}
@@ -125,7 +130,7 @@ def _echo(fields: Fields) -> dict[str, Any]:
             "verbosity": text.get("verbosity") or "medium",
         },
         "tool_choice": "auto" if choice is None else choice,
-        "tools": [{"strict": False, **tool} for tool in fields.get("tools") or ()],
+        "tools": [_with_default(tool) for tool in fields.get("tools") or ()],
         "top_logprobs": fields.get("top_logprobs") or 0,
         "user": fields.get("user"),
     }

@@ -13,6 +13,7 @@ WEATHER = {
     "description": "Of a city.",
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
 }
+SEARCH = {"type": "web_search", "search_context_size": "low"}
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 
 
@@ -129,6 +130,24 @@ def test_text_and_calls_are_items(stream, post, engine):
     assert [item["type"] for item in whole] == ["message", "function_call", "function_call"]
 
 
+def test_tools_that_openai_runs_are_left_out(post, server, caplog):
+    """The log says so once, each answer in its header; the model is told of the others."""
+    namespace = {"type": "namespace", "name": "mail", "tools": [WEATHER]}
+    for stream in (False, True):
+        answered = post(tools=[SEARCH, WEATHER, namespace, SEARCH], stream=stream)
+        assert answered.headers["x-distaff-tools-left-out"] == "web_search, namespace"
+    logged = [r.getMessage() for r in caplog.records if "leaving out" in r.getMessage()]
+    assert logged == [
+        f"leaving out tools of the type '{kind}', which this server cannot run"
+        for kind in ("web_search", "namespace")
+    ]
+    system = server.served.text.rendered["messages"][0]["content"]
+    assert "get_weather" in system and "web_search" not in system and "mail" not in system
+    echoed = post(tools=[SEARCH, WEATHER]).json()["tools"]
+    assert echoed == [SEARCH, {"strict": False, **WEATHER}]
+    assert "x-distaff-tools-left-out" not in post(tools=[WEATHER]).headers
+
+
 def test_a_call_alone_has_no_message(post, engine):
     engine.reply = CALL
     assert [item["type"] for item in post(tools=[WEATHER]).json()["output"]] == ["function_call"]
@@ -232,7 +251,10 @@ def test_sampling_is_a_chat_completions(post, ask, engine):
         ({"conversation": "conv_1"}, "conversation", "unsupported_parameter"),
         ({"max_output_tokens": 0}, "max_output_tokens", "integer_below_min_value"),
         ({"include": ["everything"]}, "include[0]", "invalid_value"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0].type", "invalid_value"),
+        ({"tools": [{"type": "custom", "name": "f"}]}, "tools[0].type", "invalid_value"),
+        ({"tools": [SEARCH], "tool_choice": "required"}, "tool_choice", None),
+        ({"tools": [SEARCH], "tool_choice": SEARCH}, "tool_choice.type", "invalid_value"),
+        ({"tools": [SEARCH, {"type": "function"}]}, "tools[1].name", "missing_required_parameter"),
         ({"tools": [{"type": "function"}]}, "tools[0].name", "missing_required_parameter"),
         ({"tool_choice": "required"}, "tool_choice", None),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.name", "missing_required_parameter"),
