@@ -210,6 +210,10 @@ class ServeFlags(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         Literal["hermes", "llama3", "mistral", "mistral-args", "granite"] | None,
         typer.Option(help="How the model writes tool calls; by default its template decides."),
     ] = None
+    reasoning_format: Annotated[
+        Literal["auto", "none", "deepseek", "mistral"],
+        typer.Option(help="How the model marks its reasoning, which is separated from the answer."),
+    ] = "auto"
     embeddings: Annotated[
         bool, typer.Option("--embeddings", help="Answer POST /v1/embeddings with mean hidden states.")
     ] = False

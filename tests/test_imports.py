@@ -69,6 +69,7 @@ ARROWS = {
     "runtime/cluster": {"model", "runtime/device", "runtime/framing", "runtime/options"},
     "runtime/capacity": {"model", "model/kernels", "model/kernels/tpu", "runtime/device"},
     "server/tool_formats": {"checkpoints/grammars"},
+    "server/reasoning": set(),
     "server/dispatch": SHARED,
     "server/process": {"server/exit_codes", "server/keys"},
     "server/engines": {*SHARED, "runtime/framing", "server/dispatch", "server/process"},
@@ -90,7 +91,7 @@ ARROWS = {
     "server/protocol": {*SHARED, "checkpoints", "checkpoints/grammars", "server/tool_formats"},
     "server/text": {
         *{*SHARED, "checkpoints", "checkpoints/tokenization", "runtime/framing", "server/process"},
-        *{"server/protocol", "server/tool_formats"},
+        *{"server/protocol", "server/reasoning", "server/tool_formats"},
     },
     "server/protocol/openai": {*SHARED, "server/protocol", "server/text"},
     "server/protocol/anthropic": {
@@ -104,8 +105,8 @@ ARROWS = {
     "server/answering": {
         *{*SHARED, "model", "checkpoints", "checkpoints/grammars", "runtime/validation", "server/dispatch"},
         *{"server/endings", "server/http", "server/keys", "server/metrics", "server/protocol"},
-        *{"server/protocol/openai", "server/settings", "server/text", "server/tool_formats"},
-        "server/protocol/anthropic",
+        *{"server/protocol/openai", "server/reasoning", "server/settings", "server/text"},
+        *{"server/protocol/anthropic", "server/tool_formats"},
     },
     "server/routes": {
         *{*SHARED, "model", "server/answering", "server/dispatch", "server/metrics", "server/protocol"},

@@ -13,7 +13,7 @@ from ..protocol.heading import Heading, fresh_id
 from ..protocol.openai.chat import ChatCall
 from ..protocol.sampling import check_token_ids
 from ..protocol.structured import Constraint
-from ..text.deltas import ChoiceText
+from ..text.choice import ChoiceText
 from ..text.stops import StopSearch
 from ..text.text_model import SpecialsShown, TextModel
 from ..tool_formats import ToolFormat
@@ -21,6 +21,7 @@ from .constraint import checked, constraint_of, parser_of
 from .context import ApiRequest, AppContext
 from .prompt import Prompt, encode_chat, limited, sampling_params, sequences
 from .read_request import submit_call
+from .reasoning import ReplyBegins, beginning_of
 from .respond import Reply, SubmittedCall
 
 
@@ -68,6 +69,7 @@ async def prepare_chat(
     constraint = constraint_of(call, text, format)
     grammar = await checked(constraint, request.off_loop)
     prompt = await encode_chat(text, call, info, request.off_loop, where, strict=flags.strict)
+    begins = beginning_of(call, prompt, text, context.served.reasoning)
     params = sampling_params(call.sampling, text, context.served.defaults, grammar)
     most = flags.default_max_tokens if params.max_tokens is None else params.max_tokens
     if most is not None:
@@ -76,7 +78,7 @@ async def prepare_chat(
     salt = request.key_id + call.sampling.cache_salt
     requests = sequences(heading.id, [prompt], call.sampling.n, params, salt)
     id = call_id or format.id
-    choices = [_choice(call, text, format, prompt, constraint, id) for _ in requests]
+    choices = [_choice(call, text, format, prompt, constraint, begins, id) for _ in requests]
     return PreparedChat(heading, prompt, params, requests, choices)
 
 
@@ -92,16 +94,20 @@ def _choice(
     format: ToolFormat,
     prompt: Prompt,
     constraint: Constraint | None,
+    begins: ReplyBegins | None,
     call_id: tuple[str, int],
 ) -> ChoiceText:
     """A choice without tokens."""
     sampling = call.sampling
-    names = None if sampling.show_special else format.marks if call.tools.tools else ()
+    marks = (*(format.marks if call.tools.tools else ()), *(begins.format.marks if begins else ()))
+    names = None if sampling.show_special else marks
     return ChoiceText(
         text if names == () else SpecialsShown(text, names),
         prompt,
         StopSearch(sampling.stop, include=sampling.include_stop),
         logprobs=sampling.logprobs is not None,
+        reasoning=begins.splitter() if begins and call.reasoning.separate else None,
+        show_reasoning=call.reasoning.shown,
         constraint=constraint,
         parser=parser_of(call, format, vouched=constraint is not None),
         named=call.tools.named,

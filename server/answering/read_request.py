@@ -17,7 +17,7 @@ from ..metrics import CallRecord
 from ..protocol.body import parse_object
 from ..protocol.tools import ToolUse
 from ..settings import ServerSettings
-from ..text.deltas import ChoiceText
+from ..text.choice import ChoiceText
 from ..text.generation import Generation
 from .context import ApiRequest, AppContext
 from .respond import Reply, SubmittedCall

@@ -16,7 +16,9 @@ from ..encode import KEEP_ALIVE, to_json_by_items
 from ..errors import ApiError, as_api_error
 from ..metrics import CallRecord
 from ..protocol.usage import Usage
-from ..text.deltas import ChoiceText, Delta, End, Start, deltas
+from ..text.choice import ChoiceText
+from ..text.choices import deltas
+from ..text.deltas import Delta, End, Start
 from ..text.generation import Generation
 from .context import ApiRequest
 
@@ -83,7 +85,8 @@ class SubmittedCall:
     def usage(self) -> Usage:
         """The token counts so far."""
         cached = sum(choice.cached_tokens for choice in self.choices[:: self.per_prompt])
-        return Usage(self.prompt_tokens, sum(self.completion_tokens()), cached)
+        reasoning = sum(choice.reasoning_tokens for choice in self.choices)
+        return Usage(self.prompt_tokens, sum(self.completion_tokens()), cached, reasoning)
 
     def completion_tokens(self) -> list[int]:
         """The tokens of each choice."""

@@ -42,11 +42,14 @@ LoadText = Callable[[Path], ServedModel]
 """Loads the tokenizer and template of the checkpoint at a path; called in a thread."""
 
 
-def text_loader(chat_template: Path | None, tool_format: str | None = None) -> LoadText:
+def text_loader(
+    chat_template: Path | None, tool_format: str | None = None, reasoning_format: str = "auto"
+) -> LoadText:
     """A function that loads a checkpoint's tokenizer and its recommended sampling parameters.
 
     Args:
       chat_template: replaces the checkpoint's. tool_format: replaces the one derived from the template.
+      reasoning_format: the same for reasoning, unless it is `auto`.
     """
 
     def load(path: Path) -> ServedModel:
@@ -62,7 +65,8 @@ def text_loader(chat_template: Path | None, tool_format: str | None = None) -> L
 
         try:
             text = load_tokenizer(path, chat_template, start)
-            return ServedModel(text, open_checkpoint(path).generation, tool_format, close)
+            defaults = open_checkpoint(path).generation
+            return ServedModel(text, defaults, tool_format, reasoning_format, close)
         except BaseException:
             close()
             raise
@@ -81,7 +85,7 @@ def run_web_process(settings: ServerSettings, listener: socket.socket) -> None:
         settings,
         engine_commands(flags),
         listener,
-        text_loader(flags.chat_template, flags.tool_format),
+        text_loader(flags.chat_template, flags.tool_format, flags.reasoning_format),
         progress_display(),
         restarts=flags.coordinator is None,
     ).run()
@@ -158,6 +162,7 @@ class WebProcess:
             return
         self._served.text, self._served.defaults = loaded.text, loaded.defaults
         self._served.tool_format, self._served.close = loaded.tool_format, loaded.close
+        self._served.reasoning_format = loaded.reasoning_format
         self._welcome()
 
     def _welcome(self) -> None:

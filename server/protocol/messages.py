@@ -18,7 +18,9 @@ MOST_MESSAGES = 32_768
 ROLES = ("system", "assistant", "user", "function", "tool", "developer")
 
 _RENDERED_AS = {"developer": "system", "function": "tool"}
-_MAY_STAND_FOR_CONTENT = ("tool_calls", "function_call", "refusal", "audio")
+REASONING = ("reasoning_content", "reasoning")
+"""The names of reasoning in an assistant's message; templates read the first one."""
+_MAY_STAND_FOR_CONTENT = ("tool_calls", "function_call", "refusal", "audio", *REASONING)
 _ORPHAN = (
     "Invalid parameter: messages with role 'tool' must be a response to a preceeding message with "
     "'tool_calls'."
@@ -30,8 +32,8 @@ Message = dict[str, Any]
 def read_messages(value: Any) -> list[Message]:
     """Checks `messages` and rewrites them for the template.
 
-    Content parts are joined, `developer` becomes `system`, `function` becomes `tool`, the arguments of a
-    tool call become an object if they parse as one.
+    Content parts are joined, `developer` becomes `system`, `function` becomes `tool`, `reasoning` becomes
+    `reasoning_content`, the arguments of a tool call become an object if they parse as one.
 
     Raises:
       BadRequest: a message is malformed; the error names its place.
@@ -64,6 +66,9 @@ def _message(fields: Fields) -> Message:
         message["name"] = name
     if role == "assistant":
         message["content"] = message["content"] or fields.string("refusal") or ""
+        given = [fields.string(each) for each in REASONING]
+        if reasoning := next(filter(None, given), None):
+            message[REASONING[0]] = reasoning
         if calls := _tool_calls(fields):
             message["tool_calls"] = calls
     if role == "tool":
@@ -149,13 +154,15 @@ def _assistant_schema() -> Schema:
     function = record({"name": TEXT, "arguments": TEXT})
     calls = array(record({"id": TEXT, "type": constant("function"), "function": function}), MOST_MESSAGES, 0)
     role = {"role": constant("assistant")}
-    others = {"name": TEXT, "content": content, "refusal": TEXT, "tool_calls": calls}
+    reasoning = dict.fromkeys(REASONING, TEXT)
+    others = {"name": TEXT, "content": content, "refusal": TEXT, "tool_calls": calls, **reasoning}
     alternatives = {
         "content": content,
         "refusal": TEXT,
         "tool_calls": calls,
         "function_call": {"type": "object"},
         "audio": {"type": "object"},
+        **reasoning,
     }
     return {"anyOf": [record(role | {name: each}, others) for name, each in alternatives.items()]}
 

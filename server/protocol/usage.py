@@ -6,11 +6,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Each prompt counted once, and how much of it was found in the cache; the completion of all choices."""
+    """Each prompt counted once, and how much of it was found in the cache; the completion of all choices, and
+    how much of that was reasoning."""
 
     prompt: int
     completion: int
     cached: int
+    reasoning: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """In the keys of `chat/completions`."""
@@ -20,7 +22,7 @@ class Usage:
             "total_tokens": self.prompt + self.completion,
             "prompt_tokens_details": {"cached_tokens": self.cached, "audio_tokens": 0},
             "completion_tokens_details": {
-                "reasoning_tokens": 0,
+                "reasoning_tokens": self.reasoning,
                 "audio_tokens": 0,
                 "accepted_prediction_tokens": 0,
                 "rejected_prediction_tokens": 0,

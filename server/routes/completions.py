@@ -16,7 +16,7 @@ from ..errors import BadRequest
 from ..protocol.openai.completion_reply import CompletionReply, EchoedPrompt
 from ..protocol.openai.completions import DEFAULT_TOKENS, CompletionCall, parse_completion
 from ..protocol.sampling import check_token_ids
-from ..text.deltas import ChoiceText
+from ..text.choice import ChoiceText
 from ..text.stops import StopSearch
 from ..text.text_model import ServedModel, SpecialsShown, TextModel
 

@@ -38,7 +38,7 @@ async def retrieve_model(request: ApiRequest, name: str) -> HTTPResponse:
 async def list_capabilities(request: ApiRequest) -> HTTPResponse:
     """How each parameter is supported, and the features of this model."""
     context = request.app.ctx
-    info = context.engine_info()
+    info, reasoning = context.engine_info(), context.served.reasoning
     body = {
         "object": "capabilities",
         "model": context.settings.model,
@@ -46,6 +46,7 @@ async def list_capabilities(request: ApiRequest) -> HTTPResponse:
         "max_choices": context.settings.most_choices,
         "chat": context.served.ready().has_template,
         "tool_format": context.served.format.name,
+        "reasoning_format": reasoning and reasoning.name,
         "prompt_scores": info.scores,
         "routes": {f"POST {route}": describe(route) for route in ROUTES},
     }

@@ -26,7 +26,7 @@ from ..protocol.sampling import MOST_STOPS
 from ..protocol.tgi.generate import DEFAULT_TOKENS, GenerateCall, parse_generate
 from ..protocol.tgi.headers import early_headers
 from ..protocol.tgi.reply import GenerateReply, error_body
-from ..text.deltas import ChoiceText
+from ..text.choice import ChoiceText
 from ..text.stops import StopSearch
 from ..text.text_model import TextModel
 from ..versions import own_version

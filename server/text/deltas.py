@@ -1,34 +1,31 @@
-"""Token events of one call -> deltas of its choices: starts, pieces of text, tool calls, ends.
+"""What a choice of an answer consists of: a start, reasoning, pieces of text, tool calls, an end.
 
-Handles ids, text, stop strings and tool calls; neither JSON nor HTTP. `deltas` is the only path: a stream
-sends each delta as it arrives, and a whole reply folds the same deltas. Choices start in the order 0, 1, 2 …,
-as clients require, in whatever order the engine answers.
+Records that hold ids, text and log-probabilities; neither JSON nor HTTP. `choice` makes them from tokens, and
+each protocol writes them in its own shapes.
 """
 
-import time
-from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ...runtime.request import InvalidRequest, TokenEvent
-from ..engine_client import RequestFailed
-from ..protocol.heading import fresh_id
-from ..protocol.structured import Constraint
-from ..tool_formats import CallArguments, CallStart, Text, ToolCallParser
-from .generation import Generation
-from .logprobs import Entry, LogprobAligner, entry_of, unwritten
-from .stops import StopSearch
-from .text_model import TokenTexts
+from .logprobs import Entry
 
 Finish = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The first delta of a choice; `calls`: it consists of tool calls, not text."""
+    """The first delta of a choice; `calls`: it begins with a tool call, not with text or reasoning."""
 
     choice: int
     calls: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """A piece of the reasoning before a choice's answer, never empty."""
+
+    choice: int
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,224 +65,4 @@ class End:
     logprobs: list[Entry] | None = None
 
 
-Delta = Start | Piece | ToolCall | Arguments | End
-
-
-class ChoiceText:
-    """One choice: converts its tokens to text or tool calls, and ends it at a stop string.
-
-    Attributes:
-      tokens: the number of generated tokens, including the end token and those of the stop string.
-      cached_tokens: prompt tokens found in the prefix cache.
-      first: the first event, which carries the results for the prompt.
-      finish: the finish reason; None while the choice runs.
-    """
-
-    def __init__(
-        self,
-        text: TokenTexts,
-        prompt: Sequence[int],
-        stops: StopSearch,
-        *,
-        logprobs: bool,
-        parser: ToolCallParser | None = None,
-        named: bool = False,
-        call_id: tuple[str, int] = ("call_", 24),
-        mute: bool = False,
-        constraint: Constraint | None = None,
-    ) -> None:
-        """A choice without tokens.
-
-        Args:
-          logprobs: return log-probability entries. parser: finds tool calls in the text; None without tools.
-          named: the request names the function to call, so that calling it is a plain stop.
-          call_id: the prefix of a call's id, and how many letters or digits follow.
-          mute: only the first event's results for the prompt are requested, no text.
-          constraint: the grammar's source, for an error that names it.
-        """
-        self.tokens = self.cached_tokens = 0
-        self.first: TokenEvent | None = None
-        self.finish: Finish | None = None
-        self._detokenizer = text.detokenizer(prompt)
-        self._stops = stops
-        self._aligner = LogprobAligner(text) if logprobs else None
-        self._parser = parser
-        self._named = named
-        self._call_id = call_id
-        self._mute = mute
-        self._constraint = constraint
-        self._text = text
-        self._calls = 0
-        self._held = ""
-        self._started = False
-
-    @property
-    def stopped(self) -> bool:
-        """Whether a stop string was found."""
-        return self._stops.found
-
-    @property
-    def stop_string(self) -> str | None:
-        """The stop string that was found."""
-        return self._stops.stop
-
-    def push(self, choice: int, event: TokenEvent) -> list[Delta]:
-        """The deltas that are certain after `event`; sets `finish` at the end."""
-        self.first = self.first or event
-        self.cached_tokens += event.cached_tokens
-        if self._mute:
-            self.finish = "length"
-            return [Start(choice), End(choice, "length")]
-        self.tokens += event.token is not None or event.end is not None
-        text = self._take(event) if event.token is not None else ""
-        if event.finish is not None and not self._stops.found:
-            text += self._flush()
-        ended = self._stops.found or event.finish is not None
-        found = self._deltas(choice, text, ended=ended)
-        if ended:
-            self.finish = self._reason(event)
-            found.append(End(choice, self.finish, self._last_entries(event)))
-        return found
-
-    def failure(self, event: TokenEvent) -> Exception:
-        """The exception for a choice that the engine failed."""
-        reason = event.error or "the engine failed the request"
-        if event.param == "grammar" and self._constraint is not None:
-            return self._constraint.refusal(reason)
-        return InvalidRequest(reason, event.param) if event.param else RequestFailed(reason)
-
-    def prompt_entries(self, prompt: Sequence[int]) -> list[Entry]:
-        """The entries of the prompt's tokens, with the scores of the first event if there are any."""
-        scores = (self.first and self.first.prompt_logprobs) or (None,) * (len(prompt) - 1)
-        return [
-            entry_of(self._text, token, self._text.token_bytes(token) or b"", score)
-            for token, score in zip(prompt, [None, *scores], strict=True)
-        ]
-
-    def _take(self, event: TokenEvent) -> str:
-        """The text that is certain after a token; stop strings are searched in special tokens too."""
-        assert event.token is not None
-        text = self._detokenizer.push(event.token)
-        if self._aligner is not None:
-            assert event.logprobs is not None
-            self._aligner.add(event.token, event.logprobs, text)
-        certain = self._stops.push(text)
-        if self._text.token_bytes(event.token) is None:
-            certain += self._stops.push(self._text.token_name(event.token), written=False)
-        return certain
-
-    def _flush(self) -> str:
-        return self._stops.push(self._detokenizer.flush()) + self._stops.flush()
-
-    def _reason(self, event: TokenEvent) -> Finish:
-        if event.finish == "length" and not self._stops.found:
-            return "length"
-        return "tool_calls" if self._calls and not self._named else "stop"
-
-    def _deltas(self, choice: int, text: str, *, ended: bool) -> list[Delta]:
-        """The text as deltas; a start comes before the first one."""
-        if self._parser is None:
-            found = self._piece(choice, text, all=ended)
-        else:
-            parts = self._parser.push(text) if text else []
-            parts = [*parts, *self._parser.flush()] if ended else parts
-            found = [delta for part in parts for delta in self._part(choice, part)]
-            found += self._piece(choice, "", all=True) if ended else []
-        if self._started or (self._parser is not None and not found and not ended):
-            return found
-        self._started = True
-        return [Start(choice, bool(found) and isinstance(found[0], ToolCall)), *found]
-
-    def _piece(self, choice: int, text: str, *, all: bool = False) -> list[Delta]:
-        """The text as a piece; with log-probabilities only up to the end of a token, unless `all` is set.
-
-        Otherwise the entry of a token in which a stop string begins could be lost.
-        """
-        if self._aligner is not None and not self._calls:
-            text = self._held + text
-            size = len(text) if all else self._aligner.reach(len(text))
-            text, self._held = text[:size], text[size:]
-        return [Piece(choice, text, self._entries(text))] if text else []
-
-    def _part(self, choice: int, part: Text | CallStart | CallArguments) -> list[Delta]:
-        match part:
-            case Text(text):
-                return self._piece(choice, text)
-            case CallStart(name):
-                before = self._piece(choice, "", all=True)
-                self._calls += 1
-                return [*before, ToolCall(choice, self._calls - 1, fresh_id(*self._call_id), name)]
-            case CallArguments(text):
-                return [Arguments(choice, self._calls - 1, text)]
-
-    def _entries(self, text: str) -> list[Entry] | None:
-        """The entries of the tokens that the text completes; None for text after a call."""
-        if self._aligner is None:
-            return None
-        entries = [] if self._calls else self._aligner.release(text)
-        return entries + self._aligner.cut() if self._stops.found else entries
-
-    def _last_entries(self, event: TokenEvent) -> list[Entry] | None:
-        """The remaining entries at the end of the choice; the end token's is the last one."""
-        if self._aligner is None:
-            return None
-        if self._calls:
-            return []
-        entries = self._aligner.rest()
-        if event.end is not None:
-            entries.append(unwritten(self._text, event.end, event.logprobs))
-        return entries
-
-
-async def deltas(
-    generation: Generation, choices: Sequence[ChoiceText], silence: float
-) -> AsyncIterator[Delta | None]:
-    """The deltas of all choices until the last one ends; None after each `silence` seconds without a delta.
-
-    There may be none while tokens arrive: a call of a tool is certain when it is complete.
-
-    Raises:
-      EngineFailed: the engine was lost. RequestFailed: it failed one of the sequences.
-      BadRequest, InvalidRequest: it failed one because the request is invalid.
-    """
-    waiting: list[list[TokenEvent]] = [[] for _ in choices]
-    started = ended = 0
-    last = time.monotonic()
-    while ended < len(choices):
-        received = await generation.next(silence)
-        if received is None or time.monotonic() - last >= silence:
-            yield None
-            last = time.monotonic()
-        if received is None:
-            continue
-        index, event = received
-        if event.finish == "error":
-            raise choices[index].failure(event)
-        waiting[index].append(event)
-        if index > started:
-            continue
-        for choice in range(index, len(choices) if index == started else index + 1):
-            if not waiting[choice]:
-                break
-            for delta in _deltas_of(choice, choices[choice], waiting[choice], generation):
-                started += isinstance(delta, Start)
-                ended += isinstance(delta, End)
-                yield delta
-                last = time.monotonic()
-            if choice >= started:
-                break
-
-
-def _deltas_of(
-    choice: int, text: ChoiceText, events: list[TokenEvent], generation: Generation
-) -> list[Delta]:
-    """The deltas of one choice for its buffered events."""
-    found: list[Delta] = []
-    for event in events:
-        if text.finish is not None:
-            break
-        found += text.push(choice, event)
-        if text.finish is not None:
-            generation.end(choice)
-    events.clear()
-    return found
+Delta = Start | Reasoning | Piece | ToolCall | Arguments | End

@@ -1,9 +1,10 @@
 """Log-probabilities of tokens, aligned with the text that has been sent.
 
-Two invariants: there is one entry for each generated token, and the joined `bytes` of a choice's entries are
-the UTF-8 of its content. So a token that is not in the content (a special token, the end token, a token of
-the stop string) has an entry without bytes. Text is emitted later than tokens arrive (unfinished characters,
-possible stop strings) and may end inside a token (a stop string). Therefore each token stores its end
+Two invariants: there is one entry for each generated token of the answer, and the joined `bytes` of a
+choice's entries are the UTF-8 of its content. Tokens of reasoning before the answer have no entries
+(`skip`). A token that is not in the content (a special token, the end token, a token of the stop string) has
+an entry without bytes. Text is emitted later than tokens arrive (unfinished characters, possible stop
+strings) and may end inside a token (a stop string). Therefore each token stores its end
 position in the text, in characters, and its entry is released when the text has been sent up to there.
 """
 
@@ -86,6 +87,17 @@ class LogprobAligner:
         end = self._decoded + unfinished
         self._pending.append(_Pending(token, logprobs, raw, state, begin, end))
 
+    def skip(self, length: int) -> None:
+        """Drops the next `length` characters, which are not content: no entry is released for them, and the
+        entry of a token that reaches into the content begins there."""
+        self._sent += length
+        while length and self._pending and self._pending[0].end <= self._sent:
+            self._pending.popleft()
+        if self._pending and self._pending[0].begin < self._sent:
+            pending = self._pending[0]
+            pending.raw = pending.raw[self._bytes_sent(pending) :]
+            pending.state, pending.begin = _decoder_of("replace").getstate(), self._sent
+
     def reach(self, length: int) -> int:
         """How many of the next `length` characters end at the end of a token, with no other token open."""
         limit, place = self._sent + length, self._sent
@@ -108,14 +120,18 @@ class LogprobAligner:
         if not self._pending or self._pending[0].begin >= self._sent:
             return []
         pending = self._pending.popleft()
+        pending.raw = pending.raw[: self._bytes_sent(pending)]
+        return [self._entry(pending)]
+
+    def _bytes_sent(self, pending: _Pending) -> int:
+        """How many of a token's bytes are in the text so far."""
         decoder = _decoder_of("replace")
         decoder.setstate(pending.state)
         kept, length = pending.begin, 0
         while kept < self._sent:
             kept += len(decoder.decode(pending.raw[length : length + 1]))
             length += 1
-        pending.raw = pending.raw[:length]
-        return [self._entry(pending)]
+        return length
 
     def rest(self) -> list[Entry]:
         """At the end of the text: the entries of tokens without text after the last sent character."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ...runtime.request import NotReady
+from .. import reasoning
 from ..tool_formats import FORMATS, ToolFormat, format_of
 
 
@@ -195,12 +196,14 @@ class ServedModel:
     Attributes:
       text: None until it is loaded. defaults: the sampling parameters that the checkpoint recommends.
       tool_format: replaces the tool-call format derived from the template.
+      reasoning_format: `auto`, `none`, or the name of a format, which is used instead of the derived one.
       close: ends the renderer processes.
     """
 
     text: TextModel | None = None
     defaults: SamplingDefaults = NoDefaults()
     tool_format: str | None = None
+    reasoning_format: str = "auto"
     close: Callable[[], None] = lambda: None
 
     @property
@@ -208,8 +211,22 @@ class ServedModel:
         """How this model writes tool calls."""
         return FORMATS[self.tool_format] if self.tool_format else format_of(self.ready().tool_template)
 
+    @property
+    def reasoning(self) -> reasoning.ReasoningFormat | None:
+        """How this model marks its reasoning; None if replies are not split."""
+        text, name = self.ready(), self.reasoning_format
+        if name != "auto":
+            return reasoning.FORMATS.get(name)
+        return reasoning.format_of(text.chat_template, lambda mark: _is_token(text, mark))
+
     def ready(self) -> TextModel:
         """The text model; raises NotReady before it is loaded."""
         if self.text is None:
             raise NotReady("the tokenizer is loading")
         return self.text
+
+
+def _is_token(text: TextModel, written: str) -> bool:
+    """Whether a text is one token of the vocabulary."""
+    ids = text.encode(written, add_special_tokens=False)
+    return len(ids) == 1 and text.token_name(ids[0]) == written

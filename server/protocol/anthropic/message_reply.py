@@ -15,7 +15,8 @@ import msgspec
 
 from ...encode import to_named_event
 from ...errors import ApiError
-from ...text.deltas import Arguments, ChoiceText, Delta, End, Piece, Start, ToolCall
+from ...text.choice import ChoiceText
+from ...text.deltas import Arguments, Delta, End, Piece, Start, ToolCall
 from ..heading import Heading
 from ..usage import Usage
 from .message_errors import error_body

@@ -14,6 +14,7 @@ from ..delivery import Delivery, read_delivery
 from ..fields import Fields, wrong_type
 from ..kinds import Described, Limits
 from ..messages import Message, check_contents, read_messages
+from ..reasoning import PLAIN_USE, ReasoningUse, read_reasoning
 from ..sampling import Sampling, read_early, read_extras, read_late
 from ..structured import Constraint, read_constraint
 from ..tools import ToolUse, read_tools
@@ -40,6 +41,7 @@ class ChatCall:
 
     Attributes:
       constraint: the constraint on the answer, if any.
+      reasoning: how the reasoning before the answer is treated.
       unknown: keys that are not parameters of this route.
     """
 
@@ -50,6 +52,7 @@ class ChatCall:
     constraint: Constraint | None
     rendering: Rendering
     delivery: Delivery
+    reasoning: ReasoningUse = PLAIN_USE
     unknown: tuple[str, ...]
 
 
@@ -74,6 +77,7 @@ def parse_chat(body: dict[str, Any], *, most_choices: int, strict: bool) -> Chat
     delivery = read_delivery(fields)
     labels.check_storage(fields)
     parameters.CHAT.check(fields)
+    reasoning = read_reasoning(fields)
     rendering = read_rendering(fields)
     parameters.CHAT.refuse_unsupported(fields)
     check_contents(body["messages"])
@@ -85,6 +89,7 @@ def parse_chat(body: dict[str, Any], *, most_choices: int, strict: bool) -> Chat
         constraint=constraint,
         rendering=rendering,
         delivery=delivery,
+        reasoning=reasoning,
         unknown=unknown,
     )
 

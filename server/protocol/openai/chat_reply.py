@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from ...encode import to_event, to_json
-from ...text.deltas import Arguments, Delta, End, Piece, Start, ToolCall
+from ...text.deltas import Arguments, Delta, End, Piece, Reasoning, Start, ToolCall
 from ...text.logprobs import Entry
 from ..delivery import Delivery
 from ..heading import Heading
@@ -30,6 +30,7 @@ class FoldedChoice:
     logprobs: list[msgspec.Raw] | None
     finish: str | None = None
     text: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self, index: int) -> dict[str, Any]:
@@ -38,6 +39,8 @@ class FoldedChoice:
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         if self.calls:
             message |= {"content": content or None, "tool_calls": self.calls}
+        if self.reasoning:
+            message |= _reasoning("".join(self.reasoning))
         return {
             "index": index,
             "message": message | {"annotations": []},
@@ -66,6 +69,7 @@ class ChatReply(OpenAiReply):
         super().__init__(heading, delivery)
         self._logprobs = logprobs
         self._single = single
+        self._unopened: set[int] = set()
         self._folded = [FoldedChoice([] if logprobs else None) for _ in range(choices)]
 
     def events(self, delta: Delta, usage: Callable[[], Usage]) -> Iterator[bytes]:
@@ -73,15 +77,20 @@ class ChatReply(OpenAiReply):
         so_far = usage().to_dict() if self._delivery.continuous_usage else None
         match delta:
             case Start(index, calls):
-                if not (calls and self._single):
+                if calls and self._single:
+                    self._unopened.add(index)
+                else:
                     yield self._chunk(index, self._start(calls), so_far, _listed(self._none_yet()))
+            case Reasoning(index, text):
+                yield self._chunk(index, _reasoning(text), so_far)
             case Piece(index, text, entries):
                 yield self._chunk(index, {"content": text}, so_far, _listed(entries))
             case ToolCall(index, number, id, name):
                 function = {"name": name, "arguments": ""}
                 calls = [{"index": number, "id": id, "type": "function", "function": function}]
-                opening = {"role": "assistant", "content": None} if self._single and number == 0 else {}
-                closing = {"refusal": None} if opening else {}
+                opens = number == 0 and index in self._unopened
+                opening = {"role": "assistant", "content": None} if opens else {}
+                closing = {"refusal": None} if opens else {}
                 yield self._chunk(index, {**opening, "tool_calls": calls, **closing}, so_far)
             case Arguments(index, number, text):
                 part = {"index": number, "function": {"arguments": text}}
@@ -93,6 +102,8 @@ class ChatReply(OpenAiReply):
         """Adds to the choice's message."""
         folded = self._folded[delta.choice]
         match delta:
+            case Reasoning(_, text):
+                folded.reasoning.append(text)
             case Piece(_, text, entries):
                 folded.text.append(text)
                 folded.add_entries(entries)
@@ -150,6 +161,11 @@ class ChatReply(OpenAiReply):
             "choices": choices,
         }
         return chunk | {"usage": usage} if self._delivery.include_usage else chunk
+
+
+def _reasoning(text: str) -> dict[str, str]:
+    """Under both names: clients read one or the other."""
+    return {"reasoning_content": text, "reasoning": text}
 
 
 def _listed(entries: list[Entry] | None) -> dict[str, Any] | None:

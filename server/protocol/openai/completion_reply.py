@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...encode import to_event
-from ...text.deltas import ChoiceText, Delta, End, Piece, Start
+from ...text.choice import ChoiceText
+from ...text.deltas import Delta, End, Piece, Start
 from ...text.logprobs import Entry
 from ..delivery import Delivery
 from ..heading import Heading

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ....runtime.request import MAX_TOP_LOGPROBS
-from .. import labels, sampling, structured
+from .. import labels, reasoning, sampling, structured
 from ..delivery import STREAM_OPTIONS
 from ..kinds import MOST_TOKENS, Boolean, Integer, Kind, Limits, Object, Refused, Schema, Shape, String, Words
 from ..messages import MESSAGES
@@ -65,20 +65,22 @@ _PEERS: dict[str, Kind] = {
     "id_slot": Integer(-1, MOST_TOKENS),
     "cache_prompt": Boolean(),
     "guided_decoding_backend": String(),
-    "include_reasoning": Boolean(),
-    "separate_reasoning": Boolean(),
-    "stream_reasoning": Boolean(),
-    "reasoning_format": String(),
     "parse_tool_calls": Boolean(),
 }
-"""Parameters that change no answer here: labels, where a prompt is cached, how reasoning is separated."""
+"""Parameters that change no answer here: labels, where a prompt is cached."""
 
 
 def _route(
     honoured: Mapping[str, Kind], refused: Mapping[str, tuple[Any, ...]], required: tuple[str, ...]
 ) -> Parameters:
     refused = {**REFUSED, **refused}
-    return Parameters({**_SAMPLING, **honoured}, labels.KINDS | _PEERS, _refusals(refused), required)
+    less = _without({**labels.KINDS, **_PEERS, **reasoning.KINDS}, honoured)
+    return Parameters({**_SAMPLING, **honoured}, less, _refusals(refused), required)
+
+
+def _without(kinds: Mapping[str, Kind], names: Iterable[str]) -> dict[str, Kind]:
+    left_out = frozenset(names)
+    return {name: kind for name, kind in kinds.items() if name not in left_out}
 
 
 def _refusals(refused: Mapping[str, tuple[Any, ...]]) -> dict[str, Refused]:
@@ -94,6 +96,7 @@ CHAT = _route(
         **_TOOLS,
         **_CONVERSATION,
         **structured.KINDS,
+        **reasoning.KINDS,
     },
     {"best_of": (1,), "echo": (False,), "add_special_tokens": (False,)},
     ("model", "messages"),
@@ -137,11 +140,6 @@ def _responses(
     return Parameters(served, less, _refusals(refused), ("model", "input"))
 
 
-def _without(kinds: Mapping[str, Kind], names: Iterable[str]) -> dict[str, Kind]:
-    left_out = frozenset(names)
-    return {name: kind for name, kind in kinds.items() if name not in left_out}
-
-
 RESPONSES = _responses(
     {
         "input": INPUT,
@@ -157,6 +155,7 @@ RESPONSES = _responses(
         "top_logprobs": _TOP_LOGPROBS,
         "chat_template_kwargs": TEMPLATE_OPTIONS,
         **structured.KINDS,
+        **reasoning.KINDS,
     },
     {
         "reasoning": Object(

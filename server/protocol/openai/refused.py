@@ -45,6 +45,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "custom_logit_processor": (),
     "custom_params": (),
     "no_stop_trim": (False,),
+    "stream_reasoning": (True,),
     "stop_regex": (),
     "extra_key": (),
     "return_hidden_states": (False,),

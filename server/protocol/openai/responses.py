@@ -12,6 +12,7 @@ from .. import labels
 from ..delivery import Delivery
 from ..fields import Fields
 from ..kinds import Described, Limits
+from ..reasoning import read_reasoning
 from ..sampling import Sampling, read_early, read_extras, read_late
 from ..structured import read_constraint
 from ..tools import read_tools
@@ -70,6 +71,7 @@ def parse_response(body: dict[str, Any], *, strict: bool) -> ResponseCall:
         constraint=constraint,
         rendering=Rendering(options=options.values if options else {}),
         delivery=Delivery(fields.take("stream") or False),
+        reasoning=read_reasoning(fields),
         unknown=unknown,
     )
     return ResponseCall(chat, _echo(fields))

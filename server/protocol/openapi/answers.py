@@ -20,7 +20,10 @@ def _word(*words: str) -> Schema:
 
 
 _COUNTS = {"prompt_tokens": _COUNT, "total_tokens": _COUNT}
-_USAGE = record({**_COUNTS, "completion_tokens": _COUNT}, {"prompt_tokens_details": _OBJECT})
+_USAGE = record(
+    {**_COUNTS, "completion_tokens": _COUNT},
+    {"prompt_tokens_details": _OBJECT, "completion_tokens_details": _OBJECT},
+)
 _HEADING = {"id": TEXT, "created": _COUNT, "model": TEXT, "usage": _USAGE, "system_fingerprint": TEXT}
 _REASON = _word("stop", "length", "tool_calls")
 _CALL = record(
@@ -28,7 +31,7 @@ _CALL = record(
 )
 _MESSAGE = record(
     {"role": constant("assistant"), "content": nullable(TEXT)},
-    {"refusal": TEXT, "tool_calls": _listed(_CALL)},
+    {"refusal": TEXT, "tool_calls": _listed(_CALL), "reasoning_content": TEXT, "reasoning": TEXT},
 )
 
 CHAT = record(

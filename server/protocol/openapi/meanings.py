@@ -52,13 +52,15 @@ MEANINGS = {
     "request_id": "a label; answers have ids of their own", "rid": "a label, likewise",
     "id_slot": "which slot is free is the scheduler's business", "cache_prompt": "prompts are always cached",
     "guided_decoding_backend": "there is one",
-    "include_reasoning": "reasoning is not separated from the content",
-    "separate_reasoning": "likewise", "stream_reasoning": "likewise", "reasoning_format": "likewise",
+    "include_reasoning": "false leaves reasoning out of the answer; it is still counted",
+    "separate_reasoning": "false leaves reasoning, with its marks, in the content",
+    "reasoning_format": "`none` does the same; `auto` and `deepseek` separate it",
     "parse_tool_calls": "calls are always separated",
     "service_tier": "every tier is `default`", "reasoning_effort": "none … max",
 }  # fmt: skip
 """Of the parameters that are honoured or checked. Those of sampling are declared with `Sampling`."""
 
+_NOT_SPLIT = "a completion's text has its reasoning in it"
 _MESSAGE_MEANINGS = {
     "messages": "roles user, assistant, system; text, tool calls, their results, thinking; no images",
     "system": "a string or text blocks; billing headers and marks of tokens left are removed",
@@ -84,9 +86,10 @@ OWN_MEANINGS = {
         "diagnostics": "an object",
     },
     "/v1/messages/count_tokens": _MESSAGE_MEANINGS | {"output_config": "`format` and `effort` are checked"},
-    "/v1/completions": {
-        "max_tokens": "most tokens to generate; prompt and completion together must fit the context"
-    },
+    "/v1/completions": dict.fromkeys(
+        ("include_reasoning", "separate_reasoning", "reasoning_format"), _NOT_SPLIT
+    )
+    | {"max_tokens": "most tokens to generate; prompt and completion together must fit the context"},
     "/v1/responses": {
         "input": "a string, or items: messages, function calls, what they returned; reasoning is left out",
         "instructions": "a system message before all others",

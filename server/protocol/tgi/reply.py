@@ -9,7 +9,8 @@ from typing import Any
 
 from ...encode import to_event
 from ...errors import ApiError
-from ...text.deltas import ChoiceText, Delta, End, Piece
+from ...text.choice import ChoiceText
+from ...text.deltas import Delta, End, Piece
 from ...text.logprobs import Entry
 from ..usage import Usage
 from .generate import GenerateCall

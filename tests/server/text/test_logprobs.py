@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from distaff.runtime.request import TokenEvent, TokenLogprobs
 from distaff.server.encode import to_json
 from distaff.server.protocol.openai.chat_reply import FoldedChoice
-from distaff.server.text.deltas import ChoiceText, End, Piece
+from distaff.server.text.choice import ChoiceText
+from distaff.server.text.deltas import End, Piece
 from distaff.server.text.logprobs import FLOOR
 from distaff.server.text.stops import StopSearch
 
