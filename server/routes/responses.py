@@ -19,7 +19,11 @@ async def create_response(request: ApiRequest) -> HTTPResponse | None:
     left_out = note_left_out(request.app.ctx, call.chat.tools)
     prepared = await prepare_chat(request, call.chat, "resp_", "input")
     reply = ResponseReply(
-        prepared.heading, call.echo, temperature=prepared.params.temperature, top_p=prepared.params.top_p
+        prepared.heading,
+        call.echo,
+        temperature=prepared.params.temperature,
+        top_p=prepared.params.top_p,
+        portable_reasoning=call.portable_reasoning,
     )
     submitted = prepared.submit(request, reply)
     return await answer(request, submitted, stream=call.chat.delivery.stream, headers=left_out)

@@ -2,7 +2,8 @@
 
 A list of items, each a message, a function call, or the result of a call. Neighbouring calls and the text
 around them become one message of the assistant, as templates expect. Items of tools that OpenAI runs itself
-are refused, and so are references to stored items: nothing is stored. Other models' reasoning is left out.
+are refused, and so are references to stored items: nothing is stored. Reasoning becomes the
+`reasoning_content` of the message after it; what another server has encrypted is left out.
 """
 
 from typing import Any
@@ -10,22 +11,24 @@ from typing import Any
 from ...errors import BadRequest
 from ..fields import Fields, check_array, objects, wrong_type, wrong_value
 from ..kinds import TEXT, Schema, Shape, array, constant, record
-from ..messages import MOST_MESSAGES, Message, parsed_arguments
+from ..messages import MOST_MESSAGES, REASONING, Message, parsed_arguments
+from .response_items import PLAIN
 
 LOGPROBS = "message.output_text.logprobs"
+ENCRYPTED = "reasoning.encrypted_content"
 _INCLUDABLE = (
     LOGPROBS,
     "code_interpreter_call.outputs",
     "computer_call_output.output.image_url",
     "file_search_call.results",
     "message.input_image.image_url",
-    "reasoning.encrypted_content",
+    ENCRYPTED,
     "web_search_call.action.sources",
     "web_search_call.results",
 )
 _KINDS = ("message", "function_call", "function_call_output", "reasoning")
 _ROLES = ("assistant", "system", "developer", "user")
-_OUTPUT, _INPUT = ("output_text", "refusal"), ("input_text",)
+_OUTPUT, _INPUT, _THOUGHT = ("output_text", "refusal"), ("input_text",), ("reasoning_text",)
 
 
 def read_input(value: Any, instructions: str | None) -> list[Message]:
@@ -68,6 +71,8 @@ def _add(item: Fields, messages: list[Message], calls: set[str]) -> None:
             _assistant_message(messages).setdefault("tool_calls", []).append(_call(item))
         case "function_call_output":
             messages.append(_output(item, calls))
+        case "reasoning":
+            _add_reasoning(item, messages)
 
 
 def _kind(item: Fields) -> str:
@@ -85,10 +90,28 @@ def _add_message(item: Fields, messages: list[Message]) -> None:
     item.require("role")
     role = item.one_of("role", _ROLES) or "user"
     text = _text(item, "content", _OUTPUT if role == "assistant" else _INPUT)
-    if role == "assistant" and messages and messages[-1].get("tool_calls"):
+    if role == "assistant" and _is_open(messages):
         messages[-1]["content"] += text
     else:
         messages.append(_message("system" if role == "developer" else role, text))
+
+
+def _is_open(messages: list[Message]) -> bool:
+    """Whether the last message is the assistant's and may still receive text: it has calls or reasoning."""
+    last = messages[-1] if messages else {}
+    return bool(last.get("tool_calls") or (last.get(REASONING[0]) and not last["content"]))
+
+
+def _add_reasoning(item: Fields, messages: list[Message]) -> None:
+    """Adds the text of reasoning, which this server has written in two places."""
+    text = _text(item, "content", _THOUGHT) if item.get("content") is not None else ""
+    portable = item.string("encrypted_content") or ""
+    text = text or (portable.removeprefix(PLAIN) if portable.startswith(PLAIN) else "")
+    if not text:
+        return
+    if not _is_open(messages):
+        messages.append(_message("assistant", ""))
+    messages[-1][REASONING[0]] = messages[-1].get(REASONING[0], "") + text
 
 
 def _assistant_message(messages: list[Message]) -> Message:
@@ -155,12 +178,13 @@ def _schema() -> Schema:
     kind, sent, answered = {"type": constant("message")}, _text_schema(_INPUT), _text_schema(_OUTPUT)
     output = record({"type": constant("function_call_output"), "call_id": TEXT, "output": sent})
     call = {"type": constant("function_call"), "call_id": TEXT, "name": TEXT, "arguments": TEXT}
+    thought = {"content": _text_schema(_THOUGHT), "encrypted_content": TEXT}
     items = [
         record({"role": others, "content": sent}, kind),
         record({"role": constant("assistant"), "content": answered}, kind),
         record(call),
         output,
-        record({"type": constant("reasoning")}),
+        record({"type": constant("reasoning")}, thought),
     ]
     return {"anyOf": [TEXT, array({"anyOf": items}, MOST_MESSAGES)]}
 

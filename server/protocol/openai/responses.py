@@ -18,7 +18,7 @@ from ..structured import read_constraint
 from ..tools import read_tools
 from . import parameters
 from .chat import ChatCall, Rendering, read_model
-from .response_input import LOGPROBS, read_included, read_input
+from .response_input import ENCRYPTED, LOGPROBS, read_included, read_input
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,12 @@ class ResponseCall:
 
     Attributes:
       chat: the equivalent chat call. echo: the parameters that the answer repeats.
+      portable_reasoning: items of reasoning have `encrypted_content`.
     """
 
     chat: ChatCall
     echo: dict[str, Any]
+    portable_reasoning: bool
 
     @property
     def model(self) -> str:
@@ -74,7 +76,7 @@ def parse_response(body: dict[str, Any], *, strict: bool) -> ResponseCall:
         reasoning=read_reasoning(fields),
         unknown=unknown,
     )
-    return ResponseCall(chat, _echo(fields))
+    return ResponseCall(chat, _echo(fields), ENCRYPTED in read_included(fields.get("include")))
 
 
 def _check_served(fields: Described) -> None:

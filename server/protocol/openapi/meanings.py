@@ -91,11 +91,11 @@ OWN_MEANINGS = {
     )
     | {"max_tokens": "most tokens to generate; prompt and completion together must fit the context"},
     "/v1/responses": {
-        "input": "a string, or items: messages, function calls, what they returned; reasoning is left out",
+        "input": "a string, or items: messages, function calls, what they returned, reasoning",
         "instructions": "a system message before all others",
         "max_output_tokens": "most tokens to generate; fewer if the context is full before",
         "text": "`format` holds the answer to a schema; `verbosity` is checked",
-        "include": "`message.output_text.logprobs`; the others are of items that are never made here",
+        "include": "`message.output_text.logprobs`, `reasoning.encrypted_content`; the others change nothing",
         "top_logprobs": "0 to 20 alternatives for each token",
         "tool_choice": "`none`, `auto`, `required`, a function, or `allowed_tools`",
         "max_tool_calls": "is of tools that OpenAI runs",

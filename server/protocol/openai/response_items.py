@@ -1,0 +1,130 @@
+"""The items of a Responses answer, as they grow: reasoning, messages, calls, and the events about them.
+
+One item is open at a time, the newest; the first delta of another kind ends it. `response_reply` numbers the
+events and makes the answer around the items.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ...text.deltas import Arguments, Delta, End, Piece, Reasoning, ToolCall
+from ...text.logprobs import Entry
+from ..heading import fresh_id
+
+Event = tuple[str, dict[str, Any]]
+"""The type of an event, and its fields."""
+
+PLAIN = "text:"
+"""Begins our `encrypted_content`, which is the reasoning itself: nothing is stored or hidden here."""
+
+
+class OutputItems:
+    """The items of one answer.
+
+    Attributes:
+      items: so far, in OpenAI's keys.
+    """
+
+    def __init__(self, *, portable: bool) -> None:
+        """No items; `portable`: reasoning also has `encrypted_content`, which clients send back."""
+        self.items: list[dict[str, Any]] = []
+        self._portable = portable
+        self._open = False
+
+    def advance(self, delta: Delta) -> Iterator[Event]:
+        """Adds a delta; yields its events. An end is in `end`."""
+        match delta:
+            case Reasoning(_, text):
+                yield from self._enter("reasoning")
+                self._part["text"] += text
+                yield self._here("response.reasoning_text.delta", {"content_index": 0, "delta": text})
+            case Piece(_, text, entries):
+                yield from self._enter("message")
+                yield self._add_text(text, entries or [])
+            case ToolCall(_, _, id, name):
+                item = {"id": fresh_id("fc_"), "type": "function_call", "status": "in_progress"}
+                yield from self._begin(item | {"arguments": "", "call_id": id, "name": name})
+            case Arguments(_, _, text):
+                self.items[-1]["arguments"] += text
+                yield self._here("response.function_call_arguments.delta", {"delta": text})
+
+    def end(self, delta: End, status: str) -> Iterator[Event]:
+        """Ends the last item. An answer without any output is an empty message."""
+        if not self.items:
+            yield from self._enter("message")
+        if delta.logprobs and self._in("message"):
+            yield self._add_text("", delta.logprobs)
+        yield from self._end_item(status)
+
+    @property
+    def _part(self) -> dict[str, Any]:
+        """The one part of the newest item's text."""
+        return self.items[-1]["content"][0]
+
+    def _in(self, kind: str) -> bool:
+        return self._open and self.items[-1]["type"] == kind
+
+    def _enter(self, kind: str) -> Iterator[Event]:
+        """Begins an item with a text, unless it is open."""
+        if self._in(kind):
+            return
+        if kind == "message":
+            part = {"type": "output_text", "annotations": [], "logprobs": [], "text": ""}
+            item = {"id": fresh_id("msg_"), "type": kind, "status": "in_progress"}
+            yield from self._begin(item | {"content": [part], "role": "assistant"})
+        else:
+            part = {"type": "reasoning_text", "text": ""}
+            item = {"id": fresh_id("rs_"), "type": kind, "summary": [], "status": "in_progress"}
+            yield from self._begin(item | {"content": [part], "encrypted_content": None})
+        yield self._here("response.content_part.added", {"content_index": 0, "part": part})
+
+    def _begin(self, item: dict[str, Any]) -> Iterator[Event]:
+        """Ends the item before, and begins a new one."""
+        yield from self._end_item("completed")
+        self.items.append(item)
+        self._open = True
+        empty = item | {"content": []} if "content" in item else item
+        yield "response.output_item.added", {"output_index": len(self.items) - 1, "item": empty}
+
+    def _add_text(self, text: str, entries: list[Entry]) -> Event:
+        logprobs = [_logprob(entry) for entry in entries]
+        self._part["text"] += text
+        self._part["logprobs"] += logprobs
+        return self._here(
+            "response.output_text.delta", {"content_index": 0, "delta": text, "logprobs": logprobs}
+        )
+
+    def _end_item(self, status: str) -> Iterator[Event]:
+        """The events at the end of the open item."""
+        if not self._open:
+            return
+        self._open = False
+        item = self.items[-1]
+        item["status"] = status
+        if item["type"] == "function_call":
+            call = {"name": item["name"], "arguments": item["arguments"]}
+            yield self._here("response.function_call_arguments.done", call)
+        else:
+            yield from self._end_text(item)
+        yield "response.output_item.done", {"output_index": len(self.items) - 1, "item": item}
+
+    def _end_text(self, item: dict[str, Any]) -> Iterator[Event]:
+        part, said = self._part, {"content_index": 0, "text": self._part["text"]}
+        if item["type"] == "message":
+            yield self._here("response.output_text.done", said | {"logprobs": part["logprobs"]})
+        else:
+            item["encrypted_content"] = PLAIN + part["text"] if self._portable else None
+            yield self._here("response.reasoning_text.done", said)
+        yield self._here("response.content_part.done", {"content_index": 0, "part": part})
+
+    def _here(self, name: str, fields: dict[str, Any]) -> Event:
+        """An event of the newest item."""
+        return name, {"item_id": self.items[-1]["id"], "output_index": len(self.items) - 1, **fields}
+
+
+def _logprob(entry: Entry) -> dict[str, Any]:
+    """As in a chat completion, except that the bytes of a special token are empty instead of null."""
+    found = entry.to_dict()
+    for each in (found, *found["top_logprobs"]):
+        each["bytes"] = each["bytes"] or []
+    return found
