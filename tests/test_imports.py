@@ -69,7 +69,7 @@ ARROWS = {
     "runtime/cluster": {"model", "runtime/device", "runtime/framing", "runtime/options"},
     "runtime/capacity": {"model", "model/kernels", "model/kernels/tpu", "runtime/device"},
     "server/tool_formats": {"checkpoints/grammars"},
-    "server/reasoning": set(),
+    "server/reasoning": {"checkpoints/grammars"},
     "server/dispatch": SHARED,
     "server/process": {"server/exit_codes", "server/keys"},
     "server/engines": {*SHARED, "runtime/framing", "server/dispatch", "server/process"},

@@ -113,20 +113,6 @@ def choice_grammar(choices: Sequence[str]) -> str:
     return lark_grammar("start: " + " | ".join(json.dumps(choice) for choice in choices))
 
 
-def either(one: str, other: str) -> str:
-    """A grammar of the texts of both grammars."""
-    main = {"name": "main", "lark_grammar": "start: @one | @other"}
-    return json.dumps({"grammars": [main, _named("one", one), _named("other", other)]})
-
-
-def _named(name: str, grammar: str) -> dict[str, Any]:
-    """A grammar as part of another."""
-    if not grammar.lstrip().startswith("{"):
-        return {"name": name, "lark_grammar": grammar}
-    (part,) = json.loads(grammar)["grammars"]
-    return part | {"name": name}
-
-
 def check_grammar(grammar: str) -> None:
     """Compiles a grammar and discards the result; the time is bounded for any grammar.
 

@@ -70,6 +70,7 @@ async def prepare_chat(
     grammar = await checked(constraint, request.off_loop)
     prompt = await encode_chat(text, call, info, request.off_loop, where, strict=flags.strict)
     begins = beginning_of(call, prompt, text, context.served.reasoning)
+    grammar = begins.grammar(grammar, text) if begins else grammar
     params = sampling_params(call.sampling, text, context.served.defaults, grammar)
     most = flags.default_max_tokens if params.max_tokens is None else params.max_tokens
     if most is not None:
@@ -106,7 +107,7 @@ def _choice(
         prompt,
         StopSearch(sampling.stop, include=sampling.include_stop),
         logprobs=sampling.logprobs is not None,
-        reasoning=begins.splitter() if begins and call.reasoning.separate else None,
+        reasoning=begins.splitter() if begins else None,
         show_reasoning=call.reasoning.shown,
         constraint=constraint,
         parser=parser_of(call, format, vouched=constraint is not None),

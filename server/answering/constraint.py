@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ...checkpoints.errors import GrammarError
-from ...checkpoints.grammars.grammar import check_schema, either
+from ...checkpoints.grammars.grammar import check_schema
+from ...checkpoints.grammars.joining import either
 from ..protocol.openai.chat import ChatCall
 from ..protocol.structured import Constraint
 from ..protocol.tools import invalid_parameters

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..protocol.openai.chat import ChatCall
-from ..reasoning import Place, ReasoningFormat, ReasoningSplitter
+from ..reasoning import Place, ReasoningFormat, ReasoningSplitter, grammar_of_reply
 from ..text.text_model import SpecialsShown, TextModel
 
 _TAIL = 64
@@ -22,6 +22,10 @@ class ReplyBegins:
     format: ReasoningFormat
     place: Place
 
+    def grammar(self, answer: str | None, text: TextModel) -> str | None:
+        """The grammar of the reply, whose answer follows a grammar."""
+        return grammar_of_reply(self.format, self.place, answer, text.special_id)
+
     def splitter(self) -> ReasoningSplitter:
         """A splitter for one choice."""
         return ReasoningSplitter(self.format, self.place)
@@ -30,8 +34,8 @@ class ReplyBegins:
 def beginning_of(
     call: ChatCall, prompt: Sequence[int], text: TextModel, format: ReasoningFormat | None
 ) -> ReplyBegins | None:
-    """Where a reply to this prompt begins; None if the model has no format of reasoning."""
-    if format is None:
+    """Where a reply to this prompt begins; None if its reasoning is not split off."""
+    if format is None or not call.reasoning.separate:
         return None
     decoder = SpecialsShown(text).detokenizer()
     place = format.place_after("".join(map(decoder.push, prompt[-_TAIL:])))

@@ -1,9 +1,12 @@
-"""Reasoning that a model writes before its answer: the marks around it, and where it ends in a reply.
+"""Reasoning before an answer: its marks, where it ends in a reply, and grammars that allow it.
 
-Handles text; neither requests nor tokens nor JSON.
+Handles text; neither requests nor protocols.
 """
 
 from .formats import FORMATS, Place, ReasoningFormat, format_of
+from .grammar import grammar_of_reply
 from .splitter import ReasoningSplitter, Split
 
-__all__ = ["FORMATS", "Place", "ReasoningFormat", "ReasoningSplitter", "Split", "format_of"]
+__all__ = [
+    "FORMATS", "Place", "ReasoningFormat", "ReasoningSplitter", "Split", "format_of", "grammar_of_reply",
+]  # fmt: skip

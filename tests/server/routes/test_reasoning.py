@@ -174,6 +174,26 @@ def test_the_official_client_reads_it(client, engine, text):
     assert reply.usage.completion_tokens_details.reasoning_tokens == len(THOUGHT.rstrip())
 
 
+@pytest.mark.parametrize("opening", ["", "<think>\n", "<think>\n\n</think>\n\n"])
+def test_a_grammar_begins_after_it(ask, engine, text, opening):
+    """Each request's grammar allows reasoning where its prompt leaves room for it, and then JSON alone."""
+    text.opening = opening
+    assert ask(response_format={"type": "json_object"}, max_tokens=5).status_code == 200
+    grammar = engine.requests[-1].params.grammar
+    assert ("</think>" in grammar, "<think>" in grammar) == ("</" not in opening, opening == "")
+    assert ask(response_format={"type": "json_object"}, max_tokens=5, separate_reasoning=False)
+    assert "think>" not in engine.requests[-1].params.grammar
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_calls_are_constrained_after_it(message, engine, choice):
+    strict = {"type": "function", "function": NOW["function"] | {"strict": True}}
+    found = message(THOUGHT + CALL, tools=[strict], tool_choice=choice)
+    assert found["tool_calls"][0]["function"] == {"name": "now", "arguments": "{}"}
+    assert found["reasoning"] == "It is four, I think."
+    assert "</think>" in engine.requests[-1].params.grammar
+
+
 @pytest.fixture
 def respond(http, engine, text):
     """A whole answer of /v1/responses, and the events of the streamed one."""
