@@ -19,9 +19,9 @@ from ..text.text_model import SpecialsShown, TextModel
 from ..tool_formats import ToolFormat
 from .constraint import checked, constraint_of, parser_of
 from .context import ApiRequest, AppContext
-from .prompt import Prompt, encode_chat, limited, sampling_params, sequences
+from .prompt import Prompt, check_length, encode_chat, limited, sampling_params, sequences
 from .read_request import submit_call
-from .reasoning import ReplyBegins, beginning_of
+from .reasoning import ReplyBegins, asking, beginning_of
 from .respond import Reply, SubmittedCall
 
 
@@ -65,12 +65,14 @@ async def prepare_chat(
     context = request.app.ctx
     flags, info, text = context.settings.flags, context.engine_info(), context.served.ready()
     check_token_ids(call.sampling, info.vocabulary)
-    format = context.served.format
+    call, format = asking(call, text), context.served.format
     constraint = constraint_of(call, text, format)
     grammar = await checked(constraint, request.off_loop)
     prompt = await encode_chat(text, call, info, request.off_loop, where, strict=flags.strict)
     begins = beginning_of(call, prompt, text, context.served.reasoning)
-    grammar = begins.grammar(grammar, text) if begins else grammar
+    if begins:
+        grammar, prompt = begins.grammar(grammar, text), prompt + begins.added
+        check_length(len(prompt), call.sampling.room, info, where=where)
     params = sampling_params(call.sampling, text, context.served.defaults, grammar)
     most = flags.default_max_tokens if params.max_tokens is None else params.max_tokens
     if most is not None:

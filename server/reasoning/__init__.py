@@ -4,9 +4,10 @@ Handles text; neither requests nor protocols.
 """
 
 from .formats import FORMATS, Place, ReasoningFormat, format_of
-from .grammar import grammar_of_reply
+from .grammar import Limit, grammar_of_reply
 from .splitter import ReasoningSplitter, Split
 
 __all__ = [
-    "FORMATS", "Place", "ReasoningFormat", "ReasoningSplitter", "Split", "format_of", "grammar_of_reply",
+    "FORMATS", "Limit", "Place", "ReasoningFormat", "ReasoningSplitter", "Split",
+    "format_of", "grammar_of_reply",
 ]  # fmt: skip

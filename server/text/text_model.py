@@ -217,7 +217,7 @@ class ServedModel:
         text, name = self.ready(), self.reasoning_format
         if name != "auto":
             return reasoning.FORMATS.get(name)
-        return reasoning.format_of(text.chat_template, lambda mark: _is_token(text, mark))
+        return reasoning.format_of(text.chat_template, lambda mark: token_of(text, mark) is not None)
 
     def ready(self) -> TextModel:
         """The text model; raises NotReady before it is loaded."""
@@ -226,7 +226,7 @@ class ServedModel:
         return self.text
 
 
-def _is_token(text: TextModel, written: str) -> bool:
-    """Whether a text is one token of the vocabulary."""
+def token_of(text: TextModel, written: str) -> int | None:
+    """The token that a text is, special or not; None if it is several."""
     ids = text.encode(written, add_special_tokens=False)
-    return len(ids) == 1 and text.token_name(ids[0]) == written
+    return ids[0] if len(ids) == 1 and text.token_name(ids[0]) == written else None

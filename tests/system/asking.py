@@ -16,12 +16,15 @@ import httpx
 import numpy as np
 import torch
 import transformers
+from tokenizers import AddedToken, Tokenizer
 
 from distaff.checkpoints.tokenizer import load_tokenizer
 
 from ..checkpoints.making import CHATML, byte_level, edit_json, make_model, save_folder
 
-TEMPLATE = "{% if style %}{{ style }}{% endif %}" + CHATML
+MARK = "</think>"
+THINKS = "{% if add_generation_prompt and thinks %}{{ '<think>\n' }}{% endif %}"
+TEMPLATE = "{% if style %}{{ style }}{% endif %}" + CHATML + THINKS
 RENDERING = ("messages", "add_generation_prompt", "continue_final_message", "chat_template_kwargs")
 Body = dict[str, Any]
 
@@ -48,13 +51,16 @@ class Answer:
 
 
 def tiny_model() -> transformers.PreTrainedModel:
-    """The same each time."""
-    return make_model(vocab_size=byte_level().get_vocab_size(), max_position_embeddings=1024)
+    """The same each time; the last id is the mark's."""
+    return make_model(vocab_size=byte_level().get_vocab_size() + 1, max_position_embeddings=1024)
 
 
 def make_folder(folder: Path) -> Path:
-    """A random Llama of a byte-level vocabulary, whose template heeds `style`."""
+    """A random Llama of a byte-level vocabulary, whose template heeds `style` and `thinks`."""
     save_folder(folder, tiny_model())
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken(MARK, normalized=False)])
+    tokenizer.save(str(folder / "tokenizer.json"))
     edit_json(folder / "tokenizer_config.json", chat_template=TEMPLATE)
     return folder
 
@@ -133,16 +139,18 @@ def comparable(choice: dict[str, Any]) -> tuple[Any, ...]:
         (call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls", ())
     ]
     entries = choice["logprobs"]["content"] if choice["logprobs"] else []
-    return message["content"] or "", calls, choice["finish_reason"], entries
+    return message["content"] or "", message.get("reasoning", ""), calls, choice["finish_reason"], entries
 
 
 def fold(chunks: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     """The choices of a stream."""
     folded: dict[int, dict[str, Any]] = {}
     for choice in (choice for chunk in chunks for choice in chunk["choices"]):
-        one = folded.setdefault(choice["index"], {"text": "", "calls": [], "finish": None, "entries": []})
+        empty = {"text": "", "reasoning": "", "calls": [], "finish": None, "entries": []}
+        one = folded.setdefault(choice["index"], empty)
         delta, entries = choice["delta"], choice["logprobs"]
         one["text"] += delta.get("content") or ""
+        one["reasoning"] += delta.get("reasoning", "")
         one["finish"] = choice["finish_reason"] or one["finish"]
         if entries is not None:
             one["entries"] += entries["content"]
@@ -151,6 +159,12 @@ def fold(chunks: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
                 one["calls"].append([call["function"]["name"], ""])
             one["calls"][call["index"]][1] += call["function"]["arguments"]
     return [
-        (one["text"], [tuple(call) for call in one["calls"]], one["finish"], one["entries"])
+        (
+            one["text"],
+            one["reasoning"],
+            [tuple(call) for call in one["calls"]],
+            one["finish"],
+            one["entries"],
+        )
         for _, one in sorted(folded.items())
     ]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from distaff.server.protocol.openai.parameters import CHAT
 
-from .asking import Answer, Asker, Body, make_folder
+from .asking import MARK, Answer, Asker, Body, make_folder
 from .conftest import running
 
 Law = Callable[[Asker, Callable], None]
@@ -33,6 +33,8 @@ SCHEMA = {
     "required": ["a"],
     "additionalProperties": False,
 }
+AT_ONCE = {"separate_reasoning": False}
+"""A grammar begins with the reply: a random model would as soon reason first, and without end."""
 CALL = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
 
 
@@ -300,7 +302,7 @@ FORMATS = {
 def structure(asker, draw):
     """The answer is of the form, however hot, and each of two."""
     for name, value in FORMATS.items():
-        body = base(draw, temperature=2, ignore_eos=False, max_tokens=60, n=2)
+        body = base(draw, temperature=2, ignore_eos=False, max_tokens=60, n=2, **AT_ONCE)
         for choice in asker.ask(body | {name: value}).choices:
             assert choice["finish_reason"] == "stop"
             text = choice["message"]["content"]
@@ -313,7 +315,7 @@ def structure(asker, draw):
 @law_of("tools", "tool_choice", "parallel_tool_calls")
 def tools(asker, draw):
     """A forced call is one of the tool's, by its schema; one alone if so asked; none where none is to be."""
-    body = base(draw, temperature=1, ignore_eos=False, max_tokens=120, tools=[CALL])
+    body = base(draw, temperature=1, ignore_eos=False, max_tokens=120, tools=[CALL], **AT_ONCE)
     choice = draw(st.sampled_from(["required", {"type": "function", "function": {"name": "f"}}]))
     forced = asker.ask(body | {"tool_choice": choice, "parallel_tool_calls": False}).choices[0]
     [call] = forced["message"]["tool_calls"]
@@ -342,6 +344,59 @@ def rendering(asker, draw):
         assert answer.usage["prompt_tokens"] == len(asker.prompt(changed))
         assert is_greedy(answer, asker.logits(changed, answer.ids))
     assert asker.prompt(body | {"continue_final_message": True})[-1] != END
+
+
+def reasons(asker: Asker, draw: Callable) -> tuple[Body, list[int]]:
+    """A request whose reply begins in reasoning and does not end it, and the letters that it may say."""
+    ids, mark = letters(asker)[:-1], asker.text.encode(MARK)[0]
+    options = {"allowed_token_ids": [*ids, mark], "logit_bias": {str(mark): -100}}
+    return base(draw, chat_template_kwargs={"thinks": True}, max_tokens=12, **options), ids
+
+
+def reasoning_of(answer: Answer) -> tuple[str, int]:
+    """The reasoning, and the number of its tokens."""
+    counted = answer.usage["completion_tokens_details"]["reasoning_tokens"]
+    return answer.choices[0]["message"].get("reasoning", ""), counted
+
+
+@law_of("include_reasoning", "separate_reasoning", "reasoning_format")
+def separation(asker, draw):
+    """It is apart from the answer, left out, or left in it; the tokens are the same."""
+    body, _ = reasons(asker, draw)
+    whole = asker.ask(
+        body | draw(st.sampled_from([{"separate_reasoning": False}, {"reasoning_format": "none"}]))
+    )
+    assert len(whole.text) == 12 and reasoning_of(whole) == ("", 0)
+    apart, hidden = asker.ask(body), asker.ask(body | {"include_reasoning": False})
+    assert (apart.text, *reasoning_of(apart)) == ("", whole.text, 12)
+    assert (hidden.text, *reasoning_of(hidden)) == ("", "", 12)
+
+
+@law_of("max_reasoning_tokens", "thinking_token_budget")
+def limited_reasoning(asker, draw):
+    """It ends after so many tokens, and what follows is the likeliest continuation of it and the mark."""
+    body, ids = reasons(asker, draw)
+    whole = asker.ask(body | {"separate_reasoning": False})
+    most, mark = draw(st.integers(1, 8)), asker.text.encode(MARK)
+    cut = asker.ask(body | {draw(st.sampled_from(["max_reasoning_tokens", "thinking_token_budget"])): most})
+    assert reasoning_of(cut) == (whole.text[:most], most + 1) and len(cut.text) == 11 - most
+    before = [*whole.ids[:most], *mark]
+    logits = asker.logits(body, [*before, *cut.ids])[len(before) :]
+    logits[:, np.setdiff1d(np.arange(asker.size), ids)] = -np.inf
+    assert is_greedy(cut, logits)
+
+
+@law_of("reasoning_effort")
+def no_reasoning(asker, draw):
+    """Without it the answer is the likeliest continuation of marks with nothing between them."""
+    body, ids = reasons(asker, draw)
+    answer = asker.ask(body | {"reasoning_effort": "none"})
+    added = asker.text.encode(f"\n\n{MARK}\n\n")
+    assert reasoning_of(answer) == ("", 0) and len(answer.ids) == 12
+    assert answer.usage["prompt_tokens"] == len(asker.prompt(body)) + len(added)
+    logits = asker.logits(body, [*added, *answer.ids])[len(added) :]
+    logits[:, np.setdiff1d(np.arange(asker.size), ids)] = -np.inf
+    assert is_greedy(answer, logits)
 
 
 @pytest.mark.parametrize("law", dict.fromkeys(LAWS.values()), ids=lambda law: law.__name__)

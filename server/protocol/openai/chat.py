@@ -77,7 +77,7 @@ def parse_chat(body: dict[str, Any], *, most_choices: int, strict: bool) -> Chat
     delivery = read_delivery(fields)
     labels.check_storage(fields)
     parameters.CHAT.check(fields)
-    reasoning = read_reasoning(fields)
+    reasoning = read_reasoning(fields, fields.take("reasoning_effort"))
     rendering = read_rendering(fields)
     parameters.CHAT.refuse_unsupported(fields)
     check_contents(body["messages"])

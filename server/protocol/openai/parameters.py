@@ -97,6 +97,8 @@ CHAT = _route(
         **_CONVERSATION,
         **structured.KINDS,
         **reasoning.KINDS,
+        **reasoning.LIMITS,
+        "reasoning_effort": labels.KINDS["reasoning_effort"],
     },
     {"best_of": (1,), "echo": (False,), "add_special_tokens": (False,)},
     ("model", "messages"),
@@ -114,7 +116,7 @@ COMPLETIONS = _route(
         "response_format": structured.format_kind(),
         **structured.KINDS,
     },
-    {"max_completion_tokens": ()},
+    {"max_completion_tokens": (), **dict.fromkeys(reasoning.LIMITS, ())},
     ("model",),
 )
 
@@ -156,11 +158,12 @@ RESPONSES = _responses(
         "chat_template_kwargs": TEMPLATE_OPTIONS,
         **structured.KINDS,
         **reasoning.KINDS,
-    },
-    {
+        **reasoning.LIMITS,
         "reasoning": Object(
             {"effort": Words(labels.EFFORTS), "summary": Words(("auto", "concise", "detailed"))}
         ),
+    },
+    {
         "max_tool_calls": Integer(1, MOST_TOKENS),
         "stream_options": Object({"include_obfuscation": Boolean()}, closed=True),
     },

@@ -35,7 +35,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "priority": (0,),
     "guided_whitespace_pattern": (),
     "structural_tag": (),
-    "thinking_token_budget": (),
     "repetition_detection": (),
     "kv_transfer_params": (),
     "vllm_xargs": (),

@@ -73,7 +73,7 @@ def parse_response(body: dict[str, Any], *, strict: bool) -> ResponseCall:
         constraint=constraint,
         rendering=Rendering(options=options.values if options else {}),
         delivery=Delivery(fields.take("stream") or False),
-        reasoning=read_reasoning(fields),
+        reasoning=read_reasoning(fields, _effort(fields)),
         unknown=unknown,
     )
     return ResponseCall(chat, _echo(fields), ENCRYPTED in read_included(fields.get("include")))
@@ -104,9 +104,17 @@ def _check_unused(fields: Described) -> None:
     parameters.RESPONSES.check(fields)
     if (text := fields.take("text")) is not None:
         text.take("verbosity")
-    for name in ("reasoning", "stream_options"):
-        if (options := fields.take(name)) is not None:
-            options.take_all()
+    if (options := fields.take("stream_options")) is not None:
+        options.take_all()
+
+
+def _effort(fields: Described) -> str | None:
+    """The effort of reasoning; a summary is never made. Raises BadRequest."""
+    options = fields.take("reasoning")
+    if options is None:
+        return None
+    options.take_all()
+    return options.take("effort")
 
 
 def _with_default(tool: dict[str, Any]) -> dict[str, Any]:

@@ -54,9 +54,12 @@ MEANINGS = {
     "guided_decoding_backend": "there is one",
     "include_reasoning": "false leaves reasoning out of the answer; it is still counted",
     "separate_reasoning": "false leaves reasoning, with its marks, in the content",
+    "max_reasoning_tokens": "most tokens of reasoning; then the answer begins; 0 is an effort of `none`",
+    "thinking_token_budget": "the same, in vLLM's words",
     "reasoning_format": "`none` does the same; `auto` and `deepseek` separate it",
     "parse_tool_calls": "calls are always separated",
-    "service_tier": "every tier is `default`", "reasoning_effort": "none … max",
+    "service_tier": "every tier is `default`",
+    "reasoning_effort": "`none`: no reasoning; others are for templates that read them",
 }  # fmt: skip
 """Of the parameters that are honoured or checked. Those of sampling are declared with `Sampling`."""
 
@@ -89,7 +92,10 @@ OWN_MEANINGS = {
     "/v1/completions": dict.fromkeys(
         ("include_reasoning", "separate_reasoning", "reasoning_format"), _NOT_SPLIT
     )
-    | {"max_tokens": "most tokens to generate; prompt and completion together must fit the context"},
+    | {
+        "max_tokens": "most tokens to generate; prompt and completion together must fit the context",
+        "reasoning_effort": "none … max",
+    },
     "/v1/responses": {
         "input": "a string, or items: messages, function calls, what they returned, reasoning",
         "instructions": "a system message before all others",
@@ -99,7 +105,7 @@ OWN_MEANINGS = {
         "top_logprobs": "0 to 20 alternatives for each token",
         "tool_choice": "`none`, `auto`, `required`, a function, or `allowed_tools`",
         "max_tool_calls": "is of tools that OpenAI runs",
-        "reasoning": "`effort` and `summary`",
+        "reasoning": "`effort`, as `reasoning_effort` in a chat; `summary` is checked, and none is made",
         "stream": "named events instead of one object",
         "stream_options": "`include_obfuscation`",
     },

@@ -10,7 +10,7 @@ from distaff.checkpoints.grammars.grammar import (
     regex_grammar,
 )
 from distaff.checkpoints.grammars.joining import either
-from distaff.server.reasoning import FORMATS, ReasoningFormat, grammar_of_reply
+from distaff.server.reasoning import FORMATS, Limit, ReasoningFormat, grammar_of_reply
 from distaff.server.tool_formats import FORMATS as TOOL_FORMATS
 from distaff.server.tool_formats import Tool
 
@@ -69,8 +69,15 @@ def followed(grammar, *texts):
     return len(ids), matcher.complete or not ENDS.isdisjoint(allowed(matcher))
 
 
+PLAIN = ReasoningFormat("plain", "<think>", "<tool>")
+MARKS = {each.end: tokenizer().encode(each.end, add_special_tokens=False)[0] for each in (PLAIN, SPECIAL)}
+limited = st.sampled_from([PLAIN, SPECIAL])
+"""Formats whose mark at the end is one token, special or not."""
+
+
 def reply_grammar(format, place, answer, most=None):
-    grammar = grammar_of_reply(format, place, answer, tokenizer().special_id, most)
+    limit = Limit(most, MARKS[format.end]) if most else None
+    grammar = grammar_of_reply(format, place, answer, tokenizer().special_id, limit)
     check_grammar(grammar)
     return grammar
 
@@ -97,6 +104,35 @@ def test_without_reasoning_a_reply_is_an_answer(format, answer, text):
 def test_reasoning_alone_is_no_reply(format, answer, thought):
     size, ends = followed(reply_grammar(format, "inside", answer), thought)
     assert size == len(thought.encode()) and not ends
+
+
+@given(limited, st.sampled_from([JSON, None]), st.integers(1, 12), THOUGHTS)
+def test_reasoning_has_at_most_so_many_tokens(format, answer, most, thought):
+    """Then only the mark may follow, and after it the answer, as if the model had written it."""
+    matcher, mark = compiler()(reply_grammar(format, "inside", answer, most)), MARKS[format.end]
+    said = ids_of(thought)[:most]
+    for token in said:
+        assert token in allowed(matcher)
+        matcher.consume(token)
+    assert allowed(matcher) == [mark] if len(said) == most else len(allowed(matcher)) > 100
+    assert mark in allowed(matcher)
+    matcher.consume(mark)
+    if answer is None:
+        assert allowed(matcher) == list(range(tokenizer().vocabulary))
+    else:
+        assert BYTES[ord("{")] in allowed(matcher) and BYTES[ord("a")] not in allowed(matcher)
+
+
+@given(limited, THOUGHTS)
+def test_a_limit_constrains_nothing_else(format, text):
+    """Neither a reply without reasoning nor the answer."""
+    grammar, text = reply_grammar(format, "before", None, 12), "So " + text
+    for head in ([], [*ids_of(format.begin), *ids_of("ab"), MARKS[format.end]]):
+        matcher = compiler()(grammar)
+        for token in [*head, *ids_of(text)]:
+            assert token in allowed(matcher)
+            matcher.consume(token)
+        assert not ENDS.isdisjoint(allowed(matcher))
 
 
 @given(formats, THOUGHTS, st.data())

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from distaff.server.testing import FakeText
+from distaff.server.testing import BOS, FakeText
 
 from ..conftest import MODEL
 
@@ -194,6 +194,79 @@ def test_calls_are_constrained_after_it(message, engine, choice):
     assert "</think>" in engine.requests[-1].params.grammar
 
 
+OFF = "<think>\n\n</think>\n\n"
+
+
+@pytest.mark.parametrize(("opening", "added"), [("", OFF), ("<think>\n", OFF[7:]), (OFF, "")])
+@pytest.mark.parametrize("off", [{"reasoning_effort": "none"}, {"max_reasoning_tokens": 0}])
+def test_reasoning_can_be_turned_off(ask, engine, text, opening, added, off):
+    """By marks where the template has no variable for it; a grammar then begins at once."""
+    text.opening = opening
+    assert ask(max_tokens=5, response_format={"type": "json_object"}, **off).status_code == 200
+    prompt = bytes(token for token in engine.requests[-1].prompt if token < 256)
+    assert prompt.endswith((opening + added).encode()) and prompt.count(b"</think>") == 1
+    assert "think>" not in engine.requests[-1].params.grammar
+
+
+def test_a_template_may_turn_it_off_itself(ask, engine, text):
+    """The request's own variables win; an effort is passed on to templates that read it."""
+    text.template_options = frozenset({"enable_thinking", "reasoning_effort"})
+    ask(max_tokens=5, reasoning_effort="none")
+    assert text.rendered["options"] == {"enable_thinking": False, "reasoning_effort": "none"}
+    assert b"<think>" not in bytes(token for token in engine.requests[-1].prompt if token < 256)
+    ask(max_tokens=5, reasoning_effort="none", chat_template_kwargs={"enable_thinking": True})
+    assert text.rendered["options"]["enable_thinking"] is True
+    ask(max_tokens=5, reasoning_effort="low")
+    assert text.rendered["options"] == {"reasoning_effort": "low"}
+
+
+class MarkIsOneToken(ThinkingText):
+    """The mark that ends reasoning is one token, as in the vocabularies of models that reason."""
+
+    def encode(self, text, *, add_special_tokens=True):
+        return [BOS] if text == "</think>" else super().encode(text, add_special_tokens=add_special_tokens)
+
+    def token_name(self, token):
+        return "</think>" if token == BOS else super().token_name(token)
+
+
+@pytest.mark.parametrize("name", ["max_reasoning_tokens", "thinking_token_budget"])
+def test_reasoning_can_have_a_limit(ask, engine, server, text, name):
+    """The engine ends it by a grammar, which every engine can follow again from the beginning."""
+    reply = ask(max_tokens=5, **{name: 7})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "max_reasoning_tokens")
+    server.served.text = text = MarkIsOneToken()
+    assert ask(max_tokens=5, **{name: 7}).status_code == 200
+    assert "max_tokens=7" in engine.requests[-1].params.grammar
+    text.opening = OFF
+    ask(max_tokens=5, **{name: 7})
+    assert engine.requests[-1].params.grammar is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"max_reasoning_tokens": -1}, "max_reasoning_tokens"),
+        ({"max_reasoning_tokens": 1, "thinking_token_budget": 1}, "thinking_token_budget"),
+        ({"max_reasoning_tokens": 1, "separate_reasoning": False}, "max_reasoning_tokens"),
+        ({"reasoning_format": "deepseek-legacy"}, "reasoning_format"),
+        ({"stream_reasoning": False}, "stream_reasoning"),
+    ],
+)
+def test_what_cannot_be_is_refused(ask, text, fields, param):
+    reply = ask(**fields)
+    assert reply.status_code == 400 and reply.json()["error"]["param"] == param
+
+
+def test_a_mark_that_does_not_fit_is_counted(ask, engine, text):
+    """The prompt is as long as the context allows, but for the marks."""
+    room = engine.info.context - len(text.encode_chat([{"role": "user", "content": ""}]))
+    content = "x" * (room - 5)
+    assert ask(messages=[{"role": "user", "content": content}], max_tokens=5).status_code == 200
+    reply = ask(messages=[{"role": "user", "content": content}], max_tokens=5, reasoning_effort="none")
+    assert reply.json()["error"]["code"] == "context_length_exceeded"
+
+
 @pytest.fixture
 def respond(http, engine, text):
     """A whole answer of /v1/responses, and the events of the streamed one."""
@@ -244,6 +317,13 @@ def test_a_response_that_is_cut_short_may_be_reasoning_alone(respond):
     [item] = body["output"]
     assert (item["type"], item["status"], body["status"]) == ("reasoning", "incomplete", "incomplete")
     assert events[-1]["type"] == "response.incomplete"
+
+
+def test_a_response_has_its_own_place_for_the_effort(respond, engine):
+    respond(reasoning={"effort": "none"})
+    assert bytes(token for token in engine.requests[-1].prompt if token < 256).endswith(OFF.encode())
+    respond(max_reasoning_tokens=0, reasoning={"effort": "high", "summary": "auto"})
+    assert bytes(token for token in engine.requests[-1].prompt if token < 256).endswith(OFF.encode())
 
 
 def test_a_call_follows_reasoning_at_once(respond):
