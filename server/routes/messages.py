@@ -9,6 +9,7 @@ from ..answering.chat_request import prepare_chat
 from ..answering.context import ApiRequest
 from ..answering.prompt import render_chat
 from ..answering.read_request import note_left_out, read_call
+from ..answering.reasoning import asking
 from ..answering.respond import answer
 from ..encode import to_json
 from ..protocol.anthropic.message_reply import PING, MessageReply
@@ -42,6 +43,6 @@ async def count_tokens(request: ApiRequest) -> HTTPResponse:
     call = await read_call(request, lambda body, s: parse_count(body, strict=s.flags.strict))
     left_out = note_left_out(request.app.ctx, call.tools)
     text = request.app.ctx.served.ready()
-    prompt = await render_chat(text, call, request.off_loop, "messages")
+    prompt = await render_chat(text, asking(call, text), request.off_loop, "messages")
     body = to_json({"input_tokens": len(prompt)})
     return HTTPResponse(body, headers=left_out, content_type="application/json")

@@ -1,9 +1,9 @@
 """What `/v1/messages` answers: named events, or the message that folds them.
 
-A reply is a list of blocks: texts, and calls of tools whose arguments come as pieces of JSON. The one idea:
-each block is opened, filled by deltas of its own type and closed, so that a further kind of block is an entry
-in `_DELTAS` and a case in `_advance`. Input tokens are those that were not found in the cache: clients add
-the three counts.
+A reply is a list of blocks: thinking, texts, and calls of tools whose arguments come as pieces of JSON. The
+one idea: each block is opened, filled by deltas of its own type and closed, so that a further kind of block
+is an entry in `_DELTAS` and a case in `_advance`. Input tokens are those that were not found in the cache:
+clients add the three counts.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import msgspec
 from ...encode import to_named_event
 from ...errors import ApiError
 from ...text.choice import ChoiceText
-from ...text.deltas import Arguments, Delta, End, Piece, Start, ToolCall
+from ...text.deltas import Arguments, Delta, End, Piece, Reasoning, Start, ToolCall
 from ..heading import Heading
 from ..usage import Usage
 from .message_errors import error_body
@@ -26,8 +26,16 @@ Event = tuple[str, dict[str, Any]]
 
 PING = to_named_event("ping", {"type": "ping"})
 
-_DELTAS = {"text": ("text_delta", "text"), "tool_use": ("input_json_delta", "partial_json")}
+_DELTAS = {
+    "thinking": ("thinking_delta", "thinking"),
+    "text": ("text_delta", "text"),
+    "tool_use": ("input_json_delta", "partial_json"),
+}
 """For each kind of block: the type of its deltas, and the key of their text."""
+
+SIGNATURE = "unsigned"
+"""Of a thinking block. Anthropic's proves that the text is its own, and clients send no block without one
+back."""
 
 
 class MessageReply:
@@ -80,6 +88,8 @@ class MessageReply:
 
     def _advance(self, delta: Delta) -> Iterator[Event]:
         match delta:
+            case Reasoning(_, text):
+                yield from self._say({"type": "thinking", "thinking": "", "signature": ""}, text)
             case Piece(_, text, _):
                 yield from self._say({"type": "text", "text": ""}, text)
             case ToolCall(_, _, id, name):
@@ -120,6 +130,9 @@ class MessageReply:
             block["input"] = _input(said)
         else:
             block[block["type"]] = said
+        if block["type"] == "thinking":
+            block["signature"] = SIGNATURE
+            yield self._here("content_block_delta", delta={"type": "signature_delta", "signature": SIGNATURE})
         yield self._here("content_block_stop")
 
     def _here(self, name: str, **fields: Any) -> Event:

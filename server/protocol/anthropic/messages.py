@@ -10,6 +10,7 @@ from ..delivery import Delivery
 from ..fields import wrong_type
 from ..kinds import Described, Limits
 from ..openai.chat import ChatCall, Rendering, read_model
+from ..reasoning import ReasoningUse
 from ..sampling import Sampling, read_as
 from ..structured import Constraint, schema_constraint
 from ..table import Parameters
@@ -40,7 +41,7 @@ def _read(fields: Described, table: Parameters, *, whole: bool) -> ChatCall:
     messages = read_conversation(fields)
     tools = read_tools(fields)
     sampling = _sampling(fields) if whole else Sampling()
-    constraint = _constraint(fields)
+    constraint, reasoning = _constraint(fields), _reasoning(fields)
     table.check(fields)
     table.refuse_unsupported(fields)
     open_end = continues(messages)
@@ -52,6 +53,7 @@ def _read(fields: Described, table: Parameters, *, whole: bool) -> ChatCall:
         constraint=constraint,
         rendering=Rendering(add_generation_prompt=not open_end, continue_final_message=open_end, options={}),
         delivery=Delivery(whole and (fields.take("stream") or False)),
+        reasoning=reasoning,
         unknown=unknown,
     )
 
@@ -70,6 +72,14 @@ def _stops(fields: Described) -> dict[str, Any]:
     if value is not None and not isinstance(value, list):
         raise wrong_type("stop_sequences", "an array of strings", value)
     return read_as(Described(fields.values, fields.kinds, Limits()), {"stop": "stop_sequences"})
+
+
+def _reasoning(fields: Described) -> ReasoningUse:
+    """How much the model thinks, and whether its thinking is returned. Raises BadRequest."""
+    thinking, output = _check_all(fields, "thinking"), fields.get("output_config") or {}
+    given = thinking.values if thinking else {}
+    most = 0 if given.get("type") == "disabled" else given.get("budget_tokens")
+    return ReasoningUse(shown=given.get("display") != "omitted", effort=output.get("effort"), most=most)
 
 
 def _constraint(fields: Described) -> Constraint | None:

@@ -1,11 +1,24 @@
 """Every parameter of Anthropic's messages, and of the count of their tokens.
 
 The parsers, `/v1/capabilities` and `/openapi.json` use these tables. Betas that change how Anthropic runs a
-request (tiers, caching, how much a model thinks) have no effect; those that would change the conversation
+request (tiers, caching) have no effect; those that would change the conversation
 behind the client's back are refused.
 """
 
-from ..kinds import Boolean, Integer, Kind, Number, Object, Refused, Shape, String, Words, constant, record
+from ..kinds import (
+    MOST_TOKENS,
+    Boolean,
+    Integer,
+    Kind,
+    Number,
+    Object,
+    Refused,
+    Shape,
+    String,
+    Words,
+    constant,
+    record,
+)
 from ..openai.parameters import MODEL
 from ..sampling import LONGEST_STOP, MOST_STOPS, TOKENS
 from ..table import Parameters
@@ -16,6 +29,13 @@ FORMAT = Shape(record({"type": constant("json_schema"), "schema": {"type": "obje
 EFFORTS = ("low", "medium", "high", "xhigh", "max")
 OUTPUT = Object({"format": FORMAT, "effort": Words(EFFORTS)})
 METADATA = Object({"user_id": String()})
+THINKING = Object(
+    {
+        "type": Words(("enabled", "disabled", "adaptive")),
+        "budget_tokens": Integer(1, MOST_TOKENS),
+        "display": Words(("summarized", "omitted")),
+    }
+)
 
 _STOP = {"type": "string", "minLength": 1, "maxLength": LONGEST_STOP}
 
@@ -27,7 +47,6 @@ _CONVERSATION: dict[str, Kind] = {
     "tool_choice": TOOL_CHOICE,
 }
 _BETAS: dict[str, Kind] = {
-    "thinking": Object(),
     "cache_control": Object(),
     "context_management": Object(),
     "speed": Words(("standard", "fast")),
@@ -48,6 +67,7 @@ MESSAGE = Parameters(
         "top_p": Number(0, 1),
         "top_k": Integer(0, 2**31 - 1),
         "output_config": OUTPUT,
+        "thinking": THINKING,
         "stream": Boolean(),
     },
     {
@@ -63,7 +83,7 @@ MESSAGE = Parameters(
 
 COUNT = Parameters(
     _CONVERSATION,
-    {**_BETAS, "output_config": OUTPUT},
+    {**_BETAS, "output_config": OUTPUT, "thinking": THINKING},
     _REFUSED,
     ("model", "messages"),
 )

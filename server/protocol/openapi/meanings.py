@@ -69,7 +69,7 @@ _MESSAGE_MEANINGS = {
     "system": "a string or text blocks; billing headers and marks of tokens left are removed",
     "tools": "with `input_schema`; those of Anthropic's own types are left out",
     "tool_choice": "`auto`, `any`, `tool`, `none`; `disable_parallel_tool_use`",
-    "thinking": "an object",
+    "thinking": "`disabled` turns it off, `budget_tokens` limits it, `display: omitted` leaves it out",
     "context_management": "an object; nothing is removed from the conversation",
     "cache_control": "an object; prompts are always cached",
     "speed": "standard, fast",

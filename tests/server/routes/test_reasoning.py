@@ -369,3 +369,32 @@ def test_the_official_client_reads_items(client, engine, text):
     assert [event.text for event in streamed if event.type == "response.reasoning_text.done"] == [
         "It is four, I think."
     ]
+
+
+def test_messages_have_a_block_of_it(http, engine, text):
+    """Its deltas, a signature that proves nothing, and the text; it can be left out, turned off, limited."""
+    engine.reply = REPLY
+
+    def post(**changes):
+        asked = [{"role": "user", "content": "2 + 2?"}]
+        body = {"model": MODEL, "max_tokens": 200, "messages": asked} | changes
+        return http.post("/v1/messages", json=body)
+
+    thought, said = post().json()["content"]
+    assert thought == {"type": "thinking", "thinking": "It is four, I think.", "signature": "unsigned"}
+    assert said == {"type": "text", "text": "Four."}
+    lines = post(stream=True).text.splitlines()
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+    first = [event for event in events if event.get("index") == 0]
+    assert first[0]["content_block"] == {"type": "thinking", "thinking": "", "signature": ""}
+    deltas = [event["delta"] for event in first[1:-1]]
+    assert "".join(delta.get("thinking", "") for delta in deltas) == thought["thinking"]
+    assert deltas[-1] == {"type": "signature_delta", "signature": "unsigned"}
+    assert first[-1]["type"] == "content_block_stop"
+    omitted = post(thinking={"type": "adaptive", "display": "omitted"}).json()
+    assert omitted["content"] == [said]
+    text.template_options = frozenset({"enable_thinking", "reasoning_effort"})
+    post(thinking={"type": "disabled"}, output_config={"effort": "low"})
+    assert text.rendered["options"] == {"enable_thinking": False, "reasoning_effort": "low"}
+    refused = post(thinking={"type": "sometimes"})
+    assert refused.status_code == 400 and "thinking.type" in refused.json()["error"]["message"]
