@@ -71,7 +71,9 @@ async def prepare_chat(
     prompt = await encode_chat(text, call, info, request.off_loop, where, strict=flags.strict)
     begins = beginning_of(call, prompt, text, context.served.reasoning)
     if begins:
-        grammar, prompt = begins.grammar(grammar, text), prompt + begins.added
+        grammar = await request.off_loop.run(len(grammar or ""), begins.grammar, grammar, text)
+    if begins and begins.added:
+        prompt += begins.added
         check_length(len(prompt), call.sampling.room, info, where=where)
     params = sampling_params(call.sampling, text, context.served.defaults, grammar)
     most = flags.default_max_tokens if params.max_tokens is None else params.max_tokens
