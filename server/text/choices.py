@@ -29,10 +29,9 @@ async def deltas(
     last = time.monotonic()
     while ended < len(choices):
         received = await generation.next(silence)
-        if received is None or time.monotonic() - last >= silence:
+        if received is None:
             yield None
             last = time.monotonic()
-        if received is None:
             continue
         index, event = received
         if event.finish == "error":
@@ -50,6 +49,9 @@ async def deltas(
                 last = time.monotonic()
             if choice >= started:
                 break
+        if time.monotonic() - last >= silence:
+            yield None
+            last = time.monotonic()
 
 
 def _deltas_of(
