@@ -11,7 +11,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
-from distaff.model.kernels.gpu import triton_grouped, triton_groups
+from distaff.model.kernels.gpu import triton_grouped, triton_groups, triton_split
 from distaff.model.kernels.gpu.triton_decode import PROGRAMS
 from distaff.model.kernels.linear import grouped_plain
 from distaff.model.quantize import GroupedWeight
@@ -118,7 +118,7 @@ def test_inputs_are_divided_if_rows_are_few(bits):
     expected_TF = np.asarray(x_TD, np.float64) @ widened(weight)
     for parts in (1, 2, 5, 16):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(triton_grouped, "count_parts", lambda *_, parts=parts: parts)
+            patch.setattr(triton_split, "count_parts", lambda *_, parts=parts: parts)
             (found_TF,) = triton_grouped.grouped_linear(x_TD, weight, interpret=True)
         np.testing.assert_array_less(np.abs(found_TF - expected_TF), limits(x_TD, weight))
 
@@ -155,7 +155,7 @@ def test_it_stays_within_its_arrays(bits, monkeypatch):
         return checked
 
     for name in ("load", "store"):
-        monkeypatch.setattr(triton_grouped.triton, name, watched(getattr(triton_grouped.triton, name)))
+        monkeypatch.setattr(triton_split.triton, name, watched(getattr(triton_split.triton, name)))
     triton_grouped.grouped_linear(rows_of(40, 3, "bfloat16"), drawn(3, 200, bits), interpret=True)
     jax.effects_barrier()
     assert len(found) > 8 and all(found)
@@ -168,7 +168,7 @@ def test_products_of_f32_are_exact():
 
 
 def test_what_does_not_fit_goes_to_the_portable_kernel(monkeypatch):
-    monkeypatch.setattr(triton_grouped, "is_addressable", lambda w: w.dtype == jnp.uint8)
+    monkeypatch.setattr(triton_split, "is_addressable", lambda w: w.dtype == jnp.uint8)
     x_TD, weights = rows_of(7, 5), [drawn(5, 33, bits) for bits in (4, 8)]
     found = jax.jit(partial(triton_grouped.grouped_linear, interpret=True))(x_TD, *weights)
     np.testing.assert_array_equal(found[1], jax.jit(grouped_plain)(x_TD, weights[1])[0])
@@ -186,8 +186,8 @@ def test_what_does_not_fit_goes_to_the_portable_kernel(monkeypatch):
 )
 def test_it_takes_what_it_can(x, size, expected):
     """Not bytes of 2 to 4 GiB, which Pallas cannot reach."""
-    weight = jax.ShapeDtypeStruct((1024, size >> 10), "int8"), None, None
-    assert triton_grouped.fits(jax.ShapeDtypeStruct((4, 1024), x), weight) == expected
+    weight = jax.ShapeDtypeStruct((1024, size >> 10), "int8")
+    assert triton_split.fits(jax.ShapeDtypeStruct((4, 1024), x), weight) == expected
 
 
 @given(
@@ -196,7 +196,7 @@ def test_it_takes_what_it_can(x, size, expected):
 def test_tiles_are_of_sensible_size(rows, itemsize, bits):
     """Powers of two of whole groups, at least 16 on every side of a product, few rows for few."""
     stacks = tuple((None, None, None if each == 8 else 0) for each in bits)
-    tile = triton_groups.tile_of(triton_grouped.block_rows(rows, itemsize), itemsize, stacks, 128)
+    tile = triton_groups.tile_of(triton_split.block_rows(rows, itemsize), itemsize, stacks, 128)
     assert all(math.log2(size).is_integer() for size in (tile.rows, tile.terms, tile.outputs))
     assert tile.terms % (32 if 8 in bits else 16) == 0 and tile.outputs >= 16
     assert 16 <= tile.rows < max(17, 2 * rows)
@@ -205,8 +205,8 @@ def test_tiles_are_of_sensible_size(rows, itemsize, bits):
 @given(st.integers(1, 5000), st.integers(1, 1000), st.integers(1, 200_000))
 def test_parts_are_as_many_as_are_useful(rows, groups, outputs):
     """Enough for a GPU or as many as pay; the sums of several take less memory than the weight in 4 bits."""
-    tile = triton_groups.tile_of(triton_grouped.block_rows(rows, 2), 2, ((None, None, None),), 128)
-    parts = triton_grouped.count_parts(rows, 32 * groups, outputs, tile)
+    tile = triton_groups.tile_of(triton_split.block_rows(rows, 2), 2, ((None, None, None),), 128)
+    parts = triton_split.count_parts(rows, 32 * groups, outputs, tile)
     programs = parts * -(-outputs // tile.outputs) * -(-rows // tile.rows)
     assert parts == 1 or programs < 2 * PROGRAMS
     assert parts == 1 or parts * max(rows, 16) * 4 <= 32 * groups * 5 / 8

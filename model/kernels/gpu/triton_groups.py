@@ -90,7 +90,7 @@ def add_up(
         live_CL = live_C[:, None] & (line_L < count)[None, :]
         for part, w_LF in enumerate(_tile(weight, e, line_L, i, column_F, x_ref.dtype)):
             x_CL = triton.load(x_ref.at[part, row_C[:, None], line_L[None, :]], mask=live_CL, other=0)
-            sum_CF += triton.dot(x_CL, w_LF, precision=_precision(x_ref.dtype))
+            sum_CF += triton.dot(x_CL, w_LF, precision=precision(x_ref.dtype))
         return sum_CF
 
     assert tile.terms % _lines_of_group(weight) == 0
@@ -108,7 +108,7 @@ def _lines_of_group(weight: Stack) -> int:
     return GROUP // parts_of(weight)
 
 
-def _precision(dtype: jnp.dtype) -> lax.Precision | None:
+def precision(dtype: jnp.dtype) -> lax.Precision | None:
     """Products of f32 are exact, not TF32."""
     return lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
@@ -120,11 +120,12 @@ def _tile(
     q_ref, *halves = weight
     groups = line_L.shape[0] // _lines_of_group(weight)
     group_G = i * groups + lax.broadcasted_iota(jnp.int32, (groups,), 0)
-    scale_GF, low_GF = (None if ref is None else _load(ref, e, group_G, column_F) for ref in halves)
+    scale_GF, low_GF = (None if ref is None else load_tile(ref, e, group_G, column_F) for ref in halves)
     assert scale_GF is not None
-    return dequantize_lines((_load(q_ref, e, line_L, column_F), scale_GF, low_GF), dtype)
+    return dequantize_lines((load_tile(q_ref, e, line_L, column_F), scale_GF, low_GF), dtype)
 
 
-def _load(ref: Any, e: jax.Array | int, row: jax.Array, column: jax.Array) -> jax.Array:
+def load_tile(ref: Any, e: jax.Array | int, row: jax.Array, column: jax.Array) -> jax.Array:
+    """These rows and columns of array e of a stack; those beyond it are zero."""
     inside = (row < ref.shape[1])[:, None] & (column < ref.shape[2])[None, :]
     return triton.load(ref.at[e, row[:, None], column[None, :]], mask=inside, other=0)
