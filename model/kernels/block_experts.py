@@ -14,15 +14,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..parameters import FLOAT8
+from .fp8 import fp8_product
 from .grouped import GroupedProduct, rounded
-from .linear import fp8_plain, int8_padded, split_k
+from .linear import int8_padded, split_k
 from .registry import ExpertWeights
 
 SMALLEST, LARGEST = 8, 40
 """Rows per block on a CPU. Fewer than 8 take as long, because a product reads all its weights first; with
 more than 40, too many rows are padding if the load of the experts differs."""
-LARGEST_GROUPED = 512
-"""The same with weights in groups: each block widens its expert's, which costs more than padding."""
+LARGEST_WIDENED = 512
+"""The same with weights in groups or in fp8: each block widens its expert's, which costs more than some
+padding."""
 
 
 def block_experts(
@@ -38,7 +41,7 @@ def block_experts(
     A block may reach past its expert's rows. The block that these rows belong to overwrites the result,
     because blocks come in the order of rows; rows after the last expert's are not read.
     """
-    largest = LARGEST_GROUPED if experts.grouped else LARGEST
+    largest = LARGEST_WIDENED if experts.grouped or experts.fp8 else LARGEST
     block = block_rows(expert_TX.shape[0], expert_TX.shape[1], experts.count, largest)
     order_R, size_E = sort_by_expert(expert_TX, experts.count)
     start_E = jnp.cumsum(size_E) - size_E
@@ -114,17 +117,25 @@ def _grouped_product(
 
 
 def _product(x_CD: jax.Array, name: str, e: jax.Array, experts: ExpertWeights) -> jax.Array:
-    """Rows times expert e's weights. Stacked weights are copied first. With unstacked experts, a branch for
-    each expert reads its weights in place and holds nothing else, so that it is cheap to compile."""
-    weights, scale_EF = getattr(experts, name), getattr(experts, f"{name}_scale")
+    """Rows times expert e's weights. Stacked weights are copied first, those of fp8 tile by tile. With
+    unstacked experts, a branch for each expert reads its weights in place and holds nothing else, so that it
+    is cheap to compile."""
+    weights, scale = getattr(experts, name), getattr(experts, f"{name}_scale")
+    if isinstance(weights, tuple):
+        own = None if scale is None else scale[e]
+        branches = [partial(_times, x_CD, w.reshape(w.shape[1:]), own) for w in weights]
+        return lax.switch(e, branches)
+    if experts.fp8:
+        return fp8_product(x_CD, (weights, scale), e).astype(x_CD.dtype)
+    return _times(x_CD, weights[e], None if scale is None else scale[e])
 
-    def times(w_DF: jax.Array) -> jax.Array:
-        if scale_EF is None:
-            (y_CF,) = split_k(x_CD, w_DF)
-        else:
-            (y_CF,) = (fp8_plain if experts.fp8 else int8_padded)(x_CD, (w_DF, scale_EF[e]))
-        return y_CF.astype(x_CD.dtype)
 
-    if not isinstance(weights, tuple):
-        return times(weights[e])
-    return lax.switch(e, [partial(times, w.reshape(w.shape[1:])) for w in weights])
+def _times(x_CD: jax.Array, w_DF: jax.Array, scale: jax.Array | None) -> jax.Array:
+    """Rows times a weight."""
+    if scale is None:
+        (y_CF,) = split_k(x_CD, w_DF)
+    elif w_DF.dtype == FLOAT8:
+        y_CF = fp8_product(x_CD, (w_DF, scale))
+    else:
+        (y_CF,) = int8_padded(x_CD, (w_DF, scale))
+    return y_CF.astype(x_CD.dtype)

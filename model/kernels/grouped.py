@@ -13,15 +13,10 @@ from jax import lax
 
 from ..parameters import GROUP
 from ..quantize import GroupedWeight, dequantize_groups, quantize_groups_of_activations
+from .tiles import in_tiles
 
 GroupedProduct = Callable[[jax.Array, GroupedWeight, jax.Array], jax.Array]
 """Rows times weight e of a stack."""
-
-TILE = 1 << 21
-"""The most weights of a tile: 8 MiB in f32. The tile of a wide map has TILE / D outputs."""
-
-WIDTH = 128
-"""A tile has a multiple of so many outputs: those of a TPU's registers."""
 
 
 def rounded(x_TD: jax.Array, weight: GroupedWeight, e: jax.Array | None = None) -> jax.Array:
@@ -29,7 +24,7 @@ def rounded(x_TD: jax.Array, weight: GroupedWeight, e: jax.Array | None = None) 
     q_TD, scale_TG = quantize_groups_of_activations(x_TD.astype(jnp.float32))
     groups = q_TD.astype(jnp.float32).reshape(*scale_TG.shape, -1) * scale_TG[:, :, None]
     rounded_TD = groups.reshape(x_TD.shape)
-    return _in_tiles(lambda tile: _dot(rounded_TD, dequantize_groups(*tile)), x_TD.shape, weight, e)
+    return in_tiles(lambda tile: _dot(rounded_TD, dequantize_groups(*tile)), x_TD.shape, weight, e)
 
 
 def unrounded(x_TD: jax.Array, weight: GroupedWeight, e: jax.Array | None = None) -> jax.Array:
@@ -46,7 +41,7 @@ def unrounded(x_TD: jax.Array, weight: GroupedWeight, e: jax.Array | None = None
         first, *second = map(_dot, x_PTI, dequantize_lines(lax.optimization_barrier(tile), x_TD.dtype))
         return sum(second, first)
 
-    return _in_tiles(product, x_TD.shape, weight, e)
+    return in_tiles(product, x_TD.shape, weight, e)
 
 
 def grouped_unrounded(
@@ -65,36 +60,6 @@ def dequantize_lines(weight: GroupedWeight, dtype: jnp.dtype) -> list[jax.Array]
     values = [q] if low is None else [q & 15, q >> 4]
     halves = [_repeated(half, GROUP // len(values)) for half in (scale, low) if half is not None]
     return [_scaled(each, *halves).astype(dtype) for each in values]
-
-
-def tile_of(inputs: int, outputs: int) -> int:
-    """The number of outputs of a tile."""
-    return min(outputs, max(1, TILE // (inputs * WIDTH)) * WIDTH)
-
-
-def _in_tiles(
-    product: Callable[[GroupedWeight], jax.Array],
-    shape: tuple[int, ...],
-    weight: GroupedWeight,
-    e: jax.Array | None,
-) -> jax.Array:
-    """The product of rows of this shape, tile by tile; the last one may repeat some outputs of the others."""
-    (rows, inputs), outputs = shape, weight[1].shape[-1]
-    size = tile_of(inputs, outputs)
-
-    def cut(part: jax.Array, at: jax.Array | int) -> jax.Array:
-        if e is None:
-            return lax.dynamic_slice_in_dim(part, at, size, axis=1)
-        return lax.dynamic_slice(part, (e, 0, at), (1, part.shape[1], size))[0]
-
-    def add(i: jax.Array, y_TF: jax.Array) -> jax.Array:
-        at = jnp.minimum(i * size, outputs - size)
-        tile = jax.tree.map(lambda part: cut(part, at), weight)
-        return lax.dynamic_update_slice_in_dim(y_TF, product(tile), at, axis=1)
-
-    if size == outputs:
-        return product(weight if e is None else jax.tree.map(lambda part: part[e], weight))
-    return lax.fori_loop(0, -(-outputs // size), add, jnp.zeros((rows, outputs), jnp.float32))
 
 
 def _dot(x_TI: jax.Array, w_IF: jax.Array) -> jax.Array:

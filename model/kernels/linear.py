@@ -1,4 +1,4 @@
-"""Linear maps: `x @ w` with f32 or bf16 weights, with int8 or fp8 ones, and with weights in groups.
+"""Linear maps: `x @ w` with f32 or bf16 weights, with int8 ones, and with weights in groups.
 
 Weights are `[inputs, outputs]`, except in `int8_transposed`. All weights of a call are for the same rows.
 Results are f32. XLA's shapes are static, so all rows are computed, whatever `rows` is.
@@ -10,13 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..quantize import GroupedWeight, quantize_last, widen_fp8
+from ..quantize import GroupedWeight, quantize_last
 from .grouped import rounded
 
 Int8Weight = tuple[jax.Array, jax.Array]
 """The rounded weight and the f32 scales of its outputs."""
-Fp8Weight = tuple[jax.Array, jax.Array]
-"""The rounded weight and f32 scales, `[F]` or of blocks, `[D/128, F]`."""
 
 
 def plain(x_TD: jax.Array, *weights: jax.Array, rows: jax.Array | None = None) -> tuple[jax.Array, ...]:
@@ -72,18 +70,6 @@ def grouped_plain(
 ) -> tuple[jax.Array, ...]:
     """Rows rounded to int8 by groups of 32 inputs, and products with widened tiles of the weights, in f32."""
     return tuple(rounded(x_TD, weight) for weight in weights)
-
-
-def fp8_plain(x_TD: jax.Array, *weights: Fp8Weight, rows: jax.Array | None = None) -> tuple[jax.Array, ...]:
-    """Products with fp8 weights that are widened to x's type, which is exact, and scaled afterwards; in
-    blocks, with weights that are scaled and rounded to x's type."""
-    return tuple(_fp8_product(x_TD, *weight) for weight in weights)
-
-
-def _fp8_product(x_TD: jax.Array, w_DF: jax.Array, scale: jax.Array) -> jax.Array:
-    if scale.ndim == 1:
-        return _product(x_TD, w_DF.astype(x_TD.dtype)) * scale[None, :]
-    return _product(x_TD, widen_fp8(w_DF, scale).astype(x_TD.dtype))
 
 
 def _two_rows(x_TD: jax.Array) -> jax.Array:

@@ -183,7 +183,8 @@ _BACKENDS: dict[str, dict[str, str]] = {
         "native": "cpu.native_linear:int8_linear",
     },
     "fp8_linear": {
-        "plain": "linear:fp8_plain",
+        "plain": "fp8:fp8_plain",
+        "whole": "fp8:fp8_whole",
         "native": "cpu.native_linear:fp8_linear",
     },
     "grouped_linear": {
@@ -214,7 +215,12 @@ _BACKENDS: dict[str, dict[str, str]] = {
 
 _CHOICES: dict[str, dict[str, str]] = {
     "cpu": {"linear": "split_k", "int8_linear": "transposed"},
-    "tpu": {"attention": "ragged", "experts": "ragged", "grouped_linear": "unrounded"},
+    "tpu": {
+        "attention": "ragged",
+        "experts": "ragged",
+        "fp8_linear": "whole",
+        "grouped_linear": "unrounded",
+    },
     "cuda": {
         "attention": "triton",
         "experts": "triton",

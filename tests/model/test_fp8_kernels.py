@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distaff.model.kernels.cpu.native_linear import fp8_linear
-from distaff.model.kernels.linear import fp8_plain
+from distaff.model.kernels.fp8 import fp8_plain
 from distaff.model.kernels.panels import pack_fp8, pack_scales
 from distaff.model.quantize import quantize_fp8, quantize_fp8_blocks, widen_fp8
 

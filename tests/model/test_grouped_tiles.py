@@ -9,7 +9,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from distaff.model.kernels import grouped
+from distaff.model.kernels import grouped, tiles
 from distaff.model.quantize import GroupedWeight, quantize_groups_of_activations
 
 from .test_triton_grouped import drawn, limits, rows_of, widened
@@ -22,7 +22,7 @@ EXAMPLES = settings(max_examples=10, deadline=None, phases=[Phase.generate])  # 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """128 outputs, or 256 of few inputs."""
-    monkeypatch.setattr(grouped, "TILE", 1 << 15)
+    monkeypatch.setattr(tiles, "TILE", 1 << 15)
 
 
 def rounded_rows(x_TD: jax.Array) -> np.ndarray:
@@ -81,7 +81,7 @@ def test_only_tiles_are_widened(product):
 @given(st.integers(1, 2000), st.integers(1, 200_000))
 def test_tiles_are_of_sensible_size(groups, outputs):
     """At most TILE weights, unless the fewest outputs have more; whole registers, or all outputs."""
-    size = grouped.tile_of(32 * groups, outputs)
+    size = tiles.tile_of(32 * groups, outputs)
     assert 1 <= size <= outputs
     assert size == outputs or size % 128 == 0
-    assert size <= 128 or 32 * groups * size <= grouped.TILE
+    assert size <= 128 or 32 * groups * size <= tiles.TILE

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from ...parameters import BLOCK, GROUP
 from ...quantize import GroupedWeight
 from .. import linear as portable
+from ..fp8 import Fp8Weight, fp8_plain
 from ..panels import PANEL, QUAD
 
 WIDE = (jnp.float32, jnp.bfloat16)
@@ -40,16 +41,14 @@ def int8_linear(
     return tuple(next(ys) if w[0].ndim == 4 else portable.int8_padded(x_TD, w)[0] for w in weights)
 
 
-def fp8_linear(
-    x_TD: jax.Array, *weights: portable.Fp8Weight, rows: jax.Array | None = None
-) -> tuple[jax.Array, ...]:
+def fp8_linear(x_TD: jax.Array, *weights: Fp8Weight, rows: jax.Array | None = None) -> tuple[jax.Array, ...]:
     """The products with fp8 weights in panels and their scales; portable ones with other weights."""
     packed = [(w, scale) for w, scale in weights if w.ndim == 3]
     for w, scale in packed:
         _check(fits_fp8(x_TD.shape[1], len(w) * PANEL, w, scale), x_TD, w)
     operands = [operand for pair in packed for operand in pair]
     ys = iter(_call("distaff_fp8_linear", x_TD, rows, operands, [len(w) * PANEL for w, _ in packed]))
-    return tuple(next(ys) if w[0].ndim == 3 else portable.fp8_plain(x_TD, w)[0] for w in weights)
+    return tuple(next(ys) if w[0].ndim == 3 else fp8_plain(x_TD, w)[0] for w in weights)
 
 
 def fits_fp8(inputs: int, outputs: int, w: jax.Array, scale: jax.Array) -> bool:
