@@ -185,6 +185,7 @@ _BACKENDS: dict[str, dict[str, str]] = {
     "fp8_linear": {
         "plain": "fp8:fp8_plain",
         "whole": "fp8:fp8_whole",
+        "triton": "gpu.triton_fp8:fp8_linear",
         "native": "cpu.native_linear:fp8_linear",
     },
     "grouped_linear": {
@@ -225,6 +226,7 @@ _CHOICES: dict[str, dict[str, str]] = {
         "attention": "triton",
         "experts": "triton",
         "int8_linear": "transposed",
+        "fp8_linear": "triton",
         "grouped_linear": "triton",
         "draw": "triton",
     },
