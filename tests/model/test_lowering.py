@@ -65,6 +65,9 @@ MARKS = {
 }
 """Text that shows that the platform's own kernel is in a lowered step."""
 
+TPU_WIDENS = {"fp8": "bf16", "fp8-blocks": "f32"}
+"""The type that fp8 is converted to. In blocks it is scaled in f32 and then rounded."""
+
 DEVICES = {
     "tpu": AbstractDevice("TPU v5 lite", 1, "tpu"),
     "cuda": AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu"),
@@ -157,16 +160,30 @@ def test_int8_stays_int8(name: str, kind: str, platform: str) -> None:
     assert not re.search(r"convert.*tensor<\S+xi8>\) -> tensor<\S+x(?:bf16|f32)>", text)
 
 
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
 @pytest.mark.parametrize("kind", ["rows", "tiles"])
+@pytest.mark.parametrize("quantization", ["fp8", "fp8-blocks"])
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
-def test_fp8_is_widened_to_the_type_of_the_computation(name: str, kind: str, platform: str) -> None:
-    """And no further: XLA can do that as part of a product. A stack of experts is not widened."""
-    text = lower(MODELS[name], kind, "bfloat16", platform, quantization="fp8")[0].as_text()
-    widened = re.findall(r"convert.*tensor<(\S+)xf8E4M3FN>\) -> tensor<(\S+)x(\w+)>", text)
-    fewer = {"llama": 3, "mixtral": 2}[name] if platform == "cuda" else 0
-    assert len(widened) == 7 - fewer and {dtype for _, _, dtype in widened} == {"bf16"}
+def test_fp8_is_widened_to_the_type_of_a_tpus_computation(
+    name: str, quantization: Quantization, kind: str
+) -> None:
+    """And the whole of a weight only if its scales come last. A stack of experts is not widened."""
+    text = lower(MODELS[name], kind, "bfloat16", "tpu", quantization=quantization)[0].as_text()
+    widened = re.findall(r"stablehlo.convert.*tensor<(\S+)xf8E4M3FN>\) -> tensor<(\S+)x(\w+)>", text)
+    assert len(widened) == 7 and {dtype for _, _, dtype in widened} == {TPU_WIDENS[quantization]}
     assert not [shape for shape, _, _ in widened if shape.startswith("4x")]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["rows", "tiles"])
+@pytest.mark.parametrize("quantization", ["fp8", "fp8-blocks"])
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_fp8_stays_bytes_on_a_gpu(name: str, quantization: Quantization, kind: str, dtype: str) -> None:
+    """Linear maps and experts are in kernels; only the tied head and the router are other products."""
+    text = lower(MODELS[name], kind, dtype, "cuda", quantization=quantization)[0].as_text()
+    assert len(re.findall(r'name = "fp8_\d+x\d+_in_\d+"', text)) == {"llama": 4, "mixtral": 2}[name]
+    assert (MARKS["cuda"]["experts"] in text) == (name == "mixtral")
+    assert text.count("stablehlo.dot_general") == {"llama": 1, "mixtral": 2}[name]
+    assert not re.search(r"stablehlo.convert.*f8E4M3FN", text)
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])

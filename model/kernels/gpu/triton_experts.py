@@ -22,8 +22,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from ..block_experts import block_experts, sort_by_expert, sum_of_choices
+from ..fp8 import as_bytes
 from ..registry import ExpertWeights
-from . import triton_groups, triton_products
+from . import triton_fp8, triton_groups, triton_products
 from .triton_attention import is_addressable
 from .triton_products import MOST, MOST_F32, Tile, Work
 from .triton_walk import FEWEST
@@ -58,7 +59,7 @@ def triton_experts(
     """See `registry.ExpertsKernel`; int8 weights are `[E, outs, inputs]`, except in groups.
 
     Sums are f32, or int32 if the weights are int8. Hidden values, outputs and weights in groups are rounded
-    to x's type.
+    to x's type; fp8 weights need no rounding.
 
     Args:
       interpret: run the kernels' bodies as JAX operations, on any platform.
@@ -68,10 +69,11 @@ def triton_experts(
         return block_experts(x_TD, expert_TX, weight_TX, _straight(experts))
     gate, up, down = (_weight(experts, name) for name in _NAMES)
     tokens, choices = expert_TX.shape
-    multiplied = x_TD if experts.grouped else gate[0]
+    multiplied = x_TD if experts.grouped or experts.fp8 else gate[0]
     rows = block_rows(tokens, choices, experts.count, multiplied.dtype.itemsize)
-    work = triton_groups.work if experts.grouped else triton_products.work
-    run = partial(_run, work, blocks=cut(expert_TX, experts.count, rows), rows=rows, interpret=interpret)
+    run = partial(
+        _run, _work_of(experts), blocks=cut(expert_TX, experts.count, rows), rows=rows, interpret=interpret
+    )
     parts = triton_groups.parts_of(down) if experts.grouped else 1
     y_TXD = run(run(x_TD, gate, up, parts=parts), down).reshape(tokens, choices, -1)
     return sum_of_choices(y_TXD, expert_TX, weight_TX, experts.count).astype(x_TD.dtype)
@@ -79,10 +81,8 @@ def triton_experts(
 
 def fits(x_TD: jax.Array, experts: ExpertWeights) -> bool:
     """Whether the kernels take these arrays: f32, bf16 or f16, the same for x and weights, or quantised
-    weights but fp8, and all numbers of a weight within reach. D and F may have any size: what lies beyond
-    them is masked."""
-    if experts.fp8:
-        return False
+    weights, and all numbers of a weight within reach. D and F may have any size: what lies beyond them is
+    masked."""
     weights = [getattr(experts, name) for name in _NAMES]
     wide = x_TD.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
     alike = experts.gate_scale is not None or weights[0].dtype == x_TD.dtype
@@ -125,9 +125,17 @@ def _stacked(experts: ExpertWeights) -> ExpertWeights:
 
 
 def _weight(experts: ExpertWeights, name: str) -> tuple[Any, ...]:
-    """The weight and its scales, and its lows if it is in groups."""
+    """The weight and its scales, and its lows if it is in groups; fp8 as bytes."""
     parts = ("", "_scale", "_low") if experts.grouped else ("", "_scale")
-    return tuple(getattr(experts, f"{name}{part}") for part in parts)
+    w, *scales = (getattr(experts, f"{name}{part}") for part in parts)
+    return as_bytes(w) if experts.fp8 else w, *scales
+
+
+def _work_of(experts: ExpertWeights) -> Callable[..., Work]:
+    """What makes the products with weights of this kind."""
+    if experts.fp8:
+        return triton_fp8.work
+    return triton_groups.work if experts.grouped else triton_products.work
 
 
 def _straight(experts: ExpertWeights) -> ExpertWeights:

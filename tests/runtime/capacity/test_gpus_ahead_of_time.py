@@ -81,9 +81,9 @@ ALONE = Case("llama-3.1-8b", slots=1, context=32768)
 """One long stream."""
 
 
-OURS = re.compile("paged_attention_|experts_|grouped_|^draw")
-"""The names of our kernels: one or two for attention, two for experts, some for weights in groups, one for
-draws."""
+OURS = re.compile("paged_attention_|experts_|grouped_|fp8_|^draw")
+"""The names of our kernels: one or two for attention, two for experts, some for weights in groups or in fp8,
+one for draws."""
 KNOWN_WAITS = 7
 """Of general steps, for counts, marks, adjusted logits, draws, log-probabilities, stored logits, and scores
 of prompts. Plain ones have none."""
@@ -143,14 +143,29 @@ def test_a_general_step_waits_for_its_conditions_only(kind: str) -> None:
 @pytest.mark.parametrize("topology", ["h100:1", "l4:2"])
 @pytest.mark.parametrize("model", ["llama-3.1-8b", "mixtral-8x7b"])
 def test_weights_in_groups_are_read_by_kernels(model: str, topology: str, kind: str) -> None:
-    """Four products of a layer, or two and those of experts, and the head, without spilled registers;
-    temporaries are within the estimate, which knows nothing of widened weights, and the host never waits."""
-    case = Case(model, topology, quantization="int4")
+    """Four products of a layer, or two and those of experts, and the head."""
+    check_bytes(Case(model, topology, quantization="int4"), kind, "grouped_", heads=1)
+
+
+@pytest.mark.parametrize("kind", ["decode", "mixed"])
+@pytest.mark.parametrize("topology", ["h100:1", "l4:2", "a100:2"])
+@pytest.mark.parametrize("model", ["llama-3.1-8b", "mixtral-8x7b"])
+@pytest.mark.parametrize("quantization", ["fp8", "fp8-blocks"])
+def test_fp8_weights_are_read_by_kernels(
+    quantization: Quantization, model: str, topology: str, kind: str
+) -> None:
+    """The same without the head, which is wide; on GPUs without a type of fp8 too."""
+    check_bytes(Case(model, topology, quantization=quantization), kind, "fp8_", heads=0)
+
+
+def check_bytes(case: Case, kind: str, prefix: str, *, heads: int) -> None:
+    """Kernels without spilled registers; temporaries are within the estimate, which knows nothing of widened
+    weights, and the host never waits."""
     step, sizing = compiled(case, kind), case.sizing()
     text, moe = step.as_text(), sizing.config.moe is not None
-    attention = text.count('custom_call_target="__gpu$xla.gpu.triton"') - (1 + 1 + LAYERS * 4)
+    attention = text.count('custom_call_target="__gpu$xla.gpu.triton"') - (1 + heads + LAYERS * 4)
     assert attention in (LAYERS, 2 * LAYERS, 4 * LAYERS) and not waits_of(text)
-    assert any(name.startswith("grouped_") for name in step.assembled)
+    assert any(name.startswith(prefix) for name in step.assembled)
     assert any(name.startswith("experts_") for name in step.assembled) == moe
     ours = {name: report for name, report in step.assembled.items() if OURS.search(name)}
     assert all("0 bytes spill stores" in report for report in ours.values())
