@@ -19,7 +19,7 @@ from ..text.text_model import SpecialsShown, TextModel
 from ..tool_formats import ToolFormat
 from .constraint import checked, constraint_of, parser_of
 from .context import ApiRequest, AppContext
-from .prompt import Prompt, check_length, encode_chat, limited, sampling_params, sequences
+from .prompt import Prompt, check_room, encode_chat, limited, sampling_params, sequences
 from .read_request import submit_call
 from .reasoning import ReplyBegins, asking, beginning_of
 from .respond import Reply, SubmittedCall
@@ -74,7 +74,7 @@ async def prepare_chat(
         grammar = await request.off_loop.run(len(grammar or ""), begins.grammar, grammar, text)
     if begins and begins.added:
         prompt += begins.added
-        check_length(len(prompt), call.sampling.room, info, where=where)
+        check_room(prompt, call, info, where=where, strict=flags.strict)
     params = sampling_params(call.sampling, text, context.served.defaults, grammar)
     most = flags.default_max_tokens if params.max_tokens is None else params.max_tokens
     if most is not None:

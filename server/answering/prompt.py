@@ -39,9 +39,14 @@ async def encode_chat(
       BadRequest: no chat template, a conversation that the template refuses, or one longer than the context.
     """
     prompt = await render_chat(text, call, off_loop, where)
+    check_room(prompt, call, info, where=where, strict=strict)
+    return prompt
+
+
+def check_room(prompt: Prompt, call: ChatCall, info: EngineInfo, *, where: str, strict: bool) -> None:
+    """Raises BadRequest unless a chat's prompt leaves the room that `encode_chat` wants for its reply."""
     room = call.sampling.room if strict else call.sampling.min_tokens or None
     check_length(len(prompt), room, info, where=where)
-    return prompt
 
 
 async def render_chat(text: TextModel, call: ChatCall, off_loop: ClientWork, where: str) -> Prompt:

@@ -82,8 +82,8 @@ MESSAGE = Parameters(
 )
 
 COUNT = Parameters(
-    _CONVERSATION,
-    {**_BETAS, "output_config": OUTPUT, "thinking": THINKING},
+    {**_CONVERSATION, "thinking": THINKING},
+    {**_BETAS, "output_config": OUTPUT},
     _REFUSED,
     ("model", "messages"),
 )
