@@ -214,6 +214,7 @@ FOUR, THREE = (MoEConfig(experts=experts, experts_per_token=2) for experts in (4
 )
 @pytest.mark.parametrize("moe", [None, FOUR, THREE], ids=["dense", "whole experts", "parts of experts"])
 @pytest.mark.parametrize("quantization", ["fp8", "fp8-blocks"])
+@pytest.mark.usefixtures("interpreted")
 def test_fp8_is_exact_on_any_mesh(
     quantization: Quantization, moe: MoEConfig | None, kernels: dict[str, str]
 ) -> None:
