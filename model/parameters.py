@@ -121,11 +121,6 @@ def kinds_of(quantization: Quantization | None) -> set[Kind]:
     return {kind for kind in kinds if kind}
 
 
-def has_groups(quantization: Quantization | None) -> bool:
-    """Whether some linear weights are of integers in groups."""
-    return any(map(is_grouped, kinds_of(quantization)))
-
-
 def has_embedding(config: ModelConfig, quantization: Quantization | None) -> bool:
     """Whether there is an embedding besides the head: a tied head in groups is the embedding too."""
     return not (config.tied_head and is_grouped(kind_of("head", quantization)))

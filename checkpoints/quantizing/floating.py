@@ -11,10 +11,9 @@ import ml_dtypes
 import numpy as np
 
 from ...model.parameters import FP8, Quantization, is_linear, kind_of
-from .quantized import QuantizedCheckpoint
+from .quantized import QuantizedCheckpoint, largest_of_outputs
 
 _SMALLEST = np.float32(1 / 448)
-_TINY = np.float32(1e-30)
 
 
 class Fp8Checkpoint(QuantizedCheckpoint):
@@ -36,6 +35,6 @@ class Fp8Checkpoint(QuantizedCheckpoint):
 def round_to_fp8(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`[..., inputs, outputs]` as fp8, and one scale per output, f32 `[..., outputs]`."""
     wide = values.astype(np.float32)
-    scale = np.maximum(np.maximum(wide.max(-2), -wide.min(-2)), _TINY) * _SMALLEST
+    scale = largest_of_outputs(wide) * _SMALLEST
     np.divide(wide, scale[..., None, :], out=wide)
     return wide.astype(ml_dtypes.float8_e4m3fn), scale

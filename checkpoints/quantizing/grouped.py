@@ -1,8 +1,9 @@
 """A checkpoint quantised in groups: linear weights to 4 bits, the head to 8, one by one when read.
 
 The rounding is that of `model/quantize.py`, on the default device. A tied embedding is the head's groups.
-The residual stream is not rotated, because groups isolate outliers and a rotation spreads them, but channels
-between up and down are levelled (`levelling.py`).
+The residual stream is not rotated, because that needs the norms' weights folded into the linear weights,
+which costs more than a rotation gains here (docs/decisions.md); channels between up and down are levelled
+(`levelling.py`).
 """
 
 from collections.abc import Iterator

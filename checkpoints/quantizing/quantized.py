@@ -100,9 +100,14 @@ def _rotated_layer(arrays: dict[str, np.ndarray], rotation: Rotation) -> Iterato
         yield name, np.ones_like(values) if name in _READERS else values
 
 
+def largest_of_outputs(wide: np.ndarray) -> np.ndarray:
+    """The largest magnitude of each output of `[..., inputs, outputs]`, never zero: f32 `[..., outputs]`."""
+    return np.maximum(np.maximum(wide.max(-2), -wide.min(-2)), _TINY)
+
+
 def quantize_host(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`[..., inputs, outputs]` as int8, and one scale per output, f32 `[..., outputs]`, by numpy."""
     wide = values.astype(np.float32)
-    scale = np.maximum(np.maximum(wide.max(-2), -wide.min(-2)), _TINY) / _LARGEST
+    scale = largest_of_outputs(wide) / _LARGEST
     np.divide(wide, scale[..., None, :], out=wide)
     return np.rint(wide, out=wide).astype(np.int8), scale
