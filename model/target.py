@@ -20,7 +20,7 @@ class Target:
     Attributes:
       kernels: the backend of each operation. shards: the number of devices that the step is mapped over.
       quantization: of linear weights (see `quantize.py`). unstacked: each of a layer's experts, if they are
-        not in panels or groups, is a separate array instead of a part of a stacked one (see
+        not in panels, groups or blocks, is a separate array instead of a part of a stacked one (see
         `sharding.unstack`).
     """
 

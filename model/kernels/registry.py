@@ -127,8 +127,8 @@ class ExpertWeights:
     `[E, inputs / 32, outs]`; without lows the weights have 8 bits.
 
     If unstacked (see `sharding.unstack`), gate, up and down are E arrays of `[1, …]` each; those in groups
-    are always stacked. For the backend `native` they can be panels (see `panels.py`); for `triton` int8 ones
-    are `[E, outs, inputs]`.
+    or blocks are always stacked. For the backend `native` they can be panels (see `panels.py`); for `triton`
+    int8 ones are `[E, outs, inputs]`.
     """
 
     gate: jax.Array | tuple[jax.Array, ...]

@@ -1,4 +1,4 @@
-"""In whose shape an error is answered: Anthropic's where its protocol is spoken, OpenAI's elsewhere.
+"""Chooses the shape of an error's answer: Anthropic's on its routes, OpenAI's elsewhere.
 
 The shapes themselves are in `protocol`. An error may come from any layer, before a route is known, so the
 head of the request decides. TGI's routes answer their errors themselves.
