@@ -3,10 +3,10 @@
 import pytest
 
 from distaff.model.errors import ConfigError
-from distaff.model.kernels import block_attention, block_experts, grouped, linear
+from distaff.model.kernels import block_attention, block_experts, fp8, grouped, linear
 from distaff.model.kernels.cpu import native_attention, native_experts, native_linear
 from distaff.model.kernels.gpu import triton_attention as triton
-from distaff.model.kernels.gpu import triton_experts, triton_grouped
+from distaff.model.kernels.gpu import triton_experts, triton_fp8, triton_grouped
 from distaff.model.kernels.registry import _BACKENDS, _CHOICES, choose
 from distaff.model.kernels.tpu import ragged_attention, ragged_experts
 
@@ -16,6 +16,7 @@ EXPECTED = {
         block_experts.block_experts,
         linear.split_k,
         linear.int8_transposed,
+        fp8.fp8_plain,
         linear.grouped_plain,
     ),
     "tpu": (
@@ -23,6 +24,7 @@ EXPECTED = {
         ragged_experts.ragged_experts,
         linear.plain,
         linear.int8_plain,
+        fp8.fp8_whole,
         grouped.grouped_unrounded,
     ),
     "cuda": (
@@ -30,6 +32,7 @@ EXPECTED = {
         triton_experts.triton_experts,
         linear.plain,
         linear.int8_transposed,
+        triton_fp8.fp8_linear,
         triton_grouped.grouped_linear,
     ),
     "rocm": (
@@ -37,6 +40,7 @@ EXPECTED = {
         block_experts.block_experts,
         linear.plain,
         linear.int8_plain,
+        fp8.fp8_plain,
         linear.grouped_plain,
     ),
 }
@@ -45,13 +49,15 @@ NATIVE = (
     native_experts.native_experts,
     native_linear.linear,
     native_linear.int8_linear,
+    native_linear.fp8_linear,
     native_linear.grouped_linear,
 )
 
 
 def chosen(platform: str) -> tuple[object, ...]:
     found = choose(platform)
-    return found.attention, found.experts, found.linear, found.int8_linear, found.grouped_linear
+    products = found.linear, found.int8_linear, found.fp8_linear, found.grouped_linear
+    return found.attention, found.experts, *products
 
 
 @pytest.fixture

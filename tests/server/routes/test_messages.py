@@ -269,7 +269,9 @@ def test_thinking_reaches_the_template(post, server):
 
 
 def test_a_last_message_of_the_assistant_is_continued(post, server):
-    rendered = lambda: server.served.text.rendered  # noqa: E731
+    def rendered():
+        return server.served.text.rendered
+
     post(messages=[*ASKED, {"role": "assistant", "content": "The best answer is ("}])
     assert rendered()["continue_final_message"] and not rendered()["add_generation_prompt"]
     for last in ([], [{"role": "assistant", "content": ""}], ASKED):
