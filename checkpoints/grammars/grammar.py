@@ -143,6 +143,19 @@ def _check_beginning(matcher: LLMatcher) -> None:
         matcher.consume_tokens(list(forced))
 
 
+def first_bytes(grammar: str) -> frozenset[int]:
+    """The bytes with which a text of the grammar may begin.
+
+    Raises:
+      GrammarError: not a grammar that can be followed.
+    """
+    matcher = LLMatcher(_byte_tokenizer(), grammar, limits=LIMITS, log_level=0)
+    allowed = matcher.compute_logit_bias()
+    if matcher.is_error():
+        raise GrammarError(explained(matcher.get_error()))
+    return frozenset(byte for byte in range(256) if allowed[byte])
+
+
 def check_schema(schema: Schema, *, closed: bool = False) -> None:
     """The same for a schema's grammar; the error has the invalid part's place.
 

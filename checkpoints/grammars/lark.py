@@ -21,7 +21,7 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
-_HEAD = re.compile(r"[ \t]*[?!]?([A-Za-z_]\w*)(?:\.-?\d+)?[ \t]*(?:\[[^\]\n]*\])?[ \t]*:(?!:)")
+RULE_HEAD = re.compile(r"[ \t]*[?!]?([A-Za-z_]\w*)(?:\.-?\d+)?[ \t]*(?:\[[^\]\n]*\])?[ \t]*:(?!:)")
 _DIRECTIVE = re.compile(r"[ \t]*%")
 _TEXT = '"'
 """Represents every token that is finite by itself."""
@@ -74,7 +74,7 @@ def _bodies(source: str) -> Iterator[tuple[str, list[str]]]:
     """Each rule's name and the tokens after its colon."""
     name, body, at, line_begins = "", list[str](), 0, True
     while at < len(source):
-        head = _HEAD.match(source, at) if line_begins else None
+        head = RULE_HEAD.match(source, at) if line_begins else None
         if head or (line_begins and _DIRECTIVE.match(source, at)):
             if name.islower():
                 yield name, body
