@@ -93,7 +93,7 @@ ARROWS = {
         *{*SHARED, "checkpoints", "checkpoints/tokenization", "runtime/framing", "server/process"},
         *{"server/protocol", "server/reasoning", "server/tool_formats"},
     },
-    "server/protocol/openai": {*SHARED, "server/protocol", "server/text"},
+    "server/protocol/openai": {*SHARED, "server/protocol", "server/text", "server/tool_formats"},
     "server/protocol/anthropic": {
         *{*SHARED, "server/protocol", "server/protocol/openai", "server/text", "server/tool_formats"},
     },

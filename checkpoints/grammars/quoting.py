@@ -1,6 +1,6 @@
 r"""A Lark grammar of texts -> the grammar of the same texts inside a JSON string.
 
-For an argument that is free text with a grammar of its own: a model writes it as a JSON string, where a quote,
+For an argument that is free text with its own grammar: a model writes it as a JSON string, where a quote,
 a backslash and control characters are escaped. The one idea: each terminal becomes a rule whose lexemes are
 single characters, some of them escapes of two bytes, so that none is the beginning of another. As one lexeme
 a terminal could not end before an escape, because the lexer looks ahead by one byte only. `quoting_regex`

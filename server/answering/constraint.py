@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ...checkpoints.errors import GrammarError
-from ...checkpoints.grammars.grammar import check_schema
+from ...checkpoints.grammars.grammar import check_grammar, check_schema
 from ...checkpoints.grammars.joining import either
+from ...checkpoints.grammars.quoting import quoted
+from ..errors import BadRequest
 from ..protocol.openai.chat import ChatCall
 from ..protocol.structured import Constraint
 from ..protocol.tools import invalid_parameters
@@ -45,11 +47,17 @@ def constraint_of(call: ChatCall, text: TextModel, format: ToolFormat) -> Constr
 
 
 def _check_parameters(tools: Sequence[Tool]) -> None:
-    """Raises BadRequest for the first tool with an unsupported schema."""
+    """Raises BadRequest for the first tool with an unsupported schema or grammar."""
     for tool in tools:
         try:
-            check_schema(tool.parameters or True, closed=tool.strict)
+            if tool.syntax:
+                check_grammar(quoted(tool.syntax))
+            else:
+                check_schema(tool.parameters or True, closed=tool.strict)
         except GrammarError as error:
+            if tool.free_form:
+                message = f"Invalid grammar for tool '{tool.name}': {error}"
+                raise BadRequest(message, tool.param, "invalid_value") from None
             raise invalid_parameters(tool.param, tool.name, str(error)) from None
 
 

@@ -4,17 +4,21 @@ Checks shapes and names; how a model writes a call is `tool_formats`' business.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import BadRequest
 from ..tool_formats import Tool
 from .fields import Fields, missing, objects, shown, wrong_type, wrong_value
-from .hosted_tools import SCHEMA, is_hosted
 from .kinds import TEXT, Described, Schema, Shape, array, constant, record
 
 MOST_TOOLS = 128
 LONGEST_NAME = 64
+
+Mode = Literal["none", "auto", "required", "named"]
+Choice = tuple[Mode, list[str] | None]
+CHOICES: tuple[Mode, ...] = ("none", "auto", "required")
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]+")
 _KINDS = ("function", "allowed_tools")
@@ -42,40 +46,44 @@ class ToolUse:
         return self.forced and (self.named or not self.parallel)
 
 
-def read_tools(fields: Described, *, flat: bool = False) -> ToolUse:
-    """`tools`, `tool_choice` and `parallel_tool_calls`.
+def read_tools(fields: Described) -> ToolUse:
+    """`tools`, `tool_choice` and `parallel_tool_calls` of a chat completion.
 
     An empty list means no tools, and choices that then change nothing are accepted with it. A strict server
-    refuses it, as OpenAI does, except in the Responses API.
-
-    Args:
-      flat: a function's name is next to its type, as in the Responses API, not in an object of its own. Then
-        tools that OpenAI runs itself are left out, except by a strict server.
+    refuses it, as OpenAI does.
 
     Raises:
       BadRequest: the first fault found.
     """
     value = fields.get("tools")
-    empty = value == [] and (flat or not fields.limits.strict)
+    empty = value == [] and not fields.limits.strict
     items = [] if value is None or empty else objects("tools", value, MOST_TOOLS)
-    hosted = [item for item in items if flat and not fields.limits.strict and is_hosted(item)]
-    left_out = tuple(dict.fromkeys(str(item.get("type")) for item in hosted))
-    tools = [_tool(item, flat) for item in items if item not in hosted]
-    mode, names = _choice(fields, flat)
+    return tool_use(fields, [_tool(item) for item in items], read_choice(fields), lenient=empty)
+
+
+def tool_use(fields: Described, tools: Sequence[Tool], choice: Choice, *, lenient: bool) -> ToolUse:
+    """The tools that may be called, by the choice among them.
+
+    Args:
+      lenient: without tools, choices that then change nothing are accepted.
+
+    Raises:
+      BadRequest: a choice without tools, or a name that no tool has.
+    """
+    mode, names = choice
     parallel = fields.take("parallel_tool_calls")
     if not tools:
-        lenient = flat or empty
         neutral = (None, "none", "auto") if lenient else (None, "none")
         check_needs_tools(fields, "tool_choice", fields.get("tool_choice") in neutral)
         check_needs_tools(fields, "parallel_tool_calls", lenient)
-        return ToolUse(left_out=left_out)
+        return ToolUse()
     if mode == "none":
-        return ToolUse(left_out=left_out)
+        return ToolUse()
     for name in names or ():
-        if name not in [tool.name for tool in tools]:
+        if not any(name in (tool.name, tool.own_name) for tool in tools):
             raise BadRequest(f"Tool choice '{name}' not found in 'tools' parameter.", "tool_choice")
-    kept = tuple(tool for tool in tools if names is None or tool.name in names)
-    return ToolUse(kept, mode in ("required", "named"), mode == "named", parallel is not False, left_out)
+    kept = tuple(t for t in tools if names is None or t.name in names or t.own_name in names)
+    return ToolUse(kept, mode in ("required", "named"), mode == "named", parallel is not False)
 
 
 def check_needs_tools(fields: Fields, name: str, neutral: bool) -> None:
@@ -85,10 +93,14 @@ def check_needs_tools(fields: Fields, name: str, neutral: bool) -> None:
         raise BadRequest(message, name)
 
 
-def _tool(fields: Fields, flat: bool) -> Tool:
+def _tool(fields: Fields) -> Tool:
     fields.require("type")
     fields.one_of("type", ("function",))
-    function = _inner(fields, "function", flat)
+    return read_function(inner(fields, "function"))
+
+
+def read_function(function: Fields) -> Tool:
+    """A function. Raises BadRequest."""
     name = read_name(function, LONGEST_NAME)
     return Tool(
         name=name,
@@ -116,12 +128,12 @@ def invalid_parameters(param: str, name: str, reason: str) -> BadRequest:
     return BadRequest(f"Invalid schema for function '{name}': {reason}", param, "invalid_function_parameters")
 
 
-def _inner(fields: Fields, name: str, flat: bool) -> Fields:
-    """The object with the details; if flat, they are in the tool itself."""
-    inner = fields if flat else fields.object(name)
-    if inner is None:
+def inner(fields: Fields, name: str) -> Fields:
+    """The object with the details of a tool or a choice. Raises BadRequest."""
+    found = fields.object(name)
+    if found is None:
         raise missing(fields.where(name))
-    return inner
+    return found
 
 
 def read_name(function: Fields, longest: int) -> str:
@@ -138,83 +150,71 @@ def read_name(function: Fields, longest: int) -> str:
     return name
 
 
-Mode = Literal["none", "auto", "required", "named"]
-_CHOICES: tuple[Mode, ...] = ("none", "auto", "required")
-
-
-def _choice(fields: Fields, flat: bool) -> tuple[Mode, list[str] | None]:
-    """How freely, and which functions by name; None for all."""
+def read_choice(fields: Fields) -> Choice:
+    """How freely tools may be called, and which by name; None for all. Raises BadRequest."""
     value = fields.get("tool_choice")
-    if value is None:
-        return "auto", None
-    if isinstance(value, str):
-        mode: Mode | None = next((each for each in _CHOICES if each == value), None)
-        if mode is None:
-            raise wrong_value("tool_choice", value, _CHOICES)
-        return mode, None
+    if value is None or isinstance(value, str):
+        return choice_word(value), None
     if not isinstance(value, dict):
         raise wrong_type("tool_choice", "one of a string or object", value)
     choice = Fields(value, "tool_choice")
     choice.require("type")
     if choice.one_of("type", _KINDS) == "function":
-        return "named", [_named(choice, flat)]
-    return _allowed(choice, flat)
+        return "named", [_named(choice)]
+    allowed = inner(choice, "allowed_tools")
+    return allowed_mode(allowed), [_named(tool) for tool in allowed_tools(allowed)]
 
 
-def _named(choice: Fields, flat: bool) -> str:
-    function = _inner(choice, "function", flat)
+def choice_word(value: str | None) -> Mode:
+    """A choice that names no tool. Raises BadRequest."""
+    mode: Mode | None = next((each for each in CHOICES if each == (value or "auto")), None)
+    if mode is None:
+        raise wrong_value("tool_choice", value or "", CHOICES)
+    return mode
+
+
+def allowed_mode(allowed: Fields) -> Mode:
+    """Whether one of the allowed tools must be called. Raises BadRequest."""
+    allowed.require("mode")
+    return "required" if allowed.one_of("mode", ("auto", "required")) == "required" else "auto"
+
+
+def allowed_tools(allowed: Fields) -> list[Fields]:
+    """The tools that are allowed. Raises BadRequest."""
+    return objects(allowed.where("tools"), allowed.require("tools"), MOST_TOOLS)
+
+
+def _named(choice: Fields) -> str:
+    function = inner(choice, "function")
     function.require("name")
     return function.string("name") or ""
 
 
-def _allowed(choice: Fields, flat: bool) -> tuple[Mode, list[str]]:
-    allowed = _inner(choice, "allowed_tools", flat)
-    allowed.require("mode")
-    mode = allowed.one_of("mode", ("auto", "required"))
-    tools = objects(allowed.where("tools"), allowed.require("tools"), MOST_TOOLS)
-    return ("required" if mode == "required" else "auto"), [_named(tool, flat) for tool in tools]
-
-
-def _function_schema() -> Schema:
+def function_schema() -> Schema:
+    """What a function may be."""
     name = {"type": "string", "pattern": f"^{_NAME.pattern}$", "maxLength": LONGEST_NAME}
     parameters = record({"type": constant("object")})
     optional = {"description": TEXT, "parameters": parameters, "strict": {"type": "boolean"}}
     return record({"name": name}, optional)
 
 
-def _flattened(kind: str, inner: Schema, flat: bool) -> Schema:
-    """An object of a type, and what `_inner` reads of it."""
-    if not flat:
-        return record({"type": constant(kind), kind: inner})
-    properties = {"type": constant(kind), **inner["properties"]}
-    return inner | {"properties": properties, "required": ["type", *inner["required"]]}
+def _held(kind: str, inner: Schema) -> Schema:
+    """An object of a type, with its details in an object of its own."""
+    return record({"type": constant(kind), kind: inner})
 
 
-def tools_kind(*, flat: bool = False) -> Shape:
-    """What `tools` may be."""
-    function = _flattened("function", _function_schema(), flat)
-    if not flat:
-        return Shape(lambda limits: array(function, MOST_TOOLS, least=1 if limits.strict else 0))
-    either = {"anyOf": [function, SCHEMA]}
-    return Shape(lambda limits: array(function if limits.strict else either, MOST_TOOLS, least=0))
-
-
-def _named_schema(flat: bool) -> Schema:
-    function = record({"name": TEXT})
-    return function if flat else record({"function": function})
-
-
-def choice_kind(*, flat: bool = False) -> Shape:
-    """What `tool_choice` may be."""
+def allowed_schema(named: Schema) -> Schema:
+    """What a choice among some tools may be, each of which is `named`."""
     mode = {"type": "string", "enum": ["auto", "required"]}
-    of_some = record({"mode": mode, "tools": array(_named_schema(flat), MOST_TOOLS)})
-    word = {"type": "string", "enum": list(_CHOICES)}
-    return Shape(
-        {
-            "anyOf": [
-                word,
-                _flattened("function", record({"name": TEXT}), flat),
-                _flattened("allowed_tools", of_some, flat),
-            ]
-        }
-    )
+    return record({"mode": mode, "tools": array(named, MOST_TOOLS)})
+
+
+def _choice_schema() -> Schema:
+    function = _held("function", record({"name": TEXT}))
+    allowed = _held("allowed_tools", allowed_schema(record({"function": record({"name": TEXT})})))
+    return {"anyOf": [{"type": "string", "enum": list(CHOICES)}, function, allowed]}
+
+
+_FUNCTION = _held("function", function_schema())
+TOOLS = Shape(lambda limits: array(_FUNCTION, MOST_TOOLS, least=1 if limits.strict else 0))
+TOOL_CHOICE = Shape(_choice_schema())

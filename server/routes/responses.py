@@ -23,6 +23,7 @@ async def create_response(request: ApiRequest) -> HTTPResponse | None:
         call.echo,
         temperature=prepared.params.temperature,
         top_p=prepared.params.top_p,
+        tools=call.chat.tools.tools,
         portable_reasoning=call.portable_reasoning,
     )
     submitted = prepared.submit(request, reply)

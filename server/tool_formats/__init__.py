@@ -3,10 +3,10 @@ templates without tool support. Handles text and JSON; neither requests nor toke
 """
 
 from .formats import FORMATS, ToolFormat, format_of
-from .parts import CallArguments, CallsOnly, CallStart, Part, Text, Tool, ToolCallParser
+from .parts import FREE_TEXT, CallArguments, CallsOnly, CallStart, Part, Text, Tool, ToolCallParser
 from .plain_messages import tools_as_messages
 
 __all__ = [
-    "FORMATS", "CallArguments", "CallStart", "CallsOnly", "Part", "Text", "Tool", "ToolCallParser",
-    "ToolFormat", "format_of", "tools_as_messages",
+    "FORMATS", "FREE_TEXT", "CallArguments", "CallStart", "CallsOnly", "Part", "Text", "Tool", 
+    "ToolCallParser", "ToolFormat", "format_of", "tools_as_messages",
 ]  # fmt: skip

@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...checkpoints.grammars.grammar import json_part
+from ...checkpoints.grammars.joining import with_parts
+from ...checkpoints.grammars.quoting import quoted
 from .envelope import Envelope
 from .leading import LeadingParser
 from .named import NamedEnvelope
 from .parsers import MarkedParser
-from .parts import Tool, ToolCallParser
+from .parts import FREE_TEXT, Tool, ToolCallParser
 from .python_call import PythonEnvelope
 
 _NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -88,12 +90,14 @@ class ToolFormat:
           required: the reply must be calls; otherwise it may be any text, in which calls are well-formed.
 
         Raises:
-          SchemaError: a tool's schema is not supported.
+          GrammarError: a tool's schema, or the grammar of its input, is not supported.
         """
         between = f"{_quoted(self.separator)} " if self.separator else ""
         more = f" ({between}call)*" if parallel else ""
         shape = self._leading if self.leading else self._marked
-        return "\n".join([*shape(more, required, token_id), *self._objects(tools, token_id)])
+        rules = "\n".join([*shape(more, required, token_id), *self._objects(tools, token_id)])
+        inputs = {f"input_{n}": quoted(tool.syntax) for n, tool in enumerate(tools) if tool.syntax}
+        return with_parts(rules, inputs) if inputs else rules
 
     def _leading(self, more: str, required: bool, token_id: TokenId) -> list[str]:
         """Calls from the start on, or text that does not begin like one; after text, calls with a mark."""
@@ -130,12 +134,16 @@ class ToolFormat:
         """A rule for each tool's call."""
         rules = [f"object: {' | '.join(f'tool_{n}' for n in range(len(tools)))}"]
         for n, tool in enumerate(tools):
-            schema = json_part(tool.parameters or _NO_ARGUMENTS, closed=tool.strict)
+            if tool.syntax:
+                opening, closing = _quoted(f'{{"{FREE_TEXT}": "'), _quoted('"}')
+                arguments = f"{opening} @input_{n} {closing}"
+            else:
+                arguments = json_part(tool.parameters or _NO_ARGUMENTS, closed=tool.strict)
             if self.divider:
                 head, end = f"{_quoted(tool.name)} {_mark(self.divider, token_id)}", ""
             else:
                 head, end = _quoted(self._head(tool)), _quoted("}")
-            rules.append(f"tool_{n}: {head} {schema} {end}")
+            rules.append(f"tool_{n}: {head} {arguments} {end}")
         return rules
 
     def _head(self, tool: Tool) -> str:

@@ -4,14 +4,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+FREE_TEXT = "input"
+"""The one argument of a free-form tool."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tool:
     """A function that may be called.
 
     Attributes:
+      name: the one that the model uses.
       parameters: JSON schema of its arguments; None if it has none. strict: they must be valid.
       param: the path of the schema in the request.
+      namespace, own_name: where the request lists it in a namespace, the two parts of its name.
+      free_form: its one argument is a text. syntax: the Lark grammar of that text, if any.
     """
 
     name: str
@@ -19,6 +25,10 @@ class Tool:
     parameters: dict[str, Any] | None
     strict: bool = False
     param: str = "tools"
+    namespace: str | None = None
+    own_name: str | None = None
+    free_form: bool = False
+    syntax: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The form that templates expect."""

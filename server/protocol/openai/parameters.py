@@ -16,7 +16,8 @@ from ..messages import MESSAGES
 from ..prompts import prompts_kind
 from ..table import Parameters
 from ..token_ids import ids_schema
-from ..tools import choice_kind, tools_kind
+from ..tools import TOOL_CHOICE, TOOLS
+from . import response_tools
 from .refused import REFUSED
 from .response_input import INCLUDE, INPUT
 
@@ -54,8 +55,8 @@ _CONVERSATION: dict[str, Kind] = {
     "chat_template_kwargs": TEMPLATE_OPTIONS,
 }
 _TOOLS: dict[str, Kind] = {
-    "tools": tools_kind(),
-    "tool_choice": choice_kind(),
+    "tools": TOOLS,
+    "tool_choice": TOOL_CHOICE,
     "parallel_tool_calls": Boolean(),
 }
 
@@ -151,8 +152,8 @@ RESPONSES = _responses(
             {"format": structured.format_kind(flat=True), "verbosity": Words(labels.VERBOSITIES)}, closed=True
         ),
         "include": INCLUDE,
-        "tools": tools_kind(flat=True),
-        "tool_choice": choice_kind(flat=True),
+        "tools": response_tools.TOOLS,
+        "tool_choice": response_tools.TOOL_CHOICE,
         "parallel_tool_calls": Boolean(),
         "top_logprobs": _TOP_LOGPROBS,
         "chat_template_kwargs": TEMPLATE_OPTIONS,

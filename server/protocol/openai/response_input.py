@@ -1,9 +1,9 @@
 """The `input` of the Responses API -> the messages of a conversation, as `messages` makes them.
 
-A list of items, each a message, a function call, or the result of a call. Neighbouring calls and the text
-around them become one message of the assistant, as templates expect. Items of tools that OpenAI runs itself
-are refused, and so are references to stored items: nothing is stored. Reasoning becomes the
-`reasoning_content` of the message after it; what another server has encrypted is left out.
+A list of items, each a message, a call, the output of a call (`response_past_calls`), or reasoning.
+Neighbouring calls and the text around them become one message of the assistant, as templates expect. Items
+of tools that OpenAI runs itself are ignored, and so is what another server has encrypted. References to items
+are refused: only whole answers are stored. Reasoning becomes `reasoning_content` of the message after it.
 """
 
 from typing import Any
@@ -11,8 +11,10 @@ from typing import Any
 from ...errors import BadRequest
 from ..fields import Fields, check_array, objects, wrong_type, wrong_value
 from ..kinds import TEXT, Schema, Shape, array, constant, record
-from ..messages import MOST_MESSAGES, REASONING, Message, parsed_arguments
+from ..messages import MOST_MESSAGES, REASONING, Message
 from .response_items import PLAIN
+from .response_past_calls import CALLS, OUTPUTS, read_call, read_output, schemas
+from .response_text import ANSWERED, SENT, THOUGHT, read_text, required, text_schema
 
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"
@@ -26,9 +28,28 @@ _INCLUDABLE = (
     "web_search_call.action.sources",
     "web_search_call.results",
 )
-_KINDS = ("message", "function_call", "function_call_output", "reasoning")
+_KINDS = ("message", "agent_message", "reasoning", *CALLS, *OUTPUTS)
+_IGNORED = (
+    "additional_tools",
+    "code_interpreter_call",
+    "compaction",
+    "compaction_summary",
+    "compaction_trigger",
+    "computer_call",
+    "computer_call_output",
+    "context_compaction",
+    "file_search_call",
+    "image_generation_call",
+    "mcp_approval_request",
+    "mcp_approval_response",
+    "mcp_call",
+    "mcp_list_tools",
+    "tool_search_call",
+    "tool_search_output",
+    "web_search_call",
+)
+"""Items of what OpenAI runs itself, or has encrypted, which says nothing to another model."""
 _ROLES = ("assistant", "system", "developer", "user")
-_OUTPUT, _INPUT, _THOUGHT = ("output_text", "refusal"), ("input_text",), ("reasoning_text",)
 
 
 def read_input(value: Any, instructions: str | None) -> list[Message]:
@@ -63,16 +84,19 @@ def read_included(value: Any) -> list[str]:
 
 def _add(item: Fields, messages: list[Message], calls: set[str]) -> None:
     """Adds one item; `calls` are the ids of the calls so far."""
-    match _kind(item):
-        case "message":
-            _add_message(item, messages)
-        case "function_call":
-            calls.add(_required(item, "call_id"))
-            _assistant_message(messages).setdefault("tool_calls", []).append(_call(item))
-        case "function_call_output":
-            messages.append(_output(item, calls))
-        case "reasoning":
-            _add_reasoning(item, messages)
+    kind = _kind(item)
+    if kind in CALLS:
+        call = read_call(item)
+        calls.add(call["id"])
+        _assistant_message(messages).setdefault("tool_calls", []).append(call)
+    elif kind in OUTPUTS:
+        messages.append(read_output(item, calls))
+    elif kind == "reasoning":
+        _add_reasoning(item, messages)
+    elif kind == "agent_message":
+        messages.append(_message("user", read_text(item, "content", SENT)))
+    elif kind == "message":
+        _add_message(item, messages)
 
 
 def _kind(item: Fields) -> str:
@@ -80,8 +104,8 @@ def _kind(item: Fields) -> str:
     if kind is None:
         return "message"
     if kind == "item_reference":
-        raise BadRequest(f"Item with id '{_required(item, 'id')}' not found. Nothing is stored.", "input")
-    if kind not in _KINDS:
+        raise BadRequest(f"Item with id '{required(item, 'id')}' not found. No items are stored.", "input")
+    if kind not in _KINDS and kind not in _IGNORED:
         raise wrong_value(item.where("type"), kind, _KINDS)
     return kind
 
@@ -89,7 +113,7 @@ def _kind(item: Fields) -> str:
 def _add_message(item: Fields, messages: list[Message]) -> None:
     item.require("role")
     role = item.one_of("role", _ROLES) or "user"
-    text = _text(item, "content", _OUTPUT if role == "assistant" else _INPUT)
+    text = read_text(item, "content", ANSWERED if role == "assistant" else SENT)
     if role == "assistant" and _is_open(messages):
         messages[-1]["content"] += text
     else:
@@ -104,7 +128,7 @@ def _is_open(messages: list[Message]) -> bool:
 
 def _add_reasoning(item: Fields, messages: list[Message]) -> None:
     """Adds the text of reasoning, which this server has written in two places."""
-    text = _text(item, "content", _THOUGHT) if item.get("content") is not None else ""
+    text = read_text(item, "content", THOUGHT) if item.get("content") is not None else ""
     portable = item.string("encrypted_content") or ""
     text = text or (portable.removeprefix(PLAIN) if portable.startswith(PLAIN) else "")
     if not text:
@@ -121,70 +145,21 @@ def _assistant_message(messages: list[Message]) -> Message:
     return messages[-1]
 
 
-def _call(item: Fields) -> dict[str, Any]:
-    arguments = parsed_arguments(_required(item, "arguments"))
-    function = {"name": _required(item, "name"), "arguments": arguments}
-    return {"id": item.get("call_id"), "type": "function", "function": function}
-
-
-def _output(item: Fields, calls: set[str]) -> Message:
-    call = _required(item, "call_id")
-    if call not in calls:
-        message = f"No tool call found for function call output with call_id {call[:64]}."
-        raise BadRequest(message, "input")
-    return {**_message("tool", _text(item, "output", _INPUT)), "tool_call_id": call}
-
-
-def _text(item: Fields, name: str, kinds: tuple[str, ...]) -> str:
-    """A string, or the parts of one."""
-    value, path = item.require(name), item.where(name)
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise wrong_type(path, "one of a string or array of objects", value)
-    check_array(path, value, MOST_MESSAGES, empty=True)
-    return "".join(_part(part, f"{path}[{index}]", kinds) for index, part in enumerate(value))
-
-
-def _part(value: Any, path: str, kinds: tuple[str, ...]) -> str:
-    if not isinstance(value, dict):
-        raise wrong_type(path, "an object", value)
-    part = Fields(value, path)
-    part.require("type")
-    kind = part.one_of("type", (*kinds, "text")) or "text"
-    return _required(part, "refusal" if kind == "refusal" else "text")
-
-
-def _required(fields: Fields, name: str) -> str:
-    fields.require(name)
-    return fields.string(name) or ""
-
-
 def _message(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-def _text_schema(kinds: tuple[str, ...]) -> Schema:
-    """A string, or its parts."""
-    parts: list[Schema] = [
-        record({"type": constant(kind), "refusal" if kind == "refusal" else "text": TEXT})
-        for kind in (*kinds, "text")
-    ]
-    return {"anyOf": [TEXT, array({"anyOf": parts}, MOST_MESSAGES, 0)]}
-
-
 def _schema() -> Schema:
     others = {"type": "string", "enum": [role for role in _ROLES if role != "assistant"]}
-    kind, sent, answered = {"type": constant("message")}, _text_schema(_INPUT), _text_schema(_OUTPUT)
-    output = record({"type": constant("function_call_output"), "call_id": TEXT, "output": sent})
-    call = {"type": constant("function_call"), "call_id": TEXT, "name": TEXT, "arguments": TEXT}
-    thought = {"content": _text_schema(_THOUGHT), "encrypted_content": TEXT}
+    kind, sent, answered = {"type": constant("message")}, text_schema(SENT), text_schema(ANSWERED)
+    thought = {"content": text_schema(THOUGHT), "encrypted_content": TEXT}
     items = [
         record({"role": others, "content": sent}, kind),
         record({"role": constant("assistant"), "content": answered}, kind),
-        record(call),
-        output,
+        record({"type": constant("agent_message"), "content": sent}),
         record({"type": constant("reasoning")}, thought),
+        record({"type": {"type": "string", "enum": list(_IGNORED)}}),
+        *schemas(),
     ]
     return {"anyOf": [TEXT, array({"anyOf": items}, MOST_MESSAGES)]}
 

@@ -4,15 +4,14 @@ One item is open at a time, the newest; the first delta of another kind ends it.
 events and makes the answer around the items.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ...text.deltas import Arguments, Delta, End, Piece, Reasoning, ToolCall
 from ...text.logprobs import Entry
+from ...tool_formats import Tool
 from ..heading import fresh_id
-
-Event = tuple[str, dict[str, Any]]
-"""The type of an event, and its fields."""
+from .response_calls import CallItem, Event
 
 PLAIN = "text:"
 """Begins our `encrypted_content`, which is the reasoning itself: nothing is stored or hidden here."""
@@ -25,11 +24,18 @@ class OutputItems:
       items: so far, in OpenAI's keys.
     """
 
-    def __init__(self, *, portable: bool) -> None:
-        """No items; `portable`: reasoning also has `encrypted_content`, which clients send back."""
+    def __init__(self, tools: Iterable[Tool] = (), *, portable: bool = False) -> None:
+        """No items.
+
+        Args:
+          tools: those that may be called.
+          portable: reasoning also has `encrypted_content`, which clients send back.
+        """
         self.items: list[dict[str, Any]] = []
+        self._tools = {tool.name: tool for tool in tools}
         self._portable = portable
         self._open = False
+        self._call: CallItem | None = None
 
     def advance(self, delta: Delta) -> Iterator[Event]:
         """Adds a delta; yields its events. An end is in `end`."""
@@ -42,11 +48,12 @@ class OutputItems:
                 yield from self._enter("message")
                 yield self._add_text(text, entries or [])
             case ToolCall(_, _, id, name):
-                item = {"id": fresh_id("fc_"), "type": "function_call", "status": "in_progress"}
-                yield from self._begin(item | {"arguments": "", "call_id": id, "name": name})
+                call = CallItem(id, name, self._tools.get(name))
+                yield from self._begin(call.item)
+                self._call = call
             case Arguments(_, _, text):
-                self.items[-1]["arguments"] += text
-                yield self._here("response.function_call_arguments.delta", {"delta": text})
+                assert self._call is not None
+                yield from self._of_call(self._call.advance(text))
 
     def end(self, delta: End, status: str) -> Iterator[Event]:
         """Ends the last item. An answer without any output is an empty message."""
@@ -101,11 +108,11 @@ class OutputItems:
         self._open = False
         item = self.items[-1]
         item["status"] = status
-        if item["type"] == "function_call":
-            call = {"name": item["name"], "arguments": item["arguments"]}
-            yield self._here("response.function_call_arguments.done", call)
-        else:
+        if self._call is None:
             yield from self._end_text(item)
+        else:
+            yield from self._of_call(self._call.end())
+            self._call = None
         yield "response.output_item.done", {"output_index": len(self.items) - 1, "item": item}
 
     def _end_text(self, item: dict[str, Any]) -> Iterator[Event]:
@@ -116,6 +123,10 @@ class OutputItems:
             item["encrypted_content"] = PLAIN + part["text"] if self._portable else None
             yield self._here("response.reasoning_text.done", said)
         yield self._here("response.content_part.done", {"content_index": 0, "part": part})
+
+    def _of_call(self, events: Iterable[Event]) -> Iterator[Event]:
+        for name, fields in events:
+            yield self._here(name, fields)
 
     def _here(self, name: str, fields: dict[str, Any]) -> Event:
         """An event of the newest item."""

@@ -1,19 +1,21 @@
 """What the Responses API answers: named, numbered events, or the object that the last one carries.
 
-The answer is a list of items (`response_items`): reasoning, messages, whose text comes in one part, and calls
-of functions. The one idea: an answer in one piece is the last event of a stream that nobody reads.
+The answer is a list of items (`response_items`): reasoning, messages, whose text has one part, and calls.
+The one idea: an answer in one piece is the last event of a stream that nobody reads.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ...encode import to_named_event
 from ...errors import ApiError
 from ...text.deltas import Delta, End
+from ...tool_formats import Tool
 from ..heading import Heading
 from ..usage import Usage
-from .response_items import Event, OutputItems
+from .response_calls import Event
+from .response_items import OutputItems
 
 _ENDED = {"length": "incomplete"}
 
@@ -28,17 +30,18 @@ class ResponseReply:
         *,
         temperature: float,
         top_p: float,
+        tools: Iterable[Tool] = (),
         portable_reasoning: bool = False,
     ) -> None:
         """An empty answer.
 
         Args:
-          echo: the parameters of the request that it repeats.
+          echo: the parameters of the request that it repeats. tools: those that may be called.
           portable_reasoning: reasoning has `encrypted_content`.
         """
         self._heading = heading
         self._echo = echo | {"temperature": temperature, "top_p": top_p}
-        self._items = OutputItems(portable=portable_reasoning)
+        self._items = OutputItems(tools, portable=portable_reasoning)
         self._status = "in_progress"
         self._sent = 0
 

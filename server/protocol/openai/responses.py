@@ -15,10 +15,10 @@ from ..kinds import Described, Limits
 from ..reasoning import read_reasoning
 from ..sampling import Sampling, read_early, read_extras, read_late
 from ..structured import read_constraint
-from ..tools import read_tools
 from . import parameters
 from .chat import ChatCall, Rendering, read_model
 from .response_input import ENCRYPTED, LOGPROBS, read_included, read_input
+from .response_tools import read_response_tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def parse_response(body: dict[str, Any], *, strict: bool) -> ResponseCall:
     _check_served(fields)
     instructions = fields.take("instructions")
     messages = read_input(fields.require("input"), instructions)
-    tools = read_tools(fields, flat=True)
+    tools = read_response_tools(fields)
     values: dict[str, Any] = read_early(fields) | {"logprobs": _logprobs(fields)}
     values |= read_extras(fields)
     values |= read_late(fields, values)

@@ -1,0 +1,167 @@
+"""`tools` and `tool_choice` of the Responses API -> the functions that a model may call, and whether it must.
+
+A function's name is next to its type here. Beside functions there are free-form tools of the type `custom`,
+which the model sees as functions with one text, and namespaces, whose tools it sees as functions with longer
+names (`response_calls` gives their calls back in the form that the client expects). Tools of all other types
+are OpenAI's own, which it runs itself or only its models know. Agents list them by habit, whatever the server
+is, so they are left out; a strict server refuses them, and so does a choice that demands one.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from ...errors import BadRequest
+from ...tool_formats import FREE_TEXT, Tool
+from ..fields import Fields, objects, wrong_type, wrong_value
+from ..kinds import TEXT, Described, Schema, Shape, array, constant, record
+from ..tools import (
+    CHOICES,
+    LONGEST_NAME,
+    MOST_TOOLS,
+    Choice,
+    ToolUse,
+    allowed_mode,
+    allowed_schema,
+    allowed_tools,
+    choice_word,
+    function_schema,
+    read_function,
+    read_name,
+    tool_use,
+)
+
+_TYPE = re.compile(r"[a-z0-9_]{1,64}")
+_CALLABLE = ("function", "custom")
+_KINDS = (*_CALLABLE, "namespace")
+_CHOICES = (*_CALLABLE, "allowed_tools")
+_SYNTAXES = ("lark", "regex")
+
+
+def read_response_tools(fields: Described) -> ToolUse:
+    """`tools`, `tool_choice` and `parallel_tool_calls`. An empty list means no tools.
+
+    Raises:
+      BadRequest: the first fault found.
+    """
+    value = fields.get("tools")
+    items = [] if value in (None, []) else objects("tools", value, MOST_TOOLS)
+    left_out = [kind for item in items if (kind := _kind(item, strict=fields.limits.strict)) not in _KINDS]
+    tools = [tool for item in items for tool in _tools(item)]
+    used = tool_use(fields, tools, _choice(fields, left_out), lenient=True)
+    return replace(used, left_out=tuple(dict.fromkeys(left_out)))
+
+
+def _kind(item: Fields, *, strict: bool) -> str:
+    item.require("type")
+    kind = item.string("type") or ""
+    if kind not in _KINDS and (strict or not _TYPE.fullmatch(kind)):
+        raise wrong_value(item.where("type"), kind, _KINDS)
+    return kind
+
+
+def _tools(item: Fields) -> Iterator[Tool]:
+    """The tools that an entry describes: one, those of a namespace, or none."""
+    match item.get("type"):
+        case "function":
+            yield read_function(item)
+        case "custom":
+            yield _custom(item)
+        case "namespace":
+            yield from _namespaced(item)
+
+
+def _namespaced(item: Fields) -> Iterator[Tool]:
+    """The tools of a namespace, with its name before theirs."""
+    space = read_name(item, LONGEST_NAME)
+    for inner in objects(item.where("tools"), item.require("tools"), MOST_TOOLS):
+        inner.require("type")
+        for tool in _tools(inner):
+            name = flat_name(space, tool.name)
+            yield replace(tool, name=name, namespace=space, own_name=tool.name)
+
+
+def flat_name(namespace: str | None, name: str) -> str:
+    """The name by which the model knows a tool of a namespace."""
+    return f"{namespace.removesuffix('__')}__{name}" if namespace else name
+
+
+def _custom(item: Fields) -> Tool:
+    """A free-form tool."""
+    name, format = read_name(item, LONGEST_NAME), item.object("format")
+    kind = format.one_of("type", ("text", "grammar")) if format else "text"
+    described: dict[str, Any] = {"type": "string"}
+    tool = Tool(name, item.string("description"), _with_input(described), free_form=True)
+    if format is None or kind != "grammar":
+        return tool
+    for each in ("syntax", "definition"):
+        format.require(each)
+    syntax, definition = format.one_of("syntax", _SYNTAXES), format.string("definition") or ""
+    described["description"] = f"Text that matches this {syntax} grammar:\n{definition}"
+    where = format.where("definition")
+    if syntax == "lark":
+        return replace(tool, strict=True, syntax=definition, param=where)
+    described["pattern"] = f"^(?:{definition})$"
+    return replace(tool, strict=True, param=where)
+
+
+def _with_input(described: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": {FREE_TEXT: described}, "required": [FREE_TEXT]}
+
+
+def _choice(fields: Fields, left_out: list[str]) -> Choice:
+    """How freely, and which by name; None for all."""
+    value = fields.get("tool_choice")
+    if value is None or isinstance(value, str):
+        return choice_word(value), None
+    if not isinstance(value, dict):
+        raise wrong_type("tool_choice", "one of a string or object", value)
+    choice = Fields(value, "tool_choice")
+    choice.require("type")
+    if choice.string("type") in left_out:
+        message = f"Tools of the type '{choice.get('type')}' cannot be run here, so none can be demanded."
+        raise BadRequest(f"{message} Expected one of the types 'function' and 'custom'.", "tool_choice")
+    if choice.one_of("type", _CHOICES) != "allowed_tools":
+        return "named", [_named(choice)]
+    some = [each for each in allowed_tools(choice) if each.get("type") in (None, *_CALLABLE)]
+    return allowed_mode(choice), [_named(each) for each in some]
+
+
+def _named(choice: Fields) -> str:
+    choice.require("name")
+    name = choice.string("name") or ""
+    return flat_name(choice.string("namespace"), name)
+
+
+def _flat(kind: str, inner: Schema) -> Schema:
+    """An object of a type with its details beside it."""
+    properties = {"type": constant(kind), **inner["properties"]}
+    return inner | {"properties": properties, "required": ["type", *inner["required"]]}
+
+
+def _tools_schemas() -> tuple[Schema, Schema]:
+    """What a tool may be, and what it may be for a server that is not strict."""
+    name = function_schema()["properties"]["name"]
+    grammar = {"syntax": {"type": "string", "enum": list(_SYNTAXES)}, "definition": TEXT}
+    formats = [record({"type": constant("text")}), record({"type": constant("grammar"), **grammar})]
+    custom = record({"name": name}, {"description": TEXT, "format": {"anyOf": formats}})
+    tools = [_flat("function", function_schema()), _flat("custom", custom)]
+    other: Schema = record(
+        {"type": {"type": "string", "pattern": f"^{_TYPE.pattern}$", "not": {"enum": list(_KINDS)}}}
+    )
+    inner = array({"anyOf": [*tools, other]}, MOST_TOOLS)
+    space = _flat("namespace", record({"name": name, "tools": inner}, {"description": TEXT}))
+    return {"anyOf": [*tools, space]}, {"anyOf": [*tools, space, other]}
+
+
+def _choice_schema() -> Schema:
+    named = record({"name": TEXT}, {"namespace": TEXT})
+    callable = [_flat(kind, named) for kind in _CALLABLE]
+    allowed = _flat("allowed_tools", allowed_schema({"anyOf": callable}))
+    return {"anyOf": [{"type": "string", "enum": list(CHOICES)}, *callable, allowed]}
+
+
+_STRICT, _LENIENT = _tools_schemas()
+TOOLS = Shape(lambda limits: array(_STRICT if limits.strict else _LENIENT, MOST_TOOLS, least=0))
+TOOL_CHOICE = Shape(_choice_schema())
