@@ -217,6 +217,9 @@ class ServeFlags(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     embeddings: Annotated[
         bool, typer.Option("--embeddings", help="Answer POST /v1/embeddings with mean hidden states.")
     ] = False
+    store_responses: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Keep the last N responses of /v1/responses in memory.")
+    ] = 0
     api_keys: Annotated[
         Path | None, typer.Option(help="A file of API keys, one per line; read again when it changes.")
     ] = None

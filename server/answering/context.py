@@ -22,6 +22,7 @@ from ..metrics import Metrics
 from ..settings import ServerSettings
 from ..text.text_model import ServedModel
 from .off_loop import ClientWork, OffLoop
+from .response_store import ResponseStore
 
 if TYPE_CHECKING:
     from ..http import HardenedHttp
@@ -39,6 +40,7 @@ class AppContext:
       draining: no new requests are accepted.
       connections: all open connections, maintained by the HTTP protocol.
       seen_unknown: unknown parameters, and types of tools, that have been logged.
+      responses: those that can be read again.
     """
 
     def __init__(self, settings: ServerSettings, engine: EngineClient, served: ServedModel) -> None:
@@ -51,6 +53,7 @@ class AppContext:
         self.draining = False
         self.connections: set[HardenedHttp] = set()
         self.seen_unknown: set[str] = set()
+        self.responses = ResponseStore(settings.flags.store_responses)
         self.stopping: asyncio.Task[None] | None = None
 
     def check_model(self, name: str) -> None:

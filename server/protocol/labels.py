@@ -45,7 +45,7 @@ def check_service_tier(fields: Described) -> None:
 
 
 def check_storage(fields: Described) -> None:
-    """`store` (which never stores) and `metadata`. Raises BadRequest."""
+    """`store` and `metadata`. Raises BadRequest."""
     fields.take("store")
     metadata = fields.object("metadata")
     if metadata is None:

@@ -1,6 +1,7 @@
 """GET /v1/models and /v1/capabilities: the served model, its names, and the supported parameters.
 
-Anthropic's clients, known by a header, get the models in its shape.
+Anthropic's clients, known by a header, get the models in its shape. Codex, known by its query, gets its own
+list in addition.
 """
 
 from typing import Any
@@ -12,6 +13,7 @@ from ..answering.context import ApiRequest, AppContext
 from ..answering.error_answer import speaks_anthropic
 from ..encode import to_json
 from ..protocol.anthropic.message_models import model_info, model_list
+from ..protocol.openai.codex_models import codex_model
 from ..protocol.openapi.meanings import ROUTES, describe
 
 blueprint = Blueprint("models")
@@ -54,9 +56,18 @@ async def list_capabilities(request: ApiRequest) -> HTTPResponse:
 
 
 def _listed(request: ApiRequest) -> HTTPResponse:
-    data = [_described(request, name) for name in request.app.ctx.settings.names]
+    context = request.app.ctx
+    data = [_described(request, name) for name in context.settings.names]
     listed = model_list(data) if speaks_anthropic(request) else {"object": "list", "data": data}
+    if "client_version" in request.args:
+        listed["models"] = [_for_codex(context, name) for name in context.settings.names]
     return HTTPResponse(to_json(listed), content_type="application/json")
+
+
+def _for_codex(context: AppContext, name: str) -> dict[str, Any]:
+    info, served = context.engine.info, context.served
+    reasons = served.text is not None and served.reasoning is not None
+    return codex_model(name, info.context if info else None, reasons=reasons)
 
 
 def _described(request: ApiRequest, name: str) -> dict[str, Any]:

@@ -147,6 +147,8 @@ RESPONSES = _responses(
     {
         "input": INPUT,
         "instructions": String(),
+        "previous_response_id": String(),
+        "store": Boolean(),
         "max_output_tokens": sampling.TOKENS,
         "text": Object(
             {"format": structured.format_kind(flat=True), "verbosity": Words(labels.VERBOSITIES)}, closed=True
@@ -169,7 +171,6 @@ RESPONSES = _responses(
         "stream_options": Object({"include_obfuscation": Boolean()}, closed=True),
     },
     {
-        "previous_response_id": (),
         "conversation": (),
         "prompt": (),
         "background": (False,),

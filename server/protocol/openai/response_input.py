@@ -6,6 +6,7 @@ of tools that OpenAI runs itself are ignored, and so is what another server has 
 are refused: only whole answers are stored. Reasoning becomes `reasoning_content` of the message after it.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from ...errors import BadRequest
@@ -52,20 +53,31 @@ _IGNORED = (
 _ROLES = ("assistant", "system", "developer", "user")
 
 
-def read_input(value: Any, instructions: str | None) -> list[Message]:
+def input_items(value: Any) -> list[dict[str, Any]]:
+    """The items of a request; a string is a message of the user. Raises BadRequest."""
+    if isinstance(value, str):
+        return [_message("user", value)]
+    if not isinstance(value, list):
+        raise wrong_type("input", "one of a string or array of input items", value)
+    return [item.values for item in objects("input", value, MOST_MESSAGES)]
+
+
+def read_input(
+    items: Sequence[dict[str, Any]], instructions: str | None, earlier: Sequence[dict[str, Any]] = ()
+) -> list[Message]:
     """The conversation; it begins with the instructions.
+
+    Args:
+      items: of the request. earlier: those of the response that it continues.
 
     Raises:
       BadRequest: an item is malformed or not supported; the error names its place.
     """
     messages: list[Message] = [_message("system", instructions)] if instructions else []
-    if isinstance(value, str):
-        return [*messages, _message("user", value)]
-    if not isinstance(value, list):
-        raise wrong_type("input", "one of a string or array of input items", value)
     calls: set[str] = set()
-    for item in objects("input", value, MOST_MESSAGES):
-        _add(item, messages, calls)
+    for path, several in (("previous_response_id", earlier), ("input", items)):
+        for index, item in enumerate(several):
+            _add(Fields(item, f"{path}[{index}]"), messages, calls)
     return messages
 
 

@@ -32,13 +32,15 @@ class ResponseReply:
         top_p: float,
         tools: Iterable[Tool] = (),
         portable_reasoning: bool = False,
+        keep: Callable[[dict[str, Any]], None] = lambda answer: None,
     ) -> None:
         """An empty answer.
 
         Args:
           echo: the parameters of the request that it repeats. tools: those that may be called.
-          portable_reasoning: reasoning has `encrypted_content`.
+          portable_reasoning: reasoning has `encrypted_content`. keep: stores the answer at its end.
         """
+        self._keep = keep
         self._heading = heading
         self._echo = echo | {"temperature": temperature, "top_p": top_p}
         self._items = OutputItems(tools, portable=portable_reasoning)
@@ -56,7 +58,7 @@ class ResponseReply:
 
     def closing(self, usage: Usage) -> Iterator[bytes]:
         """The whole answer; whether it is complete is in the event's name."""
-        yield self._event((f"response.{self._status}", {"response": self._response(usage)}))
+        yield self._event((f"response.{self._status}", {"response": self.whole(usage)}))
 
     def failure(self, error: ApiError) -> Iterator[bytes]:
         """The error, in its own keys and in the form that clients raise, and the answer so far."""
@@ -74,7 +76,9 @@ class ResponseReply:
 
     def whole(self, usage: Usage) -> dict[str, Any]:
         """The answer in one piece."""
-        return self._response(usage)
+        answer = self._response(usage)
+        self._keep(answer)
+        return answer
 
     def _advance(self, delta: Delta) -> Iterator[Event]:
         if isinstance(delta, End):
@@ -102,9 +106,7 @@ class ResponseReply:
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "model": self._heading.model,
             "output": self._items.items,
-            "previous_response_id": None,
             "service_tier": "default",
-            "store": False,
             "truncation": "disabled",
             "usage": None if usage is None else _usage(usage),
         }

@@ -47,21 +47,23 @@ def read_response_tools(fields: Described) -> ToolUse:
     """
     value = fields.get("tools")
     items = [] if value in (None, []) else objects("tools", value, MOST_TOOLS)
-    left_out = [kind for item in items if (kind := _kind(item, strict=fields.limits.strict)) not in _KINDS]
-    tools = [tool for item in items for tool in _tools(item)]
+    strict = fields.limits.strict
+    left_out = [kind for item in items if (kind := _kind(item, _KINDS, strict=strict)) not in _KINDS]
+    tools = [tool for item in items for tool in _tools(item, strict=strict)]
     used = tool_use(fields, tools, _choice(fields, left_out), lenient=True)
     return replace(used, left_out=tuple(dict.fromkeys(left_out)))
 
 
-def _kind(item: Fields, *, strict: bool) -> str:
+def _kind(item: Fields, kinds: tuple[str, ...], *, strict: bool) -> str:
+    """The type of a tool: one of these kinds, or one that is left out. Raises BadRequest."""
     item.require("type")
     kind = item.string("type") or ""
-    if kind not in _KINDS and (strict or not _TYPE.fullmatch(kind)):
-        raise wrong_value(item.where("type"), kind, _KINDS)
+    if kind not in kinds and (strict or kind in _KINDS or not _TYPE.fullmatch(kind)):
+        raise wrong_value(item.where("type"), kind, kinds)
     return kind
 
 
-def _tools(item: Fields) -> Iterator[Tool]:
+def _tools(item: Fields, *, strict: bool) -> Iterator[Tool]:
     """The tools that an entry describes: one, those of a namespace, or none."""
     match item.get("type"):
         case "function":
@@ -69,15 +71,16 @@ def _tools(item: Fields) -> Iterator[Tool]:
         case "custom":
             yield _custom(item)
         case "namespace":
-            yield from _namespaced(item)
+            yield from _namespaced(item, strict=strict)
 
 
-def _namespaced(item: Fields) -> Iterator[Tool]:
+def _namespaced(item: Fields, *, strict: bool) -> Iterator[Tool]:
     """The tools of a namespace, with its name before theirs."""
     space = read_name(item, LONGEST_NAME)
+    item.string("description")
     for inner in objects(item.where("tools"), item.require("tools"), MOST_TOOLS):
-        inner.require("type")
-        for tool in _tools(inner):
+        _kind(inner, _CALLABLE, strict=strict)
+        for tool in _tools(inner, strict=strict):
             name = flat_name(space, tool.name)
             yield replace(tool, name=name, namespace=space, own_name=tool.name)
 
@@ -90,24 +93,29 @@ def flat_name(namespace: str | None, name: str) -> str:
 def _custom(item: Fields) -> Tool:
     """A free-form tool."""
     name, format = read_name(item, LONGEST_NAME), item.object("format")
-    kind = format.one_of("type", ("text", "grammar")) if format else "text"
-    described: dict[str, Any] = {"type": "string"}
-    tool = Tool(name, item.string("description"), _with_input(described), free_form=True)
-    if format is None or kind != "grammar":
+    tool = Tool(name, item.string("description"), _parameters({}), free_form=True)
+    if format is None:
         return tool
+    format.require("type")
+    return tool if format.one_of("type", ("text", "grammar")) == "text" else _constrained(tool, format)
+
+
+def _constrained(tool: Tool, format: Fields) -> Tool:
+    """A free-form tool with the grammar of its text."""
     for each in ("syntax", "definition"):
         format.require(each)
     syntax, definition = format.one_of("syntax", _SYNTAXES), format.string("definition") or ""
-    described["description"] = f"Text that matches this {syntax} grammar:\n{definition}"
-    where = format.where("definition")
+    text = {"description": f"Text that matches this {syntax} grammar:\n{definition}"}
+    tool = replace(tool, strict=True, param=format.where("definition"))
     if syntax == "lark":
-        return replace(tool, strict=True, syntax=definition, param=where)
-    described["pattern"] = f"^(?:{definition})$"
-    return replace(tool, strict=True, param=where)
+        return replace(tool, parameters=_parameters(text), syntax=definition)
+    return replace(tool, parameters=_parameters(text | {"pattern": f"^(?:{definition})$"}))
 
 
-def _with_input(described: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "properties": {FREE_TEXT: described}, "required": [FREE_TEXT]}
+def _parameters(text: dict[str, Any]) -> dict[str, Any]:
+    """The schema of the arguments, from what is said of the text."""
+    properties = {FREE_TEXT: {"type": "string"} | text}
+    return {"type": "object", "properties": properties, "required": [FREE_TEXT]}
 
 
 def _choice(fields: Fields, left_out: list[str]) -> Choice:
@@ -124,7 +132,7 @@ def _choice(fields: Fields, left_out: list[str]) -> Choice:
         raise BadRequest(f"{message} Expected one of the types 'function' and 'custom'.", "tool_choice")
     if choice.one_of("type", _CHOICES) != "allowed_tools":
         return "named", [_named(choice)]
-    some = [each for each in allowed_tools(choice) if each.get("type") in (None, *_CALLABLE)]
+    some = [each for each in allowed_tools(choice) if each.string("type") in (None, *_CALLABLE)]
     return allowed_mode(choice), [_named(each) for each in some]
 
 
@@ -150,15 +158,22 @@ def _tools_schemas() -> tuple[Schema, Schema]:
     other: Schema = record(
         {"type": {"type": "string", "pattern": f"^{_TYPE.pattern}$", "not": {"enum": list(_KINDS)}}}
     )
-    inner = array({"anyOf": [*tools, other]}, MOST_TOOLS)
-    space = _flat("namespace", record({"name": name, "tools": inner}, {"description": TEXT}))
-    return {"anyOf": [*tools, space]}, {"anyOf": [*tools, space, other]}
+
+    def space(inner: list[Schema]) -> Schema:
+        listed = array({"anyOf": inner}, MOST_TOOLS)
+        return _flat("namespace", record({"name": name, "tools": listed}, {"description": TEXT}))
+
+    lenient = [*tools, other]
+    return {"anyOf": [*tools, space(tools)]}, {"anyOf": [*lenient, space(lenient)]}
 
 
 def _choice_schema() -> Schema:
+    kinds: Schema = {"type": "string", "enum": list(_CALLABLE)}
     named = record({"name": TEXT}, {"namespace": TEXT})
     callable = [_flat(kind, named) for kind in _CALLABLE]
-    allowed = _flat("allowed_tools", allowed_schema({"anyOf": callable}))
+    other = record({"type": {"type": "string", "not": {"enum": list(_CALLABLE)}}})
+    entry = {"anyOf": [record({"name": TEXT}, {"type": kinds, "namespace": TEXT}), other]}
+    allowed = _flat("allowed_tools", allowed_schema(entry))
     return {"anyOf": [{"type": "string", "enum": list(CHOICES)}, *callable, allowed]}
 
 

@@ -1,9 +1,10 @@
 """The body of `/v1/responses` -> the equivalent chat call, and the parameters that the answer repeats.
 
-The same conversation, tools and formats under other names and in flatter shapes. Stateless: nothing is
-stored, so a request cannot refer to an earlier one.
+The same conversation, tools and formats under other names and in flatter shapes. A request may continue an
+earlier response; finding it is left to the caller.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,10 @@ from ..sampling import Sampling, read_early, read_extras, read_late
 from ..structured import read_constraint
 from . import parameters
 from .chat import ChatCall, Rendering, read_model
-from .response_input import ENCRYPTED, LOGPROBS, read_included, read_input
+from .response_input import ENCRYPTED, LOGPROBS, input_items, read_included, read_input
 from .response_tools import read_response_tools
+
+Find = Callable[[str], Sequence[dict[str, Any]] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +30,15 @@ class ResponseCall:
 
     Attributes:
       chat: the equivalent chat call. echo: the parameters that the answer repeats.
-      portable_reasoning: items of reasoning have `encrypted_content`.
+      items: the conversation, without instructions.
+      portable_reasoning: items of reasoning have `encrypted_content`. stored: the answer is to be stored.
     """
 
     chat: ChatCall
     echo: dict[str, Any]
+    items: list[dict[str, Any]]
     portable_reasoning: bool
+    stored: bool
 
     @property
     def model(self) -> str:
@@ -45,8 +51,12 @@ class ResponseCall:
         return self.chat.unknown
 
 
-def parse_response(body: dict[str, Any], *, strict: bool) -> ResponseCall:
-    """Checks a request and types it. `strict` refuses unknown keys, as OpenAI does.
+def parse_response(body: dict[str, Any], *, strict: bool, find: Find | None = None) -> ResponseCall:
+    """Checks a request and types it.
+
+    Args:
+      strict: refuse unknown keys, as OpenAI does.
+      find: returns the items of a stored response; None if none are stored.
 
     Raises:
       BadRequest: the first fault found.
@@ -56,7 +66,8 @@ def parse_response(body: dict[str, Any], *, strict: bool) -> ResponseCall:
     unknown = parameters.RESPONSES.unknown_keys(fields)
     _check_served(fields)
     instructions = fields.take("instructions")
-    messages = read_input(fields.require("input"), instructions)
+    earlier, items = _earlier(fields, find), input_items(fields.require("input"))
+    messages = read_input(items, instructions, earlier)
     tools = read_response_tools(fields)
     values: dict[str, Any] = read_early(fields) | {"logprobs": _logprobs(fields)}
     values |= read_extras(fields)
@@ -76,7 +87,14 @@ def parse_response(body: dict[str, Any], *, strict: bool) -> ResponseCall:
         reasoning=read_reasoning(fields, _effort(fields)),
         unknown=unknown,
     )
-    return ResponseCall(chat, _echo(fields), ENCRYPTED in read_included(fields.get("include")))
+    stored = find is not None and fields.get("store") is not False
+    return ResponseCall(
+        chat,
+        echo=_echo(fields) | {"store": stored},
+        items=[*earlier, *items],
+        portable_reasoning=ENCRYPTED in read_included(fields.get("include")),
+        stored=stored,
+    )
 
 
 def _check_served(fields: Described) -> None:
@@ -85,10 +103,18 @@ def _check_served(fields: Described) -> None:
         if fields.get(name) is not None:
             moved = f"In the Responses API, this parameter has moved to '{place}'."
             raise BadRequest(f"Unsupported parameter: '{name}'. {moved}", name, "unsupported_parameter")
-    if (earlier := fields.string("previous_response_id")) is not None:
-        message = f"Previous response with id '{earlier[:64]}' not found. This server stores no responses."
-        raise BadRequest(message, "previous_response_id", "previous_response_not_found")
     parameters.RESPONSES.refuse_unsupported(fields)
+
+
+def _earlier(fields: Described, find: Find | None) -> Sequence[dict[str, Any]]:
+    """The items of the response that is continued. Raises BadRequest if it cannot be found."""
+    id = fields.take("previous_response_id")
+    found = find(id) if find is not None and id is not None else None
+    if id is None or found is not None:
+        return found or ()
+    reason = "" if find is not None else " This server stores no responses; `--store-responses` keeps some."
+    message = f"Previous response with id '{id[:64]}' not found.{reason}"
+    raise BadRequest(message, "previous_response_id", "previous_response_not_found")
 
 
 def _logprobs(fields: Described) -> int | None:
@@ -134,6 +160,7 @@ def _echo(fields: Fields) -> dict[str, Any]:
         "metadata": fields.get("metadata") or {},
         "parallel_tool_calls": parallel is not False,
         "presence_penalty": fields.get("presence_penalty") or 0.0,
+        "previous_response_id": fields.get("previous_response_id"),
         "prompt_cache_key": fields.get("prompt_cache_key"),
         "reasoning": {"effort": reasoning.get("effort"), "summary": reasoning.get("summary")},
         "safety_identifier": fields.get("safety_identifier"),

@@ -71,6 +71,8 @@ RESPONSE = record(
     },
     {"error": _OBJECT, "incomplete_details": _OBJECT, "instructions": TEXT, "max_output_tokens": _COUNT},
 )
+RESPONSE_TOKENS = record({"object": constant("response.input_tokens"), "input_tokens": _COUNT})
+DELETED_RESPONSE = record({"id": TEXT, "object": constant("response"), "deleted": _FLAG})
 _BLOCK: Schema = {
     "anyOf": [
         record({"type": constant("text"), "text": TEXT}),

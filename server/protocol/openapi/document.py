@@ -68,7 +68,7 @@ def _operation(operation: Operation, limits: Limits, *, keys: bool) -> dict[str,
     """An operation in OpenAPI's keys."""
     described: dict[str, Any] = {"summary": operation.summary}
     if operation.named:
-        schema = MODEL.schema(limits)
+        schema = MODEL.schema(limits) if operation.named == "name" else TEXT
         described["parameters"] = [
             {"name": operation.named, "in": "path", "required": True, "schema": schema}
         ]

@@ -152,12 +152,25 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         streams=True,
     ),
     ("post", "/v1/responses"): _posting(
-        "Answer a conversation in OpenAI's newer protocol; nothing is stored.",
+        "Answer a conversation in OpenAI's newer protocol, whole or as a stream.",
         RESPONSES,
         answers.RESPONSE,
         {"input": "Hello!", "tools": [{"type": "function", **_FUNCTION}]},
         route="/v1/responses",
         streams=True,
+    ),
+    ("post", "/v1/responses/input_tokens"): _posting(
+        "The tokens of a response's prompt.",
+        RESPONSES,
+        answers.RESPONSE_TOKENS,
+        {"input": "Hello!", "tools": [{"type": "function", **_FUNCTION}]},
+        route="/v1/responses",
+    ),
+    ("get", "/v1/responses/{id}"): _asking(
+        "A response that is stored, with `--store-responses`.", answers.RESPONSE, 400, 404, named="id"
+    ),
+    ("delete", "/v1/responses/{id}"): _asking(
+        "Drop a stored response.", answers.DELETED_RESPONSE, 404, named="id"
     ),
     ("post", "/v1/messages"): _posting(
         "Answer a conversation in Anthropic's protocol, whole or as a stream.",

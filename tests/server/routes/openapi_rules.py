@@ -30,6 +30,9 @@ RULES = {
         r"|'(tools|grammar|response_format|text\.format)')"
     ),
     "prompts and choices are more than the queue holds": r"sequences at once \(prompts x choices\)",
+    "a grammar of a free-form tool cannot be followed": r"Invalid grammar for tool",
+    "a response that is continued is not stored": r"Previous response with id '.*' not found",
+    "a tool is demanded that nobody can run": r"Tools of the type '.*' cannot be run here",
     "a key of logit_bias is beyond the vocabulary": r"Invalid 'logit_bias': no token has the id",
 }
 _ALLOWED = re.compile("|".join(RULES.values()))

@@ -253,3 +253,13 @@ def test_profiles_are_made_where_they_are_wanted(http, server, engine, monkeypat
     assert engine.profiled == [True, False]
     engine.state = "loading"
     assert http.post("/start_profile").status_code == 503
+
+
+def test_codex_finds_the_context_beside_openais_list(http):
+    """In its own shape, only where its query asks for it."""
+    plain, asked = (http.get(f"/v1/models{query}").json() for query in ("", "?client_version=0.171.0"))
+    models = asked.pop("models")
+    assert asked == plain
+    assert [model["slug"] for model in models] == [model["id"] for model in plain["data"]]
+    assert {model["context_window"] for model in models} == {plain["data"][0]["max_model_len"]}
+    assert {model["apply_patch_tool_type"] for model in models} == {"freeform"}
