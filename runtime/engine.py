@@ -187,6 +187,7 @@ class Engine:
             waiting=len(scheduler.waiting),
             running=len(scheduler.running),
             free_pages=self._pages.available,
+            kept_pages=self._pages.kept,
             total_pages=self._pages.total,
             preemptions=scheduler.preemptions,
             restored_pages=scheduler.prefix.restored,

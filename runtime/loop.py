@@ -145,6 +145,7 @@ class Loop:
         sequences: a plan that was not possible stays impossible until then.
         """
         self.beat = time.monotonic()
+        self.scheduler.pages.advance(self.beat)
         was_busy = in_flight is not None
         if in_flight and self._should_read_first(in_flight):
             self._finish_step(in_flight)

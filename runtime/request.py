@@ -189,6 +189,8 @@ class Request:
         continues after them as if it had never been interrupted. `params` are those of the whole sequence,
         and should include the seed. What the first event reports of the prompt is not reported again.
       client: the owner of the request; when pages run out, the client that holds the most loses pages first.
+      session: the conversation that it belongs to; requests of one prefer the same engine. Empty for none.
+      keep_seconds: so long after its end its pages are evicted only after those of others.
     """
 
     id: str
@@ -198,6 +200,25 @@ class Request:
     cache_salt: str = ""
     generated: tuple[int, ...] = ()
     client: str = ""
+    session: str = ""
+    keep_seconds: float = 0.0
+
+
+MissReason = Literal["new", "changed", "evicted", "scored", "off"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheMiss:
+    """Why the rest of a prompt was not in the cache.
+
+    Attributes:
+      at: the first token of the prompt that was not found, or, if it `changed`, that differs.
+      reason: nothing has continued this prefix (`new`), the last prompt with this prefix continued in another
+        way (`changed`), its pages were evicted, its tokens are scored, or the prefix cache is off.
+    """
+
+    at: int
+    reason: MissReason
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -226,8 +247,9 @@ class TokenEvent:
       `lost` means that the whole engine failed or never accepted it: another engine can continue it.
 
     An aborted request receives no more events. The first event also reports how many tokens of the prompt
-    were in the cache, how long the request waited for its first step in seconds, and the requested results
-    for the prompt: log-probabilities of all but its first token, the mean of all hidden states. A request
+    were in the cache, how many it has written there, why not all of its full pages were found, how long the
+    request waited for its first step in seconds, and the requested results for the prompt: log-probabilities
+    of all but its first token, the mean of all hidden states. A request
     with `generated` tokens receives none of these.
     """
 
@@ -240,6 +262,8 @@ class TokenEvent:
     param: str | None = None
     lost: bool = False
     cached_tokens: int = 0
+    written_tokens: int = 0
+    miss: CacheMiss | None = None
     waited: float | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     pooled: tuple[float, ...] | None = None
@@ -251,7 +275,8 @@ class EngineStats:
 
     Attributes:
       waiting: requests without a slot. running: requests with one.
-      free_pages, total_pages: of the KV pool, the trash page not counted.
+      free_pages, kept_pages, total_pages: of the KV pool, the trash page not counted. Pages that are kept
+        for a conversation are free, too: they are evicted after all others.
       steps: device steps since the start. preemptions: rows that lost their pages and were queued again.
       prompt_tokens, generated_tokens: processed since the start (recomputed prompts count again).
       cached_tokens: tokens of prompts that were in the cache and not processed.
@@ -267,6 +292,7 @@ class EngineStats:
     waiting: int = 0
     running: int = 0
     free_pages: int = 0
+    kept_pages: int = 0
     total_pages: int = 0
     steps: int = 0
     preemptions: int = 0

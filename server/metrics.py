@@ -25,7 +25,10 @@ Figure = Callable[[Replica], float]
 """The value of a metric for one engine."""
 
 _LABELS = ("replica",)
-_GAUGES = ("waiting", "running", "free_pages", "total_pages", "compilations", "buckets_ready", "buckets")
+_GAUGES = (
+    *("waiting", "running", "free_pages", "kept_pages", "total_pages"),
+    *("compilations", "buckets_ready", "buckets"),
+)
 _COUNTERS = (
     "steps",
     "preemptions",

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ..model.errors import DistaffError
 from ..runtime.request import (
+    CacheMiss,
     EngineFailed,
     EngineStats,
     NotReady,
@@ -120,7 +121,8 @@ class FakeEngine:
       fail_after: the engine is lost, for all requests, before this many tokens of a sequence.
       error_after: only the sequence fails, likewise. error_param: the parameter that the error names.
       requests, aborted: all submitted requests; the ids of those aborted before their end.
-      cached: the reported number of cached tokens of each prompt. waited: the reported wait of each.
+      cached, written: the reported tokens of each prompt that were in the cache, and that were put there.
+      miss: the reported reason for the others. waited: the reported wait of each.
       profiled: the calls of `profile`.
       queued, moved: the reported queue and numbers of moved sequences.
     """
@@ -138,7 +140,8 @@ class FakeEngine:
         self.requests: list[Request] = []
         self.aborted: list[str] = []
         self.profiled: list[bool] = []
-        self.cached = 0
+        self.cached = self.written = 0
+        self.miss: CacheMiss | None = None
         self.waited: float | None = None
         self.running: dict[str, FakeStream] = {}
         self.state: EngineState = "starting"
@@ -272,6 +275,8 @@ class FakeStream:
         return replace(
             event,
             cached_tokens=self._engine.cached,
+            written_tokens=self._engine.written,
+            miss=self._engine.miss,
             waited=self._engine.waited,
             prompt_logprobs=self._scores(),
             pooled=(float(len(prompt)), float(prompt[-1])) if self._request.params.pool_prompt else None,

@@ -122,7 +122,9 @@ class OutputProcessor:
         """What the first event reports about the prompt; empty for later events."""
         if len(sequence.tokens) > len(sequence.request.prompt):
             return {}
-        fields: dict[str, Any] = {"cached_tokens": sequence.cached or 0, "waited": sequence.waited}
+        cached = sequence.cached or 0
+        fields: dict[str, Any] = {"cached_tokens": cached, "waited": sequence.waited, "miss": sequence.miss}
+        fields["written_tokens"] = min(sequence.written, len(sequence.request.prompt) - cached)
         self.counts.cached_tokens += fields["cached_tokens"]
         params, scores = sequence.request.params, sequence.scores
         if scores and params.prompt_logprobs is not None:

@@ -6,16 +6,23 @@ the next step runs. In turn, published pages are copied to host memory, a few at
 The one idea: the device runs steps in order. So a page can be found as soon as the step that fills it is
 planned, because a step that reads it is planned later.
 
-Sequences with different salts never share pages.
+Sequences with different salts never share pages. Why a page is not found is known from what last followed the
+same prefix (`CacheMiss`).
 """
 
 import hashlib
+from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 
+from ..request import CacheMiss
 from .host_pages import HostPages
-from .pages import Content, PagePool, chain_digest
+from .pages import Content, Digest, PagePool, chain_digest
 from .sequence import Copies, Sequence
+
+_REMEMBERED = 4
+"""How many published pages are remembered for each page of the pool."""
 
 
 class PrefixCache:
@@ -35,6 +42,8 @@ class PrefixCache:
         self.restored = 0
         self._restored: list[tuple[int, np.ndarray]] = []
         self._published: list[tuple[int, Content]] = []
+        self._continued: OrderedDict[Digest, tuple[int, ...]] = OrderedDict()
+        self._seen: OrderedDict[Digest, None] = OrderedDict()
 
     def reuse_pages(self, sequence: Sequence) -> None:
         """Gives a sequence without pages the cached pages of its first tokens, except its last token's.
@@ -46,11 +55,14 @@ class PrefixCache:
         """
         assert not sequence.pages and not sequence.computed
         if not self._enabled or sequence.scores is not None:
+            sequence.miss = CacheMiss(at=0, reason="scored" if self._enabled else "off")
             return
+        sequence.miss = None
         for index in range((len(sequence.tokens) - 1) // self._page_size):
             content = self._content(sequence, index)
             page = self._pages.find(content) or self._restore(content)
             if page is None:
+                sequence.miss = self._explain(sequence, index)
                 break
             sequence.pages.append(page)
         sequence.published = len(sequence.pages)
@@ -64,8 +76,10 @@ class PrefixCache:
         contents = [self._content(sequence, index) for index in range(sequence.published, full)]
         for index, content in enumerate(contents, start=sequence.published):
             self._pages.publish(sequence.pages[index], content)
+            self._note(sequence, index)
             if self._host:
                 self._published.append((sequence.pages[index], content))
+        sequence.written += len(contents) * self._page_size
         sequence.published = max(full, sequence.published)
 
     def take_copies(self) -> Copies | None:
@@ -99,12 +113,43 @@ class PrefixCache:
         self.restored += 1
         return page
 
+    def _note(self, sequence: Sequence, index: int) -> None:
+        """Remembers this page, and how it continues its prefix."""
+        content, most = sequence.contents[index], _REMEMBERED * self._pages.total
+        _remember(self._continued, self._before(sequence, index), content.tokens, most)
+        _remember(self._seen, content.digest, None, most)
+
+    def _explain(self, sequence: Sequence, index: int) -> CacheMiss:
+        """Why the sequence's page `index` was not found."""
+        at, content = index * self._page_size, sequence.contents[index]
+        if content.digest in self._seen:
+            return CacheMiss(at=at, reason="evicted")
+        last = self._continued.get(self._before(sequence, index))
+        if last is None:
+            return CacheMiss(at=at, reason="new")
+        pairs = zip(last, content.tokens, strict=True)
+        return CacheMiss(at=at + next(n for n, (a, b) in enumerate(pairs) if a != b), reason="changed")
+
+    def _before(self, sequence: Sequence, index: int) -> bytes:
+        """The digest of what comes before the sequence's page `index`."""
+        if index:
+            return sequence.contents[index - 1].digest
+        salt = sequence.request.cache_salt.encode("utf-8", "surrogatepass")
+        return hashlib.sha256(salt).digest()
+
     def _content(self, sequence: Sequence, index: int) -> Content:
         """The content of the sequence's page `index` when it is full."""
         contents, size = sequence.contents, self._page_size
         while len(contents) <= index:
-            salt = sequence.request.cache_salt.encode("utf-8", "surrogatepass")
-            parent = contents[-1].digest if contents else hashlib.sha256(salt).digest()
+            parent = self._before(sequence, len(contents))
             tokens = tuple(sequence.tokens[len(contents) * size : (len(contents) + 1) * size])
             contents.append(Content(chain_digest(parent, tokens), tokens))
         return contents[index]
+
+
+def _remember(known: OrderedDict[Digest, Any], key: Digest, value: Any, most: int) -> None:
+    """Adds an entry as the newest, and drops the oldest one beyond `most`."""
+    known[key] = value
+    known.move_to_end(key)
+    if len(known) > most:
+        known.popitem(last=False)

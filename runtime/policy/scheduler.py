@@ -287,7 +287,7 @@ class Scheduler:
         self._release_pages(sequence)
 
     def _release_pages(self, sequence: Sequence) -> None:
-        self.pages.release(sequence.pages)
+        self.pages.release(sequence.pages, sequence.request.keep_seconds)
         sequence.pages, sequence.computed, sequence.published = [], 0, 0
 
     def _make_row(self, sequence: Sequence, count: int) -> Row:

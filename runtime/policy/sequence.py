@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..request import Request
+from ..request import CacheMiss, Request
 from .constraints import Matcher
 from .drafts import Drafter
 from .pages import Content
@@ -29,6 +29,7 @@ class Sequence:
       contents: the content of its first pages when they are full, as far as computed (see `prefix.py`).
       published: how many of its pages others can find.
       cached: how many of its tokens were in the cache when it first received a slot; None before that.
+      miss: why not more of them were. written: how many it has put there.
       submitted: when it arrived, by `time.monotonic`. waited: seconds from then to its first step.
       drafter: proposes its next tokens.
       matcher: its position in its grammar; None without a grammar.
@@ -49,6 +50,8 @@ class Sequence:
     contents: list[Content] = field(default_factory=list)
     published: int = 0
     cached: int | None = None
+    miss: CacheMiss | None = None
+    written: int = 0
     submitted: float = 0.0
     waited: float | None = None
     drafter: Drafter = field(default_factory=Drafter)

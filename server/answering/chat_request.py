@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ...runtime.request import Request, SamplingParams
 from ..engine_client import EngineInfo
+from ..protocol.cache_hints import CacheHints
 from ..protocol.heading import Heading, fresh_id
 from ..protocol.openai.chat import ChatCall
 from ..protocol.sampling import check_token_ids
@@ -38,12 +39,13 @@ class PreparedChat:
     params: SamplingParams
     requests: Sequence[Request]
     choices: Sequence[ChoiceText]
+    hints: CacheHints
 
     def submit(self, request: ApiRequest, reply: Reply) -> SubmittedCall:
         """Submits the sequences to the engine. Raises NotReady, Overloaded."""
-        return submit_call(
-            request, self.requests, self.choices, reply, len(self.prompt), per_prompt=len(self.choices)
-        )
+        count, tokens = len(self.choices), len(self.prompt)
+        hints = self.hints
+        return submit_call(request, self.requests, self.choices, reply, tokens, per_prompt=count, hints=hints)
 
 
 async def prepare_chat(
@@ -84,7 +86,7 @@ async def prepare_chat(
     requests = sequences(heading.id, [prompt], call.sampling.n, params, salt)
     id = call_id or format.id
     choices = [_choice(call, text, format, prompt, constraint, begins, id) for _ in requests]
-    return PreparedChat(heading, prompt, params, requests, choices)
+    return PreparedChat(heading, prompt, params, requests, choices, call.hints)
 
 
 def heading_of(context: AppContext, info: EngineInfo, prefix: str, asked: str) -> Heading:

@@ -15,6 +15,7 @@ from ..dispatch.admission import check_possible
 from ..errors import UnsupportedEncoding
 from ..metrics import CallRecord
 from ..protocol.body import parse_object
+from ..protocol.cache_hints import NO_HINTS, SESSION_HEADERS, CacheHints
 from ..protocol.tools import ToolUse
 from ..settings import ServerSettings
 from ..text.choice import ChoiceText
@@ -25,6 +26,7 @@ from .respond import Reply, SubmittedCall
 log = logging.getLogger(__name__)
 
 _MOST_NAMES_LOGGED = 256
+_LONGEST_SESSION = 256
 LEFT_OUT_HEADER = "x-distaff-tools-left-out"
 
 
@@ -83,8 +85,12 @@ def submit_call(
     prompt_tokens: int,
     *,
     per_prompt: int,
+    hints: CacheHints = NO_HINTS,
 ) -> SubmittedCall:
     """Submits all sequences of a call to the engine, or none; each prompt has `per_prompt` of them.
+
+    Args:
+      hints: of the conversation; a header may name it, too.
 
     Raises:
       InvalidRequest: the engine would refuse their parameters, or they are more than the queue can hold.
@@ -94,10 +100,21 @@ def submit_call(
     check_params(requests[0].params, context.engine_info().vocabulary)
     param = "prompt" if len(requests) > per_prompt else "n"
     check_possible(requests, context.settings.flags.max_concurrent, context.engine, param)
-    requests = [replace(each, client=request.client) for each in requests]
+    hints = hints.or_session(_session_of(request))
+    session = f"{request.client} {hints.session}" if hints.session else ""
+    requests = [
+        replace(each, client=request.client, session=session, keep_seconds=hints.keep_seconds)
+        for each in requests
+    ]
     generation = Generation(context.engine, requests, request.connection.cut_off)
     record = open_record(request, prompt_tokens)
     return SubmittedCall(prompt_tokens, per_prompt, generation, choices, reply, record)
+
+
+def _session_of(request: ApiRequest) -> str:
+    """The conversation that a header names; empty if there is none."""
+    named = (request.headers.getone(name, "") for name in SESSION_HEADERS)
+    return next((name[:_LONGEST_SESSION] for name in named if name), "")
 
 
 def note_unknown(context: AppContext, names: tuple[str, ...]) -> None:

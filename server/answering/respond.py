@@ -20,6 +20,7 @@ from ..text.choice import ChoiceText
 from ..text.choices import deltas
 from ..text.deltas import Delta, End, Start
 from ..text.generation import Generation
+from .cache_explained import cache_header, explains
 from .context import ApiRequest
 
 KEEP_ALIVE_SECONDS = 15.0
@@ -84,9 +85,14 @@ class SubmittedCall:
 
     def usage(self) -> Usage:
         """The token counts so far."""
-        cached = sum(choice.cached_tokens for choice in self.choices[:: self.per_prompt])
-        reasoning = sum(choice.reasoning_tokens for choice in self.choices)
-        return Usage(self.prompt_tokens, sum(self.completion_tokens()), cached, reasoning)
+        firsts = self.choices[:: self.per_prompt]
+        return Usage(
+            self.prompt_tokens,
+            sum(self.completion_tokens()),
+            cached=sum(choice.cached_tokens for choice in firsts),
+            reasoning=sum(choice.reasoning_tokens for choice in self.choices),
+            written=sum(choice.written_tokens for choice in firsts),
+        )
 
     def completion_tokens(self) -> list[int]:
         """The tokens of each choice."""
@@ -126,7 +132,8 @@ async def answer(
                 await _stream(request, submitted, headers or {}, keep_alive)
                 return None
             body = await _fold(request, submitted)
-            return HTTPResponse(body, headers=dict(headers or {}), content_type="application/json")
+            headers = {**(headers or {}), **cache_header(request, submitted.choices)}
+            return HTTPResponse(body, headers=headers, content_type="application/json")
         finally:
             submitted.generation.abort()
 
@@ -145,7 +152,9 @@ async def _stream(
     request: ApiRequest, submitted: SubmittedCall, headers: Mapping[str, str], keep_alive: bytes
 ) -> None:
     """Sends the stream until its end, or until an error ends it early."""
-    headers = {**_STREAM_HEADERS, **headers}
+    deltas = submitted.deltas()
+    first = [await anext(deltas)] if explains(request) else []
+    headers = {**_STREAM_HEADERS, **headers, **cache_header(request, submitted.choices)}
     response = HTTPResponse(headers=headers, content_type="text/event-stream; charset=utf-8")
     await request.respond(response)
     await response.send(b"")
@@ -153,7 +162,7 @@ async def _stream(
     try:
         for event in reply.opening():
             await response.send(event)
-        async for delta in submitted.deltas():
+        async for delta in _joined(first, deltas):
             for event in [keep_alive] if delta is None else reply.events(delta, submitted.usage):
                 await response.send(event)
         last = list(reply.closing(submitted.usage()))
@@ -165,3 +174,12 @@ async def _stream(
     for event in last:
         await response.send(event)
     await response.send(b"", end_stream=True)
+
+
+async def _joined(
+    first: list[Delta | None], rest: AsyncIterator[Delta | None]
+) -> AsyncIterator[Delta | None]:
+    for delta in first:
+        yield delta
+    async for delta in rest:
+        yield delta

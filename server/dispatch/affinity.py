@@ -33,7 +33,7 @@ class Affinity:
 
     def remember(self, handle: EngineHandle, sequence: TrackedSequence) -> None:
         """Records that an engine computes a sequence."""
-        self._router.remember(handle.number, sequence.digests)
+        self._router.remember(handle.number, sequence.digests, sequence.request.session)
 
     def forget(self, handle: EngineHandle) -> None:
         """Records that an engine has restarted with an empty cache."""
@@ -65,9 +65,8 @@ class Affinity:
         return self._handles[sequence.held_for].takes
 
     def _best(self, sequence: TrackedSequence, rooms: Sequence[EngineHandle]) -> EngineHandle:
-        return self._handles[
-            self._router.choose(sequence.digests, {room.number: room.load for room in rooms})
-        ]
+        loads = {room.number: room.load for room in rooms}
+        return self._handles[self._router.choose(sequence.digests, loads, sequence.request.session)]
 
     def _decide(
         self, sequence: TrackedSequence, rooms: Sequence[EngineHandle], full: Sequence[EngineHandle]

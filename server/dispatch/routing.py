@@ -1,9 +1,10 @@
 """Chooses a replica for a prompt: one that has served its prefix before, unless that one is too busy.
 
 This is cache-aware routing as in SGLang's router: an engine that has served a prompt's prefix may still have
-it in its cache, so equal prefixes go to the same engine, but requests must not wait for one engine while
-another is idle. Here a prefix is a chain of digests over blocks of tokens, and "too busy" means a lead in
-load over the least loaded replica. Contains neither engines nor clocks: equal calls return equal results.
+it in its cache, so equal prefixes go to the same engine, and so do requests of one session. But requests must
+not wait for one engine while another is idle. Here a prefix is a chain of digests over blocks of tokens, and
+"too busy" means a lead in load over the least loaded replica. Contains neither engines nor clocks: equal
+calls return equal results.
 """
 
 import hashlib
@@ -17,6 +18,9 @@ LEAD = 0.25
 """How far above the lowest load a replica may be and still be preferred for its cache."""
 MOST_BLOCKS = 65_536
 """The most blocks remembered for each replica, some four million tokens; the least recently used go first."""
+
+MOST_SESSIONS = 16_384
+"""The most sessions whose last replica is remembered; the least recently used go first."""
 
 _DIGEST_BYTES = 16
 
@@ -36,27 +40,35 @@ class Router:
 
     def __init__(self, replicas: int) -> None:
         self._served: list[OrderedDict[bytes, None]] = [OrderedDict() for _ in range(replicas)]
+        self._sessions: OrderedDict[str, int] = OrderedDict()
         self._turn = 0
 
-    def choose(self, digests: Sequence[bytes], loads: Mapping[int, float]) -> int:
+    def choose(self, digests: Sequence[bytes], loads: Mapping[int, float], session: str = "") -> int:
         """The replica for a prompt.
 
-        Of those within LEAD of the lowest load it is the one that has served the longest prefix of the
-        prompt; among equals the least loaded, then the next in turn.
+        Of those within LEAD of the lowest load it is the one that served the session last, then the one that
+        has served the longest prefix of the prompt; among equals the least loaded, then the next in turn.
 
         Args:
-          digests: the prompt's `block_digests`.
+          digests: the prompt's `block_digests`. session: empty for none.
           loads: the load of each replica that may be chosen, at least one; 1.0 is all slots in use.
         """
-        most = min(loads.values()) + LEAD
-        return max(
-            (replica for replica, load in loads.items() if load <= most),
-            key=lambda replica: (self.known(replica, digests), -loads[replica], -self._wait(replica)),
-        )
+        most, last = min(loads.values()) + LEAD, self._sessions.get(session)
 
-    def remember(self, replica: int, digests: Sequence[bytes]) -> None:
+        def worth(replica: int) -> tuple[float, ...]:
+            known = self.known(replica, digests)
+            return (replica == last, known, -loads[replica], -self._wait(replica))
+
+        return max((replica for replica, load in loads.items() if load <= most), key=worth)
+
+    def remember(self, replica: int, digests: Sequence[bytes], session: str = "") -> None:
         """Records that the replica serves this prompt; the next replica is in turn."""
         self._turn = replica + 1
+        if session:
+            self._sessions[session] = replica
+            self._sessions.move_to_end(session)
+            if len(self._sessions) > MOST_SESSIONS:
+                self._sessions.popitem(last=False)
         served = self._served[replica]
         for digest in reversed(digests):  # a prefix stays longer than what follows it
             served[digest] = None
@@ -67,6 +79,8 @@ class Router:
     def forget(self, replica: int) -> None:
         """Records that the replica has restarted with an empty cache."""
         self._served[replica].clear()
+        for session in [each for each, last in self._sessions.items() if last == replica]:
+            del self._sessions[session]
 
     def known(self, replica: int, digests: Sequence[bytes]) -> int:
         """How many of the prompt's leading blocks the replica has served."""

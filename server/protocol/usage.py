@@ -6,13 +6,18 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Each prompt counted once, and how much of it was found in the cache; the completion of all choices, and
-    how much of that was reasoning."""
+    """The tokens of a call.
+
+    Attributes:
+      prompt: each prompt counted once; cached, written: of these, found in the cache and written there.
+      completion: of all choices; reasoning: of these, before the answers.
+    """
 
     prompt: int
     completion: int
     cached: int
     reasoning: int = 0
+    written: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """In the keys of `chat/completions`."""
@@ -20,7 +25,11 @@ class Usage:
             "prompt_tokens": self.prompt,
             "completion_tokens": self.completion,
             "total_tokens": self.prompt + self.completion,
-            "prompt_tokens_details": {"cached_tokens": self.cached, "audio_tokens": 0},
+            "prompt_tokens_details": {
+                "cached_tokens": self.cached,
+                "cache_write_tokens": self.written,
+                "audio_tokens": 0,
+            },
             "completion_tokens_details": {
                 "reasoning_tokens": self.reasoning,
                 "audio_tokens": 0,

@@ -51,9 +51,8 @@ async def create_completion(request: ApiRequest) -> HTTPResponse | None:
         else [],
         logprobs=call.sampling.logprobs,
     )
-    submitted = submit_call(
-        request, requests, choices, reply, sum(map(len, prompts)), per_prompt=call.best_of
-    )
+    tokens, count = sum(map(len, prompts)), call.best_of
+    submitted = submit_call(request, requests, choices, reply, tokens, per_prompt=count, hints=call.hints)
     return await answer(request, submitted, stream=call.delivery.stream)
 
 

@@ -23,7 +23,7 @@ class ChoiceText:
 
     Attributes:
       tokens: the number of generated tokens, including the end token and those of the stop string.
-      cached_tokens: prompt tokens found in the prefix cache.
+      cached_tokens, written_tokens: prompt tokens found in the prefix cache, and written there.
       reasoning_tokens: those before the answer, if there is reasoning; its marks are counted.
       first: the first event, which carries the results for the prompt.
       finish: the finish reason; None while the choice runs.
@@ -56,7 +56,7 @@ class ChoiceText:
           mute: only the first event's results for the prompt are requested, no text.
           constraint: the grammar's source, for an error that names it.
         """
-        self.tokens = self.cached_tokens = 0
+        self.tokens = self.cached_tokens = self.written_tokens = 0
         self.first: TokenEvent | None = None
         self.finish: Finish | None = None
         self._detokenizer = text.detokenizer(prompt)
@@ -93,6 +93,7 @@ class ChoiceText:
         """The deltas that are certain after `event`; sets `finish` at the end."""
         self.first = self.first or event
         self.cached_tokens += event.cached_tokens
+        self.written_tokens += event.written_tokens
         if self._mute:
             self.finish = "length"
             return [Start(choice), End(choice, "length")]

@@ -2,8 +2,8 @@
 
 A reply is a list of blocks: thinking, texts, and calls of tools whose arguments come as pieces of JSON. The
 one idea: each block is opened, filled by deltas of its own type and closed, so that a further kind of block
-is an entry in `_DELTAS` and a case in `_advance`. Input tokens are those that were not found in the cache:
-clients add the three counts.
+is an entry in `_DELTAS` and a case in `_advance`. Input tokens are those that were neither found in
+the cache nor written there: clients add the three counts.
 """
 
 import contextlib
@@ -172,8 +172,8 @@ def _event(event: Event) -> bytes:
 
 def _counts(usage: Usage) -> dict[str, int]:
     return {
-        "input_tokens": usage.prompt - usage.cached,
-        "cache_creation_input_tokens": 0,
+        "input_tokens": usage.prompt - usage.cached - usage.written,
+        "cache_creation_input_tokens": usage.written,
         "cache_read_input_tokens": usage.cached,
         "output_tokens": usage.completion,
     }

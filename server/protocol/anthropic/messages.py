@@ -6,6 +6,7 @@ them would show it. Shapes of conversations and tools are read in modules of the
 
 from typing import Any
 
+from ..cache_hints import read_marks
 from ..delivery import Delivery
 from ..fields import wrong_type
 from ..kinds import Described, Limits
@@ -54,6 +55,7 @@ def _read(fields: Described, table: Parameters, *, whole: bool) -> ChatCall:
         rendering=Rendering(add_generation_prompt=not open_end, continue_final_message=open_end, options={}),
         delivery=Delivery(whole and (fields.take("stream") or False)),
         reasoning=reasoning,
+        hints=read_marks(fields.values),
         unknown=unknown,
     )
 

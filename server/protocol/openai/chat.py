@@ -10,6 +10,7 @@ from typing import Any
 
 from ...errors import BadRequest
 from .. import labels
+from ..cache_hints import NO_HINTS, CacheHints, read_hints
 from ..delivery import Delivery, read_delivery
 from ..fields import Fields, wrong_type
 from ..kinds import Described, Limits
@@ -42,6 +43,7 @@ class ChatCall:
     Attributes:
       constraint: the constraint on the answer, if any.
       reasoning: how the reasoning before the answer is treated.
+      hints: what is known of the conversation, for the cache.
       unknown: keys that are not parameters of this route.
     """
 
@@ -53,6 +55,7 @@ class ChatCall:
     rendering: Rendering
     delivery: Delivery
     reasoning: ReasoningUse = PLAIN_USE
+    hints: CacheHints = NO_HINTS
     unknown: tuple[str, ...]
 
 
@@ -90,6 +93,7 @@ def parse_chat(body: dict[str, Any], *, most_choices: int, strict: bool) -> Chat
         rendering=rendering,
         delivery=delivery,
         reasoning=reasoning,
+        hints=read_hints(fields),
         unknown=unknown,
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...errors import BadRequest
 from .. import labels
+from ..cache_hints import CacheHints, read_hints
 from ..delivery import Delivery, read_delivery
 from ..kinds import Described, Limits
 from ..prompts import RawPrompt, read_prompts
@@ -28,6 +29,7 @@ class CompletionCall:
     Attributes:
       best_of: choices to generate for each prompt; the best `sampling.n` are returned.
       special: a string prompt begins with the model's beginning token.
+      hints: what is known of the conversation, for the cache.
     """
 
     model: str
@@ -38,6 +40,7 @@ class CompletionCall:
     special: bool
     constraint: Constraint | None
     delivery: Delivery
+    hints: CacheHints
     unknown: tuple[str, ...]
 
     @property
@@ -79,6 +82,7 @@ def parse_completion(body: dict[str, Any], *, most_choices: int, strict: bool) -
         special=special is not False,
         constraint=constraint,
         delivery=delivery,
+        hints=read_hints(fields),
         unknown=unknown,
     )
 

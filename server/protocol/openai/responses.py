@@ -10,6 +10,7 @@ from typing import Any
 
 from ...errors import BadRequest
 from .. import labels
+from ..cache_hints import read_hints
 from ..delivery import Delivery
 from ..fields import Fields
 from ..kinds import Described, Limits
@@ -85,6 +86,7 @@ def parse_response(body: dict[str, Any], *, strict: bool, find: Find | None = No
         rendering=Rendering(options=options.values if options else {}),
         delivery=Delivery(fields.take("stream") or False),
         reasoning=read_reasoning(fields, _effort(fields)),
+        hints=read_hints(fields),
         unknown=unknown,
     )
     stored = find is not None and fields.get("store") is not False

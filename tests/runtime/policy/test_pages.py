@@ -32,6 +32,10 @@ class PoolModel(RuleBasedStateMachine):
         self.content: dict[int, Content] = {}
         self.stale: list[int] = []
         """Findable pages without a holder, in the order of eviction."""
+        self.kept: list[int] = []
+        """Those that are evicted after all others, in their order."""
+        self.until: dict[int, int] = {}
+        self.now = 0
 
     def held(self) -> set[int]:
         return set(self.holders)
@@ -41,17 +45,18 @@ class PoolModel(RuleBasedStateMachine):
         """A new page has no other holder, is not the trash page, and evicts a cached one only if needed."""
         pages = []
         for _ in range(count):
-            unused = PAGES - len(self.held()) - len(self.stale)
+            unused = PAGES - len(self.held()) - len(self.stale) - len(self.kept)
             page = self.pool.allocate()
             if page is None:
-                assert not unused and not self.stale
+                assert not unused and not self.stale and not self.kept
                 break
             assert 1 <= page <= PAGES and page not in self.held()
             if not unused:
-                assert page == self.stale.pop(0)
+                assert page == (self.stale or self.kept).pop(0)
                 del self.content[page]
+                self.until.pop(page, None)
             else:
-                assert page not in self.stale
+                assert page not in self.stale and page not in self.kept
             self.holders[page] += 1
             pages.append(page)
         return pages
@@ -64,12 +69,33 @@ class PoolModel(RuleBasedStateMachine):
         self.holders.update(pages)
         return list(pages)
 
-    @rule(pages=consumes(holdings))
-    def release(self, pages):
+    @rule(pages=consumes(holdings), keep=st.sampled_from([0, 0, 2, 5]))
+    def release(self, pages, keep):
         """Published pages without a holder stay findable; the end of the sequence is evicted first."""
-        self.pool.release(pages)
+        self.pool.release(pages, keep)
         self.holders = self.holders - Counter(pages)
-        self.stale += [page for page in reversed(pages) if page not in self.holders and page in self.content]
+        for page in reversed(pages):
+            if keep and page in self.content:
+                self.until[page] = max(self.now + keep, self.until.get(page, 0))
+            if page in self.holders or page not in self.content:
+                continue
+            (self.kept if page in self.until else self.stale).append(page)
+            if len(self.kept) > PAGES // 2:
+                del self.until[self.kept[0]]
+                self.stale.append(self.kept.pop(0))
+
+    @rule(seconds=st.integers(1, 3))
+    def advance(self, seconds):
+        """Pages whose time has passed are like all others."""
+        self.now += seconds
+        self.pool.advance(self.now)
+        for until, page in sorted((until, page) for page, until in self.until.items()):
+            if until > self.now:
+                break
+            del self.until[page]
+            if page in self.kept:
+                self.kept.remove(page)
+                self.stale.append(page)
 
     @rule(pages=holdings, content=st.integers(0, 8))
     def publish(self, pages, content):
@@ -90,6 +116,7 @@ class PoolModel(RuleBasedStateMachine):
             return multiple()
         self.holders[page] += 1
         self.stale = [other for other in self.stale if other != page]
+        self.kept = [other for other in self.kept if other != page]
         return [page]
 
     @invariant()
@@ -97,6 +124,7 @@ class PoolModel(RuleBasedStateMachine):
         """No page is lost or in two places, and exactly the pages without a holder are available."""
         self.pool.check()
         assert self.pool.available == PAGES - len(self.held())
+        assert self.pool.kept == len(self.kept)
 
 
 TestPool = PoolModel.TestCase
@@ -137,3 +165,20 @@ def test_a_digest_depends_on_all_tokens_before(head, tail):
     """Equal tokens after different beginnings are different pages."""
     same = chain_digest(chain_digest(b"salt", head), tail) == chain_digest(chain_digest(b"salt", tail), tail)
     assert same == (head == tail)
+
+
+def test_what_is_known_of_times_is_bounded():
+    """A conversation of many turns renews its times; only the newest of each page count."""
+    pool = PagePool(4)
+    page = pool.allocate()
+    pool.publish(page, content_of(1))
+    for second in range(100):
+        pool.advance(second)
+        pool.release([page], 1000)
+        assert pool.find(content_of(1)) == page
+    assert len(pool._ends) <= 17
+    pool.release([page], 1)
+    pool.advance(1098)
+    assert pool.kept == 1
+    pool.advance(1099)
+    assert pool.kept == 0

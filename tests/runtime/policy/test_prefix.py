@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from distaff.model.config import RopeScaling
 from distaff.runtime.device.settings import EngineSettings
 from distaff.runtime.engine import Engine
-from distaff.runtime.request import Request
+from distaff.runtime.request import CacheMiss, Request, SamplingParams, TokenEvent
 
 from ..conftest import Bench, complete
 from ..tiny import CONFIG, POISON, EventCollector, ask, assert_greedy, random_prompt
 
 PAGE = 4
+SCORED = SamplingParams(max_tokens=2, prompt_logprobs=0)
 
 
 def continued(name: str, *parts: tuple[int, ...], **fields) -> Request:
@@ -46,6 +47,50 @@ def test_an_answer_is_found_by_the_next_turn(bench):
     (answer,) = bench.run([request])
     turn = continued("second", request.prompt, tuple(answer), (7, 8, 9))
     assert cached(bench, turn) == (10 + len(answer) - 1) // PAGE * PAGE
+
+
+def first_event(bench: Bench, request: Request) -> TokenEvent:
+    bench.run([request])
+    first, *rest = bench.collector.events[request.id]
+    assert not any(event.written_tokens or event.miss for event in rest)
+    return first
+
+
+def test_why_a_prompt_was_not_found(bench):
+    """The first token that differs, or the first page that nothing has followed; and what was written."""
+    head = random_prompt(42, seed=11)
+    first = first_event(bench, continued("first", head))
+    assert first.miss == CacheMiss(at=0, reason="new") and first.written_tokens == 40
+    again = first_event(bench, continued("again", head))
+    assert again.miss is None and (again.cached_tokens, again.written_tokens) == (40, 0)
+    other = first_event(bench, continued("other", head[:30], (1,), head[31:]))
+    assert other.miss == CacheMiss(at=30, reason="changed")
+    assert (other.cached_tokens, other.written_tokens) == (28, 12)
+    longer = first_event(bench, continued("longer", head[:40], (1, 2, 3, 4, 5)))
+    assert longer.miss is not None and longer.miss.at >= 40
+    scored = first_event(bench, replace(continued("scored", head), params=SCORED))
+    assert scored.miss == CacheMiss(at=0, reason="scored")
+
+
+def test_a_conversation_keeps_its_pages_among_strangers(make_engine):
+    """Up to half of the pool, until its time has passed; an evicted page is told of."""
+    collector = EventCollector()
+    engine = make_engine(collector.receive, kv_pages=24)
+    engine.start()
+    bench, head = Bench(engine, collector), random_prompt(40, seed=12)
+
+    def strangers(name: str) -> None:
+        bench.run([continued(f"{name}{n}", random_prompt(60, seed=100 + n)) for n in range(4)])
+
+    for name, seconds, reason in (("plain", 0.0, "evicted"), ("kept", 600.0, None)):
+        cached(bench, continued(f"{name} first", head, keep_seconds=seconds))
+        assert (engine.stats.kept_pages > 0) == (seconds > 0)
+        strangers(name)
+        event = first_event(bench, continued(f"{name} again", head))
+        assert (event.miss and event.miss.reason) == reason
+        assert (event.cached_tokens > 0) == (reason is None)
+    assert engine.stats.kept_pages <= 12
+    bench.wait_idle()
 
 
 def test_salts_separate_caches(bench):

@@ -130,3 +130,24 @@ def test_digests_are_of_whole_beginnings(one: tuple[int, ...], other: tuple[int,
     shared = common_blocks(one, other)
     assert equal == [True] * shared + [False] * (len(equal) - shared)
     assert len(block_digests(one)) == len(one) // BLOCK
+
+
+def test_a_session_stays_with_its_replica():
+    """Whatever its prompts are, and wherever their prefix was served, while that replica is not too busy."""
+    router, busy = Router(2), {0: 0.0, 1: 0.0}
+    router.remember(0, block_digests(prompt(1, 2)))
+    router.remember(1, block_digests(prompt(7)), "mine")
+    digests = block_digests(prompt(1, 2))
+    assert router.choose(digests, busy) == router.choose(digests, busy, "other") == 0
+    assert router.choose(digests, busy | {1: LEAD}, "mine") == 1
+    assert router.choose(digests, busy | {1: LEAD + 0.1}, "mine") == 0
+    router.forget(1)
+    assert router.choose(digests, busy, "mine") == 0
+
+
+def test_sessions_are_bounded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(routing, "MOST_SESSIONS", 2)
+    router = Router(2)
+    for session in "abcab":
+        router.remember(1, [], session)
+    assert list(router._sessions) == ["a", "b"]

@@ -110,7 +110,7 @@ def test_usage_comes_last_and_only_when_asked_for(stream):
         "prompt_tokens": 9,
         "completion_tokens": 14,
         "total_tokens": 23,
-        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0, "audio_tokens": 0},
         "completion_tokens_details": {
             "reasoning_tokens": 0,
             "audio_tokens": 0,

@@ -1,0 +1,70 @@
+"""What requests say of the cache: the conversation that a prompt belongs to, and how long its pages are kept.
+
+OpenAI's `prompt_cache_key` and `prompt_cache_retention`, Anthropic's `cache_control`, and headers with a
+session mean one thing here: the next request of the conversation comes soon, so it should reach the same
+engine and find its pages there. A client that names a conversation without a time has its pages kept for
+minutes, as a tool takes.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .fields import Fields
+
+MINUTES, HOUR, DAY = 300.0, 3600.0, 86_400.0
+
+SESSION_HEADERS = ("x-session-id", "x-claude-code-session-id", "session-id", "session_id")
+"""Headers in which clients name a conversation; the last two are Codex's."""
+
+_RETENTIONS = {"24h": DAY}
+_TIMES = {"1h": HOUR}
+
+
+@dataclass(frozen=True, slots=True)
+class CacheHints:
+    """What is known of a request's conversation.
+
+    Attributes:
+      session: its name; empty if it has none. keep_seconds: how long its pages are kept after the request.
+    """
+
+    session: str = ""
+    keep_seconds: float = 0.0
+
+    def or_session(self, session: str) -> "CacheHints":
+        """The same, in this conversation if none is named."""
+        if self.session or not session:
+            return self
+        return CacheHints(session, self.keep_seconds or MINUTES)
+
+
+NO_HINTS = CacheHints()
+
+
+def read_hints(fields: Fields) -> CacheHints:
+    """Those of OpenAI's protocol; their types are checked elsewhere."""
+    key, retention = fields.get("prompt_cache_key") or "", fields.get("prompt_cache_retention")
+    asks = bool(key or retention)
+    return CacheHints(key, _RETENTIONS.get(retention or "", MINUTES) if asks else 0.0)
+
+
+def read_marks(body: Mapping[str, Any]) -> CacheHints:
+    """Those of Anthropic's: the longest time of a `cache_control`, wherever it is, and the user's id."""
+    times = [_TIMES.get(str(mark.get("ttl")), MINUTES) for mark in _marks(body)]
+    user = (body.get("metadata") or {}).get("user_id") or ""
+    return CacheHints(user, max(times, default=0.0))
+
+
+def _marks(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Every `cache_control` of a body that has been checked."""
+    holders = [body, *_objects(body.get("system")), *_objects(body.get("tools"))]
+    for message in _objects(body.get("messages")):
+        holders += _objects(message.get("content"))
+    for holder in holders:
+        if isinstance(mark := holder.get("cache_control"), Mapping):
+            yield mark
+
+
+def _objects(value: Any) -> list[Mapping[str, Any]]:
+    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
