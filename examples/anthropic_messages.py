@@ -34,7 +34,8 @@ def main() -> None:
     whole = client.messages.create(**body)
     used = whole.usage
     print(f"whole: {whole.content[0].text!r}")
-    print(f"usage: {(used.input_tokens + used.cache_read_input_tokens, used.output_tokens)}")
+    cached = used.cache_read_input_tokens + used.cache_creation_input_tokens
+    print(f"usage: {(used.input_tokens + cached, used.output_tokens)}")
     with client.messages.stream(**body) as stream:
         print(f"pieces: {list(stream.text_stream)}")
     use_a_tool(client)

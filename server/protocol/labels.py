@@ -1,4 +1,4 @@
-"""OpenAI's labels and settings that change nothing here; their types are checked as OpenAI checks them."""
+"""OpenAI's labels and settings that change no answer here; their types are checked as OpenAI checks them."""
 
 from ..errors import BadRequest
 from .fields import check_length, wrong_type
@@ -17,11 +17,15 @@ _METADATA: Schema = {
     "propertyNames": {"maxLength": _LONGEST_NAME},
     "additionalProperties": TEXT | {"maxLength": _LONGEST_LABEL},
 }
+CACHE_HINTS: dict[str, Kind] = {
+    "prompt_cache_key": String(_LONGEST_LABEL),
+    "prompt_cache_retention": String(_LONGEST_LABEL),
+}
+"""What `cache_hints` reads."""
 _IDENTITY: dict[str, Kind] = {
     "user": String(_LONGEST_LABEL),
     "safety_identifier": String(_LONGEST_LABEL),
-    "prompt_cache_key": String(_LONGEST_LABEL),
-    "prompt_cache_retention": String(_LONGEST_LABEL),
+    **CACHE_HINTS,
     "prompt_cache_options": Object(),
     "verbosity": Words(VERBOSITIES),
     "reasoning_effort": Words(EFFORTS),

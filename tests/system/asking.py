@@ -118,6 +118,11 @@ class Asker:
         asked = {name: body[name] for name in RENDERING if name in body}
         return self._http.post("/tokenize", json=asked).json()["tokens"]
 
+    def metric(self, name: str) -> float:
+        """The engine's sample of `/metrics`."""
+        lines = self._http.get("/metrics").text.splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(f"{name}{{"))
+
     def logits(self, body: Body, ids: Sequence[int]) -> np.ndarray:
         """Before each of some ids that follow the prompt: f64 `[T, V]`."""
         prompt = self.prompt(body)

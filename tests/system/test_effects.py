@@ -273,6 +273,17 @@ def cache_salt(asker, draw):
     assert first.ids == again.ids == other.ids
 
 
+@law_of("prompt_cache_key", "prompt_cache_retention")
+def cache_hints(asker, draw):
+    """The pages of the conversation are kept, and the answer is the same."""
+    body = base(draw, cache_salt=uuid.uuid4().hex)
+    body["messages"][0]["content"] += " long" * 20
+    named = draw(st.sampled_from([{"prompt_cache_key": "k"}, {"prompt_cache_retention": "24h"}]))
+    plain, kept = asker.ask(body), asker.ask(body | named)
+    assert plain.ids == kept.ids
+    assert asker.metric("distaff_engine_kept_pages") > 0
+
+
 @law_of("stream_options")
 def usage_in_streams(asker, draw):
     """Once at the end, or in every chunk up to then."""

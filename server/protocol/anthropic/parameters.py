@@ -47,7 +47,6 @@ _CONVERSATION: dict[str, Kind] = {
     "tool_choice": TOOL_CHOICE,
 }
 _BETAS: dict[str, Kind] = {
-    "cache_control": Object(),
     "context_management": Object(),
     "speed": Words(("standard", "fast")),
 }
@@ -69,6 +68,7 @@ MESSAGE = Parameters(
         "output_config": OUTPUT,
         "thinking": THINKING,
         "stream": Boolean(),
+        "cache_control": Object(),
     },
     {
         **_BETAS,
@@ -83,7 +83,7 @@ MESSAGE = Parameters(
 
 COUNT = Parameters(
     {**_CONVERSATION, "thinking": THINKING},
-    {**_BETAS, "output_config": OUTPUT},
+    {**_BETAS, "output_config": OUTPUT, "cache_control": Object()},
     _REFUSED,
     ("model", "messages"),
 )

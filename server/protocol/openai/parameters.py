@@ -100,6 +100,7 @@ CHAT = _route(
         **reasoning.KINDS,
         **reasoning.LIMITS,
         "reasoning_effort": labels.KINDS["reasoning_effort"],
+        **labels.CACHE_HINTS,
     },
     {"best_of": (1,), "echo": (False,), "add_special_tokens": (False,)},
     ("model", "messages"),
@@ -116,6 +117,7 @@ COMPLETIONS = _route(
         "add_special_tokens": Boolean(),
         "response_format": structured.format_kind(),
         **structured.KINDS,
+        **labels.CACHE_HINTS,
     },
     {"max_completion_tokens": (), **dict.fromkeys(reasoning.LIMITS, ())},
     ("model",),
@@ -138,7 +140,7 @@ def _responses(
 ) -> Parameters:
     """The shared parameters, without those that have another place here, no effect, or are refused."""
     refused = {**REFUSED, **dict.fromkeys(MOVED, ()), **refused}
-    less = _without({**labels.KINDS, **_PEERS, **checked}, refused)
+    less = _without({**labels.KINDS, **_PEERS, **checked}, [*refused, *honoured])
     served = _without({**_SAMPLING, **honoured}, [*refused, *less])
     return Parameters(served, less, _refusals(refused), ("model", "input"))
 
@@ -162,6 +164,7 @@ RESPONSES = _responses(
         **structured.KINDS,
         **reasoning.KINDS,
         **reasoning.LIMITS,
+        **labels.CACHE_HINTS,
         "reasoning": Object(
             {"effort": Words(labels.EFFORTS), "summary": Words(("auto", "concise", "detailed"))}
         ),

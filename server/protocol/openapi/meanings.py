@@ -46,8 +46,10 @@ MEANINGS = {
     "add_generation_prompt": "false does not open an answer's turn",
     "continue_final_message": "the last message is continued instead of answered",
     "chat_template_kwargs": "variables that the model's template reads; others are refused",
-    "user": "a label", "safety_identifier": "a label", "prompt_cache_key": "a label",
-    "prompt_cache_options": "an object", "prompt_cache_retention": "a string",
+    "user": "a label", "safety_identifier": "a label",
+    "prompt_cache_key": "names a conversation: the same engine, pages kept for 5 minutes",
+    "prompt_cache_options": "an object",
+    "prompt_cache_retention": "keeps the conversation's pages, with `24h` for a day, else for 5 minutes",
     "metadata": "at most 16 pairs", "store": "nothing is ever stored", "verbosity": "low, medium, high",
     "request_id": "a label; answers have ids of their own", "rid": "a label, likewise",
     "id_slot": "which slot is free is the scheduler's business", "cache_prompt": "prompts are always cached",
@@ -71,7 +73,7 @@ _MESSAGE_MEANINGS = {
     "tool_choice": "`auto`, `any`, `tool`, `none`; `disable_parallel_tool_use`",
     "thinking": "`disabled` turns it off, `budget_tokens` limits it, `display: omitted` leaves it out",
     "context_management": "an object; nothing is removed from the conversation",
-    "cache_control": "an object; prompts are always cached",
+    "cache_control": "anywhere: pages are kept for 5 minutes, with a `ttl` of `1h` for an hour",
     "speed": "standard, fast",
 }
 OWN_MEANINGS = {
