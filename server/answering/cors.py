@@ -19,7 +19,12 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s*,]+")
 _NAMES = re.compile(r"[!#$%&'+.^_`|~0-9A-Za-z-]+(?:[ \t]*,[ \t]*[!#$%&'+.^_`|~0-9A-Za-z-]+)*")
 _LONGEST_NAMES = 4096
 _METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
-_EXPOSED = "x-request-id, openai-processing-ms, openai-version, retry-after, x-distaff-cache, x-distaff-tools-left-out"
+_EXPOSED = ", ".join(
+    (
+        *("x-request-id", "openai-processing-ms", "openai-version", "retry-after"),
+        *("x-distaff-cache", "x-distaff-tools-left-out"),
+    )
+)
 _REMEMBERED_SECONDS = 600
 
 

@@ -49,7 +49,7 @@ def test_a_preflight_is_answered(page):
     found = {name: value for name, value in reply.headers.items() if name.startswith("access-control")}
     assert found == {
         "access-control-allow-origin": PAGE,
-        "access-control-allow-methods": "GET, HEAD, POST, OPTIONS",
+        "access-control-allow-methods": "GET, HEAD, POST, DELETE, OPTIONS",
         "access-control-allow-headers": "authorization,content-type,x-stainless-os",
         "access-control-max-age": "600",
     }
