@@ -13,7 +13,7 @@ BAD_CHECKPOINT = 65
 NO_MODEL = 66
 """The model is not found."""
 PORT_TAKEN = 69
-"""The server cannot listen on the address."""
+"""The server cannot listen on the address; of a client: no server answers, or all its answers fail."""
 ENGINE_LOST = 70
 """The engine was lost too often, or could not be started."""
 REFUSED_SETTING = 78

@@ -49,6 +49,15 @@ def test_every_flag_of_serve_is_documented_and_no_other() -> None:
     assert len(table) == len(set(table))
 
 
+def test_every_flag_of_bench_is_documented_and_no_other() -> None:
+    """Its table may have several in a row."""
+    rows = re.findall(r"^\| (`--[^|]*) \|", (ROOT / "docs" / "benchmarking.md").read_text(), re.MULTILINE)
+    table = [name for row in rows for name in re.findall(r"`(--[a-z-]+)`", row)]
+    (negated,) = {name for name in table if name.startswith("--no-")}
+    assert set(table) == _options("bench") | {negated}
+    assert len(table) == len(set(table))
+
+
 def test_every_command_is_documented() -> None:
     """Nothing on the command line is missing."""
     for command in typer.main.get_command(command_line).commands:

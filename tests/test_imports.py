@@ -70,6 +70,7 @@ ARROWS = {
     "runtime/capacity": {"model", "model/kernels", "model/kernels/tpu", "runtime/device"},
     "server/tool_formats": {"checkpoints/grammars"},
     "server/reasoning": {"checkpoints/grammars"},
+    "server/bench": {"model", "server/exit_codes", "server/flags", "server/keys"},
     "server/dispatch": SHARED,
     "server/process": {"server/exit_codes", "server/keys"},
     "server/engines": {*SHARED, "runtime/framing", "server/dispatch", "server/process"},
@@ -115,7 +116,7 @@ ARROWS = {
     },
     "server/command": {
         *{*SHARED, "model", "checkpoints", "runtime/capacity", "server/answering", "server/app"},
-        *{"server/dispatch", "server/engines", "server/flags", "server/keys", "server/logs"},
+        *{"server/bench", "server/dispatch", "server/engines", "server/flags", "server/keys", "server/logs"},
         *{"server/process", "server/settings", "server/text", "server/versions", "server/worker"},
     },
 }

@@ -19,6 +19,7 @@ import typer
 from ...model.errors import ConfigError, DistaffError
 from ...runtime.capacity.chips import parse_topology
 from .. import exit_codes
+from ..bench.flags import BenchFlags
 from ..exit_codes import Failed
 from ..flags import (
     Context,
@@ -32,6 +33,7 @@ from ..flags import (
     written_as,
 )
 from ..logs import configure_logging
+from .bench import bench
 from .pack import PackFlags, pack
 
 log = logging.getLogger("distaff.server.command.cli")  # `__name__` may be `__main__`
@@ -54,12 +56,12 @@ app = typer.Typer(
 Flags = TypeVar("Flags")
 
 
-def taking(kind: type[Flags]) -> Callable[[Callable[[Flags], None]], Callable[..., None]]:
+def taking(kind: type[Flags]) -> Callable[[Callable[[Flags], int | None]], Callable[..., int | None]]:
     """Turns a function of a struct into a command: typer sees one parameter for each field of `kind`."""
 
-    def decorate(work: Callable[[Flags], None]) -> Callable[..., None]:
-        def command(**values: Any) -> None:
-            work(kind(**values))
+    def decorate(work: Callable[[Flags], int | None]) -> Callable[..., int | None]:
+        def command(**values: Any) -> int | None:
+            return work(kind(**values))
 
         command.__name__, command.__doc__ = work.__name__, work.__doc__
         command.__annotations__ = get_type_hints(kind, include_extras=True)
@@ -201,6 +203,7 @@ def convert(
 
 
 app.command()(taking(PackFlags)(pack))
+app.command()(taking(BenchFlags)(bench))
 
 
 @app.command()
