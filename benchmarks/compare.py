@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-import httpx
-
 from distaff.checkpoints import open_checkpoint, resolve
 from distaff.model.parameters import parameter_shapes
 
@@ -85,7 +83,7 @@ def measure(server: str, loads: list[str], streams: list[int]) -> Iterator[tuple
         for each in loads:
             try:
                 found = list(_LOADS[each](served, streams, capacity))
-            except (httpx.HTTPError, RuntimeError) as error:
+            except RuntimeError as error:
                 print(f"{server}: {each} failed: {error!r}", flush=True)
                 continue
             for count, name, value in found:

@@ -3,7 +3,7 @@
 `closed` keeps N streams busy: each sends its next request when its last one has ended. `arrivals` sends
 requests at random times, regardless of the answers. `multi_turn` continues a conversation with each reply.
 Prompts share a system message and differ from the first word after it, also between runs, so that no answer
-and no whole prompt can come from a cache.
+and no whole prompt can come from a cache. The client is that of `distaff bench`.
 """
 
 import asyncio
@@ -14,11 +14,16 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass
 
-import httpx
+import numpy as np
 
 from distaff.checkpoints import ChatTokenizer, load_tokenizer, resolve
+from distaff.server.bench.http_client import HttpClient
+from distaff.server.bench.load import Outcome, Pace, apply
+from distaff.server.bench.record import Record
+from distaff.server.bench.request import measure
 
 from .server import Served
 
@@ -32,19 +37,10 @@ _TOPICS = (
 _CLOSING = "Which of them do you like best, and why?"
 _TEMPLATE_TOKENS = 16
 """About the number of tokens that the chat template adds to a system and a user message."""
+_PATIENCE = 600.0
+"""Seconds after which a request has failed."""
 Conversation = list[dict[str, str]]
 _numbers = itertools.count(random.randrange(10**6))
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """One request's figures: seconds to the first token and to the end, and token counts."""
-
-    first: float
-    total: float
-    prompt_tokens: int
-    tokens: int
-    text: str = field(repr=False, default="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,32 +151,13 @@ def body(served: Served, conversation: Conversation, max_tokens: int) -> dict:
 
 
 def closed(served: Served, streams: int, per_stream: int, max_tokens: int, ask=chat) -> LoadResult:
-    """N streams, each with `per_stream` requests one after another."""
-
-    async def run(client: httpx.AsyncClient) -> list[Reply]:
-        async def worker() -> list[Reply]:
-            asked = [ask(next(_numbers)) for _ in range(per_stream)]
-            return [await send(client, body(served, each, max_tokens)) for each in asked]
-
-        return [r for replies in await asyncio.gather(*(worker() for _ in range(streams))) for r in replies]
-
-    return _measured(served, streams, run)
+    """`streams` requests at a time, `per_stream` times as many in all."""
+    return _measured(served, Pace(concurrency=streams), streams * per_stream, max_tokens, ask)
 
 
 def arrivals(served: Served, rate: float, seconds: float, max_tokens: int) -> LoadResult:
     """Requests at random times (Poisson), `rate` per second on average."""
-
-    async def run(client: httpx.AsyncClient) -> list[Reply]:
-        tasks, left = [], seconds
-        while left > 0:
-            request = body(served, chat(next(_numbers)), max_tokens)
-            tasks.append(asyncio.create_task(send(client, request)))
-            pause = random.expovariate(rate)
-            left -= pause
-            await asyncio.sleep(pause)  # the load itself: the time of the next request
-        return await asyncio.gather(*tasks)
-
-    return _measured(served, 0, run)
+    return _measured(served, Pace(rate=rate), max(1, round(rate * seconds)), max_tokens, chat)
 
 
 def multi_turn(served: Served, turns: int, max_tokens: int) -> list[float]:
@@ -188,11 +165,11 @@ def multi_turn(served: Served, turns: int, max_tokens: int) -> list[float]:
 
     async def run() -> list[float]:
         messages, firsts = chat(next(_numbers)), []
-        async with _client(served, 1) as client:
+        with closing(HttpClient(served.url)) as client:
             for _ in range(turns):
                 reply = await send(client, body(served, messages, max_tokens))
-                firsts.append(reply.first)
-                messages += [{"role": "assistant", "content": reply.text}]
+                firsts.append(reply.ttft)
+                messages += [{"role": "assistant", "content": "".join(reply.text)}]
                 messages += [{"role": "user", "content": question(next(_numbers))}]
         return firsts
 
@@ -204,21 +181,22 @@ def gaps_beside(served: Served, streams: int, intruder: str, max_tokens: int) ->
     meanwhile."""
 
     async def run(*, beside: bool) -> float:
-        async with _client(served, streams + 1) as client:
-            arrived: list[list[float]] = [[] for _ in range(streams)]
-            asked = [chat(next(_numbers)) for _ in range(streams)]
+        with closing(HttpClient(served.url)) as client:
+            records = [Record(due=0.0) for _ in range(streams)]
             tasks = [
-                asyncio.create_task(send(client, body(served, each, max_tokens), times))
-                for each, times in zip(asked, arrived, strict=True)
+                asyncio.create_task(send(client, body(served, chat(next(_numbers)), max_tokens), record))
+                for record in records
             ]
-            while any(len(times) < 8 and not task.done() for times, task in zip(arrived, tasks, strict=True)):
+            while any(
+                len(record.times) < 8 and not task.done() for record, task in zip(records, tasks, strict=True)
+            ):
                 await asyncio.sleep(0.01)  # all must decode before the gaps are measured
             begun = time.perf_counter()
             if beside:
                 await send(client, body(served, _begun(intruder), 1))
             ended = time.perf_counter() if beside else float("inf")
             await asyncio.gather(*tasks)
-        gaps = sorted(gap for times in arrived for gap in gaps_during(times, begun, ended))
+        gaps = sorted(gap for record in records for gap in gaps_during(record.times, begun, ended))
         if not gaps:
             raise RuntimeError("no stream continued during the long prompt")
         return gaps[round(0.99 * (len(gaps) - 1))]
@@ -231,58 +209,54 @@ def gaps_during(times: Sequence[float], begun: float, ended: float) -> list[floa
     return [b - a for a, b in itertools.pairwise(times) if b > begun and a < ended]
 
 
-def _client(served: Served, streams: int) -> httpx.AsyncClient:
-    """A new connection for each request, because llama.cpp's server sometimes closes one after an answer."""
-    limits = httpx.Limits(max_connections=streams or None, max_keepalive_connections=0)
-    return httpx.AsyncClient(base_url=served.url, timeout=600, limits=limits)
+def _measured(served: Served, pace: Pace, count: int, max_tokens: int, ask) -> LoadResult:
+    async def run() -> Outcome:
+        requests = [body(served, ask(next(_numbers)), max_tokens) for _ in range(count)]
+        with closing(HttpClient(served.url)) as client:
+            return await apply(
+                lambda request, due: _send(client, request, Record(due)),
+                requests,
+                pace,
+                np.random.default_rng(),
+            )
+
+    outcome = asyncio.run(run())
+    if outcome.interrupted:
+        raise KeyboardInterrupt
+    return summarise(pace.concurrency or 0, [_checked(each) for each in outcome.records], outcome.duration)
 
 
-def _measured(served: Served, streams: int, run) -> LoadResult:
-    async def measure() -> LoadResult:
-        async with _client(served, streams) as client:
-            begun = time.perf_counter()
-            replies = await run(client)
-            return summarise(streams, replies, time.perf_counter() - begun)
+async def send(client: HttpClient, request: dict, record: Record | None = None) -> Record:
+    """Sends a request and reads the answer to its end; counts its tokens if the server does not.
 
-    return asyncio.run(measure())
-
-
-async def send(client: httpx.AsyncClient, request: dict, times: list[float] | None = None) -> Reply:
-    """Sends a request and reads the answer to its end; adds the time of each piece of text to `times`."""
-    begun = time.perf_counter()
-    pieces, first, usage = [], 0.0, None
-    async with client.stream("POST", "/v1/chat/completions", json=request) as response:
-        if response.status_code != 200:
-            raise RuntimeError(f"{response.status_code}: {(await response.aread())[:500]!r}")
-        async for line in response.aiter_lines():
-            if not line.startswith("data: {"):
-                continue
-            chunk = json.loads(line[6:])
-            usage = chunk.get("usage") or usage
-            if chunk.get("choices") and (text := chunk["choices"][0]["delta"].get("content")):
-                now = time.perf_counter()
-                first = first or now - begun
-                pieces.append(text)
-                if times is not None:
-                    times.append(now)
-    usage = usage or {}
-    text, total = "".join(pieces), time.perf_counter() - begun
-    tokens = usage.get("completion_tokens") or len(_tokenizer().encode(text))
-    prompt_tokens = usage.get("prompt_tokens") or 0
-    return Reply(first or total, total, prompt_tokens, tokens, text)  # without text: the end
+    Raises:
+      RuntimeError: it failed.
+    """
+    return _checked(await _send(client, request, record or Record(due=0.0)))
 
 
-def summarise(streams: int, replies: Sequence[Reply], seconds: float) -> LoadResult:
+async def _send(client: HttpClient, request: dict, record: Record) -> Record:
+    return await measure(client, "/v1/chat/completions", json.dumps(request).encode(), record, _PATIENCE)
+
+
+def _checked(record: Record) -> Record:
+    if record.failure:
+        raise RuntimeError(f"{record.failure.kind}: {record.failure.message}")
+    record.output_tokens = record.output_tokens or len(_tokenizer().encode("".join(record.text)))
+    return record
+
+
+def summarise(streams: int, replies: Sequence[Record], seconds: float) -> LoadResult:
     """The figures of some replies that together took `seconds`."""
-    firsts = sorted(reply.first for reply in replies)
-    paces = sorted((reply.total - reply.first) / max(1, reply.tokens - 1) for reply in replies)
+    firsts = sorted(reply.ttft for reply in replies)
+    paces = sorted(reply.tpot or 0.0 for reply in replies)
     return LoadResult(
         streams=streams,
         requests=len(replies),
-        tokens_per_second=sum(reply.tokens for reply in replies) / seconds,
+        tokens_per_second=sum(reply.outputs for reply in replies) / seconds,
         ttft_p50=statistics.median(firsts),
         ttft_p95=firsts[round(0.95 * (len(firsts) - 1))],
         time_per_token_p50=statistics.median(paces),
         time_per_token_p95=paces[round(0.95 * (len(paces) - 1))],
-        prompt_tokens=statistics.mean(reply.prompt_tokens for reply in replies),
+        prompt_tokens=statistics.mean(reply.inputs for reply in replies),
     )

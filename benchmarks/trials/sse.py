@@ -1,19 +1,18 @@
 """A cheap client: one request per connection, with the arrival time of each piece of the answer.
 
-It shares its cores with the server that it measures, so it reads raw HTTP/1.1 and parses nothing while the
-answer arrives. `replies.py` parses the pieces afterwards.
+It shares its cores with the server that it measures, so it parses nothing while the answer arrives.
+`replies.py` parses the pieces afterwards.
 """
 
-import asyncio
+import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
-_LIMIT = 1 << 22
-"""Maximum size of a chunk of an answer in bytes."""
+from distaff.server.bench.http_client import AnswerBroken, ConnectionFailed, HttpClient
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,7 @@ class Answer:
     Attributes:
       asked: before the connection was opened. answered: when the head was complete.
       status: of the head; 0: none arrived. headers: by lower-case name.
-      pieces: the chunks of the body with their times. whole: the body is complete.
+      pieces: parts of the body with their times. whole: the body is complete.
     """
 
     asked: float
@@ -65,55 +64,14 @@ class Answer:
 
 async def ask(url: str, call: Call, key: str | None = None) -> Answer:
     """Sends a request and reads its answer to the end; if the connection breaks, the answer is not whole."""
-    parts = urlsplit(url)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    body = None if call.body is None else json.dumps(call.body).encode()
     answer = Answer(asked=time.perf_counter())
-    try:
-        reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=_LIMIT)
-    except OSError:
-        return answer
-    try:
-        writer.write(_request(call, parts.netloc, key))
-        await _read(reader, answer)
+    with contextlib.suppress(ConnectionFailed, AnswerBroken), closing(HttpClient(url, headers)) as client:
+        async with client.ask(call.path, body) as found:
+            answer.answered = time.perf_counter()
+            answer.status, answer.headers = found.status, dict(found.headers)
+            async for piece in found.pieces():
+                answer.pieces.append((time.perf_counter(), piece))
         answer.whole = True
-    except (OSError, asyncio.IncompleteReadError):
-        pass
-    finally:
-        writer.close()
     return answer
-
-
-def _request(call: Call, host: str, key: str | None) -> bytes:
-    body = b"" if call.body is None else json.dumps(call.body).encode()
-    lines = [
-        f"{'GET' if call.body is None else 'POST'} {call.path} HTTP/1.1",
-        f"Host: {host}",
-        "Connection: close",
-        *([f"Authorization: Bearer {key}"] if key else []),
-        *(["Content-Type: application/json", f"Content-Length: {len(body)}"] if body else []),
-    ]
-    return "\r\n".join([*lines, "", ""]).encode() + body
-
-
-async def _read(reader: asyncio.StreamReader, answer: Answer) -> None:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    answer.answered = time.perf_counter()
-    pairs = (line.partition(":") for line in head[1:] if line)
-    answer.headers = {name.lower(): value.strip() for name, _, value in pairs}
-    answer.status = int(head[0].split()[1])
-    if answer.headers.get("transfer-encoding") == "chunked":
-        async for chunk in _chunks(reader):
-            answer.pieces.append((time.perf_counter(), chunk))
-    else:
-        content = await reader.readexactly(int(answer.headers.get("content-length", 0)))
-        answer.pieces.append((time.perf_counter(), content))
-
-
-async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """The chunks of a body up to the final empty one."""
-    while True:
-        line = await reader.readuntil(b"\r\n")
-        size = int(line.partition(b";")[0], 16)
-        chunk = await reader.readexactly(size + 2)
-        if not size:
-            return
-        yield chunk[:-2]

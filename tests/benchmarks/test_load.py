@@ -1,13 +1,18 @@
 """The figures of the loads, with a known clock and server."""
 
+import asyncio
+import contextlib
 import json
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
 
-import httpx
 import pytest
 
 from benchmarks import load
-from benchmarks.load import Reply, gaps_during, send, summarise
+from benchmarks.load import arrivals, closed, gaps_during, send, summarise
 from distaff.checkpoints import load_tokenizer, resolve
+from distaff.server.bench.http_client import HttpClient
+from distaff.server.bench.record import Record
 
 
 def test_gaps_that_reach_over_the_ends_of_the_window_count():
@@ -18,44 +23,66 @@ def test_gaps_that_reach_over_the_ends_of_the_window_count():
     assert gaps_during([3.0], 0.0, 9.0) == []
 
 
+def served(url: str) -> SimpleNamespace:
+    return SimpleNamespace(url=url, contender=SimpleNamespace(model="tgi", extra={}))
+
+
+def replied(first: float, total: float, prompt_tokens: int, tokens: int) -> Record:
+    return Record(0.0, 0.0, times=[first], ended=total, prompt_tokens=prompt_tokens, output_tokens=tokens)
+
+
 def test_a_load_sums_up_its_replies():
     """Tokens over the whole time; the time per token counts tokens after the first one."""
-    replies = [Reply(first=1.0, total=3.0, prompt_tokens=10, tokens=5)] * 3
-    result = summarise(2, [*replies, Reply(first=2.0, total=2.0, prompt_tokens=30, tokens=1)], 4.0)
+    replies = [replied(first=1.0, total=3.0, prompt_tokens=10, tokens=5)] * 3
+    result = summarise(2, [*replies, replied(first=2.0, total=2.0, prompt_tokens=30, tokens=1)], 4.0)
     assert (result.streams, result.requests, result.tokens_per_second) == (2, 4, 4.0)
     assert (result.ttft_p50, result.ttft_p95, result.prompt_tokens) == (1.0, 2.0, 15.0)
     assert (result.time_per_token_p50, result.time_per_token_p95) == (0.5, 0.5)
 
 
-def events(*chunks: dict) -> httpx.MockTransport:
-    text = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
-    return httpx.MockTransport(lambda _: httpx.Response(200, text=text))
+@contextlib.asynccontextmanager
+async def serving(status: int, *chunks: dict) -> AsyncIterator[str]:
+    """A server with one answer; yields its URL."""
+    events = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 {status} Such\r\nConnection: close\r\n\r\n{events}".encode())
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
-async def replied(transport: httpx.MockTransport) -> Reply:
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        return await send(client, {})
-
-
-async def test_a_reply_without_text_has_its_first_token_at_the_end():
-    """Not at zero, which would be the best value."""
-    reply = await replied(events({"choices": [{"delta": {"role": "assistant"}}]}))
-    assert reply.first == reply.total > 0 and reply.tokens == 0
+PIECES = [{"choices": [{"delta": {"content": text}}]} for text in ("The capital", " of France")]
 
 
 async def test_tokens_are_the_servers_count_or_ours():
     """A piece of text may hold several tokens."""
-    pieces = [{"choices": [{"delta": {"content": text}}]} for text in ("The capital", " of France")]
-    counted = await replied(events(*pieces, {"choices": [], "usage": {"completion_tokens": 7}}))
-    assert counted.tokens == 7 and counted.text == "The capital of France"
-    assert (await replied(events(*pieces))).tokens == 4
+    async with serving(200, *PIECES, {"choices": [], "usage": {"completion_tokens": 7}}) as url:
+        counted = await send(HttpClient(url), {})
+    assert counted.outputs == 7 and "".join(counted.text) == "The capital of France"
+    async with serving(200, *PIECES) as url:
+        assert (await send(HttpClient(url), {})).outputs == 4
+
+
+@pytest.mark.parametrize("measured", [lambda s: closed(s, 2, 2, 8), lambda s: arrivals(s, 500.0, 0.01, 8)])
+async def test_a_load_of_a_server(measured):
+    """All requests are sent, and the figures are of all of them."""
+    chunk = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 7}}
+    async with serving(200, *PIECES, chunk) as url:
+        result = await asyncio.to_thread(measured, served(url))
+    assert (result.requests, result.prompt_tokens) in ((4, 5), (5, 5))
+    assert result.tokens_per_second > 0
 
 
 async def test_a_refusal_fails_the_load():
-    """With the server's message."""
-    transport = httpx.MockTransport(lambda _: httpx.Response(429, text="too many"))
-    with pytest.raises(RuntimeError, match=r"429.*too many"):
-        await replied(transport)
+    """With the server's message, and as the error that `compare` expects."""
+    async with serving(429, {"message": "too many"}) as url:
+        with pytest.raises(RuntimeError, match=r"429.*too many"):
+            await send(HttpClient(url), {})
+        with pytest.raises(RuntimeError, match=r"429.*too many"):
+            await asyncio.to_thread(closed, served(url), 2, 1, 8)
 
 
 @pytest.mark.parametrize("tokens", [1500, 4000])

@@ -202,7 +202,7 @@ REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 7\r\nContent-Length
     ("sent", "status", "body", "whole"),
     [
         (HEAD + b"2\r\nab\r\n3\r\ncde\r\n0\r\n\r\n", 200, b"abcde", True),
-        (HEAD + b"2\r\nab\r\n3\r\ncd", 200, b"ab", False),
+        (HEAD + b"2\r\nab\r\n3\r\ncd", 200, b"abcd", False),
         (REFUSAL, 503, b"{}", True),
         (b"", 0, b"", False),
     ],
