@@ -208,9 +208,12 @@ def sequences(
     ]
 
 
+def stated(source: Sampling | SamplingDefaults) -> dict[str, Any]:
+    """The parameters of the engine that have a value in a request, or a recommended one in a checkpoint."""
+    values = {name: getattr(source, name, None) for name in ENGINE_PARAMETERS}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _unchanged(sampling: Sampling, defaults: SamplingDefaults) -> dict[str, Any]:
     """The request's values, else the model's recommendations; the engine has defaults for the rest."""
-    given = {name: getattr(sampling, name) for name in ENGINE_PARAMETERS}
-    recommended = {name: getattr(defaults, name, None) for name in ENGINE_PARAMETERS}
-    values = {name: recommended[name] if value is None else value for name, value in given.items()}
-    return {name: value for name, value in values.items() if value is not None}
+    return stated(defaults) | stated(sampling)

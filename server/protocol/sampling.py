@@ -261,6 +261,17 @@ def neutral() -> dict[str, Any]:
     return {name: getattr(plain, name) for name in ENGINE_PARAMETERS}
 
 
+def defaults(recommended: dict[str, Any]) -> dict[str, Any]:
+    """The values, by their JSON names, of the parameters that a request leaves out.
+
+    Args:
+      recommended: the model's values for parameters that the engine receives.
+    """
+    values = _DEFAULTS | neutral() | recommended
+    found = {each.name or name: values[name] for name, each in DECLARED.items()}
+    return found | {"skip_special_tokens": not values["show_special"], "logit_bias": {}}
+
+
 def _read(fields: Described, stage: Stage) -> dict[str, Any]:
     values = {}
     for name, each in DECLARED.items():

@@ -11,10 +11,12 @@ from sanic import Blueprint, HTTPResponse
 
 from ..answering.context import ApiRequest, AppContext
 from ..answering.error_answer import speaks_anthropic
+from ..answering.prompt import stated
 from ..encode import to_json
 from ..protocol.anthropic.message_models import model_info, model_list
 from ..protocol.openai.codex_models import codex_model
 from ..protocol.openapi.meanings import ROUTES, describe
+from ..protocol.sampling import defaults
 
 blueprint = Blueprint("models")
 
@@ -50,6 +52,8 @@ async def list_capabilities(request: ApiRequest) -> HTTPResponse:
         "tool_format": context.served.format.name,
         "reasoning_format": reasoning and reasoning.name,
         "prompt_scores": info.scores,
+        "defaults": {"max_tokens": context.settings.flags.default_max_tokens}
+        | defaults(stated(context.served.defaults)),
         "routes": {f"POST {route}": describe(route) for route in ROUTES},
     }
     return HTTPResponse(to_json(body), content_type="application/json")

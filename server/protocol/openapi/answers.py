@@ -136,7 +136,9 @@ MODEL = record(
     {"id": TEXT, "object": constant("model"), "created": _COUNT, "owned_by": TEXT}, {"max_model_len": _COUNT}
 )
 MODELS = record({"object": constant("list"), "data": _listed(MODEL)})
-CAPABILITIES = record({"object": constant("capabilities"), "model": TEXT, "routes": _OBJECT})
+CAPABILITIES = record(
+    {"object": constant("capabilities"), "model": TEXT, "defaults": _OBJECT, "routes": _OBJECT}
+)
 VERSION = record({"version": TEXT})
 READY = record({"status": constant("ready"), "ready": _COUNT, "replicas": _COUNT})
 STATUS = record({"status": TEXT}, {"ready": _COUNT, "replicas": _COUNT})

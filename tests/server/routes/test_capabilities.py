@@ -1,8 +1,13 @@
 """What the server says it honours is what it has, in JSON and in the docs."""
 
+from dataclasses import replace
+
+import httpx
 import pytest
 
 from distaff.server.protocol.openapi.meanings import MEANINGS, OWN_MEANINGS, ROUTES, describe
+from distaff.server.protocol.sampling import KINDS
+from distaff.server.text.text_model import NoDefaults
 
 from ...tools.api_tables import PAGE, filled
 
@@ -34,6 +39,22 @@ def test_the_server_tells_the_same(http):
     assert told["routes"] == {f"POST {route}": describe(route) for route in ROUTES}
     assert told["model"] == "org/fake-model" and told["max_model_len"] == 4096
     assert told["tool_format"] == "hermes" and told["prompt_scores"] is True
+
+
+def test_defaults_are_what_a_silent_request_has(make_server):
+    """Every sampling parameter, with the checkpoint's recommendation; sending a default changes nothing."""
+    server = make_server(default_max_tokens=7)
+    server.served.defaults = NoDefaults(temperature=0.6, top_k=5)
+    body = {"model": "tgi", "messages": [{"role": "user", "content": "hi"}]}
+    with httpx.Client(base_url=server.url) as http:
+        told = http.get("/v1/capabilities").json()["defaults"]
+        said = {name: value for name, value in told.items() if value is not None}
+        for more in ({}, said):
+            assert http.post("/v1/chat/completions", json=body | more).status_code == 200
+    assert told.keys() == KINDS.keys() - {"max_new_tokens"}
+    assert (told["max_tokens"], told["temperature"], told["top_k"], told["top_p"]) == (7, 0.6, 5, 1.0)
+    silent, spelled = (replace(request.params, seed=0) for request in server.engine.requests)
+    assert silent == spelled
 
 
 BODIES = {
