@@ -29,6 +29,7 @@ from .routes import (
     messages,
     models,
     operations,
+    page,
     responses,
     tgi,
     tokens,
@@ -47,7 +48,7 @@ RUN_OPTIONS: dict[str, Any] = {
 
 _ROUTES = (
     *(chat, responses, messages, completions, embeddings, tgi, invocations, tokens, models),
-    *(documents, operations),
+    *(documents, operations, page),
 )
 _LAST_BYTES = 2.0
 """Seconds for handlers to finish their answers after the engine is drained."""

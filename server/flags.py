@@ -238,6 +238,7 @@ class ServeFlags(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     health_when_ready: Annotated[
         bool, typer.Option("--health-when-ready", help="GET /health answers like GET /ready.")
     ] = False
+    no_page: Annotated[bool, typer.Option("--no-page", help="Serve no chat page at /.")] = False
     strict: Annotated[bool, typer.Option("--strict", help="Refuse unknown parameters, as OpenAI does.")] = (
         False
     )

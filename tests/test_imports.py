@@ -72,6 +72,7 @@ ARROWS = {
     "server/reasoning": {"checkpoints/grammars"},
     "server/bench": {"model", "server/exit_codes", "server/flags", "server/keys"},
     "server/dispatch": SHARED,
+    "server/page": set(),
     "server/process": {"server/exit_codes", "server/keys"},
     "server/engines": {*SHARED, "runtime/framing", "server/dispatch", "server/process"},
     "server/worker": {
@@ -101,18 +102,18 @@ ARROWS = {
     "server/protocol/tgi": {*SHARED, "server/protocol", "server/text"},
     "server/protocol/openapi": {
         *{"server/metrics", "server/protocol", "server/protocol/openai", "server/protocol/tgi"},
-        "server/protocol/anthropic",
+        *{"server/page", "server/protocol/anthropic"},
     },
     "server/answering": {
         *{*SHARED, "model", "checkpoints", "checkpoints/grammars", "runtime/validation", "server/dispatch"},
         *{"server/endings", "server/http", "server/keys", "server/metrics", "server/protocol"},
         *{"server/protocol/openai", "server/reasoning", "server/settings", "server/text"},
-        *{"server/protocol/anthropic", "server/tool_formats"},
+        *{"server/page", "server/protocol/anthropic", "server/tool_formats"},
     },
     "server/routes": {
         *{*SHARED, "model", "server/answering", "server/dispatch", "server/metrics", "server/protocol"},
         *{"server/protocol/openai", "server/protocol/openapi", "server/protocol/tgi", "server/settings"},
-        *{"server/protocol/anthropic", "server/text", "server/versions"},
+        *{"server/page", "server/protocol/anthropic", "server/text", "server/versions"},
     },
     "server/command": {
         *{*SHARED, "model", "checkpoints", "runtime/capacity", "server/answering", "server/app"},

@@ -1,11 +1,12 @@
 """Checks the API key in a request's head, before its body is read.
 
-`keys.py` holds the accepted keys. Every path needs a key unless it is listed here, so that no route, and no
-unknown path, can be forgotten.
+`keys.py` holds the accepted keys. Every path needs a key unless it is listed here or is a file of the chat
+page, so that no route, and no unknown path, can be forgotten.
 """
 
 from ..errors import Unauthorized
 from ..keys import is_plain
+from ..page import page_files
 from .context import ApiRequest
 from .error_answer import speaks_anthropic
 
@@ -33,7 +34,7 @@ def authorize(request: ApiRequest) -> None:
       Unauthorized: no key, or an unknown one.
     """
     keys = request.app.ctx.settings.keys
-    if keys is None or request.method == "OPTIONS" or request.path.removesuffix("/") in OPEN_PATHS:
+    if keys is None or _is_open(request):
         return
     given = _given(request)
     if not given:
@@ -42,6 +43,15 @@ def authorize(request: ApiRequest) -> None:
     if key_id is None:
         raise Unauthorized(f"Incorrect API key provided{_hint(given[0])}.", "invalid_api_key")
     request.key_id = key_id
+
+
+def _is_open(request: ApiRequest) -> bool:
+    """Whether everybody may send this request. The page is open, as it asks its user for the key."""
+    path, method = request.path, request.method
+    if method == "OPTIONS" or path.removesuffix("/") in OPEN_PATHS:
+        return True
+    page = {} if request.app.ctx.settings.flags.no_page else page_files()
+    return method in ("GET", "HEAD") and path in page
 
 
 def _given(request: ApiRequest) -> list[str]:

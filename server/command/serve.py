@@ -170,7 +170,9 @@ class WebProcess:
         if not self._welcomed and self._served.text and self._engine.state == "ready":
             self._welcomed = True
             gc.freeze()  # loaded objects stay; a collection that visits them pauses all streams for 0.1 s
-            print(welcome(self._address, self._settings.model, self._settings.keys is not None), flush=True)
+            settings = self._settings
+            needs_key, page = settings.keys is not None, not settings.flags.no_page
+            print(welcome(self._address, settings.model, needs_key, page), flush=True)
 
     def _fail(self, message: str, code: int) -> None:
         if self._failed is None:

@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 from distaff.checkpoints.sources import cache_folder
+from distaff.server.page import page_files
 
 from ..processes import wait_ended
 from .conftest import Server, free_port
@@ -207,6 +208,8 @@ def test_the_entry_point_keeps_the_contract(installed: Path, tmp_path: Path):
         assert info["model_id"] == "smollm2"
         assert (info["max_input_tokens"], info["max_total_tokens"]) == (24, 128)
         assert info["max_concurrent_requests"] == 7
+        for path in page_files():
+            assert httpx.get(f"{url}{path}").status_code == 200, path
         said = httpx.post(f"{url}/generate", json=_asked("The capital of France is", 4), timeout=60)
         assert said.status_code == 200 and "Paris" in said.json()["generated_text"]
         refused = httpx.post(f"{url}/generate", json=_asked("one" + " one" * 29, 4))

@@ -8,7 +8,6 @@ and answered with 400.
 from typing import Any
 
 from ..kinds import TEXT, Limits
-from ..openai.parameters import MODEL
 from . import answers
 from .operations import EVENTS, OPERATIONS, Operation
 
@@ -68,7 +67,7 @@ def _operation(operation: Operation, limits: Limits, *, keys: bool) -> dict[str,
     """An operation in OpenAPI's keys."""
     described: dict[str, Any] = {"summary": operation.summary}
     if operation.named:
-        schema = MODEL.schema(limits) if operation.named == "name" else TEXT
+        schema = operation.names(limits)
         described["parameters"] = [
             {"name": operation.named, "in": "path", "required": True, "schema": schema}
         ]

@@ -5,14 +5,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...metrics import CONTENT_TYPE as METRICS_TYPE
+from ...page import PREFIX, page_files
 from ..anthropic.parameters import COUNT, MESSAGE
-from ..kinds import Limits, Schema
+from ..kinds import TEXT, Limits, Schema
 from ..openai.parameters import (
     CHAT,
     CHAT_TOKENIZE,
     COMPLETIONS,
     DETOKENIZE,
     EMBEDDINGS,
+    MODEL,
     RESPONSES,
     TOKENIZE,
 )
@@ -46,7 +48,7 @@ class Operation:
       answer: the schema of a JSON answer. types: the other content types of its answers.
       body: the schema of its body. example: a body, without the name of the model.
       errors: the statuses of its errors. tgi: those that have TGI's shape. anthropic: all have Anthropic's.
-      open: needs no key. named: the path's variable.
+      open: needs no key. named: the path's variable. names: the schema of its values.
     """
 
     summary: str
@@ -59,6 +61,7 @@ class Operation:
     anthropic: bool = False
     open: bool = False
     named: str | None = None
+    names: BodySchema = MODEL.schema
 
 
 def _described(parameters: Parameters, route: str, limits: Limits) -> Schema:
@@ -109,8 +112,9 @@ def _generating(summary: str, answer: Schema | None, *, streams: bool = False) -
 
 
 def _asking(summary: str, answer: Schema, *errors: int, named: str | None = None) -> Operation:
-    """An operation without a body."""
-    return Operation(summary=summary, answer=answer, errors=errors, named=named)
+    """An operation without a body; `named`: the path's variable, the `name` of a model or an `id`."""
+    names = MODEL.schema if named == "name" else lambda limits: TEXT
+    return Operation(summary=summary, answer=answer, errors=errors, named=named, names=names)
 
 
 def _generate_schema(limits: Limits) -> Schema:
@@ -206,6 +210,18 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("post", "/generate"): _generating("Continue a text, as TGI does.", answers.GENERATED),
     ("post", "/generate_stream"): _generating("The same as a stream.", None, streams=True),
     ("post", "/"): _generating("Either, by `stream`.", answers.GENERATED_LIST, streams=True),
+    ("get", "/"): Operation(
+        summary="The chat page; needs no key.", answer=None, types=("text/html",), errors=(404,), open=True
+    ),
+    ("get", "/page/{name}"): Operation(
+        summary="A file of the chat page; needs no key.",
+        answer=None,
+        types=("text/css", "text/javascript", "text/plain", "image/svg+xml"),
+        errors=(404,),
+        open=True,
+        named="name",
+        names=lambda limits: {"enum": [path.removeprefix(PREFIX) for path in page_files() if path != "/"]},
+    ),
     ("get", "/info"): Operation(
         summary="What is served, in TGI's keys.", answer=answers.INFO, errors=(429,), tgi=(429,)
     ),
