@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .fields import Fields
+from .kinds import Described
 
 MINUTES, HOUR, DAY = 300.0, 3600.0, 86_400.0
 
@@ -42,18 +42,24 @@ class CacheHints:
 NO_HINTS = CacheHints()
 
 
-def read_hints(fields: Fields) -> CacheHints:
-    """Those of OpenAI's protocol; their types are checked elsewhere."""
-    key, retention = fields.get("prompt_cache_key") or "", fields.get("prompt_cache_retention")
+def read_hints(fields: Described) -> CacheHints:
+    """Those of OpenAI's protocol. Raises BadRequest."""
+    key, retention = fields.take("prompt_cache_key") or "", fields.take("prompt_cache_retention")
     asks = bool(key or retention)
     return CacheHints(key, _RETENTIONS.get(retention or "", MINUTES) if asks else 0.0)
 
 
-def read_marks(body: Mapping[str, Any]) -> CacheHints:
-    """Those of Anthropic's: the longest time of a `cache_control`, wherever it is, and the user's id."""
-    times = [_TIMES.get(str(mark.get("ttl")), MINUTES) for mark in _marks(body)]
-    user = (body.get("metadata") or {}).get("user_id") or ""
-    return CacheHints(user, max(times, default=0.0))
+def read_marks(fields: Described) -> CacheHints:
+    """Those of Anthropic's: the longest time of a `cache_control`, wherever it is, and the user's id.
+
+    Raises:
+      BadRequest: the `cache_control` of the whole request is not an object.
+    """
+    fields.take("cache_control")
+    times = [_TIMES.get(str(mark.get("ttl")), MINUTES) for mark in _marks(fields.values)]
+    metadata = fields.get("metadata")
+    user = metadata.get("user_id") if isinstance(metadata, Mapping) else None
+    return CacheHints(user if isinstance(user, str) else "", max(times, default=0.0))
 
 
 def _marks(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

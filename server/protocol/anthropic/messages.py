@@ -55,7 +55,7 @@ def _read(fields: Described, table: Parameters, *, whole: bool) -> ChatCall:
         rendering=Rendering(add_generation_prompt=not open_end, continue_final_message=open_end, options={}),
         delivery=Delivery(whole and (fields.take("stream") or False)),
         reasoning=reasoning,
-        hints=read_marks(fields.values),
+        hints=read_marks(fields),
         unknown=unknown,
     )
 
