@@ -28,9 +28,9 @@ def test_llm_prints_the_same_whole_and_streamed(f32_server: Server, tmp_path: Pa
         run([*asked, *more], tmp_path, LLM_USER_PATH=str(models.parent)) for more in ([], ["--no-stream"])
     )
     assert "Paris" in streamed and streamed == whole
-    schema = ["--schema", "capital"]
+    schema = ["--schema", "capital, country"]
     described = run([*asked, *schema], tmp_path, LLM_USER_PATH=str(models.parent))
-    assert set(json.loads(described)) == {"capital"}
+    assert set(json.loads(described)) == {"capital", "country"}
 
 
 def test_the_ai_sdk_streams_text_and_takes_objects(f32_server: Server, tmp_path: Path) -> None:
@@ -78,50 +78,50 @@ def wait_up(process: subprocess.Popen, client: httpx.Client) -> None:
         time.sleep(0.2)
 
 
-@pytest.fixture
-def open_webui(f32_server: Server, tmp_path: Path) -> Iterator[httpx.Client]:
-    """Open WebUI, signed in; its slim form, which computes no embeddings itself."""
+@contextlib.contextmanager
+def open_webui(url: str, folder: Path) -> Iterator[httpx.Client]:
+    """Open WebUI in its slim form, which computes no embeddings itself, and a client that is signed in."""
     port = free_port()
-    process = subprocess.Popen(
-        [PYTHON_PROGRAMS / "open-webui" / "bin" / "open-webui", "serve", "--host", "127.0.0.1"]
-        + ["--port", str(port)],
-        env=environment(
-            tmp_path,
-            OPENAI_API_BASE_URL=f"{f32_server.url}/v1",
-            OPENAI_API_KEY="-",
-            DATA_DIR=str(tmp_path),
-            WEBUI_AUTH="False",
-            WEBUI_SECRET_KEY="-",
-            ENABLE_OLLAMA_API="False",
-            OFFLINE_MODE="True",
-            USE_SLIM_DOCKER="True",
-        ),
-        cwd=tmp_path,
-        stdout=(tmp_path / "log").open("w"),
-        stderr=subprocess.STDOUT,
-    )
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            wait_up(process, client)
-            signed = client.post("/api/v1/auths/signin", json={"email": "", "password": ""}).json()
-            client.headers["Authorization"] = f"Bearer {signed['token']}"
-            yield client
-    finally:
-        process.terminate()
-        process.wait(30)
+    settings = {
+        "OPENAI_API_BASE_URL": f"{url}/v1",
+        "OPENAI_API_KEY": "-",
+        "DATA_DIR": str(folder),
+        "WEBUI_AUTH": "False",
+        "WEBUI_SECRET_KEY": "-",
+        "ENABLE_OLLAMA_API": "False",
+        "OFFLINE_MODE": "True",
+        "USE_SLIM_DOCKER": "True",
+    }
+    command = [PYTHON_PROGRAMS / "open-webui" / "bin" / "open-webui", "serve", "--host", "127.0.0.1"]
+    with subprocess.Popen(
+        [*command, "--port", str(port)],
+        env=environment(folder, **settings),
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+                wait_up(process, client)
+                signed = client.post("/api/v1/auths/signin", json={"email": "", "password": ""}).json()
+                client.headers["Authorization"] = f"Bearer {signed['token']}"
+                yield client
+        finally:
+            process.terminate()
 
 
-def test_open_webui_lists_models_and_chats(open_webui: httpx.Client) -> None:
-    """The answer comes whole and streamed; the title that it asks for itself is one of ours too."""
-    listed = open_webui.get("/api/models").json()["data"]
-    assert "tgi" in {model["id"] for model in listed}
-    body = {"model": "tgi", "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
-    whole = open_webui.post("/api/chat/completions", json=body).json()
-    answer = whole["choices"][0]["message"]["content"]
-    assert "Paris" in answer
-    streamed = open_webui.post("/api/chat/completions", json=body | {"stream": True}).text
-    *lines, end = (line.removeprefix("data: ") for line in streamed.splitlines() if line)
-    deltas = [json.loads(line)["choices"][0]["delta"].get("content") or "" for line in lines]
-    assert end == "[DONE]" and "".join(deltas) == answer and len(deltas) > 2
-    titled = open_webui.post("/api/v1/tasks/title/completions", json=body).json()
-    assert titled["choices"][0]["message"]["content"]
+def test_open_webui_lists_models_and_chats(f32_server: Server, tmp_path: Path) -> None:
+    """The answer comes whole and streamed, and it gets the title that it asks for itself."""
+    with open_webui(f32_server.url, tmp_path) as webui:
+        listed = webui.get("/api/models").json()["data"]
+        assert "tgi" in {model["id"] for model in listed}
+        body = {"model": "tgi", "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
+        whole = webui.post("/api/chat/completions", json=body).json()
+        answer = whole["choices"][0]["message"]["content"]
+        assert "Paris" in answer
+        streamed = webui.post("/api/chat/completions", json=body | {"stream": True}).text
+        *lines, end = (line.removeprefix("data: ") for line in streamed.splitlines() if line)
+        deltas = [json.loads(line)["choices"][0]["delta"].get("content") or "" for line in lines]
+        assert end == "[DONE]" and "".join(deltas) == answer and len(deltas) > 2
+        titled = webui.post("/api/v1/tasks/title/completions", json=body).json()
+        assert titled["choices"][0]["message"]["content"]
