@@ -2,9 +2,10 @@
 #   make serve [MODEL=...] [EXTRA=cuda|tpu] [ARGS="--port 8001"]
 #   make test [LATEST=1]
 # Beside them `make test-clients` runs client programs (the examples, OpenAI's in JavaScript, agents such as Claude Code,
-# Codex and opencode, Open WebUI, lm-eval, schemathesis) and the chat page in a Chromium that is on the PATH, `make test-image` the image's installation and entry point, `make
-# test-accelerators` what only GPUs and TPUs run, `make test-hosts` a model over two processes, and `make test-next` the
-# tests of runtime and server with a newer Python and JAX. CI runs them too.
+# Codex and opencode, Open WebUI, lm-eval, schemathesis) and the chat page in a Chromium that is on the PATH, `make
+# test-image` the image's installation and entry point, `make test-accelerators` what only GPUs and TPUs run, `make
+# test-hosts` a model over two processes, and `make test-next` the tests of runtime and server with a newer Python and JAX.
+# CI runs them too.
 # What they install is pinned by constraints.txt, examples/constraints.txt and tests/clients/python/*.txt, which `make
 # lock` writes from the ranges of pyproject.toml, examples/requirements.txt and tests/clients/python/*.in. LATEST=1 takes
 # the newest that pyproject.toml allows, in an environment of its own, and there what a third party deprecates is shown,

