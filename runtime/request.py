@@ -191,6 +191,8 @@ class Request:
       client: the owner of the request; when pages run out, the client that holds the most loses pages first.
       session: the conversation that it belongs to; requests of one prefer the same engine. Empty for none.
       keep_seconds: so long after its end its pages are evicted only after those of others.
+      background: it runs only where other requests leave room, and makes way for them. The server sees to
+        that; an engine treats it like any other.
     """
 
     id: str
@@ -202,6 +204,7 @@ class Request:
     client: str = ""
     session: str = ""
     keep_seconds: float = 0.0
+    background: bool = False
 
 
 MissReason = Literal["new", "changed", "evicted", "scored", "off"]

@@ -108,6 +108,23 @@ class Admission:
                 self._retry(ahead.wait, ahead, now),
             )
 
+    @staticmethod
+    def check_background(requests: Sequence[Request], waiting: int) -> None:
+        """Accepts the sequences of a background call, which may wait for as long as they have to.
+
+        Args:
+          waiting: the prompt tokens of the background sequences that wait.
+
+        Raises:
+          Overloaded: their prompts do not fit into the queue.
+        """
+        came = _tokens(requests)
+        if waiting and waiting + came > MOST_TOKENS:
+            raise Overloaded(
+                f"{waiting} background prompt tokens wait and {came} more arrived; the most is {MOST_TOKENS}",
+                _LONGEST_RETRY,
+            )
+
     def _came_back(self, request: Request, now: float) -> bool:
         """Whether a request was refused before and returns at its retry time. True once for each refusal."""
         while self._promises and next(iter(self._promises.values())) + _LATE < now:

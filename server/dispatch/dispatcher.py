@@ -6,6 +6,10 @@ engine without a visible difference. A sequence is moved if its engine dies or i
 more than its share of the slots while another waits, if another engine has started and has fewer sequences,
 or to run a suspect of engine crashes in isolation.
 
+Background sequences wait in a queue of their own. They begin only while no interactive sequence waits, on
+slots and pages that are idle, and they are moved back when an interactive sequence needs their place: to
+interactive sequences, to their predicted waits and to their shares, background ones do not exist.
+
 `supervisor.py` handles processes and the wire, `fair_queue.py` the order of the queue, `sharing.py` who makes
 way, `admission.py` admission control, `forecast.py` times.
 """
@@ -61,6 +65,7 @@ class Dispatcher:
         self._forecast = Forecast()
         self._affinity = Affinity(handles, self._forecast, clock, lambda after: later(after, self.dispatch))
         self._queue: FairQueue[TrackedSequence] = FairQueue()
+        self._background: FairQueue[TrackedSequence] = FairQueue()
         self._sharing = Sharing(self._queue, clock)
         self._suspects: deque[TrackedSequence] = deque()
         self._isolated: EngineHandle | None = None
@@ -76,28 +81,27 @@ class Dispatcher:
 
     @property
     def queued(self) -> tuple[int, int]:
-        """The queue: the number of waiting sequences and of their tokens."""
+        """The number of waiting interactive sequences and of their tokens."""
         tokens = self._queue.tokens + sum(sequence.length for sequence in self._suspects)
         return len(self._queue) + len(self._suspects), tokens
 
     @property
     def under_way(self) -> int:
         """The number of waiting and running sequences."""
-        return self.queued[0] + sum(len(handle.open) for handle in self._handles)
+        return self.queued[0] + len(self._background) + sum(len(handle.open) for handle in self._handles)
 
     def submit(self, requests: Sequence[Request]) -> list[BufferedStream]:
         """Accepts the sequences of a call, all or none.
 
         Raises:
-          Overloaded: see `Admission.check`.
+          Overloaded: see `Admission.check` and `Admission.check_background`.
         """
         self._forecast.learn_steps([steps for handle in self._handles if (steps := handle.steps)])
-        ahead = queue_ahead(requests[0], self._queue, self._handles, self._forecast, self.under_way)
-        self._admission.check(requests, ahead, self._clock())
+        self._admit(requests)
         digests = {prompt: self._affinity.digests(prompt) for prompt in {each.prompt for each in requests}}
         sequences = [self._track(request, digests[request.prompt]) for request in requests]
         for sequence in sequences:
-            self._queue.push(sequence)
+            self._queue_of(sequence).push(sequence)
             if not any(handle.takes for handle in self._handles):
                 self._expire_later(sequence)
         self.dispatch()
@@ -131,7 +135,9 @@ class Dispatcher:
         """
         for sequence in list(handle.open.values()):
             sequence.died(killed=killed)
-            if sequence.guilty:
+            if sequence.guilty or (
+                sequence.background and sequence.suspected
+            ):  # isolation would block others
                 sequence.fail_with_engine()
                 continue
             self._move(sequence, "engine_lost", working=False)
@@ -155,11 +161,24 @@ class Dispatcher:
         """Sends waiting sequences to engines that have room."""
         self._dispatch_scheduled = False
         self._run_isolated()
-        while self._begin_next() or self._make_way() or self._balance():
+        while self._begin_next() or self._make_way() or self._balance() or self._begin_background():
             pass
+
+    def _admit(self, requests: Sequence[Request]) -> None:
+        """Raises Overloaded for a call that is not accepted."""
+        if requests[0].background:
+            self._admission.check_background(requests, self._background.tokens)
+            return
+        under_way = self.queued[0] + sum(len(handle.interactive) for handle in self._handles)
+        ahead = queue_ahead(requests[0], self._queue, self._handles, self._forecast, under_way)
+        self._admission.check(requests, ahead, self._clock())
+
+    def _queue_of(self, sequence: TrackedSequence) -> FairQueue[TrackedSequence]:
+        return self._background if sequence.background else self._queue
 
     def _all(self) -> Iterator[TrackedSequence]:
         yield from self._queue
+        yield from self._background
         yield from self._suspects
         for handle in self._handles:
             yield from handle.open.values()
@@ -188,7 +207,7 @@ class Dispatcher:
         prompt, waited = (0, 0.0) if sequence.started else (sequence.length, now - sequence.began)
         self._forecast.progress(prompt, event.token is not None, waited)
         event = sequence.record(event, now)
-        if event.finish in ("stop", "length"):
+        if event.finish in ("stop", "length") and not sequence.background:
             self._forecast.learn(len(sequence.tokens), cut=event.finish == "length")
         if self._isolated and self._isolated.number == sequence.engine and sequence.clear_if_past():
             self._isolated = None
@@ -201,7 +220,7 @@ class Dispatcher:
         elif sequence in self._suspects:
             self._suspects.remove(sequence)
         else:
-            self._queue.remove(sequence)
+            self._queue_of(sequence).remove(sequence)
         if not self._dispatch_scheduled:  # once for all streams that end in this turn of the event loop
             self._dispatch_scheduled = True
             self._later(0.0, self.dispatch)
@@ -212,7 +231,7 @@ class Dispatcher:
         self._elapse()
         handle = self._handles[sequence.engine]
         handle.leave(sequence, working=working)
-        self._queue.give_back(sequence.client)
+        self._queue_of(sequence).give_back(sequence.client)
         if self._isolated is handle:
             self._isolated = None
 
@@ -226,7 +245,7 @@ class Dispatcher:
         if sequence.suspected:
             self._suspects.append(sequence)
         else:
-            self._queue.push(sequence)
+            self._queue_of(sequence).push(sequence)
 
     def _move_all(self, sequences: Iterable[TrackedSequence]) -> None:
         for sequence in list(sequences):
@@ -234,7 +253,9 @@ class Dispatcher:
         self.dispatch()
 
     def _expire_later(self, sequence: TrackedSequence) -> None:
-        """Ends a sequence with an error if it still waits for an engine after the longest pause."""
+        """Ends an interactive sequence with an error if it still waits after the longest pause."""
+        if sequence.background:
+            return
         self._later(self._most_pause, partial(sequence.expire, sequence.moves, self._most_pause))
 
     def _elapse(self) -> float:
@@ -244,12 +265,15 @@ class Dispatcher:
         return now
 
     def _begin(self, sequence: TrackedSequence, handle: EngineHandle) -> None:
-        self._queue.take(sequence)
+        """Sends a waiting sequence to an engine; background ones make way for an interactive one."""
+        for other in [] if sequence.background else handle.in_the_way(sequence):
+            self._move(other, "preempted")
+        self._queue_of(sequence).take(sequence)
         handle.begin(sequence, self._clock())
         self._affinity.remember(handle, sequence)
 
     def _begin_next(self) -> bool:
-        """Sends the next sequence to an engine; returns whether there was one, and room for it."""
+        """Sends the next interactive sequence to an engine; returns whether there was one and room for it."""
         rooms = {handle: handle.spare for handle in self._shared if handle.has_slot}
         if not self._queue or not rooms:
             return False
@@ -263,6 +287,20 @@ class Dispatcher:
                 if not self._affinity.holds(sequence):
                     break
         return False
+
+    def _begin_background(self) -> bool:
+        """Sends the next background sequence to an engine with a free slot and free pages, if no interactive
+        one waits; returns whether there was one."""
+        if self._queue or not self._background:
+            return False
+        sequence = self._background.queues()[0][0]
+        rooms = [
+            each for each in self._shared if each.has_idle_slot and each.pages(sequence) <= each.idle_pages
+        ]
+        handle = self._affinity.choose(sequence, rooms, rooms)
+        if handle is not None:
+            self._begin(sequence, handle)
+        return handle is not None
 
     def _make_way(self) -> bool:
         """Preempts a sequence of a client above its share, in favour of a client below its share."""

@@ -1,7 +1,8 @@
 """`EngineHandle`: one engine as the dispatcher sees it, its running sequences, free slots and pages.
 
 Counts slots and pages; decides nothing. An engine receives no more sequences than it has slots, so that
-waiting ones can still go elsewhere, and no sequence whose prompt does not fit into its free pages.
+waiting ones can still go elsewhere, and no sequence whose prompt does not fit into its free pages. Background
+sequences do not count against interactive ones, because they make way for them.
 """
 
 import math
@@ -71,8 +72,18 @@ class EngineHandle:
         return self._engine.info.slots if self._engine.info else 0
 
     @property
+    def interactive(self) -> list[TrackedSequence]:
+        """Its sequences that are not background."""
+        return [sequence for sequence in self.open.values() if not sequence.background]
+
+    @property
     def has_slot(self) -> bool:
-        """Whether it accepts one more."""
+        """Whether it accepts one more interactive sequence; a background one makes way for it if needed."""
+        return self.takes and len(self.interactive) < self.slots
+
+    @property
+    def has_idle_slot(self) -> bool:
+        """Whether a slot is free."""
         return self.takes and len(self.open) < self.slots
 
     @property
@@ -82,8 +93,8 @@ class EngineHandle:
 
     @property
     def load(self) -> float:
-        """The fraction of its slots in use."""
-        return len(self.open) / max(self.slots, 1)
+        """The fraction of its slots in use by interactive sequences."""
+        return len(self.interactive) / max(self.slots, 1)
 
     @property
     def generating(self) -> int:
@@ -92,11 +103,19 @@ class EngineHandle:
 
     @property
     def all_started(self) -> bool:
-        """Whether all its sequences have produced a token, so that none of them waits for pages."""
-        return self.generating == len(self.open)
+        """Whether all its interactive sequences have produced a token, so that none waits for pages."""
+        return all(sequence.started for sequence in self.interactive)
 
     @property
     def spare(self) -> float:
+        """Pages for a further interactive sequence: the idle ones and those of background sequences."""
+        if not self.interactive:
+            return math.inf
+        background = (sequence for sequence in self.open.values() if sequence.background)
+        return self.idle_pages + sum(self.pages(sequence) + 1 for sequence in background)
+
+    @property
+    def idle_pages(self) -> float:
         """Pages for a further sequence: the free ones, less those of sequences that were sent and have not
         started, and less one for each running sequence."""
         stats, info = self._engine.stats, self._engine.info
@@ -126,6 +145,19 @@ class EngineHandle:
         info = self._engine.info
         return sequence.length // info.page_size + 1 if info and info.pages else 0
 
+    def in_the_way(self, sequence: TrackedSequence) -> list[TrackedSequence]:
+        """The background sequences that must leave before an interactive one begins: the youngest ones, as
+        many as hold the slot and the pages that it lacks."""
+        lacking, full = self.pages(sequence) - self.idle_pages, len(self.open) >= self.slots
+        found: list[TrackedSequence] = []
+        background = [other for other in self.open.values() if other.background]
+        for other in sorted(background, key=lambda each: each.arrival, reverse=True):
+            if not full and lacking <= 0:
+                break
+            found.append(other)
+            full, lacking = False, lacking - self.pages(other) - 1
+        return found
+
     def begin(self, sequence: TrackedSequence, now: float) -> None:
         """Sends a sequence to the engine."""
         sequence.engine, sequence.began, sequence.started = self.number, now, False
@@ -145,8 +177,8 @@ class EngineHandle:
 
 
 def all_left(handles: Iterable[EngineHandle], forecast: Forecast, client: str | None = None) -> list[float]:
-    """The remaining slot seconds of the sequences of several engines, of all clients or of one."""
-    sequences = (sequence for handle in handles if handle.takes for sequence in handle.open.values())
+    """The remaining slot seconds of the interactive sequences of engines, of all clients or of one."""
+    sequences = (sequence for handle in handles if handle.takes for sequence in handle.interactive)
     return [
         forecast.left(sequence.request, len(sequence.tokens), started=sequence.started)
         for sequence in sequences

@@ -18,7 +18,8 @@ class QueueAhead:
     """The queue in front of all engines, for a new sequence of a client.
 
     Attributes:
-      under_way: waiting and running sequences. tokens: of waiting ones. own_tokens: of this client's.
+      under_way: waiting and running interactive sequences.
+      tokens: of waiting ones. own_tokens: of this client's.
       clients: the number of clients with sequences in progress, including this one.
       wait: predicted seconds until the sequence has a slot. end: until a running one has finished.
       pace: seconds by which each further sequence of its kind makes the queue longer.

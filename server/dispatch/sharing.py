@@ -2,7 +2,8 @@
 
 A client's share is the number of all slots, divided by the clients with sequences in progress. Pages are
 scarcer than slots, so there may be a slot but no pages for a sequence; then sequences that fit overtake it,
-but only for a limited time. Decides only; `dispatcher.py` starts and moves sequences.
+but only for a limited time. Background sequences have no share. Decides only; `dispatcher.py` starts and
+moves sequences.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,12 +44,12 @@ def _surplus(
 
     A sequence with a grammar would wait until that is compiled again.
     """
-    fullest = max(handles, key=lambda each: len(each.open))
-    if not handle.has_slot or len(fullest.open) - len(handle.open) < 2:
+    fullest = max(handles, key=lambda each: len(each.interactive))
+    if not handle.has_slot or len(fullest.interactive) - len(handle.interactive) < 2:
         return None
     movable = [
         sequence
-        for sequence in fullest.open.values()
+        for sequence in fullest.interactive
         if sequence.request.params.grammar is None
         and forecast.prompt_seconds(sequence.length) <= MOST_RECOMPUTED
         and handle.pages(sequence) <= handle.spare
@@ -104,6 +105,6 @@ class Sharing:
         return [
             sequence
             for handle, pages in lacking.items()
-            for sequence in handle.open.values()
+            for sequence in handle.interactive
             if self._queue.running(sequence.client) > most and handle.gain(sequence) >= pages
         ]

@@ -69,6 +69,10 @@ class TrackedSequence:
         return self.request.client
 
     @property
+    def background(self) -> bool:
+        return self.request.background
+
+    @property
     def order(self) -> tuple[float, int]:
         """Its position in its client's queue: interrupted streams first, by the length of the pause; then by
         arrival."""

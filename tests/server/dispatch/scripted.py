@@ -143,10 +143,15 @@ class World:
 
 
 def request(
-    name: str, tokens: int, client: str = "", prompt: tuple[int, ...] = (1, 2, 3), choice: int = 0
+    name: str,
+    tokens: int,
+    client: str = "",
+    prompt: tuple[int, ...] = (1, 2, 3),
+    choice: int = 0,
+    background: bool = False,
 ) -> Request:
     params = SamplingParams(max_tokens=tokens, seed=1, ignore_eos=True)
-    return Request(id=name, prompt=prompt, params=params, client=client, choice=choice)
+    return Request(id=name, prompt=prompt, params=params, client=client, choice=choice, background=background)
 
 
 def heard(stream: BufferedStream) -> tuple[list[int], str | EngineFailed]:

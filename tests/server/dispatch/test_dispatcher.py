@@ -37,12 +37,15 @@ class AnyFate(RuleBasedStateMachine):
         tokens=st.integers(1, 40),
         prompt=st.integers(1, 5),
         n=st.integers(1, 4),
+        background=st.booleans(),
     )
-    def submit(self, client: str, tokens: int, prompt: int, n: int) -> None:
+    def submit(self, client: str, tokens: int, prompt: int, n: int, background: bool) -> None:
         names = [f"{len(self.wanted)}-{choice}" for choice in range(n)]
         self.wanted |= dict.fromkeys(names, tokens)
         beginning = (prompt,) * 70 + tuple(range(n))
-        self.world.submit(*(request(name, tokens, client, beginning) for name in names))
+        self.world.submit(
+            *(request(name, tokens, client, beginning, background=background) for name in names)
+        )
 
     @precondition(lambda self: not self.poisoned and self.world.dispatcher.takes)
     @rule(at=st.integers(0, 30))
@@ -105,6 +108,8 @@ class AnyFate(RuleBasedStateMachine):
             dispatcher._affinity.holds(run) for run in dispatcher._queue
         ):
             assert not dispatcher.queued[0] or not any(handle.has_slot for handle in self.world.handles)
+            idle = any(handle.has_idle_slot for handle in self.world.handles)
+            assert not dispatcher._background or dispatcher.queued[0] or not idle
 
     def teardown(self) -> None:
         if not hasattr(self, "world"):
@@ -124,10 +129,12 @@ class AnyFate(RuleBasedStateMachine):
         if name == "poison":
             assert isinstance(end, EngineFailed) and len(tokens) <= asked.prompt[1]
         elif isinstance(end, EngineFailed):
-            # Only who was running at several deaths, and alone at the last of them, may be taken for guilty.
+            # Only who was running at several deaths, and alone at the last of them, may be taken for guilty;
+            # background sequences are never run alone.
+            least = 2 if asked.background else 3
             assert [given.id.split("~")[0] for engine in self.world.engines for given in engine.given].count(
                 name
-            ) > 2
+            ) >= least
         else:
             assert end == "length" and len(tokens) == self.wanted[name]
 

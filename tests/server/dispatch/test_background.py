@@ -1,0 +1,135 @@
+"""Background sequences use what interactive ones leave idle, and interactive ones never notice them."""
+
+from dataclasses import replace
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from distaff.runtime.request import EngineFailed, Overloaded
+from distaff.server.dispatch import admission
+from distaff.server.dispatch.admission import Admission
+
+from .scripted import INFO, POISON, SLOTS, World, heard, request, token_at
+
+ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("interactive"), st.sampled_from("abc"), st.integers(1, 12)),
+        st.tuples(st.just("background"), st.sampled_from("abd"), st.integers(1, 12)),
+        st.tuples(st.just("step"), st.just(""), st.integers(1, 6)),
+    ),
+    max_size=40,
+)
+
+
+def played(actions: list[tuple[str, str, int]], *, background: bool) -> tuple[World, dict[str, float]]:
+    """The world after some actions, and when each sequence began, again after each move."""
+    world = World(1)
+    world.begin(0)
+    began: dict[str, float] = {}
+
+    def look() -> None:
+        for each in world.engines[0].given:
+            began.setdefault(each.id, world.now)
+
+    for number, (what, client, amount) in enumerate(actions):
+        if what == "step":
+            for _ in range(amount):
+                world.step(0)
+                look()
+        elif what == "interactive" or background:
+            world.submit(request(str(number), amount, client, background=what == "background"))
+            look()
+    return world, began
+
+
+@given(ACTIONS)
+@settings(max_examples=300, deadline=None)
+def test_interactive_sequences_begin_as_if_there_were_no_others(actions):
+    """At the same moment, whatever the background does; and the background is finished in the end."""
+    alone, expected = played(actions, background=False)
+    world, began = played(actions, background=True)
+    interactive = {str(number) for number, (what, *_) in enumerate(actions) if what == "interactive"}
+    assert {name: when for name, when in began.items() if name.split("~")[0] in interactive} == expected
+    assert alone.dispatcher.queued == world.dispatcher.queued
+    world.run()
+    for number, (what, _, amount) in enumerate(actions):
+        if what != "step":
+            stream = world.streams[str(number)]
+            said = [token_at(stream.request, position) for position in range(amount)]
+            assert heard(stream) == (said, "length")
+
+
+def test_background_runs_on_every_idle_slot_and_makes_way_youngest_first():
+    world = World(1)
+    world.begin(0)
+    world.submit(*(request(f"line {n}", 20, background=True) for n in range(SLOTS + 1)))
+    world.step(0)
+    assert set(world.engines[0].rows) == {f"line {n}" for n in range(SLOTS)}
+    world.submit(request("chat", 2, "a"))
+    assert set(world.engines[0].rows) == {"chat", "line 0", "line 1"}
+    assert world.dispatcher.moved["preempted"] == 1
+    world.step(0)
+    world.step(0)
+    assert set(world.engines[0].rows) == {"line 0", "line 1", "line 2~1"}  # the interrupted one comes first
+    assert world.engines[0].given[-1].generated == (token_at(request("", 1), 0),)
+
+
+def test_background_is_not_counted_in_the_queue_nor_in_waits():
+    """Neither the operator's bound on requests nor the predicted wait refuses a request because of it."""
+    world = World(1, Admission(most_under_way=1, max_wait=0.1))
+    world.begin(0)
+    world.submit(*(request(f"line {n}", 4000, background=True) for n in range(20)))
+    assert world.dispatcher.queued == (0, 0) and world.dispatcher.under_way == 20
+    world.submit(request("chat", 2))
+    with pytest.raises(Overloaded):
+        world.submit(request("another", 2))
+    assert "chat" in world.engines[0].rows
+
+
+def test_background_begins_only_where_its_pages_are_free_and_gives_them_back():
+    world = World(1)
+    engine = world.engines[0]
+    engine.info = replace(INFO, pages=100, page_size=1)
+    world.begin(0)
+    engine.total_pages = engine.free_pages = 100
+    world.submit(request("line 0", 9, prompt=(1,) * 80, background=True))
+    world.submit(request("line 1", 9, prompt=(1,) * 80, background=True))
+    assert set(engine.rows) == {"line 0"}
+    world.step(0)
+    engine.free_pages = 18
+    world.submit(request("small", 2, prompt=(1,) * 5))
+    assert set(engine.rows) == {"line 0", "small"}
+    world.submit(request("chat", 2, prompt=(1,) * 30))
+    assert set(engine.rows) == {"small", "chat"}
+
+
+def test_a_background_sequence_is_not_run_in_isolation():
+    """That would keep interactive ones waiting: it fails when it has been there at two crashes."""
+    world = World(1)
+    world.begin(0)
+    (poison,) = world.submit(request("poison", 5, prompt=(POISON, 0), background=True))
+    for _ in range(2):
+        world.step(0)
+        world.begin(0)
+    assert isinstance(heard(poison)[1], EngineFailed)
+    assert world.dispatcher._isolated is None
+
+
+def test_prompts_of_waiting_background_sequences_are_bounded(monkeypatch):
+    monkeypatch.setattr(admission, "MOST_TOKENS", 20)
+    world = World(1)
+    world.submit(request("first", 2, prompt=(1,) * 30, background=True))
+    with pytest.raises(Overloaded, match="30 background prompt tokens wait and 1 more"):
+        world.submit(request("second", 2, prompt=(1,), background=True))
+
+
+def test_a_waiting_background_sequence_outlasts_any_pause():
+    """It waits for an engine for as long as it takes."""
+    world = World(1, most_pause=1.0)
+    world.begin(0)
+    world.submit(request("line", 3, background=True))
+    world.kill(0, by_others=True)
+    world.wait(100.0)
+    world.run()
+    assert heard(world.streams["line"])[1] == "length"
