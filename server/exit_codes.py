@@ -4,6 +4,8 @@ from ..checkpoints.errors import CheckpointError, SourceNotFound
 from ..model.errors import ConfigError, DistaffError
 
 OK = 0
+LINES_FAILED = 1
+"""A batch is complete, and not all of its lines succeeded."""
 USAGE = 2
 """An unknown flag or a bad value, as everywhere on a command line."""
 DOES_NOT_FIT = 3
@@ -16,6 +18,8 @@ PORT_TAKEN = 69
 """The server cannot listen on the address; of a client: no server answers, or all its answers fail."""
 ENGINE_LOST = 70
 """The engine was lost too often, or could not be started."""
+NO_OUTPUT = 74
+"""The results of a batch cannot be written."""
 REFUSED_SETTING = 78
 """A setting that the model or the machine does not support, or that would leave the server open."""
 

@@ -39,9 +39,10 @@ from .pack import PackFlags, pack
 log = logging.getLogger("distaff.server.command.cli")  # `__name__` may be `__main__`
 
 EXIT_CODES = """\
-Exit codes: 0 success; 2 wrong usage; 3 the model does not fit; 65 a damaged or unsupported checkpoint;
-66 the model is not found; 69 the port is taken, or no server answers; 70 the engine failed for good;
-78 a setting that the model or machine does not support, or that would leave the server open.
+Exit codes: 0 success; 1 some lines of a batch failed; 2 wrong usage; 3 the model does not fit; 65 a
+damaged or unsupported checkpoint; 66 the model is not found; 69 the port is taken, or no server answers;
+70 the engine failed for good; 74 the output cannot be written; 78 a setting that the model or machine does
+not support, or that would leave the server open.
 """
 
 app = typer.Typer(
@@ -231,6 +232,41 @@ def chat(
     check(model)
     with own_server(model) as (address, key):
         chat_in_terminal(ChatClient(address, key))
+
+
+@app.command()
+def batch(
+    source: Annotated[Path, typer.Option("--input", "-i", help="Requests, one a line; - is stdin.")],
+    target: Annotated[Path, typer.Option("--output", "-o", help="Results, one a line; - is stdout.")],
+    model: Annotated[
+        str | None, typer.Option(help="The model to start a server for; by default a bundled one.")
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="A running server, instead of an own one.")] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(min=1, max=4096, help="Requests at once; by default the server's slots, else 32."),
+    ] = None,
+    ordered: Annotated[
+        bool, typer.Option("--ordered", help="Sort the output by the input when all lines are done.")
+    ] = False,
+    flags: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- FLAGS]", help="Of `distaff serve`, for the own server.")
+    ] = None,
+) -> int:
+    """Answer a file of requests in the format of OpenAI's batches; continue it if it was interrupted.
+
+    The environment variable DISTAFF_API_KEY holds the key for a server that needs one.
+    """
+    from ..process.progress import progress_display
+    from .batch import check_files, run_batch
+    from .batch_server import batch_client
+
+    if url and (model or flags):
+        raise Failed("--url excludes --model and FLAGS", exit_codes.USAGE)
+    configure_logging("INFO")
+    check_files(source, target, ordered=ordered)
+    client = batch_client(model, url, flags or (), concurrency)
+    return run_batch(source, target, client, progress_display(), ordered=ordered)
 
 
 @app.command()

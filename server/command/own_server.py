@@ -1,11 +1,11 @@
-"""A server for one terminal chat: started on a free port, and ended with the chat."""
+"""A server for one terminal chat or one batch: started on a free port, and ended with it."""
 
 import os
 import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 
@@ -21,10 +21,13 @@ _STOP_SECONDS = 15.0
 
 
 @contextmanager
-def own_server(model: str | None) -> Iterator[tuple[str, str]]:
+def own_server(model: str | None, flags: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
     """Runs `distaff serve` in its own session, so that Ctrl-C reaches only us; yields its URL and key.
 
-    The key is generated for this chat; keys in this process's environment are not used.
+    The key is generated for this server; keys in this process's environment are not used.
+
+    Args:
+      flags: further ones of `distaff serve`.
 
     Raises:
       Failed: it did not start; its own message is on stderr.
@@ -32,9 +35,10 @@ def own_server(model: str | None) -> Iterator[tuple[str, str]]:
     with listen(_HOST, 0) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "distaff.server.command.cli", "serve", *([model] if model else [])]
+    command += ["--host", _HOST, "--port", str(port), "--log-level", "warning", *flags]
     key = secrets.token_urlsafe(32)
     process = subprocess.Popen(
-        [*command, "--host", _HOST, "--port", str(port), "--log-level", "warning"],
+        command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         start_new_session=True,

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 log = logging.getLogger(__name__)
 
-_IN_STEPS = ("compile",)
-"""Phases counted in steps; all others are counted in bytes."""
+_COUNTED = ("compile", "lines")
+"""Phases whose steps are counted; of all others, the bytes are."""
 LINE_SECONDS = 5.0
 """Seconds between two lines of a phase, without a terminal."""
 
@@ -37,7 +37,7 @@ def progress_display() -> ProgressDisplay:
 
 def amount(phase: str, done: int, total: int) -> str:
     """`12.0 MB of 93.1 MB`, or `3 of 10`."""
-    write = str if phase in _IN_STEPS else decimal
+    write = str if phase in _COUNTED else decimal
     return f"{write(done)} of {write(total)}" if total else write(done)
 
 

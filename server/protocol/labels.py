@@ -51,6 +51,11 @@ def check_service_tier(fields: Described) -> None:
 def check_storage(fields: Described) -> None:
     """`store` and `metadata`. Raises BadRequest."""
     fields.take("store")
+    check_metadata(fields)
+
+
+def check_metadata(fields: Described) -> None:
+    """`metadata`: a few pairs of short strings. Raises BadRequest."""
     metadata = fields.object("metadata")
     if metadata is None:
         return

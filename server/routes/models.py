@@ -48,6 +48,7 @@ async def list_capabilities(request: ApiRequest) -> HTTPResponse:
         "model": context.settings.model,
         "max_model_len": info.context,
         "max_choices": context.settings.most_choices,
+        "slots": info.slots,
         "chat": context.served.ready().has_template,
         "tool_format": context.served.format.name,
         "reasoning_format": reasoning and reasoning.name,

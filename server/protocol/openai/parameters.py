@@ -23,6 +23,13 @@ from .response_input import INCLUDE, INPUT
 
 MOST_PROMPTS = 128
 MOST_INPUTS = 2048
+BATCH_ENDPOINTS = (
+    *("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"),
+    "/v1/messages",
+)
+"""The routes that lines of a batch can name: OpenAI's, and Anthropic's messages."""
+BATCH_WINDOW = "[1-9][0-9]{0,2}h"
+"""The completion window of a batch: OpenAI's `24h`, or another number of hours."""
 
 
 def _model_schema(limits: Limits) -> Schema:
@@ -239,4 +246,16 @@ EMBEDDINGS = Parameters(
         }
     ),
     ("model", "input"),
+)
+
+BATCHES = Parameters(
+    {
+        "input_file_id": String(),
+        "endpoint": Words(BATCH_ENDPOINTS),
+        "completion_window": Shape({"type": "string", "pattern": f"^{BATCH_WINDOW}$"}),
+        "metadata": labels.KINDS["metadata"],
+    },
+    {},
+    _refusals({"output_expires_after": ()}),
+    ("input_file_id", "endpoint", "completion_window"),
 )
