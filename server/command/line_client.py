@@ -57,10 +57,11 @@ class LineClient:
         """Closes all connections, so that the server ends the requests in progress."""
         self._closed = True
         for connection in list(self._open):
-            if connection.sock is not None:
+            open_socket = connection.sock  # its thread may set that to None
+            if open_socket is not None:
                 with suppress(OSError):
-                    connection.sock.shutdown(socket.SHUT_RDWR)
-                connection.sock.close()
+                    open_socket.shutdown(socket.SHUT_RDWR)
+                open_socket.close()
 
     def _attempt(self, line: Line) -> tuple[Result, bool, str | None]:
         """The result of one request, whether to send it again, and when, if the server says so."""
