@@ -14,6 +14,7 @@ from sanic.exceptions import NotFound
 from sanic.response import BaseHTTPResponse
 
 from .answering.authorization import authorize
+from .answering.batch_lines import open_batches
 from .answering.context import ApiRequest, App, AppContext
 from .answering.cors import cors_headers
 from .answering.error_answer import error_answer, speaks_anthropic
@@ -21,10 +22,12 @@ from .engine_client import EngineClient
 from .errors import ApiError, ApiErrorHandler
 from .http import HardenedHttp, check_head, sanic_config
 from .routes import (
+    batches,
     chat,
     completions,
     documents,
     embeddings,
+    files,
     invocations,
     messages,
     models,
@@ -48,7 +51,7 @@ RUN_OPTIONS: dict[str, Any] = {
 
 _ROUTES = (
     *(chat, responses, messages, completions, embeddings, tgi, invocations, tokens, models),
-    *(documents, operations, page),
+    *(files, batches, documents, operations, page),
 )
 _LAST_BYTES = 2.0
 """Seconds for handlers to finish their answers after the engine is drained."""
@@ -62,6 +65,9 @@ def create_app(settings: ServerSettings, engine: EngineClient, served: ServedMod
       engine: runs the model; started, drained and stopped with the server.
       served: tokenizer and template. The caller sets its `text` when the tokenizer is loaded; until then
         completions are answered with 503.
+
+    Raises:
+      StoreRefused: the folder of the batches cannot be used.
     """
     context = AppContext(settings, engine, served or ServedModel())
     app: App = Sanic(
@@ -72,6 +78,8 @@ def create_app(settings: ServerSettings, engine: EngineClient, served: ServedMod
         error_handler=ApiErrorHandler(error_answer),
         configure_logging=False,
     )
+    if settings.flags.batches is not None:
+        context.batches = open_batches(app, settings.flags.batches)
     for routes in _ROUTES:
         app.blueprint(routes.blueprint)
     app.register_middleware(_screen, "request")
@@ -131,6 +139,8 @@ def _headers(request: ApiRequest) -> dict[str, str]:
 
 async def _start(app: App) -> None:
     await app.ctx.engine.start()
+    if app.ctx.batches is not None:
+        app.ctx.batches.runner.start()
 
 
 async def _drain(app: App) -> None:
@@ -143,6 +153,8 @@ async def _drain(app: App) -> None:
 async def _finish(context: AppContext) -> None:
     context.draining = True
     await context.engine.drain(context.settings.drain_seconds)
+    if context.batches is not None:
+        await context.batches.runner.stop()
     deadline = time.monotonic() + _LAST_BYTES
     while not _close_idle(context) and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
@@ -156,5 +168,7 @@ def _close_idle(context: AppContext) -> bool:
 
 async def _stop(app: App) -> None:
     await app.ctx.engine.stop()
+    if app.ctx.batches is not None:
+        app.ctx.batches.store.close()
     app.ctx.served.close()
     app.ctx.off_loop.close()

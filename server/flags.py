@@ -220,6 +220,14 @@ class ServeFlags(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     store_responses: Annotated[
         int, typer.Option(min=0, metavar="N", help="Keep the last N responses of /v1/responses in memory.")
     ] = 0
+    batches: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False,
+            resolve_path=True,
+            help="Folder of /v1/files and /v1/batches, which are off without.",
+        ),
+    ] = None
     api_keys: Annotated[
         Path | None, typer.Option(help="A file of API keys, one per line; read again when it changes.")
     ] = None

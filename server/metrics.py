@@ -39,6 +39,7 @@ _COUNTERS = (
     "drafted_tokens",
     "accepted_tokens",
 )
+BATCH_OUTCOMES = ("completed", "failed")
 _FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _DURATION = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
@@ -60,6 +61,11 @@ class Metrics:
         self.unknown = Counter(
             "distaff_unknown_parameters", "Unknown request parameters ignored.", registry=registry
         )
+        self.batch_lines = Counter(
+            "distaff_batch_lines", "Lines of batches answered.", ["outcome"], registry=registry
+        )
+        for outcome in BATCH_OUTCOMES:
+            self.batch_lines.labels(outcome)
         self.prompt_tokens = Counter("distaff_prompt_tokens", "Tokens in prompts.", registry=registry)
         self.completion_tokens = Counter("distaff_completion_tokens", "Tokens generated.", registry=registry)
         self.first_token = _histogram(
@@ -69,6 +75,10 @@ class Metrics:
             "time_per_output_token", "Between tokens of a choice.", _PER_TOKEN, registry
         )
         self.duration = _histogram("request_duration", "From arrival to the last byte.", _DURATION, registry)
+
+    def count_line(self, succeeded: bool) -> None:
+        """Counts a line of a batch that was answered."""
+        self.batch_lines.labels(BATCH_OUTCOMES[not succeeded]).inc()
 
     def count_ending(self, reason: Ending) -> None:
         """Counts a call that ended early, or was refused."""

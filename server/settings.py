@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from .batches.limits import BatchLimits
 from .flags import ServeFlags
 from .keys import Keys
 
@@ -21,6 +22,7 @@ class ServerSettings:
       head_seconds, body_seconds: the time limits for the arrival of a request's head and of its body.
       read_seconds: how long a client may read nothing of an answer before it is disconnected.
       most_body_bytes: larger bodies are answered with 413.
+      batch_limits: those of files and batches.
     """
 
     model: str
@@ -34,6 +36,7 @@ class ServerSettings:
     body_seconds: float = 60.0
     read_seconds: float = 60.0
     most_body_bytes: int = 8 * 2**20
+    batch_limits: BatchLimits = field(default_factory=BatchLimits)
 
     @property
     def names(self) -> tuple[str, ...]:

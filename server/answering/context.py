@@ -15,6 +15,7 @@ from sanic.exceptions import RequestTimeout
 from sanic.http import Http
 
 from ...runtime.request import NotReady
+from ..batches.service import Batches
 from ..endings import Ending, ending_of, log_ending
 from ..engine_client import EngineClient, EngineInfo
 from ..errors import ApiError, ModelNotFound, as_api_error
@@ -41,6 +42,7 @@ class AppContext:
       connections: all open connections, maintained by the HTTP protocol.
       seen_unknown: unknown parameters, and types of tools, that have been logged.
       responses: those that can be read again.
+      batches: the files and batches; None without --batches.
     """
 
     def __init__(self, settings: ServerSettings, engine: EngineClient, served: ServedModel) -> None:
@@ -55,6 +57,7 @@ class AppContext:
         self.seen_unknown: set[str] = set()
         self.responses = ResponseStore(settings.flags.store_responses)
         self.stopping: asyncio.Task[None] | None = None
+        self.batches: Batches | None = None
 
     def check_model(self, name: str) -> None:
         """Raises ModelNotFound unless `name` is served here."""
@@ -98,7 +101,10 @@ class ApiRequest(Request[App, SimpleNamespace]):
     Attributes:
       key_id: the id of its API key from `Keys.identify`; empty if none was needed.
       ending: why it ended before its answer was complete; None if it did not, or not yet.
+      background: whether its sequences make way for those of other requests.
     """
+
+    background = False
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)

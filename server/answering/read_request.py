@@ -102,10 +102,9 @@ def submit_call(
     check_possible(requests, context.settings.flags.max_concurrent, context.engine, param)
     hints = hints.or_session(_session_of(request))
     session = f"{request.client} {hints.session}" if hints.session else ""
-    requests = [
-        replace(each, client=request.client, session=session, keep_seconds=hints.keep_seconds)
-        for each in requests
-    ]
+    keep = 0.0 if request.background else hints.keep_seconds
+    common = {"session": session, "keep_seconds": keep, "background": request.background}
+    requests = [replace(each, client=request.client, **common) for each in requests]
     generation = Generation(context.engine, requests, request.connection.cut_off)
     record = open_record(request, prompt_tokens)
     return SubmittedCall(prompt_tokens, per_prompt, generation, choices, reply, record)

@@ -42,7 +42,12 @@ async def create_embeddings(request: ApiRequest) -> HTTPResponse:
     id = fresh_id("embd-")
     asked = [
         Request(
-            id=f"{id}-{n}", prompt=prompt, params=params, cache_salt=request.key_id, client=request.client
+            id=f"{id}-{n}",
+            prompt=prompt,
+            params=params,
+            cache_salt=request.key_id,
+            client=request.client,
+            background=request.background,
         )
         for n, prompt in enumerate(prompts)
     ]

@@ -57,8 +57,10 @@ class Server:
         self.app.ctx.seen_unknown.clear()
 
     def close(self) -> None:
-        self.loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(30)
+        """Ends the server. Idempotent."""
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join(30)
 
     def connect(self) -> socket.socket:
         """A raw connection."""

@@ -24,7 +24,7 @@ GIVEN = ServeFlags(
     coordinator="h:1", process_id=1, num_processes=2, replicas=3, no_prefix_cache=True, no_speculation=True,
     deterministic=True, profile=Path("/p"), compiled=Path("/c"), revision="r",
     chat_template=Path("t"), tool_format="hermes", reasoning_format="none", embeddings=True,
-    store_responses=7,
+    store_responses=7, batches=Path("/b"),
     api_keys=Path("k"), auth="none", allow_origin=["*"], any_origin_with_keys=True,
     health_when_ready=True, no_page=True, strict=True, log_level="debug",
 )  # fmt: skip
