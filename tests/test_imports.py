@@ -104,8 +104,12 @@ ARROWS = {
         *{"server/metrics", "server/protocol", "server/protocol/openai", "server/protocol/tgi"},
         *{"server/page", "server/protocol/anthropic"},
     },
+    "server/batches": {
+        *{*SHARED, "model", "checkpoints", "server/protocol", "server/protocol/openai"},
+    },
     "server/answering": {
-        *{*SHARED, "model", "checkpoints", "checkpoints/grammars", "runtime/validation", "server/dispatch"},
+        *{*SHARED, "server/batches"},
+        *{"model", "checkpoints", "checkpoints/grammars", "runtime/validation", "server/dispatch"},
         *{"server/endings", "server/http", "server/keys", "server/metrics", "server/protocol"},
         *{"server/protocol/openai", "server/reasoning", "server/settings", "server/text"},
         *{"server/page", "server/protocol/anthropic", "server/tool_formats"},
@@ -114,11 +118,13 @@ ARROWS = {
         *{*SHARED, "model", "server/answering", "server/dispatch", "server/metrics", "server/protocol"},
         *{"server/protocol/openai", "server/protocol/openapi", "server/protocol/tgi", "server/settings"},
         *{"server/page", "server/protocol/anthropic", "server/text", "server/versions"},
+        "server/batches",
     },
     "server/command": {
         *{*SHARED, "model", "checkpoints", "runtime/capacity", "server/answering", "server/app"},
         *{"server/bench", "server/dispatch", "server/engines", "server/flags", "server/keys", "server/logs"},
         *{"server/process", "server/settings", "server/text", "server/versions", "server/worker"},
+        "server/batches",
     },
 }
 """Which folders a folder may import, the loose files of `LOOSE` by their own names; `model` and `checkpoints`

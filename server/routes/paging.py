@@ -29,8 +29,8 @@ def page(request: ApiRequest, found: Sequence[ListedT], most: int, usual: int) -
     Raises:
       BadRequest: an invalid `limit`, or an `after` that is not in the list.
     """
-    limit = _limit(request.args.get("limit"), most, usual)
-    start = _start(request.args.get("after"), found)
+    limit = _limit(_given(request, "limit"), most, usual)
+    start = _start(_given(request, "after"), found)
     data = found[start : start + limit]
     return {
         "object": "list",
@@ -43,13 +43,23 @@ def page(request: ApiRequest, found: Sequence[ListedT], most: int, usual: int) -
 
 def one_of(request: ApiRequest, name: str, words: Sequence[str]) -> str | None:
     """A parameter of the query that is one of a few words. Raises BadRequest."""
-    value = request.args.get(name)
+    value = _given(request, name)
     if value is not None and value not in words:
         listed = ", ".join(f"'{word}'" for word in words)
         raise BadRequest(
             f"Invalid '{name}': '{shown(value)}'. Expected one of {listed}.", name, "invalid_value"
         )
     return value
+
+
+def _given(request: ApiRequest, name: str) -> str | None:
+    """A parameter of the query; None if it is not there. Raises BadRequest if it is there twice."""
+    values = request.get_args(keep_blank_values=True).getlist(name, [])
+    if len(values) > 1:
+        raise BadRequest(
+            f"Invalid '{name}': expected one value, but got {len(values)}.", name, "invalid_value"
+        )
+    return values[0] if values else None
 
 
 def _limit(given: str | None, most: int, usual: int) -> int:

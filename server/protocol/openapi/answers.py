@@ -139,6 +139,46 @@ MODELS = record({"object": constant("list"), "data": _listed(MODEL)})
 CAPABILITIES = record(
     {"object": constant("capabilities"), "model": TEXT, "defaults": _OBJECT, "routes": _OBJECT}
 )
+FILE = record(
+    {
+        "id": TEXT,
+        "object": constant("file"),
+        "bytes": _COUNT,
+        "created_at": _COUNT,
+        "filename": TEXT,
+        "purpose": _word("batch", "batch_output"),
+        "status": constant("processed"),
+    }
+)
+DELETED = record({"id": TEXT, "object": constant("file"), "deleted": _FLAG})
+BATCH = record(
+    {
+        "id": TEXT,
+        "object": constant("batch"),
+        "endpoint": TEXT,
+        "input_file_id": TEXT,
+        "completion_window": TEXT,
+        "status": _word(
+            *("validating", "failed", "in_progress", "finalizing", "completed", "expired"),
+            *("cancelling", "cancelled"),
+        ),
+        "created_at": _COUNT,
+        "expires_at": _COUNT,
+        "request_counts": record(dict.fromkeys(("total", "completed", "failed"), _COUNT)),
+    },
+    {"errors": _OBJECT, "output_file_id": TEXT, "error_file_id": TEXT, "metadata": _OBJECT, "model": TEXT},
+)
+
+
+def _page(items: Schema) -> Schema:
+    return record(
+        {"object": constant("list"), "data": _listed(items), "has_more": _FLAG},
+        {"first_id": TEXT, "last_id": TEXT},
+    )
+
+
+FILES = _page(FILE)
+BATCHES = _page(BATCH)
 VERSION = record({"version": TEXT})
 READY = record({"status": constant("ready"), "ready": _COUNT, "replicas": _COUNT})
 STATUS = record({"status": TEXT}, {"ready": _COUNT, "replicas": _COUNT})

@@ -12,6 +12,7 @@ from . import answers
 from .operations import EVENTS, OPERATIONS, Operation
 
 _JSON = "application/json"
+_FORM = "multipart/form-data"
 
 _PHRASES = {
     400: "The request can never succeed as it stands.",
@@ -66,11 +67,10 @@ def document(version: str, limits: Limits, *, keys: bool) -> dict[str, Any]:
 def _operation(operation: Operation, limits: Limits, *, keys: bool) -> dict[str, Any]:
     """An operation in OpenAPI's keys."""
     described: dict[str, Any] = {"summary": operation.summary}
-    if operation.named:
-        schema = operation.names(limits)
-        described["parameters"] = [
-            {"name": operation.named, "in": "path", "required": True, "schema": schema}
-        ]
+    if parameters := _parameters(operation, limits):
+        described["parameters"] = parameters
+    if operation.form is not None:
+        described["requestBody"] = {"required": True, "content": {_FORM: {"schema": operation.form(limits)}}}
     if operation.body is not None:
         schema = operation.body(limits)
         media: dict[str, Any] = {"schema": schema}
@@ -84,6 +84,17 @@ def _operation(operation: Operation, limits: Limits, *, keys: bool) -> dict[str,
         described["security"] = []
     described["responses"] = _responses(operation, keys=keys and not operation.open)
     return described
+
+
+def _parameters(operation: Operation, limits: Limits) -> list[dict[str, Any]]:
+    """The parameters in an operation's path and query."""
+    named = {operation.named: operation.names(limits)} if operation.named else {}
+    path = [{"name": name, "in": "path", "required": True, "schema": each} for name, each in named.items()]
+    query = [
+        {"name": name, "in": "query", "required": False, "schema": each}
+        for name, each in operation.query.items()
+    ]
+    return path + query
 
 
 def _responses(operation: Operation, *, keys: bool) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from .. import sampling
 from ..anthropic.parameters import COUNT, MESSAGE
-from ..openai.parameters import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, Parameters
+from ..openai.parameters import BATCHES, CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, Parameters
 
 ROUTES: dict[str, Parameters] = {
     "/v1/chat/completions": CHAT,
@@ -14,6 +14,7 @@ ROUTES: dict[str, Parameters] = {
     "/v1/messages/count_tokens": COUNT,
     "/v1/completions": COMPLETIONS,
     "/v1/embeddings": EMBEDDINGS,
+    "/v1/batches": BATCHES,
 }
 
 MEANINGS = {
@@ -113,6 +114,12 @@ OWN_MEANINGS = {
         "reasoning": "`effort`, as `reasoning_effort` in a chat; `summary` is checked, and none is made",
         "stream": "named events instead of one object",
         "stream_options": "`include_obfuscation`",
+    },
+    "/v1/batches": {
+        "input_file_id": "a file of the same key, with the purpose `batch`",
+        "endpoint": "the `url` of all its lines; Anthropic's messages as well as OpenAI's routes",
+        "completion_window": "`24h`, or another number of hours up to `999h`; then the batch expires",
+        "metadata": "at most 16 pairs, returned with the batch",
     },
 }
 """For parameters of one route only, or with another meaning there."""

@@ -1,14 +1,15 @@
 """The operations of the API: for each one its body, its answers and its errors."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...metrics import CONTENT_TYPE as METRICS_TYPE
 from ...page import PREFIX, page_files
 from ..anthropic.parameters import COUNT, MESSAGE
-from ..kinds import TEXT, Limits, Schema
+from ..kinds import TEXT, Limits, Schema, constant, record
 from ..openai.parameters import (
+    BATCHES,
     CHAT,
     CHAT_TOKENIZE,
     COMPLETIONS,
@@ -49,6 +50,7 @@ class Operation:
       body: the schema of its body. example: a body, without the name of the model.
       errors: the statuses of its errors. tgi: those that have TGI's shape. anthropic: all have Anthropic's.
       open: needs no key. named: the path's variable. names: the schema of its values.
+      form: the schema of a multipart body. query: the schemas of the query's parameters.
     """
 
     summary: str
@@ -62,6 +64,8 @@ class Operation:
     open: bool = False
     named: str | None = None
     names: BodySchema = MODEL.schema
+    form: BodySchema | None = None
+    query: Mapping[str, Schema] = field(default_factory=dict)
 
 
 def _described(parameters: Parameters, route: str, limits: Limits) -> Schema:
@@ -112,9 +116,30 @@ def _generating(summary: str, answer: Schema | None, *, streams: bool = False) -
 
 
 def _asking(summary: str, answer: Schema, *errors: int, named: str | None = None) -> Operation:
-    """An operation without a body; `named`: the path's variable, the `name` of a model or an `id`."""
-    names = MODEL.schema if named == "name" else lambda limits: TEXT
-    return Operation(summary=summary, answer=answer, errors=errors, named=named, names=names)
+    """An operation without a body."""
+    return Operation(summary=summary, answer=answer, errors=errors, named=named)
+
+
+def _stored(summary: str, answer: Schema | None, *types: str) -> Operation:
+    """An operation on a file, a batch or a response."""
+    return Operation(
+        summary=summary, answer=answer, types=types, errors=(400, 404), named="id", names=lambda _: TEXT
+    )
+
+
+def _pages(summary: str, answer: Schema, most: int, **query: Schema) -> Operation:
+    """A list in pages."""
+    limit = {"type": "integer", "minimum": 1, "maximum": most}
+    return Operation(
+        summary=summary, answer=answer, errors=(400, 404), query={"limit": limit, "after": TEXT, **query}
+    )
+
+
+def _upload(limits: Limits) -> Schema:
+    """The form of an upload."""
+    file = TEXT | {"format": "binary", "minLength": 1}
+    others = {"additionalProperties": False} if limits.strict else {}
+    return record({"purpose": constant("batch"), "file": file}) | others
 
 
 def _generate_schema(limits: Limits) -> Schema:
@@ -170,12 +195,10 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         {"input": "Hello!", "tools": [{"type": "function", **_FUNCTION}]},
         route="/v1/responses",
     ),
-    ("get", "/v1/responses/{id}"): _asking(
-        "A response that is stored, with `--store-responses`.", answers.RESPONSE, 400, 404, named="id"
+    ("get", "/v1/responses/{id}"): _stored(
+        "A response that is stored, with `--store-responses`.", answers.RESPONSE
     ),
-    ("delete", "/v1/responses/{id}"): _asking(
-        "Drop a stored response.", answers.DELETED_RESPONSE, 404, named="id"
-    ),
+    ("delete", "/v1/responses/{id}"): _stored("Drop a stored response.", answers.DELETED_RESPONSE),
     ("post", "/v1/messages"): _posting(
         "Answer a conversation in Anthropic's protocol, whole or as a stream.",
         MESSAGE,
@@ -253,6 +276,32 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("get", "/v1/models/{name}"): _asking("One of them.", answers.MODEL, 404, named="name"),
     ("get", "/v1/capabilities"): _asking("What becomes of every parameter.", answers.CAPABILITIES, 503),
+    ("post", "/v1/files"): Operation(
+        summary="Upload the input of a batch, with `--batches`.",
+        answer=answers.FILE,
+        form=_upload,
+        errors=(400, 404, 408, 413, 500),
+    ),
+    ("get", "/v1/files"): _pages(
+        "The files of the key, newest first.",
+        answers.FILES,
+        10_000,
+        order={"type": "string", "enum": ["asc", "desc"]},
+        purpose={"type": "string", "enum": ["batch", "batch_output"]},
+    ),
+    ("get", "/v1/files/{id}"): _stored("One of them.", answers.FILE),
+    ("delete", "/v1/files/{id}"): _stored("Remove it.", answers.DELETED),
+    ("get", "/v1/files/{id}/content"): _stored("Its bytes.", None, "application/octet-stream"),
+    ("post", "/v1/batches"): _posting(
+        "Answer the requests of a file while the server is idle, with `--batches`.",
+        BATCHES,
+        answers.BATCH,
+        {"input_file_id": "file-…", "endpoint": "/v1/chat/completions", "completion_window": "24h"},
+        route="/v1/batches",
+    ),
+    ("get", "/v1/batches"): _pages("The batches of the key, newest first.", answers.BATCHES, 100),
+    ("get", "/v1/batches/{id}"): _stored("One of them.", answers.BATCH),
+    ("post", "/v1/batches/{id}/cancel"): _stored("End it early.", answers.BATCH),
     ("get", "/version"): _asking("Of the server.", answers.VERSION),
     ("get", "/openapi.json"): _asking("This document.", answers.DOCUMENT),
     ("get", "/docs"): Operation(summary="This document as a page.", answer=None, types=("text/html",)),

@@ -33,6 +33,8 @@ RULES = {
     "a grammar of a free-form tool cannot be followed": r"Invalid grammar for tool",
     "a response that is continued is not stored": r"Previous response with id '.*' not found",
     "a tool is demanded that nobody can run": r"Tools of the type '.*' cannot be run here",
+    "a page begins after an object that is not there": r"Invalid 'after': no object has the id",
+    "an upload is no file": r"Invalid 'file': expected a file with a name",
     "a key of logit_bias is beyond the vocabulary": r"Invalid 'logit_bias': no token has the id",
 }
 _ALLOWED = re.compile("|".join(RULES.values()))

@@ -1,12 +1,12 @@
 """/openapi.json is true: schemathesis draws requests from it, good and bad, and holds the answers to it.
 
 Its coverage phase goes through every bound, enum and type of every parameter; its fuzzing phase draws whole
-bodies. All of its checks are on; `openapi_rules` names the rules that no schema states. Two of the checks
-(use after free, availability of a resource) find nothing to do: this API keeps no resources.
+bodies. All of its checks are on; `openapi_rules` names the rules that no schema states.
 """
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -28,16 +28,20 @@ LEAST_ACCEPTED = 0.3
 often have every parameter, with those that exclude each other."""
 
 
+STORED = re.compile(r"(GET|POST|DELETE) /v1/batches|(GET|DELETE) /v1/files")
+"""Operations on files and batches, of which no good id is known before: most good requests are answered 404."""
+
 LENIENT = pytest.param(False, id="lenient", marks=pytest.mark.clients)
 STRICT = pytest.param(True, id="strict")
 
 
 @pytest.fixture(scope="module", params=[LENIENT, STRICT])
-def whole_api(request):
+def whole_api(request, tmp_path_factory):
     """A server with everything that an operator can open."""
-    keys = Keys([KEY])
+    folder, keys = tmp_path_factory.mktemp("batches"), Keys([KEY])
+    stores = {"batches": folder, "store_responses": 5}
     server = Server(
-        embeddings=True, profile=Path("unused"), keys=keys, strict=request.param, store_responses=5
+        embeddings=True, profile=Path("unused"), keys=keys, strict=request.param, **stores
     )
     server.reset()
     assert server.engine.info is not None
@@ -72,9 +76,9 @@ def test_every_answer_is_as_described(whole_api, tmp_path):
     """Bad requests are refused and good ones accepted, with the statuses, types and shapes that it names."""
     phases = "fuzzing" if whole_api.settings.flags.strict else "coverage,fuzzing"
     found = explored(whole_api, tmp_path, phases)
-    assert found["complete"] and found["operations"]["tested"] == found["operations"]["total"] == 31
-    for operation, rates in found["valid_rates"].items():
+    assert found["complete"] and found["operations"]["tested"] == found["operations"]["total"] == 40
+    rated = {name: rates for name, rates in found["valid_rates"].items() if not STORED.search(name)}
+    assert len(rated) > 15
+    for operation, rates in rated.items():
         for phase, rate in rates.items():
-            # What nobody has stored is not found.
-            reached = sum(rate.values()) - rate["unreachable"] * ("responses/{id}" in operation)
-            assert rate["accepted"] >= LEAST_ACCEPTED * reached, (operation, phase, rate)
+            assert rate["accepted"] >= LEAST_ACCEPTED * sum(rate.values()), (operation, phase, rate)
