@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import closing, suppress
 from functools import partial
+from pathlib import Path
 
 from .checking import check_input
 from .finishing import fill_up, write_files
@@ -133,7 +134,7 @@ class BatchRunner:
     async def _work(self, batch: StoredBatch) -> None:
         """Answers the lines and writes the files."""
         source = self._store.content_path(self._store.files[batch.input_file_id])
-        results = await asyncio.to_thread(ResultsFile, self._store.results_path(batch.id))
+        results = await _opened(self._store.results_path(batch.id))
         batch.completed = sum(results.done.values())
         batch.failed = len(results.done) - batch.completed
         with closing(results):
@@ -233,6 +234,16 @@ class BatchRunner:
     async def _save(self, batch: StoredBatch) -> None:
         async with self._saving:
             await asyncio.to_thread(self._store.save_batch, batch)
+
+
+async def _opened(path: Path) -> ResultsFile:
+    """A results file, opened in a thread; closed if the caller is cancelled meanwhile."""
+    opening = asyncio.ensure_future(asyncio.to_thread(ResultsFile, path))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        (await opening).close()
+        raise
 
 
 def _leave(group: set[asyncio.Task[None]], changed: asyncio.Event, task: asyncio.Task[None]) -> None:
