@@ -90,8 +90,8 @@ class BatchRunner:
     async def cancel(self, batch: StoredBatch) -> None:
         """Ends a batch early; its requests in progress are aborted."""
         batch.become("cancelling")
-        await self._save(batch)
         self._cancelled[batch.id].set()
+        await self._save(batch)
 
     async def stop(self) -> None:
         """Waits a moment for answers that have ended, and stops. The store keeps everything for `start`."""

@@ -1,5 +1,6 @@
 """/v1/batches: files of requests that are answered while the server is idle; enabled by --batches."""
 
+import asyncio
 from typing import Any
 
 from sanic import Blueprint, HTTPResponse
@@ -47,7 +48,7 @@ async def create_batch(request: ApiRequest) -> HTTPResponse:
         created_at=now(),
         expires_at=now() + call.hours * _HOUR,
     )
-    await batches.runner.create(batch)
+    await asyncio.shield(batches.runner.create(batch))  # a client that has gone does not leave half of it
     return _json(batch.to_json())
 
 

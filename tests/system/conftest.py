@@ -55,6 +55,13 @@ class Server:
         label = f'{name}{{replica="{replica}"}} '
         return next(float(line.split()[1]) for line in lines if line.startswith(label))
 
+    def labelled(self, name: str, label: str) -> float:
+        """The sample of `/metrics` with this value of its only label."""
+        lines = httpx.get(f"{self.url}/metrics", timeout=5).text.splitlines()
+        return next(
+            float(line.split()[1]) for line in lines if line.startswith(f"{name}{{") and f'"{label}"' in line
+        )
+
 
 def free_port() -> int:
     """One that nobody listened on a moment ago."""

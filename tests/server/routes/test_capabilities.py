@@ -38,7 +38,7 @@ def test_the_server_tells_the_same(http):
     told = http.get("/v1/capabilities").json()
     assert told["routes"] == {f"POST {route}": describe(route) for route in ROUTES}
     assert told["model"] == "org/fake-model" and told["max_model_len"] == 4096
-    assert told["tool_format"] == "hermes" and told["prompt_scores"] is True
+    assert told["tool_format"] == "hermes" and told["prompt_scores"] is True and told["slots"] == 4
 
 
 def test_defaults_are_what_a_silent_request_has(make_server):
