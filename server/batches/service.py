@@ -1,5 +1,7 @@
 """`Batches`: what a server with files and batches has, and what each owner may see of it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..errors import ApiError
@@ -21,14 +23,14 @@ class Batches:
         """A file of an owner. Raises ApiError, a 404: there is none, or it belongs to somebody else."""
         found = self.store.files.get(id)
         if found is None or found.owner != owner:
-            raise _missing("File", "file", id, "id")
+            raise _missing("File", id)
         return found
 
     def batch(self, id: str, owner: str) -> StoredBatch:
         """A batch of an owner. Raises ApiError as `file` does."""
         found = self.store.batches.get(id)
         if found is None or found.owner != owner:
-            raise _missing("Batch", "batch", id, "id")
+            raise _missing("Batch", id)
         return found
 
     def files_of(self, owner: str) -> list[StoredFile]:
@@ -38,6 +40,16 @@ class Batches:
     def batches_of(self, owner: str) -> list[StoredBatch]:
         """The batches of an owner, newest first."""
         return [batch for batch in reversed(list(self.store.batches.values())) if batch.owner == owner]
+
+    @contextmanager
+    def space(self, size: int) -> Iterator[None]:
+        """Reserves so many bytes for a file that arrives. Raises ApiError as `check_space` does."""
+        self.check_space(size)
+        self.store.reserved += size
+        try:
+            yield
+        finally:
+            self.store.reserved -= size
 
     def check_space(self, more: int) -> None:
         """Raises ApiError, a 400, if so many bytes more are too many in the folder."""
@@ -51,5 +63,5 @@ class Batches:
             )
 
 
-def _missing(what: str, noun: str, id: str, param: str) -> ApiError:
-    return ApiError(404, f"No such {what} object: {id[:64]}", param=param, code=f"{noun}_not_found")
+def _missing(what: str, id: str) -> ApiError:
+    return ApiError(404, f"No such {what} object: {id[:64]}", param="id", code=f"{what.lower()}_not_found")

@@ -39,7 +39,7 @@ class BatchStore:
 
     Attributes:
       files, batches: the records, by id, oldest first. Change them through the methods only.
-      uploads: the folder for files that are not complete.
+      uploads: the folder for files that are not complete. reserved: the bytes that these may need.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -59,6 +59,7 @@ class BatchStore:
             raise StoreRefused(f"--batches {folder}: another server uses this folder") from None
         except OSError as error:
             raise StoreRefused(f"--batches {folder} cannot be used: {error.strerror or error}") from None
+        self.reserved = 0
         try:
             self.files = _loaded(self._files, StoredFile)
             self.batches = _loaded(self._batches, StoredBatch)
@@ -73,10 +74,10 @@ class BatchStore:
 
     @property
     def used(self) -> int:
-        """The bytes of all files, and of the results of batches in progress."""
+        """The bytes of all files, of the results of batches in progress, and those that are reserved."""
         results = (self.results_path(id) for id, batch in list(self.batches.items()) if not batch.ended)
         size = sum(path.stat().st_size for path in results if path.exists())
-        return size + sum(_RECORD_BYTES + file.size for file in list(self.files.values()))
+        return size + self.reserved + sum(_RECORD_BYTES + file.size for file in list(self.files.values()))
 
     def content_path(self, file: StoredFile) -> Path:
         """Where the content of a file is."""

@@ -138,6 +138,21 @@ def test_an_upload_that_stops_leaves_nothing(make_server, tmp_path):
     until(lambda: not list((tmp_path / "b" / "uploads").iterdir()))
 
 
+def test_uploads_that_arrive_count_before_they_are_there(client, server):
+    head = b"POST /v1/files HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\n"
+    slow = [server.connect() for _ in range(3)]
+    for connection in slow:
+        connection.sendall(head + b"content-length: 300000\r\n\r\n--x")
+    batches = server.app.ctx.batches
+    until(lambda: batches.store.reserved == 900_000)
+    with pytest.raises(openai.BadRequestError, match="The server's files are full: 900000 bytes are used"):
+        client.files.create(file=("a", b"x" * 200_000), purpose="batch")
+    for connection in slow:
+        connection.close()
+    until(lambda: batches.store.reserved == 0)
+    assert client.files.create(file=("a", b"x" * 200_000), purpose="batch").bytes == 200_000
+
+
 def test_the_input_of_a_batch_in_progress_stays(client, server):
     server.engine.gate.clear()
     batch = started(client, line("a"))
