@@ -40,9 +40,7 @@ def whole_api(request, tmp_path_factory):
     """A server with everything that an operator can open."""
     folder, keys = tmp_path_factory.mktemp("batches"), Keys([KEY])
     stores = {"batches": folder, "store_responses": 5}
-    server = Server(
-        embeddings=True, profile=Path("unused"), keys=keys, strict=request.param, **stores
-    )
+    server = Server(embeddings=True, profile=Path("unused"), keys=keys, strict=request.param, **stores)
     server.reset()
     assert server.engine.info is not None
     server.engine.info = replace(server.engine.info, context=CONTEXT)
