@@ -145,13 +145,13 @@ class Loop:
         sequences: a plan that was not possible stays impossible until then.
         """
         self.beat = time.monotonic()
-        self.scheduler.pages.advance(self.beat)
         was_busy = in_flight is not None
         if in_flight and self._should_read_first(in_flight):
             self._finish_step(in_flight)
             in_flight = None
         with self.phases.phase("receive"):
             self._process_inbox(idle=self._idle)
+        self.scheduler.pages.advance(time.monotonic())
         if self._idle:
             self._free_since = time.monotonic()
         if self.runner.has_compiled:

@@ -215,9 +215,9 @@ class CacheMiss:
     """Why the rest of a prompt was not in the cache.
 
     Attributes:
-      at: the first token of the prompt that was not found, or, if it `changed`, that differs.
-      reason: nothing has continued this prefix (`new`), the last prompt with this prefix continued in another
-        way (`changed`), its pages were evicted, its tokens are scored, or the prefix cache is off.
+      at: the first token of the prompt that was not found; it begins a page.
+      reason: nothing has continued this prefix (`new`), other prompts have continued it in another way
+        (`changed`), its pages were evicted, its tokens are scored, or the prefix cache is off.
     """
 
     at: int

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 
 from ..errors import GrammarError
-from .lark import RULE_HEAD
+from .lark import RULE_HEAD, is_endless
 from .quoting_regex import character, quoted_regex
 
 _STRING = r'"(?:\\.|[^"\\\n])*"'
@@ -57,7 +57,9 @@ _COMMON = {
     "SQL_COMMENT": r"--[^\n]*",
 }
 """Lark's common terminals (lark/grammars/common.lark)."""
-_SKIPPED = "skipped_text"
+_OWN = "distaff_"
+"""Begins the names of rules that are added, and no others."""
+_SKIPPED = f"{_OWN}skipped"
 
 
 def quoted(source: str) -> str:
@@ -67,8 +69,11 @@ def quoted(source: str) -> str:
       source: a grammar in Lark: rules and terminals, `%ignore`, and `%import` of common terminals.
 
     Raises:
-      GrammarError: another part of llguidance's dialect, such as special tokens or attributes of a rule.
+      GrammarError: no text is finite, or there is another part of llguidance's dialect, such as special
+        tokens or attributes of a rule.
     """
+    if is_endless(source):
+        raise GrammarError("no finite text satisfies it: its start rule requires itself")
     return "\n".join(_Quoting(source).lines())
 
 
@@ -79,7 +84,7 @@ class _Quoting:
         self._source = source
         self._ignored: list[str] = []
         self._skips = any(_IGNORE.match(line) for line in source.split("\n"))
-        self._in_terminal = False
+        self._in_terminal = self._in_ignored = False
 
     def lines(self) -> Iterator[str]:
         for line in _logical_lines(self._source):
@@ -91,18 +96,21 @@ class _Quoting:
         if found := _IMPORT.match(line):
             yield from _imported(found)
         elif found := _IGNORE.match(line):
-            self._in_terminal = True
+            self._in_terminal = self._in_ignored = True
             self._ignored.append(f"({self._body(line[found.end() :])})")
         elif head := RULE_HEAD.match(line):
             if "[" in head[0]:
                 raise _unsupported(head[0].strip())
-            self._in_terminal = not head[1].islower()
+            self._in_terminal, self._in_ignored = not head[1].islower(), False
             body = self._body(line[head.end() :])
             # What is ignored may also come first.
             first = f"{_SKIPPED} " if self._skips and head[1] == "start" else ""
             yield f"{_named(head[1])}: {first}({body})" if first else f"{_named(head[1])}: {body}"
         else:
-            yield self._body(line)
+            body = self._body(line)
+            if body and self._in_ignored:
+                raise _unsupported(line.strip())
+            yield body
 
     def _body(self, text: str) -> str:
         return " ".join(part for part in map(self._token, _TOKEN.finditer(text)) if part)
@@ -116,7 +124,7 @@ class _Quoting:
         if found["mark"]:
             return _MARKS.get(found["mark"], found["mark"])
         if found["name"] and found["name"].islower():
-            return found["name"]
+            return _named(found["name"])
         written = _named(found["name"]) if found["name"] else _terminal(found)
         return f"({written} {_SKIPPED})" if self._skips and not self._in_terminal else written
 
@@ -142,24 +150,35 @@ def _imported(found: re.Match[str]) -> Iterator[str]:
 
 def _named(name: str) -> str:
     """The name of a rule, or of the rule that a terminal becomes."""
-    return name if name.islower() else f"terminal_{name.lower()}"
+    if name.startswith(_OWN):
+        raise _unsupported(name)
+    return name if name.islower() else f"{_OWN}terminal_{name.lower()}_{_capitals(name)}"
+
+
+def _capitals(name: str) -> str:
+    """Which letters of a name are capitals, so that names that differ in them alone stay apart."""
+    return "".join("1" if letter.isupper() else "0" for letter in name)
 
 
 def _terminal(found: re.Match[str]) -> str:
     if found["regex"]:
         return quoted_regex(found["regex"], found["flags"])
     if found["low"]:
-        low, high = (f"\\x{{{ord(_text(end)[:1] or ' '):x}}}" for end in (found["low"], found["high"]))
-        return character(f"[{low}-{high}]")
+        low, high = _text(found["low"]), _text(found["high"])
+        if len(low) != 1 or len(high) != 1:
+            raise _unsupported(found[0])
+        return character(f"[\\x{{{ord(low):x}}}-\\x{{{ord(high):x}}}]")
     characters = [character(re.escape(each), loose=bool(found["loose"])) for each in _text(found["text"])]
     return f"({' '.join(characters)})" if characters else '""'
 
 
 def _text(literal: str) -> str:
     try:
-        return json.loads(literal)
+        text = json.loads(literal)
+        text.encode()
     except ValueError:
         raise GrammarError(f"{literal[:64]} is not a string") from None
+    return text
 
 
 def _unsupported(part: str) -> GrammarError:

@@ -15,9 +15,10 @@ from .grammar import first_bytes, regex_grammar
 
 _ESCAPES = {'"': r"\"", "\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t", "\b": r"\b", "\f": r"\f"}
 _PLAIN = r'[^"\\\x00-\x1f]'
-_CLASS = r"\[\^?\]?(?:\\.|\[(?:\\.|[^\]\\])*\]|[^\]\\])*\]"
+_CLASS = r"\[\^?\]?(?>\\.|\[(?>\\.|[^\[\]\\])*\]|[^\[\]\\])*\]"
+"""A class with classes in it at most; atomic groups, so that no text takes long to be refused."""
 _PART = re.compile(
-    rf"(?P<wrong>\(\?(?!P?<\w+>|:)|[\^$])|(?P<open>\((?:\?(?:P?<\w+>|:))?)|(?P<close>\))|(?P<bar>\|)|(?P<repeated>(?:[*+?]|\{{\d*,?\d*\}})\??)"
+    rf"(?P<wrong>\(\?(?!P?<\w+>|:)|[\^$]|\\[AzZbBG<>])|(?P<open>\((?:\?(?:P?<\w+>|:))?)|(?P<close>\))|(?P<bar>\|)|(?P<repeated>(?:[*+?]|\{{\d*,?\d*\}})\??)"
     rf"|(?P<atom>{_CLASS}|\\[xu]\{{\w+\}}|\\x\w\w|\\u\w{{4}}|\\[pP](?:\{{[^}}]*\}}|\w)|\\.|.)"
 )
 
@@ -81,4 +82,6 @@ def character(atom: str, *, loose: bool = False, lines: bool = False) -> str:
     plain = f"[{atom}&&{_PLAIN}]"
     found = [f"/(?i:{plain})/" if loose else f"/{plain}/"] if others else []
     found += [json.dumps(escape) for each, escape in _ESCAPES.items() if ord(each) in matched]
+    if not found:
+        raise GrammarError(f"{atom[:64]!r} matches no character that can be written in a JSON string")
     return f"({' | '.join(found)})"

@@ -124,7 +124,7 @@ class OutputProcessor:
             return {}
         cached = sequence.cached or 0
         fields: dict[str, Any] = {"cached_tokens": cached, "waited": sequence.waited, "miss": sequence.miss}
-        fields["written_tokens"] = min(sequence.written, len(sequence.request.prompt) - cached)
+        fields["written_tokens"] = sequence.written
         self.counts.cached_tokens += fields["cached_tokens"]
         params, scores = sequence.request.params, sequence.scores
         if scores and params.prompt_logprobs is not None:

@@ -12,7 +12,6 @@ same prefix (`CacheMiss`).
 
 import hashlib
 from collections import OrderedDict
-from typing import Any
 
 import numpy as np
 
@@ -23,6 +22,8 @@ from .sequence import Copies, Sequence
 
 _REMEMBERED = 4
 """How many published pages are remembered for each page of the pool."""
+_MOST_REMEMBERED = 1 << 18
+"""The most of them, some 50 MB."""
 
 
 class PrefixCache:
@@ -42,7 +43,7 @@ class PrefixCache:
         self.restored = 0
         self._restored: list[tuple[int, np.ndarray]] = []
         self._published: list[tuple[int, Content]] = []
-        self._continued: OrderedDict[Digest, tuple[int, ...]] = OrderedDict()
+        self._continued: OrderedDict[Digest, None] = OrderedDict()
         self._seen: OrderedDict[Digest, None] = OrderedDict()
 
     def reuse_pages(self, sequence: Sequence) -> None:
@@ -55,16 +56,17 @@ class PrefixCache:
         """
         assert not sequence.pages and not sequence.computed
         if not self._enabled or sequence.scores is not None:
-            sequence.miss = CacheMiss(at=0, reason="scored" if self._enabled else "off")
+            self._missed(sequence, CacheMiss(at=0, reason="scored" if self._enabled else "off"))
             return
-        sequence.miss = None
         for index in range((len(sequence.tokens) - 1) // self._page_size):
             content = self._content(sequence, index)
             page = self._pages.find(content) or self._restore(content)
             if page is None:
-                sequence.miss = self._explain(sequence, index)
+                self._missed(sequence, self._explain(sequence, index))
                 break
             sequence.pages.append(page)
+        else:
+            self._missed(sequence, None)
         sequence.published = len(sequence.pages)
         sequence.computed = sequence.published * self._page_size
 
@@ -79,7 +81,6 @@ class PrefixCache:
             self._note(sequence, index)
             if self._host:
                 self._published.append((sequence.pages[index], content))
-        sequence.written += len(contents) * self._page_size
         sequence.published = max(full, sequence.published)
 
     def take_copies(self) -> Copies | None:
@@ -114,21 +115,26 @@ class PrefixCache:
         return page
 
     def _note(self, sequence: Sequence, index: int) -> None:
-        """Remembers this page, and how it continues its prefix."""
-        content, most = sequence.contents[index], _REMEMBERED * self._pages.total
-        _remember(self._continued, self._before(sequence, index), content.tokens, most)
-        _remember(self._seen, content.digest, None, most)
+        """Remembers this page, and that something continues its prefix."""
+        most = min(_REMEMBERED * self._pages.total, _MOST_REMEMBERED)
+        _remember(self._continued, self._before(sequence, index), most)
+        _remember(self._seen, sequence.contents[index].digest, most)
+
+    def _missed(self, sequence: Sequence, miss: CacheMiss | None) -> None:
+        """Notes why not all pages of a sequence were found, and how many it will add, unless it has begun."""
+        if sequence.cached is not None:
+            return
+        sequence.miss = miss
+        full = len(sequence.request.prompt) // self._page_size * self._page_size
+        sequence.written = full - len(sequence.pages) * self._page_size if self._enabled else 0
 
     def _explain(self, sequence: Sequence, index: int) -> CacheMiss:
         """Why the sequence's page `index` was not found."""
-        at, content = index * self._page_size, sequence.contents[index]
-        if content.digest in self._seen:
+        at, digest = index * self._page_size, sequence.contents[index].digest
+        if digest in self._seen:
             return CacheMiss(at=at, reason="evicted")
-        last = self._continued.get(self._before(sequence, index))
-        if last is None:
-            return CacheMiss(at=at, reason="new")
-        pairs = zip(last, content.tokens, strict=True)
-        return CacheMiss(at=at + next(n for n, (a, b) in enumerate(pairs) if a != b), reason="changed")
+        continued = self._before(sequence, index) in self._continued
+        return CacheMiss(at=at, reason="changed" if continued else "new")
 
     def _before(self, sequence: Sequence, index: int) -> bytes:
         """The digest of what comes before the sequence's page `index`."""
@@ -147,9 +153,9 @@ class PrefixCache:
         return contents[index]
 
 
-def _remember(known: OrderedDict[Digest, Any], key: Digest, value: Any, most: int) -> None:
+def _remember(known: OrderedDict[Digest, None], key: Digest, most: int) -> None:
     """Adds an entry as the newest, and drops the oldest one beyond `most`."""
-    known[key] = value
+    known[key] = None
     known.move_to_end(key)
     if len(known) > most:
         known.popitem(last=False)

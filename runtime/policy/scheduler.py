@@ -287,7 +287,8 @@ class Scheduler:
         self._release_pages(sequence)
 
     def _release_pages(self, sequence: Sequence) -> None:
-        self.pages.release(sequence.pages, sequence.request.keep_seconds)
+        keep_seconds = sequence.request.keep_seconds if sequence.finished else 0.0
+        self.pages.release(sequence.pages, keep_seconds)
         sequence.pages, sequence.computed, sequence.published = [], 0, 0
 
     def _make_row(self, sequence: Sequence, count: int) -> Row:

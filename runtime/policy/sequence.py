@@ -29,7 +29,7 @@ class Sequence:
       contents: the content of its first pages when they are full, as far as computed (see `prefix.py`).
       published: how many of its pages others can find.
       cached: how many of its tokens were in the cache when it first received a slot; None before that.
-      miss: why not more of them were. written: how many it has put there.
+      miss: why not more of them were. written: how many of the prompt's it adds, in full pages.
       submitted: when it arrived, by `time.monotonic`. waited: seconds from then to its first step.
       drafter: proposes its next tokens.
       matcher: its position in its grammar; None without a grammar.

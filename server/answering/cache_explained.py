@@ -13,7 +13,7 @@ CACHE_HEADER = "x-distaff-cache"
 
 _REASONS = {
     "new": "nothing has followed this prefix before",
-    "changed": "the last prompt with this prefix differs here",
+    "changed": "other prompts with this prefix differ in this page",
     "evicted": "its pages were evicted",
     "scored": "prompts whose tokens are scored are computed whole",
     "off": "the prefix cache is off",
@@ -32,5 +32,4 @@ def cache_header(request: ApiRequest, choices: Sequence[ChoiceText]) -> dict[str
         return {}
     if first.miss is None:
         return {CACHE_HEADER: f"hit {first.cached_tokens} tokens"}
-    reason = _REASONS[first.miss.reason]
-    return {CACHE_HEADER: f"miss at token {first.miss.at} ({first.cached_tokens} found): {reason}"}
+    return {CACHE_HEADER: f"miss at token {first.miss.at}: {_REASONS[first.miss.reason]}"}

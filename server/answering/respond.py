@@ -153,7 +153,7 @@ async def _stream(
 ) -> None:
     """Sends the stream until its end, or until an error ends it early."""
     deltas = submitted.deltas()
-    first = [await anext(deltas)] if explains(request) else []
+    first = await _begin(deltas) if explains(request) else []
     headers = {**_STREAM_HEADERS, **headers, **cache_header(request, submitted.choices)}
     response = HTTPResponse(headers=headers, content_type="text/event-stream; charset=utf-8")
     await request.respond(response)
@@ -174,6 +174,14 @@ async def _stream(
     for event in last:
         await response.send(event)
     await response.send(b"", end_stream=True)
+
+
+async def _begin(deltas: AsyncIterator[Delta | None]) -> list[Delta | None]:
+    """The first delta, however long it takes."""
+    async for delta in deltas:
+        if delta is not None:
+            return [delta]
+    return []
 
 
 async def _joined(

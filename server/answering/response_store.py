@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+MOST_BYTES = 1 << 28
+"""The most bytes of requests whose responses are kept."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
@@ -18,12 +21,13 @@ class StoredResponse:
     Attributes:
       owner: the id of the key that it was made with; only its requests find it.
       answer: the object that the client received.
-      items: the conversation up to its end, without instructions.
+      items: the conversation up to its end, without instructions. size: of the request, in bytes.
     """
 
     owner: str
     answer: dict[str, Any]
     items: Sequence[dict[str, Any]]
+    size: int = 0
 
 
 class ResponseStore:
@@ -33,14 +37,16 @@ class ResponseStore:
         """An empty store of at most `most` responses."""
         self.most = most
         self._kept: dict[str, StoredResponse] = {}
+        self._size = 0
         self._lock = threading.Lock()
 
     def keep(self, response: StoredResponse) -> None:
-        """Adds a response, and drops the oldest one beyond the limit."""
+        """Adds a response, and drops the oldest ones beyond the limits."""
         with self._lock:
             self._kept[response.answer["id"]] = response
-            while len(self._kept) > self.most:
-                del self._kept[next(iter(self._kept))]
+            self._size += response.size
+            while len(self._kept) > self.most or self._size > MOST_BYTES:
+                self._remove(next(iter(self._kept)))
 
     def find(self, id: str, owner: str) -> StoredResponse | None:
         """The response with this id, if it is there and the owner's."""
@@ -50,4 +56,10 @@ class ResponseStore:
     def drop(self, id: str, owner: str) -> bool:
         """Deletes a response; False if there is none to be found."""
         with self._lock:
-            return self.find(id, owner) is not None and self._kept.pop(id, None) is not None
+            found = self.find(id, owner) is not None
+            if found:
+                self._remove(id)
+            return found
+
+    def _remove(self, id: str) -> None:
+        self._size -= self._kept.pop(id).size

@@ -27,16 +27,20 @@ class CacheHints:
 
     Attributes:
       session: its name; empty if it has none. keep_seconds: how long its pages are kept after the request.
+      user: whose it is, if that is all that is known.
     """
 
     session: str = ""
     keep_seconds: float = 0.0
+    user: str = ""
 
     def or_session(self, session: str) -> "CacheHints":
-        """The same, in this conversation if none is named."""
-        if self.session or not session:
+        """The same, in this conversation if none is named, or else in the one conversation of its user."""
+        if self.session:
             return self
-        return CacheHints(session, self.keep_seconds or MINUTES)
+        if session:
+            return CacheHints(session, self.keep_seconds or MINUTES)
+        return CacheHints(self.user, self.keep_seconds)
 
 
 NO_HINTS = CacheHints()
@@ -59,7 +63,8 @@ def read_marks(fields: Described) -> CacheHints:
     times = [_TIMES.get(str(mark.get("ttl")), MINUTES) for mark in _marks(fields.values)]
     metadata = fields.get("metadata")
     user = metadata.get("user_id") if isinstance(metadata, Mapping) else None
-    return CacheHints(user if isinstance(user, str) else "", max(times, default=0.0))
+    keep_seconds = max(times, default=0.0)
+    return CacheHints(keep_seconds=keep_seconds, user=user if isinstance(user, str) else "")
 
 
 def _marks(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -35,7 +35,8 @@ async def create_response(request: ApiRequest) -> HTTPResponse | None:
     def keep(answered: dict[str, Any]) -> None:
         if call.stored:
             items = [*call.items, *answered["output"]]
-            request.app.ctx.responses.keep(StoredResponse(request.key_id, answered, items))
+            stored = StoredResponse(request.key_id, answered, items, size=len(request.body))
+            request.app.ctx.responses.keep(stored)
 
     reply = ResponseReply(
         prepared.heading,
@@ -65,7 +66,7 @@ async def count_input_tokens(request: ApiRequest) -> HTTPResponse:
 @blueprint.route("/v1/responses/<id:str>", methods=["GET", "HEAD"])
 async def retrieve_response(request: ApiRequest, id: str) -> HTTPResponse:
     """A stored response, whole."""
-    if request.args.get("stream", "false") != "false":
+    if request.args.get("stream", "false").lower() != "false":
         raise BadRequest("A stored response cannot be streamed. Expected 'stream' to be false.", "stream")
     found = request.app.ctx.responses.find(id, request.key_id)
     if found is None:

@@ -58,17 +58,21 @@ class CallItem:
             yield f"response.{kind}.delta", {"delta": text}
 
 
+_BEGIN = re.compile(rf'\s{{0,64}}\{{\s{{0,64}}"{FREE_TEXT}"\s{{0,64}}:\s{{0,64}}"')
+_LONGEST_BEGIN = 512
+_UNIT = re.compile(r'[^"\\]+|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4}')
+_HIGH = re.compile(r"\\u[dD][89abAB]")
+"""The first half of a surrogate pair, which is one character together with the second."""
+_NO_ESCAPE = re.compile(r'\\(?:[^"\\/bfnrtu]|u[0-9a-fA-F]{0,3}[^0-9a-fA-F])')
+_LONGEST_ESCAPE = 6
+
+
 class FreeText:
     """Reads the text in the arguments of a free-form tool as they arrive.
 
     A model that no grammar constrains may write another object. Then the text is its only string, or else the
-    JSON itself, so that the client sees what was written.
+    JSON itself, so that the client sees what was written. A backslash that escapes nothing is text.
     """
-
-    _BEGIN = re.compile(rf'\s*\{{\s*"{FREE_TEXT}"\s*:\s*"')
-    _WHOLE = re.compile(r'(?:[^"\\]|\\u[0-9a-fA-F]{4}|\\[^u])*')
-    _HALF = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\Z")
-    """The first half of a surrogate pair, which is one character together with the second."""
 
     def __init__(self) -> None:
         self._buffer = ""
@@ -77,16 +81,22 @@ class FreeText:
     def push(self, arguments: str) -> str:
         """The text that is certain after a piece of JSON."""
         self._buffer += arguments
-        if not self._found and (begin := self._BEGIN.match(self._buffer)):
+        if not self._found and (begin := _BEGIN.match(self._buffer, 0, _LONGEST_BEGIN)):
             self._buffer = self._buffer[begin.end() :]
             self._inside = self._found = True
-        if not self._inside:
-            return ""
-        size = self._certain()
-        said, self._buffer = self._buffer[:size], self._buffer[size:]
-        self._inside = not self._buffer.startswith('"')
-        text = json.loads(f'"{said}"', strict=False)
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return "".join(self._certain()) if self._inside else ""
+
+    def _certain(self) -> Iterator[str]:
+        """Takes the whole characters from the buffer."""
+        while self._inside:
+            size = _whole(self._buffer)
+            yield _unescaped(self._buffer[:size])
+            self._buffer = self._buffer[size:]
+            self._inside = not self._buffer.startswith('"')
+            if not _NO_ESCAPE.match(self._buffer):
+                return
+            yield self._buffer[0]
+            self._buffer = self._buffer[1:]
 
     def flush(self) -> str:
         """The text of arguments that were another object."""
@@ -101,9 +111,18 @@ class FreeText:
         texts = [value[FREE_TEXT]] if FREE_TEXT in value else list(value.values())
         return texts[0] if len(texts) == 1 and isinstance(texts[0], str) else self._buffer
 
-    def _certain(self) -> int:
-        """How many characters of the buffer are whole characters of the text."""
-        whole = self._WHOLE.match(self._buffer)
-        size = whole.end() if whole else 0
-        half = self._HALF.search(self._buffer, 0, size)
-        return half.start() if half and self._buffer[size : size + 1] != '"' else size
+
+def _whole(text: str) -> int:
+    """How many characters at the beginning of JSON text are whole characters of a string."""
+    at, half = 0, None
+    while unit := _UNIT.match(text, at):
+        half = at if _HIGH.match(unit[0]) else None
+        at = unit.end()
+    rest = text[at:]
+    waits = len(rest) < _LONGEST_ESCAPE and not rest.startswith('"') and not _NO_ESCAPE.match(rest)
+    return half if half is not None and waits else at
+
+
+def _unescaped(text: str) -> str:
+    """The text of a JSON string; half a pair of surrogates is replaced."""
+    return json.loads(f'"{text}"', strict=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...errors import BadRequest
 from ...tool_formats import FREE_TEXT, Tool
-from ..fields import Fields, objects, wrong_type, wrong_value
+from ..fields import Fields, check_array, check_length, objects, wrong_type, wrong_value
 from ..kinds import TEXT, Described, Schema, Shape, array, constant, record
 from ..tools import (
     CHOICES,
@@ -37,6 +37,10 @@ _CALLABLE = ("function", "custom")
 _KINDS = (*_CALLABLE, "namespace")
 _CHOICES = (*_CALLABLE, "allowed_tools")
 _SYNTAXES = ("lark", "regex")
+_MOST_FLAT = 1024
+"""The most tools, those of namespaces among them."""
+LONGEST_GRAMMAR = 16 * 1024
+"""The most characters of the grammar of a free-form tool, which is rewritten character by character."""
 
 
 def read_response_tools(fields: Described) -> ToolUse:
@@ -50,6 +54,7 @@ def read_response_tools(fields: Described) -> ToolUse:
     strict = fields.limits.strict
     left_out = [kind for item in items if (kind := _kind(item, _KINDS, strict=strict)) not in _KINDS]
     tools = [tool for item in items for tool in _tools(item, strict=strict)]
+    check_array("tools", tools, _MOST_FLAT, empty=True)
     used = tool_use(fields, tools, _choice(fields, left_out), lenient=True)
     return replace(used, left_out=tuple(dict.fromkeys(left_out)))
 
@@ -107,6 +112,11 @@ def _constrained(tool: Tool, format: Fields) -> Tool:
     syntax, definition = format.one_of("syntax", _SYNTAXES), format.string("definition") or ""
     text = {"description": f"Text that matches this {syntax} grammar:\n{definition}"}
     tool = replace(tool, strict=True, param=format.where("definition"))
+    check_length(format.where("definition"), definition, LONGEST_GRAMMAR)
+    if not definition:
+        raise BadRequest(
+            f"Invalid '{format.where('definition')}': expected a grammar, but got nothing.", tool.param
+        )
     if syntax == "lark":
         return replace(tool, parameters=_parameters(text), syntax=definition)
     return replace(tool, parameters=_parameters(text | {"pattern": f"^(?:{definition})$"}))
@@ -127,13 +137,20 @@ def _choice(fields: Fields, left_out: list[str]) -> Choice:
         raise wrong_type("tool_choice", "one of a string or object", value)
     choice = Fields(value, "tool_choice")
     choice.require("type")
-    if choice.string("type") in left_out:
-        message = f"Tools of the type '{choice.get('type')}' cannot be run here, so none can be demanded."
-        raise BadRequest(f"{message} Expected one of the types 'function' and 'custom'.", "tool_choice")
+    if (kind := choice.string("type")) in left_out:
+        raise _undemandable(kind)
     if choice.one_of("type", _CHOICES) != "allowed_tools":
         return "named", [_named(choice)]
-    some = [each for each in allowed_tools(choice) if each.string("type") in (None, *_CALLABLE)]
-    return allowed_mode(choice), [_named(each) for each in some]
+    listed, mode = allowed_tools(choice), allowed_mode(choice)
+    some = [each for each in listed if each.string("type") in (None, *_CALLABLE)]
+    if not some and mode == "required":
+        raise _undemandable(str(listed[0].get("type")))
+    return mode, [_named(each) for each in some]
+
+
+def _undemandable(kind: str) -> BadRequest:
+    message = f"Tools of the type '{kind[:64]}' cannot be run here, so none can be demanded."
+    return BadRequest(f"{message} Expected one of the types 'function' and 'custom'.", "tool_choice")
 
 
 def _named(choice: Fields) -> str:

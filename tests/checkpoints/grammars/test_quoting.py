@@ -103,6 +103,13 @@ def test_a_patch(text: str, matches: bool) -> None:
     assert accepts(grammar, escaped(text)) == matches
 
 
+@pytest.mark.parametrize("source", ["start: /" + "[" * 8000 + "/", "start: /" + "[a" * 4000 + "/"])
+def test_a_text_that_is_no_class_is_refused_at_once(source: str) -> None:
+    """The time grows with the length alone."""
+    with pytest.raises(GrammarError):
+        quoted(source)
+
+
 @pytest.mark.parametrize(
     ("source", "text", "matches"),
     [
@@ -128,6 +135,15 @@ def test_a_patch(text: str, matches: bool) -> None:
         ("start: /a/x", None, False),
         ("start: /[z-a]/", None, False),
         ('start: "\\q"', None, False),
+        ('start: "\\ud800"', None, False),
+        ('start: "a\\u0000b"', None, False),
+        ('start: "ab".."z"', None, False),
+        ('start: "a"\n%ignore /x/\n | "b"', None, False),
+        (r"start: /\Afoo\z/", None, False),
+        ('start: "a" start', None, False),
+        ("start: distaff_x", None, False),
+        ("start: FOO Foo\nFOO: /a/\nFoo: /b/", "ab", True),
+        ("start: skipped_text\nskipped_text: /a/\n%ignore /b/", "ba", True),
         ("start: C\n%import common.C_COMMENT", None, False),
     ],
 )

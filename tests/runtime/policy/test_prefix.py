@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from distaff.model.config import RopeScaling
 from distaff.runtime.device.settings import EngineSettings
 from distaff.runtime.engine import Engine
+from distaff.runtime.policy.pages import PagePool
+from distaff.runtime.policy.prefix import PrefixCache
+from distaff.runtime.policy.sequence import Sequence
 from distaff.runtime.request import CacheMiss, Request, SamplingParams, TokenEvent
 
 from ..conftest import Bench, complete
@@ -64,7 +67,7 @@ def test_why_a_prompt_was_not_found(bench):
     again = first_event(bench, continued("again", head))
     assert again.miss is None and (again.cached_tokens, again.written_tokens) == (40, 0)
     other = first_event(bench, continued("other", head[:30], (1,), head[31:]))
-    assert other.miss == CacheMiss(at=30, reason="changed")
+    assert other.miss == CacheMiss(at=28, reason="changed")
     assert (other.cached_tokens, other.written_tokens) == (28, 12)
     longer = first_event(bench, continued("longer", head[:40], (1, 2, 3, 4, 5)))
     assert longer.miss is not None and longer.miss.at >= 40
@@ -184,3 +187,24 @@ def test_found_or_computed_the_answer_is_the_same(cramped, penalty, seed, cuts):
     for request, tokens in zip(requests, cramped.run(requests), strict=True):
         assert_greedy(request, tokens)
     cramped.wait_idle()
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(1, 3)), max_size=60))
+def test_every_miss_has_a_reason(story):
+    """In pools so small that pages, and what is remembered of them, come and go."""
+    pool = PagePool(4)
+    prefix = PrefixCache(pool, 2)
+    for number, (head, rest, pages) in enumerate(story):
+        tokens = [head, head, *[rest] * 2 * pages][: 2 * pages + 1]
+        request = Request(id=str(number), prompt=tuple(tokens))
+        sequence = Sequence(request, 0, 100, number, tokens=tokens)
+        prefix.reuse_pages(sequence)
+        missing = (len(tokens) - 1) // 2 - len(sequence.pages)
+        assert (sequence.miss is None) == (missing == 0)
+        if sequence.miss is not None:
+            assert sequence.miss.at == 2 * len(sequence.pages)
+        while len(sequence.pages) * 2 < len(tokens) and (page := pool.allocate()):
+            sequence.pages.append(page)
+        sequence.computed = min(len(tokens), 2 * len(sequence.pages))
+        prefix.publish(sequence)
+        pool.release(sequence.pages)

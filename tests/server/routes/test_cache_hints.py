@@ -11,10 +11,10 @@ from distaff.runtime.request import CacheMiss
         (None, "hit 7 tokens"),
         (
             CacheMiss(at=9, reason="changed"),
-            "miss at token 9 (7 found): the last prompt with this prefix",
+            "miss at token 9: other prompts with this prefix differ",
         ),
-        (CacheMiss(at=8, reason="evicted"), "miss at token 8 (7 found): its pages were evicted"),
-        (CacheMiss(at=0, reason="off"), "miss at token 0 (7 found): the prefix cache is off"),
+        (CacheMiss(at=8, reason="evicted"), "miss at token 8: its pages were evicted"),
+        (CacheMiss(at=0, reason="off"), "miss at token 0: the prefix cache is off"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -60,6 +60,7 @@ MARK = {"type": "ephemeral", "ttl": "1h"}
         ("/v1/completions", {"model": "tgi", "prompt": "x"} | KEY, {}, "k", 300),
         ("/v1/responses", {"model": "tgi", "input": "x"} | KEY, {"session_id": "s"}, "k", 300),
         ("/v1/messages", TURN | {"metadata": {"user_id": "u"}}, {}, "u", 0),
+        ("/v1/messages", TURN | {"metadata": {"user_id": "u"}}, {"x-session-id": "s"}, "s", 300),
         ("/v1/messages", TURN | {"cache_control": {"type": "ephemeral"}}, {}, "", 300),
         (
             "/v1/messages",

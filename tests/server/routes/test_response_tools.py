@@ -177,7 +177,7 @@ def test_refusals(post, changes, param, message):
     assert message in error["message"]
 
 
-PIECES = ['"', "\\", "\n", "a", "é", "\U0001f9f6", "/", "u", "d83e"]
+PIECES = ['"', "\\", "\\ud83d", "\n", "a", "é", "\U0001f9f6", "/", "u", "d83e"]
 JSON_TEXTS = st.lists(st.sampled_from(PIECES), max_size=8).map("".join)
 
 
@@ -203,6 +203,9 @@ def test_a_text_is_read_as_it_arrives(text: str, ascii: bool, data: st.DataObjec
         ('{"input": "\\ud800a"}', "\ufffda"),
         ('{"input": "\\ud800', ""),
         ("{}", "{}"),
+        (r'{"input": "C:\\ud83d"}', r"C:\ud83d"),
+        (r'{"input": "a\qb\uZZZZ c\ud83d\q"}', "a\\qb\\uZZZZ c\ufffd\\q"),
+        ('{"input": "a\\', "a"),
     ],
 )
 def test_other_arguments(arguments: str, text: str) -> None:

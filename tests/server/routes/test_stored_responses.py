@@ -6,6 +6,7 @@ import httpx
 import openai
 import pytest
 
+from distaff.server.answering import response_store
 from distaff.server.answering.response_store import ResponseStore, StoredResponse
 from distaff.server.keys import Keys
 
@@ -134,3 +135,15 @@ def test_the_store_is_bounded():
         store.keep(StoredResponse("", {"id": id}, ()))
     assert [id for id in "abc" if store.find(id, "")] == ["b", "c"]
     assert not store.drop("a", "") and store.drop("b", "") and not store.drop("c", "other")
+
+
+def test_the_store_is_bounded_in_bytes(monkeypatch):
+    monkeypatch.setattr(response_store, "MOST_BYTES", 10)
+    store = ResponseStore(9)
+    for id, size in (("a", 4), ("b", 5), ("c", 6)):
+        store.keep(StoredResponse("", {"id": id}, (), size))
+    assert [id for id in "abc" if store.find(id, "")] == ["c"]
+    assert store.drop("c", "")
+    for id in "de":
+        store.keep(StoredResponse("", {"id": id}, (), 5))
+    assert store.find("d", "") and store.find("e", "")
