@@ -168,7 +168,8 @@ def _flat(kind: str, inner: Schema) -> Schema:
 def _tools_schemas() -> tuple[Schema, Schema]:
     """What a tool may be, and what it may be for a server that is not strict."""
     name = function_schema()["properties"]["name"]
-    grammar = {"syntax": {"type": "string", "enum": list(_SYNTAXES)}, "definition": TEXT}
+    definition = TEXT | {"minLength": 1, "maxLength": LONGEST_GRAMMAR}
+    grammar = {"syntax": {"type": "string", "enum": list(_SYNTAXES)}, "definition": definition}
     formats = [record({"type": constant("text")}), record({"type": constant("grammar"), **grammar})]
     custom = record({"name": name}, {"description": TEXT, "format": {"anyOf": formats}})
     tools = [_flat("function", function_schema()), _flat("custom", custom)]

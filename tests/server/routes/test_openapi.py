@@ -28,8 +28,8 @@ LEAST_ACCEPTED = 0.3
 often have every parameter, with those that exclude each other."""
 
 
-STORED = re.compile(r"(GET|POST|DELETE) /v1/batches|(GET|DELETE) /v1/files")
-"""Operations on files and batches: no good id is known before, so most good requests are answered 404."""
+STORED = re.compile(r"(GET|POST|DELETE) /v1/batches|(GET|DELETE) /v1/(files|responses)")
+"""Operations on what is stored: no good id is known before, so most good requests are answered 404."""
 
 LENIENT = pytest.param(False, id="lenient", marks=pytest.mark.clients)
 STRICT = pytest.param(True, id="strict")
