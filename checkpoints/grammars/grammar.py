@@ -18,7 +18,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper,
 from ..errors import GrammarError, SchemaError
 from .finite import finite
 from .json_schema import Place, Schema, followable, parts
-from .lark import is_endless
+from .lark import check_ends
 
 LONGEST_GRAMMAR = 256 * 1024
 """Maximum length of a grammar in characters; a grammar of this size compiles in well under a second."""
@@ -103,8 +103,7 @@ def lark_or_gbnf_grammar(source: str) -> str:
         grammar = grammar_from("grammar", source)
     except ValueError as error:
         raise GrammarError(_first_line(str(error))) from None
-    if is_endless(grammar):
-        raise GrammarError("no finite text satisfies it: its start rule requires itself")
+    check_ends(grammar)
     return grammar
 
 
@@ -127,7 +126,12 @@ def check_grammar(grammar: str) -> None:
     if failed:
         raise GrammarError(explained(messages[0]))
     if _SPECIAL_TOKEN not in grammar:
-        _check_beginning(LLMatcher(_byte_tokenizer(), grammar, limits=LIMITS, log_level=0))
+        _check_beginning(_byte_matcher(grammar))
+
+
+def _byte_matcher(grammar: str) -> LLMatcher:
+    """A matcher over single bytes."""
+    return LLMatcher(_byte_tokenizer(), grammar, limits=LIMITS, log_level=0)
 
 
 def _check_beginning(matcher: LLMatcher) -> None:
@@ -149,7 +153,7 @@ def first_bytes(grammar: str) -> frozenset[int]:
     Raises:
       GrammarError: not a grammar that can be followed.
     """
-    matcher = LLMatcher(_byte_tokenizer(), grammar, limits=LIMITS, log_level=0)
+    matcher = _byte_matcher(grammar)
     allowed = matcher.compute_logit_bias()
     if matcher.is_error():
         raise GrammarError(explained(matcher.get_error()))

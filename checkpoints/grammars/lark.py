@@ -9,6 +9,8 @@ import json
 import re
 from collections.abc import Iterator
 
+from ..errors import GrammarError
+
 _TOKEN = re.compile(
     r"""
     (?P<space>[ \t\r]+|//[^\n]*|\#[^\n]*)
@@ -33,6 +35,12 @@ Choice = list[list[Item]]
 
 class _NotRead(Exception):
     """A part of a grammar that is not understood here."""
+
+
+def check_ends(source: str) -> None:
+    """Raises GrammarError if the grammar has no finite text."""
+    if is_endless(source):
+        raise GrammarError("no finite text satisfies it: its start rule requires itself")
 
 
 def is_endless(source: str) -> bool:

@@ -10,9 +10,10 @@ rewrites the terminals' contents.
 import json
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 from ..errors import GrammarError
-from .lark import RULE_HEAD, is_endless
+from .lark import RULE_HEAD, check_ends
 from .quoting_regex import character, quoted_regex
 
 _STRING = r'"(?:\\.|[^"\\\n])*"'
@@ -57,11 +58,14 @@ _COMMON = {
     "SQL_COMMENT": r"--[^\n]*",
 }
 """Lark's common terminals (lark/grammars/common.lark)."""
+_KEPT = 16
+"""Rewritten grammars that are kept: a request needs one twice, and agents send the same one every time."""
 _OWN = "distaff_"
 """Begins the names of rules that are added, and no others."""
 _SKIPPED = f"{_OWN}skipped"
 
 
+@lru_cache(_KEPT)
 def quoted(source: str) -> str:
     """The grammar of what stands between the quotes of a JSON string that holds a text of `source`.
 
@@ -72,8 +76,7 @@ def quoted(source: str) -> str:
       GrammarError: no text is finite, or there is another part of llguidance's dialect, such as special
         tokens or attributes of a rule.
     """
-    if is_endless(source):
-        raise GrammarError("no finite text satisfies it: its start rule requires itself")
+    check_ends(source)
     return "\n".join(_Quoting(source).lines())
 
 
@@ -103,9 +106,9 @@ class _Quoting:
                 raise _unsupported(head[0].strip())
             self._in_terminal, self._in_ignored = not head[1].islower(), False
             body = self._body(line[head.end() :])
-            # What is ignored may also come first.
-            first = f"{_SKIPPED} " if self._skips and head[1] == "start" else ""
-            yield f"{_named(head[1])}: {first}({body})" if first else f"{_named(head[1])}: {body}"
+            if self._skips and head[1] == "start":
+                body = f"{_SKIPPED} ({body})"  # what is ignored may also come first
+            yield f"{_named(head[1])}: {body}"
         else:
             body = self._body(line)
             if body and self._in_ignored:

@@ -18,7 +18,9 @@ _PLAIN = r'[^"\\\x00-\x1f]'
 _CLASS = r"\[\^?\]?(?>\\.|\[(?>\\.|[^\[\]\\])*\]|[^\[\]\\])*\]"
 """A class with classes in it at most; atomic groups, so that no text takes long to be refused."""
 _PART = re.compile(
-    rf"(?P<wrong>\(\?(?!P?<\w+>|:)|[\^$]|\\[AzZbBG<>])|(?P<open>\((?:\?(?:P?<\w+>|:))?)|(?P<close>\))|(?P<bar>\|)|(?P<repeated>(?:[*+?]|\{{\d*,?\d*\}})\??)"
+    rf"(?P<wrong>\(\?(?!P?<\w+>|:)|[\^$]|\\[AzZbBG<>])"
+    rf"|(?P<open>\((?:\?(?:P?<\w+>|:))?)|(?P<close>\))|(?P<bar>\|)"
+    rf"|(?P<repeated>(?:[*+?]|\{{\d*,?\d*\}})\??)"
     rf"|(?P<atom>{_CLASS}|\\[xu]\{{\w+\}}|\\x\w\w|\\u\w{{4}}|\\[pP](?:\{{[^}}]*\}}|\w)|\\.|.)"
 )
 

@@ -7,7 +7,7 @@ page that nobody holds stays findable until it is evicted, least recently releas
 never published is free at once.
 
 A conversation that waits for a tool can have its pages *kept*: for a time they are evicted after all others.
-They are at most half of the pool, so that other prompts are cached, too. The time is told from outside.
+They are at most half of the pool, so that other prompts are cached, too. The caller supplies the time.
 """
 
 import hashlib
@@ -74,7 +74,7 @@ class PagePool:
         return page
 
     def advance(self, now: float) -> None:
-        """Tells the time, in seconds: pages whose time has passed are kept no longer."""
+        """Sets the current time, in seconds; pages whose time has passed are no longer kept."""
         self._now = now
         while self._ends and self._ends[0][0] <= now:
             _, page = heapq.heappop(self._ends)

@@ -152,21 +152,28 @@ def read_name(function: Fields, longest: int) -> str:
 
 def read_choice(fields: Fields) -> Choice:
     """How freely tools may be called, and which by name; None for all. Raises BadRequest."""
-    value = fields.get("tool_choice")
-    if value is None or isinstance(value, str):
-        return choice_word(value), None
-    if not isinstance(value, dict):
-        raise wrong_type("tool_choice", "one of a string or object", value)
-    choice = Fields(value, "tool_choice")
-    choice.require("type")
+    choice = choice_fields(fields)
+    if not isinstance(choice, Fields):
+        return choice, None
     if choice.one_of("type", _KINDS) == "function":
         return "named", [_named(choice)]
     allowed = inner(choice, "allowed_tools")
     return allowed_mode(allowed), [_named(tool) for tool in allowed_tools(allowed)]
 
 
-def choice_word(value: str | None) -> Mode:
-    """A choice that names no tool. Raises BadRequest."""
+def choice_fields(fields: Fields) -> Fields | Mode:
+    """`tool_choice`: an object with a type, or a word that names no tool. Raises BadRequest."""
+    value = fields.get("tool_choice")
+    if value is None or isinstance(value, str):
+        return _choice_word(value)
+    if not isinstance(value, dict):
+        raise wrong_type("tool_choice", "one of a string or object", value)
+    choice = Fields(value, "tool_choice")
+    choice.require("type")
+    return choice
+
+
+def _choice_word(value: str | None) -> Mode:
     mode: Mode | None = next((each for each in CHOICES if each == (value or "auto")), None)
     if mode is None:
         raise wrong_value("tool_choice", value or "", CHOICES)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...errors import BadRequest
 from ...tool_formats import FREE_TEXT, Tool
-from ..fields import Fields, check_array, check_length, objects, wrong_type, wrong_value
+from ..fields import Fields, check_array, check_length, objects, wrong_value
 from ..kinds import TEXT, Described, Schema, Shape, array, constant, record
 from ..tools import (
     CHOICES,
@@ -25,7 +25,7 @@ from ..tools import (
     allowed_mode,
     allowed_schema,
     allowed_tools,
-    choice_word,
+    choice_fields,
     function_schema,
     read_function,
     read_name,
@@ -130,13 +130,9 @@ def _parameters(text: dict[str, Any]) -> dict[str, Any]:
 
 def _choice(fields: Fields, left_out: list[str]) -> Choice:
     """How freely, and which by name; None for all."""
-    value = fields.get("tool_choice")
-    if value is None or isinstance(value, str):
-        return choice_word(value), None
-    if not isinstance(value, dict):
-        raise wrong_type("tool_choice", "one of a string or object", value)
-    choice = Fields(value, "tool_choice")
-    choice.require("type")
+    choice = choice_fields(fields)
+    if not isinstance(choice, Fields):
+        return choice, None
     if (kind := choice.string("type")) in left_out:
         raise _undemandable(kind)
     if choice.one_of("type", _CHOICES) != "allowed_tools":
