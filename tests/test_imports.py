@@ -110,7 +110,14 @@ ARROWS = {
     "server/answering": {
         *{*SHARED, "server/batches"},
         *{"model", "checkpoints", "checkpoints/grammars", "runtime/validation", "server/dispatch"},
-        *{"server/endings", "server/http", "server/keys", "server/metrics", "server/protocol"},
+        *{
+            "server/endings",
+            "server/http",
+            "server/keys",
+            "server/call_record",
+            "server/metrics",
+            "server/protocol",
+        },
         *{"server/protocol/openai", "server/reasoning", "server/settings", "server/text"},
         *{"server/page", "server/protocol/anthropic", "server/tool_formats"},
     },

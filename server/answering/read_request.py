@@ -11,9 +11,9 @@ from typing import Any, Protocol, TypeVar
 
 from ...runtime.request import Request
 from ...runtime.validation import check_params
+from ..call_record import CallRecord
 from ..dispatch.admission import check_possible
 from ..errors import UnsupportedEncoding
-from ..metrics import CallRecord
 from ..protocol.body import parse_object
 from ..protocol.cache_hints import NO_HINTS, SESSION_HEADERS, CacheHints
 from ..protocol.tools import ToolUse

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 from sanic import HTTPResponse
 
+from ..call_record import CallRecord
 from ..encode import KEEP_ALIVE, to_json_by_items
 from ..errors import ApiError, as_api_error
-from ..metrics import CallRecord
 from ..protocol.usage import Usage
 from ..text.choice import ChoiceText
 from ..text.choices import deltas

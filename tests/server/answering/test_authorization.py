@@ -273,7 +273,7 @@ class TestARightKey:
         with caplog.at_level("DEBUG"):
             reply = chat(http_keyed, FIRST)
             chat(http_keyed, "sk-nobody-0123456789")
-        (line,) = [r.getMessage() for r in caplog.records if r.name == "distaff.server.metrics"]
+        (line,) = [r.getMessage() for r in caplog.records if r.name == "distaff.server.call_record"]
         key_id = Keys([FIRST]).identify(FIRST)
         assert line.startswith(f"{reply.headers['x-request-id']} key={key_id} model=")
         assert FIRST not in caplog.text and "sk-nobody" not in caplog.text

@@ -86,7 +86,7 @@ def test_a_timeout_of_the_client_is_a_disconnect(server, engine):
 
 
 def test_an_abandoned_request_is_accounted_for(begin, engine, caplog):
-    with caplog.at_level("INFO", "distaff.server.metrics"):
+    with caplog.at_level("INFO", "distaff.server.call_record"):
         begin(stream=True, n=2).close()
         wait_until(lambda: any("finish=client_gone,client_gone" in line for line in caplog.messages))
 

@@ -105,7 +105,7 @@ def test_without_the_flag_there_is_no_such_path(http):
 
 def test_a_call_is_accounted_for(client, embedder, caplog):
     """One line in the log and one choice that ended, whatever the number of texts."""
-    with caplog.at_level("INFO", "distaff.server.metrics"):
+    with caplog.at_level("INFO", "distaff.server.call_record"):
         client.embeddings.create(model=MODEL, input=["ab", "c"])
     [line] = [each.getMessage() for each in caplog.records]
     assert "prompt=5 completion=0 first=- " in line and line.endswith("finish=stop")

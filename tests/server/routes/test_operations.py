@@ -198,7 +198,7 @@ def test_one_line_per_request_without_its_text(ask, http, engine, caplog):
             json={"model": "tgi", "messages": [{"role": "user", "content": "planted prompt"}]},
             headers={"authorization": "Bearer planted-key", "x-client-request-id": "mine-1"},
         )
-    [line] = [r.getMessage() for r in caplog.records if r.name == "distaff.server.metrics"]
+    [line] = [r.getMessage() for r in caplog.records if r.name == "distaff.server.call_record"]
     assert line.startswith(f"{reply.headers['x-request-id']} client=mine-1 model=org/fake-model prompt=21 ")
     assert re.search(r"completion=15 first=[\d.]+s total=[\d.]+s finish=stop$", line)
     assert "planted" not in caplog.text
