@@ -13,14 +13,28 @@ log = logging.getLogger(__name__)
 
 
 class CallRecord:
-    """The record of one call, opened when it is submitted and closed exactly once."""
+    """The record of one call, opened when it is submitted and closed exactly once.
 
-    def __init__(self, metrics: Metrics, *, id: str, model: str, started: float, prompt_tokens: int) -> None:
+    A resumed one counts in full, because the server that was lost has not recorded it; only its times to and
+    between tokens are no measurement.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        *,
+        id: str,
+        model: str,
+        started: float,
+        prompt_tokens: int,
+        resumed: bool = False,
+    ) -> None:
         self._metrics = metrics
         self._id = id
         self._model = model
         self._started = started
         self._prompt_tokens = prompt_tokens
+        self._resumed = resumed
         self._first: float | None = None
         self._reasons: list[str] = []
         metrics.in_flight.inc()
@@ -30,7 +44,8 @@ class CallRecord:
         """Records output of a choice."""
         if self._first is None:
             self._first = time.perf_counter()
-            self._metrics.first_token.observe(self._first - self._started)
+            if not self._resumed:
+                self._metrics.first_token.observe(self._first - self._started)
 
     def ended(self, reason: str) -> None:
         """Records the end of a choice."""
@@ -49,7 +64,7 @@ class CallRecord:
         self._metrics.completion_tokens.inc(sum(completion_tokens))
         self._metrics.duration.observe(now - self._started)
         longest = max(completion_tokens)
-        if self._first is not None and longest > 1:
+        if self._first is not None and longest > 1 and not self._resumed:
             self._metrics.per_token.observe((now - self._first) / (longest - 1))
         self._log(now, sum(completion_tokens))
 

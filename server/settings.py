@@ -16,6 +16,7 @@ class ServerSettings:
       keys: the accepted API keys; None accepts requests without a key.
       allow_origins: origins of web pages that may send requests; `*` for every one.
       flags: those of `distaff serve`.
+      resume_key: of the proxies that may resume streams; None for none.
       most_choices: the largest `n` of a request.
       drain_seconds: how long running requests may continue after SIGTERM.
       most_connections: beyond this number, new connections are refused.
@@ -29,6 +30,7 @@ class ServerSettings:
     keys: Keys | None = None
     allow_origins: tuple[str, ...] = ()
     flags: ServeFlags = field(default_factory=ServeFlags)
+    resume_key: str | None = None
     most_choices: int = 16
     drain_seconds: float = 60.0
     most_connections: int = 10_000

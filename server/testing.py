@@ -252,7 +252,8 @@ class FakeStream:
     def _events(self) -> Iterator[TokenEvent]:
         """The events of the sequence, each created when it is sent."""
         for position, event in enumerate(self._reply()):
-            yield event if position else self._with_prompt(event)
+            if position >= len(self._request.generated):
+                yield event if position else self._with_prompt(event)
 
     def _reply(self) -> Iterator[TokenEvent]:
         """The events of the engine's reply, up to the limits of the request."""

@@ -46,7 +46,7 @@ def chat(**values):
     return parse_chat(body | values, most_choices=1, strict=True).sampling
 
 def engines(sampling, defaults=NoDefaults()):
-    return sampling_params(sampling, SimpleNamespace(eos_ids=(2,)), defaults).tail
+    return sampling_params(sampling, SimpleNamespace(eos_ids=(2,)), defaults, 0).tail
 
 assert engines(chat(tail=0.25)) == 0.25 and engines(chat()) == 0.0
 assert engines(chat(), SimpleNamespace(tail=0.5)) == 0.5

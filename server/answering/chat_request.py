@@ -6,15 +6,16 @@ answers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ...runtime.request import Request, SamplingParams
 from ..engine_client import EngineInfo
 from ..protocol.cache_hints import CacheHints
-from ..protocol.heading import Heading, fresh_id
+from ..protocol.heading import Heading, Identity, derived_id
 from ..protocol.openai.chat import ChatCall
 from ..protocol.sampling import check_token_ids
 from ..protocol.structured import Constraint
-from ..text.choice import ChoiceText
+from ..text.choice import CallIds, ChoiceText
 from ..text.stops import StopSearch
 from ..text.text_model import SpecialsShown, TextModel
 from ..tool_formats import ToolFormat
@@ -77,22 +78,27 @@ async def prepare_chat(
     if begins and begins.added:
         prompt += begins.added
         check_room(prompt, call, info, where=where, strict=flags.strict)
-    params = sampling_params(call.sampling, text, context.served.defaults, grammar)
+    params = sampling_params(call.sampling, text, context.served.defaults, request.identity.seed, grammar)
     most = flags.default_max_tokens if params.max_tokens is None else params.max_tokens
     if most is not None:
         params = limited(params, most, len(prompt), info)
-    heading = heading_of(context, info, prefix, call.model)
+    heading = heading_of(context, info, prefix, call.model, request.identity)
     salt = request.key_id + call.sampling.cache_salt
     requests = sequences(heading.id, [prompt], call.sampling.n, params, salt)
-    id = call_id or format.id
-    choices = [_choice(call, text, format, prompt, constraint, begins, id) for _ in requests]
+    call_ids = partial(derived_id, *(call_id or format.id), heading.id)
+    choices = [_choice(call, text, format, prompt, constraint, begins, call_ids) for _ in requests]
     return PreparedChat(heading, prompt, params, requests, choices, call.hints)
 
 
-def heading_of(context: AppContext, info: EngineInfo, prefix: str, asked: str) -> Heading:
-    """The constant fields of a new answer; `asked`: the model's id in the request."""
+def heading_of(context: AppContext, info: EngineInfo, prefix: str, asked: str, identity: Identity) -> Heading:
+    """The constant fields of an answer; `asked`: the model's id in the request."""
     model = context.answering_as(asked)
-    return Heading(id=fresh_id(prefix), model=model, fingerprint="fp_" + info.fingerprint)
+    return Heading(
+        id=prefix + identity.name,
+        model=model,
+        fingerprint="fp_" + info.fingerprint,
+        created=identity.created,
+    )
 
 
 def _choice(
@@ -102,7 +108,7 @@ def _choice(
     prompt: Prompt,
     constraint: Constraint | None,
     begins: ReplyBegins | None,
-    call_id: tuple[str, int],
+    call_ids: CallIds,
 ) -> ChoiceText:
     """A choice without tokens."""
     sampling = call.sampling
@@ -118,5 +124,5 @@ def _choice(
         constraint=constraint,
         parser=parser_of(call, format, vouched=constraint is not None),
         named=call.tools.named,
-        call_id=call_id,
+        call_ids=call_ids,
     )

@@ -20,6 +20,8 @@ from ..endings import Ending, ending_of, log_ending
 from ..engine_client import EngineClient, EngineInfo
 from ..errors import ApiError, ModelNotFound, as_api_error
 from ..metrics import Metrics
+from ..protocol.heading import Identity
+from ..protocol.marks import Resumption
 from ..settings import ServerSettings
 from ..text.text_model import ServedModel
 from .off_loop import ClientWork, OffLoop
@@ -102,6 +104,7 @@ class ApiRequest(Request[App, SimpleNamespace]):
       key_id: the id of its API key from `Keys.identify`; empty if none was needed.
       ending: why it ended before its answer was complete; None if it did not, or not yet.
       background: whether its sequences make way for those of other requests.
+      marked: its stream carries marks (see `resuming.py`). resumption: the stream that it continues, if any.
     """
 
     background = False
@@ -112,6 +115,9 @@ class ApiRequest(Request[App, SimpleNamespace]):
         self.reference = "req_" + secrets.token_hex(16)
         self.key_id = ""
         self.ending: Ending | None = None
+        self.marked = False
+        self.resumption: Resumption | None = None
+        self._identity: Identity | None = None
 
     async def receive_body(self) -> None:
         """Reads the body; raises RequestTimeout, a 408, if it does not arrive in time."""
@@ -120,6 +126,16 @@ class ApiRequest(Request[App, SimpleNamespace]):
                 await super().receive_body()
         except TimeoutError:
             raise RequestTimeout from None
+
+    @property
+    def identity(self) -> Identity:
+        """What is drawn once for its answer."""
+        self._identity = self._identity or Identity()
+        return self._identity
+
+    @identity.setter
+    def identity(self, identity: Identity) -> None:
+        self._identity = identity
 
     @property
     def client(self) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...model.errors import DistaffError
-from ...runtime.request import EngineError, Request, SamplingParams, draw_seed
+from ...runtime.request import EngineError, Request, SamplingParams
 from ..engine_client import EngineInfo
 from ..errors import CONTEXT_EXCEEDED, BadRequest, PromptTooLong
 from ..protocol.fields import unknown
@@ -169,13 +169,17 @@ def check_length(prompt: int, most: int | None, info: EngineInfo, *, where: str)
 
 
 def sampling_params(
-    sampling: Sampling, text: TextModel, defaults: SamplingDefaults, grammar: str | None = None
+    sampling: Sampling, text: TextModel, defaults: SamplingDefaults, seed: int, grammar: str | None = None
 ) -> SamplingParams:
-    """The parameters for the engine; all choices of a call share them, including the seed."""
+    """The parameters for the engine; all choices of a call share them, including the seed.
+
+    Args:
+      seed: for a request that gives none.
+    """
     ends = () if sampling.ignore_eos else text.eos_ids
     return SamplingParams(
         max_tokens=sampling.max_tokens or None,
-        seed=draw_seed() if sampling.seed is None else sampling.seed,
+        seed=seed if sampling.seed is None else sampling.seed,
         allowed_ids=sampling.allowed_token_ids,
         grammar=grammar,
         logprobs=sampling.logprobs,

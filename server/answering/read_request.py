@@ -13,15 +13,17 @@ from ...runtime.request import Request
 from ...runtime.validation import check_params
 from ..call_record import CallRecord
 from ..dispatch.admission import check_possible
-from ..errors import UnsupportedEncoding
+from ..errors import BadRequest, UnsupportedEncoding
 from ..protocol.body import parse_object
 from ..protocol.cache_hints import NO_HINTS, SESSION_HEADERS, CacheHints
+from ..protocol.marks import Received
 from ..protocol.tools import ToolUse
 from ..settings import ServerSettings
 from ..text.choice import ChoiceText
 from ..text.generation import Generation
 from .context import ApiRequest, AppContext
 from .respond import Reply, SubmittedCall
+from .resuming import check_fingerprint, take_marks
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ async def read_body(request: ApiRequest, parse: Parse[_Read]) -> _Read:
       BadRequest: the first error found. UnsupportedEncoding: it is compressed, or declared so.
     """
     request.watch_for_disconnect()
+    take_marks(request)
     for encoding in request.headers.getall("content-encoding", []):
         if encoding.strip().lower() not in ("", "identity"):
             raise UnsupportedEncoding(encoding)
@@ -105,9 +108,24 @@ def submit_call(
     keep = 0.0 if request.background else hints.keep_seconds
     common = {"session": session, "keep_seconds": keep, "background": request.background}
     requests = [replace(each, client=request.client, **common) for each in requests]
-    generation = Generation(context.engine, requests, request.connection.cut_off)
+    generation = _generation(request, requests)
     record = open_record(request, prompt_tokens)
     return SubmittedCall(prompt_tokens, per_prompt, generation, choices, reply, record)
+
+
+def _generation(request: ApiRequest, requests: Sequence[Request]) -> Generation:
+    """Submits the sequences, those of a resumed stream with the tokens that they have already."""
+    context, resumed = request.app.ctx, request.resumption
+    replayed: Sequence[Received] = ()
+    if resumed is not None:
+        check_fingerprint(resumed, context.engine_info().fingerprint)
+        replayed = resumed.received
+        if any(not 0 <= choice < len(requests) for choice, _ in replayed):
+            raise BadRequest("The marks are not of this request: they name a choice that it does not have.")
+        requests = [replace(each, generated=resumed.generated(i)) for i, each in enumerate(requests)]
+    return Generation(
+        context.engine, requests, request.connection.cut_off, replayed=replayed, records=request.marked
+    )
 
 
 def _session_of(request: ApiRequest) -> str:
@@ -151,6 +169,7 @@ def open_record(request: ApiRequest, prompt_tokens: int) -> CallRecord:
         model=context.settings.model,
         started=request.started,
         prompt_tokens=prompt_tokens,
+        resumed=request.resumption is not None,
     )
 
 

@@ -22,6 +22,7 @@ from ..text.deltas import Delta, End, Start
 from ..text.generation import Generation
 from .cache_explained import cache_header, explains
 from .context import ApiRequest
+from .resuming import StreamGroups
 
 KEEP_ALIVE_SECONDS = 15.0
 """The longest silence in a stream: load balancers close a connection after 60 s without a byte."""
@@ -74,14 +75,15 @@ class SubmittedCall:
     reply: Reply
     record: CallRecord
 
-    async def deltas(self) -> AsyncIterator[Delta | None]:
-        """The deltas of all choices; records them in the metrics."""
-        async for delta in deltas(self.generation, self.choices, KEEP_ALIVE_SECONDS):
-            if isinstance(delta, Start):
-                self.record.record_output()
-            elif isinstance(delta, End):
-                self.record.ended(delta.reason)
-            yield delta
+    async def deltas(self) -> AsyncIterator[list[Delta] | None]:
+        """The deltas of all choices, those of one event together; records them in the metrics."""
+        async for found in deltas(self.generation, self.choices, KEEP_ALIVE_SECONDS):
+            for delta in found or ():
+                if isinstance(delta, Start):
+                    self.record.record_output()
+                elif isinstance(delta, End):
+                    self.record.ended(delta.reason)
+            yield found
 
     def usage(self) -> Usage:
         """The token counts so far."""
@@ -140,8 +142,8 @@ async def answer(
 
 async def _fold(request: ApiRequest, submitted: SubmittedCall) -> bytes:
     """The JSON of the whole reply, folded from the stream; a long one is encoded off the event loop."""
-    async for delta in submitted.deltas():
-        if delta is not None:
+    async for found in submitted.deltas():
+        for delta in found or ():
             submitted.reply.fold(delta)
     usage = submitted.usage()
     size = _JSON_OF_TOKEN * usage.completion
@@ -158,14 +160,15 @@ async def _stream(
     response = HTTPResponse(headers=headers, content_type="text/event-stream; charset=utf-8")
     await request.respond(response)
     await response.send(b"")
-    reply = submitted.reply
+    reply, usage, groups = submitted.reply, submitted.usage, StreamGroups(request, submitted.generation)
     try:
-        for event in reply.opening():
-            await response.send(event)
-        async for delta in _joined(first, deltas):
-            for event in [keep_alive] if delta is None else reply.events(delta, submitted.usage):
-                await response.send(event)
-        last = list(reply.closing(submitted.usage()))
+        for group in groups.opening(reply.opening()):
+            await response.send(group)
+        async for found in _joined(first, deltas):
+            events = (event for delta in found or () for event in reply.events(delta, usage))
+            for group in groups.of(events if found else [keep_alive]):
+                await response.send(group)
+        last = list(reply.closing(usage()))
     except Exception as error:
         # The status has been sent already: send an error event in the stream, and close the connection.
         request.end_early(error)
@@ -176,18 +179,18 @@ async def _stream(
     await response.send(b"", end_stream=True)
 
 
-async def _begin(deltas: AsyncIterator[Delta | None]) -> list[Delta | None]:
-    """The first delta, however long it takes."""
-    async for delta in deltas:
-        if delta is not None:
-            return [delta]
+async def _begin(deltas: AsyncIterator[list[Delta] | None]) -> list[list[Delta]]:
+    """The first deltas, however long they take."""
+    async for found in deltas:
+        if found is not None:
+            return [found]
     return []
 
 
 async def _joined(
-    first: list[Delta | None], rest: AsyncIterator[Delta | None]
-) -> AsyncIterator[Delta | None]:
-    for delta in first:
-        yield delta
-    async for delta in rest:
-        yield delta
+    first: list[list[Delta]], rest: AsyncIterator[list[Delta] | None]
+) -> AsyncIterator[list[Delta] | None]:
+    for found in first:
+        yield found
+    async for found in rest:
+        yield found

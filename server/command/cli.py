@@ -98,11 +98,18 @@ def serve(flags: ServeFlags) -> None:
         from .engine_command import engine_commands
 
         start_early(engine_commands(flags))  # the imports below take a second
+        from ..answering.resuming import VARIABLE as RESUME_KEY
         from ..settings import ServerSettings
         from .serve import run_web_process
 
-        name = served_name(flags.model)
-        run_web_process(ServerSettings(model=name, keys=keys, allow_origins=origins, flags=flags), listener)
+        settings = ServerSettings(
+            model=served_name(flags.model),
+            keys=keys,
+            allow_origins=origins,
+            flags=flags,
+            resume_key=os.environ.get(RESUME_KEY) or None,
+        )
+        run_web_process(settings, listener)
 
 
 @app.command()

@@ -165,7 +165,9 @@ class Dispatcher:
             pass
 
     def _admit(self, requests: Sequence[Request]) -> None:
-        """Raises Overloaded for a call that is not accepted."""
+        """Raises Overloaded for a call that is not accepted; an interrupted stream always is."""
+        if requests[0].generated:
+            return
         if requests[0].background:
             self._admission.check_background(requests, self._background.tokens)
             return
@@ -192,8 +194,10 @@ class Dispatcher:
             stream=BufferedStream(request, lambda _, working: self._release(sequence, working)),
             arrival=self._arrivals,
             submitted=self._clock(),
-            cost=self._forecast.cost(request),
+            cost=self._forecast.cost(request, len(request.generated)),
             digests=digests,
+            tokens=list(request.generated),
+            last_token=self._clock() if request.generated else math.inf,
         )
         return sequence
 

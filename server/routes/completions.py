@@ -34,9 +34,9 @@ async def create_completion(request: ApiRequest) -> HTTPResponse | None:
     _check_possible(call, info)
     grammar = await checked(call.constraint, request.off_loop)
     prompts = await encode_prompts(text, call, info, request.off_loop)
-    heading = heading_of(context, info, "cmpl-", call.model)
+    heading = heading_of(context, info, "cmpl-", call.model, request.identity)
     salt = request.key_id + call.sampling.cache_salt
-    params = _params(call, context.served, grammar)
+    params = _params(call, context.served, request.identity.seed, grammar)
     silent = context.settings.flags.default_max_tokens or DEFAULT_TOKENS
     requests = _requests(call, heading.id, prompts, params, salt, info, silent)
     choices = [_choice(call, text, each.prompt) for each in requests]
@@ -63,10 +63,10 @@ def _check_possible(call: CompletionCall, info: EngineInfo) -> None:
         raise BadRequest(message, "echo", "unsupported_value")
 
 
-def _params(call: CompletionCall, served: ServedModel, grammar: str | None) -> SamplingParams:
+def _params(call: CompletionCall, served: ServedModel, seed: int, grammar: str | None) -> SamplingParams:
     sampling, ranked = call.sampling, call.best_of > call.sampling.n
     return replace(
-        sampling_params(sampling, served.ready(), served.defaults, grammar),
+        sampling_params(sampling, served.ready(), served.defaults, seed, grammar),
         logprobs=0 if ranked and sampling.logprobs is None else sampling.logprobs,
         prompt_logprobs=sampling.logprobs if call.scores_prompt else None,
     )

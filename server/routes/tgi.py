@@ -107,7 +107,7 @@ async def _generate(request: ApiRequest, *, stream: bool | None) -> HTTPResponse
     grammar = await checked(call.constraint, request.off_loop)
     prompt = await request.off_loop.run(len(call.inputs), _encoded, text, call)
     params = replace(
-        sampling_params(call.sampling, text, context.served.defaults, grammar),
+        sampling_params(call.sampling, text, context.served.defaults, request.identity.seed, grammar),
         max_tokens=_most_tokens(call, len(prompt), found),
         prompt_logprobs=0 if call.prefill and found.scores else None,
     )

@@ -4,11 +4,10 @@ Reasoning is split off first, so that stop strings, log-probabilities and calls 
 `deltas` defines the records, and `choices` runs all choices of a call.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ...runtime.request import InvalidRequest, TokenEvent
 from ..engine_client import RequestFailed
-from ..protocol.heading import fresh_id
 from ..protocol.structured import Constraint
 from ..reasoning import ReasoningSplitter
 from ..tool_formats import CallArguments, CallStart, Text, ToolCallParser
@@ -16,6 +15,13 @@ from .deltas import Arguments, Delta, End, Finish, Piece, Reasoning, Start, Tool
 from .logprobs import Entry, LogprobAligner, entry_of, unwritten
 from .stops import StopSearch
 from .text_model import TokenTexts
+
+CallIds = Callable[[int, int], str]
+"""The id of a call of a tool, from the number of the choice and of the call in it."""
+
+
+def _numbered(choice: int, call: int) -> str:
+    return f"call_{choice}_{call}"
 
 
 class ChoiceText:
@@ -40,7 +46,7 @@ class ChoiceText:
         show_reasoning: bool = True,
         parser: ToolCallParser | None = None,
         named: bool = False,
-        call_id: tuple[str, int] = ("call_", 24),
+        call_ids: CallIds = _numbered,
         mute: bool = False,
         constraint: Constraint | None = None,
     ) -> None:
@@ -52,7 +58,7 @@ class ChoiceText:
           show_reasoning: return it; else it is only counted.
           parser: finds tool calls in the text; None without tools.
           named: the request names the function to call, so that calling it is a plain stop.
-          call_id: the prefix of a call's id, and how many letters or digits follow.
+          call_ids: name its calls.
           mute: only the first event's results for the prompt are requested, no text.
           constraint: the grammar's source, for an error that names it.
         """
@@ -67,7 +73,7 @@ class ChoiceText:
         self._before_answer = 0
         self._parser = parser
         self._named = named
-        self._call_id = call_id
+        self._call_ids = call_ids
         self._mute = mute
         self._constraint = constraint
         self._text = text
@@ -195,7 +201,10 @@ class ChoiceText:
             case CallStart(name):
                 before = self._piece(choice, "", all=True)
                 self._calls += 1
-                return [*before, ToolCall(choice, self._calls - 1, fresh_id(*self._call_id), name)]
+                return [
+                    *before,
+                    ToolCall(choice, self._calls - 1, self._call_ids(choice, self._calls - 1), name),
+                ]
             case CallArguments(text):
                 return [Arguments(choice, self._calls - 1, text)]
 

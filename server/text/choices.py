@@ -15,8 +15,9 @@ from .generation import Generation
 
 async def deltas(
     generation: Generation, choices: Sequence[ChoiceText], silence: float
-) -> AsyncIterator[Delta | None]:
-    """The deltas of all choices until the last one ends; None after each `silence` seconds without a delta.
+) -> AsyncIterator[list[Delta] | None]:
+    """The deltas of all choices until the last one ends, those of one event together; None after each
+    `silence` seconds without a delta.
 
     There may be none while tokens arrive: a call of a tool is certain when it is complete.
 
@@ -39,18 +40,18 @@ async def deltas(
         waiting[index].append(event)
         if index > started:
             continue
+        found: list[Delta] = []
         for choice in range(index, len(choices) if index == started else index + 1):
             if not waiting[choice]:
                 break
             for delta in _deltas_of(choice, choices[choice], waiting[choice], generation):
                 started += isinstance(delta, Start)
                 ended += isinstance(delta, End)
-                yield delta
-                last = time.monotonic()
+                found.append(delta)
             if choice >= started:
                 break
-        if time.monotonic() - last >= silence:
-            yield None
+        if found or time.monotonic() - last >= silence:
+            yield found or None
             last = time.monotonic()
 
 

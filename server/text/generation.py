@@ -24,13 +24,29 @@ _ALTERNATIVES = 4
 
 
 class Generation:
-    """The running sequences of one call; `requests[i]` is choice i."""
+    """The running sequences of one call; `requests[i]` is choice i.
 
-    def __init__(self, engine: EngineClient, requests: Sequence[Request], cut: Callable[[], None]) -> None:
-        """Submits all of them, without an await.
+    Attributes:
+      replaying: whether the event that `next` returned last is one that another server has had.
+    """
+
+    replaying = False
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        requests: Sequence[Request],
+        cut: Callable[[], None],
+        *,
+        replayed: Sequence[tuple[int, TokenEvent]] = (),
+        records: bool = False,
+    ) -> None:
+        """Submits all of them that have not ended, without an await.
 
         Args:
           cut: closes the connection of a client that has left too many events unread.
+          replayed: events that another server has already had, which come first.
+          records: keeps events for `taken`.
 
         Raises:
           NotReady, Overloaded: the sequences are refused.
@@ -38,8 +54,16 @@ class Generation:
         self._cut = cut
         self._events: asyncio.Queue[tuple[int, TokenEvent | Exception]] = asyncio.Queue()
         self._unread = 0
-        self._streams: Sequence[EventStream] = engine.submit(requests)
-        self._pumps = [asyncio.create_task(self._pump(i, s)) for i, s in enumerate(self._streams)]
+        self._replayed = len(replayed)
+        self._taken: list[tuple[int, TokenEvent]] | None = [] if records else None
+        ended = {choice for choice, event in replayed if event.finish is not None}
+        left = [choice for choice in range(len(requests)) if choice not in ended]
+        streams = engine.submit([requests[choice] for choice in left]) if left else []
+        self._streams: dict[int, EventStream] = dict(zip(left, streams, strict=True))
+        for choice, event in replayed:
+            self._unread += _size(event)
+            self._events.put_nowait((choice, event))
+        self._pumps = {i: asyncio.create_task(self._pump(i, each)) for i, each in self._streams.items()}
 
     async def next(self, silence: float) -> tuple[int, TokenEvent] | None:
         """The next event and the index of its choice; None after `silence` seconds without an event.
@@ -58,18 +82,30 @@ class Generation:
         if isinstance(event, Exception):
             raise event
         self._unread -= _size(event)
+        self.replaying = self._replayed > 0
+        self._replayed -= self.replaying
+        if self._taken is not None:
+            self._taken.append((choice, event))
         return choice, event
+
+    def taken(self) -> list[tuple[int, TokenEvent]]:
+        """The events that `next` has returned since the last call, if they are recorded."""
+        if self._taken is None:
+            return []
+        found, self._taken = self._taken, []
+        return found
 
     def end(self, choice: int) -> None:
         """Aborts one choice. Idempotent; a no-op for a sequence that has finished."""
-        self._streams[choice].abort()
-        self._pumps[choice].cancel()
+        if choice in self._streams:
+            self._streams[choice].abort()
+            self._pumps[choice].cancel()
 
     def abort(self) -> None:
         """Aborts all running sequences. Idempotent, immediate, never raises."""
-        for stream in self._streams:
+        for stream in self._streams.values():
             stream.abort()
-        for pump in self._pumps:
+        for pump in self._pumps.values():
             pump.cancel()
 
     async def _pump(self, choice: int, stream: EventStream) -> None:

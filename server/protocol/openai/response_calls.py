@@ -6,11 +6,10 @@ and the client gets the text. A tool of a namespace gets its own name back, besi
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ...tool_formats import FREE_TEXT, Tool
-from ..heading import fresh_id
 
 Event = tuple[str, dict[str, Any]]
 """The type of an event, and its fields."""
@@ -23,17 +22,18 @@ class CallItem:
       item: in OpenAI's keys, as far as it is known.
     """
 
-    def __init__(self, id: str, name: str, tool: Tool | None) -> None:
+    def __init__(self, item_id: Callable[[str], str], id: str, name: str, tool: Tool | None) -> None:
         """A call without arguments.
 
         Args:
-          id: of the call. name: the model's for the tool. tool: what is called.
+          item_id: the id of the item, from its prefix. id: of the call.
+          name: the model's for the tool. tool: what is called.
         """
         free = tool is not None and tool.free_form
         self._text = FreeText() if free else None
         self._key = "input" if free else "arguments"
         kind, prefix = ("custom_tool_call", "ctc_") if free else ("function_call", "fc_")
-        self.item = {"id": fresh_id(prefix), "type": kind, "status": "in_progress", self._key: ""}
+        self.item = {"id": item_id(prefix), "type": kind, "status": "in_progress", self._key: ""}
         self.item |= {"call_id": id, "name": (tool and tool.own_name) or name}
         if tool is not None and tool.namespace:
             self.item["namespace"] = tool.namespace

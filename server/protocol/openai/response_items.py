@@ -10,7 +10,7 @@ from typing import Any
 from ...text.deltas import Arguments, Delta, End, Piece, Reasoning, ToolCall
 from ...text.logprobs import Entry
 from ...tool_formats import Tool
-from ..heading import fresh_id
+from ..heading import derived_id
 from .response_calls import CallItem, Event
 
 PLAIN = "text:"
@@ -24,14 +24,16 @@ class OutputItems:
       items: so far, in OpenAI's keys.
     """
 
-    def __init__(self, tools: Iterable[Tool] = (), *, portable: bool = False) -> None:
+    def __init__(self, answer: str, tools: Iterable[Tool] = (), *, portable: bool = False) -> None:
         """No items.
 
         Args:
+          answer: the id of the answer, from which those of its items follow.
           tools: those that may be called.
           portable: reasoning also has `encrypted_content`, which clients send back.
         """
         self.items: list[dict[str, Any]] = []
+        self._answer = answer
         self._tools = {tool.name: tool for tool in tools}
         self._portable = portable
         self._open = False
@@ -48,7 +50,7 @@ class OutputItems:
                 yield from self._enter("message")
                 yield self._add_text(text, entries or [])
             case ToolCall(_, _, id, name):
-                call = CallItem(id, name, self._tools.get(name))
+                call = CallItem(self._id, id, name, self._tools.get(name))
                 yield from self._begin(call.item)
                 self._call = call
             case Arguments(_, _, text):
@@ -77,13 +79,17 @@ class OutputItems:
             return
         if kind == "message":
             part = {"type": "output_text", "annotations": [], "logprobs": [], "text": ""}
-            item = {"id": fresh_id("msg_"), "type": kind, "status": "in_progress"}
+            item = {"id": self._id("msg_"), "type": kind, "status": "in_progress"}
             yield from self._begin(item | {"content": [part], "role": "assistant"})
         else:
             part = {"type": "reasoning_text", "text": ""}
-            item = {"id": fresh_id("rs_"), "type": kind, "summary": [], "status": "in_progress"}
+            item = {"id": self._id("rs_"), "type": kind, "summary": [], "status": "in_progress"}
             yield from self._begin(item | {"content": [part], "encrypted_content": None})
         yield self._here("response.content_part.added", {"content_index": 0, "part": part})
+
+    def _id(self, prefix: str) -> str:
+        """The id of the next item."""
+        return derived_id(prefix, 29, self._answer, len(self.items))
 
     def _begin(self, item: dict[str, Any]) -> Iterator[Event]:
         """Ends the item before, and begins a new one."""

@@ -43,7 +43,7 @@ class ResponseReply:
         self._keep = keep
         self._heading = heading
         self._echo = echo | {"temperature": temperature, "top_p": top_p}
-        self._items = OutputItems(tools, portable=portable_reasoning)
+        self._items = OutputItems(heading.id, tools, portable=portable_reasoning)
         self._status = "in_progress"
         self._sent = 0
 

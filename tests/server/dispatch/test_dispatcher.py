@@ -173,6 +173,20 @@ def test_a_sequence_goes_on_behind_what_it_has_said():
     assert world.dispatcher.moved == {"engine_lost": 1, "preempted": 0, "draining": 0, "balanced": 0}
 
 
+def test_a_sequence_that_began_elsewhere_is_never_refused_and_goes_on_behind_what_it_has_said():
+    """Also when it is moved again."""
+    world = World(2, Admission(max_wait=0.0))
+    world.begin(0)
+    world.submit(*(request(f"{n}", 40, "a") for n in range(SLOTS)))
+    said = tuple(token_at(request("late", 9, "b"), position) for position in range(3))
+    [stream] = world.submit(replace(request("late", 9, "b"), generated=said))
+    world.step(0)
+    world.begin(1)
+    world.kill(0, by_others=True)
+    world.run()
+    assert heard(stream) == ([token_at(stream.request, n) for n in range(3, 9)], "length")
+
+
 def test_an_engine_that_is_ready_again_gets_its_part_of_what_runs():
     """The youngest sequences move to it until the engines are even, and go on behind what they said."""
     world = World(3)
