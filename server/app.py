@@ -126,6 +126,8 @@ async def _stamp(request: ApiRequest, response: BaseHTTPResponse) -> None:
     response.headers["openai-processing-ms"] = str(round((time.perf_counter() - request.started) * 1000))
     response.headers["openai-version"] = "2020-10-01"
     response.headers.update(_headers(request))
+    if request.span is not None and not request.recorded:
+        request.span.end(response.status, str(response.status) if response.status >= 500 else None)
     if context.draining:
         request.close_afterwards()
 
@@ -134,6 +136,7 @@ def _headers(request: ApiRequest) -> dict[str, str]:
     """The headers that depend on the request's: for cross-origin requests, and for Anthropic's clients."""
     allowed, preflight = request.app.ctx.settings.allow_origins, request.method == "OPTIONS"
     named = {"request-id": request.reference} if speaks_anthropic(request) else {}
+    named |= {"traceparent": request.span.header} if request.span is not None else {}
     return named | cors_headers(allowed, request.headers, preflight=preflight)
 
 
@@ -172,3 +175,5 @@ async def _stop(app: App) -> None:
         app.ctx.batches.store.close()
     app.ctx.served.close()
     app.ctx.off_loop.close()
+    if app.ctx.settings.traces is not None:
+        app.ctx.settings.traces.close()

@@ -75,11 +75,12 @@ def ending_of(error: Exception, *, draining: bool) -> Ending:
     return "internal_error"
 
 
-def log_ending(reference: str, ending: Ending, error: BaseException) -> None:
+def log_ending(reference: str, trace_id: str, ending: Ending, error: BaseException) -> None:
     """Logs why the call `reference` ended early: an engine's message, or the type of another error."""
+    names = {"request": reference, **({"trace_id": trace_id} if trace_id else {})}
     level = _LEVELS.get(ending, logging.NOTSET)
     if level:
         detail = str(error)[:_LONGEST_DETAIL] if isinstance(error, EngineFailed) else type(error).__name__
-        log.log(level, "%s ended early, %s: %s", reference, ending, detail)
+        log.log(level, "%s ended early, %s: %s", reference, ending, detail, extra=names)
     if ending == "internal_error":
-        log.debug("%s failed", reference, exc_info=error)
+        log.debug("%s failed", reference, exc_info=error, extra=names)

@@ -15,6 +15,7 @@ import typer
 
 from ..model.errors import ConfigError
 from ..runtime.options import Membership, parse_kernels, parse_mesh
+from .logs import LogFormat
 
 Dtype = Literal["float32", "bfloat16"]
 Int8 = Literal["int8"]
@@ -251,6 +252,7 @@ class ServeFlags(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         False
     )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option()] = "info"
+    log_format: Annotated[LogFormat, typer.Option(help="Log lines of text, or JSON objects.")] = "text"
 
     @property
     def membership(self) -> Membership | None:

@@ -1,10 +1,16 @@
 """The settings of the web process: the operator's flags, what is derived from them at start, fixed limits."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .batches.limits import BatchLimits
 from .flags import ServeFlags
 from .keys import Keys
+
+if TYPE_CHECKING:
+    from .tracing import Traces
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,6 +22,7 @@ class ServerSettings:
       keys: the accepted API keys; None accepts requests without a key.
       allow_origins: origins of web pages that may send requests; `*` for every one.
       flags: those of `distaff serve`.
+      traces: where the spans of requests go; None for nowhere.
       resume_key: of the proxies that may resume streams; None for none.
       most_choices: the largest `n` of a request.
       drain_seconds: how long running requests may continue after SIGTERM.
@@ -31,6 +38,7 @@ class ServerSettings:
     allow_origins: tuple[str, ...] = ()
     flags: ServeFlags = field(default_factory=ServeFlags)
     resume_key: str | None = None
+    traces: Traces | None = None
     most_choices: int = 16
     drain_seconds: float = 60.0
     most_connections: int = 10_000

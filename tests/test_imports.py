@@ -119,7 +119,7 @@ ARROWS = {
             "server/protocol",
         },
         *{"server/protocol/openai", "server/reasoning", "server/settings", "server/text"},
-        *{"server/page", "server/protocol/anthropic", "server/tool_formats"},
+        *{"server/page", "server/protocol/anthropic", "server/tool_formats", "server/tracing"},
     },
     "server/routes": {
         *{*SHARED, "model", "server/answering", "server/dispatch", "server/metrics", "server/protocol"},
@@ -131,7 +131,7 @@ ARROWS = {
         *{*SHARED, "model", "checkpoints", "runtime/capacity", "server/answering", "server/app"},
         *{"server/bench", "server/dispatch", "server/engines", "server/flags", "server/keys", "server/logs"},
         *{"server/process", "server/settings", "server/text", "server/versions", "server/worker"},
-        "server/batches",
+        *{"server/batches", "server/tracing"},
     },
 }
 """Which folders a folder may import, the loose files of `LOOSE` by their own names; `model` and `checkpoints`

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import time
 from ipaddress import ip_address, ip_network
@@ -29,7 +30,12 @@ from .response_store import ResponseStore
 
 if TYPE_CHECKING:
     from ..http import HardenedHttp
+    from ..tracing import RequestSpan
 
+
+_PARENT = "traceparent"
+_TRACE_ID = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+"""The header of W3C's Trace Context (https://www.w3.org/TR/trace-context/)."""
 
 LONGEST_NAME = 256
 """The most characters of a model's id that are repeated in every chunk of an answer."""
@@ -104,6 +110,7 @@ class ApiRequest(Request[App, SimpleNamespace]):
       key_id: the id of its API key from `Keys.identify`; empty if none was needed.
       ending: why it ended before its answer was complete; None if it did not, or not yet.
       background: whether its sequences make way for those of other requests.
+      recorded: it is a call with a record, which ends its span.
       marked: its stream carries marks (see `resuming.py`). resumption: the stream that it continues, if any.
     """
 
@@ -118,6 +125,8 @@ class ApiRequest(Request[App, SimpleNamespace]):
         self.marked = False
         self.resumption: Resumption | None = None
         self._identity: Identity | None = None
+        self._span: RequestSpan | None = None
+        self.recorded = False
 
     async def receive_body(self) -> None:
         """Reads the body; raises RequestTimeout, a 408, if it does not arrive in time."""
@@ -136,6 +145,23 @@ class ApiRequest(Request[App, SimpleNamespace]):
     @identity.setter
     def identity(self, identity: Identity) -> None:
         self._identity = identity
+
+    @property
+    def span(self) -> RequestSpan | None:
+        """Its span, where requests are traced: of POST, once its route is known."""
+        traces = self.app.ctx.settings.traces
+        if self._span is None and traces is not None and self.method == "POST":
+            parent = self.headers.getone(_PARENT, "")
+            self._span = traces.begin(parent, self.method, self.uri_template, self.started)
+        return self._span
+
+    @property
+    def trace_id(self) -> str:
+        """The trace that it belongs to, ours or the client's; empty if there is none."""
+        if self.span is not None:
+            return self.span.trace_id
+        found = _TRACE_ID.fullmatch(self.headers.getone(_PARENT, ""))
+        return found[1] if found else ""
 
     @property
     def client(self) -> str:
@@ -172,7 +198,7 @@ class ApiRequest(Request[App, SimpleNamespace]):
         else:
             self.ending = self.connection.lost_by
         context.metrics.count_ending(self.ending)
-        log_ending(self.reference, self.ending, error)
+        log_ending(self.reference, self.trace_id, self.ending, error)
 
     def note_failure(self, error: BaseException) -> None:
         """Records an early end, unless `error` is the regular answer to an invalid request."""

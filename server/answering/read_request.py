@@ -24,6 +24,7 @@ from ..text.generation import Generation
 from .context import ApiRequest, AppContext
 from .respond import Reply, SubmittedCall
 from .resuming import check_fingerprint, take_marks
+from .traced import trace_call
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ def submit_call(
     common = {"session": session, "keep_seconds": keep, "background": request.background}
     requests = [replace(each, client=request.client, **common) for each in requests]
     generation = _generation(request, requests)
-    record = open_record(request, prompt_tokens)
+    record = open_record(request, requests, prompt_tokens)
     return SubmittedCall(prompt_tokens, per_prompt, generation, choices, reply, record)
 
 
@@ -160,12 +161,14 @@ def _is_new(context: AppContext, name: str) -> bool:
     return True
 
 
-def open_record(request: ApiRequest, prompt_tokens: int) -> CallRecord:
-    """The record of a call that is submitted now."""
+def open_record(request: ApiRequest, requests: Sequence[Request], prompt_tokens: int) -> CallRecord:
+    """The record of a call whose sequences are submitted now."""
     context = request.app.ctx
+    request.recorded = True
+    trace_call(request, requests)
     return CallRecord(
         context.metrics,
-        id=_log_id(request),
+        names=_names(request),
         model=context.settings.model,
         started=request.started,
         prompt_tokens=prompt_tokens,
@@ -173,10 +176,14 @@ def open_record(request: ApiRequest, prompt_tokens: int) -> CallRecord:
     )
 
 
-def _log_id(request: ApiRequest) -> str:
-    """The server's id of the request, the id of its key, and the client's own id if it is safe to log."""
-    ours = f"{request.reference} key={request.key_id}" if request.key_id else request.reference
+def _names(request: ApiRequest) -> dict[str, str]:
+    """What identifies the call in a log: our id, its key's, its trace's, and the client's if safe."""
     theirs = request.headers.getone("x-client-request-id", "")
-    if 0 < len(theirs) <= 64 and theirs.isascii() and theirs.replace("-", "").replace("_", "").isalnum():
-        return f"{ours} client={theirs}"
-    return ours
+    safe = 0 < len(theirs) <= 64 and theirs.isascii() and theirs.replace("-", "").replace("_", "").isalnum()
+    names = {
+        "request": request.reference,
+        "key": request.key_id,
+        "client": theirs if safe else "",
+        "trace_id": request.trace_id,
+    }
+    return {name: value for name, value in names.items() if value}

@@ -23,6 +23,7 @@ from ..text.generation import Generation
 from .cache_explained import cache_header, explains
 from .context import ApiRequest
 from .resuming import StreamGroups
+from .traced import trace_end, trace_usage
 
 KEEP_ALIVE_SECONDS = 15.0
 """The longest silence in a stream: load balancers close a connection after 60 s without a byte."""
@@ -80,7 +81,8 @@ class SubmittedCall:
         async for found in deltas(self.generation, self.choices, KEEP_ALIVE_SECONDS):
             for delta in found or ():
                 if isinstance(delta, Start):
-                    self.record.record_output()
+                    first = self.choices[delta.choice].first
+                    self.record.record_output(first and first.waited)
                 elif isinstance(delta, End):
                     self.record.ended(delta.reason)
             yield found
@@ -106,13 +108,16 @@ def accounted(
     request: ApiRequest, record: CallRecord, completion_tokens: Callable[[], list[int]]
 ) -> Iterator[None]:
     """Closes a call's record at the end of the block, with the error that ended the call early, if any."""
+    failure: BaseException | None = None
     try:
         yield
     except BaseException as error:
+        failure = error
         request.end_early(error)
         raise
     finally:
         record.close(completion_tokens(), request.ending)
+        trace_end(request, record, failure)
 
 
 async def answer(
@@ -138,6 +143,7 @@ async def answer(
             return HTTPResponse(body, headers=headers, content_type="application/json")
         finally:
             submitted.generation.abort()
+            trace_usage(request, submitted.usage())
 
 
 async def _fold(request: ApiRequest, submitted: SubmittedCall) -> bytes:

@@ -80,8 +80,9 @@ def serve(flags: ServeFlags) -> None:
     from ..keys import configured_keys
     from .exposure import check_exposure, check_origins, parse_origins, warn_of_exposure
     from .listener import address_of, listen
+    from .traces import configured_traces
 
-    configure_logging(flags.log_level.upper())
+    configure_logging(flags.log_level.upper(), format=flags.log_format)
     flags.check_together()
     origins = parse_origins(flags.allow_origin or ())
     check(flags.model)
@@ -90,6 +91,7 @@ def serve(flags: ServeFlags) -> None:
 
         become_follower(flags)
     keys = configured_keys(flags.api_keys, os.environ)
+    traces = configured_traces(os.environ)
     check_exposure(flags.host, keys, flags.auth)
     check_origins(origins, keys, flags.any_origin_with_keys)
     with listen(flags.host, flags.port) as listener:
@@ -108,6 +110,7 @@ def serve(flags: ServeFlags) -> None:
             allow_origins=origins,
             flags=flags,
             resume_key=os.environ.get(RESUME_KEY) or None,
+            traces=traces,
         )
         run_web_process(settings, listener)
 

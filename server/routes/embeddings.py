@@ -52,7 +52,7 @@ async def create_embeddings(request: ApiRequest) -> HTTPResponse:
         for n, prompt in enumerate(prompts)
     ]
     tokens = sum(map(len, prompts))
-    record = open_record(request, tokens)
+    record = open_record(request, asked, tokens)
     with accounted(request, record, lambda: [0]):
         pooled = await _all_pooled(request, asked)
         record.ended("stop")

@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("flags", type=ServeFlags.from_argument)
     flags: ServeFlags = parser.parse_args().flags
-    configure_logging(flags.log_level.upper(), f"process {flags.process_id}")
+    configure_logging(flags.log_level.upper(), f"process {flags.process_id}", flags.log_format)
     silence_notes()  # the leader's web process reads the same files
     signal.signal(
         signal.SIGINT, signal.SIG_DFL

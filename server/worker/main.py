@@ -69,7 +69,8 @@ def main() -> None:
     arguments = parser.parse_args()
     flags: ServeFlags = arguments.flags
     replica: int = arguments.replica
-    configure_logging(flags.log_level.upper(), f"replica {replica}" if flags.replicas > 1 else "")
+    speaker = f"replica {replica}" if flags.replicas > 1 else ""
+    configure_logging(flags.log_level.upper(), speaker, flags.log_format)
     silence_notes()  # the web process reads the same files
     memory: int | None = arguments.free_memory
     files: list[int] = arguments.page_files

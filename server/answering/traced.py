@@ -1,0 +1,77 @@
+"""What a call's span says: OpenTelemetry's GenAI attributes of its request and of its answer.
+
+`tracing.py` keeps the spans. Names and numbers only: no prompt, no answer, no stop string, no key.
+"""
+
+from collections.abc import Sequence
+
+from ...runtime.request import Request
+from ..call_record import CallRecord
+from ..errors import as_api_error
+from ..protocol.usage import Usage
+from .context import ApiRequest
+
+_TEXT_COMPLETIONS = ("cmpl-", "gen-")
+_EMBEDDINGS = "embd-"
+_PARAMETERS = (
+    *("max_tokens", "temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty", "seed"),
+)
+
+
+def trace_call(request: ApiRequest, requests: Sequence[Request]) -> None:
+    """Describes a call that is submitted; `requests`: its sequences."""
+    if request.span is None:
+        return
+    model, params = request.app.ctx.settings.model, requests[0].params
+    operation, id = _operation(requests[0].id), requests[0].id.rpartition("-")[0]
+    given = {f"gen_ai.request.{name}": getattr(params, name) for name in _PARAMETERS}
+    request.span.describe(
+        {
+            "gen_ai.operation.name": operation,
+            "gen_ai.provider.name": "distaff",
+            "gen_ai.request.model": model,
+            "gen_ai.response.model": model,
+            "gen_ai.response.id": id,
+            "gen_ai.request.choice.count": len(requests),
+            "distaff.request.id": request.reference,
+            "distaff.resumed": request.resumption is not None,
+            **{name: value for name, value in given.items() if value is not None},
+        },
+        f"{operation} {model}",
+    )
+
+
+def trace_usage(request: ApiRequest, usage: Usage) -> None:
+    """Describes what a call has used."""
+    if request.span is not None:
+        request.span.describe(
+            {
+                "gen_ai.usage.cache_read.input_tokens": usage.cached,
+                "gen_ai.usage.cache_creation.input_tokens": usage.written,
+                "gen_ai.usage.reasoning.output_tokens": usage.reasoning,
+            }
+        )
+
+
+def trace_end(request: ApiRequest, record: CallRecord, error: BaseException | None) -> None:
+    """Ends the span of a call whose record is closed; `error` ended it before its head was sent."""
+    if request.span is None:
+        return
+    times = record.times
+    said = {
+        "gen_ai.usage.input_tokens": record.prompt_tokens,
+        "gen_ai.usage.output_tokens": record.completion_tokens,
+        "gen_ai.response.finish_reasons": record.reasons,
+    }
+    if times.first is not None:
+        said["gen_ai.response.time_to_first_chunk"] = times.first - request.started
+    request.span.describe(said)
+    request.span.add_phases(times)
+    status = as_api_error(error).status if isinstance(error, Exception) else 200
+    request.span.end(status, request.ending)
+
+
+def _operation(id: str) -> str:
+    if id.startswith(_EMBEDDINGS):
+        return "embeddings"
+    return "text_completion" if id.startswith(_TEXT_COMPLETIONS) else "chat"
