@@ -185,7 +185,9 @@ def test_it_serves_what_it_understood(monkeypatch, caplog):
 
     monkeypatch.setattr(serve, "WebProcess", WebProcess)
     monkeypatch.setattr("distaff.server.engines.engine_process.start_early", lambda commands: None)
-    monkeypatch.setattr("distaff.server.command.cli.configure_logging", lambda level: caplog.set_level(level))
+    monkeypatch.setattr(
+        "distaff.server.command.cli.configure_logging", lambda level, **_: caplog.set_level(level)
+    )
     for name, value in {
         "MODEL_ID": "smollm2", "PORT": port, "MAX_INPUT_LENGTH": "16", "MAX_TOTAL_TOKENS": "64",
         "MAX_CONCURRENT_REQUESTS": "3", "HF_TOKEN": "hf_secret", "ROPE_FACTOR": "2",

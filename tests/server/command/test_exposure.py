@@ -88,7 +88,7 @@ class TestServe:
 
         monkeypatch.setattr(serve, "WebProcess", WebProcess)
         monkeypatch.setattr("distaff.server.engines.engine_process.start_early", lambda commands: None)
-        monkeypatch.setattr("distaff.server.command.cli.configure_logging", lambda level: None)
+        monkeypatch.setattr("distaff.server.command.cli.configure_logging", lambda level, **_: None)
         return made
 
     @staticmethod
