@@ -32,8 +32,8 @@ class CallTimes:
 class CallRecord:
     """The record of one call, opened when it is submitted and closed exactly once.
 
-    A resumed one counts in full, because the server that was lost has not recorded it; only its times to and
-    between tokens are no measurement.
+    A resumed one counts in full, because the server that was lost has not recorded it. The times of it are in no
+    metric, and neither are those of a line of a batch, which waits for all others.
 
     Attributes:
       prompt_tokens: each prompt counted once. completion_tokens: of all choices, 0 until it is closed.
@@ -48,7 +48,7 @@ class CallRecord:
         model: str,
         started: float,
         prompt_tokens: int,
-        resumed: bool = False,
+        timed: bool = True,
     ) -> None:
         self._metrics = metrics
         self._names = names
@@ -57,7 +57,7 @@ class CallRecord:
         self._submitted = time.perf_counter()
         self._computed: float | None = None
         self.prompt_tokens, self.completion_tokens = prompt_tokens, 0
-        self._resumed = resumed
+        self._timed = timed
         self._first: float | None = None
         self._ended: float | None = None
         self.reasons: list[str] = []
@@ -69,8 +69,9 @@ class CallRecord:
         if self._first is None:
             self._first = time.perf_counter()
             self._computed = None if waited is None else min(self._submitted + waited, self._first)
-            if not self._resumed:
+            if self._timed:
                 self._metrics.first_token.observe(self._first - self._started)
+                self._metrics.vllm.first_token.observe(self._first - self._started)
 
     def ended(self, reason: str) -> None:
         """Records the end of a choice."""
@@ -88,11 +89,16 @@ class CallRecord:
                 self.reasons.append(ending)  # all choices ended, but the answer is incomplete
         self._metrics.in_flight.dec()
         self._metrics.completion_tokens.inc(self.completion_tokens)
-        self._metrics.duration.observe(now - self._started)
-        longest = max(completion_tokens)
-        if self._first is not None and longest > 1 and not self._resumed:
-            self._metrics.per_token.observe((now - self._first) / (longest - 1))
+        if self._timed:
+            self._observe_end(now, max(completion_tokens))
         self._log(now)
+
+    def _observe_end(self, now: float, longest: int) -> None:
+        """Records the call's times; `longest`: the tokens of its longest choice."""
+        self._metrics.duration.observe(now - self._started)
+        self._metrics.vllm.request.observe(now - self._started)
+        if self._first is not None and longest > 1:
+            self._metrics.per_token.observe((now - self._first) / (longest - 1))
 
     @property
     def times(self) -> CallTimes:

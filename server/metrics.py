@@ -1,4 +1,4 @@
-"""The metrics of calls for Prometheus; `engine_metrics.py` has those of engines.
+"""The metrics of calls for Prometheus; `engine_metrics.py` has those of engines, `vllm_metrics.py` vLLM's.
 
 Labels are statuses, finish reasons and reasons for early ends (`endings.py`), never text from a client.
 """
@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from .endings import CUT_SHORT, REFUSALS, Ending
 from .engine_client import EngineClient
 from .engine_metrics import EngineCollector
+from .vllm_metrics import VllmMetrics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -20,9 +21,13 @@ _DURATION = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 
 
 class Metrics:
-    """The metrics of one web process, on its own registry."""
+    """The metrics of one web process, on its own registry.
 
-    def __init__(self, engine: EngineClient) -> None:
+    Attributes:
+      vllm: the figures that are shown under vLLM's names, too.
+    """
+
+    def __init__(self, engine: EngineClient, model: str) -> None:
         self.registry = registry = CollectorRegistry()
         registry.register(EngineCollector(engine))
         self.responses = Counter("distaff_responses", "Responses sent.", ["status"], registry=registry)
@@ -49,6 +54,8 @@ class Metrics:
             "time_per_output_token", "Between tokens of a choice.", _PER_TOKEN, registry
         )
         self.duration = _histogram("request_duration", "From arrival to the last byte.", _DURATION, registry)
+        self.vllm = VllmMetrics(engine, model, self.prompt_tokens, self.finished)
+        registry.register(self.vllm)
 
     def count_line(self, succeeded: bool) -> None:
         """Counts a line of a batch that was answered."""

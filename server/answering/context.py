@@ -57,7 +57,7 @@ class AppContext:
         self.settings = settings
         self.engine = engine
         self.served = served
-        self.metrics = Metrics(engine)
+        self.metrics = Metrics(engine, settings.model)
         self.off_loop = OffLoop()
         self.created = int(time.time())
         self.draining = False

@@ -125,7 +125,12 @@ def _generation(request: ApiRequest, requests: Sequence[Request]) -> Generation:
             raise BadRequest("The marks are not of this request: they name a choice that it does not have.")
         requests = [replace(each, generated=resumed.generated(i)) for i, each in enumerate(requests)]
     return Generation(
-        context.engine, requests, request.connection.cut_off, replayed=replayed, records=request.marked
+        context.engine,
+        requests,
+        request.connection.cut_off,
+        replayed=replayed,
+        records=request.marked,
+        watch=context.metrics.vllm.watch(background=request.background),
     )
 
 
@@ -172,7 +177,7 @@ def open_record(request: ApiRequest, requests: Sequence[Request], prompt_tokens:
         model=context.settings.model,
         started=request.started,
         prompt_tokens=prompt_tokens,
-        resumed=request.resumption is not None,
+        timed=not request.background and request.resumption is None,
     )
 
 

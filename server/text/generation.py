@@ -40,6 +40,7 @@ class Generation:
         *,
         replayed: Sequence[tuple[int, TokenEvent]] = (),
         records: bool = False,
+        watch: Callable[[int, TokenEvent], None] | None = None,
     ) -> None:
         """Submits all of them that have not ended, without an await.
 
@@ -47,11 +48,13 @@ class Generation:
           cut: closes the connection of a client that has left too many events unread.
           replayed: events that another server has already had, which come first.
           records: keeps events for `taken`.
+          watch: is called with each event and its choice as it arrives; not with replayed ones.
 
         Raises:
           NotReady, Overloaded: the sequences are refused.
         """
         self._cut = cut
+        self._watch = watch
         self._events: asyncio.Queue[tuple[int, TokenEvent | Exception]] = asyncio.Queue()
         self._unread = 0
         self._replayed = len(replayed)
@@ -111,6 +114,8 @@ class Generation:
     async def _pump(self, choice: int, stream: EventStream) -> None:
         try:
             async for event in stream:
+                if self._watch is not None:
+                    self._watch(choice, event)
                 self._keep(choice, event)
         except Exception as error:
             self._events.put_nowait((choice, error))

@@ -450,7 +450,7 @@ def test_every_call_is_counted_once(all_routes, calls):
 def test_every_series_is_there_from_the_start():
     """Of a closed set; a counter that appears with its first event shows no increase."""
     engine = FakeEngine()
-    figures = Metrics(engine).render().decode()
+    figures = Metrics(engine, "m").render().decode()
     expected = [
         *(f'distaff_calls_cut_short_total{{reason="{reason}"}} 0.0' for reason in CUT_SHORT),
         *(f'distaff_refusals_total{{reason="{reason}"}} 0.0' for reason in REFUSALS),

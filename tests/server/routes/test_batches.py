@@ -1,5 +1,7 @@
 """/v1/batches over the fake engine, with the official client and its strict types."""
 
+import re
+
 import httpx
 import openai
 import pytest
@@ -50,6 +52,28 @@ def test_a_batch_from_its_upload_to_its_results(client, server):
     metrics = httpx.get(f"{server.url}/metrics").text
     assert 'distaff_batch_lines_total{outcome="completed"} 9.0' in metrics
     assert 'distaff_batch_lines_total{outcome="failed"} 1.0' in metrics
+
+
+def test_the_times_of_lines_are_in_no_metric(client, server):
+    """Lines wait for all others, so their times would hide those of clients; their tokens are counted."""
+    names = ("time_to_first_token", "request_duration", "time_per_output_token")
+    theirs = ("time_to_first_token", "inter_token_latency", "e2e_request_latency", "request_queue_time")
+    times = [*(f"distaff_{name}" for name in names), *(f"vllm:{name}" for name in theirs)]
+
+    def counted(name: str) -> float:
+        found = re.search(
+            rf"^{name}(?:{{.*}})? (\S+)$", httpx.get(f"{server.url}/metrics").text, re.MULTILINE
+        )
+        assert found, name
+        return float(found[1])
+
+    server.engine.waited = 0.1
+    ended(client, started(client, line("a")))
+    assert counted("vllm:generation_tokens_total") == counted("distaff_completion_tokens_total") == 14
+    assert [counted(f"{name}_seconds_count") for name in times] == [0] * len(times)
+    with httpx.Client(base_url=server.url) as http:
+        post_chat(http)
+    assert [counted(f"{name}_seconds_count") for name in times] == [1, 1, 1, 1, 13, 1, 1]
 
 
 @pytest.mark.parametrize(
