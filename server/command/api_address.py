@@ -2,6 +2,7 @@
 
 import json
 from contextlib import closing
+from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,6 +12,10 @@ from ..exit_codes import Failed
 from ..keys import is_plain
 
 _TIMEOUT_SECONDS = 600.0
+
+
+class Unready(Failed):
+    """The server accepts the key, but no requests at the moment: it is loading, or shuts down."""
 
 
 class ApiAddress:
@@ -56,7 +61,7 @@ class ApiAddress:
         """The answer to a request with a JSON body.
 
         Raises:
-          Failed: no server answers, or its answer is an error.
+          Failed: no server answers, or its answer is an error. Unready: it is 503.
         """
         try:
             content = None if body is None else json.dumps(body).encode()
@@ -79,4 +84,5 @@ def _refusal(body: bytes, status: int) -> Failed:
         message = json.loads(body)["error"]["message"]
     except (ValueError, KeyError, TypeError):
         message = "no reason given"
-    return Failed(f"the server answered {status}: {message}", exit_codes.PORT_TAKEN)
+    kind = Unready if status == HTTPStatus.SERVICE_UNAVAILABLE else Failed
+    return kind(f"the server answered {status}: {message}", exit_codes.PORT_TAKEN)

@@ -3,10 +3,10 @@
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 
 from ...checkpoints.sources import check
-from .api_address import ApiAddress
+from .api_address import ApiAddress, Unready
 from .batch import DEFAULT_CONCURRENCY, Ask
 from .line_client import LineClient
 from .own_server import own_server
@@ -42,7 +42,11 @@ def _started(model: str | None, flags: Sequence[str], concurrency: int | None) -
 
 @contextmanager
 def _opened(address: ApiAddress, concurrency: int | None) -> Iterator[tuple[Ask, int]]:
-    """Raises Failed unless the server answers and accepts the key."""
-    address.model()
+    """Raises Failed unless the server answers and accepts the key.
+
+    It may still be loading its model: a line that is refused for that is sent again.
+    """
+    with suppress(Unready):
+        address.model()
     with closing(LineClient(address)) as client:
         yield client.ask, concurrency or client.slots() or DEFAULT_CONCURRENCY

@@ -1,7 +1,8 @@
 """GET /v1/models and /v1/capabilities: the served model, its names, and the supported parameters.
 
 Anthropic's clients, known by a header, get the models in its shape. Codex, known by its query, gets its own
-list in addition.
+list in addition. The list is there only while requests are accepted, because KServe, SkyServe and scripts
+take its status 200 for readiness.
 """
 
 from typing import Any
@@ -13,6 +14,7 @@ from ..answering.context import ApiRequest, AppContext
 from ..answering.error_answer import speaks_anthropic
 from ..answering.prompt import stated
 from ..encode import to_json
+from ..engine_client import EngineInfo
 from ..protocol.anthropic.message_models import model_info, model_list
 from ..protocol.openai.codex_models import codex_model
 from ..protocol.openapi.meanings import ROUTES, describe
@@ -23,7 +25,7 @@ blueprint = Blueprint("models")
 
 @blueprint.route("/v1/models", methods=["GET", "HEAD"])
 async def list_models(request: ApiRequest) -> HTTPResponse:
-    """The model, then its aliases."""
+    """The model, then its aliases; 503 while no requests are accepted."""
     return _listed(request)
 
 
@@ -35,7 +37,9 @@ async def retrieve_model(request: ApiRequest, name: str) -> HTTPResponse:
     if not name:
         return _listed(request)
     context.check_model(name)
-    return HTTPResponse(to_json(_described(request, name)), content_type="application/json")
+    return HTTPResponse(
+        to_json(_described(request, name, _accepting(context))), content_type="application/json"
+    )
 
 
 @blueprint.route("/v1/capabilities", methods=["GET", "HEAD"])
@@ -60,36 +64,34 @@ async def list_capabilities(request: ApiRequest) -> HTTPResponse:
     return HTTPResponse(to_json(body), content_type="application/json")
 
 
+def _accepting(context: AppContext) -> EngineInfo:
+    """The engine's properties. Raises NotReady while a completion would be refused for that reason."""
+    context.served.ready()
+    return context.engine_info()
+
+
 def _listed(request: ApiRequest) -> HTTPResponse:
     context = request.app.ctx
-    data = [_described(request, name) for name in context.settings.names]
+    info = _accepting(context)
+    data = [_described(request, name, info) for name in context.settings.names]
     listed = model_list(data) if speaks_anthropic(request) else {"object": "list", "data": data}
     if "client_version" in request.args:
-        listed["models"] = [_for_codex(context, name) for name in context.settings.names]
+        reasons = context.served.reasoning is not None
+        listed["models"] = [
+            codex_model(name, info.context, reasons=reasons) for name in context.settings.names
+        ]
     return HTTPResponse(to_json(listed), content_type="application/json")
 
 
-def _for_codex(context: AppContext, name: str) -> dict[str, Any]:
-    info, served = context.engine.info, context.served
-    reasons = served.text is not None and served.reasoning is not None
-    return codex_model(name, info.context if info else None, reasons=reasons)
-
-
-def _described(request: ApiRequest, name: str) -> dict[str, Any]:
+def _described(request: ApiRequest, name: str, info: EngineInfo) -> dict[str, Any]:
     context = request.app.ctx
     if speaks_anthropic(request):
-        info = context.engine.info
-        return model_info(name, context.created, info.context if info else None)
-    return _describe(context, name)
-
-
-def _describe(context: AppContext, name: str) -> dict[str, Any]:
-    info = context.engine.info
+        return model_info(name, context.created, info.context)
     return {
         "id": name,
         "object": "model",
         "created": context.created,
         "owned_by": "distaff",
         "root": context.settings.model,
-        "max_model_len": info.context if info else None,
+        "max_model_len": info.context,
     }

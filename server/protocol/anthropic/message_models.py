@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 
-def model_info(name: str, created: int, context: int | None) -> dict[str, Any]:
-    """One model; `created` in Unix seconds, `context` in tokens once it is known."""
+def model_info(name: str, created: int, context: int) -> dict[str, Any]:
+    """One model; `created` in Unix seconds, `context` in tokens."""
     return {
         "type": "model",
         "id": name,

@@ -17,14 +17,14 @@ _INSTRUCTIONS = (
 )
 
 
-def codex_model(name: str, context: int | None, *, reasons: bool) -> dict[str, Any]:
+def codex_model(name: str, context: int, *, reasons: bool) -> dict[str, Any]:
     """One model.
 
     Args:
-      context: in tokens, once it is known. reasons: it has reasoning that is separated from its answers.
+      context: in tokens. reasons: it has reasoning that is separated from its answers.
     """
     levels = [{"effort": level, "description": level} for level in _LEVELS] if reasons else []
-    limit = (context or 0) * _CHARACTERS_OF_TOKEN // _SHARE_OF_OUTPUT or 10_000
+    limit = context * _CHARACTERS_OF_TOKEN // _SHARE_OF_OUTPUT
     return {
         "slug": name,
         "display_name": name,

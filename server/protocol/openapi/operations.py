@@ -272,9 +272,11 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "Named tokens and the chat template, as vLLM does.", answers.TOKENIZER, 503
     ),
     ("get", "/v1/models"): _asking(
-        "The models served, in Anthropic's shape for its clients.", answers.MODELS
+        "The models served, in Anthropic's shape for its clients; 503 while no requests are accepted.",
+        answers.MODELS,
+        503,
     ),
-    ("get", "/v1/models/{name}"): _asking("One of them.", answers.MODEL, 404, named="name"),
+    ("get", "/v1/models/{name}"): _asking("One of them.", answers.MODEL, 404, 503, named="name"),
     ("get", "/v1/capabilities"): _asking("What becomes of every parameter.", answers.CAPABILITIES, 503),
     ("post", "/v1/files"): Operation(
         summary="Upload the input of a batch, with `--batches`.",

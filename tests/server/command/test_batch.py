@@ -278,6 +278,27 @@ def test_it_works_in_a_pipe_and_says_what_failed(server):
     assert "1 lines succeeded, 2 failed" in errors.decode()
 
 
+def test_a_server_that_loads_its_model_is_waited_for(server, http):
+    """Its models are not listed yet, and lines are refused and sent again until it is ready."""
+    server.engine.state, server.engine.ready_in = "loading", 1.0
+    assert http.get("/v1/models").status_code == 503
+    process = distaff_batch("-i", "-", "-o", "-", "--url", server.url)
+    assert process.stdin is not None
+    process.stdin.write(chat("a"))
+    process.stdin.close()
+    process.stdin = None
+    refused = 'distaff_refusals_total{reason="not_ready"}'
+    before = float(http.get("/metrics").text.split(f"\n{refused} ")[1].split()[0])
+    deadline = time.monotonic() + patient(20)
+    while float(http.get("/metrics").text.split(f"\n{refused} ")[1].split()[0]) == before:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    server.engine.state = "ready"
+    out, errors = process.communicate(timeout=patient(20))
+    assert process.returncode == 0, errors
+    assert json.loads(out)["response"]["status_code"] == 200
+
+
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [

@@ -28,7 +28,41 @@ def test_before_the_model_is_loaded(http, ask, server, engine):
     assert RETRY.fullmatch(reply.headers["retry-after"])
     assert list(reply.json()["error"]) == ["message", "type", "param", "code"]
     assert ask(temperature=3).status_code == 400
+
+
+MODELS = ("/v1/models", "/v1/models/tgi", "/v1/models/", "/v1/models?client_version=0.171.0")
+
+
+@pytest.mark.parametrize("path", MODELS)
+@pytest.mark.parametrize("state", ["starting", "loading", "restarting", "draining", "stopped", "ready"])
+def test_models_are_listed_while_requests_are_accepted(http, ask, engine, path, state):
+    """KServe, SkyServe and scripts take 200 for readiness. The refusal is that of a completion."""
+    engine.state = state
+    reply, asked = http.get(path), ask()
+    assert reply.status_code == asked.status_code == (200 if state == "ready" else 503)
+    if state != "ready":
+        assert reply.json() == asked.json()
+        assert RETRY.fullmatch(reply.headers["retry-after"])
+    assert http.head(path).status_code == reply.status_code
+
+
+@pytest.mark.parametrize("path", MODELS)
+def test_models_are_listed_only_with_the_text_and_before_draining(http, server, monkeypatch, path):
+    with monkeypatch.context() as patch:
+        patch.setattr(server.app.ctx, "draining", True)
+        reply = http.get(path)
+        assert reply.status_code == 503 and RETRY.fullmatch(reply.headers["retry-after"])
+    assert http.get(path).status_code == 200
+    server.served.text = None
+    assert http.get(path).json()["error"]["type"] == "server_error"
+
+
+def test_models_are_listed_while_the_only_engine_restarts(http, engine, monkeypatch):
+    """Requests wait for it then, but `/ready` is 503, so that a load balancer prefers other servers."""
+    monkeypatch.setattr(FakeEngine, "takes", True)
+    engine.state = "restarting"
     assert http.get("/v1/models").status_code == 200
+    assert http.get("/ready").status_code == 503
 
 
 def test_ready_needs_the_engine_and_the_text(http, ask, server, engine):
