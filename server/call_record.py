@@ -32,7 +32,7 @@ class CallTimes:
 class CallRecord:
     """The record of one call, opened when it is submitted and closed exactly once.
 
-    A resumed one counts in full, because the server that was lost has not recorded it. The times of it are in no
+    A resumed one counts in full, because the server that was lost has not recorded it. Its times are in no
     metric, and neither are those of a line of a batch, which waits for all others.
 
     Attributes:

@@ -1,6 +1,6 @@
 """POST /v1/completions: continues raw texts, for clients of the older protocol."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from sanic import Blueprint, HTTPResponse
 
@@ -11,10 +11,13 @@ from ..answering.context import ApiRequest
 from ..answering.prompt import Prompt, encode_prompts, limited, sampling_params, sequences
 from ..answering.read_request import read_call, submit_call
 from ..answering.respond import answer
+from ..encode import to_json
 from ..engine_client import EngineInfo
 from ..errors import BadRequest
+from ..protocol.heading import Heading
 from ..protocol.openai.completion_reply import CompletionReply, EchoedPrompt
 from ..protocol.openai.completions import DEFAULT_TOKENS, CompletionCall, parse_completion
+from ..protocol.openai.rendered import rendered
 from ..protocol.sampling import check_token_ids
 from ..text.choice import ChoiceText
 from ..text.stops import StopSearch
@@ -23,9 +26,54 @@ from ..text.text_model import ServedModel, SpecialsShown, TextModel
 blueprint = Blueprint("completions")
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A completion that is ready to be submitted."""
+
+    call: CompletionCall
+    heading: Heading
+    prompts: list[Prompt]
+    requests: list[Request]
+
+
 @blueprint.post("/v1/completions")
 async def create_completion(request: ApiRequest) -> HTTPResponse | None:
     """Answers in one piece or as a stream."""
+    prepared = await _prepare(request)
+    call, prompts, requests = prepared.call, prepared.prompts, prepared.requests
+    text = request.app.ctx.served.ready()
+    choices = [_choice(call, text, each.prompt) for each in requests]
+    reply = CompletionReply(
+        prepared.heading,
+        call.delivery,
+        choices,
+        per_prompt=call.best_of,
+        answered=call.sampling.n,
+        echoed=[_echoed(text, raw, ids) for raw, ids in zip(call.prompts, prompts, strict=True)]
+        if call.echo
+        else [],
+        logprobs=call.sampling.logprobs,
+    )
+    tokens, count = sum(map(len, prompts)), call.best_of
+    submitted = submit_call(request, requests, choices, reply, tokens, per_prompt=count, hints=call.hints)
+    return await answer(request, submitted, stream=call.delivery.stream)
+
+
+@blueprint.post("/v1/completions/render")
+async def render_completion(request: ApiRequest) -> HTTPResponse:
+    """vLLM's route for routers: each prompt and the parameters that the same request would have."""
+    prepared = await _prepare(request)
+    call = prepared.call
+    firsts = prepared.requests[:: call.best_of]
+    body = [
+        rendered(prepared.heading, each.prompt, each.params, call.sampling, stream=call.delivery.stream)
+        for each in firsts
+    ]
+    return HTTPResponse(to_json(body), content_type="application/json")
+
+
+async def _prepare(request: ApiRequest) -> _Prepared:
+    """The sequences of the completion in the body. Raises BadRequest, ModelNotFound, NotReady."""
     context = request.app.ctx
     call = await read_call(
         request, lambda body, s: parse_completion(body, most_choices=s.most_choices, strict=s.flags.strict)
@@ -39,21 +87,7 @@ async def create_completion(request: ApiRequest) -> HTTPResponse | None:
     params = _params(call, context.served, request.identity.seed, grammar)
     silent = context.settings.flags.default_max_tokens or DEFAULT_TOKENS
     requests = _requests(call, heading.id, prompts, params, salt, info, silent)
-    choices = [_choice(call, text, each.prompt) for each in requests]
-    reply = CompletionReply(
-        heading,
-        call.delivery,
-        choices,
-        per_prompt=call.best_of,
-        answered=call.sampling.n,
-        echoed=[_echoed(text, raw, ids) for raw, ids in zip(call.prompts, prompts, strict=True)]
-        if call.echo
-        else [],
-        logprobs=call.sampling.logprobs,
-    )
-    tokens, count = sum(map(len, prompts)), call.best_of
-    submitted = submit_call(request, requests, choices, reply, tokens, per_prompt=count, hints=call.hints)
-    return await answer(request, submitted, stream=call.delivery.stream)
+    return _Prepared(call, heading, prompts, requests)
 
 
 def _check_possible(call: CompletionCall, info: EngineInfo) -> None:

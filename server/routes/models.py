@@ -19,6 +19,7 @@ from ..protocol.anthropic.message_models import model_info, model_list
 from ..protocol.openai.codex_models import codex_model
 from ..protocol.openapi.meanings import ROUTES, describe
 from ..protocol.sampling import defaults
+from ..versions import own_version
 
 blueprint = Blueprint("models")
 
@@ -40,6 +41,13 @@ async def retrieve_model(request: ApiRequest, name: str) -> HTTPResponse:
     return HTTPResponse(
         to_json(_described(request, name, _accepting(context))), content_type="application/json"
     )
+
+
+@blueprint.route("/server_info", methods=["GET", "HEAD"])
+async def server_info(request: ApiRequest) -> HTTPResponse:
+    """SGLang's route: the name under which its router lists the model."""
+    body = {"served_model_name": request.app.ctx.settings.model, "version": own_version()}
+    return HTTPResponse(to_json(body), content_type="application/json")
 
 
 @blueprint.route("/v1/capabilities", methods=["GET", "HEAD"])

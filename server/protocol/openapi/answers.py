@@ -128,6 +128,18 @@ TOKENIZED: Schema = {
 }
 CHAT_TOKENIZED = record({"tokenize_response": _SPANS, "templated_text": TEXT})
 DETOKENIZED = record({"prompt": TEXT, "content": TEXT})
+RENDERED = record(
+    {
+        "request_id": TEXT,
+        "model": TEXT,
+        "token_ids": _listed(_ID),
+        "sampling_params": _OBJECT,
+        "stream": _FLAG,
+        "cache_salt": nullable(TEXT),
+    }
+)
+RENDERED_LIST = _listed(RENDERED)
+SERVER_INFO = record({"served_model_name": TEXT, "version": TEXT})
 TOKENIZER = record(
     {"model_max_length": _COUNT, "tokenizer_class": TEXT},
     {"bos_token": TEXT, "eos_token": TEXT, "pad_token": TEXT, "chat_template": TEXT},

@@ -180,6 +180,12 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         {"messages": _SPOKEN, "tools": [{"type": "function", "function": _FUNCTION}]},
         streams=True,
     ),
+    ("post", "/v1/chat/completions/render"): _posting(
+        "The ids and parameters that the same request would have, as vLLM does.",
+        CHAT,
+        answers.RENDERED,
+        {"messages": _SPOKEN},
+    ),
     ("post", "/v1/responses"): _posting(
         "Answer a conversation in OpenAI's newer protocol, whole or as a stream.",
         RESPONSES,
@@ -223,6 +229,13 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         {"prompt": "Once upon a time"},
         route="/v1/completions",
         streams=True,
+    ),
+    ("post", "/v1/completions/render"): _posting(
+        "The same for each prompt of a completion.",
+        COMPLETIONS,
+        answers.RENDERED_LIST,
+        {"prompt": "Once upon a time"},
+        route="/v1/completions",
     ),
     ("post", "/v1/embeddings"): _posting(
         "A vector for each text, with `--embeddings`.",
@@ -277,6 +290,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         503,
     ),
     ("get", "/v1/models/{name}"): _asking("One of them.", answers.MODEL, 404, 503, named="name"),
+    ("get", "/server_info"): _asking("What SGLang's router reads of a server.", answers.SERVER_INFO),
     ("get", "/v1/capabilities"): _asking("What becomes of every parameter.", answers.CAPABILITIES, 503),
     ("post", "/v1/files"): Operation(
         summary="Upload the input of a batch, with `--batches`.",
