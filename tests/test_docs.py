@@ -97,7 +97,9 @@ def test_what_a_page_names_exists(page: Path) -> None:
     for target in re.findall(r"`make ([a-z -]+)", text):
         for word in target.split():
             assert re.search(rf"^{word}:", makefile, re.MULTILINE), word
-    for path in re.findall(r"`((?:model|checkpoints|runtime|server|tests|examples|docs)/[\w./-]*)`", text):
+    for path in re.findall(
+        r"`((?:model|checkpoints|runtime|server|tests|examples|docs|deploy)/[\w./-]*)`", text
+    ):
         assert (ROOT / path).exists(), path
     for link, section in re.findall(r"\]\(([\w./-]*)(?:#([\w-]+))?\)", text):
         target = page.parent / link if link else page

@@ -182,6 +182,22 @@ class TestChanging:
         os.utime(written, ns=(was + 10**9, was + 10**9))
         written.replace(file)
 
+    def test_a_secret_that_a_kubelet_has_changed_is_read_again(self, tmp_path):
+        """Its file is a link through `..data`, a link to a folder that another one replaces."""
+        now = 0.0
+        for number, key in enumerate((FIRST, SECOND)):
+            (tmp_path / f"..{number}").mkdir()
+            (tmp_path / f"..{number}" / "keys.txt").write_text(key)
+        (tmp_path / "..data").symlink_to("..0")
+        (tmp_path / "keys.txt").symlink_to("..data/keys.txt")
+        keys = Keys(file=tmp_path / "keys.txt", clock=lambda: now)
+        (tmp_path / "..new").symlink_to("..1")
+        (tmp_path / "..new").replace(tmp_path / "..data")
+        for _ in range(2):
+            now += CHECK_SECONDS
+            keys.identify("")
+        assert keys.identify(SECOND) and not keys.identify(FIRST)
+
     def test_a_file_that_is_being_written_counts_once_it_is_left_alone(self, tmp_path):
         """At no moment is a piece of a key accepted, or a key refused that was there before and is after."""
         now, file = 0.0, tmp_path / "keys"
