@@ -19,6 +19,7 @@ from .device.buckets import Bucket
 from .device.readout import InFlightStep
 from .device.runner import Runner
 from .phases import Phases
+from .policy.accounts import used
 from .policy.output_processor import OutputProcessor
 from .policy.scheduler import Scheduler
 from .policy.sequence import Plan, Sequence, SequenceFault, reason_of
@@ -201,7 +202,9 @@ class Loop:
         name, cause = fault.sequence.request.id, fault.__cause__ or fault
         self.scheduler.discard(fault.sequence)
         self._drop(name)
-        self._report([TokenEvent(request_id=name, finish="error", error=reason_of(cause))])
+        self._report(
+            [TokenEvent(request_id=name, finish="error", error=reason_of(cause), **used(fault.sequence))]
+        )
 
     def _sample_masked(self, in_flight: InFlightStep) -> InFlightStep:
         """Samples the rows that need a grammar's mask; the tokens before them are known by now."""
@@ -240,12 +243,11 @@ class Loop:
         with self.phases.phase("wait"):
             sampled = self.runner.read(in_flight)
         now = time.monotonic()
-        self.scheduler.step_times.record(
-            in_flight.bucket.kind, in_flight.bucket.tokens, now - max(in_flight.launched, self._free_since)
-        )
+        seconds = now - max(in_flight.launched, self._free_since)
+        self.scheduler.step_times.record(in_flight.bucket.kind, in_flight.bucket.tokens, seconds)
         self._free_since = now
         with self.phases.phase("output"):
-            self.outputs.count_step(in_flight.plan.rows)
+            self.outputs.count_step(in_flight.plan, seconds)
             self._report(self.outputs.process(sampled))
             self.runner.keep_copies(in_flight)
 

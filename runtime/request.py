@@ -254,6 +254,9 @@ class TokenEvent:
     request waited for its first step in seconds, and the requested results for the prompt: log-probabilities
     of all but its first token, the mean of all hidden states. A request
     with `generated` tokens receives none of these.
+
+    Each event reports what the request has used of this engine so far: `device_seconds`, its shares of the
+    steps that have ended, and `page_seconds`, the pages that it held times the seconds of these steps.
     """
 
     request_id: str
@@ -270,6 +273,8 @@ class TokenEvent:
     waited: float | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     pooled: tuple[float, ...] | None = None
+    device_seconds: float = 0.0
+    page_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -285,6 +290,7 @@ class EngineStats:
       cached_tokens: tokens of prompts that were in the cache and not processed.
       restored_pages: KV pages that came back from host memory.
       drafted_tokens, accepted_tokens: draft tokens, and those that were right.
+      device_seconds: the time of all steps. page_seconds: the pages that sequences held, times that time.
       compilations: executables that the engine's thread has built; more than 0 is a defect.
       buckets_ready, buckets: compiled shapes of a step, and all shapes.
       decode_seconds: the time of a step in which every slot decodes, from a trial. prompt_seconds: that of a
@@ -305,6 +311,8 @@ class EngineStats:
     restored_pages: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    device_seconds: float = 0.0
+    page_seconds: float = 0.0
     compilations: int = 0
     buckets_ready: int = 0
     buckets: int = 0

@@ -29,6 +29,8 @@ _COUNTERS = (
     "restored_pages",
     "drafted_tokens",
     "accepted_tokens",
+    "device_seconds",
+    "page_seconds",
 )
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..request import IMPOSSIBLE, TokenEvent, TokenLogprobs
-from .sequence import Row, Sequence, reason_of
+from .accounts import charge, used
+from .sequence import Plan, Row, Sequence, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ class Counts:
     cached_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    device_seconds: float = 0.0
+    page_seconds: float = 0.0
 
 
 class OutputProcessor:
@@ -55,15 +58,16 @@ class OutputProcessor:
         return events
 
     def _fail_row(self, row: Row, error: Exception) -> TokenEvent:
-        name = row.sequence.request.id
-        log.error("the samples of request %r cannot be processed", name, exc_info=error)
+        log.error("the samples of request %r cannot be processed", row.sequence.request.id, exc_info=error)
         row.sequence.computed = row.start  # the step may have computed drafts that were wrong
-        return self._fail(name, reason_of(error))
+        return self._fail(row.sequence, reason_of(error))
 
-    def count_step(self, rows: Iterable[Row]) -> None:
-        """Counts a step with these rows."""
+    def count_step(self, plan: Plan, seconds: float) -> None:
+        """Counts a step that took so long, and charges it to its sequences; before `process`."""
         self.counts.steps += 1
-        self.counts.prompt_tokens += sum(map(_prompt_tokens, rows))
+        self.counts.prompt_tokens += sum(map(_prompt_tokens, plan.rows))
+        self.counts.device_seconds += seconds
+        self.counts.page_seconds += charge(plan, seconds)
 
     def _advance(self, row: Row, sampled: Sampled | Exception) -> list[TokenEvent]:
         """Adds the samples up to the first that differs from its draft or ends the sequence."""
@@ -89,34 +93,35 @@ class OutputProcessor:
         """Adds the next token to a sequence, or ends it."""
         name = sequence.request.id
         if sequence.matcher is not None and sequence.matcher.error:
-            return self._refuse_grammar(name, sequence.matcher.error)
+            return self._refuse_grammar(sequence, sequence.matcher.error)
         if token == IMPOSSIBLE and sequence.matcher is not None:
-            return self._refuse_grammar(name, "the grammar and the allowed ids together allow no token")
+            return self._refuse_grammar(sequence, "the grammar and the allowed ids together allow no token")
         if token < 0:
-            return self._fail(name, "the model's output is not finite")
-        first = self._prompt_report(sequence)
+            return self._fail(sequence, "the model's output is not finite")
+        reports = self._prompt_report(sequence) | used(sequence)
         if token in sequence.ends:
             self._drop(name)
-            return TokenEvent(request_id=name, finish="stop", end=token, logprobs=report, **first)
+            return TokenEvent(request_id=name, finish="stop", end=token, logprobs=report, **reports)
         sequence.tokens.append(token)
         self.counts.generated_tokens += 1
         if sequence.matcher is not None:
             sequence.matcher.consume(token)
             if sequence.matcher.error:
-                return self._refuse_grammar(name, sequence.matcher.error)
+                return self._refuse_grammar(sequence, sequence.matcher.error)
         finish = _end(sequence)
         if finish:
             self._drop(name)
-        return TokenEvent(request_id=name, token=token, logprobs=report, finish=finish, **first)
+        return TokenEvent(request_id=name, token=token, logprobs=report, finish=finish, **reports)
 
-    def _fail(self, name: str, reason: str) -> TokenEvent:
-        self._drop(name)
-        return TokenEvent(request_id=name, finish="error", error=reason)
+    def _fail(self, sequence: Sequence, reason: str, param: str | None = None) -> TokenEvent:
+        self._drop(sequence.request.id)
+        return TokenEvent(
+            request_id=sequence.request.id, finish="error", error=reason, param=param, **used(sequence)
+        )
 
-    def _refuse_grammar(self, name: str, reason: str) -> TokenEvent:
+    def _refuse_grammar(self, sequence: Sequence, reason: str) -> TokenEvent:
         """Ends a request with an invalid grammar, alone or with `allowed_ids`, that only shows now."""
-        self._drop(name)
-        return TokenEvent(request_id=name, finish="error", error=reason, param="grammar")
+        return self._fail(sequence, reason, "grammar")
 
     def _prompt_report(self, sequence: Sequence) -> dict[str, Any]:
         """What the first event reports about the prompt; empty for later events."""

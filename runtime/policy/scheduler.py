@@ -108,6 +108,7 @@ class Scheduler:
           SequenceFault: a sequence cannot be planned. The others are in the state that `revoke` leaves.
         """
         rows: list[Row] = []
+        ended = [each for each in self.running if each.length >= each.limit]  # with the step in flight
         try:
             self._add_decode_rows(rows)
             prefilling, decoding = self._prefilling(), len(rows)
@@ -119,7 +120,10 @@ class Scheduler:
         except SequenceFault:
             self.revoke(rows)
             raise
-        return Plan(drafted, self.prefix.take_copies()) if drafted else None
+        if not drafted:
+            return None
+        held = [(each, len(each.pages)) for each in self.running if each not in ended]
+        return Plan(drafted, self.prefix.take_copies(), held)
 
     def revoke(self, rows: Iterable[Row]) -> None:
         """Cancels rows that are not dispatched: their sequences wait again, as after a preemption.

@@ -34,6 +34,7 @@ class Sequence:
       drafter: proposes its next tokens.
       matcher: its position in its grammar; None without a grammar.
       scores: the requested results for the prompt's tokens; None if there are none.
+      device_seconds, page_seconds: what it has used here, see `accounts.py`.
       ends: ids that end it; a set, because there can be many and each new token is looked up.
     """
 
@@ -57,6 +58,8 @@ class Sequence:
     drafter: Drafter = field(default_factory=Drafter)
     matcher: Matcher | None = None
     scores: PromptScores | None = None
+    device_seconds: float = 0.0
+    page_seconds: float = 0.0
     finished: bool = False
     ends: frozenset[int] = field(init=False)
 
@@ -143,10 +146,15 @@ class Copies:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The host's decision for one step, and the copies that go with it."""
+    """The host's decision for one step, and the copies that go with it.
+
+    Attributes:
+      held: the running sequences, and the number of pages that each holds during the step.
+    """
 
     rows: list[Row]
     copies: Copies | None = None
+    held: list[tuple[Sequence, int]] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:

@@ -161,6 +161,7 @@ class EngineHandle:
     def begin(self, sequence: TrackedSequence, now: float) -> None:
         """Sends a sequence to the engine."""
         sequence.engine, sequence.began, sequence.started = self.number, now, False
+        sequence.used_before = sequence.used
         sequence.held_until = sequence.held_for = sequence.stuck_since = None
         sequence.wire_id = (
             f"{sequence.request.id}~{sequence.moves}" if sequence.moves else sequence.request.id

@@ -35,6 +35,7 @@ class TrackedSequence:
       last_token: when the last of them was received; infinite before the first.
       engine: the number of the engine that computes it; None while it waits.
       wire_id: its id on the wire: a new one each time that it moves.
+      used: device-seconds and page-seconds, as of its last event; used_before: those of earlier engines.
       began: when it was sent to that engine. started: whether the engine has returned a token of it.
       moves: how often it has been moved off an engine.
       crashes: engines that crashed while they computed it, at about the same position.
@@ -54,6 +55,8 @@ class TrackedSequence:
     last_token: float = math.inf
     engine: int | None = None
     wire_id: str = ""
+    used: tuple[float, float] = (0.0, 0.0)
+    used_before: tuple[float, float] = (0.0, 0.0)
     began: float = 0.0
     started: bool = False
     moves: int = 0
@@ -128,7 +131,16 @@ class TrackedSequence:
         if event.token is not None:
             self.tokens.append(event.token)
             self.last_token = now
-        return event if event.request_id == self.request.id else replace(event, request_id=self.request.id)
+        if self.moves:
+            device, pages = self.used_before
+            event = replace(
+                event,
+                request_id=self.request.id,
+                device_seconds=device + event.device_seconds,
+                page_seconds=pages + event.page_seconds,
+            )
+        self.used = event.device_seconds, event.page_seconds
+        return event
 
     def expire(self, moves: int, seconds: float) -> None:
         """Ends it with an error if it has waited for an engine since it was moved for the `moves`th time."""

@@ -6,7 +6,7 @@ drawn for the answer. The format is for servers of one version only: proxies do 
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -16,17 +16,19 @@ from .heading import Identity
 
 Received = tuple[int, TokenEvent]
 """The number of a choice, and an event of it."""
+Brief = tuple[int, float, float]
 
 
 class Mark(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     """What a proxy keeps.
 
     Attributes:
-      events: numbers of choices with an event, or with its token if that is all that the event says.
+      events: numbers of choices with an event, or with its token, device-seconds and page-seconds if it says
+        nothing else.
       identity, fingerprint: in the first mark only.
     """
 
-    events: list[tuple[int, int | TokenEvent]] = []
+    events: list[tuple[int, Brief | TokenEvent]] = []
     identity: Identity | None = None
     fingerprint: str | None = None
 
@@ -58,7 +60,7 @@ def mark_of(mark: Mark) -> bytes:
     return b": resume " + base64.b64encode(_encoder.encode(mark)) + b"\n\n"
 
 
-def briefly(received: Sequence[Received]) -> list[tuple[int, int | TokenEvent]]:
+def briefly(received: Sequence[Received]) -> list[tuple[int, Brief | TokenEvent]]:
     """Events as in a mark."""
     return [(choice, _brief(event)) for choice, event in received]
 
@@ -79,10 +81,15 @@ def read_marks(marks: bytes) -> Resumption:
     return Resumption(first.identity, first.fingerprint, received)
 
 
-def _brief(event: TokenEvent) -> int | TokenEvent:
-    plain = event.token is not None and event == TokenEvent(request_id=event.request_id, token=event.token)
-    return event.token if plain and event.token is not None else event
+def _brief(event: TokenEvent) -> Brief | TokenEvent:
+    if event.token is None:
+        return event
+    brief = event.token, event.device_seconds, event.page_seconds
+    return brief if event == replace(_whole(brief), request_id=event.request_id) else event
 
 
-def _whole(event: int | TokenEvent) -> TokenEvent:
-    return TokenEvent(request_id="", token=event) if isinstance(event, int) else event
+def _whole(event: Brief | TokenEvent) -> TokenEvent:
+    if isinstance(event, TokenEvent):
+        return event
+    token, device, pages = event
+    return TokenEvent(request_id="", token=token, device_seconds=device, page_seconds=pages)

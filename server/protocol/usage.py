@@ -4,6 +4,29 @@ from dataclasses import dataclass
 from typing import Any
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    """What a call has used of the engines.
+
+    Attributes:
+      device_seconds: its shares of the time of steps. page_seconds: the pages of the KV pool that it held,
+        times the seconds of the steps meanwhile (`runtime/policy/accounts.py`).
+      queue_seconds: from its submission to the first step of the first sequence that began; None before.
+    """
+
+    device_seconds: float = 0.0
+    page_seconds: float = 0.0
+    queue_seconds: float | None = None
+
+    def __add__(self, other: "Resources") -> "Resources":
+        """The sum of two parts of one call, the earlier one first."""
+        return Resources(
+            device_seconds=self.device_seconds + other.device_seconds,
+            page_seconds=self.page_seconds + other.page_seconds,
+            queue_seconds=other.queue_seconds if self.queue_seconds is None else self.queue_seconds,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """The tokens of a call.

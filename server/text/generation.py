@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from ...runtime.request import Request, TokenEvent
 from ..engine_client import EngineClient, EventStream
+from ..protocol.usage import Resources
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,9 @@ class Generation:
             self._unread += _size(event)
             self._events.put_nowait((choice, event))
         self._pumps = {i: asyncio.create_task(self._pump(i, each)) for i, each in self._streams.items()}
+        self._waited: float | None = None
+        self._newest: list[TokenEvent | None] = [None] * len(requests)
+        self._before = dict(replayed)
 
     async def next(self, silence: float) -> tuple[int, TokenEvent] | None:
         """The next event and the index of its choice; None after `silence` seconds without an event.
@@ -98,6 +102,16 @@ class Generation:
         found, self._taken = self._taken, []
         return found
 
+    @property
+    def resources(self) -> Resources:
+        """What its sequences have used, on a lost server too, as of their newest events."""
+        events = [event for event in (*self._newest, *self._before.values()) if event is not None]
+        return Resources(
+            device_seconds=sum(event.device_seconds for event in events),
+            page_seconds=sum(event.page_seconds for event in events),
+            queue_seconds=self._waited,
+        )
+
     def end(self, choice: int) -> None:
         """Aborts one choice. Idempotent; a no-op for a sequence that has finished."""
         if choice in self._streams:
@@ -122,6 +136,9 @@ class Generation:
 
     def _keep(self, choice: int, event: TokenEvent) -> None:
         """Buffers an event until it is read. Ends the call if too many are unread."""
+        self._newest[choice] = event
+        if self._waited is None:
+            self._waited = event.waited
         if self._unread >= MOST_UNREAD * len(self._streams):
             log.warning("a client left %d events unread and is disconnected", self._events.qsize())
             self.abort()

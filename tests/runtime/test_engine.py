@@ -164,6 +164,20 @@ def test_the_first_event_reports_how_long_a_request_waited(bench):
     assert [event.waited for event in others] == [None, None]
 
 
+def test_the_time_of_all_steps_is_charged_to_requests(bench):
+    """Those of several prompts and lengths, all of which end at their limit."""
+    bench.wait_idle()
+    before = bench.engine.stats
+    for number in range(20):
+        bench.engine.submit(ask(f"paid {number}", 5 + 7 * number, max_tokens=1 + number))
+    last = [bench.collector.wait(f"paid {number}")[-1] for number in range(20)]
+    bench.wait_idle()
+    after = bench.engine.stats
+    for name in ("device_seconds", "page_seconds"):
+        total = getattr(after, name) - getattr(before, name)
+        assert total > 0 and sum(getattr(event, name) for event in last) == pytest.approx(total)
+
+
 def test_logprobs_are_the_models_own(bench):
     """Log-probabilities are the reference's, independent of temperature and penalties."""
     odd = {"temperature": 1.7, "frequency_penalty": 1.0, "top_k": 40}

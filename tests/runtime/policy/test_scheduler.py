@@ -276,6 +276,14 @@ class Traffic(RuleBasedStateMachine):
         half_done = [s for s in self.loop.scheduler.running if s.missing > 1]
         assert len(half_done) <= 1
 
+    @invariant()
+    def charges_each_step_to_its_sequences(self):
+        """The sequences' device-seconds and page-seconds add up to those of all steps, to the last bit of a
+        sum: nobody's use is lost with an abort, a preemption or a dropped row, and none counts twice."""
+        counts, sequences = self.loop.outputs.counts, self.loop.sequences
+        assert sum(s.device_seconds for s in sequences) == pytest.approx(counts.device_seconds, rel=1e-9)
+        assert sum(s.page_seconds for s in sequences) == pytest.approx(counts.page_seconds, rel=1e-9)
+
     def teardown(self):
         """No sequence starves: all end within the steps that they need one by one, with the output as alone.
 
@@ -305,6 +313,10 @@ class Traffic(RuleBasedStateMachine):
         assert tokens == sequence.tokens[len(sequence.request.prompt) :]
         assert [event.finish for event in events[:-1]] == [None] * len(events[:-1])
         assert bool(events and events[-1].finish in ("stop", "length")) == ends
+        used = [(event.device_seconds, event.page_seconds) for event in events]
+        assert used == sorted(used) and all(device > 0 and pages > 0 for device, pages in used)
+        if ends and events[-1].finish == "length":  # no row of it was in flight
+            assert used[-1] == (sequence.device_seconds, sequence.page_seconds)
 
 
 TestTraffic = Traffic.TestCase

@@ -26,7 +26,10 @@ def token_at(request: Request, position: int) -> int:
 
 
 class ScriptedEngine:
-    """Computes a token of each of its requests with every `step`, in which it may die of one."""
+    """Computes a token of each of its requests with every `step`, in which it may die of one.
+
+    It reports a device-second and three page-seconds for each token that it has computed of a request.
+    """
 
     def __init__(self) -> None:
         self.state: EngineState = "restarting"
@@ -72,7 +75,9 @@ class ScriptedEngine:
         if last:
             del self.rows[name]
         finish = "length" if last else None
-        return TokenEvent(request_id=name, token=token_at(request, position), finish=finish)
+        taken = position + 1 - len(request.generated)
+        used = {"device_seconds": 1.0 * taken, "page_seconds": 3.0 * taken}
+        return TokenEvent(request_id=name, token=token_at(request, position), finish=finish, **used)
 
 
 class World:
@@ -164,6 +169,7 @@ def heard(stream: BufferedStream) -> tuple[list[int], str | EngineFailed]:
             async for event in stream:
                 assert event.request_id == stream.request.id and not ends
                 tokens += [] if event.token is None else [event.token]
+                assert (event.device_seconds, event.page_seconds) == (len(tokens), 3 * len(tokens))
                 ends += [event.finish] if event.finish else []
         except EngineFailed as failure:
             return tokens, failure

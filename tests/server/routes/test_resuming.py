@@ -139,7 +139,7 @@ def test_without_the_key_nothing_is_marked_or_resumed(servers, server, httpx_cli
 
 FIRST = mark_of(Mark(identity=Identity(), fingerprint="0123456789")).removeprefix(b": resume ").strip()
 OTHER = mark_of(Mark(identity=Identity(), fingerprint="9876543210")).removeprefix(b": resume ").strip()
-NO_CHOICE = mark_of(Mark([(7, 65)])).removeprefix(b": resume ").strip()
+NO_CHOICE = mark_of(Mark([(7, (65, 0.0, 0.0))])).removeprefix(b": resume ").strip()
 
 
 @pytest.mark.parametrize(
