@@ -174,6 +174,10 @@ def packed_parameters(params: type[SamplingParams] = SamplingParams) -> dict[str
     return {name: limits.kind for name, limits in bounds(params).items() if limits.packed}
 
 
+Rank = tuple[bool, int]
+"""Whether a request is a background one, and its priority."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
     """One sequence to continue.
@@ -191,8 +195,12 @@ class Request:
       client: the owner of the request; when pages run out, the client that holds the most loses pages first.
       session: the conversation that it belongs to; requests of one prefer the same engine. Empty for none.
       keep_seconds: so long after its end its pages are evicted only after those of others.
-      background: it runs only where other requests leave room, and makes way for them. The server sees to
-        that; an engine treats it like any other.
+      background: it runs only where other requests leave room, and makes way for them.
+      priority: requests with a lower value are served earlier (vLLM's order), and others make way for them.
+      weight: the client's part of what is shared, relative to those of other clients; greater than 0.
+
+    The server sees to background, priority and weight. An engine, which receives no more requests than it has
+    slots, only takes pages from the worst rank first.
     """
 
     id: str
@@ -205,6 +213,13 @@ class Request:
     session: str = ""
     keep_seconds: float = 0.0
     background: bool = False
+    priority: int = 0
+    weight: float = 1.0
+
+    @property
+    def rank(self) -> Rank:
+        """Its place in the strict order of requests: a lower rank comes first."""
+        return self.background, self.priority
 
 
 MissReason = Literal["new", "changed", "evicted", "scored", "off"]

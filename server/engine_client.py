@@ -17,8 +17,8 @@ process is starting. `draining`: accepts no new requests. `stopped`: will not be
 
 MoveCause = Literal["engine_lost", "preempted", "draining", "balanced"]
 """Why a sequence was moved off an engine. `engine_lost`: the engine was lost. `preempted`: another client is
-entitled to its slot, or it is a background sequence and an interactive one needs its place. `draining`: the
-engine accepts no new requests. `balanced`: another engine has started and had fewer sequences."""
+entitled to its slot, or a sequence of a better rank needs its place. `draining`: the engine accepts no new
+requests. `balanced`: another engine has started and had fewer sequences."""
 
 MOVE_CAUSES: tuple[MoveCause, ...] = get_args(MoveCause)
 

@@ -9,14 +9,14 @@ The scheduler runs ahead of the device: when it plans step n+1, the tokens sampl
 yet. `Sequence.pending` counts them, and the row's input is the device's own copy of its last sample. If a
 sequence has ended in step n, its row in step n+1 is wasted and the result is dropped.
 
-When pages run out, the client that holds the most pages loses some: its youngest sequence is recomputed
-later. Clients with few pages receive slots first. Released pages can be found again, like all cached pages,
-until they are evicted (`prefix.py`).
+When pages run out, the worst rank loses some, and of it the client that holds the most pages: its youngest
+sequence is recomputed later. Better ranks receive slots first, then clients with few pages. Released pages
+can be found again, like all cached pages, until they are evicted (`prefix.py`).
 
-No request starves. Requests are ordered by arrival, also one that is added late because its grammar was
-compiled. The oldest running sequence is never preempted, so it advances and ends. While the oldest
-request of all waits, only requests of other clients can overtake it, and only while its own client holds
-pages. Those sequences end; then it receives the next slot and is the oldest running sequence.
+Within a rank no request starves. Requests are ordered by arrival, also one that is added late because its
+grammar was compiled. The oldest running sequence is never preempted, so it advances and ends. While the
+oldest request of all waits, only requests of other clients can overtake it, and only while its own client
+holds pages. Those sequences end; then it receives the next slot and is the oldest running sequence.
 
 A step with decode rows only, and without scored prompts, can also hold drafts (`drafts.py`) if no sample is
 outstanding. How many drafts are right decides what comes next, so the next step is planned after this step
@@ -224,13 +224,16 @@ class Scheduler:
         return self._make_row(sequence, count)
 
     def _prefilling(self) -> list[Sequence]:
-        """Sequences that lack more than one token, as far as there are slots: those with a slot, then by the
-        pages of their client, then by age."""
+        """Sequences that lack more than one token, as far as there are slots: those with a slot, then by
+        rank, then by the pages of their client, then by age."""
         running = [s for s in self.running if s.missing > 1]
         if not self.waiting:
             return running
         held = self._pages_held()
-        ready = sorted((s for s in self.waiting if not s.pending), key=lambda s: held[s.request.client])
+        ready = sorted(
+            (s for s in self.waiting if not s.pending),
+            key=lambda s: (s.request.rank, held[s.request.client]),
+        )
         return running + ready[: len(self._free_slots)]
 
     def _pages_held(self) -> Counter[str]:
@@ -261,10 +264,11 @@ class Scheduler:
         return True
 
     def _preempt(self) -> None:
-        """Requeues the youngest sequence of the client with the most pages, but never the oldest of all."""
+        """Requeues the youngest sequence of the client with the most pages, in the worst rank that runs, but
+        never the oldest of all."""
         held = self._pages_held()
         _, *others = sorted(self.running, key=lambda s: s.arrival)
-        self._requeue(max(others, key=lambda s: (held[s.request.client], s.arrival)))
+        self._requeue(max(others, key=lambda s: (s.request.rank, held[s.request.client], s.arrival)))
         self.preemptions += 1
 
     def _requeue(self, sequence: Sequence) -> None:

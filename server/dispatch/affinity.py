@@ -53,7 +53,7 @@ class Affinity:
         if not rooms:
             return None
         if sequence.held_until is None:
-            self._decide(sequence, rooms, [each for each in shared if not each.has_slot])
+            self._decide(sequence, rooms, [each for each in shared if not each.has_slot(sequence.rank)])
         if self.holds(sequence):
             return next((room for room in rooms if room.number == sequence.held_for), None)
         return self._best(sequence, rooms)
@@ -65,7 +65,7 @@ class Affinity:
         return self._handles[sequence.held_for].takes
 
     def _best(self, sequence: TrackedSequence, rooms: Sequence[EngineHandle]) -> EngineHandle:
-        loads = {room.number: room.load for room in rooms}
+        loads = {room.number: room.load(sequence.rank) for room in rooms}
         return self._handles[self._router.choose(sequence.digests, loads, sequence.request.session)]
 
     def _decide(
@@ -78,6 +78,6 @@ class Affinity:
         more = known.get(best, 0) - self._router.known(handle.number, sequence.digests)
         saved = self._forecast.prompt_seconds(more * BLOCK) if more > 0 else 0.0
         sequence.held_until = self._clock() + saved
-        if saved and min(all_left([best], self._forecast), default=saved) < saved:
+        if saved and min(all_left([best], self._forecast, sequence.rank), default=saved) < saved:
             sequence.held_for = best.number
             self._wake(saved)

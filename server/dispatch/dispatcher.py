@@ -3,15 +3,16 @@
 Every accepted sequence is either in the one queue in front of all engines or on one engine, and it can be
 moved: taken from an engine, put back into the queue with the tokens received so far, and continued by another
 engine without a visible difference. A sequence is moved if its engine dies or is drained, if its client has
-more than its share of the slots while another waits, if another engine has started and has fewer sequences,
-or to run a suspect of engine crashes in isolation.
+more than its share of the slots while another waits, if a sequence of a better rank needs its place, if
+another engine has started and has fewer sequences, or to run a suspect of engine crashes in isolation.
 
-Background sequences wait in a queue of their own. They begin only while no interactive sequence waits, on
-slots and pages that are idle, and they are moved back when an interactive sequence needs their place: to
-interactive sequences, to their predicted waits and to their shares, background ones do not exist.
+Each rank has a queue of its own, background sequences the last ones. A sequence begins only while none of a
+better rank waits, and it is moved back when one needs its place: to the better ones, to their predicted waits
+and to their shares, it does not exist.
 
-`supervisor.py` handles processes and the wire, `fair_queue.py` the order of the queue, `sharing.py` who makes
-way, `admission.py` admission control, `forecast.py` times.
+`supervisor.py` handles processes and the wire, `priority_queues.py` and `fair_queue.py` the order of the
+queue, `placement.py` and `sharing.py` who begins where and who makes way, `admission.py` admission control,
+`forecast.py` times.
 """
 
 import math
@@ -19,7 +20,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 
 from ...runtime.request import EngineFailed, Request, TokenEvent, draw_seed
 from ..engine_client import MOVE_CAUSES, EngineInfo, MoveCause
@@ -27,14 +27,12 @@ from .admission import Admission
 from .affinity import Affinity
 from .engine_handle import EngineHandle
 from .event_stream import BufferedStream
-from .fair_queue import FairQueue
 from .forecast import Forecast
+from .placement import Placement
+from .priority_queues import PriorityQueues
 from .queue_ahead import queue_ahead
-from .sharing import Sharing, balancing_move
+from .sharing import balancing_move
 from .tracked_sequence import TrackedSequence
-
-MOST_HELD = 32
-"""The most sequences of a client that are overtaken while they wait for the engine with their prefix."""
 
 
 class Dispatcher:
@@ -64,9 +62,8 @@ class Dispatcher:
         self._most_pause = most_pause
         self._forecast = Forecast()
         self._affinity = Affinity(handles, self._forecast, clock, lambda after: later(after, self.dispatch))
-        self._queue: FairQueue[TrackedSequence] = FairQueue()
-        self._background: FairQueue[TrackedSequence] = FairQueue()
-        self._sharing = Sharing(self._queue, clock)
+        self._queues = PriorityQueues()
+        self._placement = Placement(self._queues, self._affinity, clock)
         self._suspects: deque[TrackedSequence] = deque()
         self._isolated: EngineHandle | None = None
         self._arrivals = 0
@@ -82,13 +79,14 @@ class Dispatcher:
     @property
     def queued(self) -> tuple[int, int]:
         """The number of waiting interactive sequences and of their tokens."""
-        tokens = self._queue.tokens + sum(sequence.length for sequence in self._suspects)
-        return len(self._queue) + len(self._suspects), tokens
+        tokens = self._queues.tokens(background=False) + sum(each.length for each in self._suspects)
+        return self._queues.waiting(background=False) + len(self._suspects), tokens
 
     @property
     def under_way(self) -> int:
         """The number of waiting and running sequences."""
-        return self.queued[0] + len(self._background) + sum(len(handle.open) for handle in self._handles)
+        waiting = self.queued[0] + self._queues.waiting(background=True)
+        return waiting + sum(len(handle.open) for handle in self._handles)
 
     def submit(self, requests: Sequence[Request]) -> list[BufferedStream]:
         """Accepts the sequences of a call, all or none.
@@ -101,7 +99,7 @@ class Dispatcher:
         digests = {prompt: self._affinity.digests(prompt) for prompt in {each.prompt for each in requests}}
         sequences = [self._track(request, digests[request.prompt]) for request in requests]
         for sequence in sequences:
-            self._queue_of(sequence).push(sequence)
+            self._queues.push(sequence)
             if not any(handle.takes for handle in self._handles):
                 self._expire_later(sequence)
         self.dispatch()
@@ -161,7 +159,7 @@ class Dispatcher:
         """Sends waiting sequences to engines that have room."""
         self._dispatch_scheduled = False
         self._run_isolated()
-        while self._begin_next() or self._make_way() or self._balance() or self._begin_background():
+        while self._begin_next() or self._make_way() or self._balance() or self._begin_next(background=True):
             pass
 
     def _admit(self, requests: Sequence[Request]) -> None:
@@ -169,18 +167,14 @@ class Dispatcher:
         if requests[0].generated:
             return
         if requests[0].background:
-            self._admission.check_background(requests, self._background.tokens)
+            self._admission.check_background(requests, self._queues.tokens(background=True))
             return
         under_way = self.queued[0] + sum(len(handle.interactive) for handle in self._handles)
-        ahead = queue_ahead(requests[0], self._queue, self._handles, self._forecast, under_way)
+        ahead = queue_ahead(requests[0], self._queues, self._handles, self._forecast, under_way)
         self._admission.check(requests, ahead, self._clock())
 
-    def _queue_of(self, sequence: TrackedSequence) -> FairQueue[TrackedSequence]:
-        return self._background if sequence.background else self._queue
-
     def _all(self) -> Iterator[TrackedSequence]:
-        yield from self._queue
-        yield from self._background
+        yield from self._queues
         yield from self._suspects
         for handle in self._handles:
             yield from handle.open.values()
@@ -224,7 +218,7 @@ class Dispatcher:
         elif sequence in self._suspects:
             self._suspects.remove(sequence)
         else:
-            self._queue_of(sequence).remove(sequence)
+            self._queues.remove(sequence)
         if not self._dispatch_scheduled:  # once for all streams that end in this turn of the event loop
             self._dispatch_scheduled = True
             self._later(0.0, self.dispatch)
@@ -235,7 +229,7 @@ class Dispatcher:
         self._elapse()
         handle = self._handles[sequence.engine]
         handle.leave(sequence, working=working)
-        self._queue_of(sequence).give_back(sequence.client)
+        self._queues.give_back(sequence)
         if self._isolated is handle:
             self._isolated = None
 
@@ -249,7 +243,7 @@ class Dispatcher:
         if sequence.suspected:
             self._suspects.append(sequence)
         else:
-            self._queue_of(sequence).push(sequence)
+            self._queues.push(sequence)
 
     def _move_all(self, sequences: Iterable[TrackedSequence]) -> None:
         for sequence in list(sequences):
@@ -269,56 +263,31 @@ class Dispatcher:
         return now
 
     def _begin(self, sequence: TrackedSequence, handle: EngineHandle) -> None:
-        """Sends a waiting sequence to an engine; background ones make way for an interactive one."""
-        for other in [] if sequence.background else handle.in_the_way(sequence):
+        """Sends a waiting sequence to an engine; those of worse ranks make way for it."""
+        for other in handle.in_the_way(sequence):
             self._move(other, "preempted")
-        self._queue_of(sequence).take(sequence)
+        self._queues.take(sequence)
         handle.begin(sequence, self._clock())
         self._affinity.remember(handle, sequence)
 
-    def _begin_next(self) -> bool:
-        """Sends the next interactive sequence to an engine; returns whether there was one and room for it."""
-        rooms = {handle: handle.spare for handle in self._shared if handle.has_slot}
-        if not self._queue or not rooms:
-            return False
-        for queue in self._queue.queues():
-            for sequence in islice(queue, MOST_HELD):
-                fitting = self._sharing.with_pages(sequence, rooms)
-                handle = self._affinity.choose(sequence, fitting, self._shared)
-                if handle is not None:
-                    self._begin(sequence, handle)
-                    return True
-                if not self._affinity.holds(sequence):
-                    break
-        return False
-
-    def _begin_background(self) -> bool:
-        """Sends the next background sequence to an engine with a free slot and free pages, if no interactive
-        one waits; returns whether there was one."""
-        if self._queue or not self._background:
-            return False
-        sequence = self._background.queues()[0][0]
-        rooms = [
-            each for each in self._shared if each.has_idle_slot and each.pages(sequence) <= each.idle_pages
-        ]
-        handle = self._affinity.choose(sequence, rooms, rooms)
-        if handle is not None:
-            self._begin(sequence, handle)
-        return handle is not None
+    def _begin_next(self, *, background: bool = False) -> bool:
+        """Sends the next sequence to an engine; returns whether there was one and room for it."""
+        found = self._placement.next(self._shared, background=background)
+        if found is not None:
+            self._begin(*found)
+        return found is not None
 
     def _make_way(self) -> bool:
         """Preempts a sequence of a client above its share, in favour of a client below its share."""
-        if self._queue.clients < 2:
+        found = self._placement.exchange(self._shared)
+        if found is None:
             return False
-        for queue in self._queue.queues():
-            sequence = queue[0]
-            victim = None if self._affinity.holds(sequence) else self._sharing.victim(sequence, self._shared)
-            if victim is not None and victim.engine is not None:
-                handle = self._handles[victim.engine]
-                self._move(victim, "preempted")
-                self._begin(sequence, handle)
-                return True
-        return False
+        sequence, victim = found
+        assert victim.engine is not None
+        handle = self._handles[victim.engine]
+        self._move(victim, "preempted")
+        self._begin(sequence, handle)
+        return True
 
     def _balance(self) -> bool:
         """Moves a sequence to an engine that has started; returns whether there was one."""
@@ -337,5 +306,5 @@ class Dispatcher:
         for other in list(handle.open.values()):
             self._move(other, "preempted")
         self._isolated = handle
-        self._queue.push(sequence)
+        self._queues.push(sequence)
         self._begin(sequence, handle)

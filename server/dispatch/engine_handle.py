@@ -1,15 +1,15 @@
 """`EngineHandle`: one engine as the dispatcher sees it, its running sequences, free slots and pages.
 
 Counts slots and pages; decides nothing. An engine receives no more sequences than it has slots, so that
-waiting ones can still go elsewhere, and no sequence whose prompt does not fit into its free pages. Background
-sequences do not count against interactive ones, because they make way for them.
+waiting ones can still go elsewhere, and no sequence whose prompt does not fit into its free pages. Sequences
+of a worse rank do not count against a sequence, because they make way for it.
 """
 
 import math
 from collections.abc import Iterable
 from typing import Protocol
 
-from ...runtime.request import EngineStats, Request
+from ...runtime.request import EngineStats, Rank, Request
 from ..engine_client import EngineInfo, EngineState
 from .forecast import Forecast, Steps
 from .tracked_sequence import TrackedSequence
@@ -76,43 +76,38 @@ class EngineHandle:
         """Its sequences that are not background."""
         return [sequence for sequence in self.open.values() if not sequence.background]
 
-    @property
-    def has_slot(self) -> bool:
-        """Whether it accepts one more interactive sequence; a background one makes way for it if needed."""
-        return self.takes and len(self.interactive) < self.slots
+    def up_to(self, rank: Rank) -> list[TrackedSequence]:
+        """Its sequences of this rank and better ones: those that do not make way for a sequence of it."""
+        return [sequence for sequence in self.open.values() if sequence.rank <= rank]
 
-    @property
-    def has_idle_slot(self) -> bool:
-        """Whether a slot is free."""
-        return self.takes and len(self.open) < self.slots
+    def has_slot(self, rank: Rank) -> bool:
+        """Whether it accepts one more sequence of a rank; one of a worse rank makes way for it if needed."""
+        return self.takes and len(self.up_to(rank)) < self.slots
 
     @property
     def compiled(self) -> bool:
         """Whether it has compiled all its steps."""
         return self._engine.stats.buckets_ready >= self._engine.stats.buckets
 
-    @property
-    def load(self) -> float:
-        """The fraction of its slots in use by interactive sequences."""
-        return len(self.interactive) / max(self.slots, 1)
+    def load(self, rank: Rank) -> float:
+        """The fraction of its slots that are in use, as a sequence of a rank sees it."""
+        return len(self.up_to(rank)) / max(self.slots, 1)
 
     @property
     def generating(self) -> int:
         """The number of its sequences that have produced a token."""
         return sum(sequence.started for sequence in self.open.values())
 
-    @property
-    def all_started(self) -> bool:
-        """Whether all its interactive sequences have produced a token, so that none waits for pages."""
-        return all(sequence.started for sequence in self.interactive)
+    def all_started(self, rank: Rank) -> bool:
+        """Whether all its sequences up to a rank have produced a token, so that none waits for pages."""
+        return all(sequence.started for sequence in self.up_to(rank))
 
-    @property
-    def spare(self) -> float:
-        """Pages for a further interactive sequence: the idle ones and those of background sequences."""
-        if not self.interactive:
+    def spare(self, rank: Rank) -> float:
+        """Pages for a further sequence of a rank: the idle ones and those of worse ranks."""
+        if not self.up_to(rank):
             return math.inf
-        background = (sequence for sequence in self.open.values() if sequence.background)
-        return self.idle_pages + sum(self.pages(sequence) + 1 for sequence in background)
+        worse = (sequence for sequence in self.open.values() if sequence.rank > rank)
+        return self.idle_pages + sum(self.pages(sequence) + 1 for sequence in worse)
 
     @property
     def idle_pages(self) -> float:
@@ -137,7 +132,7 @@ class EngineHandle:
         return Steps(decode=stats.decode_seconds, prompt=stats.prompt_seconds)
 
     def gain(self, sequence: TrackedSequence) -> float:
-        """The increase of `spare` if a sequence is removed."""
+        """The increase of its spare pages if a sequence is removed."""
         return self.pages(sequence) + 1 if len(self.open) > 1 else math.inf
 
     def pages(self, sequence: TrackedSequence) -> int:
@@ -146,12 +141,12 @@ class EngineHandle:
         return sequence.length // info.page_size + 1 if info and info.pages else 0
 
     def in_the_way(self, sequence: TrackedSequence) -> list[TrackedSequence]:
-        """The background sequences that must leave before an interactive one begins: the youngest ones, as
-        many as hold the slot and the pages that it lacks."""
+        """The sequences of worse ranks that must leave before one begins: the worst ones, of these the
+        youngest, as many as hold the slot and the pages that it lacks."""
         lacking, full = self.pages(sequence) - self.idle_pages, len(self.open) >= self.slots
         found: list[TrackedSequence] = []
-        background = [other for other in self.open.values() if other.background]
-        for other in sorted(background, key=lambda each: each.arrival, reverse=True):
+        worse = [other for other in self.open.values() if other.rank > sequence.rank]
+        for other in sorted(worse, key=lambda each: (each.rank, each.arrival), reverse=True):
             if not full and lacking <= 0:
                 break
             found.append(other)
@@ -177,9 +172,11 @@ class EngineHandle:
             self._engine.abort(sequence.wire_id)
 
 
-def all_left(handles: Iterable[EngineHandle], forecast: Forecast, client: str | None = None) -> list[float]:
-    """The remaining slot seconds of the interactive sequences of engines, of all clients or of one."""
-    sequences = (sequence for handle in handles if handle.takes for sequence in handle.interactive)
+def all_left(
+    handles: Iterable[EngineHandle], forecast: Forecast, rank: Rank, client: str | None = None
+) -> list[float]:
+    """The remaining slot seconds of engines' sequences up to a rank, of all clients or of one."""
+    sequences = (sequence for handle in handles if handle.takes for sequence in handle.up_to(rank))
     return [
         forecast.left(sequence.request, len(sequence.tokens), started=sequence.started)
         for sequence in sequences

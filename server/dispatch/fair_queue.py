@@ -2,12 +2,13 @@
 
 Contains neither engines nor clocks. The algorithm is deficit round robin (Shreedhar and Varghese 1996) with
 the finest quantum, known for inference as the virtual token counter (Sheng et al. 2024, arXiv:2401.00588):
-each client has a counter of the service that it has received, and the client with the lowest counter is next.
-A client that returns after a pause has no credit for it. The order within a client is up to the entries.
+each client has a counter of the service that it has received, divided by its weight, and the client with the
+lowest counter is next. A client that returns after a pause has no credit for it. The order within a client is
+up to the entries.
 """
 
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 
@@ -17,6 +18,11 @@ class Waiting(Protocol):
     @property
     def client(self) -> str:
         """The client that it belongs to."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """The client's weight, greater than 0; that of the newest entry counts."""
         ...
 
     @property
@@ -35,6 +41,9 @@ class Waiting(Protocol):
         ...
 
 
+_ROUNDING = 1e-9
+"""Added to a share before it is cut to whole slots: a product of decimal fractions can be too small."""
+
 EntryT = TypeVar("EntryT", bound=Waiting)
 
 
@@ -47,6 +56,7 @@ class FairQueue(Generic[EntryT]):
         self._tokens: dict[str, int] = {}
         self._given: dict[str, float] = {}
         self._running: dict[str, int] = {}
+        self._weights: dict[str, float] = {}
         self._time = 0.0
 
     def __len__(self) -> int:
@@ -64,9 +74,15 @@ class FairQueue(Generic[EntryT]):
         """The number of clients with waiting or running entries."""
         return len(self._given)
 
-    def knows(self, client: str) -> bool:
-        """Whether a client has waiting or running entries."""
-        return client in self._given
+    @property
+    def names(self) -> Iterable[str]:
+        """The clients with waiting or running entries."""
+        return self._given.keys()
+
+    @property
+    def cost(self) -> float:
+        """The cost of all waiting entries."""
+        return sum(self._cost.values())
 
     @property
     def tokens(self) -> int:
@@ -87,12 +103,22 @@ class FairQueue(Generic[EntryT]):
 
     def queues(self) -> list[list[EntryT]]:
         """Each client's waiting entries, clients in the order of service; the caller must not change them."""
-        order = sorted(self._entries, key=lambda client: (self._given[client], self.running(client)))
+        order = sorted(self._entries, key=lambda client: (self._given[client], self.occupation(client)))
         return [self._entries[client] for client in order]
+
+    def occupation(self, client: str) -> float:
+        """The number of a client's running entries, divided by its weight."""
+        return self.running(client) / self._weights.get(client, 1.0)
+
+    def share(self, client: str, slots: int, weight: float = 1.0) -> int:
+        """A client's share of the slots, in whole slots; `weight` counts if it has no entries."""
+        weights = {client: weight, **self._weights}
+        return int(slots * weights[client] / sum(weights.values()) + _ROUNDING)
 
     def push(self, entry: EntryT) -> None:
         """Adds an entry, in its position among those of its client."""
         self._given[entry.client] = self._start(entry.client)
+        self._weights[entry.client] = entry.weight
         insort(self._entries.setdefault(entry.client, []), entry, key=lambda each: each.order)
         self._cost[entry.client] = self._cost.get(entry.client, 0.0) + entry.cost
         self._tokens[entry.client] = self.tokens_of(entry.client) + entry.length
@@ -109,8 +135,8 @@ class FairQueue(Generic[EntryT]):
 
     def take(self, entry: EntryT) -> None:
         """Removes a waiting entry that is served from now until `give_back`."""
-        self._given[entry.client] += entry.cost
-        self._time += entry.cost / len(self._given)
+        self._given[entry.client] += entry.cost / self._weights[entry.client]
+        self._time += entry.cost / sum(self._weights.values())
         self._running[entry.client] = self.running(entry.client) + 1
         self.remove(entry)
 
@@ -128,19 +154,23 @@ class FairQueue(Generic[EntryT]):
     def mean_cost(self, client: str | None = None) -> float:
         """The mean cost of the waiting entries, of all clients or of one; 0 if none wait."""
         if client is None:
-            return sum(self._cost.values()) / max(len(self), 1)
+            return self.cost / max(len(self), 1)
         return self.cost_of(client) / max(self.waiting(client), 1)
 
-    def cost_before(self, client: str) -> float:
-        """The cost of all entries that would be served before a new entry of a client."""
+    def cost_before(self, client: str, weight: float = 1.0) -> float:
+        """The cost of all entries that would be served before a new entry of a client with this weight."""
         own = self.cost_of(client)
-        start = self._start(client) + own
+        start = self._start(client) + own / weight
         others = (name for name in self._cost if name != client)
-        return own + sum(min(self._cost[name], max(0.0, start - self._given[name])) for name in others)
+        return own + sum(min(self._cost[name], self._due(name, start)) for name in others)
+
+    def _due(self, client: str, counter: float) -> float:
+        """The cost of what a client receives until its counter has this value."""
+        return max(0.0, counter - self._given[client]) * self._weights[client]
 
     def _leave(self, client: str) -> None:
         if client not in self._entries and client not in self._running:
-            del self._given[client]
+            del self._given[client], self._weights[client]
 
     def _start(self, client: str) -> float:
         """A client's counter when it adds an entry.

@@ -1,13 +1,16 @@
-"""The queue in front of a new sequence, at the position where it would be inserted."""
+"""The queue in front of a new sequence, at the position where it would be inserted.
+
+What waits or runs with a worse rank is not in front of it; whatever waits with a better rank is.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...runtime.request import Request
 from .engine_handle import EngineHandle, all_left
-from .fair_queue import FairQueue
 from .forecast import Forecast, wait
-from .tracked_sequence import TrackedSequence
+from .priority_queues import PriorityQueues
+from .sharing import slots_for
 
 _INSTANT = 1e-6
 """The assumed seconds of a slot for a sequence while no engine has measured its steps."""
@@ -36,7 +39,7 @@ class QueueAhead:
 
 def queue_ahead(
     request: Request,
-    queue: FairQueue[TrackedSequence],
+    queues: PriorityQueues,
     handles: Sequence[EngineHandle],
     forecast: Forecast,
     under_way: int,
@@ -45,38 +48,41 @@ def queue_ahead(
 
     While no engine accepts sequences, it counts as served by the engine that restarts first, from then on.
     """
-    client, soonest = request.client, min(handle.takes_in for handle in handles)
-    slots = sum(handle.slots for handle in handles if handle.takes_in <= soonest)
-    clients = queue.clients + (not queue.knows(client))
-    left = all_left(handles, forecast)
+    soonest = min(handle.takes_in for handle in handles)
+    serving = [handle for handle in handles if handle.takes_in <= soonest]
+    left = all_left(handles, forecast, request.rank)
     return QueueAhead(
         under_way=under_way,
-        tokens=queue.tokens,
-        own_tokens=queue.tokens_of(client),
-        clients=clients,
-        wait=soonest + _wait(request, clients, slots, queue, handles, forecast, left),
+        tokens=queues.tokens(background=False),
+        own_tokens=queues.tokens_of(request.client),
+        clients=queues.clients_with(request.client),
+        wait=soonest + _wait(request, serving, queues, handles, forecast, left),
         end=min(left, default=soonest),
-        pace=forecast.cost(request) / max(slots, 1),
+        pace=forecast.cost(request) / max(sum(handle.slots for handle in serving), 1),
     )
 
 
 def _wait(
     request: Request,
-    clients: int,
-    slots: int,
-    queue: FairQueue[TrackedSequence],
+    serving: Sequence[EngineHandle],
+    queues: PriorityQueues,
     handles: Sequence[EngineHandle],
     forecast: Forecast,
     left: Sequence[float],
 ) -> float:
     """Seconds until a client's new sequence has a slot: in queue order, or within the client's own share."""
-    client, share = request.client, slots // clients
-    if clients > 1 and queue.running(client) + queue.waiting(client) < share:
+    client, queue, ahead = request.client, queues.of(request.rank), queues.cost_ahead_of(request.rank)
+    share = queue.share(client, slots_for(serving, request.rank), request.weight)
+    alone = not any(name != client for name in queue.names)
+    shared = not alone and not ahead
+    if shared and queue.running(client) + queue.waiting(client) < share:
         return 0.0
     cost = queue.mean_cost() or forecast.cost(request) or _INSTANT
-    before = round(queue.cost_before(client) / cost)
+    before = round((ahead + queue.cost_before(client, request.weight)) / cost)
+    slots = sum(handle.slots for handle in serving)
     in_turn = wait(before, cost, left, max(slots, 1))
-    if clients == 1 or not share:
+    if not shared or not share:
         return in_turn
     cost = queue.mean_cost(client) or cost
-    return min(in_turn, wait(queue.waiting(client), cost, all_left(handles, forecast, client), share))
+    own = all_left(handles, forecast, request.rank, client)
+    return min(in_turn, wait(queue.waiting(client), cost, own, share))

@@ -8,7 +8,7 @@ import logging
 import math
 from dataclasses import dataclass, field, replace
 
-from ...runtime.request import EngineFailed, Request, TokenEvent
+from ...runtime.request import EngineFailed, Rank, Request, TokenEvent
 from .event_stream import BufferedStream
 
 log = logging.getLogger(__name__)
@@ -72,8 +72,16 @@ class TrackedSequence:
         return self.request.client
 
     @property
+    def weight(self) -> float:
+        return self.request.weight
+
+    @property
     def background(self) -> bool:
         return self.request.background
+
+    @property
+    def rank(self) -> Rank:
+        return self.request.rank
 
     @property
     def order(self) -> tuple[float, int]:

@@ -41,10 +41,12 @@ def alone(prompt: List[int], limit: int) -> list[int]:
     return history
 
 
-def make_sequence(name: int, prompt: List[int], max_tokens: int, client: str = "") -> Sequence:
+def make_sequence(
+    name: int, prompt: List[int], max_tokens: int, client: str = "", priority: int = 0
+) -> Sequence:
     """A sequence as the engine creates it; `name` is its place in the order of arrival."""
     params = SamplingParams(max_tokens=max_tokens, stop_ids=(STOP,))
-    request = Request(id=str(name), prompt=tuple(prompt), params=params, client=client)
+    request = Request(id=str(name), prompt=tuple(prompt), params=params, client=client, priority=priority)
     limit = len(prompt) + max_tokens
     return Sequence(request=request, seed=0, limit=limit, arrival=name, tokens=list(prompt))
 
@@ -171,10 +173,15 @@ class SimulatedLoop:
         self._in_flight: InFlightStep | None = None
 
     def submit(
-        self, prompt: List[int], max_tokens: int, client: str = "", arrival: int | None = None
+        self,
+        prompt: List[int],
+        max_tokens: int,
+        client: str = "",
+        arrival: int | None = None,
+        priority: int = 0,
     ) -> Sequence:
         """Adds a sequence as the loop adds one from its inbox; `arrival` is by default its place here."""
-        sequence = make_sequence(len(self.sequences), prompt, max_tokens, client)
+        sequence = make_sequence(len(self.sequences), prompt, max_tokens, client, priority)
         sequence.arrival = sequence.arrival if arrival is None else arrival
         self.sequences.append(sequence)
         self._loop._active_ids.add(sequence.request.id)

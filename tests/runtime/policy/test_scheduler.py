@@ -109,6 +109,21 @@ def test_pages_are_taken_from_the_client_that_holds_most():
     assert [s.arrival for s in loop.scheduler.waiting] == [1]
 
 
+def test_pages_are_taken_from_the_worst_rank():
+    """Although others are younger and hold more; the oldest of all keeps its pages in any rank."""
+    loop = SimulatedLoop(slots=4, pages=20, page_size=1, budget=16)
+    for prompt, priority in (([1, 2], 9), ([2, 3, 4], 0), ([3, 4], 7), ([4, 5, 6], 0)):
+        loop.submit(prompt, 9, str(priority), priority=priority)
+        loop.run_once()
+    while not loop.scheduler.preemptions:
+        loop.run_once()
+    assert [s.arrival for s in loop.scheduler.waiting] == [2]
+    loop.submit([7], 2, "late", priority=-1)
+    while len(loop.sequences[4].tokens) == 1:
+        loop.run_once()
+    assert loop.sequences[2] in loop.scheduler.waiting
+
+
 def steps_to_a_first_token(client: str) -> int:
     """Of a short sequence that arrives when long ones of the client "many" need too many pages."""
     loop = SimulatedLoop(slots=8, pages=30, page_size=2, budget=16)

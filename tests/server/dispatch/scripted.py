@@ -154,9 +154,20 @@ def request(
     prompt: tuple[int, ...] = (1, 2, 3),
     choice: int = 0,
     background: bool = False,
+    priority: int = 0,
+    weight: float = 1.0,
 ) -> Request:
     params = SamplingParams(max_tokens=tokens, seed=1, ignore_eos=True)
-    return Request(id=name, prompt=prompt, params=params, client=client, choice=choice, background=background)
+    return Request(
+        id=name,
+        prompt=prompt,
+        params=params,
+        client=client,
+        choice=choice,
+        background=background,
+        priority=priority,
+        weight=weight,
+    )
 
 
 def heard(stream: BufferedStream) -> tuple[list[int], str | EngineFailed]:

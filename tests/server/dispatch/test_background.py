@@ -1,5 +1,6 @@
-"""Background sequences use what interactive ones leave idle, and interactive ones never notice them."""
+"""Sequences of worse ranks use what better ones leave idle, and better ones never notice them."""
 
+import math
 from dataclasses import replace
 
 import hypothesis.strategies as st
@@ -9,21 +10,29 @@ from hypothesis import given, settings
 from distaff.runtime.request import EngineFailed, Overloaded
 from distaff.server.dispatch import admission
 from distaff.server.dispatch.admission import Admission
+from distaff.server.dispatch.queue_ahead import queue_ahead
 
 from .scripted import INFO, POISON, SLOTS, World, heard, request, token_at
 
+BACKGROUND = math.inf
+
 ACTIONS = st.lists(
     st.one_of(
-        st.tuples(st.just("interactive"), st.sampled_from("abc"), st.integers(1, 12)),
-        st.tuples(st.just("background"), st.sampled_from("abd"), st.integers(1, 12)),
+        st.tuples(st.sampled_from([-3, 0, 2]), st.sampled_from("abc"), st.integers(1, 12)),
+        st.tuples(st.just(BACKGROUND), st.sampled_from("abd"), st.integers(1, 12)),
         st.tuples(st.just("step"), st.just(""), st.integers(1, 6)),
     ),
     max_size=40,
 )
+"""The priority of a new sequence, or that it is a background one; or steps."""
 
 
-def played(actions: list[tuple[str, str, int]], *, background: bool) -> tuple[World, dict[str, float]]:
-    """The world after some actions, and when each sequence began, again after each move."""
+def played(actions: list[tuple[object, str, int]], *, worst: float) -> tuple[World, dict[str, float]]:
+    """The world after some actions, and when each sequence began, again after each move.
+
+    Args:
+      worst: of sequences with a worse priority there are none.
+    """
     world = World(1)
     world.begin(0)
     began: dict[str, float] = {}
@@ -37,21 +46,24 @@ def played(actions: list[tuple[str, str, int]], *, background: bool) -> tuple[Wo
             for _ in range(amount):
                 world.step(0)
                 look()
-        elif what == "interactive" or background:
-            world.submit(request(str(number), amount, client, background=what == "background"))
+        elif what <= worst:
+            background = what == BACKGROUND
+            priority = 0 if background else what
+            world.submit(request(str(number), amount, client, background=background, priority=priority))
             look()
     return world, began
 
 
-@given(ACTIONS)
+@given(ACTIONS, st.sampled_from([-3, 0, 2]))
 @settings(max_examples=300, deadline=None)
-def test_interactive_sequences_begin_as_if_there_were_no_others(actions):
-    """At the same moment, whatever the background does; and the background is finished in the end."""
-    alone, expected = played(actions, background=False)
-    world, began = played(actions, background=True)
-    interactive = {str(number) for number, (what, *_) in enumerate(actions) if what == "interactive"}
-    assert {name: when for name, when in began.items() if name.split("~")[0] in interactive} == expected
-    assert alone.dispatcher.queued == world.dispatcher.queued
+def test_sequences_begin_as_if_there_were_none_of_a_worse_rank(actions, worst):
+    """At the same moment, whatever the others do; and all are finished in the end."""
+    alone, expected = played(actions, worst=worst)
+    world, began = played(actions, worst=BACKGROUND)
+    better = {str(number) for number, (what, *_) in enumerate(actions) if what != "step" and what <= worst}
+    assert {name: when for name, when in began.items() if name.split("~")[0] in better} == expected
+    if worst == 2:
+        assert alone.dispatcher.queued == world.dispatcher.queued
     world.run()
     for number, (what, _, amount) in enumerate(actions):
         if what != "step":
@@ -133,3 +145,50 @@ def test_a_waiting_background_sequence_outlasts_any_pause():
     world.wait(100.0)
     world.run()
     assert heard(world.streams["line"])[1] == "length"
+
+
+def test_a_better_priority_begins_first_and_takes_the_place_of_the_worst():
+    """Of the worst priority the youngest one; it continues later with the tokens that it has."""
+    world = World(1)
+    world.begin(0)
+    for name, priority in {"zero": 0, "old": 5, "young": 5, "waits": 5}.items():
+        world.submit(request(name, 20, "a", priority=priority))
+    world.submit(request("line", 3, "a", background=True))
+    world.submit(request("next", 2, "b", priority=1))
+    assert set(world.engines[0].rows) == {"zero", "old", "next"}
+    world.step(0)
+    world.submit(request("best", 1, "a", priority=-1))
+    assert set(world.engines[0].rows) == {"zero", "next", "best"}
+    world.step(0)
+    assert set(world.engines[0].rows) == {"zero", "old~1", "young~1"}
+    assert world.engines[0].given[-2].generated == (token_at(request("", 1), 0),)
+    world.run()
+    assert all(heard(stream)[1] == "length" for stream in world.streams.values())
+    assert [given.id for given in world.engines[0].given][-1] == "line"
+
+
+@given(
+    waiting=st.lists(st.tuples(st.sampled_from([-1, 0, 1]), st.sampled_from("ab")), max_size=12),
+    steps=st.integers(0, 8),
+    mine=st.sampled_from([-1, 0, 1]),
+)
+@settings(deadline=None)
+def test_the_predicted_wait_counts_what_is_before_a_priority(waiting, steps, mine):
+    """All of them alike; a client of its own within its share can only be earlier."""
+    world = World(1)
+    world.begin(0)
+    for number, (priority, client) in enumerate(waiting):
+        world.submit(request(f"{number}", 10, client, priority=priority))
+    for _ in range(steps):
+        world.step(0)
+    dispatcher = world.dispatcher
+    newcomer = request("new", 10, "a", priority=mine)
+    line = queue_ahead(newcomer, dispatcher._queues, world.handles, dispatcher._forecast, 0)
+    world.submit(newcomer)
+    waited = 0
+    while not any(given.id == "new" for given in world.engines[0].given):
+        world.step(0)
+        waited += 1
+    assert abs(line.wait - waited) <= 14.0  # a slot, and the prompts that are computed again
+    if mine == -1 and all(priority > -1 for priority, _ in waiting):
+        assert line.wait == waited == 0

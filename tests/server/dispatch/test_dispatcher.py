@@ -38,13 +38,17 @@ class AnyFate(RuleBasedStateMachine):
         prompt=st.integers(1, 5),
         n=st.integers(1, 4),
         background=st.booleans(),
+        priority=st.sampled_from([0, 0, -1, 7]),
+        weight=st.sampled_from([1.0, 1.0, 0.3, 5.0]),
     )
-    def submit(self, client: str, tokens: int, prompt: int, n: int, background: bool) -> None:
+    def submit(
+        self, client: str, tokens: int, prompt: int, n: int, background: bool, priority: int, weight: float
+    ) -> None:
         names = [f"{len(self.wanted)}-{choice}" for choice in range(n)]
         self.wanted |= dict.fromkeys(names, tokens)
         beginning = (prompt,) * 70 + tuple(range(n))
         self.world.submit(
-            *(request(name, tokens, client, beginning, background=background) for name in names)
+            *(request(name, tokens, client, beginning, 0, background, priority, weight) for name in names)
         )
 
     @precondition(lambda self: not self.poisoned and self.world.dispatcher.takes)
@@ -104,12 +108,10 @@ class AnyFate(RuleBasedStateMachine):
         """But for who runs apart, and who waits for an engine that knows its beginning."""
         dispatcher = self.world.dispatcher
         self.world.wait()
-        if dispatcher._isolated is None and not any(
-            dispatcher._affinity.holds(run) for run in dispatcher._queue
-        ):
-            assert not dispatcher.queued[0] or not any(handle.has_slot for handle in self.world.handles)
-            idle = any(handle.has_idle_slot for handle in self.world.handles)
-            assert not dispatcher._background or dispatcher.queued[0] or not idle
+        rank = dispatcher._queues.next_rank
+        held = any(dispatcher._affinity.holds(run) for run in dispatcher._queues if run.rank == rank)
+        if dispatcher._isolated is None and rank is not None and not held:
+            assert not any(handle.has_slot(rank) for handle in self.world.handles)
 
     def teardown(self) -> None:
         if not hasattr(self, "world"):
@@ -241,9 +243,9 @@ def test_a_client_does_not_pay_for_balanced_engines():
     world = World()
     world.begin(0)
     world.submit(*(request(str(i), 50) for i in range(3)))
-    given = dict(world.dispatcher._queue._given)
+    given = dict(world.dispatcher._queues.of((False, 0))._given)
     world.begin(1)
-    assert world.dispatcher.moved["balanced"] == 1 and world.dispatcher._queue._given == given
+    assert world.dispatcher.moved["balanced"] == 1 and world.dispatcher._queues.of((False, 0))._given == given
 
 
 @pytest.mark.parametrize(("length", "moved"), [(20, 1), (21, 0)])

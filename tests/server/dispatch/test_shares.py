@@ -25,6 +25,7 @@ class Entry:
     arrival: int
     cost: float
     length: int = 1
+    weight: float = 1.0
 
     @property
     def order(self) -> tuple[float, int]:
@@ -40,8 +41,15 @@ class Shares(RuleBasedStateMachine):
         self.waiting: list[Entry] = []
         self.running: list[Entry] = []
         self.given: dict[str, float] = {}
+        self.weights = dict.fromkeys("abc", 1.0)
         self.time = 0.0
         self.arrivals = 0
+
+    @precondition(lambda self: not self.waiting and not self.running)
+    @rule(client=CLIENTS, weight=st.sampled_from([0.5, 1.0, 4.0]))
+    def weigh(self, client: str, weight: float) -> None:
+        """Powers of two, so that divisions are exact."""
+        self.weights[client] = weight
 
     def order(self, client: str) -> list[Entry]:
         mine = [entry for entry in self.waiting if entry.client == client]
@@ -63,7 +71,7 @@ class Shares(RuleBasedStateMachine):
     def arrive(self, client: str, cost: int, length: int) -> None:
         self.given[client] = self.entry_level(client)
         self.arrivals += 1
-        self.waiting.append(Entry(client, self.arrivals, cost, length))
+        self.waiting.append(Entry(client, self.arrivals, cost, length, self.weights[client]))
         self.queue.push(self.waiting[-1])
 
     @precondition(lambda self: self.waiting)
@@ -73,8 +81,8 @@ class Shares(RuleBasedStateMachine):
         self.queue.take(entry)
         self.waiting.remove(entry)
         self.running.append(entry)
-        self.given[entry.client] += entry.cost
-        self.time += entry.cost / len(self.given)
+        self.given[entry.client] += entry.cost / entry.weight
+        self.time += entry.cost / sum(self.weights[client] for client in self.given)
 
     @precondition(lambda self: self.running)
     @rule(number=st.integers(0), returns=st.booleans())
@@ -129,18 +137,42 @@ class Shares(RuleBasedStateMachine):
             queues = {each: self.order(each) for each in "abc"}
             while queues[client]:
                 entry = min(filter(None, queues.values()), key=lambda queue: given[queue[0].client])
-                given[entry[0].client] += entry[0].cost
+                given[entry[0].client] += entry[0].cost / entry[0].weight
                 before += entry.pop(0).cost
-            assert given[client] == pytest.approx(start + self.queue.cost_of(client))
+            assert given[client] == pytest.approx(start + self.queue.cost_of(client) / self.weights[client])
             others = [queue for queue in queues.values() if queue and queue[0].client != client]
             for queue in others:
                 while queue and given[queue[0].client] < given[client]:
-                    given[queue[0].client] += queue[0].cost
+                    given[queue[0].client] += queue[0].cost / queue[0].weight
                     before += queue.pop(0).cost
             slack = sum(
                 max((e.cost for e in self.order(each)), default=0) for each in "abc" if each != client
             )
-            assert abs(self.queue.cost_before(client) - before) <= slack + 1e-6
+            assert abs(self.queue.cost_before(client, self.weights[client]) - before) <= slack + 1e-6
+
+
+@given(
+    weights=st.lists(st.floats(0.1, 10.0), min_size=2, max_size=4),
+    costs=st.lists(st.floats(1.0, 9.0), min_size=1, max_size=5),
+    served=st.integers(1, 80),
+)
+def test_in_saturation_clients_receive_service_in_proportion_to_their_weights(weights, costs, served):
+    """Within the cost of one entry, for each unit of weight."""
+    queue: FairQueue[Entry] = FairQueue()
+    for number, weight in enumerate(weights):
+        for place in range(served):
+            cost = costs[(place + number) % len(costs)]
+            queue.push(Entry(str(number), place, cost, 1, weight))
+    received = [0.0] * len(weights)
+    for _ in range(served):
+        entry = queue.queues()[0][0]
+        queue.take(entry)
+        queue.give_back(entry.client)
+        received[int(entry.client)] += entry.cost / entry.weight
+    assert max(received) - min(received) <= max(costs) / min(weights) + 1e-6
+    left = {name: weights[int(name)] for name in queue.names}
+    for name, weight in left.items():
+        assert abs(queue.share(name, 64) - 64 * weight / sum(left.values())) < 1 + 1e-6
 
 
 def test_new_clients_cannot_keep_a_client_waiting_forever():
@@ -325,7 +357,9 @@ def test_a_new_sequence_gets_its_slot_when_predicted(others: int, steps: int) ->
         world.step(0)
     newcomer = request("new", 10, "a")
     dispatcher = world.dispatcher
-    line = queue_ahead(newcomer, dispatcher._queue, world.handles, dispatcher._forecast, dispatcher.under_way)
+    line = queue_ahead(
+        newcomer, dispatcher._queues, world.handles, dispatcher._forecast, dispatcher.under_way
+    )
     world.submit(newcomer)
     world.wait(0.0)
     waited = 0
@@ -343,7 +377,7 @@ def test_a_client_below_its_share_does_not_wait() -> None:
     dispatcher = world.dispatcher
     lines = {
         client: queue_ahead(
-            request("x", 100, client), dispatcher._queue, world.handles, dispatcher._forecast, 40
+            request("x", 100, client), dispatcher._queues, world.handles, dispatcher._forecast, 40
         )
         for client in "ab"
     }

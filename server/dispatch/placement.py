@@ -1,0 +1,89 @@
+"""`Placement`: which waiting sequence begins next and on which engine, or in the place of which running one.
+
+The next sequence is one of the best rank that waits: while it waits for an engine, nothing of a worse rank
+begins. Only decides; `dispatcher.py` starts and moves sequences, `sharing.py` has the rules of shares,
+`affinity.py` those of cached prefixes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+
+from .affinity import Affinity
+from .engine_handle import EngineHandle
+from .fair_queue import FairQueue
+from .priority_queues import PriorityQueues
+from .sharing import Sharing
+from .tracked_sequence import TrackedSequence
+
+MOST_HELD = 32
+"""The most sequences of a client that are overtaken while they wait for the engine with their prefix."""
+
+
+class Placement:
+    """The decisions for the waiting sequences of all engines."""
+
+    def __init__(self, queues: PriorityQueues, affinity: Affinity, clock: Callable[[], float]) -> None:
+        self._queues, self._affinity = queues, affinity
+        self._sharing = Sharing(clock)
+
+    def next(
+        self, shared: Sequence[EngineHandle], *, background: bool
+    ) -> tuple[TrackedSequence, EngineHandle] | None:
+        """The next sequence that an engine has room for, and the engine; None if there is none.
+
+        Args:
+          shared: the engines that accept sequences.
+          background: only a background sequence; else only an interactive one.
+        """
+        rank = self._queues.next_rank
+        if rank is None or rank[0] != background:
+            return None
+        rooms = {handle: handle.spare(rank) for handle in shared if handle.has_slot(rank)}
+        if not rooms:
+            return None
+        queue = self._queues.of(rank)
+        return self._next_background(queue, rooms) if background else self._next(queue, rooms, shared)
+
+    def exchange(self, shared: Sequence[EngineHandle]) -> tuple[TrackedSequence, TrackedSequence] | None:
+        """A waiting sequence of a client below its share, and the running one of a client above its share
+        that is preempted for it; None if there are none."""
+        rank = self._queues.next_rank
+        if rank is None or rank[0] or (queue := self._queues.of(rank)).clients < 2:
+            return None
+        for waiting in queue.queues():
+            sequence = waiting[0]
+            if not self._affinity.holds(sequence):
+                victim = self._sharing.victim(sequence, shared, queue)
+                if victim is not None:
+                    return sequence, victim
+        return None
+
+    def _next(
+        self,
+        queue: FairQueue[TrackedSequence],
+        rooms: dict[EngineHandle, float],
+        shared: Sequence[EngineHandle],
+    ) -> tuple[TrackedSequence, EngineHandle] | None:
+        for sequence in self._candidates(queue):
+            fitting = self._sharing.with_pages(sequence, rooms)
+            handle = self._affinity.choose(sequence, fitting, shared)
+            if handle is not None:
+                return sequence, handle
+        return None
+
+    def _candidates(self, queue: FairQueue[TrackedSequence]) -> Iterator[TrackedSequence]:
+        """The first sequence of each client, and further ones behind those that wait for one engine."""
+        for waiting in queue.queues():
+            for sequence in islice(waiting, MOST_HELD):
+                yield sequence
+                if not self._affinity.holds(sequence):
+                    break
+
+    def _next_background(
+        self, queue: FairQueue[TrackedSequence], rooms: dict[EngineHandle, float]
+    ) -> tuple[TrackedSequence, EngineHandle] | None:
+        """The first one alone, where its pages are free: it has time, and no claim to an engine."""
+        sequence = queue.queues()[0][0]
+        fitting = [handle for handle, spare in rooms.items() if handle.pages(sequence) <= spare]
+        handle = self._affinity.choose(sequence, fitting, fitting)
+        return None if handle is None else (sequence, handle)
