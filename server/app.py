@@ -21,6 +21,7 @@ from .answering.error_answer import error_answer, speaks_anthropic
 from .engine_client import EngineClient
 from .errors import ApiError, ApiErrorHandler
 from .http import HardenedHttp, check_head, sanic_config
+from .quotas.rate_headers import anthropic_headers, openai_headers
 from .routes import (
     batches,
     chat,
@@ -67,7 +68,7 @@ def create_app(settings: ServerSettings, engine: EngineClient, served: ServedMod
         completions are answered with 503.
 
     Raises:
-      StoreRefused: the folder of the batches cannot be used.
+      StoreRefused: the folder of the batches cannot be used. UsageLogRefused: nor can the usage log.
     """
     context = AppContext(settings, engine, served or ServedModel())
     app: App = Sanic(
@@ -125,7 +126,7 @@ async def _stamp(request: ApiRequest, response: BaseHTTPResponse) -> None:
     response.headers["x-request-id"] = request.reference
     response.headers["openai-processing-ms"] = str(round((time.perf_counter() - request.started) * 1000))
     response.headers["openai-version"] = "2020-10-01"
-    response.headers.update(_headers(request))
+    response.headers.update(_headers(request) | _rate_headers(request))
     if request.span is not None and not request.recorded:
         request.span.end(response.status, str(response.status) if response.status >= 500 else None)
     if context.draining:
@@ -138,6 +139,14 @@ def _headers(request: ApiRequest) -> dict[str, str]:
     named = {"request-id": request.reference} if speaks_anthropic(request) else {}
     named |= {"traceparent": request.span.header} if request.span is not None else {}
     return named | cors_headers(allowed, request.headers, preflight=preflight)
+
+
+def _rate_headers(request: ApiRequest) -> dict[str, str]:
+    """What is left of the key's rates, if it has any."""
+    standings = request.app.ctx.quotas.standings(request.key_id, request.key_settings)
+    if speaks_anthropic(request):
+        return anthropic_headers(standings, time.time())
+    return openai_headers(standings)
 
 
 async def _start(app: App) -> None:
@@ -173,6 +182,8 @@ async def _stop(app: App) -> None:
     await app.ctx.engine.stop()
     if app.ctx.batches is not None:
         app.ctx.batches.store.close()
+    if app.ctx.usage_log is not None:
+        await asyncio.to_thread(app.ctx.usage_log.close)
     app.ctx.served.close()
     app.ctx.off_loop.close()
     if app.ctx.settings.traces is not None:

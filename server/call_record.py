@@ -64,6 +64,11 @@ class CallRecord:
         metrics.in_flight.inc()
         metrics.prompt_tokens.inc(prompt_tokens)
 
+    @property
+    def first_token_seconds(self) -> float | None:
+        """Seconds from the arrival to the first output; None before."""
+        return None if self._first is None else self._first - self._started
+
     def record_output(self, waited: float | None = None) -> None:
         """Records output of a choice; `waited`: seconds from its submission to its first step."""
         if self._first is None:

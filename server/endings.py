@@ -31,10 +31,10 @@ was lost with the request. `shutdown`: the time for draining was up. `request_fa
 this request. `request_invalid`: an accepted request turned out to be impossible. `internal_error`: a defect
 of the web process. `timeout`: the answer took longer than the limit."""
 
-Refusal = Literal["overloaded", "rendering", "not_ready", "draining", "connections"]
-"""`overloaded`: the queue is full. `rendering`: no process is free for the chat template. `not_ready`: no
-engine accepts requests. `draining`: the server shuts down. `connections`: too many are open, and a further
-one was closed unread."""
+Refusal = Literal["overloaded", "rate_limited", "rendering", "not_ready", "draining", "connections"]
+"""`overloaded`: the queue is full. `rate_limited`: the key has no quota left. `rendering`: no process is free
+for the chat template. `not_ready`: no engine accepts requests. `draining`: the server shuts down.
+`connections`: too many are open, and a further one was closed unread."""
 
 Ending = CutShort | Refusal
 

@@ -12,6 +12,7 @@ or text from a failed component; internal details go to the log.
         ├── Unauthorized        401: no key, or an unknown one
         ├── ModelNotFound       404: the model is not served here
         ├── UnsupportedEncoding 415: a compressed body
+        ├── RateLimited         429: the key has no quota left now
         └── Unavailable         503: the same request may succeed later
 """
 
@@ -114,6 +115,18 @@ class UnsupportedEncoding(ApiError):
         message = f"Unsupported content encoding: '{encoding[:64]}'. Send the body as it is."
         headers = {"accept-encoding": "identity"}
         super().__init__(415, message, code="unsupported_content_encoding", headers=headers)
+
+
+class RateLimited(ApiError):
+    """429: the key has no quota left now. The same request is accepted in `seconds`, if no other comes."""
+
+    def __init__(self, message: str, kind: str, seconds: float) -> None:
+        """`kind`: what is limited, for the error's type."""
+        milliseconds = math.ceil(seconds * 1000)
+        headers = {"retry-after": str(math.ceil(seconds)), "retry-after-ms": str(milliseconds)}
+        again = f"Please try again in {milliseconds / 1000:g}s."
+        super().__init__(429, f"{message} {again}", type=kind, code="rate_limit_exceeded", headers=headers)
+        self.seconds = seconds
 
 
 class Unavailable(ApiError):

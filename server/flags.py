@@ -251,6 +251,12 @@ class ServeFlags(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     strict: Annotated[bool, typer.Option("--strict", help="Refuse unknown parameters, as OpenAI does.")] = (
         False
     )
+    usage_log: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False, resolve_path=True, help="A file that gets a line of JSON for each request."
+        ),
+    ] = None
     log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option()] = "info"
     log_format: Annotated[LogFormat, typer.Option(help="Log lines of text, or JSON objects.")] = "text"
 

@@ -1,10 +1,11 @@
 """`Keys`: the accepted API keys, from a file, which may change while the server runs, and the environment.
 
+A line of the file is a key, or a key and its settings (`quotas/key_settings.py`); the key `*` stands for all.
+
 Contains no HTTP: `authorization.py` reads the header and looks up the key here. Only SHA-256 digests of keys
 are stored, so that no log, error or dump can contain a key, and comparisons take constant time.
 """
 
-import hashlib
 import hmac
 import logging
 import os
@@ -13,14 +14,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from ..model.errors import DistaffError
+from .quotas.key_settings import NO_SETTINGS, KeySettings
+from .quotas.keys_file import FileKeys, KeysRefused, checked_digest, digest_of, parse_keys
 
 log = logging.getLogger(__name__)
 
 VARIABLE = "DISTAFF_API_KEYS"
 """The environment variable that holds a server's keys, separated by commas."""
 
-SHORTEST_KEY = 8
 MOST_FILE_BYTES = 256 * 1024
 """The largest size of a key file: each request is compared with every key."""
 
@@ -29,10 +30,6 @@ CHECK_SECONDS = 1.0
 its writer may have written half a key."""
 
 _ID_DIGITS = 8
-
-
-class KeysRefused(DistaffError):
-    """An invalid key or key file. The message contains the location, never the key."""
 
 
 class Keys:
@@ -50,18 +47,20 @@ class Keys:
 
         Args:
           keys: accepted as long as the server runs.
-          file: further keys, one per line; read again when it changes.
+          file: further keys, one per line with their settings; read again when it changes.
           clock: seconds. wall: seconds on the clock of the file's times.
 
         Raises:
           KeysRefused: no key at all, an invalid key, or a file that cannot be read.
         """
-        self._fixed = _digests(keys, "key", VARIABLE)
+        self._fixed = _fixed_keys(keys)
         self._file = file
         self._clock, self._wall = clock, wall
         self._next_check = clock() + CHECK_SECONDS
         self._complaint = ""
-        self._accepted = self._fixed
+        self._accepted: Mapping[bytes, KeySettings] = self._fixed
+        self._settings: dict[str, KeySettings] = {}
+        self._others = NO_SETTINGS
         self._stamp: tuple[int, ...] = ()
         self._seen: tuple[int, ...] = ()
         if file is not None:
@@ -75,12 +74,16 @@ class Keys:
         Checks the file first, at most once a second. Takes constant time for every key.
         """
         self._look_again()
-        came = _digest(key)
+        came = digest_of(key)
         found = None
         for digest in self._accepted:
             if hmac.compare_digest(came, digest):
                 found = digest
-        return None if found is None else found.hex()[:_ID_DIGITS]
+        return None if found is None else _id(found)
+
+    def settings(self, key_id: str) -> KeySettings:
+        """The settings of the key with this id; those of all keys for an id that is no longer accepted."""
+        return self._settings.get(key_id, self._others)
 
     def _look_again(self) -> None:
         """Reads a changed file. An invalid file changes nothing, and is tried again at each check."""
@@ -108,8 +111,11 @@ class Keys:
         left_alone = self._wall() - status.st_ctime >= CHECK_SECONDS or stamp == seen
         return stamp != self._stamp and left_alone
 
-    def _take(self, from_file: frozenset[bytes], stamp: tuple[int, ...]) -> None:
-        self._accepted = self._fixed | from_file
+    def _take(self, from_file: FileKeys, stamp: tuple[int, ...]) -> None:
+        fixed = dict.fromkeys(self._fixed, from_file.others)
+        self._accepted = fixed | from_file.keys
+        self._settings = {_id(digest): settings for digest, settings in self._accepted.items()}
+        self._others = from_file.others
         self._stamp = stamp
 
     def _complain(self, complaint: str) -> None:
@@ -130,12 +136,7 @@ def configured_keys(file: Path | None, environment: Mapping[str, str]) -> Keys |
     return Keys(filter(None, environment.get(VARIABLE, "").split(",")), file)
 
 
-def is_plain(key: str) -> bool:
-    """Whether a key consists of visible ASCII, which a header can carry."""
-    return key.isascii() and key.isprintable() and " " not in key
-
-
-def _read(file: Path) -> tuple[frozenset[bytes], tuple[int, ...]]:
+def _read(file: Path) -> tuple[FileKeys, tuple[int, ...]]:
     """A file's keys, and its stamp from before the read, to detect later changes."""
     try:
         # Opening a pipe without a writer would block the event loop for ever.
@@ -150,33 +151,17 @@ def _read(file: Path) -> tuple[frozenset[bytes], tuple[int, ...]]:
         raise KeysRefused(_reason(file, error)) from None
     if len(content) > MOST_FILE_BYTES:
         raise KeysRefused(f"{file} is larger than the limit of {MOST_FILE_BYTES} bytes")
-    lines = (line.decode("ascii", "replace") for line in content.splitlines())
-    digests = _digests(("" if _says_nothing(line) else line for line in lines), "line", str(file))
-    if not digests:
-        raise KeysRefused(f"{file} holds no key")
-    return digests, _stamp(status)
+    return parse_keys(content, str(file)), _stamp(status)
 
 
-def _says_nothing(line: str) -> bool:
-    return not line.strip() or line.startswith("#")
+def _fixed_keys(keys: Iterable[str]) -> dict[bytes, KeySettings]:
+    """The digests of the environment's keys, without empty ones."""
+    named = ((key, f"key {number} of {VARIABLE}") for number, key in enumerate(keys, start=1))
+    return {checked_digest(key, place): NO_SETTINGS for key, place in named if key}
 
 
-def _digests(keys: Iterable[str], unit: str, place: str) -> frozenset[bytes]:
-    """The digests of keys, without empty ones; errors name a key as `unit` number n of `place`."""
-    digests = set()
-    for number, key in enumerate(keys, start=1):
-        if not key:
-            continue
-        if not is_plain(key):
-            raise KeysRefused(f"{unit} {number} of {place} has a character that is not visible ASCII")
-        if len(key) < SHORTEST_KEY:
-            raise KeysRefused(f"{unit} {number} of {place} is shorter than {SHORTEST_KEY} characters")
-        digests.add(_digest(key))
-    return frozenset(digests)
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+def _id(digest: bytes) -> str:
+    return digest.hex()[:_ID_DIGITS]
 
 
 def _stamp(status: os.stat_result) -> tuple[int, ...]:

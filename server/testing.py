@@ -123,6 +123,7 @@ class FakeEngine:
       requests, aborted: all submitted requests; the ids of those aborted before their end.
       cached, written: the reported tokens of each prompt that were in the cache, and that were put there.
       miss: the reported reason for the others. waited: the reported wait of each.
+      device_seconds: reported of each token that a sequence has; its page-seconds are twice as many.
       profiled: the calls of `profile`.
       queued, moved: the reported queue and numbers of moved sequences.
     """
@@ -143,6 +144,7 @@ class FakeEngine:
         self.cached = self.written = 0
         self.miss: CacheMiss | None = None
         self.waited: float | None = None
+        self.device_seconds = 0.0
         self.running: dict[str, FakeStream] = {}
         self.state: EngineState = "starting"
         self.info: EngineInfo | None = EngineInfo(
@@ -251,9 +253,13 @@ class FakeStream:
 
     def _events(self) -> Iterator[TokenEvent]:
         """The events of the sequence, each created when it is sent."""
+        each = self._engine.device_seconds
         for position, event in enumerate(self._reply()):
-            if position >= len(self._request.generated):
-                yield event if position else self._with_prompt(event)
+            if position < len(self._request.generated):
+                continue
+            used = each * (position + 1)
+            event = replace(event, device_seconds=used, page_seconds=2 * used)
+            yield event if position else self._with_prompt(event)
 
     def _reply(self) -> Iterator[TokenEvent]:
         """The events of the engine's reply, up to the limits of the request."""

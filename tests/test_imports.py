@@ -70,8 +70,10 @@ ARROWS = {
     "runtime/capacity": {"model", "model/kernels", "model/kernels/tpu", "runtime/device"},
     "server/tool_formats": {"checkpoints/grammars"},
     "server/reasoning": {"checkpoints/grammars"},
-    "server/bench": {"model", "server/exit_codes", "server/flags", "server/keys"},
+    "server/bench": {"model", "server/exit_codes", "server/flags", "server/quotas"},
     "server/dispatch": SHARED,
+    "server/quotas": {*SHARED, "model"},
+    "server/usage": {"model", "server/process", "server/protocol"},
     "server/page": set(),
     "server/process": {"server/exit_codes", "server/keys"},
     "server/engines": {*SHARED, "runtime/framing", "server/dispatch", "server/process"},
@@ -113,7 +115,8 @@ ARROWS = {
         *{
             "server/endings",
             "server/http",
-            "server/keys",
+            "server/quotas",
+            "server/usage",
             "server/call_record",
             "server/metrics",
             "server/protocol",
@@ -131,7 +134,7 @@ ARROWS = {
         *{*SHARED, "model", "checkpoints", "runtime/capacity", "server/answering", "server/app"},
         *{"server/bench", "server/dispatch", "server/engines", "server/flags", "server/keys", "server/logs"},
         *{"server/process", "server/settings", "server/text", "server/versions", "server/worker"},
-        *{"server/batches", "server/tracing"},
+        *{"server/batches", "server/quotas", "server/tracing"},
     },
 }
 """Which folders a folder may import, the loose files of `LOOSE` by their own names; `model` and `checkpoints`

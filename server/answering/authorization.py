@@ -5,8 +5,8 @@ page, so that no route, and no unknown path, can be forgotten.
 """
 
 from ..errors import Unauthorized
-from ..keys import is_plain
 from ..page import page_files
+from ..quotas.keys_file import is_plain
 from .context import ApiRequest
 from .error_answer import speaks_anthropic
 

@@ -41,12 +41,21 @@ class PreparedChat:
     requests: Sequence[Request]
     choices: Sequence[ChoiceText]
     hints: CacheHints
+    priority: int | None
 
     def submit(self, request: ApiRequest, reply: Reply) -> SubmittedCall:
         """Submits the sequences to the engine. Raises NotReady, Overloaded."""
         count, tokens = len(self.choices), len(self.prompt)
-        hints = self.hints
-        return submit_call(request, self.requests, self.choices, reply, tokens, per_prompt=count, hints=hints)
+        return submit_call(
+            request,
+            self.requests,
+            self.choices,
+            reply,
+            tokens,
+            per_prompt=count,
+            hints=self.hints,
+            priority=self.priority,
+        )
 
 
 async def prepare_chat(
@@ -87,7 +96,7 @@ async def prepare_chat(
     requests = sequences(heading.id, [prompt], call.sampling.n, params, salt)
     call_ids = partial(derived_id, *(call_id or format.id), heading.id)
     choices = [_choice(call, text, format, prompt, constraint, begins, call_ids) for _ in requests]
-    return PreparedChat(heading, prompt, params, requests, choices, call.hints)
+    return PreparedChat(heading, prompt, params, requests, choices, call.hints, call.priority)
 
 
 def heading_of(context: AppContext, info: EngineInfo, prefix: str, asked: str, identity: Identity) -> Heading:

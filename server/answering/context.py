@@ -23,8 +23,12 @@ from ..errors import ApiError, ModelNotFound, as_api_error
 from ..metrics import Metrics
 from ..protocol.heading import Identity
 from ..protocol.marks import Resumption
+from ..quotas.key_settings import NO_SETTINGS, KeySettings
+from ..quotas.quotas import Quotas
 from ..settings import ServerSettings
 from ..text.text_model import ServedModel
+from ..usage.usage_log import UsageLog
+from ..usage.usage_metrics import UsageMetrics
 from .off_loop import ClientWork, OffLoop
 from .response_store import ResponseStore
 
@@ -51,6 +55,7 @@ class AppContext:
       seen_unknown: unknown parameters, and types of tools, that have been logged.
       responses: those that can be read again.
       batches: the files and batches; None without --batches.
+      quotas: what the keys may use. usage: what they have used; usage_log: the same by call, in a file.
     """
 
     def __init__(self, settings: ServerSettings, engine: EngineClient, served: ServedModel) -> None:
@@ -66,6 +71,10 @@ class AppContext:
         self.responses = ResponseStore(settings.flags.store_responses)
         self.stopping: asyncio.Task[None] | None = None
         self.batches: Batches | None = None
+        self.quotas = Quotas(time.monotonic)
+        self.usage = UsageMetrics(self.metrics.registry)
+        path = settings.flags.usage_log
+        self.usage_log = None if path is None else UsageLog(path)
 
     def check_model(self, name: str) -> None:
         """Raises ModelNotFound unless `name` is served here."""
@@ -112,9 +121,11 @@ class ApiRequest(Request[App, SimpleNamespace]):
       background: whether its sequences make way for those of other requests.
       recorded: it is a call with a record, which ends its span.
       marked: its stream carries marks (see `resuming.py`). resumption: the stream that it continues, if any.
+      priority: that of its sequences, once it is known.
     """
 
     background = False
+    priority = 0
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -170,6 +181,12 @@ class ApiRequest(Request[App, SimpleNamespace]):
         Of an IPv6 address only the first 64 bits count, because the client chooses the others.
         """
         return self.key_id or network_of(self.ip)
+
+    @property
+    def key_settings(self) -> KeySettings:
+        """The settings of its API key."""
+        keys = self.app.ctx.settings.keys
+        return NO_SETTINGS if keys is None or not self.key_id else keys.settings(self.key_id)
 
     @property
     def off_loop(self) -> ClientWork:

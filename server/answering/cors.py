@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ...model.errors import ConfigError
+from ..quotas.rate_headers import OPENAI_HEADERS
 
 ANY = "*"
 """In place of an origin: every page is allowed."""
@@ -22,7 +23,8 @@ _METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 _EXPOSED = ", ".join(
     (
         *("x-request-id", "openai-processing-ms", "openai-version", "retry-after"),
-        *("x-distaff-cache", "x-distaff-tools-left-out"),
+        *("x-distaff-cache", "x-distaff-tools-left-out", "retry-after-ms"),
+        *OPENAI_HEADERS,
     )
 )
 _REMEMBERED_SECONDS = 600

@@ -33,6 +33,7 @@ class _Task:
     order: tuple[float, int]
     begun: asyncio.Future[None]
     cost: float = 1.0
+    weight: float = 1.0
     length: int = 0
 
 

@@ -21,6 +21,7 @@ from ..protocol.tools import ToolUse
 from ..settings import ServerSettings
 from ..text.choice import ChoiceText
 from ..text.generation import Generation
+from .charge import USAGE_HEADER, admit
 from .context import ApiRequest, AppContext
 from .respond import Reply, SubmittedCall
 from .resuming import check_fingerprint, take_marks
@@ -90,15 +91,17 @@ def submit_call(
     *,
     per_prompt: int,
     hints: CacheHints = NO_HINTS,
+    priority: int | None = None,
 ) -> SubmittedCall:
     """Submits all sequences of a call to the engine, or none; each prompt has `per_prompt` of them.
 
     Args:
       hints: of the conversation; a header may name it, too.
+      priority: the one that the request asks for; None for the key's.
 
     Raises:
       InvalidRequest: the engine would refuse their parameters, or they are more than the queue can hold.
-      NotReady, Overloaded: the engine accepts none now.
+      RateLimited: the key has no quota left. NotReady, Overloaded: the engine accepts none now.
     """
     context = request.app.ctx
     check_params(requests[0].params, context.engine_info().vocabulary)
@@ -107,11 +110,37 @@ def submit_call(
     hints = hints.or_session(_session_of(request))
     session = f"{request.client} {hints.session}" if hints.session else ""
     keep = 0.0 if request.background else hints.keep_seconds
-    common = {"session": session, "keep_seconds": keep, "background": request.background}
-    requests = [replace(each, client=request.client, **common) for each in requests]
-    generation = _generation(request, requests)
-    record = open_record(request, requests, prompt_tokens)
-    return SubmittedCall(prompt_tokens, per_prompt, generation, choices, reply, record)
+    requests = [
+        replace(each, session=session, keep_seconds=keep) for each in ranked(request, requests, priority)
+    ]
+    charge = admit(request, requests, prompt_tokens)
+    try:
+        generation = _generation(request, requests)
+    except Exception:
+        charge.cancel()
+        raise
+    record, shown = open_record(request, requests, prompt_tokens), USAGE_HEADER in request.headers
+    return SubmittedCall(prompt_tokens, per_prompt, generation, choices, reply, record, charge, shown)
+
+
+def ranked(request: ApiRequest, requests: Sequence[Request], priority: int | None) -> list[Request]:
+    """The sequences of a call, with their place among those of others.
+
+    Args:
+      priority: the one that the request asks for; None for the key's.
+    """
+    settings = request.key_settings
+    request.priority = settings.priority_of(priority) if request.key_id else priority or 0
+    return [
+        replace(
+            each,
+            client=request.client,
+            background=request.background,
+            priority=request.priority,
+            weight=settings.weight,
+        )
+        for each in requests
+    ]
 
 
 def _generation(request: ApiRequest, requests: Sequence[Request]) -> Generation:

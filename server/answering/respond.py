@@ -21,6 +21,7 @@ from ..text.choices import deltas
 from ..text.deltas import Delta, End, Start
 from ..text.generation import Generation
 from .cache_explained import cache_header, explains
+from .charge import Charge, charged
 from .context import ApiRequest
 from .resuming import StreamGroups
 from .traced import trace_end, trace_usage
@@ -67,6 +68,7 @@ class SubmittedCall:
 
     Attributes:
       prompt_tokens: each prompt counted once. per_prompt: the number of choices for each prompt.
+      shows_resources: whether its usage reports what it has used of the engines.
     """
 
     prompt_tokens: int
@@ -75,6 +77,8 @@ class SubmittedCall:
     choices: Sequence[ChoiceText]
     reply: Reply
     record: CallRecord
+    charge: Charge
+    shows_resources: bool = False
 
     async def deltas(self) -> AsyncIterator[list[Delta] | None]:
         """The deltas of all choices, those of one event together; records them in the metrics."""
@@ -96,6 +100,8 @@ class SubmittedCall:
             cached=sum(choice.cached_tokens for choice in firsts),
             reasoning=sum(choice.reasoning_tokens for choice in self.choices),
             written=sum(choice.written_tokens for choice in firsts),
+            resources=self.generation.resources,
+            shown=self.shows_resources,
         )
 
     def completion_tokens(self) -> list[int]:
@@ -133,7 +139,10 @@ async def answer(
     Args:
       headers: in addition to the usual ones. keep_alive: what a silent stream sends.
     """
-    with accounted(request, submitted.record, submitted.completion_tokens):
+    with (
+        charged(submitted.charge, submitted.usage, submitted.record),
+        accounted(request, submitted.record, submitted.completion_tokens),
+    ):
         try:
             if stream:
                 await _stream(request, submitted, headers or {}, keep_alive)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from .. import exit_codes
 from ..exit_codes import Failed
-from ..keys import is_plain
+from ..quotas.keys_file import is_plain
 from .flag_values import parse_body, parse_concurrency, parse_headers, parse_metrics, parse_percentiles
 from .flags import BenchFlags
 from .http_client import HttpClient

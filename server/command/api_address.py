@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from .. import exit_codes
 from ..exit_codes import Failed
-from ..keys import is_plain
+from ..quotas.keys_file import is_plain
 
 _TIMEOUT_SECONDS = 600.0
 

@@ -1,7 +1,9 @@
 """The tokens that a call has used, and how OpenAI's chat and completions report them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+_DIGITS = 9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,6 +19,15 @@ class Resources:
     device_seconds: float = 0.0
     page_seconds: float = 0.0
     queue_seconds: float | None = None
+
+    def to_dict(self) -> dict[str, float | None]:
+        """In the keys of an answer; exact to a nanosecond."""
+        waited = self.queue_seconds
+        return {
+            "device_seconds": round(self.device_seconds, _DIGITS),
+            "page_seconds": round(self.page_seconds, _DIGITS),
+            "queue_seconds": None if waited is None else round(waited, _DIGITS),
+        }
 
     def __add__(self, other: "Resources") -> "Resources":
         """The sum of two parts of one call, the earlier one first."""
@@ -34,6 +45,7 @@ class Usage:
     Attributes:
       prompt: each prompt counted once; cached, written: of these, found in the cache and written there.
       completion: of all choices; reasoning: of these, before the answers.
+      resources: what the call has used of the engines. shown: whether the answer reports them.
     """
 
     prompt: int
@@ -41,6 +53,13 @@ class Usage:
     cached: int
     reasoning: int = 0
     written: int = 0
+    resources: Resources = field(default_factory=Resources)
+    shown: bool = False
+
+    @property
+    def extension(self) -> dict[str, Any]:
+        """What the usage of an answer has in addition, in every protocol, if the request asks for it."""
+        return {"distaff": self.resources.to_dict()} if self.shown else {}
 
     def to_dict(self) -> dict[str, Any]:
         """In the keys of `chat/completions`."""
@@ -59,4 +78,5 @@ class Usage:
                 "accepted_prediction_tokens": 0,
                 "rejected_prediction_tokens": 0,
             },
+            **self.extension,
         }

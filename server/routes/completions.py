@@ -55,7 +55,16 @@ async def create_completion(request: ApiRequest) -> HTTPResponse | None:
         logprobs=call.sampling.logprobs,
     )
     tokens, count = sum(map(len, prompts)), call.best_of
-    submitted = submit_call(request, requests, choices, reply, tokens, per_prompt=count, hints=call.hints)
+    submitted = submit_call(
+        request,
+        requests,
+        choices,
+        reply,
+        tokens,
+        per_prompt=count,
+        hints=call.hints,
+        priority=call.priority,
+    )
     return await answer(request, submitted, stream=call.delivery.stream)
 
 

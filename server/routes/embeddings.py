@@ -1,12 +1,15 @@
 """POST /v1/embeddings: the mean of a text's final hidden states; enabled by --embeddings."""
 
+from collections.abc import Callable
+
 from sanic import Blueprint, HTTPResponse
 from sanic.exceptions import NotFound
 
 from ...runtime.request import EngineFailed, Request, SamplingParams
+from ..answering.charge import USAGE_HEADER, admit, charged
 from ..answering.context import ApiRequest
 from ..answering.prompt import encode_texts
-from ..answering.read_request import open_record, read_call
+from ..answering.read_request import open_record, ranked, read_call
 from ..answering.respond import accounted
 from ..dispatch.admission import most_together
 from ..encode import to_json
@@ -14,6 +17,7 @@ from ..engine_client import RequestFailed
 from ..errors import BadRequest
 from ..protocol.heading import fresh_id
 from ..protocol.openai.embeddings import embeddings, parse_embedding
+from ..protocol.usage import Resources, Usage
 from ..text.generation import Generation
 
 blueprint = Blueprint("embeddings")
@@ -41,36 +45,42 @@ async def create_embeddings(request: ApiRequest) -> HTTPResponse:
     params = SamplingParams(max_tokens=1, temperature=0.0, pool_prompt=True)
     id = fresh_id("embd-")
     asked = [
-        Request(
-            id=f"{id}-{n}",
-            prompt=prompt,
-            params=params,
-            cache_salt=request.key_id,
-            client=request.client,
-            background=request.background,
-        )
+        Request(id=f"{id}-{n}", prompt=prompt, params=params, cache_salt=request.key_id)
         for n, prompt in enumerate(prompts)
     ]
-    tokens = sum(map(len, prompts))
-    record = open_record(request, asked, tokens)
-    with accounted(request, record, lambda: [0]):
-        pooled = await _all_pooled(request, asked)
+    asked, tokens = ranked(request, asked, call.priority), sum(map(len, prompts))
+    charge, record, parts = (
+        admit(request, asked, tokens),
+        open_record(request, asked, tokens),
+        list[Resources](),
+    )
+
+    def usage() -> Usage:
+        used = sum(parts, Resources())
+        return Usage(tokens, 0, cached=0, resources=used, shown=USAGE_HEADER in request.headers)
+
+    with charged(charge, usage, record), accounted(request, record, lambda: [0]):
+        pooled = await _all_pooled(request, asked, parts.append)
         record.ended("stop")
-    body = embeddings(call, context.answering_as(call.model), pooled, tokens)
+    body = embeddings(call, context.answering_as(call.model), pooled, usage())
     return HTTPResponse(to_json(body), content_type="application/json")
 
 
-async def _all_pooled(request: ApiRequest, requests: list[Request]) -> list[Vector]:
-    """The vectors of all texts, in groups."""
+async def _all_pooled(
+    request: ApiRequest, requests: list[Request], use: Callable[[Resources], None]
+) -> list[Vector]:
+    """The vectors of all texts, in groups; `use` is called with what each group has used."""
     pooled: list[Vector] = []
     context = request.app.ctx
     together = min(_TOGETHER, most_together(context.settings.flags.max_concurrent, context.engine))
     for first in range(0, len(requests), together):
-        pooled += await _pooled(request, requests[first : first + together])
+        pooled += await _pooled(request, requests[first : first + together], use)
     return pooled
 
 
-async def _pooled(request: ApiRequest, requests: list[Request]) -> list[Vector]:
+async def _pooled(
+    request: ApiRequest, requests: list[Request], use: Callable[[Resources], None]
+) -> list[Vector]:
     """The vectors of some texts, in order; always aborts sequences that still run."""
     found: dict[int, Vector] = {}
     generation = Generation(request.app.ctx.engine, requests, request.connection.cut_off)
@@ -86,4 +96,5 @@ async def _pooled(request: ApiRequest, requests: list[Request]) -> list[Vector]:
                 found[index] = event.pooled
         return [found[index] for index in range(len(requests))]
     finally:
+        use(generation.resources)
         generation.abort()

@@ -139,7 +139,12 @@ def test_every_metric_exists():
     """In queries, and in what an endpoint picker reads."""
     families = Metrics(FakeEngine(), "a model").registry.collect()
     exported = {sample.name for family in families for sample in family.samples}
-    named = {name for path in files() for text in strings(path) for name in re.findall(r"(?:distaff_|vllm:)\w+", text)}
+    named = {
+        name
+        for path in files()
+        for text in strings(path)
+        for name in re.findall(r"(?:distaff_|vllm:)\w+", text)
+    }
     assert named and named <= exported
 
 

@@ -360,7 +360,6 @@ def test_a_fault_is_answered_in_the_protocols_words(ask, changes, message, param
         ("prompt_embeds", "x"),
         ("lora", "x"),
         ("mm_processor_kwargs", {}),
-        ("priority", 1),
     ],
 )
 def test_what_is_not_honoured_is_refused_by_name(ask, name, value):

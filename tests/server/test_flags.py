@@ -26,7 +26,8 @@ GIVEN = ServeFlags(
     chat_template=Path("t"), tool_format="hermes", reasoning_format="none", embeddings=True,
     store_responses=7, batches=Path("/b"),
     api_keys=Path("k"), auth="none", allow_origin=["*"], any_origin_with_keys=True,
-    health_when_ready=True, no_page=True, strict=True, log_level="debug", log_format="json",
+    health_when_ready=True, no_page=True, strict=True, usage_log=Path("/u"),
+    log_level="debug", log_format="json",
 )  # fmt: skip
 """Flags of which none has its default value."""
 

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import os
+import re
 import string
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distaff.server.keys import CHECK_SECONDS, VARIABLE, Keys, KeysRefused, configured_keys
+from distaff.server.keys import CHECK_SECONDS, VARIABLE, Keys, configured_keys
 from distaff.server.process.system import engine_environment
+from distaff.server.quotas.key_settings import KeySettings
+from distaff.server.quotas.keys_file import KeysRefused
 from distaff.server.settings import ServerSettings
 
 VISIBLE = string.ascii_letters + string.digits + string.punctuation
@@ -29,7 +32,7 @@ unfit = st.one_of(
         st.sampled_from([" ", "\t", "\x00", "\x0b", "\x1c", "\x7f", "\u00e9", "\u2028", "\ufeff"]),
     ),
     fit.map(lambda key: " " + key),
-    fit.map(lambda key: key + " "),
+    st.tuples(fit, fit.map(lambda word: word.replace("=", "-"))).map(" ".join),
 )
 
 
@@ -62,6 +65,7 @@ class TestReading:
             Keys(file=file)
         message = str(refused.value).removesuffix("has a character that is not visible ASCII")
         message = message.removesuffix("is shorter than 8 characters")
+        message = re.sub(r": word \d+ behind the key is not a setting; expected one of .*", " ", message)
         assert message == f"line {len(before) + 1} of {file} "
 
     @given(st.lists(silent, max_size=3))
@@ -69,6 +73,55 @@ class TestReading:
         file.write_bytes(file_of(*lines))
         with pytest.raises(KeysRefused, match="holds no key"):
             Keys([FIRST], file)
+
+    def test_settings_are_behind_a_key_and_those_of_all_behind_a_star(self, tmp_path):
+        """A key's own come first, `none` takes a limit back, and of two equal lines the later one counts."""
+        lines = [
+            f"{FIRST} concurrent=9",
+            "* requests_per_minute=60  concurrent=4 priority=2",
+            f"{FIRST} name=team-a requests_per_minute=none weight=0.5 ",
+            SECOND,
+        ]
+        (tmp_path / "keys").write_bytes(file_of(*lines))
+        keys = configured_keys(tmp_path / "keys", {VARIABLE: "sk-third-0123456789"})
+        assert keys is not None
+
+        def settings(key: str) -> KeySettings:
+            return keys.settings(keys.identify(key) or "")
+
+        every = KeySettings(requests_per_minute=60, concurrent=4, priority=2)
+        assert settings(FIRST) == KeySettings(name="team-a", weight=0.5, concurrent=4, priority=2)
+        assert settings(SECOND) == settings("sk-third-0123456789") == keys.settings("removed") == every
+
+    @pytest.mark.parametrize(
+        ("words", "complaint"),
+        [
+            ("weight=0", "weight is '0'; expected a number from 0.01 to 1000"),
+            ("weight=1e3", "weight is '1e3'"),
+            ("weight=nan", "weight is 'nan'"),
+            ("priority=1.5", "priority is '1.5'; expected an integer"),
+            ("priority=99999999999", "priority is"),
+            ("requests_per_minute=0", "requests_per_minute is '0'; expected an integer from 1"),
+            ("tokens_per_minute=-1", "tokens_per_minute is '-1'"),
+            ("concurrent=", "concurrent is ''"),
+            ("name=a/b", "name is 'a/b'; expected at most 64 letters"),
+            ("weight=1 weight=1", "weight is set twice"),
+            ("weight=2 sk-second-0123456789", "word 2 behind the key is not a setting"),
+            ("sk-second-0123456789=", "word 1 behind the key is not a setting"),
+        ],
+    )
+    def test_an_invalid_setting_is_named_and_no_key(self, tmp_path, words, complaint):
+        (tmp_path / "keys").write_text(f"\n{FIRST} {words}\n")
+        with pytest.raises(KeysRefused) as refused:
+            Keys(file=tmp_path / "keys")
+        message = str(refused.value)
+        assert message.startswith(f"line 2 of {tmp_path / 'keys'}: {complaint}")
+        assert FIRST not in message and SECOND not in message
+
+    def test_all_keys_have_no_name(self, tmp_path):
+        (tmp_path / "keys").write_text(f"{FIRST}\n* name=everybody")
+        with pytest.raises(KeysRefused, match=r"line 2 .* names all keys"):
+            Keys(file=tmp_path / "keys")
 
     def test_what_is_no_file_is_refused_at_once(self, tmp_path):
         """A pipe has no end that a reader could wait for."""

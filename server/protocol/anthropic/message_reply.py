@@ -170,12 +170,13 @@ def _event(event: Event) -> bytes:
     return to_named_event(name, {"type": name, **fields})
 
 
-def _counts(usage: Usage) -> dict[str, int]:
+def _counts(usage: Usage) -> dict[str, Any]:
     return {
         "input_tokens": usage.prompt - usage.cached - usage.written,
         "cache_creation_input_tokens": usage.written,
         "cache_read_input_tokens": usage.cached,
         "output_tokens": usage.completion,
+        **usage.extension,
     }
 
 

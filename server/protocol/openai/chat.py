@@ -43,7 +43,7 @@ class ChatCall:
     Attributes:
       constraint: the constraint on the answer, if any.
       reasoning: how the reasoning before the answer is treated.
-      hints: what is known of the conversation, for the cache.
+      hints: what is known of the conversation, for the cache. priority: None if it names none.
       unknown: keys that are not parameters of this route.
     """
 
@@ -56,6 +56,7 @@ class ChatCall:
     delivery: Delivery
     reasoning: ReasoningUse = PLAIN_USE
     hints: CacheHints = NO_HINTS
+    priority: int | None = None
     unknown: tuple[str, ...]
 
 
@@ -94,6 +95,7 @@ def parse_chat(body: dict[str, Any], *, most_choices: int, strict: bool) -> Chat
         delivery=delivery,
         reasoning=reasoning,
         hints=read_hints(fields),
+        priority=fields.take("priority"),
         unknown=unknown,
     )
 

@@ -29,7 +29,7 @@ class CompletionCall:
     Attributes:
       best_of: choices to generate for each prompt; the best `sampling.n` are returned.
       special: a string prompt begins with the model's beginning token.
-      hints: what is known of the conversation, for the cache.
+      hints: what is known of the conversation, for the cache. priority: None if it names none.
     """
 
     model: str
@@ -41,6 +41,7 @@ class CompletionCall:
     constraint: Constraint | None
     delivery: Delivery
     hints: CacheHints
+    priority: int | None
     unknown: tuple[str, ...]
 
     @property
@@ -83,6 +84,7 @@ def parse_completion(body: dict[str, Any], *, most_choices: int, strict: bool) -
         constraint=constraint,
         delivery=delivery,
         hints=read_hints(fields),
+        priority=fields.take("priority"),
         unknown=unknown,
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 from ...errors import BadRequest
 from ..kinds import Limits
 from ..prompts import RawPrompt, read_prompts
+from ..usage import Usage
 from . import parameters
 from .chat import read_model
 from .parameters import MOST_INPUTS
@@ -20,11 +21,16 @@ from .parameters import MOST_INPUTS
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddingCall:
-    """One checked request. `base64`: vectors are little-endian float32 in base64, not numbers."""
+    """One checked request.
+
+    Attributes:
+      base64: vectors are little-endian float32 in base64, not numbers. priority: None if it names none.
+    """
 
     model: str
     inputs: tuple[RawPrompt, ...]
     base64: bool
+    priority: int | None
     unknown: tuple[str, ...]
 
 
@@ -44,10 +50,16 @@ def parse_embedding(body: dict[str, Any], *, strict: bool) -> EmbeddingCall:
     encoding = fields.take("encoding_format")
     parameters.EMBEDDINGS.check(fields)
     parameters.EMBEDDINGS.refuse_unsupported(fields)
-    return EmbeddingCall(model=model, inputs=inputs, base64=encoding == "base64", unknown=unknown)
+    return EmbeddingCall(
+        model=model,
+        inputs=inputs,
+        base64=encoding == "base64",
+        priority=fields.take("priority"),
+        unknown=unknown,
+    )
 
 
-def embeddings(call: EmbeddingCall, model: str, pooled: Sequence[Sequence[float]], tokens: int) -> Any:
+def embeddings(call: EmbeddingCall, model: str, pooled: Sequence[Sequence[float]], usage: Usage) -> Any:
     """The answer: a vector for each input, in their order."""
     return {
         "object": "list",
@@ -56,7 +68,7 @@ def embeddings(call: EmbeddingCall, model: str, pooled: Sequence[Sequence[float]
             for index, vector in enumerate(pooled)
         ],
         "model": model,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "usage": {"prompt_tokens": usage.prompt, "total_tokens": usage.prompt, **usage.extension},
     }
 
 

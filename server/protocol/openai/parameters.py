@@ -46,6 +46,7 @@ def _options_schema(limits: Limits) -> Schema:
 
 
 MODEL = Shape(_model_schema)
+PRIORITY = Integer(-(2**31) + 1, 2**31 - 1)
 TEMPLATE_OPTIONS = Object(described=_options_schema)
 _TOP_LOGPROBS = Integer(0, MAX_TOP_LOGPROBS)
 
@@ -55,6 +56,7 @@ _SAMPLING: dict[str, Kind] = {
     "stream": Boolean(),
     "stream_options": STREAM_OPTIONS,
     "model": MODEL,
+    "priority": PRIORITY,
 }
 _CONVERSATION: dict[str, Kind] = {
     "add_generation_prompt": Boolean(),
@@ -229,6 +231,7 @@ EMBEDDINGS = Parameters(
         "model": MODEL,
         "input": prompts_kind(MOST_INPUTS, empty=False),
         "encoding_format": Words(("float", "base64")),
+        "priority": PRIORITY,
     },
     {"user": labels.KINDS["user"], "request_id": String()},
     _refusals(
@@ -241,7 +244,6 @@ EMBEDDINGS = Parameters(
             "embd_normalize": (2,),
             "embed_dtype": ("float32",),
             "endianness": ("native", "little"),
-            "priority": (0,),
             "mm_processor_kwargs": (),
         }
     ),

@@ -32,7 +32,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "ebnf": (),
     "regex_pattern": (),
     "grammar_string": (),
-    "priority": (0,),
     "guided_whitespace_pattern": (),
     "structural_tag": (),
     "repetition_detection": (),

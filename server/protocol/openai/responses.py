@@ -87,6 +87,7 @@ def parse_response(body: dict[str, Any], *, strict: bool, find: Find | None = No
         delivery=Delivery(fields.take("stream") or False),
         reasoning=read_reasoning(fields, _effort(fields)),
         hints=read_hints(fields),
+        priority=fields.take("priority"),
         unknown=unknown,
     )
     stored = find is not None and fields.get("store") is not False

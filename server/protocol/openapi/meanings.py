@@ -32,6 +32,7 @@ MEANINGS = {
     "logprobs": "of the model's own distribution, before temperature and penalties",
     "top_logprobs": "0 to 20 alternatives for each token; needs `logprobs`",
     "add_special_tokens": "false takes a string prompt without the beginning token",
+    "priority": "lower is served earlier (vLLM's); 0, or what the API key sets, which is also the best",
     "stream": "server-sent events instead of one object",
     "stream_options": "`include_usage`, `continuous_usage_stats`; `include_obfuscation` changes nothing",
     "response_format": "`text`, `json_object` (with or without a `schema`), `json_schema`: held to it",

@@ -26,9 +26,9 @@ from .meanings import MEANINGS, OWN_MEANINGS
 
 EVENTS = "text/event-stream"
 
-_BODY_ERRORS = (400, 404, 408, 413, 415, 500, 503)
+_BODY_ERRORS = (400, 404, 408, 413, 415, 429, 500, 503)
 _TGI_ERRORS = (422, 424, 429)
-_ANTHROPIC_ERRORS = (400, 404, 408, 413, 415, 500, 529)
+_ANTHROPIC_ERRORS = (400, 404, 408, 413, 415, 429, 500, 529)
 _SPOKEN = [{"role": "user", "content": "Hello!"}]
 
 _FUNCTION = {

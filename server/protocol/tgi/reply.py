@@ -149,6 +149,8 @@ def error_body(error: ApiError) -> tuple[int, dict[str, str]]:
         return 422, {"error": message, "error_type": "validation"}
     if error.status == 503:
         return 429, {"error": "Model is overloaded", "error_type": "overloaded"}
+    if error.status == 429:
+        return 429, {"error": error.message, "error_type": "overloaded"}
     kind = "generation" if error.status == 500 else "validation"
     status = 424 if error.status == 500 else error.status
     return status, {"error": error.message, "error_type": kind}
