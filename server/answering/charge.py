@@ -69,8 +69,8 @@ class Charge:
 def admit(request: ApiRequest, requests: Sequence[Request], prompt_tokens: int) -> Charge:
     """Admits a call that will be submitted as these sequences, by the quota of its key.
 
-    Lines of batches take nothing from a quota: they run on what everybody leaves idle. Neither do streams that
-    are resumed: they took it on the server that was lost.
+    Lines of batches take nothing from a quota: they run on what everybody leaves idle. Neither do
+    resumed streams: they took it on the server that was lost.
 
     Raises:
       RateLimited: not now. BadRequest: it alone is more than the key may use.

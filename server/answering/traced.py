@@ -13,9 +13,7 @@ from .context import ApiRequest
 
 _TEXT_COMPLETIONS = ("cmpl-", "gen-")
 _EMBEDDINGS = "embd-"
-_PARAMETERS = (
-    *("max_tokens", "temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty", "seed"),
-)
+_PARAMETERS = ("max_tokens", "temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty")
 
 
 def trace_call(request: ApiRequest, requests: Sequence[Request]) -> None:
@@ -25,6 +23,8 @@ def trace_call(request: ApiRequest, requests: Sequence[Request]) -> None:
     model, params = request.app.ctx.settings.model, requests[0].params
     operation, id = _operation(requests[0].id), requests[0].id.rpartition("-")[0]
     given = {f"gen_ai.request.{name}": getattr(params, name) for name in _PARAMETERS}
+    if params.seed != request.identity.seed:  # a drawn one may be larger than an attribute can be
+        given["gen_ai.request.seed"] = params.seed
     request.span.describe(
         {
             "gen_ai.operation.name": operation,
