@@ -49,6 +49,8 @@ def trace_usage(request: ApiRequest, usage: Usage) -> None:
                 "gen_ai.usage.cache_read.input_tokens": usage.cached,
                 "gen_ai.usage.cache_creation.input_tokens": usage.written,
                 "gen_ai.usage.reasoning.output_tokens": usage.reasoning,
+                "distaff.usage.device_seconds": usage.resources.device_seconds,
+                "distaff.usage.page_seconds": usage.resources.page_seconds,
             }
         )
 

@@ -127,6 +127,8 @@ def test_a_call_is_one_span_of_the_clients_trace_with_its_phases(traced, collect
         "gen_ai.usage.cache_read.input_tokens": 5,
         "gen_ai.usage.cache_creation.input_tokens": 0,
         "gen_ai.usage.reasoning.output_tokens": 0,
+        "distaff.usage.device_seconds": 0.0,
+        "distaff.usage.page_seconds": 0.0,
         "distaff.request.id": answered.headers["x-request-id"],
         "distaff.resumed": False,
     }
