@@ -3,7 +3,10 @@
 The one idea: a client can delay itself, but not the others. If one client alone uses the engine, all of its
 prompts make a step longer, because fewer, longer steps are quicker in total. If there are several clients, a
 longer step would delay the next request of each of them. Then only clients without a decoding sequence count,
-once each.
+once each. For the same reason the next step is not always planned ahead: a request that arrives meanwhile
+would wait for two steps. The device then waits some milliseconds for the next plan, so that is done for long
+steps only; for shorter ones, too, while an active client has no sequence here, because its next request would
+be the first one that its user notices.
 """
 
 from collections import OrderedDict
@@ -16,6 +19,8 @@ ACTIVE_SECONDS = 10.0
 
 LONG_SECONDS = 0.1
 """The time of a step for which the device may wait some milliseconds for the next plan."""
+NOTICED_SECONDS = 0.015
+"""The same while an active client has no sequence."""
 
 
 class ActiveClients:
@@ -31,10 +36,13 @@ class ActiveClients:
         while next(iter(self._arrivals.values())) < submitted - ACTIVE_SECONDS:
             self._arrivals.popitem(last=False)
 
-    def should_await(self, seconds: float) -> bool:
-        """Whether a step of so many seconds should end before the next one is planned: it is long, and more
-        than one client is active."""
-        return seconds >= LONG_SECONDS and len(self._arrivals) > 1
+    def should_await(self, seconds: float, running: Iterable[Sequence]) -> bool:
+        """Whether a step of so many seconds should end before the next one is planned: more than one client
+        is active, and it is long, or one of them has none of the running sequences."""
+        if seconds < NOTICED_SECONDS or len(self._arrivals) < 2:
+            return False
+        served = {sequence.request.client for sequence in running}
+        return seconds >= LONG_SECONDS or not served.issuperset(self._arrivals)
 
     def count_urgent(self, prefilling: Iterable[Sequence], decoding: Iterable[Sequence]) -> int:
         """The number of prompts for which the next step can be longer."""

@@ -148,7 +148,7 @@ class Scheduler:
         Raises:
           SequenceFault: the drafts of a sequence cannot be computed.
         """
-        if self.clients.should_await(self.step_times.seconds(kind, tokens) or 0.0):
+        if self.clients.should_await(self.step_times.seconds(kind, tokens) or 0.0, self.running):
             return True
         if not self._speculate or self._prefilling():
             return False

@@ -4,7 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distaff.runtime.policy.clients import ACTIVE_SECONDS, LONG_SECONDS, ActiveClients
+from distaff.runtime.policy.clients import (
+    ACTIVE_SECONDS,
+    LONG_SECONDS,
+    NOTICED_SECONDS,
+    ActiveClients,
+)
 
 from .simulation import SimulatedLoop, make_sequence
 
@@ -42,19 +47,27 @@ def test_a_client_is_active_for_some_seconds_after_its_last_request(arrivals):
         clients.record(client, at)
     newest = arrivals[-1][1]
     late = {client for client, at in arrivals if at >= newest - ACTIVE_SECONDS}
-    assert clients.should_await(LONG_SECONDS) == (len(late) > 1)
+    assert clients.should_await(LONG_SECONDS, []) == (len(late) > 1)
+
+
+@given(NAMES, NAMES, st.sampled_from([0.0, NOTICED_SECONDS, LONG_SECONDS]))
+def test_a_shorter_step_is_awaited_for_an_active_client_without_a_sequence(recent, running, seconds):
+    clients = active(*recent, *running)
+    several, absent = len({*recent, *running}) > 1, bool({*recent} - {*running})
+    expected = several and (seconds == LONG_SECONDS or (seconds == NOTICED_SECONDS and absent))
+    assert clients.should_await(seconds, sequences(running)) == expected
 
 
 def test_a_request_that_comes_late_makes_no_client_older():
     clients = active("a", "b")
     clients.record("b", 1.0), clients.record("a", 109.0)
-    assert clients.should_await(LONG_SECONDS)
+    assert clients.should_await(LONG_SECONDS, [])
 
 
 @pytest.mark.parametrize(
     ("clients", "seconds", "position"),
-    [("ab", 0.2, 1), ("aa", 0.2, 2), ("ab", 0.01, 2)],
-    ids=["long steps of two clients", "one client", "short steps"],
+    [("ab", 0.2, 1), ("aa", 0.2, 2), ("ab", 0.02, 2), ("abc", 0.02, 1), ("abc", 0.01, 2)],
+    ids=["long steps of two clients", "one client", "shorter steps", "a client has left", "short steps"],
 )
 def test_a_request_that_arrives_during_a_long_step_is_in_the_next(clients, seconds, position):
     """A step is launched behind the one that runs, unless that one is long and several clients are active."""
@@ -63,6 +76,8 @@ def test_a_request_that_arrives_during_a_long_step_is_in_the_next(clients, secon
     for client in clients:
         loop.submit([3] * 2, 30, client)
     loop.run_once()
+    for sequence in loop.sequences[2:]:
+        loop.abort(sequence)
     loop.during_step(lambda: loop.submit([5] * 2, 1, "a"))
     plans = [loop.run_once() for _ in range(2)]
     new = loop.sequences[-1]
