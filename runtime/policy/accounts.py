@@ -15,10 +15,9 @@ from .sequence import Plan, Sequence
 
 def charge(plan: Plan, seconds: float) -> float:
     """Charges a step that took `seconds` to its sequences; returns the page-seconds of all."""
-    each = seconds / plan.tokens
+    each, held = seconds / plan.tokens, 0
     for row in plan.rows:
         row.sequence.device_seconds += each * row.count
-    held = 0
     for sequence, pages in plan.held:
         sequence.page_seconds += pages * seconds
         held += pages

@@ -98,10 +98,18 @@ class OutputProcessor:
             return self._refuse_grammar(sequence, "the grammar and the allowed ids together allow no token")
         if token < 0:
             return self._fail(sequence, "the model's output is not finite")
-        reports = self._prompt_report(sequence) | used(sequence)
+        first = self._prompt_report(sequence)
         if token in sequence.ends:
             self._drop(name)
-            return TokenEvent(request_id=name, finish="stop", end=token, logprobs=report, **reports)
+            return TokenEvent(
+                request_id=name,
+                finish="stop",
+                end=token,
+                logprobs=report,
+                device_seconds=sequence.device_seconds,
+                page_seconds=sequence.page_seconds,
+                **first,
+            )
         sequence.tokens.append(token)
         self.counts.generated_tokens += 1
         if sequence.matcher is not None:
@@ -111,7 +119,15 @@ class OutputProcessor:
         finish = _end(sequence)
         if finish:
             self._drop(name)
-        return TokenEvent(request_id=name, token=token, logprobs=report, finish=finish, **reports)
+        return TokenEvent(
+            request_id=name,
+            token=token,
+            logprobs=report,
+            finish=finish,
+            device_seconds=sequence.device_seconds,
+            page_seconds=sequence.page_seconds,
+            **first,
+        )
 
     def _fail(self, sequence: Sequence, reason: str, param: str | None = None) -> TokenEvent:
         self._drop(sequence.request.id)

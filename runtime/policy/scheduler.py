@@ -108,7 +108,6 @@ class Scheduler:
           SequenceFault: a sequence cannot be planned. The others are in the state that `revoke` leaves.
         """
         rows: list[Row] = []
-        ended = [each for each in self.running if each.length >= each.limit]  # with the step in flight
         try:
             self._add_decode_rows(rows)
             prefilling, decoding = self._prefilling(), len(rows)
@@ -122,8 +121,17 @@ class Scheduler:
             raise
         if not drafted:
             return None
-        held = [(each, len(each.pages)) for each in self.running if each not in ended]
-        return Plan(drafted, self.prefix.take_copies(), held)
+        return Plan(drafted, self.prefix.take_copies(), self._holding(drafted))
+
+    def _holding(self, rows: list[Row]) -> list[tuple[Sequence, int]]:
+        """The sequences of the rows, then the others that hold pages during the step, each with the number
+        of its pages. One that ends with the step in flight holds none any more."""
+        held = [(row.sequence, len(row.sequence.pages)) for row in rows]
+        if len(held) < len(self.running):
+            moving = {row.sequence.slot for row in rows}
+            idle = [each for each in self.running if each.slot not in moving and each.length < each.limit]
+            held += [(each, len(each.pages)) for each in idle]
+        return held
 
     def revoke(self, rows: Iterable[Row]) -> None:
         """Cancels rows that are not dispatched: their sequences wait again, as after a preemption.

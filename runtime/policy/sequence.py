@@ -149,7 +149,7 @@ class Plan:
     """The host's decision for one step, and the copies that go with it.
 
     Attributes:
-      held: the running sequences, and the number of pages that each holds during the step.
+      held: the sequences that hold pages during the step, those of the rows first, and how many.
     """
 
     rows: list[Row]
