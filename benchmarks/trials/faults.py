@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import psutil
 
 from ..server import Contender, Served
-from .mixed import Expected, calls, sized, undisturbed
+from .mixed import Expected, body_of, calls, sized, undisturbed
 from .replies import Content, content_of, longest_pause
 from .sse import ask
 from .trial import Table, contender, engines, parser, percentile, run, scrape, serving, spread
@@ -61,7 +61,7 @@ class Differences:
 
 
 def _brief(expected: Expected) -> str:
-    body = dict(expected.call.body or {})
+    body = body_of(expected.call)
     return ",".join(sorted(set(body) - {"model", "messages", "prompt", "input", "inputs", "stream_options"}))
 
 
@@ -80,15 +80,17 @@ def _differ(received: Sequence[float], wanted: Sequence[float]) -> bool:
 
 @dataclass(slots=True)
 class Killer:
-    """Kills the engines in turn, each when it is ready.
+    """Kills the first `replicas` engines in turn, each when it is ready.
 
     Attributes:
+      every: seconds between two kills. key: for `/metrics`, if the server wants one.
       kills: their number. away: seconds from a kill until that replica was ready again.
     """
 
     served: Served
     replicas: int
     every: float
+    key: str | None = None
     kills: int = 0
     away: list[float] = field(default_factory=list)
     _killed: dict[int, float] = field(default_factory=dict)
@@ -127,7 +129,7 @@ class Killer:
 
     async def _look(self) -> set[int]:
         """The ready replicas; records those that are ready again."""
-        found = (await scrape(self.served.url)).replicas("distaff_engine_ready")
+        found = (await scrape(self.served.url, self.key)).replicas("distaff_engine_ready")
         ready = {replica for replica, value in found.items() if value}
         for replica in ready & set(self._killed):
             if time.perf_counter() - self._killed[replica] > 1:  # the crash is not visible immediately

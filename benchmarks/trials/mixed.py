@@ -39,6 +39,7 @@ _LIMITS = {
     "/v1/chat/completions": "max_tokens",
     "/v1/completions": "max_tokens",
     "/v1/responses": "max_output_tokens",
+    "/v1/messages": "max_tokens",
 }
 
 
@@ -53,7 +54,7 @@ class Expected:
 
 def with_limit(call: Call, tokens: int) -> Call:
     """The same call with another limit of tokens."""
-    body = dict(call.body or {})
+    body = body_of(call)
     if call.path in _LIMITS:
         body[_LIMITS[call.path]] = tokens
     else:
@@ -61,9 +62,15 @@ def with_limit(call: Call, tokens: int) -> Call:
     return replace(call, body=body)
 
 
+def body_of(call: Call) -> dict[str, Any]:
+    """The parameters of a call that has a body in JSON."""
+    assert not isinstance(call.body, bytes)
+    return dict(call.body or {})
+
+
 def limit_of(call: Call) -> int:
     """The limit of tokens that a call has."""
-    body = call.body or {}
+    body = body_of(call)
     return body[_LIMITS[call.path]] if call.path in _LIMITS else body["parameters"]["max_new_tokens"]
 
 
@@ -163,7 +170,7 @@ async def undisturbed(url: str, asked: Sequence[Call], key: str | None = None) -
         answer = await ask(url, call, key)
         received = content_of(call.path, answer)
         if received.error:
-            raise RuntimeError(f"{call.path} {dict(call.body or {})} fails undisturbed: {received.error}")
+            raise RuntimeError(f"{call.path} {body_of(call)} fails undisturbed: {received.error}")
         return Expected(call, received, _seconds(answer))
 
     return await asyncio.gather(*map(one, asked))

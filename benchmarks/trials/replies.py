@@ -1,4 +1,4 @@
-"""The content of an answer in any of the four protocols, in a form that can be compared between runs.
+"""The content of an answer in any of the five protocols, in a form that can be compared between runs.
 
 Ids and times are left out; texts, calls, finish reasons, token names and usage must be equal. The one idea:
 the same function reads a streamed answer and one in one piece.
@@ -73,6 +73,8 @@ def _closed(path: str, answer: Answer, events: Events) -> bool:
     """Whether a stream has reached its protocol's end."""
     if path == "/v1/responses":
         return bool(events) and events[-1]["type"] in ("response.completed", "response.incomplete")
+    if path == "/v1/messages":
+        return bool(events) and events[-1]["type"] == "message_stop"
     if path == "/generate_stream":
         return bool(events) and events[-1]["generated_text"] is not None
     return answer.body.endswith(b"data: [DONE]\n\n")
@@ -162,6 +164,24 @@ def _generated(events: Events) -> Content:
     )
 
 
+def _message(events: Events) -> Content:
+    """Blocks of text and of tool calls; a streamed one is the sum of its deltas."""
+    if events[0].get("type") == "message":
+        (final,) = events
+        blocks = [block.get("text") or json.dumps(block.get("input")) for block in final["content"]]
+        return _told(blocks, final["stop_reason"], final["usage"])
+    folded: dict[int, str] = {}
+    for event in (event for event in events if event["type"] == "content_block_delta"):
+        piece = event["delta"].get("text") or event["delta"].get("partial_json") or ""
+        folded[event["index"]] = folded.get(event["index"], "") + piece
+    (last,) = (event for event in events if event["type"] == "message_delta")
+    return _told([text for _, text in sorted(folded.items())], last["delta"]["stop_reason"], last["usage"])
+
+
+def _told(blocks: Sequence[str], stopped: str, usage: dict[str, Any]) -> Content:
+    return Content(((tuple(blocks), stopped),), (), (usage["input_tokens"], usage["output_tokens"]))
+
+
 def _names(entries: Iterable[dict[str, Any]]) -> tuple[str, ...]:
     return tuple(entry["token"] for entry in entries)
 
@@ -179,6 +199,7 @@ _FOLDS = {
     "/v1/chat/completions": _chat,
     "/v1/completions": _completion,
     "/v1/responses": _response,
+    "/v1/messages": _message,
     "/generate": _generated,
     "/generate_stream": _generated,
 }

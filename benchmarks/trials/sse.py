@@ -17,10 +17,10 @@ from distaff.server.bench.http_client import AnswerBroken, ConnectionFailed, Htt
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request; a GET if `body` is None."""
+    """A request; a GET if `body` is None, and bytes that are sent as they are."""
 
     path: str
-    body: Mapping[str, Any] | None = None
+    body: Mapping[str, Any] | bytes | None = None
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ class Answer:
 async def ask(url: str, call: Call, key: str | None = None) -> Answer:
     """Sends a request and reads its answer to the end; if the connection breaks, the answer is not whole."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    body = None if call.body is None else json.dumps(call.body).encode()
+    body = call.body if isinstance(call.body, bytes | None) else json.dumps(call.body).encode()
     answer = Answer(asked=time.perf_counter())
     with contextlib.suppress(ConnectionFailed, AnswerBroken), closing(HttpClient(url, headers)) as client:
         async with client.ask(call.path, body) as found:

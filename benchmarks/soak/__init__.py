@@ -1,0 +1,1 @@
+"""Hours of everything at once on one server: `python -m benchmarks.soak`."""
