@@ -24,7 +24,7 @@ from ..server import Served
 from ..trials.faults import Killer
 from ..trials.sse import Answer, ask
 from ..trials.trial import Table, contender, parser, run, serving, spread
-from .calls import Asked, Mix, fault_of
+from .calls import Asked, Mix, fault_of, is_refusal
 from .keys import KeyFile
 from .watch import Growth, Idle, Series, Watch, differences, growth, idle
 
@@ -55,7 +55,7 @@ class Tally:
         fault = fault_of(asked, answer)
         if fault:
             self.faults.append(f"{asked.call.path} {fault}")
-        elif answer.status == 503:
+        elif is_refusal(asked, answer):
             self.counts["refused"] += 1
         else:
             self.counts["malformed" if asked.judge is None else "right"] += 1
@@ -116,7 +116,7 @@ class Soak:
     async def _ask(self, asked: Asked) -> None:
         answer = await ask(self.served.url, asked.call, asked.key or self.keys.current)
         self.tally.add(asked, answer)
-        if answer.status == 503:
+        if is_refusal(asked, answer):
             await asyncio.sleep(min(answer.retry_after or 1.0, _LONGEST_RETRY))  # as clients do
 
     async def _abort(self, asked: Asked, seconds: float) -> None:
@@ -176,6 +176,7 @@ def main() -> None:
     made.add_argument(
         "--keys-every", type=float, default=15.0, help="seconds between two changes of the keys"
     )
+    made.add_argument("--kv-tokens", type=int, default=16384, help="of a pool, which fills in the warm-up")
     made.add_argument("--most-mib", type=float, default=8.0, help="of growth of a process")
     made.add_argument("--most-percent", type=float, default=2.0, help="of growth of a process, in addition")
     options, rest = made.parse_known_args()
@@ -183,7 +184,8 @@ def main() -> None:
         made.error("a soak needs two --replicas: one of them is never killed")
     with tempfile.TemporaryDirectory() as folder:
         keys = KeyFile(Path(folder) / "keys.txt")
-        words = ["--api-keys", str(Path(folder) / "keys.txt"), *rest]
+        sizes = ["--kv-tokens", str(options.kv_tokens)]
+        words = ["--api-keys", str(Path(folder) / "keys.txt"), *sizes, *rest]
         with serving(options, contender(options, words), keys.lasting) as served:
             run(Soak(served, options, keys).run)
 

@@ -20,6 +20,8 @@ SHORTEST, LONGEST = 16, 128
 """Tokens of an answer."""
 _ENOUGH = 400
 """Tokens that no complete answer under a short constraint needs."""
+_OVERLOADED = {"/v1/messages": 529, "/generate": 429, "/generate_stream": 429}
+"""The status of a refusal under load, where it is not 503."""
 _PATTERN = "[a-c]{3,5}-[0-9]{2}"
 _RECORD = {
     "type": "object",
@@ -54,7 +56,7 @@ class Asked:
 
 def fault_of(asked: Asked, answer: Answer) -> str | None:
     """What is wrong with an answer; None if it is right, or a refusal under load that says when to return."""
-    if answer.status == 503 and answer.whole and answer.retry_after is not None:
+    if is_refusal(asked, answer):
         return None
     if answer.status != asked.status:
         return f"status {answer.status}, not {asked.status}: {answer.body[:200]!r}"
@@ -65,6 +67,12 @@ def fault_of(asked: Asked, answer: Answer) -> str | None:
         return content.error or asked.judge(asked.call, content)
     except (LookupError, TypeError, ValueError) as error:
         return f"unreadable: {error!r}"
+
+
+def is_refusal(asked: Asked, answer: Answer) -> bool:
+    """Whether a server under load has said when to return, with the status of the protocol."""
+    status = _OVERLOADED.get(asked.call.path, 503)
+    return answer.status == status and answer.whole and answer.retry_after is not None
 
 
 class Mix:
@@ -119,7 +127,8 @@ def _short(text: str, stream: bool) -> list[Asked]:
     chat = _SAMPLED | {"messages": messages, "stream": stream, "max_tokens": _ENOUGH}
     completion = _SAMPLED | {"prompt": text, "stream": stream, "max_tokens": _ENOUGH}
     function = {"name": _TOOL, "parameters": _RECORD, "strict": True}
-    tools = {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
+    tools: dict[str, Any] = {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
+    tools["parallel_tool_calls"] = False  # the limit of tokens could cut off a second call
     return [
         Asked(Call("/v1/chat/completions", chat | {"response_format": _FORM}), is_record),
         Asked(Call("/v1/chat/completions", chat | tools), is_record),

@@ -57,6 +57,9 @@ def test_a_refusal_under_load_says_when_to_return():
     error = {"error": {"message": "full"}}
     assert fault_of(asked, answered(error, 503, retry_after="3")) is None
     assert fault_of(asked, answered(error, 503)) is not None
+    message = Asked(Call("/v1/messages", {}), is_as_long_as_allowed)
+    assert fault_of(message, answered(error, 529, retry_after="3")) is None
+    assert fault_of(message, answered(error, 503, retry_after="3")) is not None
     malformed = Asked(Call(CHAT, b"{"), status=400)
     assert fault_of(malformed, answered(error, 400)) is None
     assert fault_of(malformed, answered({"detail": "no"}, 400)) is not None
