@@ -151,7 +151,7 @@ def report(
         limit = options.most_mib + change.first / _MIB * options.most_percent / 100
         table.bound(
             f"resident, {name}",
-            f"{change.first / _MIB:.1f} to {change.last / _MIB:.1f} MiB ({change.slope / _MIB:+.1f} an hour)",
+            f"{change.first / _MIB:.1f} to {change.last / _MIB:.1f} MiB; second half {change.slope / _MIB:+.1f} an hour",
             f"at most {limit:.0f} more",
             change.added / _MIB <= limit,
         )

@@ -47,7 +47,8 @@ class Growth:
     """How a value changed.
 
     Attributes:
-      first, last: medians of the first and the last minute. slope: per hour, by least squares.
+      first, last: medians of the first and the last minute.
+      slope: per hour, by least squares over the second half, when caches are full.
     """
 
     first: float
@@ -61,11 +62,12 @@ class Growth:
 
 
 def growth(series: Series) -> Growth:
-    """Compares the ends of a series, and fits a line through it."""
+    """Compares the ends of a series, and fits a line through its second half."""
     begun, ended = series[0][0], series[-1][0]
+    half = [(moment, value) for moment, value in series if moment >= (begun + ended) / 2]
     first = [value for moment, value in series if moment <= begun + MINUTE]
     last = [value for moment, value in series if moment >= ended - MINUTE]
-    slope = statistics.linear_regression(*zip(*series, strict=True)).slope if ended > begun else 0.0
+    slope = statistics.linear_regression(*zip(*half, strict=True)).slope if half[0][0] < ended else 0.0
     return Growth(statistics.median(first), statistics.median(last), 3600 * slope)
 
 

@@ -131,11 +131,13 @@ def test_calls_are_counted_once():
 
 @pytest.mark.parametrize("hourly", [0.0, 36.0])
 def test_growth_is_of_the_last_minute_over_the_first(hourly: float):
-    """And a line's slope is its own; a single spike changes no median."""
+    """The slope is of the second half: what fills in the first one does not count. A spike changes no median."""
     series = [(float(second), 100 + hourly * second / 3600) for second in range(600)]
-    found = growth([*series[:300], (300.0, 100 + hourly * 300 / 3600), *series[301:]])
+    found = growth(series)
     assert found.slope == pytest.approx(hourly, abs=1e-6)
     assert found.added == pytest.approx(hourly * 539 / 3600, rel=0.01, abs=1e-9)
+    filling = growth([(moment, value + min(moment, 200)) for moment, value in series])
+    assert filling.slope == pytest.approx(hourly, abs=1e-6) and filling.added > found.added
     spiked = growth([*series[:-1], (599.0, 1e6)])
     assert spiked.added == pytest.approx(found.added, rel=0.02, abs=1e-9)
 
