@@ -149,12 +149,10 @@ def report(
     table.bound("changes of the keys; wrong", f"{keys.changes}; {len(keys.faults)}", "none", not keys.faults)
     for name, change in grown.items():
         limit = options.most_mib + change.first / _MIB * options.most_percent / 100
-        table.bound(
-            f"resident, {name}",
-            f"{change.first / _MIB:.1f} to {change.last / _MIB:.1f} MiB; second half {change.slope / _MIB:+.1f} an hour",
-            f"at most {limit:.0f} more",
-            change.added / _MIB <= limit,
-        )
+        sizes = f"{change.first / _MIB:.1f} to {change.last / _MIB:.1f} MiB"
+        measured = f"{sizes}; second half {change.slope / _MIB:+.1f} an hour"
+        met = change.added / _MIB <= limit
+        table.bound(f"resident, {name}", measured, f"at most {limit:.0f} more", met)
     before, after = counted
     for name, was, now in differences(before, after):
         table.bound(f"{name}, idle", f"{was} to {now}", "no more", now <= was)

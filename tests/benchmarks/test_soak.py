@@ -131,7 +131,7 @@ def test_calls_are_counted_once():
 
 @pytest.mark.parametrize("hourly", [0.0, 36.0])
 def test_growth_is_of_the_last_minute_over_the_first(hourly: float):
-    """The slope is of the second half: what fills in the first one does not count. A spike changes no median."""
+    """The slope is of the second half: what fills before does not count. A spike changes no median."""
     series = [(float(second), 100 + hourly * second / 3600) for second in range(600)]
     found = growth(series)
     assert found.slope == pytest.approx(hourly, abs=1e-6)
