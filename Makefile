@@ -2,8 +2,8 @@
 #   make serve [MODEL=...] [EXTRA=cuda|tpu] [ARGS="--port 8001"]
 #   make test [LATEST=1]
 # Beside them `make test-clients` runs client programs (the examples, OpenAI's in JavaScript, agents such as Claude Code,
-# Codex and opencode, Open WebUI, lm-eval, schemathesis), the chat page in a Chromium that is on the PATH, and the
-# manifests of deploy/ against the schemas of Kubernetes, `make test-image` the image's installation and entry point,
+# Codex and opencode, Open WebUI, lm-eval, schemathesis, two routers), the chat page in a Chromium that is on the PATH, and
+# the manifests of deploy/ against the schemas of Kubernetes, `make test-image` the image's installation and entry point,
 # `make test-accelerators` what only GPUs and TPUs run, `make test-hosts` a model over two processes, and `make test-next`
 # the tests of runtime and server with a newer Python and JAX. CI runs them too.
 # What they install is pinned by constraints.txt, examples/constraints.txt and tests/clients/python/*.txt, which `make
@@ -28,7 +28,7 @@ MANIFESTS := build/kubernetes
 PROGRAMS := .venv-programs
 NEXT := .venv-next
 NODE_PROGRAMS := $(CLIENTS)/node_modules/openai $(CLIENTS)/promptfoo/node_modules/promptfoo
-PYTHON_PROGRAMS := $(patsubst %,$(PROGRAMS)/%/.installed,tools aider open-webui)
+PYTHON_PROGRAMS := $(patsubst %,$(PROGRAMS)/%/.installed,tools aider open-webui routers)
 CUDA := build/cuda
 NEXT_PINS := jax==0.11.2 jaxlib==0.11.2 flax==0.12.12
 NEXT_PYTHON ?= $(shell for v in python3.13 python3.12 $$(pyenv root 2>/dev/null)/versions/3.1[23]*/bin/python; do \
@@ -92,6 +92,7 @@ lock: $(UV)
 	$(COMPILE) $(ARGS) examples/requirements.txt -o examples/constraints.txt
 	$(COMPILE) $(ARGS) $(CLIENTS)/python/tools.in -o $(CLIENTS)/python/tools.txt
 	$(COMPILE) $(ARGS) $(CLIENTS)/python/aider.in -o $(CLIENTS)/python/aider.txt
+	$(COMPILE) $(ARGS) $(CLIENTS)/python/routers.in -o $(CLIENTS)/python/routers.txt
 	$(UV) pip install --quiet --no-deps --target build/open-webui -r $(CLIENTS)/python/open-webui.in
 	$(COMPILE) $(ARGS) build/open-webui/requirements-slim.txt -o $(CLIENTS)/python/open-webui.txt
 	cat $(CLIENTS)/python/open-webui.in >> $(CLIENTS)/python/open-webui.txt
@@ -112,6 +113,7 @@ build/lock/checked: $(LOCKED) | $(UV)
 	$(COMPILE) examples/requirements.txt -o build/lock/examples/constraints.txt
 	$(COMPILE) $(CLIENTS)/python/tools.in -o build/lock/$(CLIENTS)/python/tools.txt
 	$(COMPILE) $(CLIENTS)/python/aider.in -o build/lock/$(CLIENTS)/python/aider.txt
+	$(COMPILE) $(CLIENTS)/python/routers.in -o build/lock/$(CLIENTS)/python/routers.txt
 	@diff -u constraints.txt build/lock/constraints.txt \
 	  && diff -u examples/constraints.txt build/lock/examples/constraints.txt \
 	  && diff -ru $(CLIENTS)/python build/lock/$(CLIENTS)/python --exclude '*.in' \
