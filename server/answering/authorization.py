@@ -65,8 +65,11 @@ def _given(request: ApiRequest) -> list[str]:
 
 
 def bearer(values: list[str]) -> str | None:
-    """The key in the Authorization headers; None unless there is exactly one, with the scheme Bearer."""
-    if len(values) != 1:
+    """The key in the Authorization headers; None unless all are equal, with the scheme Bearer.
+
+    sglang-router sends its key twice.
+    """
+    if len(set(values)) != 1:
         return None
     scheme, _, key = values[0].partition(" ")
     return key if key and scheme.lower() == "bearer" else None

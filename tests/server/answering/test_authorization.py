@@ -80,13 +80,19 @@ class TestWithoutAKey:
             {"authorization": f"Bearer\t{FIRST}"},
             {"api-key": FIRST},
             {"x-api-key": FIRST},
-            [("authorization", f"Bearer {FIRST}"), ("authorization", f"Bearer {FIRST}")],
+            [("authorization", f"Bearer {FIRST}"), ("authorization", f"Bearer {SECOND}")],
+            [("authorization", f"Bearer {FIRST}"), ("authorization", FIRST)],
         ],
         ids=str,
     )
     def test_is_told_how_to_bring_one(self, http_keyed, headers):
         error = refused(http_keyed.post("/v1/chat/completions", json=BODY, headers=headers))
         assert (error["message"], error["code"]) == (NO_KEY, None)
+
+    def test_one_key_twice_is_one_key(self, http_keyed):
+        """sglang-router with `--api-key` sends the header twice."""
+        twice = [("authorization", f"Bearer {FIRST}")] * 2
+        assert http_keyed.get("/v1/models", headers=twice).status_code == 200
 
     def test_an_empty_key_is_none(self, keyed):
         head = b"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \r\n\r\n"
