@@ -36,10 +36,15 @@ class ActiveClients:
         while next(iter(self._arrivals.values())) < submitted - ACTIVE_SECONDS:
             self._arrivals.popitem(last=False)
 
+    @property
+    def several(self) -> bool:
+        """Whether more than one client is active."""
+        return len(self._arrivals) > 1
+
     def should_await(self, seconds: float, running: Iterable[Sequence]) -> bool:
         """Whether a step of so many seconds should end before the next one is planned: more than one client
         is active, and it is long, or one of them has none of the running sequences."""
-        if seconds < NOTICED_SECONDS or len(self._arrivals) < 2:
+        if seconds < NOTICED_SECONDS or not self.several:
             return False
         served = {sequence.request.client for sequence in running}
         return seconds >= LONG_SECONDS or not served.issuperset(self._arrivals)

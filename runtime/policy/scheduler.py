@@ -29,6 +29,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from .clients import ActiveClients
+from .first_tokens import make_room
 from .host_pages import HostPages
 from .pages import PagePool
 from .prefix import PrefixCache
@@ -70,6 +71,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preemptions = 0
+        self._pausing: list[Sequence] = []
         self._free_slots = list(range(slots - 1, -1, -1))
 
     def add(self, sequence: Sequence) -> None:
@@ -109,10 +111,11 @@ class Scheduler:
         """
         rows: list[Row] = []
         try:
+            size = self._make_room()
             self._add_decode_rows(rows)
             prefilling, decoding = self._prefilling(), len(rows)
             urgent = self.clients.count_urgent(prefilling, (row.sequence for row in rows))
-            most = self.step_times.most_tokens(decoding, urgent) or self.budget
+            most = max(size, self.step_times.most_tokens(decoding, urgent) or self.budget)
             self._add_chunks(rows, prefilling, min(self.budget, most) - decoding)
             tiled = len(rows) > decoding or any(row.scored for row in rows)
             drafted = rows if tiled else self._with_drafts(rows)
@@ -122,6 +125,16 @@ class Scheduler:
         if not drafted:
             return None
         return Plan(drafted, self.prefix.take_copies(), self._holding(drafted))
+
+    def _make_room(self) -> int:
+        """Decides which sequences pause in this step for another client's prompt; returns the size of the
+        step that this needs, 0 if none. Sequences that have paused do not pause again in the next step."""
+        self._pausing, paused = [], bool(self._pausing)
+        if paused or not self.clients.several or not (prefilling := self._prefilling()):
+            return 0
+        decoding = [each for each in self.running if each.missing == 1 and each.length < each.limit]
+        size, self._pausing = make_room(prefilling, decoding, self.step_times)
+        return size
 
     def _holding(self, rows: list[Row]) -> list[tuple[Sequence, int]]:
         """The sequences of the rows, then the others that hold pages during the step, each with the number
@@ -194,8 +207,9 @@ class Scheduler:
                 raise SequenceFault(sequence) from error
 
     def _with_pages(self) -> list[Sequence]:
-        """Sequences that lack one token and have a page for it, oldest first; preempts others if needed."""
-        ready = [s for s in self.running if s.missing == 1 and s.length < s.limit]
+        """Sequences that lack one token, do not pause and have a page for it, oldest first; preempts others
+        if needed."""
+        ready = [s for s in self.running if s.missing == 1 and s.length < s.limit and s not in self._pausing]
         ready.sort(key=lambda s: s.arrival)
         for sequence in ready:
             try:

@@ -138,7 +138,8 @@ class SimulatedRunner:
 class SimulatedLoop:
     """The engine's loop, run by the test instead of a thread.
 
-    With `drafts`, drafts cost no time; without, the times of steps are unknown, so there are none.
+    With `drafts`, drafts cost no time; without, the times of steps are unknown, so there are none. With
+    `mixed`, the times of steps with prompts are known, too, so that other clients make room for a prompt.
 
     Attributes:
       events: all events that were reported, in order.
@@ -155,6 +156,7 @@ class SimulatedLoop:
         budget: int,
         share: bool = False,
         drafts: bool = False,
+        mixed: bool = False,
         host: HostPages | None = None,
     ) -> None:
         self.slots, self.context = slots, pages * page_size
@@ -164,6 +166,9 @@ class SimulatedLoop:
         )
         if drafts:
             self.scheduler.step_times.record_trial("decode", budget, 1.0)
+        for size in range(1, budget + 1) if mixed else ():
+            self.scheduler.step_times.record_trial("mixed", size, 1.0 + size / budget)
+            self.scheduler.step_times.record_trial("decode", size, 1.0)
         self.events: list[TokenEvent] = []
         self.sequences: list[Sequence] = []
         self.aborted: set[Sequence] = set()

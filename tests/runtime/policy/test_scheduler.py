@@ -177,11 +177,12 @@ class Traffic(RuleBasedStateMachine):
         more_budget=st.integers(0, 6),
         share=st.booleans(),
         drafts=st.booleans(),
+        mixed=st.booleans(),
         clients=st.sampled_from(["a", "a", "ab", "abc"]),
         copies=st.sampled_from([0, 0, 2, 50]),
         group=st.integers(1, 3),
     )
-    def build(self, slots, page_size, more_pages, more_budget, share, drafts, clients, copies, group):
+    def build(self, slots, page_size, more_pages, more_budget, share, drafts, mixed, clients, copies, group):
         pages, budget = slots + more_pages, slots + more_budget
         self.file = os.memfd_create("pages") if copies and share else None
 
@@ -189,7 +190,7 @@ class Traffic(RuleBasedStateMachine):
             file = None if self.file is None else PageFile(self.file, "simulation")
             return SimulatedLoop(
                 slots=slots, pages=pages, page_size=page_size, budget=budget, share=share, drafts=drafts,
-                host=HostPages(file, copies, page_size, page_size, group) if file else None,
+                mixed=mixed, host=HostPages(file, copies, page_size, page_size, group) if file else None,
             )  # fmt: skip
 
         self.start, self.loop = start, start()
