@@ -11,6 +11,7 @@ from .endings import CUT_SHORT, REFUSALS, Ending
 from .engine_client import EngineClient
 from .engine_metrics import EngineCollector
 from .vllm_metrics import VllmMetrics
+from .vllm_observed import VllmObserved
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -24,7 +25,7 @@ class Metrics:
     """The metrics of one web process, on its own registry.
 
     Attributes:
-      vllm: the figures that are shown under vLLM's names, too.
+      vllm: what is observed under vLLM's names.
     """
 
     def __init__(self, engine: EngineClient, model: str) -> None:
@@ -54,8 +55,8 @@ class Metrics:
             "time_per_output_token", "Between tokens of a choice.", _PER_TOKEN, registry
         )
         self.duration = _histogram("request_duration", "From arrival to the last byte.", _DURATION, registry)
-        self.vllm = VllmMetrics(engine, model, self.prompt_tokens, self.finished)
-        registry.register(self.vllm)
+        self.vllm = VllmObserved(model)
+        registry.register(VllmMetrics(engine, model, self.prompt_tokens, self.finished, self.vllm.registry))
 
     def count_line(self, succeeded: bool) -> None:
         """Counts a line of a batch that was answered."""
