@@ -1,10 +1,10 @@
 """vLLM's metrics beside our own: the names and types that routers, autoscalers and dashboards read.
 
 One series for each, with the label `model_name` and without one for the replica: to a router a server is one
-worker. `engine_metrics.py` has the same figures for each replica, under names of ours. `vllm_observed.py` has
-what is observed while calls are answered; this module computes the rest at a scrape. Names and types are those
-of vLLM's V1 engine (`vllm/v1/metrics/loggers.py`), with the older names of the same figures, which vLLM's
-production-stack and older dashboards read.
+worker. `engine_metrics.py` has the same figures for each replica, under names of ours. `vllm_observed.py`
+has what is observed while calls are answered; this module computes the rest at a scrape. Names and types are
+those of vLLM's V1 engine (`vllm/v1/metrics/loggers.py`), with the older names of the same figures, which
+vLLM's production-stack and older dashboards read.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
