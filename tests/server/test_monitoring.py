@@ -38,7 +38,7 @@ PROMETHEUS = {"up": {"job": set(), "instance": set()}}
 """A metric that Prometheus adds for each target."""
 ADDED = {"instance", "job"}
 """Labels that Prometheus adds to each sample."""
-OPEN_SETS = {"status", "model_name", "le", "replica"}
+OPEN_SETS = {"status", "model_name", "le", "replica", "key"}
 """Labels whose values depend on what a server was asked for, and where."""
 
 Exported = dict[str, dict[str, set[str]]]
