@@ -2,8 +2,9 @@
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager
 
 from ...checkpoints.sources import check
 from .api_address import ApiAddress, Unready
@@ -15,6 +16,9 @@ log = logging.getLogger(__name__)
 
 _PATIENT = ("--max-wait", "3600")
 """An own server has no other clients, so its queue may be long."""
+_LOADING_SECONDS = 1800.0
+"""The longest wait for a server that loads its model, which may include the download."""
+_POLL_SECONDS = 1.0
 
 
 def batch_client(
@@ -42,11 +46,23 @@ def _started(model: str | None, flags: Sequence[str], concurrency: int | None) -
 
 @contextmanager
 def _opened(address: ApiAddress, concurrency: int | None) -> Iterator[tuple[Ask, int]]:
-    """Raises Failed unless the server answers and accepts the key.
-
-    It may still be loading its model: a line that is refused for that is sent again.
-    """
-    with suppress(Unready):
-        address.model()
+    """Raises Failed unless the server answers, accepts the key, and soon accepts requests."""
+    _wait_until_ready(address)
     with closing(LineClient(address)) as client:
         yield client.ask, concurrency or client.slots() or DEFAULT_CONCURRENCY
+
+
+def _wait_until_ready(address: ApiAddress) -> None:
+    """Waits while the server loads its model. Raises Failed: see `ApiAddress.ask`."""
+    limit, announced = time.monotonic() + _LOADING_SECONDS, False
+    while True:
+        try:
+            address.model()
+            return
+        except Unready as error:
+            if time.monotonic() > limit:
+                raise
+            if not announced:
+                log.info("waiting for %s: %s", address.url, error)
+            announced = True
+            time.sleep(_POLL_SECONDS)
