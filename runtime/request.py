@@ -192,6 +192,7 @@ class Request:
       generated: the tokens after the prompt that this engine or another has already generated. The sequence
         continues after them as if it had never been interrupted. `params` are those of the whole sequence,
         and should include the seed. What the first event reports of the prompt is not reported again.
+      interrupted: it had begun on a server that was lost, with or without tokens.
       client: the owner of the request; when pages run out, the client that holds the most loses pages first.
       session: the conversation that it belongs to; requests of one prefer the same engine. Empty for none.
       keep_seconds: so long after its end its pages are evicted only after those of others.
@@ -209,6 +210,7 @@ class Request:
     choice: int = 0
     cache_salt: str = ""
     generated: tuple[int, ...] = ()
+    interrupted: bool = False
     client: str = ""
     session: str = ""
     keep_seconds: float = 0.0

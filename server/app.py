@@ -127,6 +127,8 @@ async def _stamp(request: ApiRequest, response: BaseHTTPResponse) -> None:
     response.headers["openai-processing-ms"] = str(round((time.perf_counter() - request.started) * 1000))
     response.headers["openai-version"] = "2020-10-01"
     response.headers.update(_headers(request) | _rate_headers(request))
+    if request.span is not None:
+        response.headers["traceparent"] = request.span.header
     if request.span is not None and not request.recorded:
         request.span.end(response.status, str(response.status) if response.status >= 500 else None)
     if context.draining:
@@ -137,7 +139,6 @@ def _headers(request: ApiRequest) -> dict[str, str]:
     """The headers that depend on the request's: for cross-origin requests, and for Anthropic's clients."""
     allowed, preflight = request.app.ctx.settings.allow_origins, request.method == "OPTIONS"
     named = {"request-id": request.reference} if speaks_anthropic(request) else {}
-    named |= {"traceparent": request.span.header} if request.span is not None else {}
     return named | cors_headers(allowed, request.headers, preflight=preflight)
 
 

@@ -9,7 +9,7 @@ import logging
 import sys
 from typing import Literal
 
-from pythonjsonlogger.msgspec import MsgspecFormatter
+from pythonjsonlogger.json import JsonFormatter
 
 LogFormat = Literal["text", "json"]
 
@@ -52,4 +52,4 @@ def _as_text(speaker: str) -> logging.Formatter:
 def _as_json(speaker: str) -> logging.Formatter:
     """The time is in UTC, as ISO 8601 defines it."""
     always = {"process": speaker} if speaker else {}
-    return MsgspecFormatter(_JSON, rename_fields=_RENAMED, static_fields=always, timestamp="time")
+    return JsonFormatter(_JSON, rename_fields=_RENAMED, static_fields=always, timestamp="time")

@@ -257,7 +257,7 @@ class FakeStream:
         for position, event in enumerate(self._reply()):
             if position < len(self._request.generated):
                 continue
-            used = each * (position + 1)
+            used = each * (position + 1 - len(self._request.generated))
             event = replace(event, device_seconds=used, page_seconds=2 * used)
             yield event if position else self._with_prompt(event)
 

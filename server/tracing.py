@@ -93,11 +93,16 @@ class RequestSpan:
             self._span.update_name(name)
         self._span.set_attributes(attributes)
 
-    def end(self, status: int, error: str | None = None) -> None:
-        """Ends a request that was answered with a status; `error`: the reason why it failed. Idempotent."""
+    def end(self, status: int | None, error: str | None = None) -> None:
+        """Ends a request. Idempotent.
+
+        Args:
+          status: of its answer; None if it has none. error: the reason why it failed.
+        """
         if not self._span.is_recording():
             return
-        self._span.set_attribute("http.response.status_code", status)
+        if status is not None:
+            self._span.set_attribute("http.response.status_code", status)
         if error is not None:
             self._span.set_attribute("error.type", error)
             self._span.set_status(StatusCode.ERROR)

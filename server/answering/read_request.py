@@ -13,10 +13,9 @@ from ...runtime.request import Request
 from ...runtime.validation import check_params
 from ..call_record import CallRecord
 from ..dispatch.admission import check_possible
-from ..errors import BadRequest, UnsupportedEncoding
+from ..errors import UnsupportedEncoding
 from ..protocol.body import parse_object
 from ..protocol.cache_hints import NO_HINTS, SESSION_HEADERS, CacheHints
-from ..protocol.marks import Received
 from ..protocol.tools import ToolUse
 from ..settings import ServerSettings
 from ..text.choice import ChoiceText
@@ -24,7 +23,7 @@ from ..text.generation import Generation
 from .charge import USAGE_HEADER, admit
 from .context import ApiRequest, AppContext
 from .respond import Reply, SubmittedCall
-from .resuming import check_fingerprint, take_marks
+from .resuming import continued, take_marks
 from .traced import trace_call
 
 log = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ async def read_body(request: ApiRequest, parse: Parse[_Read]) -> _Read:
       BadRequest: the first error found. UnsupportedEncoding: it is compressed, or declared so.
     """
     request.watch_for_disconnect()
-    take_marks(request)
+    await take_marks(request)
     for encoding in request.headers.getall("content-encoding", []):
         if encoding.strip().lower() not in ("", "identity"):
             raise UnsupportedEncoding(encoding)
@@ -144,21 +143,13 @@ def ranked(request: ApiRequest, requests: Sequence[Request], priority: int | Non
 
 
 def _generation(request: ApiRequest, requests: Sequence[Request]) -> Generation:
-    """Submits the sequences, those of a resumed stream with the tokens that they have already."""
-    context, resumed = request.app.ctx, request.resumption
-    replayed: Sequence[Received] = ()
-    if resumed is not None:
-        check_fingerprint(resumed, context.engine_info().fingerprint)
-        replayed = resumed.received
-        if any(not 0 <= choice < len(requests) for choice, _ in replayed):
-            raise BadRequest("The marks are not of this request: they name a choice that it does not have.")
-        requests = [replace(each, generated=resumed.generated(i)) for i, each in enumerate(requests)]
+    """Submits the sequences."""
+    context = request.app.ctx
     return Generation(
         context.engine,
-        requests,
+        continued(request.resumption, requests, context.engine_info().fingerprint),
         request.connection.cut_off,
-        replayed=replayed,
-        records=request.marked,
+        resumption=request.resumption,
         watch=context.metrics.vllm.watch(background=request.background),
     )
 

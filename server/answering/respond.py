@@ -18,7 +18,7 @@ from ..errors import ApiError, as_api_error
 from ..protocol.usage import Usage
 from ..text.choice import ChoiceText
 from ..text.choices import deltas
-from ..text.deltas import Delta, End, Start
+from ..text.deltas import Delta, End
 from ..text.generation import Generation
 from .cache_explained import cache_header, explains
 from .charge import Charge, charged
@@ -84,12 +84,16 @@ class SubmittedCall:
         """The deltas of all choices, those of one event together; records them in the metrics."""
         async for found in deltas(self.generation, self.choices, KEEP_ALIVE_SECONDS):
             for delta in found or ():
-                if isinstance(delta, Start):
-                    first = self.choices[delta.choice].first
-                    self.record.record_output(first and first.waited)
-                elif isinstance(delta, End):
+                if not self.generation.replaying:
+                    self.record.record_output(self._waited(delta.choice))
+                if isinstance(delta, End):
                     self.record.ended(delta.reason)
             yield found
+
+    def _waited(self, choice: int) -> float | None:
+        """Seconds from the submission to the first step here; None if unknown."""
+        first = self.choices[choice].first
+        return None if first is None or self.generation.resumed else first.waited
 
     def usage(self) -> Usage:
         """The token counts so far."""
@@ -181,7 +185,8 @@ async def _stream(
             await response.send(group)
         async for found in _joined(first, deltas):
             events = (event for delta in found or () for event in reply.events(delta, usage))
-            for group in groups.of(events if found else [keep_alive]):
+            ended = [delta.choice for delta in found or () if isinstance(delta, End)]
+            for group in groups.of(events if found else [keep_alive], ended):
                 await response.send(group)
         last = list(reply.closing(usage()))
     except Exception as error:

@@ -13,6 +13,8 @@ from .context import ApiRequest
 
 _TEXT_COMPLETIONS = ("cmpl-", "gen-")
 _EMBEDDINGS = "embd-"
+_INT64 = range(-(2**63), 2**63)
+"""What an attribute can hold; TGI's seeds may be larger."""
 _PARAMETERS = ("max_tokens", "temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty")
 
 
@@ -23,7 +25,7 @@ def trace_call(request: ApiRequest, requests: Sequence[Request]) -> None:
     model, params = request.app.ctx.settings.model, requests[0].params
     operation, id = _operation(requests[0].id), requests[0].id.rpartition("-")[0]
     given = {f"gen_ai.request.{name}": getattr(params, name) for name in _PARAMETERS}
-    if params.seed != request.identity.seed:  # a drawn one may be larger than an attribute can be
+    if params.seed != request.identity.seed and params.seed in _INT64:
         given["gen_ai.request.seed"] = params.seed
     request.span.describe(
         {
@@ -69,8 +71,14 @@ def trace_end(request: ApiRequest, record: CallRecord, error: BaseException | No
         said["gen_ai.response.time_to_first_chunk"] = times.first - request.started
     request.span.describe(said)
     request.span.add_phases(times)
-    status = as_api_error(error).status if isinstance(error, Exception) else 200
-    request.span.end(status, request.ending)
+    request.span.end(_status(error), request.ending)
+
+
+def _status(error: BaseException | None) -> int | None:
+    """None for a client that has left before the head."""
+    if error is None:
+        return 200
+    return as_api_error(error).status if isinstance(error, Exception) else None
 
 
 def _operation(id: str) -> str:

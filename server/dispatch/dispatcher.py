@@ -164,7 +164,7 @@ class Dispatcher:
 
     def _admit(self, requests: Sequence[Request]) -> None:
         """Raises Overloaded for a call that is not accepted; an interrupted stream always is."""
-        if requests[0].generated:
+        if requests[0].interrupted:
             return
         if requests[0].background:
             self._admission.check_background(requests, self._queues.tokens(background=True))
@@ -191,7 +191,7 @@ class Dispatcher:
             cost=self._forecast.cost(request, len(request.generated)),
             digests=digests,
             tokens=list(request.generated),
-            last_token=self._clock() if request.generated else math.inf,
+            last_token=self._clock() if request.interrupted else math.inf,
         )
         return sequence
 

@@ -5,6 +5,7 @@ drawn for the answer. The format is for servers of one version only: proxies do 
 """
 
 import base64
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -25,10 +26,11 @@ class Mark(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     Attributes:
       events: numbers of choices with an event, or with its token, device-seconds and page-seconds if it says
         nothing else.
-      identity, fingerprint: in the first mark only.
+      ended: choices that need no further event. identity, fingerprint: in the first mark only.
     """
 
     events: list[tuple[int, Brief | TokenEvent]] = []
+    ended: list[int] = []
     identity: Identity | None = None
     fingerprint: str | None = None
 
@@ -38,17 +40,21 @@ class Resumption:
     """A stream that began elsewhere.
 
     Attributes:
-      received: what its choices had received, in order.
+      received: what its choices had received, in order. ended: the choices that had ended.
     """
 
     identity: Identity
     fingerprint: str
     received: Sequence[Received]
+    ended: frozenset[int]
 
-    def generated(self, choice: int) -> tuple[int, ...]:
-        """The tokens that a choice has received."""
-        events = (event for number, event in self.received if number == choice)
-        return tuple(event.token for event in events if event.token is not None)
+    def generated(self) -> dict[int, list[int]]:
+        """The tokens that each choice has received; only those that have any."""
+        found = defaultdict[int, list[int]](list)
+        for choice, event in self.received:
+            if event.token is not None:
+                found[choice].append(event.token)
+        return found
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -65,20 +71,22 @@ def briefly(received: Sequence[Received]) -> list[tuple[int, Brief | TokenEvent]
     return [(choice, _brief(event)) for choice, event in received]
 
 
-def read_marks(marks: bytes) -> Resumption:
+def read_marks(kept: bytes) -> Resumption:
     """The stream whose marks a proxy has kept, joined by line feeds.
 
     Raises:
       BadRequest: they cannot be read.
     """
     try:
-        first, *rest = (_decoder.decode(base64.b64decode(line, validate=True)) for line in marks.split(b"\n"))
+        first, *rest = (_decoder.decode(base64.b64decode(line, validate=True)) for line in kept.split(b"\n"))
     except (ValueError, msgspec.MsgspecError):
         raise BadRequest("The marks in front of the body cannot be read.") from None
     if first.identity is None or first.fingerprint is None:
         raise BadRequest("The first mark does not say how the stream began.")
-    received = [(choice, _whole(event)) for mark in (first, *rest) for choice, event in mark.events]
-    return Resumption(first.identity, first.fingerprint, received)
+    marks = (first, *rest)
+    received = [(choice, _whole(event)) for mark in marks for choice, event in mark.events]
+    ended = frozenset(choice for mark in marks for choice in mark.ended)
+    return Resumption(first.identity, first.fingerprint, received, ended)
 
 
 def _brief(event: TokenEvent) -> Brief | TokenEvent:

@@ -9,9 +9,11 @@ The number of unread events is bounded: a client that stops reading cannot make 
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from ...runtime.request import Request, TokenEvent
 from ..engine_client import EngineClient, EventStream
+from ..protocol.marks import Received, Resumption
 from ..protocol.usage import Resources
 
 log = logging.getLogger(__name__)
@@ -28,10 +30,9 @@ class Generation:
     """The running sequences of one call; `requests[i]` is choice i.
 
     Attributes:
-      replaying: whether the event that `next` returned last is one that another server has had.
+      resumed: whether another server had begun it. replaying: whether what it had is still being returned.
+      generated: the tokens of all choices that have arrived, end tokens too, whether they are read or not.
     """
-
-    replaying = False
 
     def __init__(
         self,
@@ -39,16 +40,14 @@ class Generation:
         requests: Sequence[Request],
         cut: Callable[[], None],
         *,
-        replayed: Sequence[tuple[int, TokenEvent]] = (),
-        records: bool = False,
+        resumption: Resumption | None = None,
         watch: Callable[[int, TokenEvent], None] | None = None,
     ) -> None:
         """Submits all of them that have not ended, without an await.
 
         Args:
           cut: closes the connection of a client that has left too many events unread.
-          replayed: events that another server has already had, which come first.
-          records: keeps events for `taken`.
+          resumption: what another server has already had, which comes first.
           watch: is called with each event and its choice as it arrives; not with replayed ones.
 
         Raises:
@@ -58,19 +57,20 @@ class Generation:
         self._watch = watch
         self._events: asyncio.Queue[tuple[int, TokenEvent | Exception]] = asyncio.Queue()
         self._unread = 0
-        self._replayed = len(replayed)
-        self._taken: list[tuple[int, TokenEvent]] | None = [] if records else None
-        ended = {choice for choice, event in replayed if event.finish is not None}
+        self._taken: list[Received] | None = None
+        self.resumed = self.replaying = resumption is not None
+        replayed, ended = (resumption.received, resumption.ended) if resumption else ((), frozenset[int]())
+        self._to_replay = len(replayed)
         left = [choice for choice in range(len(requests)) if choice not in ended]
         streams = engine.submit([requests[choice] for choice in left]) if left else []
         self._streams: dict[int, EventStream] = dict(zip(left, streams, strict=True))
-        for choice, event in replayed:
-            self._unread += _size(event)
-            self._events.put_nowait((choice, event))
-        self._pumps = {i: asyncio.create_task(self._pump(i, each)) for i, each in self._streams.items()}
+        self.generated = 0
         self._waited: float | None = None
-        self._newest: list[TokenEvent | None] = [None] * len(requests)
-        self._before = dict(replayed)
+        self._newest: dict[int, TokenEvent] = {}
+        for choice, event in replayed:
+            self._note(choice, event)
+        self._before = dict(self._newest)
+        self._pumps = {i: asyncio.create_task(self._pump(i, each)) for i, each in self._streams.items()}
 
     async def next(self, silence: float) -> tuple[int, TokenEvent] | None:
         """The next event and the index of its choice; None after `silence` seconds without an event.
@@ -83,29 +83,30 @@ class Generation:
                 async with asyncio.timeout(silence):
                     choice, event = await self._events.get()
             except TimeoutError:
+                self.replaying = False
                 return None
         else:
             choice, event = self._events.get_nowait()
         if isinstance(event, Exception):
             raise event
         self._unread -= _size(event)
-        self.replaying = self._replayed > 0
-        self._replayed -= self.replaying
-        if self._taken is not None:
+        self.replaying = self._to_replay > 0
+        if self.replaying:
+            self._to_replay -= 1
+            await asyncio.sleep(0)  # a long replay must not hold up other streams
+        elif self._taken is not None:
             self._taken.append((choice, event))
         return choice, event
 
-    def taken(self) -> list[tuple[int, TokenEvent]]:
-        """The events that `next` has returned since the last call, if they are recorded."""
-        if self._taken is None:
-            return []
-        found, self._taken = self._taken, []
+    def taken(self) -> list[Received]:
+        """The new events that `next` has returned since the last call; none before the first call."""
+        found, self._taken = self._taken or [], []
         return found
 
     @property
     def resources(self) -> Resources:
         """What its sequences have used, on a lost server too, as of their newest events."""
-        events = [event for event in (*self._newest, *self._before.values()) if event is not None]
+        events = self._newest.values()
         return Resources(
             device_seconds=sum(event.device_seconds for event in events),
             page_seconds=sum(event.page_seconds for event in events),
@@ -136,16 +137,28 @@ class Generation:
 
     def _keep(self, choice: int, event: TokenEvent) -> None:
         """Buffers an event until it is read. Ends the call if too many are unread."""
-        self._newest[choice] = event
-        if self._waited is None:
-            self._waited = event.waited
+        if choice in self._before:
+            event = _after(self._before[choice], event)
         if self._unread >= MOST_UNREAD * len(self._streams):
             log.warning("a client left %d events unread and is disconnected", self._events.qsize())
             self.abort()
             self._cut()
             return
+        self._note(choice, event)
+
+    def _note(self, choice: int, event: TokenEvent) -> None:
+        self._newest[choice] = event
+        self.generated += event.token is not None or event.end is not None
+        if self._waited is None:
+            self._waited = event.waited
         self._unread += _size(event)
         self._events.put_nowait((choice, event))
+
+
+def _after(before: TokenEvent, event: TokenEvent) -> TokenEvent:
+    """An event with what the sequence has used on the lost server, too."""
+    device, pages = event.device_seconds + before.device_seconds, event.page_seconds + before.page_seconds
+    return replace(event, device_seconds=device, page_seconds=pages)
 
 
 def _size(event: TokenEvent) -> int:

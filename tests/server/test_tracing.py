@@ -13,6 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from distaff.model.errors import ConfigError
 from distaff.server.command.traces import configured_traces
+from distaff.server.keys import Keys
 from distaff.server.tracing import Traces
 
 from .conftest import MODEL
@@ -185,6 +186,16 @@ def test_a_client_that_leaves_ends_its_span(traced, collector):
     assert attributes(span)["error.type"] == "client_gone"
 
 
+def test_what_a_key_refuses_has_no_span(make_server, collector):
+    server = make_server(
+        traces=Traces(OTLPSpanExporter(endpoint=collector.endpoint)), keys=Keys(["a-key-of-ours"])
+    )
+    refused = post(server, "/v1/chat/completions", {"model": MODEL, "messages": USER}, SENT)
+    server.close()
+    assert refused.status_code == 401 and "traceparent" not in refused.headers
+    assert collector.spans == []
+
+
 @pytest.mark.parametrize("parent", ["", "x", f"00-{'0' * 32}-{PARENT}-01", "é" * 40])
 def test_an_invalid_parent_begins_a_new_trace(traced, collector, parent):
     answered = post(traced, "/tokenize", {"prompt": "x"}, {"traceparent": parent.encode("latin-1")})
@@ -206,11 +217,14 @@ def test_traces_are_off_without_an_endpoint():
     assert configured_traces({"OTEL_EXPORTER_OTLP_ENDPOINT": ""}) is None
     there = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
     assert configured_traces(there | {"OTEL_SDK_DISABLED": "True"}) is None
+    assert configured_traces(there | {"OTEL_TRACES_EXPORTER": "none"}) is None
     with pytest.raises(ConfigError, match="OTEL_EXPORTER_OTLP_PROTOCOL is 'grpc'; expected 'http/protobuf'"):
         configured_traces(there | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
-    traces = configured_traces(there)
-    assert traces is not None
-    traces.close()
+    own = {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"}
+    for more in ({}, own, {"OTEL_EXPORTER_OTLP_PROTOCOL": ""}):
+        traces = configured_traces(there | more)
+        assert traces is not None
+        traces.close()
 
 
 def test_traces_without_the_sdk_say_what_to_install(monkeypatch):

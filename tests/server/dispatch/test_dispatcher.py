@@ -181,7 +181,7 @@ def test_a_sequence_that_began_elsewhere_is_never_refused_and_goes_on_behind_wha
     world.begin(0)
     world.submit(*(request(f"{n}", 40, "a") for n in range(SLOTS)))
     said = tuple(token_at(request("late", 9, "b"), position) for position in range(3))
-    [stream] = world.submit(replace(request("late", 9, "b"), generated=said))
+    [stream] = world.submit(replace(request("late", 9, "b"), generated=said, interrupted=True))
     world.step(0)
     world.begin(1)
     world.kill(0, by_others=True)

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from distaff.server.answering.resuming import KEY_HEADER, LENGTH_HEADER
+from distaff.server.encode import KEEP_ALIVE
 from distaff.server.protocol.heading import Identity
 from distaff.server.protocol.marks import Mark, mark_of
 
@@ -89,8 +90,17 @@ def groups_of(stream: bytes) -> tuple[list[bytes], list[bytes]]:
     return groups, marks
 
 
+def resume(post: Any, server: int, path: str, marks: list[bytes], body: bytes) -> bytes:
+    """What the server answers."""
+    kept = b"\n".join(marks)
+    answered = post(server, path, kept + body, {LENGTH_HEADER: str(len(kept))})
+    assert answered.status_code == 200, answered.text
+    return answered.content
+
+
 def timeless(stream: bytes) -> list[bytes]:
-    """The blocks of a stream without the time of its end; sorted, because choices may alternate."""
+    """The blocks of a stream without keep-alives and the time of its end, sorted: choices may alternate."""
+    stream = stream.replace(KEEP_ALIVE, b"")
     return sorted(re.sub(rb'"completed_at":\d+', b'"completed_at":0', stream).strip(b"\n").split(b"\n\n"))
 
 
@@ -104,12 +114,69 @@ def test_a_stream_that_is_cut_anywhere_goes_on_elsewhere_to_the_byte(post, name)
     assert len(groups) == len(marks) + 1 > 4
     whole = timeless(b"".join(groups))
     for cut in range(1, len(groups)):
-        kept = b"\n".join(marks[:cut])
-        resumed = post(1, path, kept + body, {LENGTH_HEADER: str(len(kept))})
-        assert resumed.status_code == 200, resumed.text
-        rest, further = groups_of(resumed.content)
+        rest, further = groups_of(resume(post, 1, path, marks[:cut], body))
         assert timeless(b"".join(groups[:cut] + rest)) == whole
         assert len(further) == len(marks) - cut
+
+
+@pytest.mark.parametrize("name", ["chat", "tools", "logprobs", "choices", "response calls"])
+def test_a_silent_stream_can_be_resumed_twice(post, servers, monkeypatch, name):
+    """Its keep-alives have marks, too, with tokens that have made no delta yet."""
+    monkeypatch.setattr("distaff.server.answering.respond.KEEP_ALIVE_SECONDS", 0.01)
+    for server in servers:
+        monkeypatch.setattr(server.engine, "delay", 0.004)
+    path, fields = CALLS[name]
+    body = json.dumps({"model": MODEL, "stream": True} | fields).encode()
+    groups, marks = groups_of(post(0, path, body).content)
+    whole = timeless(b"".join(groups))
+    silent = [n for n, group in enumerate(groups[:-1], 1) if KEEP_ALIVE in group]
+    for cut in {*silent[::7], len(marks) // 2}:
+        kept = marks[:cut]
+        rest, further = groups_of(resume(post, 1, path, kept, body))
+        assert timeless(b"".join(groups[:cut] + rest)) == whole
+        kept = kept + further[: len(further) // 2]
+        last, _ = groups_of(resume(post, 0, path, kept, body))
+        assert timeless(b"".join(groups[:cut] + rest[: len(further) // 2] + last)) == whole
+
+
+def test_a_resumed_stream_that_waits_is_kept_alive(post, servers, monkeypatch):
+    monkeypatch.setattr("distaff.server.answering.respond.KEEP_ALIVE_SECONDS", 0.01)
+    path, fields = chat()
+    body = json.dumps({"model": MODEL, "stream": True} | fields).encode()
+    _, marks = groups_of(post(0, path, body).content)
+    monkeypatch.setattr(servers[1].engine, "delay", 0.1)
+    rest, _ = groups_of(resume(post, 1, path, marks[:3], body))
+    assert rest[0] == KEEP_ALIVE
+
+
+def test_what_a_stream_has_used_on_lost_servers_counts(post, servers, monkeypatch):
+    for server in servers:
+        monkeypatch.setattr(server.engine, "device_seconds", 1.0)
+        monkeypatch.setattr(server.engine, "waited", 0.5)
+    path, fields = chat(max_tokens=9)
+    body = json.dumps({"model": MODEL, "stream": True} | fields).encode()
+
+    def asked(server, headers, content):
+        return groups_of(post(server, path, content, headers | {"x-distaff-usage": "full"}).content)
+
+    _, marks = asked(0, {}, body)
+    kept = marks[:4]
+    for server in (1, 0):
+        state = b"\n".join(kept)
+        groups, further = asked(server, {LENGTH_HEADER: str(len(state))}, state + body)
+        kept += further[:3]
+    usage = json.loads(groups[-1].split(b"data: ")[-2])["usage"]
+    assert usage["distaff"] == {"device_seconds": 9.0, "page_seconds": 18.0, "queue_seconds": 0.5}
+
+
+def test_what_has_ended_is_not_computed_again(post, servers):
+    path, fields = chat(stop="wor")
+    body = json.dumps({"model": MODEL, "stream": True} | fields).encode()
+    _, marks = groups_of(post(0, path, body).content)
+    before = len(servers[1].engine.requests)
+    rest, _ = groups_of(resume(post, 1, path, marks, body))
+    assert b"[DONE]" in rest[0]
+    assert len(servers[1].engine.requests) == before
 
 
 def test_the_rest_of_a_resumed_stream_can_be_resumed_again(post, servers):
@@ -130,6 +197,8 @@ def test_without_the_key_nothing_is_marked_or_resumed(servers, server, httpx_cli
     url = servers[0].url + "/v1/chat/completions"
     body = {"model": MODEL, "messages": USER, "stream": True}
     assert b": resume" not in httpx_client.post(url, json=body).content
+    for wrong in (b"another", b"\xff"):
+        assert httpx_client.post(url, json=body, headers={KEY_HEADER: wrong}).status_code == 403
     refused = httpx_client.post(url, json=body, headers={KEY_HEADER: "another"})
     assert refused.status_code == 403 and "DISTAFF_RESUME_KEY" in refused.json()["error"]["message"]
     url = server.url + "/v1/chat/completions"
@@ -147,9 +216,10 @@ NO_CHOICE = mark_of(Mark([(7, (65, 0.0, 0.0))])).removeprefix(b": resume ").stri
     [
         (FIRST, "99999", 400, "expected 1 to"),
         (FIRST, "-1", 400, "expected 1 to"),
+        (FIRST, "9" * 5000, 400, "expected 1 to"),
         (b"!!", "2", 400, "cannot be read"),
         (b"kA==", "4", 400, "does not say how the stream began"),
-        (FIRST + b"\n" + NO_CHOICE, None, 400, "a choice that it does not have"),
+        (FIRST + b"\n" + NO_CHOICE, None, 400, "not of this request"),
         (OTHER, None, 409, "'9876543210'"),
     ],
 )
