@@ -16,9 +16,10 @@ or text from a failed component; internal details go to the log.
         └── Unavailable         503: the same request may succeed later
 """
 
+import contextlib
 import math
 from asyncio import CancelledError
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -190,6 +191,8 @@ class ApiErrorHandler(ErrorHandler):
         self._shape = shape
 
     def default(self, request: Request, exception: BaseException) -> HTTPResponse:
+        if isinstance(exception, MethodNotAllowed) and not (exception.headers or {}).get("Allow"):
+            exception.headers = {"Allow": ", ".join(_methods_of(request))}
         error = as_api_error(exception, request.method, _path(request))
         stream = cast(Http | None, request.stream)
         if error.status in (408, 413, 503) and stream is not None and stream.request_body:
@@ -202,6 +205,14 @@ class ApiErrorHandler(ErrorHandler):
     @staticmethod
     def log(request: Request, exception: BaseException) -> None:
         """Logs nothing: Sanic's own log line would contain the URL and a traceback."""
+
+
+def _methods_of(request: Request) -> Iterator[str]:
+    """The methods of a path with a placeholder and several routes, of which Sanic's error says nothing."""
+    for method in ("DELETE", "GET", "HEAD", "POST"):
+        with contextlib.suppress(SanicException):
+            request.app.router.get(request.path, method, request.headers.get("host"))
+            yield method
 
 
 def _path(request: Request) -> str:

@@ -512,6 +512,12 @@ def test_a_wrong_method(http):
     assert reply.json()["error"]["code"] == "method_not_supported"
 
 
+def test_a_wrong_method_of_a_path_with_several_routes_lists_them_all(http):
+    reply = http.post("/v1/responses/resp_1")
+    assert reply.status_code == 405 and reply.headers["allow"] == "DELETE, GET, HEAD"
+    assert reply.json()["error"]["message"] == "Only DELETE and GET requests are accepted."
+
+
 def test_a_body_that_is_not_declared_as_json(http):
     reply = http.post("/v1/chat/completions", data={"a": "b"})
     kind = "application/x-www-form-urlencoded"
