@@ -35,7 +35,7 @@ from .pages import PagePool
 from .prefix import PrefixCache
 from .sequence import Plan, Row, Sequence, SequenceFault
 from .speculation import choose_drafts, propose_drafts
-from .step_times import StepTimes
+from .step_times import FLOODED_PATIENCE, PATIENCE, StepTimes
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,8 @@ class Scheduler:
             self._add_decode_rows(rows)
             prefilling, decoding = self._prefilling(), len(rows)
             urgent = self.clients.count_urgent(prefilling, (row.sequence for row in rows))
-            most = max(size, self.step_times.most_tokens(decoding, urgent) or self.budget)
+            patience = PATIENCE if urgent or not self._is_flooded(prefilling) else FLOODED_PATIENCE
+            most = max(size, self.step_times.most_tokens(decoding, urgent, patience) or self.budget)
             self._add_chunks(rows, prefilling, min(self.budget, most) - decoding)
             tiled = len(rows) > decoding or any(row.scored for row in rows)
             drafted = rows if tiled else self._with_drafts(rows)
@@ -125,6 +126,14 @@ class Scheduler:
         if not drafted:
             return None
         return Plan(drafted, self.prefix.take_copies(), self._holding(drafted))
+
+    def _is_flooded(self, prefilling: list[Sequence]) -> bool:
+        """Whether one of several active clients has more than half of the slots."""
+        if not prefilling or not self.clients.several:
+            return False
+        owners = Counter(sequence.request.client for sequence in self.running)
+        slots = len(self.running) + len(self._free_slots)
+        return 2 * max(owners.values(), default=0) > slots
 
     def _make_room(self) -> int:
         """Decides which sequences pause in this step for another client's prompt; returns the size of the

@@ -14,6 +14,8 @@ from itertools import takewhile
 
 PATIENCE = 3.0
 """The most times longer that a step with prompt tokens can take than one without."""
+FLOODED_PATIENCE = 2.0
+"""The same for prompts of a client that fills the engine: others' next requests would wait for the step."""
 
 _NEWEST_WEIGHT = 0.2
 """The weight of the newest step in the average."""
@@ -49,7 +51,7 @@ class StepTimes:
         size = next((size for size in self.sizes(kind) if size >= tokens), None)
         return None if size is None else self._seconds[kind][size]
 
-    def most_tokens(self, decoding: int, waiting: int) -> int | None:
+    def most_tokens(self, decoding: int, waiting: int, patience: float = PATIENCE) -> int | None:
         """The largest size of step to fill, for these numbers of decode rows and of prompts that count.
 
         None if there is no known reason against the largest size.
@@ -57,7 +59,7 @@ class StepTimes:
         alone, sizes = self.seconds("decode", decoding), self.sizes("mixed")
         if not decoding or alone is None or not sizes:
             return None
-        limit = PATIENCE * alone * max(1, waiting) * max(1, waiting / decoding)
+        limit = patience * alone * max(1, waiting) * max(1, waiting / decoding)
         # A step takes at least as long as a smaller one, even if an older average claims otherwise.
         quick = list(takewhile(lambda size: self._seconds["mixed"][size] <= limit, sizes))
         holding = [size for size in sizes if size > decoding]

@@ -4,6 +4,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+from distaff.runtime.policy.clients import ActiveClients
 from distaff.runtime.policy.first_tokens import LONGEST_PAUSE, make_room
 from distaff.runtime.policy.step_times import StepTimes
 
@@ -47,11 +48,11 @@ def test_as_few_as_possible_of_the_largest_client_pause(owners, length, client, 
 
 @pytest.fixture
 def loop(monkeypatch) -> SimulatedLoop:
-    """Seven sequences of one client decode. A step may last thrice a decode step, which holds 16 tokens; one
-    of 32 lasts five times as long."""
+    """Seven sequences of one client decode, on nine slots. A step of 16 tokens lasts twice as long as one of
+    decode rows alone, one of 24 three times and one of 32 five times."""
     monkeypatch.setattr(simulation, "next_token", lambda history: 7)  # no sequence ends early
     loop = SimulatedLoop(slots=9, pages=200, page_size=2, budget=32)
-    for size, seconds in {8: 1.0, 16: 3.0, 32: 5.0}.items():
+    for size, seconds in {8: 1.0, 16: 2.0, 24: 3.0, 32: 5.0}.items():
         loop.scheduler.step_times.record_trial("mixed", size, seconds)
         loop.scheduler.step_times.record_trial("decode", size, 1.0)
     for number in range(7):
@@ -77,3 +78,10 @@ def test_nobody_pauses_in_two_steps_in_a_row(loop):
         loop.submit([5 + len(client)] * 28, 1, client)
     decoding = [sum(row.count == 1 for row in loop.run_once().rows) for _ in range(2)]
     assert decoding == [4, 7]
+
+
+def test_a_client_that_fills_the_engine_has_shorter_steps_for_its_prompts(loop):
+    """Twice a decode step instead of thrice (see above), but only while another client is active."""
+    loop.scheduler.clients = ActiveClients()
+    loop.submit([5] * 28, 1, "many")
+    assert loop.run_once().tokens == 24
