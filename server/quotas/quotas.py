@@ -13,7 +13,7 @@ from typing import Literal
 
 from ..errors import BadRequest, RateLimited
 from .key_settings import KeySettings
-from .window import Amount, Window
+from .window import SECONDS, Amount, Window
 
 Unit = Literal["requests", "tokens"]
 
@@ -47,6 +47,10 @@ class _Used:
     tokens: Window = field(default_factory=Window)
     begun: list[float] = field(default_factory=list)
     mean: float = _FIRST_SECONDS
+
+    def is_over(self, now: float) -> bool:
+        """Whether nothing runs, and the last 60 seconds are empty."""
+        return not self.begun and self.requests.reset(now) == self.tokens.reset(now) == 0
 
 
 class Grant:
@@ -83,6 +87,7 @@ class Quotas:
         """Starts with nothing used; `clock` returns seconds."""
         self._clock = clock
         self._keys: dict[str, _Used] = {}
+        self._next_look = clock() + SECONDS
 
     def admit(self, key: str, settings: KeySettings, prompt: int, most: int) -> Grant:
         """Admits a request of a key.
@@ -93,7 +98,9 @@ class Quotas:
         Raises:
           RateLimited: not now. BadRequest: its prompt alone is more than the key may use in a minute.
         """
-        used, now = self._keys.setdefault(key, _Used()), self._clock()
+        now = self._clock()
+        self._forget(now)
+        used = self._keys.setdefault(key, _Used())
         tokens = prompt + most
         if (limit := settings.tokens_per_minute) is not None:
             _check_size(prompt, limit)
@@ -102,6 +109,12 @@ class Quotas:
         if refusals:
             raise max(refusals, key=lambda each: each.seconds)
         return Grant(used, tokens, self._clock)
+
+    def _forget(self, now: float) -> None:
+        """Once a minute forgets keys that are not in use: those that are replaced leave nothing behind."""
+        if now >= self._next_look:
+            self._next_look = now + SECONDS
+            self._keys = {key: used for key, used in self._keys.items() if not used.is_over(now)}
 
     def standings(self, key: str, settings: KeySettings) -> list[Standing]:
         """What is left of a key's rates."""

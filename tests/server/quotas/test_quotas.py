@@ -213,3 +213,21 @@ def test_headers_name_what_is_left():
         "anthropic-ratelimit-tokens-remaining": "70",
         "anthropic-ratelimit-tokens-reset": "2023-11-14T22:14:09Z",
     }
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.floats(0.0, 50.0), st.booleans()), max_size=40))
+def test_keys_that_are_no_longer_used_are_forgotten(admissions):
+    """All that is kept belongs to keys with a request in progress, or one within the last two minutes."""
+    clock = Clock()
+    quotas, lately, running = Quotas(clock), {}, set()
+    for number, pause, ends in admissions:
+        clock.now += pause
+        grant = quotas.admit(str(number), KeySettings(), 3, 4)
+        lately[str(number)] = clock.now
+        if ends:
+            grant.close(5)
+        else:
+            running.add(str(number))
+        recent = {key for key, at in lately.items() if at + 2 * SECONDS >= clock.now}
+        assert set(quotas._keys) <= recent | running
+        assert {key for key, at in lately.items() if at + SECONDS > clock.now} | running <= set(quotas._keys)
