@@ -20,6 +20,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from weakref import ref
 
 from ...runtime.request import EngineFailed, Request, TokenEvent, draw_seed
 from ..engine_client import MOVE_CAUSES, EngineInfo, MoveCause
@@ -254,7 +255,8 @@ class Dispatcher:
         """Ends an interactive sequence with an error if it still waits after the longest pause."""
         if sequence.background:
             return
-        self._later(self._most_pause, partial(sequence.expire, sequence.moves, self._most_pause))
+        # One that has ended meanwhile is not kept until then: its prompt may be long.
+        self._later(self._most_pause, partial(_expire, ref(sequence), sequence.moves, self._most_pause))
 
     def _elapse(self) -> float:
         """Updates the measurement of the engines' speed, before the load changes; returns the time."""
@@ -308,3 +310,9 @@ class Dispatcher:
         self._isolated = handle
         self._queues.push(sequence)
         self._begin(sequence, handle)
+
+
+def _expire(held: "ref[TrackedSequence]", moves: int, seconds: float) -> None:
+    sequence = held()
+    if sequence is not None:
+        sequence.expire(moves, seconds)

@@ -22,7 +22,7 @@ PROGRESS = 16
 engine has in flight when it crashes."""
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class TrackedSequence:
     """One sequence.
 

@@ -1,7 +1,9 @@
 """Who runs where: laws over kills, drains, slow engines and clients that leave, then case by case."""
 
+import gc
 import itertools
 from dataclasses import replace
+from weakref import ref
 
 import hypothesis.strategies as st
 import pytest
@@ -383,6 +385,19 @@ def test_a_sequence_does_not_wait_for_ever_for_an_engine(before_the_kill: bool):
     world.wait(2.0)
     tokens, end = heard(stream)
     assert tokens == [] and isinstance(end, EngineFailed) and "within 60 s" in str(end)
+
+
+def test_a_moved_sequence_is_not_kept_after_its_end():
+    """Although there is a timer for its longest pause, which may be minutes."""
+    world = World(most_pause=1e6)
+    world.begin(0)
+    world.submit(request("a", 5))
+    held = ref(next(world.dispatcher._all()))
+    world.kill(0)
+    world.run()
+    world.streams.clear()
+    gc.collect()
+    assert held() is None and world._timers
 
 
 def test_a_drained_engine_gives_up_what_it_has_not_begun_and_finishes_the_rest():
