@@ -22,12 +22,13 @@ class Waiting(Protocol):
 
     @property
     def weight(self) -> float:
-        """The client's weight, greater than 0; that of the newest entry counts."""
+        """The client's weight, greater than 0; that of the entry that arrived last counts."""
         ...
 
     @property
     def order(self) -> tuple[float, int]:
-        """Its unique position among the client's entries. It must not change while the entry waits."""
+        """Its unique position among the client's entries, the number of its arrival last. It must not change
+        while the entry waits."""
         ...
 
     @property
@@ -57,6 +58,7 @@ class FairQueue(Generic[EntryT]):
         self._given: dict[str, float] = {}
         self._running: dict[str, int] = {}
         self._weights: dict[str, float] = {}
+        self._newest: dict[str, int] = {}
         self._time = 0.0
 
     def __len__(self) -> int:
@@ -118,7 +120,9 @@ class FairQueue(Generic[EntryT]):
     def push(self, entry: EntryT) -> None:
         """Adds an entry, in its position among those of its client."""
         self._given[entry.client] = self._start(entry.client)
-        self._weights[entry.client] = entry.weight
+        _, arrival = entry.order
+        if arrival >= self._newest.get(entry.client, arrival):  # else one that was preempted could swap back
+            self._newest[entry.client], self._weights[entry.client] = arrival, entry.weight
         insort(self._entries.setdefault(entry.client, []), entry, key=lambda each: each.order)
         self._cost[entry.client] = self._cost.get(entry.client, 0.0) + entry.cost
         self._tokens[entry.client] = self.tokens_of(entry.client) + entry.length
@@ -170,7 +174,7 @@ class FairQueue(Generic[EntryT]):
 
     def _leave(self, client: str) -> None:
         if client not in self._entries and client not in self._running:
-            del self._given[client], self._weights[client]
+            del self._given[client], self._weights[client], self._newest[client]
 
     def _start(self, client: str) -> float:
         """A client's counter when it adds an entry.

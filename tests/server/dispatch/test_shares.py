@@ -425,3 +425,16 @@ def test_waiting_prompts_are_bounded_except_for_clients_within_their_share() -> 
     with pytest.raises(Overloaded, match="prompt tokens wait"):
         Admission().check([make_request(1)], most, 0.0)
     Admission().check([make_request(1)], QueueAhead(tokens=MOST_TOKENS, own_tokens=0, clients=2), 0.0)
+
+
+@pytest.mark.timeout(30)
+def test_a_client_whose_weight_changes_does_not_swap_places_with_another_for_ever():
+    """The sequence that makes way has the weight of before, which must not give its client the place back."""
+    world = World(3)
+    for number in range(3):
+        world.begin(number)
+    calls = [("a", 5.0, 3), ("c", 5.0, 3), ("a", 0.3, 4), ("c", 1.0, 3), ("b", 1.0, 3)]
+    for number, (client, weight, count) in enumerate(calls):
+        world.submit(*(request(f"{number}-{n}", 20, client, weight=weight) for n in range(count)))
+    assert world.dispatcher.moved["preempted"] <= 9
+    world.run()
