@@ -25,12 +25,13 @@ MOST_SESSIONS = 16_384
 _DIGEST_BYTES = 16
 
 
-def block_digests(prompt: Sequence[int]) -> list[bytes]:
-    """For each full block of token ids, a digest of all tokens up to its end."""
+def block_digests(prompt: Sequence[int], block: int = BLOCK) -> list[bytes]:
+    """For each full block of token ids, or of bytes, a digest of everything up to its end."""
     chain = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     digests = []
-    for end in range(BLOCK, len(prompt) + 1, BLOCK):
-        chain.update(array("I", prompt[end - BLOCK : end]))
+    for end in range(block, len(prompt) + 1, block):
+        part = prompt[end - block : end]
+        chain.update(part if isinstance(part, bytes) else array("I", part))
         digests.append(chain.digest())
     return digests
 
@@ -43,21 +44,33 @@ class Router:
         self._sessions: OrderedDict[str, int] = OrderedDict()
         self._turn = 0
 
-    def choose(self, digests: Sequence[bytes], loads: Mapping[int, float], session: str = "") -> int:
+    def extend(self, replicas: int) -> None:
+        """Makes room for at least this many replicas."""
+        self._served += [OrderedDict() for _ in range(replicas - len(self._served))]
+
+    def choose(
+        self,
+        digests: Sequence[bytes],
+        loads: Mapping[int, float],
+        session: str = "",
+        home: int | None = None,
+    ) -> int:
         """The replica for a prompt.
 
         Of those within LEAD of the lowest load it is the one that served the session last, then the one that
-        has served the longest prefix of the prompt; among equals the least loaded, then the next in turn.
+        has served the longest prefix of the prompt; among equals its home, then the least loaded, then the
+        next in turn.
 
         Args:
           digests: the prompt's `block_digests`. session: empty for none.
           loads: the load of each replica that may be chosen, at least one; 1.0 is all slots in use.
+          home: the replica that others would choose for this conversation without knowing any prompt.
         """
         most, last = min(loads.values()) + LEAD, self._sessions.get(session)
 
         def worth(replica: int) -> tuple[float, ...]:
             known = self.known(replica, digests)
-            return (replica == last, known, -loads[replica], -self._wait(replica))
+            return (replica == last, known, replica == home, -loads[replica], -self._wait(replica))
 
         return max((replica for replica, load in loads.items() if load <= most), key=worth)
 

@@ -132,6 +132,28 @@ def test_digests_are_of_whole_beginnings(one: tuple[int, ...], other: tuple[int,
     assert len(block_digests(one)) == len(one) // BLOCK
 
 
+@given(st.binary(max_size=40), st.binary(max_size=40), st.integers(1, 9))
+def test_digests_of_bytes_are_of_whole_beginnings_too(one: bytes, other: bytes, block: int):
+    """In blocks of any length."""
+    pairs = zip(block_digests(one, block), block_digests(other, block), strict=False)
+    for number, (a, b) in enumerate(pairs, 1):
+        assert (a == b) == (one[: number * block] == other[: number * block])
+    assert len(block_digests(one, block)) == len(one) // block
+
+
+def test_what_nobody_knows_goes_home_unless_that_is_busy():
+    """A known prefix counts for more."""
+    router = Router(0)
+    router.extend(3)
+    router.remember(2, block_digests(prompt(1)))
+    idle = dict.fromkeys(range(3), 0.0)
+    assert router.choose(block_digests(prompt(5)), idle, home=1) == 1
+    assert router.choose(block_digests(prompt(5)), {**idle, 1: LEAD + 0.1}, home=1) != 1
+    assert router.choose(block_digests(prompt(1)), idle, home=1) == 2
+    router.extend(1)  # there is room already
+    assert router.known(2, block_digests(prompt(1))) == 1
+
+
 def test_a_session_stays_with_its_replica():
     """Whatever its prompts are, and wherever their prefix was served, while that replica is not too busy."""
     router, busy = Router(2), {0: 0.0, 1: 0.0}
