@@ -4,8 +4,9 @@
 # Beside them `make test-clients` runs client programs (the examples, OpenAI's in JavaScript, agents such as Claude Code,
 # Codex and opencode, Open WebUI, lm-eval, schemathesis, two routers), the chat page in a Chromium that is on the PATH, and
 # the manifests of deploy/ against the schemas of Kubernetes, `make test-image` the image's installation and entry point,
-# `make test-accelerators` what only GPUs and TPUs run, `make test-hosts` a model over two processes, and `make test-next`
-# the tests of runtime and server with a newer Python and JAX. CI runs them too.
+# `make test-accelerators` what only GPUs and TPUs run, `make test-hosts` a model over two processes, `make test-ray` the
+# application for Ray Serve on a cluster of three nodes, and `make test-next` the tests of runtime and server with a newer
+# Python and JAX. CI runs them too.
 # What they install is pinned by constraints.txt, examples/constraints.txt and tests/clients/python/*.txt, which `make
 # lock` writes from the ranges of pyproject.toml, examples/requirements.txt and tests/clients/python/*.in. LATEST=1 takes
 # the newest that pyproject.toml allows, in an environment of its own, and there what a third party deprecates is shown,
@@ -27,6 +28,7 @@ INTEGRATIONS := .venv-clients
 MANIFESTS := build/kubernetes
 PROGRAMS := .venv-programs
 NEXT := .venv-next
+RAY := .venv-ray
 NODE_PROGRAMS := $(CLIENTS)/node_modules/openai $(CLIENTS)/promptfoo/node_modules/promptfoo
 PYTHON_PROGRAMS := $(patsubst %,$(PROGRAMS)/%/.installed,tools aider open-webui routers)
 CUDA := build/cuda
@@ -42,14 +44,14 @@ PYTEST := -m pytest --durations=40
 # that both workers end at about the same time.
 TOGETHER := -n 2 --dist loadfile --no-loadscope-reorder
 # The markers of tests that have a target of their own.
-APART := clients or image or accelerators or hosts
+APART := clients or image or accelerators or hosts or ray
 UV := build/uv/bin/uv
 # Without --upgrade it keeps what is pinned, as far as the ranges still allow that.
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --no-annotate \
   --custom-compile-command 'make lock'
 
-.PHONY: serve setup test test-clients test-accelerators test-hosts test-image test-next next-python check lock format bench \
-  clean ALWAYS
+.PHONY: serve setup test test-clients test-accelerators test-hosts test-image test-ray test-next next-python check lock format \
+  bench clean ALWAYS
 
 serve: setup
 	@exec $(BIN)/distaff serve $(MODEL) $(ARGS)
@@ -73,6 +75,11 @@ test-accelerators: $(VENV)/.installed-test $(CUDA)/.installed
 
 test-hosts: $(VENV)/.installed-test
 	$(BIN)/python $(PYTEST) -m hosts tests/system $(SHOWN)
+
+# The tiny model is made with PyTorch, which Ray's environment does without.
+test-ray: $(VENV)/.installed-test $(RAY)/.installed
+	$(BIN)/python -c 'from benchmarks.trials.tiny import tiny_model; tiny_model()'
+	$(RAY)/bin/python $(PYTEST) -m ray tests/server/ray_serve $(SHOWN)
 
 test-next: $(NEXT)/.installed
 	$(NEXT)/bin/python $(PYTEST) $(TOGETHER) -m 'not ($(APART))' tests/runtime tests/server
@@ -155,6 +162,13 @@ $(NEXT)/.installed: $(INSTALLED) Makefile
 	printf '%s\n' $(NEXT_PINS) >> build/next/constraints.txt
 	$(NEXT)/bin/python -m pip install --constraint build/next/constraints.txt setuptools jaxlib
 	$(NEXT)/bin/python -m pip install --constraint build/next/constraints.txt --no-build-isolation -e '.[test-next]'
+	@touch $@
+
+# In an environment of its own, so that the server's tests show that it needs no Ray.
+$(RAY)/.installed: $(INSTALLED) Makefile
+	$(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python -m pip install --constraint constraints.txt setuptools jaxlib
+	$(RAY)/bin/python -m pip install --constraint constraints.txt --no-build-isolation -e '.[test-next,ray]'
 	@touch $@
 
 $(CUDA)/.installed: $(INSTALLED) | $(VENV)/bin/python

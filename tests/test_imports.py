@@ -124,6 +124,11 @@ ARROWS = {
         *{"server/protocol/openai", "server/reasoning", "server/settings", "server/text"},
         *{"server/page", "server/protocol/anthropic", "server/tool_formats", "server/tracing"},
     },
+    "server/ray_serve": {
+        *{*SHARED, "model", "server/answering", "server/command", "server/dispatch", "server/flags"},
+        *{"server/keys", "server/process", "server/protocol", "server/protocol/anthropic"},
+        *{"server/protocol/tgi", "server/settings"},
+    },
     "server/routes": {
         *{*SHARED, "model", "server/answering", "server/dispatch", "server/metrics", "server/protocol"},
         *{"server/protocol/openai", "server/protocol/openapi", "server/protocol/tgi", "server/settings"},
@@ -149,6 +154,8 @@ HOST = [
 """Policy and text, in use where there is no accelerator and no JAX."""
 
 JAX = ("jax", "jaxlib", "flax", "orbax")
+OF_EXTRAS = ("ray", "aiohttp", "yarl")
+"""Packages that only an extra installs; `server/ray_serve` is for those who have it."""
 UNSAFE = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "torch", "jax._src")
 UNSAFE_NAMES = ("eval", "exec", "__import__", "allow_pickle", "trust_remote_code")
 
@@ -405,6 +412,7 @@ def test_host_policy_needs_no_jax(name: str) -> None:
 def test_host_and_web_run_without_jax() -> None:
     """A process that imports all policy, text and web modules has loaded no JAX, whoever else they import."""
     web = [name for name, m in MODULES.items() if m.folder == "server" and name not in ENGINES]
+    web = [name for name in web if not any(is_under(found, *OF_EXTRAS) for found in reached(name))]
     program = f"""
         import importlib, sys
         for name in {[*(name for name in HOST if name in MODULES), *web]!r}:
@@ -415,6 +423,14 @@ def test_host_and_web_run_without_jax() -> None:
     command = [sys.executable, "-c", textwrap.dedent(program)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT.parent, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_only_its_own_folder_needs_an_extra() -> None:
+    """Ray and its client library are imported in one folder, which no other imports."""
+    for module in MODULES.values():
+        inside = is_under(module.name, "distaff.server.ray_serve")
+        assert inside or not any(is_under(found, *OF_EXTRAS) for found in reached(module.name)), module.name
+        assert inside or not any(is_under(n, "distaff.server.ray_serve") for n in module.imports), module.name
 
 
 @pytest.mark.parametrize("package", ["distaff.checkpoints", "distaff.runtime"])

@@ -55,13 +55,14 @@ app = typer.Typer(
 )
 
 Flags = TypeVar("Flags")
+Result = TypeVar("Result")
 
 
-def taking(kind: type[Flags]) -> Callable[[Callable[[Flags], int | None]], Callable[..., int | None]]:
+def taking(kind: type[Flags]) -> Callable[[Callable[[Flags], Result]], Callable[..., Result]]:
     """Turns a function of a struct into a command: typer sees one parameter for each field of `kind`."""
 
-    def decorate(work: Callable[[Flags], int | None]) -> Callable[..., int | None]:
-        def command(**values: Any) -> int | None:
+    def decorate(work: Callable[[Flags], Result]) -> Callable[..., Result]:
+        def command(**values: Any) -> Result:
             return work(kind(**values))
 
         command.__name__, command.__doc__ = work.__name__, work.__doc__

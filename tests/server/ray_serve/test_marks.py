@@ -1,0 +1,61 @@
+"""The law of marks: wherever a stream is cut, the client has exactly the groups whose marks have come."""
+
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distaff.server.ray_serve.marks import MarkedStream
+
+blocks = st.lists(
+    st.sampled_from([b"data: a\n\n", b"event: b\ndata: {}\n\n", b": keep-alive\n\n"]), max_size=3
+)
+streams = st.lists(blocks.map(b"".join), min_size=1, max_size=6)
+
+
+def marked(groups: Sequence[bytes]) -> bytes:
+    """A server's stream: each group with its mark, and the end, which has none."""
+    return b"".join(group + b": resume %03dA\n\n" % n for n, group in enumerate(groups)) + b"data: [DONE]\n\n"
+
+
+@given(streams, st.data())
+def test_a_whole_stream_arrives_without_its_marks_in_whatever_pieces_it_comes(groups, data):
+    text, client, passed = marked(groups), MarkedStream(), b""
+    while text:
+        cut = data.draw(st.integers(1, len(text)))
+        passed += client.feed(text[:cut])
+        text = text[cut:]
+    passed += client.finish()
+    assert passed == b"".join(groups) + b"data: [DONE]\n\n"
+    assert client.marks == b"\n".join(b"%03dA" % n for n in range(len(groups)))
+
+
+@given(streams, st.data())
+def test_what_a_lost_server_sent_without_a_mark_is_not_passed_on(groups, data):
+    """Except before the first mark: those events are passed on as they come."""
+    text = marked([b"data: first\n\n", *groups])
+    first_mark = text.index(b": resume") + len(b": resume 000A\n\n")
+    cut = data.draw(st.integers(first_mark, len(text)))
+    client = MarkedStream()
+    passed = client.feed(text[:cut])
+    client.drop()
+    kept = client.marks.count(b"\n") + 1
+    assert passed == b"data: first\n\n" + b"".join(groups[: kept - 1])
+    assert passed + client.feed(b"data: rest\n\n: resume 999A\n\n") == passed + b"data: rest\n\n"
+
+
+@given(streams.map(b"".join), st.data())
+def test_a_stream_without_marks_passes_event_by_event(text, data):
+    cut = data.draw(st.integers(0, len(text)))
+    client = MarkedStream()
+    first = client.feed(text[:cut])
+    assert not first or first.endswith(b"\n\n")
+    assert first + client.feed(text[cut:]) + client.finish() == text
+    assert client.marks == b"" and client.started == bool(text)
+
+
+def test_what_a_model_writes_is_no_mark():
+    """A mark is a line of its own, which an event's data never is."""
+    client = MarkedStream()
+    text = b'data: {"content": ": resume AAAA"}\n\n'
+    assert client.feed(text) + client.finish() == text and not client.marks
