@@ -89,12 +89,13 @@ class Generation:
             choice, event = self._events.get_nowait()
         if isinstance(event, Exception):
             raise event
-        self._unread -= _size(event)
         self.replaying = self._to_replay > 0
         if self.replaying:
             self._to_replay -= 1
             await asyncio.sleep(0)  # a long replay must not hold up other streams
-        elif self._taken is not None:
+            return choice, event
+        self._unread -= _size(event)
+        if self._taken is not None:
             self._taken.append((choice, event))
         return choice, event
 
@@ -144,6 +145,7 @@ class Generation:
             self.abort()
             self._cut()
             return
+        self._unread += _size(event)
         self._note(choice, event)
 
     def _note(self, choice: int, event: TokenEvent) -> None:
@@ -151,7 +153,6 @@ class Generation:
         self.generated += event.token is not None or event.end is not None
         if self._waited is None:
             self._waited = event.waited
-        self._unread += _size(event)
         self._events.put_nowait((choice, event))
 
 

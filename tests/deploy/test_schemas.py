@@ -251,6 +251,11 @@ def test_overlays_with_components_are_valid(overlay, components, renderer: Rende
         "scaling" in components,
         "gateway" in components,
     )
+    [pod] = [each["spec"]["template"]["metadata"]["labels"] for each in found if each["kind"] == "Deployment"]
+    for kind, selector in [(each["kind"], each["spec"].get("selector")) for each in found if "spec" in each]:
+        if kind in ("Service", "PodDisruptionBudget", "InferencePool", "Deployment"):
+            labels = selector if kind == "Service" else selector["matchLabels"]
+            assert labels and labels.items() <= pod.items(), kind
     validate(found)
 
 

@@ -139,6 +139,17 @@ def test_a_silent_stream_can_be_resumed_twice(post, servers, monkeypatch, name):
         assert timeless(b"".join(groups[:cut] + rest[: len(further) // 2] + last)) == whole
 
 
+def test_a_long_replay_is_not_taken_for_a_client_that_does_not_read(post, servers, monkeypatch):
+    monkeypatch.setattr("distaff.server.text.generation.MOST_UNREAD", 40)
+    path, fields = chat(messages=[*USER, {"role": "user", "content": "two"}], max_tokens=300, stop=None)
+    fields["ignore_eos"] = True
+    body = json.dumps({"model": MODEL, "stream": True} | fields).encode()
+    monkeypatch.setattr(servers[0].engine, "delay", 0.001)
+    groups, marks = groups_of(post(0, path, body).content)
+    rest, _ = groups_of(resume(post, 1, path, marks[:-20], body))
+    assert timeless(b"".join([*groups[: len(marks) - 20], *rest])) == timeless(b"".join(groups))
+
+
 def test_a_resumed_stream_that_waits_is_kept_alive(post, servers, monkeypatch):
     monkeypatch.setattr("distaff.server.answering.respond.KEEP_ALIVE_SECONDS", 0.01)
     path, fields = chat()
