@@ -2,7 +2,8 @@
 
 It remembers each amount with its time, so in no 60 seconds there is more than the limit, and the time at
 which a further amount fits is known. (A token bucket needs no memory, but lets twice the limit pass in a
-minute.) An amount can be corrected later, at its own time. Contains no clock.
+minute.) An amount can be corrected later, at its own time; if it has left the window meanwhile, what was used
+beyond it counts from the correction on. Contains no clock.
 """
 
 from collections import deque
@@ -51,7 +52,8 @@ class Window:
     def reset(self, now: float) -> float:
         """Seconds until nothing is left in the window."""
         self.used(now)
-        return self._amounts[-1].at + SECONDS - now if self._amounts else 0.0
+        last = next((amount for amount in reversed(self._amounts) if amount.size), None)
+        return 0.0 if last is None else last.at + SECONDS - now
 
     def add(self, size: int, now: float) -> Amount:
         """Records an amount that is used now."""
@@ -61,8 +63,12 @@ class Window:
         return self._amounts[-1]
 
     def correct(self, amount: Amount, size: int, now: float) -> None:
-        """Records that an earlier amount was of another size."""
+        """Records that an earlier amount was of another size. The newest one is forgotten if it was 0."""
         self.used(now)
         if amount.at + SECONDS > now:
             self._used += size - amount.size
             amount.size = size
+            if not size and self._amounts[-1] is amount:
+                self._amounts.pop()
+        elif size > amount.size:
+            self.add(size - amount.size, now)

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from distaff.server.errors import BadRequest, RateLimited
 from distaff.server.quotas.key_settings import KeySettings
-from distaff.server.quotas.quotas import Grant, Quotas
+from distaff.server.quotas.quotas import Grant, Quotas, Standing
 from distaff.server.quotas.rate_headers import anthropic_headers, duration, openai_headers
 from distaff.server.quotas.window import SECONDS, Window
 
@@ -58,9 +58,16 @@ class Rates(RuleBasedStateMachine):
         self.quotas = Quotas(self.clock)
         self.running: list[tuple[Grant, list[float], int]] = []
         self.admitted: list[list[float]] = []
+        self.late: list[list[float]] = []
 
     def used(self) -> list[list[float]]:
+        """The requests admitted within the last minute: when, and their tokens."""
         return [each for each in self.admitted if each[0] > self.clock.now - SECONDS]
+
+    def used_tokens(self) -> list[list[float]]:
+        """The tokens of the last minute; also those that long requests generated beyond the limit."""
+        late = [each for each in self.late if each[0] > self.clock.now - SECONDS]
+        return [each for each in (*self.used(), *late) if each[1]]
 
     @rule(prompt=st.integers(1, 40), most=st.integers(0, 60))
     def send(self, prompt: int, most: int) -> None:
@@ -72,7 +79,7 @@ class Rates(RuleBasedStateMachine):
                 self.quotas.admit("k", limits, prompt, most)
             return
         fits = limits.requests_per_minute is None or len(used) < limits.requests_per_minute
-        fits = fits and (limit is None or sum(tokens for _, tokens in used) + size <= limit)
+        fits = fits and (limit is None or sum(tokens for _, tokens in self.used_tokens()) + size <= limit)
         fits = fits and (limits.concurrent is None or len(self.running) < limits.concurrent)
         if not fits:
             self.refused(prompt, most)
@@ -99,8 +106,12 @@ class Rates(RuleBasedStateMachine):
     @rule(place=st.integers(0, 9), part=st.floats(0.0, 1.0))
     def end(self, place: int, part: float) -> None:
         grant, entry, most = self.running.pop(place % len(self.running))
-        entry[1] = round(min(most * part, entry[1]))
-        grant.close(int(entry[1]))
+        tokens = round(most * part)
+        if entry in self.used():
+            entry[1] = tokens
+        elif tokens > entry[1]:
+            self.late.append([self.clock.now, tokens - entry[1]])
+        grant.close(tokens)
 
     @precondition(lambda self: self.running)
     @rule(place=st.integers(0, 9))
@@ -126,14 +137,16 @@ class Rates(RuleBasedStateMachine):
             )
             if limit is not None
         }
-        counts = {"requests": float(len(used)), "tokens": sum(tokens for _, tokens in used)}
-        for unit, standing in left.items():
-            assert standing.remaining == max(0, standing.limit - counts[unit])
-            self.read_reset(standing.reset)
+        tokens = self.used_tokens()
+        self.compare(left.get("requests"), len(used), used)
+        self.compare(left.get("tokens"), sum(size for _, size in tokens), tokens)
 
-    def read_reset(self, reset: float) -> None:
-        last = max((at for at, _ in self.used()), default=None)
-        assert last is None or reset <= SECONDS
+    def compare(self, standing: Standing | None, used: float, amounts: list[list[float]]) -> None:
+        """All is left again when the last amount leaves the window; at once if there is none."""
+        if standing is not None:
+            assert standing.remaining == max(0, standing.limit - used)
+            last = max((at for at, _ in amounts), default=self.clock.now - SECONDS)
+            assert standing.reset == pytest.approx(last + SECONDS - self.clock.now)
 
 
 TestRates = Rates.TestCase
@@ -173,6 +186,32 @@ def test_more_tokens_than_were_reserved_count():
     assert refused.value.seconds == 1.0
     clock.now = 60.0
     quotas.admit("a", settings, 1, 1)
+
+
+def test_tokens_beyond_the_limit_count_when_a_long_request_ends():
+    """Of a request that took longer than a minute: from its end on, and each of them once."""
+    clock = Clock()
+    quotas, settings = Quotas(clock), KeySettings(tokens_per_minute=100)
+    grant = quotas.admit("a", settings, 10, 4000)
+    clock.now = 120.0
+    grant.close(250)
+    [left] = quotas.standings("a", settings)
+    assert (left.remaining, left.reset) == (0, 60.0)
+    with pytest.raises(RateLimited, match="Limit 100, Used 150, Requested 2") as refused:
+        quotas.admit("a", settings, 1, 1)
+    assert refused.value.seconds == 60.0
+
+
+def test_requests_that_were_not_served_leave_nothing():
+    clock = Clock()
+    quotas, settings = Quotas(clock), KeySettings(requests_per_minute=5, tokens_per_minute=1000)
+    for _ in range(100):
+        quotas.admit("a", settings, 10, 10).cancel()
+    assert [(each.remaining, each.reset) for each in quotas.standings("a", settings)] == [
+        (5, 0.0),
+        (1000, 0.0),
+    ]
+    assert not quotas._keys["a"].requests._amounts and not quotas._keys["a"].tokens._amounts
 
 
 @pytest.mark.parametrize(
