@@ -1,13 +1,17 @@
 """`Placement`: which waiting sequence begins next and on which engine, or in the place of which running one.
 
-The next sequence is one of the best rank that waits: while it waits for an engine, nothing of a worse rank
-begins. Only decides; `dispatcher.py` starts and moves sequences, `sharing.py` has the rules of shares,
-`affinity.py` those of cached prefixes.
+The next sequence is one of the best rank that waits: while it lacks a slot or pages, nothing of a worse rank
+begins. If all that could be next only wait for a busy engine with their prefix, the next rank is tried: its
+sequences then make way for them later.
+
+Only decides; `dispatcher.py` starts and moves sequences, `sharing.py` has the rules of shares, `affinity.py`
+those of cached prefixes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
+from ...runtime.request import Rank
 from .affinity import Affinity
 from .engine_handle import EngineHandle
 from .fair_queue import FairQueue
@@ -35,21 +39,34 @@ class Placement:
           shared: the engines that accept sequences.
           background: only a background sequence; else only an interactive one.
         """
-        rank = self._queues.next_rank
-        if rank is None or rank[0] != background:
-            return None
-        rooms = {handle: handle.spare(rank) for handle in shared if handle.has_slot(rank)}
-        if not rooms:
-            return None
-        queue = self._queues.of(rank)
-        return self._next_background(queue, rooms) if background else self._next(queue, rooms, shared)
+        for rank, queue in self._in_turn():
+            rooms = {handle: handle.spare(rank) for handle in shared if handle.has_slot(rank)}
+            if not rooms:
+                return None
+            if rank[0] == background and (found := self._find(queue, rooms, shared, background)):
+                return found
+        return None
 
     def exchange(self, shared: Sequence[EngineHandle]) -> tuple[TrackedSequence, TrackedSequence] | None:
         """A waiting sequence of a client below its share, and the running one of a client above its share
         that is preempted for it; None if there are none."""
-        rank = self._queues.next_rank
-        if rank is None or rank[0] or (queue := self._queues.of(rank)).clients < 2:
-            return None
+        for rank, queue in self._in_turn():
+            if rank[0]:
+                return None
+            if queue.clients > 1 and (found := self._exchange(queue, shared)):
+                return found
+        return None
+
+    def _in_turn(self) -> Iterator[tuple[Rank, FairQueue[TrackedSequence]]]:
+        """The queues, best rank first, until one whose sequences do not only wait for one engine."""
+        for rank, queue in self._queues.by_rank():
+            yield rank, queue
+            if not all(map(self._affinity.holds, self._candidates(queue))):
+                return
+
+    def _exchange(
+        self, queue: FairQueue[TrackedSequence], shared: Sequence[EngineHandle]
+    ) -> tuple[TrackedSequence, TrackedSequence] | None:
         for waiting in queue.queues():
             sequence = waiting[0]
             if not self._affinity.holds(sequence):
@@ -57,6 +74,15 @@ class Placement:
                 if victim is not None:
                     return sequence, victim
         return None
+
+    def _find(
+        self,
+        queue: FairQueue[TrackedSequence],
+        rooms: dict[EngineHandle, float],
+        shared: Sequence[EngineHandle],
+        background: bool,
+    ) -> tuple[TrackedSequence, EngineHandle] | None:
+        return self._next_background(queue, rooms) if background else self._next(queue, rooms, shared)
 
     def _next(
         self,

@@ -6,6 +6,7 @@ the last ranks. Within a rank `fair_queue.py` decides.
 """
 
 from collections.abc import Iterator
+from heapq import heapify, heappop
 
 from ...runtime.request import Rank
 from .fair_queue import FairQueue
@@ -22,10 +23,13 @@ class PriorityQueues:
         for queue in self._queues.values():
             yield from queue
 
-    @property
-    def next_rank(self) -> Rank | None:
-        """The best rank of a waiting sequence; None if none waits."""
-        return min((rank for rank, queue in self._queues.items() if queue), default=None)
+    def by_rank(self) -> Iterator[tuple[Rank, FairQueue[TrackedSequence]]]:
+        """The queues with waiting sequences, best rank first."""
+        ranks = [rank for rank, queue in self._queues.items() if queue]
+        heapify(ranks)  # the first one usually decides
+        while ranks:
+            rank = heappop(ranks)
+            yield rank, self._queues[rank]
 
     def of(self, rank: Rank) -> FairQueue[TrackedSequence]:
         """The queue of a rank; an empty one, which is not kept, if it has no sequences."""

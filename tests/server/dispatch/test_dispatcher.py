@@ -107,13 +107,18 @@ class AnyFate(RuleBasedStateMachine):
 
     @invariant()
     def nobody_waits_while_an_engine_has_room(self) -> None:
-        """But for who runs apart, and who waits for an engine that knows its beginning."""
+        """But for who runs apart, and who waits for an engine that knows its beginning. Whoever waits for an
+        engine so keeps no worse rank from the others."""
         dispatcher = self.world.dispatcher
         self.world.wait()
-        rank = dispatcher._queues.next_rank
-        held = any(dispatcher._affinity.holds(run) for run in dispatcher._queues if run.rank == rank)
-        if dispatcher._isolated is None and rank is not None and not held:
-            assert not any(handle.has_slot(rank) for handle in self.world.handles)
+        if dispatcher._isolated is not None:
+            return
+        for rank, queue in dispatcher._queues.by_rank():
+            held = [dispatcher._affinity.holds(each) for each in queue]
+            if not any(held):
+                assert not any(handle.has_slot(rank) for handle in self.world.handles)
+            if not all(held):
+                break
 
     def teardown(self) -> None:
         if not hasattr(self, "world"):
@@ -560,6 +565,26 @@ def with_pages(world: World, pages: int) -> None:
         engine.info = replace(INFO, pages=pages)
         engine.free_pages = engine.total_pages = pages
         world.begin(number)
+
+
+@pytest.mark.parametrize(("priority", "background"), [(9, False), (0, True)])
+def test_who_waits_for_an_engine_keeps_no_worse_rank_waiting(priority: int, background: bool):
+    """And takes the place of those when it waits no longer."""
+    world = waiting_for_its_beginning()
+    world.submit(
+        *(request(f"low{n}", 90, "c", background=background, priority=priority) for n in range(SLOTS))
+    )
+    assert list(world.engines[1].rows) == ["a", "low0", "low1"]
+    world.wait(64 * 8 * 0.1)
+    assert "next" in world.engines[1].rows and "low1" not in world.engines[1].rows
+
+
+def test_who_lacks_a_slot_keeps_worse_ranks_waiting():
+    """Also if others of its rank only wait for an engine."""
+    world = waiting_for_its_beginning()
+    world.submit(*(request(f"more{n}", 20, "c") for n in range(SLOTS)))
+    world.submit(request("low", 5, "d", priority=9))
+    assert "low" not in begun(world, 0) + begun(world, 1) and len(world.engines[1].rows) == SLOTS
 
 
 def test_a_sequence_that_lacks_pages_is_not_overtaken_for_ever():
