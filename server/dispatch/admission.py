@@ -1,31 +1,29 @@
 """Admission control: accepts requests that will have their first token soon enough and that fit into memory.
 
-The main bound is the predicted wait; a refusal carries the time at which there will be room. Refused requests
-count as if they returned at that time, at the rate observed so far, so that they receive different times. For
-those that do return then, with the same prompt, part of the queue is reserved; its size grows with the number
-of refused requests. So the time in a refusal holds even under constant load. The memory of waiting prompts is
-bounded as well, and an operator may bound the number of requests in progress.
+The main bound is the predicted wait; a refusal carries the time at which there will be room. For refused
+requests that return then, with the same prompt, part of the queue is reserved; its size grows with the number
+of refused requests (`promises.py`). So the time in a refusal holds even under constant load. The memory of
+waiting prompts is bounded as well, and an operator may bound the number of requests in progress.
+
+All of this counts only sequences of the request's rank and better ones, except one bound: the memory of all
+waiting prompts.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 from ...runtime.request import InvalidRequest, Overloaded, Request
 from ..engine_client import EngineClient, EngineInfo
+from .promises import LONGEST_RETRY, Promises
 from .queue_ahead import QueueAhead
 
 MOST_TOKENS = 4_000_000
-"""The most tokens of waiting prompts, some 150 MB of memory."""
+"""The most tokens of waiting prompts up to a rank, some 150 MB of memory."""
+MOST_OF_ALL = 2 * MOST_TOKENS
+"""The same for all ranks together: there may be any number of them."""
 
 _BACK, _NEW, _LEAST_NEW = 0.75, 0.65, 0.35
 """The fraction of the longest wait up to which requests are accepted: those that return at their retry time;
 new ones while no retry time is promised, and while many are. The rest covers errors of the prediction."""
-_LONGEST_RETRY = 60.0
-_EARLY, _LATE = 1.0, 15.0
-"""The tolerance, in seconds, around a retry time."""
-_MOST_PROMISES = 10_000
-_NEWS, _FEWEST = 0.02, 0.05
-"""The weight of the newest promise in the fraction of requests that return, and its lower bound."""
 _REQUESTS_PER_SLOT = 8
 
 
@@ -76,9 +74,7 @@ class Admission:
         """
         self._most_under_way = most_under_way
         self._max_wait = max_wait
-        self._room_at = 0.0
-        self._promises: OrderedDict[tuple[str, int], float] = OrderedDict()
-        self._returning = 1.0
+        self._promises = Promises()
 
     def check(self, requests: Sequence[Request], ahead: QueueAhead, now: float) -> None:
         """Accepts the sequences of a call.
@@ -89,24 +85,25 @@ class Admission:
         Raises:
           Overloaded: they would wait too long, are too many, or their prompts do not fit into the queue.
         """
-        most = self._most_under_way
+        first, most = requests[0], self._most_under_way
         if most is not None and ahead.under_way + len(requests) > most:
             raise Overloaded(
                 f"{ahead.under_way} requests are in progress; the most is {most}",
-                self._retry(max(ahead.wait, ahead.end), ahead, now),
+                self._retry(first, max(ahead.wait, ahead.end), ahead, now),
             )
-        came_back = self._came_back(requests[0], now)
-        longest = self._max_wait * _BACK if came_back else self._longest_of_new(ahead)
+        came_back = self._promises.came_back(first, now)
+        longest = self._max_wait * _BACK if came_back else self._longest_of_new(first, ahead)
         if ahead.wait > longest:
-            seconds = self._retry(ahead.wait - self._max_wait * _NEW, ahead, now)
-            self._promise(requests[0], now + seconds)
+            seconds = self._retry(first, ahead.wait - self._max_wait * _NEW, ahead, now)
+            self._promises.make(first, now + seconds)
             raise Overloaded(f"the wait would be {ahead.wait:.1f} s; the longest is {longest:.1f} s", seconds)
         came, fair = _tokens(requests), MOST_TOKENS / max(ahead.clients, 1)
-        if ahead.tokens + came > MOST_TOKENS and ahead.own_tokens + came > fair:
-            raise Overloaded(
-                f"{ahead.tokens} prompt tokens wait and {came} more arrived; the most is {MOST_TOKENS}",
-                self._retry(ahead.wait, ahead, now),
-            )
+        for waiting, bound in ((ahead.tokens, MOST_TOKENS), (ahead.all_tokens, MOST_OF_ALL)):
+            if waiting + came > bound and ahead.own_tokens + came > fair:
+                raise Overloaded(
+                    f"{waiting} prompt tokens wait and {came} more arrived; the most is {bound}",
+                    self._retry(first, ahead.wait, ahead, now),
+                )
 
     @staticmethod
     def check_background(requests: Sequence[Request], waiting: int) -> None:
@@ -122,47 +119,16 @@ class Admission:
         if waiting and waiting + came > MOST_TOKENS:
             raise Overloaded(
                 f"{waiting} background prompt tokens wait and {came} more arrived; the most is {MOST_TOKENS}",
-                _LONGEST_RETRY,
+                LONGEST_RETRY,
             )
 
-    def _came_back(self, request: Request, now: float) -> bool:
-        """Whether a request was refused before and returns at its retry time. True once for each refusal."""
-        while self._promises and next(iter(self._promises.values())) + _LATE < now:
-            self._promises.popitem(last=False)
-            self._learn(returned=False)
-        due = self._promises.get(_name(request))
-        if due is None or now < due - _EARLY:
-            return False
-        del self._promises[_name(request)]
-        self._learn(returned=True)
-        return True
-
-    def _learn(self, *, returned: bool) -> None:
-        """Updates the fraction of refused requests that return at their retry time."""
-        self._returning = max(_FEWEST, self._returning + _NEWS * (returned - self._returning))
-
-    def _longest_of_new(self, ahead: QueueAhead) -> float:
+    def _longest_of_new(self, request: Request, ahead: QueueAhead) -> float:
         """The longest wait of new requests: capacity that is promised to refused ones comes first."""
-        promised = len(self._promises) * ahead.pace * self._returning
+        promised = self._promises.expected(request.rank) * ahead.pace
         return max(self._max_wait * _LEAST_NEW, self._max_wait * _NEW - promised)
 
-    def _promise(self, request: Request, due: float) -> None:
-        self._promises.setdefault(_name(request), due)
-        if len(self._promises) > _MOST_PROMISES:
-            self._promises.popitem(last=False)
-
-    def _retry(self, soonest: float, ahead: QueueAhead, now: float) -> float:
-        """Seconds until there is room behind earlier promises."""
-        self._room_at = max(self._room_at, now + soonest)
-        seconds = self._room_at - now
-        if seconds < _LONGEST_RETRY:
-            self._room_at += ahead.pace * self._returning
-        return min(seconds, _LONGEST_RETRY)
-
-
-def _name(request: Request) -> tuple[str, int]:
-    """The part of a request that is equal when it is sent again."""
-    return request.client, hash(request.prompt)
+    def _retry(self, request: Request, soonest: float, ahead: QueueAhead, now: float) -> float:
+        return self._promises.retry(request.rank, soonest, ahead.pace, now)
 
 
 def _tokens(requests: Sequence[Request]) -> int:

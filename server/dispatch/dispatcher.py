@@ -7,8 +7,8 @@ more than its share of the slots while another waits, if a sequence of a better 
 another engine has started and has fewer sequences, or to run a suspect of engine crashes in isolation.
 
 Each rank has a queue of its own, background sequences the last ones. A sequence begins only while none of a
-better rank waits, and it is moved back when one needs its place: to the better ones, to their predicted waits
-and to their shares, it does not exist.
+better rank could begin in its place, and it is moved back when one needs that place: to the better ones, to
+their predicted waits and to their shares, it does not exist.
 
 `supervisor.py` handles processes and the wire, `priority_queues.py` and `fair_queue.py` the order of the
 queue, `placement.py` and `sharing.py` who begins where and who makes way, `admission.py` admission control,
@@ -31,7 +31,7 @@ from .event_stream import BufferedStream
 from .forecast import Forecast
 from .placement import Placement
 from .priority_queues import PriorityQueues
-from .queue_ahead import queue_ahead
+from .queue_ahead import QueueAhead, queue_ahead
 from .sharing import balancing_move
 from .tracked_sequence import TrackedSequence
 
@@ -170,9 +170,14 @@ class Dispatcher:
         if requests[0].background:
             self._admission.check_background(requests, self._queues.tokens(background=True))
             return
-        under_way = self.queued[0] + sum(len(handle.interactive) for handle in self._handles)
-        ahead = queue_ahead(requests[0], self._queues, self._handles, self._forecast, under_way)
-        self._admission.check(requests, ahead, self._clock())
+        self._admission.check(requests, self._ahead(requests[0]), self._clock())
+
+    def _ahead(self, request: Request) -> QueueAhead:
+        """The queue in front of a new sequence."""
+        rank = request.rank
+        waiting = sum(map(len, self._queues.up_to(rank))) + sum(each.rank <= rank for each in self._suspects)
+        under_way = waiting + sum(len(handle.up_to(rank)) for handle in self._handles)
+        return queue_ahead(request, self._queues, self._handles, self._forecast, under_way)
 
     def _all(self) -> Iterator[TrackedSequence]:
         yield from self._queues

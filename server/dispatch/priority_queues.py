@@ -44,13 +44,9 @@ class PriorityQueues:
         """The tokens of waiting sequences."""
         return sum(queue.tokens for queue in self._of_kind(background))
 
-    def tokens_of(self, client: str) -> int:
-        """The tokens of a client's waiting interactive sequences."""
-        return sum(queue.tokens_of(client) for queue in self._of_kind(background=False))
-
-    def clients_with(self, client: str) -> int:
-        """The number of clients with interactive sequences, together with this one."""
-        return len({client}.union(*(queue.names for queue in self._of_kind(background=False))))
+    def up_to(self, rank: Rank) -> list[FairQueue[TrackedSequence]]:
+        """The queues of a rank and of better ones."""
+        return [queue for other, queue in self._queues.items() if other <= rank]
 
     def cost_ahead_of(self, rank: Rank) -> float:
         """The cost of the waiting sequences of better ranks."""

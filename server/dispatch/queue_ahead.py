@@ -20,9 +20,11 @@ _INSTANT = 1e-6
 class QueueAhead:
     """The queue in front of all engines, for a new sequence of a client.
 
+    All but `all_tokens` counts only sequences of the new one's rank and better ones.
+
     Attributes:
-      under_way: waiting and running interactive sequences.
-      tokens: of waiting ones. own_tokens: of this client's.
+      under_way: waiting and running sequences.
+      tokens: of waiting ones. own_tokens: of this client's. all_tokens: of all waiting interactive ones.
       clients: the number of clients with sequences in progress, including this one.
       wait: predicted seconds until the sequence has a slot. end: until a running one has finished.
       pace: seconds by which each further sequence of its kind makes the queue longer.
@@ -31,6 +33,7 @@ class QueueAhead:
     under_way: int = 0
     tokens: int = 0
     own_tokens: int = 0
+    all_tokens: int = 0
     clients: int = 1
     wait: float = 0.0
     end: float = 0.0
@@ -44,18 +47,20 @@ def queue_ahead(
     forecast: Forecast,
     under_way: int,
 ) -> QueueAhead:
-    """The queue ahead of a new sequence; `under_way`: sequences that wait or run, in the queue or not.
+    """The queue ahead of a new sequence; `under_way`: sequences up to its rank that wait or run, in the queue
+    or not.
 
     While no engine accepts sequences, it counts as served by the engine that restarts first, from then on.
     """
     soonest = min(handle.takes_in for handle in handles)
     serving = [handle for handle in handles if handle.takes_in <= soonest]
-    left = all_left(handles, forecast, request.rank)
+    left, counted = all_left(handles, forecast, request.rank), queues.up_to(request.rank)
     return QueueAhead(
         under_way=under_way,
-        tokens=queues.tokens(background=False),
-        own_tokens=queues.tokens_of(request.client),
-        clients=queues.clients_with(request.client),
+        tokens=sum(queue.tokens for queue in counted),
+        own_tokens=sum(queue.tokens_of(request.client) for queue in counted),
+        all_tokens=queues.tokens(background=False),
+        clients=len({request.client}.union(*(queue.names for queue in counted))),
         wait=soonest + _wait(request, serving, queues, handles, forecast, left),
         end=min(left, default=soonest),
         pace=forecast.cost(request) / max(sum(handle.slots for handle in serving), 1),

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from distaff.runtime.request import EngineFailed, Overloaded
 from distaff.server.dispatch import admission
 from distaff.server.dispatch.admission import Admission
-from distaff.server.dispatch.queue_ahead import queue_ahead
+from distaff.server.dispatch.promises import Promises
+from distaff.server.dispatch.queue_ahead import QueueAhead, queue_ahead
 
 from .scripted import INFO, POISON, SLOTS, World, heard, request, token_at
 
@@ -64,12 +65,111 @@ def test_sequences_begin_as_if_there_were_none_of_a_worse_rank(actions, worst):
     assert {name: when for name, when in began.items() if name.split("~")[0] in better} == expected
     if worst == 2:
         assert alone.dispatcher.queued == world.dispatcher.queued
+    ahead, without = (each.dispatcher._ahead(request("", 1, "a", priority=worst)) for each in (world, alone))
+    for figure in ("under_way", "tokens", "own_tokens", "clients"):
+        assert getattr(ahead, figure) == getattr(without, figure), figure
     world.run()
     for number, (what, _, amount) in enumerate(actions):
         if what != "step":
             stream = world.streams[str(number)]
             said = [token_at(stream.request, position) for position in range(amount)]
             assert heard(stream) == (said, "length")
+
+
+CALLS = st.lists(
+    st.tuples(
+        st.sampled_from([-3, 0, 2]),
+        st.integers(0, 3),
+        st.floats(0.0, 40.0),
+        st.sampled_from([0.0, 3.0, 20.0]),
+    ),
+    max_size=40,
+)
+"""A call's priority, the number of its prompt, its wait, and the seconds since the call before."""
+
+
+def decisions(calls: list[tuple[int, int, float, float]], *, worst: int) -> list[tuple[int, float | None]]:
+    """Each call's priority, and the time after which it may return; None if it is accepted.
+
+    Args:
+      worst: calls of a worse priority are not sent.
+    """
+    gate, now = Admission(max_wait=20.0), 0.0
+    found: list[tuple[int, float | None]] = []
+    for priority, number, wait, seconds in calls:
+        now += seconds
+        if priority > worst:
+            continue
+        asked, retry = request("", 1, prompt=(number,), priority=priority), None
+        try:
+            gate.check([asked], QueueAhead(wait=wait, pace=1.5), now)
+        except Overloaded as refused:
+            retry = refused.retry_after
+        found.append((priority, retry))
+    return found
+
+
+@given(CALLS, st.sampled_from([-3, 0]))
+def test_calls_are_admitted_as_if_there_were_none_of_a_worse_rank(calls, worst):
+    """And told the same times, whatever worse ones were told, and however many of those return."""
+    every = decisions(calls, worst=2)
+    assert [each for each in every if each[0] <= worst] == decisions(calls, worst=worst)
+
+
+def test_a_flood_of_a_worse_priority_changes_no_admission():
+    """Neither by its promises nor by the operator's bound; its own sequences are refused."""
+    for flood in (0, 200):
+        world = World(1, Admission(most_under_way=5, max_wait=30.0))
+        world.begin(0)
+        world.submit(*(request(f"{n}", 14, "a") for n in range(SLOTS)))
+        refused = 0
+        for n in range(flood):
+            try:
+                world.submit(request(f"low{n}", 100, "low", prompt=(n, 2, 3), priority=9))
+            except Overloaded:
+                refused += 1
+        assert refused == max(0, flood - 2)
+        world.submit(request("a", 10, "a"), request("b", 10, "a"))
+        with pytest.raises(Overloaded, match="5 requests are in progress; the most is 5") as late:
+            world.submit(request("c", 10, "a"))
+        assert late.value.retry_after == pytest.approx(14.3)
+
+
+def test_the_ranks_that_are_remembered_are_bounded_and_the_best_ones_stay():
+    promises = Promises()
+    asked = [request("", 1, prompt=(n,), priority=n) for n in range(200)]
+    for each in reversed(asked):
+        promises.make(each, promises.retry(each.rank, 10.0, 1.0, 0.0))
+    assert promises.expected((False, 1000)) == 64.0
+    assert promises.expected((False, 63)) == 64.0
+    assert promises.retry((False, 1000), 5.0, 1.0, 0.0) == 11.0  # behind the best ones
+    assert promises.expected((False, 1000)) == 64.0
+    assert all(promises.came_back(each, 10.0) for each in asked[:64])
+
+
+def test_the_promises_that_are_remembered_are_bounded_and_the_best_ones_stay(monkeypatch):
+    monkeypatch.setattr("distaff.server.dispatch.promises._MOST_PROMISES", 10)
+    promises = Promises()
+    for priority in (0, 5, 0):
+        for n in range(8):
+            each = request("", 1, prompt=(priority, n, len(promises._ranks)), priority=priority)
+            promises.make(each, promises.retry(each.rank, 10.0, 0.0, 0.0))
+    assert promises.expected((False, 0)) == promises.expected((False, 5)) == 10.0
+
+
+def test_all_waiting_prompts_are_bounded_whatever_their_priorities(monkeypatch):
+    """Twice what those up to one priority may have; a client within its share is admitted even then."""
+    monkeypatch.setattr(admission, "MOST_TOKENS", 20)
+    monkeypatch.setattr(admission, "MOST_OF_ALL", 40)
+    world = World(1)
+    for priority in (9, 8):
+        world.submit(request(f"{priority}", 2, "a", prompt=(1,) * 20, priority=priority))
+        with pytest.raises(Overloaded, match="20 prompt tokens wait and 1 more arrived; the most is 20"):
+            world.submit(request("more", 2, "a", priority=priority, prompt=(1,)))
+    world.submit(request("best", 2, "b", prompt=(1,) * 8))
+    with pytest.raises(Overloaded, match="48 prompt tokens wait and 11 more arrived; the most is 40"):
+        world.submit(request("next", 2, "c", prompt=(1,) * 11))
+    world.submit(request("next", 2, "c", prompt=(1,) * 10))
 
 
 def test_background_runs_on_every_idle_slot_and_makes_way_youngest_first():
