@@ -25,8 +25,9 @@ def trace_call(request: ApiRequest, requests: Sequence[Request]) -> None:
     model, params = request.app.ctx.settings.model, requests[0].params
     operation, id = _operation(requests[0].id), requests[0].id.rpartition("-")[0]
     given = {f"gen_ai.request.{name}": getattr(params, name) for name in _PARAMETERS}
-    if params.seed != request.identity.seed and params.seed in _INT64:
-        given["gen_ai.request.seed"] = params.seed
+    seed = params.seed  # None for embeddings, which a range would search for number by number
+    if seed is not None and seed != request.identity.seed and seed in _INT64:
+        given["gen_ai.request.seed"] = seed
     request.span.describe(
         {
             "gen_ai.operation.name": operation,
