@@ -11,6 +11,7 @@ from ..answering.context import ApiRequest
 from ..answering.prompt import encode_texts
 from ..answering.read_request import open_record, ranked, read_call
 from ..answering.respond import accounted
+from ..answering.traced import trace_usage
 from ..dispatch.admission import most_together
 from ..encode import to_json
 from ..engine_client import RequestFailed
@@ -27,6 +28,8 @@ _TOGETHER = 16
 _SILENCE = 3600.0
 
 Vector = tuple[float, ...]
+Came = Callable[[float | None], None]
+"""Is called with each vector's wait for its first step, in seconds."""
 
 
 @blueprint.post("/v1/embeddings")
@@ -49,52 +52,68 @@ async def create_embeddings(request: ApiRequest) -> HTTPResponse:
         for n, prompt in enumerate(prompts)
     ]
     asked, tokens = ranked(request, asked, call.priority), sum(map(len, prompts))
-    charge, record, parts = (
-        admit(request, asked, tokens),
-        open_record(request, asked, tokens),
-        list[Resources](),
-    )
-
-    def usage() -> Usage:
-        used = sum(parts, Resources())
-        return Usage(tokens, 0, cached=0, resources=used, shown=USAGE_HEADER in request.headers)
-
-    with charged(charge, usage, record), accounted(request, record, lambda: [0]):
-        pooled = await _all_pooled(request, asked, parts.append)
+    charge = admit(request, asked, tokens)
+    try:
+        groups = _Groups(request, asked)
+    except Exception:
+        charge.cancel()
+        raise
+    record = open_record(request, asked, tokens)
+    with charged(charge, groups.usage, record), accounted(request, record, lambda: [0]):
+        try:
+            pooled = await groups.pooled(record.record_output)
+        finally:
+            trace_usage(request, groups.usage())
         record.ended("stop")
-    body = embeddings(call, context.answering_as(call.model), pooled, usage())
+    body = embeddings(call, context.answering_as(call.model), pooled, groups.usage())
     return HTTPResponse(to_json(body), content_type="application/json")
 
 
-async def _all_pooled(
-    request: ApiRequest, requests: list[Request], use: Callable[[Resources], None]
-) -> list[Vector]:
-    """The vectors of all texts, in groups; `use` is called with what each group has used."""
-    pooled: list[Vector] = []
-    context = request.app.ctx
-    together = min(_TOGETHER, most_together(context.settings.flags.max_concurrent, context.engine))
-    for first in range(0, len(requests), together):
-        pooled += await _pooled(request, requests[first : first + together], use)
-    return pooled
+class _Groups:
+    """The texts of one call, of which some at a time are in the engine. Only submitted ones count as used."""
 
+    def __init__(self, request: ApiRequest, requests: list[Request]) -> None:
+        """Submits the first texts. Raises NotReady, Overloaded: they are refused."""
+        context = request.app.ctx
+        together = min(_TOGETHER, most_together(context.settings.flags.max_concurrent, context.engine))
+        self._request = request
+        self._groups = [requests[first : first + together] for first in range(0, len(requests), together)]
+        self._tokens, self._resources = 0, Resources()
+        self._generation = self._submit(self._groups[0])
 
-async def _pooled(
-    request: ApiRequest, requests: list[Request], use: Callable[[Resources], None]
-) -> list[Vector]:
-    """The vectors of some texts, in order; always aborts sequences that still run."""
-    found: dict[int, Vector] = {}
-    generation = Generation(request.app.ctx.engine, requests, request.connection.cut_off)
-    try:
-        while len(found) < len(requests):
-            received = await generation.next(_SILENCE)
-            if received is None:
-                raise EngineFailed("the engine does not respond")
-            index, event = received
-            if event.finish == "error":
-                raise RequestFailed(event.error or "the engine failed the request")
-            if event.pooled is not None:
-                found[index] = event.pooled
-        return [found[index] for index in range(len(requests))]
-    finally:
-        use(generation.resources)
-        generation.abort()
+    def usage(self) -> Usage:
+        """What submitted texts have used so far; of those in the engine only their tokens."""
+        shown = USAGE_HEADER in self._request.headers
+        return Usage(self._tokens, 0, cached=0, resources=self._resources, shown=shown)
+
+    async def pooled(self, came: Came) -> list[Vector]:
+        """The vectors of all texts, in order."""
+        found = await self._read(self._groups[0], came)
+        for group in self._groups[1:]:
+            self._generation = self._submit(group)
+            found += await self._read(group, came)
+        return found
+
+    def _submit(self, group: list[Request]) -> Generation:
+        generation = Generation(self._request.app.ctx.engine, group, self._request.connection.cut_off)
+        self._tokens += sum(len(each.prompt) for each in group)
+        return generation
+
+    async def _read(self, group: list[Request], came: Came) -> list[Vector]:
+        """The vectors of the submitted texts; always aborts sequences that still run."""
+        found: dict[int, Vector] = {}
+        try:
+            while len(found) < len(group):
+                received = await self._generation.next(_SILENCE)
+                if received is None:
+                    raise EngineFailed("the engine does not respond")
+                index, event = received
+                if event.finish == "error":
+                    raise RequestFailed(event.error or "the engine failed the request")
+                if event.pooled is not None:
+                    came(event.waited)
+                    found[index] = event.pooled
+            return [found[index] for index in range(len(group))]
+        finally:
+            self._resources += self._generation.resources
+            self._generation.abort()

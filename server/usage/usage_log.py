@@ -37,7 +37,7 @@ class UsageLine(msgspec.Struct, frozen=True, kw_only=True):
       time: of its end, in Unix seconds. request_id: `x-request-id` of its answer.
       key: the id of its API key, name: that in the keys file; empty if there is none.
       batch: whether it is a line of a batch.
-      queue_seconds, first_token_seconds: None if no sequence began, or no token came.
+      queue_seconds, first_token_seconds: None if no sequence began, or no output came.
       seconds: from the arrival to the end of the answer. finish: why each choice ended.
     """
 

@@ -8,6 +8,7 @@ import httpx
 import openai
 import pytest
 
+from distaff.runtime.request import Request
 from distaff.server.keys import Keys
 from distaff.server.quotas.window import SECONDS
 
@@ -91,6 +92,43 @@ def test_a_prompt_beyond_the_quota_is_invalid_and_not_refused_for_a_time(serve):
     answer = http.post("/v1/chat/completions", json=CHAT)
     assert answer.status_code == 400 and "may use 5 tokens per minute" in answer.json()["error"]["message"]
     assert answer.headers["x-ratelimit-remaining-tokens"] == "5"
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_what_the_engine_refuses_is_neither_charged_nor_logged(serve, tmp_path, route):
+    log = tmp_path / "usage.jsonl"
+    server, http = serve(
+        "key-first requests_per_minute=1 tokens_per_minute=900", usage_log=log, embeddings=True
+    )
+    server.engine.capacity = 0
+    assert http.post(route, json=ROUTES[route]).status_code in (429, 503, 529)
+    metrics = http.get("/metrics").text
+    assert "distaff_usage_requests_total{" not in metrics and "distaff_prompt_tokens_total 0.0" in metrics
+    left = http.get("/v1/models").headers
+    assert (left["x-ratelimit-remaining-requests"], left["x-ratelimit-remaining-tokens"]) == ("1", "900")
+    assert (left["x-ratelimit-reset-requests"], left["x-ratelimit-reset-tokens"]) == ("0ms", "0ms")
+    server.close()
+    assert not log.read_text()
+
+
+def test_of_texts_to_embed_those_that_were_submitted_count(serve, tmp_path):
+    """Those of the group that was computed, not of the next one, which is refused."""
+    log = tmp_path / "usage.jsonl"
+    server, http = serve("key-first tokens_per_minute=900", usage_log=log, embeddings=True)
+    server.engine.device_seconds = 0.5
+
+    def fill(request: Request) -> list[int]:
+        server.engine.capacity = 0
+        return [1]
+
+    server.engine.reply = fill
+    body = {"model": "tgi", "input": ["hi"] * 40}
+    refused = http.post("/v1/embeddings", json=body)
+    assert refused.status_code == 503
+    [line] = lines(log, 1)
+    assert line["prompt_tokens"] == sum(len(each.prompt) for each in server.engine.requests) == 16 * 3
+    assert line["device_seconds"] == 16 * 0.5 and line["finish"] == ["overloaded"]
+    assert refused.headers["x-ratelimit-remaining-tokens"] == str(900 - 16 * 3)
 
 
 def test_what_is_refused_or_invalid_does_not_count(serve):

@@ -1,13 +1,18 @@
 """POST /v1/embeddings: vectors for texts of every kind, where the server gives them."""
 
 import base64
+import re
 import struct
 
 import httpx
 import openai
 import pytest
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+from distaff.server.tracing import Traces
 
 from ..conftest import Server
+from ..test_tracing import Collector, attributes
 
 MODEL = "org/fake-model"
 
@@ -108,4 +113,20 @@ def test_a_call_is_accounted_for(client, embedder, caplog):
     with caplog.at_level("INFO", "distaff.server.call_record"):
         client.embeddings.create(model=MODEL, input=["ab", "c"])
     [line] = [each.getMessage() for each in caplog.records]
-    assert "prompt=5 completion=0 first=- " in line and line.endswith("finish=stop")
+    assert re.search(r"prompt=5 completion=0 first=\d\.\d+s .*finish=stop$", line)
+
+
+def test_a_call_is_a_span_with_its_phases_and_what_it_has_used(make_server):
+    collector = Collector()
+    traces = Traces(OTLPSpanExporter(endpoint=collector.endpoint))
+    server = make_server(embeddings=True, traces=traces)
+    server.engine.waited, server.engine.device_seconds = 1e-5, 0.5
+    httpx.post(f"{server.url}/v1/embeddings", json={"model": MODEL, "input": ["ab", "c"]}, timeout=20)
+    server.close()
+    collector.close()
+    [span] = [span for span in collector.spans if not span.parent_span_id]
+    assert span.name == f"embeddings {MODEL}"
+    assert list(collector.children(span)) == ["queue", "prefill", "decode"]
+    found = attributes(span)
+    assert found["distaff.usage.device_seconds"] == 1.0 and found["distaff.usage.page_seconds"] == 2.0
+    assert found["gen_ai.usage.input_tokens"] == 5 and found["gen_ai.usage.output_tokens"] == 0
