@@ -1,19 +1,22 @@
 """`Charge`: what one submitted call costs its key, from its admission to its end.
 
 Takes from the key's quota before the call is submitted, and at its end gives back what was not used, counts
-its usage in the metrics of the key, and writes a line to the log of usage. `quotas/` has the rules, `usage/`
-the counters and the file.
+its usage in the metrics of the key, and writes a line to the log of usage. Tokens count when they arrive from
+the engines, so a client that reads slowly or ends its answer by a stop string pays for unread ones.
+`quotas/` has the rules, `usage/` the counters and the file.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from ...runtime.request import Request
 from ..call_record import CallRecord
 from ..errors import RateLimited
 from ..protocol.usage import Usage
 from ..quotas.quotas import Grant
+from ..text.generation import Generation
 from ..usage.usage_log import UsageLine
 from .context import ApiRequest
 
@@ -22,9 +25,14 @@ USAGE_HEADER = "x-distaff-usage"
 
 
 class Charge:
-    """The charge of one call; `close` or `cancel` it once."""
+    """The charge of one call; `close` or `cancel` it once.
+
+    Attributes:
+      generation: the submitted sequences; None if they generate nothing.
+    """
 
     def __init__(self, request: ApiRequest, grant: Grant | None) -> None:
+        self.generation: Generation | None = None
         self._request = request
         self._grant = grant
 
@@ -34,7 +42,9 @@ class Charge:
             self._grant.cancel()
 
     def close(self, usage: Usage, record: CallRecord) -> None:
-        """Records what the call has used."""
+        """Records what the call has used; `usage`: as in its answer, without tokens that nobody read."""
+        if self.generation is not None:
+            usage = replace(usage, completion=max(usage.completion, self.generation.generated))
         if self._grant is not None:
             self._grant.close(usage.prompt + usage.completion)
         context = self._request.app.ctx

@@ -114,7 +114,7 @@ def submit_call(
     ]
     charge = admit(request, requests, prompt_tokens)
     try:
-        generation = _generation(request, requests)
+        generation = charge.generation = _generation(request, requests)
     except Exception:
         charge.cancel()
         raise

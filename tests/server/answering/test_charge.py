@@ -1,5 +1,6 @@
 """Quotas, priorities and usage over HTTP: in every protocol, with the clients that people use."""
 
+import asyncio
 import json
 import re
 import time
@@ -11,6 +12,7 @@ import pytest
 from distaff.runtime.request import Request
 from distaff.server.keys import Keys
 from distaff.server.quotas.window import SECONDS
+from distaff.server.text.generation import Generation
 
 ROUTES = {
     "/v1/chat/completions": {"model": "tgi", "messages": [{"role": "user", "content": "hi"}]},
@@ -232,10 +234,32 @@ def test_a_call_that_ends_early_is_logged_with_what_it_has_used(serve, tmp_path)
     with http.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True}) as stream:
         next(stream.iter_bytes())
     (gone,) = lines(log, 1)
-    assert gone["finish"] == ["client_gone"] and gone["device_seconds"] >= 0.5 * gone["completion_tokens"] > 0
+    assert gone["finish"] == ["client_gone"] and gone["device_seconds"] == 0.5 * gone["completion_tokens"] > 0
     server.engine.reply, server.engine.fail_after = "y", 0
     assert http.post("/v1/chat/completions", json=CHAT | {"max_tokens": 5}).status_code == 500
     assert lines(log, 2)[1]["finish"] == ["engine_lost"]
+
+
+def test_tokens_count_when_they_have_arrived_not_when_they_are_read(serve, tmp_path, monkeypatch):
+    """All 100 had come when the second one was read, which ended the answer."""
+    read = Generation.next
+
+    async def late(generation: Generation, silence: float) -> object:
+        while generation.generated < 100:
+            await asyncio.sleep(0)
+        return await read(generation, silence)
+
+    monkeypatch.setattr(Generation, "next", late)
+    log = tmp_path / "usage.jsonl"
+    server, http = serve("key-first tokens_per_minute=5000 name=a", usage_log=log)
+    server.engine.reply, server.engine.device_seconds = "x" * 500, 0.5
+    answer = http.post("/v1/chat/completions", json=CHAT | {"max_tokens": 100, "stop": "xx"})
+    [line] = lines(log, 1)
+    assert answer.json()["usage"]["completion_tokens"] == 2
+    assert line["completion_tokens"] == 100 and line["device_seconds"] == 50.0
+    left = http.get("/v1/models").headers["x-ratelimit-remaining-tokens"]
+    assert int(left) == 5000 - line["prompt_tokens"] - 100
+    assert 'distaff_usage_completion_tokens_total{key="a"} 100.0' in http.get("/metrics").text
 
 
 @pytest.mark.parametrize("route", [route for route in ROUTES if route.startswith("/v1")])
