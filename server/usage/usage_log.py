@@ -2,12 +2,13 @@
 
 Lines are appended by a thread, so that a slow disk delays no answer. The file is opened again when its path
 names another file or none, so logrotate may move it; it may also truncate it. A full disk loses lines and
-fails no request; that is logged once, until a line is written again.
+fails no request; that is logged at the first one, and their number when all that waits is written again.
 """
 
 import logging
 import os
 import queue
+import threading
 import time
 from pathlib import Path
 
@@ -67,7 +68,8 @@ class UsageLog:
         """Opens the file, and creates it if there is none. Raises UsageLogRefused."""
         self._path = path
         self._lines: queue.Queue[bytes | None] = queue.Queue(MOST_WAITING)
-        self._complains = self._torn = False
+        self._lost, self._counting = 0, threading.Lock()
+        self._torn = False
         self._next_look = 0.0
         try:
             self._file = self._open()
@@ -80,7 +82,7 @@ class UsageLog:
         try:
             self._lines.put_nowait(msgspec.json.encode(line) + b"\n")
         except queue.Full:
-            self._complain(f"more than {MOST_WAITING} lines wait")
+            self._lose(1, f"more than {MOST_WAITING} lines wait")
 
     def close(self) -> None:
         """Writes what is queued, as far as that takes no longer than some seconds, and ends the thread."""
@@ -88,16 +90,18 @@ class UsageLog:
             self._lines.put(None, timeout=_CLOSE_SECONDS)
             self._thread.join(_CLOSE_SECONDS)
         except queue.Full:
-            self._complain("the disk is too slow")
+            self._lose(self._lines.qsize(), "the disk is too slow")
 
     def _run(self) -> None:
         while (line := self._lines.get()) is not None:
             try:
                 self._follow_path()
                 self._append(line)
-                self._complains = False
+                if self._lines.empty():
+                    self._recover()
             except OSError as error:
-                self._complain(error.strerror or str(error))
+                self._lose(1, error.strerror or str(error))
+        self._recover()
         os.close(self._file)
 
     def _append(self, line: bytes) -> None:
@@ -127,8 +131,16 @@ class UsageLog:
     def _open(self) -> int:
         return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _MODE)
 
-    def _complain(self, reason: str) -> None:
-        """Logs that lines are lost, once until a line is written again."""
-        if not self._complains:
-            self._complains = True
+    def _lose(self, lines: int, reason: str) -> None:
+        """Counts lines that are lost, and logs the first ones."""
+        with self._counting:
+            first, self._lost = not self._lost, self._lost + lines
+        if first:
             log.error("lines of the usage log %s are lost: %s", self._path, reason)
+
+    def _recover(self) -> None:
+        """Logs how many lines were lost since the last time, if any."""
+        with self._counting:
+            lost, self._lost = self._lost, 0
+        if lost:
+            log.error("%d lines of the usage log %s were lost", lost, self._path)

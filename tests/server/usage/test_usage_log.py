@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -43,6 +44,14 @@ def written(log: UsageLog, path: Path, expected: list[int]) -> None:
     while not path.exists() or numbers(path) != expected:
         assert time.monotonic() < deadline, path.read_text()
         time.sleep(0.005)
+
+
+def waiting(log: UsageLog, expected: int) -> None:
+    """Waits until so many lines are queued."""
+    deadline = time.monotonic() + 10
+    while log._lines.qsize() != expected:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +108,8 @@ def test_a_full_disk_loses_lines_and_is_logged_once(tmp_path, monkeypatch, caplo
     log._thread.join(10)
     assert [record.getMessage() for record in caplog.records] == [
         f"lines of the usage log {path} are lost: only {450 - len(path.read_text().splitlines()[0]) - 1} of "
-        f"{len(path.read_text().splitlines()[0]) + 1} bytes could be written"
+        f"{len(path.read_text().splitlines()[0]) + 1} bytes could be written",
+        f"4 lines of the usage log {path} were lost",
     ]
     room = 10_000
     again = UsageLog(path)
@@ -108,6 +118,37 @@ def test_a_full_disk_loses_lines_and_is_logged_once(tmp_path, monkeypatch, caplo
     again.close()
     whole = [text for text in path.read_text().splitlines() if text.endswith("}")]
     assert [json.loads(text)["prompt_tokens"] for text in whole] == [0, 7]
+
+
+def test_lines_that_a_slow_disk_loses_are_logged_once_and_counted_when_it_has_caught_up(
+    tmp_path, monkeypatch, caplog
+):
+    """A line that is written meanwhile starts no new complaint."""
+    monkeypatch.setattr(usage_log, "MOST_WAITING", 3)
+    path, turns, real = tmp_path / "usage", threading.Semaphore(0), os.write
+
+    def write(file: int, data: bytes) -> int:
+        assert turns.acquire(timeout=10)
+        return real(file, data)
+
+    monkeypatch.setattr(os, "write", write)
+    log = UsageLog(path)
+    log.write(line(0))
+    waiting(log, 0)
+    for number in (1, 2, 3, 4):  # the last one is lost
+        log.write(line(number))
+    for number in (5, 7):  # the disk takes one, another fits, the next one is lost
+        turns.release()
+        waiting(log, 2)
+        log.write(line(number))
+        log.write(line(number + 1))
+    turns.release(9)
+    written(log, path, [0, 1, 2, 3, 5, 7])
+    log.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"lines of the usage log {path} are lost: more than 3 lines wait",
+        f"3 lines of the usage log {path} were lost",
+    ]
 
 
 def test_a_disk_that_hangs_delays_nobody(tmp_path, monkeypatch, caplog):
