@@ -177,8 +177,7 @@ class EngineServer:
                 log.error("request %s: %s", event.request_id, error)
                 if self._submissions:
                     self._submissions.abort(event.request_id)
-                failed = TokenEvent(request_id=event.request_id, finish="error", error=str(error))
-                self._channel.send(wire.Step([failed], self._stats()))
+                self._channel.send(wire.Step([_failed(event, str(error))], self._stats()))
 
     def _stats(self) -> EngineStats:
         return self._engine.stats if self._engine else EngineStats()
@@ -196,3 +195,14 @@ class EngineServer:
             return True
         patience = max(PATIENCE_SECONDS, _SLOW_STEPS * engine.slowest_step)
         return time.monotonic() - engine.beat < patience
+
+
+def _failed(event: TokenEvent, reason: str) -> TokenEvent:
+    """The event that ends a request in place of another one; what it has used stays."""
+    return TokenEvent(
+        request_id=event.request_id,
+        finish="error",
+        error=reason,
+        device_seconds=event.device_seconds,
+        page_seconds=event.page_seconds,
+    )

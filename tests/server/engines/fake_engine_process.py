@@ -113,7 +113,8 @@ class FakeEngine:
 
     def _say(self, name: str) -> TokenEvent:
         if name == "long":
-            return TokenEvent(request_id=name, token=0, pooled=(0.0,) * 10_000)
+            long = (0.0,) * 10_000
+            return TokenEvent(request_id=name, token=0, pooled=long, device_seconds=2.5, page_seconds=7.0)
         tokens, left = self._rows[name]
         self._rows[name] = tokens, None if left is None else left - 1
         if left == 1:

@@ -245,6 +245,7 @@ async def test_an_event_too_long_for_a_frame_fails_its_request_alone(
     short = asyncio.create_task(collect(engine.submit(request("short", max_tokens=30))))
     (event,) = await collect(engine.submit(request("long")))
     assert event.finish == "error" and event.error and "the most is 2000" in event.error
+    assert (event.device_seconds, event.page_seconds) == (2.5, 7.0)
     assert len(await short) == 30
     assert (engine.pid, engine.running) == (first, 0)
 
