@@ -102,13 +102,7 @@ class OutputProcessor:
         if token in sequence.ends:
             self._drop(name)
             return TokenEvent(
-                request_id=name,
-                finish="stop",
-                end=token,
-                logprobs=report,
-                device_seconds=sequence.device_seconds,
-                page_seconds=sequence.page_seconds,
-                **first,
+                request_id=name, finish="stop", end=token, logprobs=report, **first, **used(sequence)
             )
         sequence.tokens.append(token)
         self.counts.generated_tokens += 1
@@ -120,13 +114,7 @@ class OutputProcessor:
         if finish:
             self._drop(name)
         return TokenEvent(
-            request_id=name,
-            token=token,
-            logprobs=report,
-            finish=finish,
-            device_seconds=sequence.device_seconds,
-            page_seconds=sequence.page_seconds,
-            **first,
+            request_id=name, token=token, logprobs=report, finish=finish, **first, **used(sequence)
         )
 
     def _fail(self, sequence: Sequence, reason: str, param: str | None = None) -> TokenEvent:
