@@ -142,6 +142,20 @@ def test_the_variables_of_the_dashboard_are_labels_of_metrics(exported: Exported
         assert found[2] in set(exported[str(selector.name)]) | ADDED
 
 
+def test_metrics_of_vllms_names_are_those_of_distaffs_jobs() -> None:
+    """Real vLLM servers have them, too. Panels are of the instances that the variable lists."""
+    variables = DASHBOARD["templating"]["list"][1:]
+    queries = [
+        *(rule["expr"] for rule in ALERTS),
+        *(re.sub(r"label_values\((.*), \w+\)", r"\1", each["query"]["query"]) for each in variables),
+    ]
+    named = [each for query in queries for each in selectors(parsed(query)) if "vllm:" in str(each.name)]
+    assert len(named) == 5
+    for selector in named:
+        assert ("job", ".*distaff.*") in [(each.name, each.value) for each in selector.matchers.matchers]
+    assert [each["name"] for each in variables if "allValue" in each] == ["model"]
+
+
 def test_no_panel_lies_over_another() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
