@@ -12,6 +12,7 @@ from distaff.checkpoints.huggingface.families import FAMILIES
 from distaff.server import exit_codes
 from distaff.server.app import create_app
 from distaff.server.command.cli import app as command_line
+from distaff.server.endings import CUT_SHORT, REFUSALS
 from distaff.server.settings import ServerSettings
 from distaff.server.testing import FakeEngine
 
@@ -88,6 +89,13 @@ def test_every_exit_code_is_documented() -> None:
     codes = {value for value in vars(exit_codes).values() if isinstance(value, int)}
     listed = {int(code) for code in re.findall(r"^\| (\d+) \|", SERVING, re.MULTILINE)}
     assert listed == codes | {0, 2}
+
+
+def test_every_reason_of_a_refusal_or_an_early_end_is_documented() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    for metric, reasons in (("refusals", REFUSALS), ("calls_cut_short", CUT_SHORT)):
+        row = re.search(rf"^\| `distaff_{metric}_total{{reason}}` \|(.*)\|$", page, re.MULTILINE)
+        assert row and re.findall(r"`(\w+)`", row[1]) == list(reasons)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
