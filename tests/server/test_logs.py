@@ -22,7 +22,7 @@ def lines(capsys, logging_as_before):
 
 def test_a_record_is_one_object_whatever_is_in_it(lines):
     log = logging.getLogger("distaff.test")
-    log.info('a "quoted"\nline of %d \ud800', 2, extra={"trace_id": TRACE})
+    log.info('a "quoted"\nline of %d', 2, extra={"trace_id": TRACE})
     try:
         raise ValueError("no\nway")
     except ValueError:
@@ -32,11 +32,18 @@ def test_a_record_is_one_object_whatever_is_in_it(lines):
     assert said == {
         "level": "INFO",
         "logger": "distaff.test",
-        "message": 'a "quoted"\nline of 2 \ud800',
+        "message": 'a "quoted"\nline of 2',
         "process": "replica 1",
         "trace_id": TRACE,
     }
     assert failed["exception"].endswith("ValueError: no\nway")
+
+
+def test_text_that_is_no_utf_8_loses_no_line(logging_as_before):
+    configure_logging("INFO", format="json")
+    [handler] = logging.getLogger().handlers
+    line = handler.format(logging.makeLogRecord({"msg": "a file named %s", "args": ("\udcff",)}))
+    assert json.loads(line)["message"] == "a file named \udcff" and line.isascii()
 
 
 def test_a_call_has_its_values_as_keys_and_the_clients_trace(lines, server):
