@@ -4,6 +4,7 @@ One client's sequences can fill the engine. A request of another client then has
 its prompt, then the next one, and steps have few sizes. Its first token comes sooner if one step holds all of
 the prompt, and costs the many streams one pause. So for a prompt of a client that has no decoding sequence,
 the client with most of them makes room: its youngest sequences have no row in that step, as few as possible.
+A prompt never delays a better rank so. The scheduler checks that there are pages for the prompt.
 """
 
 from collections import Counter
@@ -16,25 +17,34 @@ LONGEST_PAUSE = 2 * PATIENCE
 """The most times longer than a decode step that such a step can take."""
 
 
+def can_pause(prompt: Sequence, decoding: List[Sequence]) -> list[Sequence]:
+    """The sequences that can pause for a prompt, in the order in which they do: those of the client that has
+    more than half of the decoding ones. None if the prompt's client has some, or if any has a better rank."""
+    owners = Counter(sequence.request.client for sequence in decoding)
+    if not owners or prompt.request.client in owners:
+        return []
+    (client, most), *_ = owners.most_common(1)
+    if 2 * most <= len(decoding) or prompt.request.rank > min(each.request.rank for each in decoding):
+        return []
+    theirs = [sequence for sequence in decoding if sequence.request.client == client]
+    return sorted(theirs, key=lambda each: (each.request.rank, each.arrival), reverse=True)
+
+
 def make_room(
-    prefilling: List[Sequence], decoding: List[Sequence], step_times: StepTimes
+    missing: int, decoding: int, theirs: List[Sequence], step_times: StepTimes
 ) -> tuple[int, list[Sequence]]:
-    """The size of a step for the whole of the next prompt, and the sequences that pause for it; 0 and none if
-    the prompt is not to be preferred.
+    """The size of a step for the whole of a prompt, and the sequences that pause for it; 0 and none if there
+    is no such step, if it would be too long, or if the prompt is computed in one step anyway.
 
     Args:
-      prefilling: the sequences that lack more than one token, in order. decoding: those that lack one.
+      missing: the number of the prompt's tokens that are not computed. decoding: the number of decode rows.
+      theirs: the sequences that can pause, in the order in which they do.
     """
-    owners = Counter(sequence.request.client for sequence in decoding)
-    if not prefilling or not owners or prefilling[0].request.client in owners:
-        return 0, []
-    missing, (client, most) = prefilling[0].missing, owners.most_common(1)[0]
     size = next((size for size in step_times.sizes("mixed") if size >= missing), None)
-    alone = step_times.seconds("decode", len(decoding))
-    if size is None or alone is None or 2 * most <= len(decoding):
+    alone = step_times.seconds("decode", decoding)
+    if size is None or alone is None or missing + decoding <= (step_times.most_tokens(decoding, 1) or 0):
         return 0, []
-    excess = max(0, missing + len(decoding) - size)
-    if excess > most or (step_times.seconds("mixed", size) or 0.0) > LONGEST_PAUSE * alone:
+    excess = max(0, missing + decoding - size)
+    if excess > len(theirs) or (step_times.seconds("mixed", size) or 0.0) > LONGEST_PAUSE * alone:
         return 0, []
-    theirs = [sequence for sequence in decoding if sequence.request.client == client]
-    return size, sorted(theirs, key=lambda sequence: sequence.arrival)[most - excess :]
+    return size, list(theirs[:excess])

@@ -29,7 +29,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from .clients import ActiveClients
-from .first_tokens import make_room
+from .first_tokens import can_pause, make_room
 from .host_pages import HostPages
 from .pages import PagePool
 from .prefix import PrefixCache
@@ -141,9 +141,30 @@ class Scheduler:
         self._pausing, paused = [], bool(self._pausing)
         if paused or not self.clients.several or not (prefilling := self._prefilling()):
             return 0
-        decoding = [each for each in self.running if each.missing == 1 and each.length < each.limit]
-        size, self._pausing = make_room(prefilling, decoding, self.step_times)
+        prompt = prefilling[0]
+        try:
+            size, pausing = self._room_for(prompt)
+        except Exception as error:
+            raise SequenceFault(prompt) from error
+        finally:
+            if prompt.slot is None:
+                self._release_pages(prompt)
+        self._pausing = pausing
         return size
+
+    def _room_for(self, prompt: Sequence) -> tuple[int, list[Sequence]]:
+        """The size of a step for all of the prompt that is not cached, and the sequences that pause for it; 0
+        and none if it is not preferred or there are too few pages. The prompt can keep the cached pages."""
+        decoding = [each for each in self.running if each.missing == 1 and each.length < each.limit]
+        theirs = can_pause(prompt, decoding)
+        if not theirs or self.pages.available < self._headroom(prompt):
+            return 0, []
+        if prompt.slot is None:
+            self.prefix.reuse_pages(prompt)
+        size, pausing = make_room(prompt.missing, len(decoding), theirs, self.step_times)
+        needed = sum(self._needed(each, 1) for each in decoding if each not in pausing)
+        needed += self._needed(prompt, prompt.missing) + self._headroom(prompt)
+        return (size, pausing) if needed <= self.pages.available else (0, [])
 
     def _holding(self, rows: list[Row]) -> list[tuple[Sequence, int]]:
         """The sequences of the rows, then the others that hold pages during the step, each with the number
@@ -278,15 +299,15 @@ class Scheduler:
         """The number of pages that the sequence lacks for its next `count` tokens."""
         return -(-(sequence.computed + count) // self.page_size) - len(sequence.pages)
 
-    def _reserve(self, sequence: Sequence, count: int) -> bool:
-        """Gives the sequence pages for its next `count` tokens; False if not enough are free.
+    def _headroom(self, sequence: Sequence) -> int:
+        """The number of pages that it must leave free: without a slot one for each running sequence, so that
+        it does not cause a preemption at once."""
+        return 0 if sequence.slot is not None else len(self.running)
 
-        A sequence without a slot must leave one page for each running one, so that it does not cause a
-        preemption at once.
-        """
+    def _reserve(self, sequence: Sequence, count: int) -> bool:
+        """Gives the sequence pages for its next `count` tokens; False if not enough are free."""
         needed = self._needed(sequence, count)
-        headroom = 0 if sequence.slot is not None else len(self.running)
-        if self.pages.available < needed + headroom:
+        if self.pages.available < needed + self._headroom(sequence):
             return False
         for _ in range(needed):
             page = self.pages.allocate()

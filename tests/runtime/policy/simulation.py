@@ -6,6 +6,7 @@ computed twice with wrong tokens, or a row with another sequence's sample all gi
 """
 
 import hashlib
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as List
 from types import SimpleNamespace
@@ -42,11 +43,23 @@ def alone(prompt: List[int], limit: int) -> list[int]:
 
 
 def make_sequence(
-    name: int, prompt: List[int], max_tokens: int, client: str = "", priority: int = 0
+    name: int,
+    prompt: List[int],
+    max_tokens: int,
+    client: str = "",
+    priority: int = 0,
+    background: bool = False,
 ) -> Sequence:
     """A sequence as the engine creates it; `name` is its place in the order of arrival."""
     params = SamplingParams(max_tokens=max_tokens, stop_ids=(STOP,))
-    request = Request(id=str(name), prompt=tuple(prompt), params=params, client=client, priority=priority)
+    request = Request(
+        id=str(name),
+        prompt=tuple(prompt),
+        params=params,
+        client=client,
+        priority=priority,
+        background=background,
+    )
     limit = len(prompt) + max_tokens
     return Sequence(request=request, seed=0, limit=limit, arrival=name, tokens=list(prompt))
 
@@ -184,9 +197,11 @@ class SimulatedLoop:
         client: str = "",
         arrival: int | None = None,
         priority: int = 0,
+        background: bool = False,
     ) -> Sequence:
         """Adds a sequence as the loop adds one from its inbox; `arrival` is by default its place here."""
-        sequence = make_sequence(len(self.sequences), prompt, max_tokens, client, priority)
+        sequence = make_sequence(len(self.sequences), prompt, max_tokens, client, priority, background)
+        sequence.submitted = time.monotonic()
         sequence.arrival = sequence.arrival if arrival is None else arrival
         self.sequences.append(sequence)
         self._loop._active_ids.add(sequence.request.id)
