@@ -152,7 +152,9 @@ class Loop:
             in_flight = None
         with self.phases.phase("receive"):
             self._process_inbox(idle=self._idle)
-        self.scheduler.pages.advance(time.monotonic())
+        now = time.monotonic()
+        self.scheduler.pages.advance(now)
+        self.scheduler.clients.advance(now)
         if self._idle:
             self._free_since = time.monotonic()
         if self.runner.has_compiled:

@@ -24,16 +24,21 @@ NOTICED_SECONDS = 0.015
 
 
 class ActiveClients:
-    """The clients that have sent a request within the last seconds before the newest request."""
+    """The clients that have sent a request within the last seconds; the caller supplies the time."""
 
     def __init__(self) -> None:
         self._arrivals: OrderedDict[str, float] = OrderedDict()
 
     def record(self, client: str, submitted: float) -> None:
-        """Records a new request, `submitted` by `time.monotonic`; not always in the order of these times."""
-        self._arrivals[client] = max(submitted, self._arrivals.get(client, submitted))
+        """Records a new request, `submitted` by `time.monotonic`. One that comes late, after others that were
+        submitted later, counts as submitted with the last of them."""
+        newest = next(reversed(self._arrivals.values()), submitted)
+        self._arrivals[client] = max(submitted, newest)
         self._arrivals.move_to_end(client)
-        while next(iter(self._arrivals.values())) < submitted - ACTIVE_SECONDS:
+
+    def advance(self, now: float) -> None:
+        """Sets the current time, by `time.monotonic`; clients without a request for too long are dropped."""
+        while self._arrivals and next(iter(self._arrivals.values())) < now - ACTIVE_SECONDS:
             self._arrivals.popitem(last=False)
 
     @property

@@ -1,5 +1,7 @@
 """One client's prompts lengthen no step that another client waits for."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,14 +41,17 @@ def test_a_client_can_delay_only_itself(recent, prefilling, decoding):
         assert urgent == sum(client in prefilling and client not in decoding for client in "abc")
 
 
-@given(st.lists(st.tuples(st.sampled_from("abcd"), st.floats(0, 30)), min_size=1))
-def test_a_client_is_active_for_some_seconds_after_its_last_request(arrivals):
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.floats(0, 30)), min_size=1), st.floats(0, 15))
+def test_a_client_is_active_for_some_seconds_after_its_last_request(arrivals, later):
+    """Also if no other request arrives."""
     arrivals.sort(key=lambda arrival: arrival[1])
     clients = ActiveClients()
     for client, at in arrivals:
         clients.record(client, at)
-    newest = arrivals[-1][1]
-    late = {client for client, at in arrivals if at >= newest - ACTIVE_SECONDS}
+        clients.advance(at)
+    now = arrivals[-1][1] + later
+    clients.advance(now)
+    late = {client for client, at in arrivals if at >= now - ACTIVE_SECONDS}
     assert clients.should_await(LONG_SECONDS, []) == (len(late) > 1)
 
 
@@ -60,8 +65,19 @@ def test_a_shorter_step_is_awaited_for_an_active_client_without_a_sequence(recen
 
 def test_a_request_that_comes_late_makes_no_client_older():
     clients = active("a", "b")
-    clients.record("b", 1.0), clients.record("a", 109.0)
+    clients.record("b", 1.0), clients.record("a", 109.0), clients.advance(109.0)
     assert clients.should_await(LONG_SECONDS, [])
+
+
+def test_steps_of_a_long_stream_are_not_awaited_for_a_client_that_has_left():
+    loop = SimulatedLoop(slots=2, pages=40, page_size=4, budget=8)
+    loop.scheduler.step_times.record_trial("simulated", 8, LONG_SECONDS)
+    now = time.monotonic()
+    for client, at in (("left", now - ACTIVE_SECONDS - 1.0), ("here", now)):
+        loop.scheduler.clients.record(client, at)
+    assert loop.scheduler.should_read_first("simulated", 8)
+    loop.run_once()
+    assert not loop.scheduler.should_read_first("simulated", 8)
 
 
 @pytest.mark.parametrize(
