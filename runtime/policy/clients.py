@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from .sequence import Sequence
 
 ACTIVE_SECONDS = 10.0
-"""A client is active until no request of it has arrived for so long."""
+"""A client is active while it has a sequence, and until no request of it has arrived for so long."""
 
 LONG_SECONDS = 0.1
 """The time of a step for which the device may wait some milliseconds for the next plan."""
@@ -41,17 +41,16 @@ class ActiveClients:
         while self._arrivals and next(iter(self._arrivals.values())) < now - ACTIVE_SECONDS:
             self._arrivals.popitem(last=False)
 
-    @property
-    def several(self) -> bool:
+    def several(self, running: Iterable[Sequence]) -> bool:
         """Whether more than one client is active."""
-        return len(self._arrivals) > 1
+        return len({sequence.request.client for sequence in running}.union(self._arrivals)) > 1
 
     def should_await(self, seconds: float, running: Iterable[Sequence]) -> bool:
         """Whether a step of so many seconds should end before the next one is planned: more than one client
         is active, and it is long, or one of them has none of the running sequences."""
-        if seconds < NOTICED_SECONDS or not self.several:
-            return False
         served = {sequence.request.client for sequence in running}
+        if seconds < NOTICED_SECONDS or len(served.union(self._arrivals)) < 2:
+            return False
         return seconds >= LONG_SECONDS or not served.issuperset(self._arrivals)
 
     def count_urgent(self, prefilling: Iterable[Sequence], decoding: Iterable[Sequence]) -> int:

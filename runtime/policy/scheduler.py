@@ -129,7 +129,7 @@ class Scheduler:
 
     def _is_flooded(self, prefilling: list[Sequence]) -> bool:
         """Whether one of several active clients has more than half of the slots."""
-        if not prefilling or not self.clients.several:
+        if not prefilling or not self.clients.several(self.running):
             return False
         owners = Counter(sequence.request.client for sequence in self.running)
         slots = len(self.running) + len(self._free_slots)
@@ -139,7 +139,7 @@ class Scheduler:
         """Decides which sequences pause in this step for another client's prompt; returns the size of the
         step that this needs, 0 if none. Sequences that have paused do not pause again in the next step."""
         self._pausing, paused = [], bool(self._pausing)
-        if paused or not self.clients.several or not (prefilling := self._prefilling()):
+        if paused or not (prefilling := self._prefilling()):
             return 0
         prompt = prefilling[0]
         try:

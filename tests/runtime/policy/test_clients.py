@@ -52,7 +52,12 @@ def test_a_client_is_active_for_some_seconds_after_its_last_request(arrivals, la
     now = arrivals[-1][1] + later
     clients.advance(now)
     late = {client for client, at in arrivals if at >= now - ACTIVE_SECONDS}
-    assert clients.should_await(LONG_SECONDS, []) == (len(late) > 1)
+    assert clients.should_await(LONG_SECONDS, []) == clients.several([]) == (len(late) > 1)
+
+
+@given(NAMES, NAMES)
+def test_a_client_with_a_sequence_is_active(recent, running):
+    assert active(*recent).several(sequences(running)) == (len({*recent, *running}) > 1)
 
 
 @given(NAMES, NAMES, st.sampled_from([0.0, NOTICED_SECONDS, LONG_SECONDS]))

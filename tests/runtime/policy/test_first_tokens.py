@@ -1,10 +1,12 @@
 """A prompt of another client is computed in one step, for which a client with many sequences pauses some."""
 
+import time
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from distaff.runtime.policy.clients import ActiveClients
+from distaff.runtime.policy.clients import ACTIVE_SECONDS, ActiveClients
 from distaff.runtime.policy.first_tokens import LONGEST_PAUSE, can_pause, make_room
 from distaff.runtime.policy.step_times import PATIENCE, StepTimes
 
@@ -84,6 +86,14 @@ def test_the_prompt_of_another_client_is_in_one_step(loop, client, expected):
         chunks += [(row.count, len(plan.rows) - 1) for row in plan.rows if row.sequence is prompt]
     assert [count for count, _ in chunks] == expected
     assert [others for _, others in chunks] == ([4] if client == "few" else [7] * 4)
+
+
+def test_streams_that_began_long_ago_make_room(loop):
+    """Their client is active while they run, although no request of it has arrived for a while."""
+    loop.scheduler.clients.advance(time.monotonic() + ACTIVE_SECONDS + 1.0)
+    prompt = loop.submit([5] * 28, 1, "few")
+    rows = loop.run_once().rows
+    assert [row.count for row in rows if row.sequence is prompt] == [28]
 
 
 def test_nobody_pauses_in_two_steps_in_a_row(loop):
