@@ -14,9 +14,10 @@ sequence is recomputed later. Better ranks receive slots first, then clients wit
 can be found again, like all cached pages, until they are evicted (`prefix.py`).
 
 Within a rank no request starves. Requests are ordered by arrival, also one that is added late because its
-grammar was compiled. The oldest running sequence is never preempted, so it advances and ends. While the
-oldest request of all waits, only requests of other clients can overtake it, and only while its own client
-holds pages. Those sequences end; then it receives the next slot and is the oldest running sequence.
+grammar was compiled. The oldest running sequence of a rank is preempted last, and only by better ranks: in
+the best rank it is never preempted, so it advances and ends. While the oldest request of a rank waits, only
+requests of other clients can overtake it in its rank, and only while its own client holds pages. Those
+sequences end; then it receives the next slot and is the oldest running sequence.
 
 A step with decode rows only, and without scored prompts, can also hold drafts (`drafts.py`) if no sample is
 outstanding. How many drafts are right decides what comes next, so the next step is planned after this step
@@ -316,11 +317,11 @@ class Scheduler:
         return True
 
     def _preempt(self) -> None:
-        """Requeues the youngest sequence of the client with the most pages, in the worst rank that runs, but
-        never the oldest of all."""
-        held = self._pages_held()
-        _, *others = sorted(self.running, key=lambda s: s.arrival)
-        self._requeue(max(others, key=lambda s: (s.request.rank, held[s.request.client], s.arrival)))
+        """Requeues the youngest sequence of the client with the most pages, in the worst rank that runs; the
+        oldest of that rank only if it is the last one."""
+        held, worst = self._pages_held(), max(s.request.rank for s in self.running)
+        running = sorted((s for s in self.running if s.request.rank == worst), key=lambda s: s.arrival)
+        self._requeue(max(running[1:] or running, key=lambda s: (held[s.request.client], s.arrival)))
         self.preemptions += 1
 
     def _requeue(self, sequence: Sequence) -> None:

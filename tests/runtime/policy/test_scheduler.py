@@ -110,9 +110,10 @@ def test_pages_are_taken_from_the_client_that_holds_most():
 
 
 def test_pages_are_taken_from_the_worst_rank():
-    """Although others are younger and hold more; the oldest of all keeps its pages in any rank."""
+    """Although others are younger and hold more, and although it is the oldest of all: if that one kept its
+    pages, an old line of a batch would take those of interactive streams."""
     loop = SimulatedLoop(slots=4, pages=20, page_size=1, budget=16)
-    for prompt, priority in (([1, 2], 9), ([2, 3, 4], 0), ([3, 4], 7), ([4, 5, 6], 0)):
+    for prompt, priority in (([1, 2], 7), ([2, 3, 4], 0), ([3, 4], 9), ([4, 5, 6], 0)):
         loop.submit(prompt, 9, str(priority), priority=priority)
         loop.run_once()
     while not loop.scheduler.preemptions:
@@ -122,6 +123,22 @@ def test_pages_are_taken_from_the_worst_rank():
     while len(loop.sequences[4].tokens) == 1:
         loop.run_once()
     assert loop.sequences[2] in loop.scheduler.waiting
+    while loop.sequences[0] not in loop.scheduler.waiting:
+        loop.run_once()
+        assert loop.sequences[1] in loop.scheduler.running
+
+
+def test_the_oldest_of_a_rank_is_preempted_last():
+    """Two old lines of a batch lose their pages to a stream, but not to each other again and again."""
+    loop = SimulatedLoop(slots=3, pages=15, page_size=1, budget=16)
+    loop.submit([1, 2, 3, 4], 8, "one", priority=5), loop.submit([2, 3], 8, "two", priority=5)
+    loop.run_once()
+    loop.submit([5], 12, "stream")
+    lost, stream = [], loop.sequences[2]
+    while not stream.finished and len(lost) < 2:
+        loop.run_once()
+        lost += [s.arrival for s in loop.scheduler.waiting if s.arrival not in lost]
+    assert lost == [1, 0] and stream in loop.scheduler.running
 
 
 def steps_to_a_first_token(client: str) -> int:
@@ -179,10 +196,24 @@ class Traffic(RuleBasedStateMachine):
         drafts=st.booleans(),
         mixed=st.booleans(),
         clients=st.sampled_from(["a", "a", "ab", "abc"]),
+        priorities=st.sampled_from([[0], [0], [0, 1], [0, 1, 2]]),
         copies=st.sampled_from([0, 0, 2, 50]),
         group=st.integers(1, 3),
     )
-    def build(self, slots, page_size, more_pages, more_budget, share, drafts, mixed, clients, copies, group):
+    def build(
+        self,
+        slots,
+        page_size,
+        more_pages,
+        more_budget,
+        share,
+        drafts,
+        mixed,
+        clients,
+        priorities,
+        copies,
+        group,
+    ):
         pages, budget = slots + more_pages, slots + more_budget
         self.file = os.memfd_create("pages") if copies and share else None
 
@@ -194,7 +225,7 @@ class Traffic(RuleBasedStateMachine):
             )  # fmt: skip
 
         self.start, self.loop = start, start()
-        self.budget, self.clients = budget, clients
+        self.budget, self.clients, self.priorities = budget, clients, priorities
         self.arrivals, self.late = itertools.count(), list[int]()
 
     @rule()
@@ -213,7 +244,8 @@ class Traffic(RuleBasedStateMachine):
         max_tokens = data.draw(st.integers(1, self.loop.context - len(prompt)))
         is_late = self.late and data.draw(st.booleans())
         arrival = self.late.pop(0) if is_late else next(self.arrivals)
-        self.loop.submit(prompt, max_tokens, data.draw(st.sampled_from(self.clients)), arrival)
+        client, priority = (data.draw(st.sampled_from(each)) for each in (self.clients, self.priorities))
+        self.loop.submit(prompt, max_tokens, client, arrival, priority)
 
     @precondition(lambda self: self.loop.sequences)
     @rule(data=st.data())
@@ -231,7 +263,8 @@ class Traffic(RuleBasedStateMachine):
         before, self.loop = self.loop.unfinished, self.start()
         for sequence in before:
             rest = sequence.limit - len(sequence.tokens)
-            self.loop.submit(sequence.tokens, rest, sequence.request.client, next(self.arrivals))
+            client, priority = sequence.request.client, sequence.request.priority
+            self.loop.submit(sequence.tokens, rest, client, next(self.arrivals), priority)
 
     @rule(iterations=st.integers(1, 4))
     def run(self, iterations):
@@ -241,10 +274,12 @@ class Traffic(RuleBasedStateMachine):
 
     def run_once(self):
         there = self.loop.unfinished if len(self.clients) == 1 else self.loop.scheduler.running
-        oldest = min(there, key=lambda s: s.arrival, default=None)
+        oldest = min(there, key=lambda s: (s.request.rank, s.arrival), default=None)
         advanced = min(oldest.computed, len(oldest.tokens)) if oldest else 0
         plan = self.loop.run_once()
-        assert not oldest or oldest.finished or oldest.computed >= advanced, "the oldest was preempted"
+        assert not oldest or oldest.finished or oldest.computed >= advanced, (
+            "the oldest of the best rank was preempted"
+        )
         rows = plan.rows if plan else []
         assert sum(row.count for row in rows) <= self.budget
         assert len({row.slot for row in rows}) == len(rows) <= self.loop.slots
@@ -260,9 +295,9 @@ class Traffic(RuleBasedStateMachine):
         if row.first:
             assert row.start % self.loop.scheduler.page_size == 0
             assert sequence not in awaited, "it got a slot before its sample was read"
-            client = sequence.request.client
+            kind = (sequence.request.client, sequence.request.rank)
             waiting = [s for s in self.loop.scheduler.waiting if s not in awaited]
-            waiting = [s for s in waiting if s.request.client == client]
+            waiting = [s for s in waiting if (s.request.client, s.request.rank) == kind]
             assert all(s.arrival > sequence.arrival for s in waiting), "an older one was overtaken"
 
     @invariant()
@@ -303,14 +338,15 @@ class Traffic(RuleBasedStateMachine):
     def teardown(self):
         """No sequence starves: all end within the steps that they need one by one, with the output as alone.
 
-        If clients preempt each other, the others may be computed again for each one that ends.
+        If clients or ranks preempt each other, the others may be computed again for each one that ends.
         """
         if not hasattr(self, "loop"):
             return
         if self.file is not None:
             os.close(self.file)
         bound = sum(sequence.limit + 2 for sequence in self.loop.unfinished)
-        bound *= 1 if len(self.clients) == 1 else len(self.loop.unfinished)
+        alike = len(self.clients) == len(self.priorities) == 1
+        bound *= 1 if alike else len(self.loop.unfinished)
         while self.loop.unfinished and bound:
             self.run_once()
             bound -= 1
