@@ -113,19 +113,19 @@ def test_pages_are_taken_from_the_worst_rank():
     """Although others are younger and hold more, and although it is the oldest of all: if that one kept its
     pages, an old line of a batch would take those of interactive streams."""
     loop = SimulatedLoop(slots=4, pages=20, page_size=1, budget=16)
-    for prompt, priority in (([1, 2], 7), ([2, 3, 4], 0), ([3, 4], 9), ([4, 5, 6], 0)):
+    for prompt, priority in (([1, 2], 9), ([2, 3, 4], 0), ([3, 4], 7), ([4, 5, 6], 0)):
         loop.submit(prompt, 9, str(priority), priority=priority)
         loop.run_once()
     while not loop.scheduler.preemptions:
         loop.run_once()
-    assert [s.arrival for s in loop.scheduler.waiting] == [2]
+    assert [s.arrival for s in loop.scheduler.waiting] == [0]
     loop.submit([7], 2, "late", priority=-1)
     while len(loop.sequences[4].tokens) == 1:
         loop.run_once()
-    assert loop.sequences[2] in loop.scheduler.waiting
-    while loop.sequences[0] not in loop.scheduler.waiting:
+    assert loop.sequences[0] in loop.scheduler.waiting
+    while not loop.sequences[1].finished:
         loop.run_once()
-        assert loop.sequences[1] in loop.scheduler.running
+        assert loop.sequences[1] not in loop.scheduler.waiting
 
 
 def test_the_oldest_of_a_rank_is_preempted_last():
