@@ -4,7 +4,7 @@ One client's sequences can fill the engine. A request of another client then has
 its prompt, then the next one, and steps have few sizes. Its first token comes sooner if one step holds all of
 the prompt, and costs the many streams one pause. So for a prompt of a client that has no decoding sequence,
 the client with most of them makes room: its youngest sequences have no row in that step, as few as possible.
-A prompt never delays a better rank so. The scheduler checks that there are pages for the prompt.
+A better rank does not wait for the prompt. The scheduler checks that there are pages for it.
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ LONGEST_PAUSE = 2 * PATIENCE
 
 def can_pause(prompt: Sequence, decoding: List[Sequence]) -> list[Sequence]:
     """The sequences that can pause for a prompt, in the order in which they do: those of the client that has
-    more than half of the decoding ones. None if the prompt's client has some, or if any has a better rank."""
+    more than half of the decoding ones. Empty if its client has some, or if any has a better rank."""
     owners = Counter(sequence.request.client for sequence in decoding)
     if not owners or prompt.request.client in owners:
         return []
