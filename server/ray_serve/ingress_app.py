@@ -47,6 +47,8 @@ class IngressApp:
         path, method = _path(scope), scope["method"]
         client = Connection(send, method, path)
         try:
+            if not path.startswith("/"):
+                raise ApiError(404, f"Invalid URL ({method} {path[:256]})")
             headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
             if method == "GET" and path == "/metrics" and (text := await self._metrics(headers)):
                 await client.whole(200, [("content-type", METRICS_TYPE)], text)
@@ -64,10 +66,14 @@ class IngressApp:
 
 
 def _path(scope: Mapping[str, Any]) -> str:
-    """The path as it was sent, without the prefix under which the application is mounted."""
+    """The path as it was sent, without the prefix under which the application is mounted.
+
+    `*` (RFC 9112, 3.2.4) asks about the whole server, which answers it as `/`. Ray Serve decodes a path before it
+    looks for the prefix, so the rest may begin with `%2F`: then it is not a path of ours.
+    """
     raw = (scope.get("raw_path") or quote(scope["path"]).encode()).decode("latin-1").partition("?")[0]
-    root = scope.get("root_path", "").rstrip("/")
-    return raw.removeprefix(root) or "/"
+    path = raw.removeprefix(scope.get("root_path", "").rstrip("/"))
+    return "/" if path in ("", "*") else path
 
 
 def _target(path: str, scope: Mapping[str, Any]) -> str:

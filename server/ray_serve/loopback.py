@@ -32,7 +32,7 @@ class Loopback:
         Args:
           resume_key: lets us ask for marks and continue streams.
         """
-        self._base = f"http://127.0.0.1:{port}"
+        self._port = port
         self._resume_key = resume_key
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS)
         self._session = aiohttp.ClientSession(
@@ -47,14 +47,14 @@ class Loopback:
         """The status of a GET; 0 if there is no answer in time."""
         try:
             timeout = aiohttp.ClientTimeout(total=seconds)
-            async with self._session.get(self._base + path, timeout=timeout) as answer:
+            async with self._session.get(self._url(path), timeout=timeout) as answer:
                 return answer.status
         except (aiohttp.ClientError, TimeoutError):
             return 0
 
     async def metrics(self, headers: Headers) -> tuple[int, bytes]:
         """The status and the body of GET /metrics."""
-        async with self._session.get(f"{self._base}/metrics", headers=own(headers)) as answer:
+        async with self._session.get(self._url("/metrics"), headers=own(headers)) as answer:
             return answer.status, await answer.read()
 
     async def ask(self, call: Call) -> AsyncIterator[Head | bytes]:
@@ -66,7 +66,7 @@ class Loopback:
         headers = [*own(call.headers), (KEY_HEADER, self._resume_key)]
         if call.marks:
             headers.append((LENGTH_HEADER, str(len(call.marks))))
-        url, body = URL(self._base + call.target, encoded=True), call.marks + call.body
+        url, body = self._url(call.target), call.marks + call.body
         try:
             async with self._session.request(
                 call.method, url, headers=headers, data=body or None, allow_redirects=False
@@ -76,6 +76,13 @@ class Loopback:
                     yield piece
         except (aiohttp.ClientError, ConnectionError) as error:
             raise ReplicaLost(f"the server's answer broke off: {error}") from error
+
+    def _url(self, target: str) -> URL:
+        """The server's URL with this path and query, as they are; no target can name another host."""
+        path, _, query = target.partition("?")
+        return URL.build(
+            scheme="http", host="127.0.0.1", port=self._port, path=path, query_string=query, encoded=True
+        )
 
     async def close(self) -> None:
         """Closes all connections."""

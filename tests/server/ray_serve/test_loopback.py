@@ -50,6 +50,7 @@ async def whole(loopback: Loopback, call: Call) -> tuple[Head, bytes]:
     [
         ("GET", "/v1/models"),
         ("GET", "/nope/%2e%2e//x?a=%20b&a=c"),
+        ("GET", "//127.0.0.1:1/x"),
         ("HEAD", "/health"),
         ("OPTIONS", "/v1/models"),
         ("GET", "/"),
@@ -70,6 +71,25 @@ async def test_answers_are_the_servers_own(
     through = [(name.lower(), value) for name, value in head.headers if name.lower() not in OWN]
     expected = [(n, v) for n, v in direct.headers.multi_items() if n not in (*OWN, "content-length")]
     assert through == expected
+
+
+@pytest.mark.parametrize("target", ["%2F@{}/x", "@{}/x", ":1@{}/x", "//{}/x", "/@{}/x"])
+async def test_no_target_reaches_another_server(target: str) -> None:
+    async def ended(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(writer.get_extra_info("sockname")[1])
+        writer.close()
+
+    asked: list[int] = []
+    ours, other = [await asyncio.start_server(ended, "127.0.0.1", 0) for _ in range(2)]
+    port, others = (each.sockets[0].getsockname()[1] for each in (ours, other))
+    loopback = Loopback(port, KEY)
+    with pytest.raises((ReplicaLost, ValueError)):
+        await whole(loopback, Call("GET", target.format(f"127.0.0.1:{others}"), []))
+    await loopback.close()
+    for each in (ours, other):
+        each.close()
+        await each.wait_closed()
+    assert others not in asked
 
 
 async def test_marks_are_asked_for_and_handed_over(server: Server, loopback: Loopback) -> None:
