@@ -17,7 +17,7 @@ class RoutingKey:
 
     Attributes:
       digests: one for each full step of the prompt, of everything up to its end.
-      session: the conversation that the client names; empty for none.
+      session: a digest of the conversation's name, if the client names it; empty for none.
       home: the same for all requests of a conversation: its name, or how it begins.
     """
 

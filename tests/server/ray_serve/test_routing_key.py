@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distaff.server.ray_serve import routing_key as module
 from distaff.server.ray_serve.call import RoutingKey
-from distaff.server.ray_serve.routing_key import STEP, routing_key
+from distaff.server.ray_serve.routing_key import MOST_BYTES, STEP, routing_key
 
 texts = st.text(max_size=3 * STEP)
 dialogues = st.lists(st.tuples(texts, texts), min_size=1, max_size=5)
@@ -68,7 +69,36 @@ def test_sampling_and_the_order_of_keys_change_nothing():
 def test_a_named_conversation_is_its_own_home_wherever_the_name_is():
     first, second = {"model": "m", "prompt": "a"}, {"model": "m", "prompt": "b"}
     assert key(first, x_session_id="s").home == key(second | {"prompt_cache_key": "s"}).home
-    assert key(first).session == "" and key(first, session_id="s").session == "s"
+    assert (
+        key(first).session == ""
+        and key(first, session_id="s").session == key(second, x_session_id="s").session
+    )
+
+
+@pytest.mark.parametrize("where", ["body", "header"])
+def test_of_a_conversations_name_only_a_digest_is_kept(where):
+    """Routers remember thousands of names, which nobody has checked."""
+    long = "x" * 1_000_000
+    names = [f"{number}{long}" for number in range(2)]
+    body = {"model": "m", "prompt": "a"}
+    keys = [
+        key(body, session_id=n) if where == "header" else key(body | {"prompt_cache_key": n}) for n in names
+    ]
+    assert {len(each.session) for each in keys} == {32} and keys[0].session != keys[1].session
+
+
+def test_a_name_that_is_no_text_is_none():
+    assert key({"prompt": "a", "prompt_cache_key": [5]}) == key({"prompt": "a", "prompt_cache_key": None})
+
+
+@pytest.mark.parametrize("message", [b"[]", b"{}", b'{"a":1}', b"1", b'"a"'])
+def test_a_body_of_very_many_messages_is_not_divided(message, monkeypatch):
+    """Dividing it would take seconds, before any key is checked."""
+    divided = []
+    monkeypatch.setattr(module, "_is_users", lambda message: divided.append(message))
+    body = b'{"messages": [%b]}' % b",".join([message] * 2_000_000)
+    found = routing_key({}, body)
+    assert not divided and len(found.digests) == MOST_BYTES // STEP and found.home
 
 
 @pytest.mark.parametrize(
