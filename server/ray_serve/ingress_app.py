@@ -68,8 +68,8 @@ class IngressApp:
 def _path(scope: Mapping[str, Any]) -> str:
     """The path as it was sent, without the prefix under which the application is mounted.
 
-    `*` (RFC 9112, 3.2.4) asks about the whole server, which answers it as `/`. Ray Serve looks for the prefix in
-    the decoded path, so the rest may begin with `%2F`: then it is not a path of ours.
+    `*` (RFC 9112, 3.2.4) asks about the whole server, which answers it as `/`. Ray Serve looks for the prefix
+    in the decoded path, so the rest may begin with `%2F`: then it is not a path of ours.
     """
     raw = (scope.get("raw_path") or quote(scope["path"]).encode()).decode("latin-1").partition("?")[0]
     path = raw.removeprefix(scope.get("root_path", "").rstrip("/"))

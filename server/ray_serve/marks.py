@@ -2,28 +2,26 @@
 
 `answering/resuming.py` writes them (docs/resuming.md): each group of bytes is followed by a comment with what
 another server needs to know that the client has had these bytes. So bytes are passed on only when their mark
-has come, and what a lost server had sent half is dropped: the next one sends it again. A stream without marks
-passes unchanged, event by event.
+has come, and what a lost server had sent half is dropped: the next one sends it again. The bytes after the last
+mark, or all of a stream without marks, are passed on when the server has ended it.
 """
 
 import re
 
-_MARK = re.compile(rb"(?:(?<=\n)|\A): resume ([A-Za-z0-9+/=]+)\n\n")
-
 _BLANK = b"\n\n"
+_MARK = re.compile(rb": resume ([A-Za-z0-9+/=]+)\n\n")
+"""A block with a mark."""
 
 
 class MarkedStream:
-    """One stream to a client, from however many servers.
-
-    Attributes:
-      started: whether bytes have been passed on.
-    """
+    """One stream to a client, from however many servers."""
 
     def __init__(self) -> None:
-        self.started = False
         self._marks: list[bytes] = []
-        self._held = b""
+        self._held = bytearray()
+        self._block = self._searched = (
+            0  # where the last block begins, and up to where its end was looked for
+        )
 
     @property
     def marks(self) -> bytes:
@@ -31,28 +29,27 @@ class MarkedStream:
         return b"\n".join(self._marks)
 
     def feed(self, data: bytes) -> bytes:
-        """The bytes to pass on now that the server has sent `data`."""
-        text = self._held + data
-        end, passed = 0, []
-        for mark in _MARK.finditer(text):
-            passed.append(text[end : mark.start()])
-            self._marks.append(mark[1])
-            end = mark.end()
-        if not self._marks:
-            end = text.rfind(_BLANK) + len(_BLANK) if _BLANK in text else 0
-            passed = [text[:end]]
-        self._held = text[end:]
-        return self._pass(b"".join(passed))
+        """The bytes to pass on now that the server has sent `data`. Takes time in proportion to `data`."""
+        self._held += data
+        passed = bytearray()
+        while (blank := self._held.find(_BLANK, self._searched)) >= 0:
+            end = blank + len(_BLANK)
+            if mark := _MARK.fullmatch(self._held, self._block, end):
+                self._marks.append(bytes(mark[1]))
+                passed += self._held[: self._block]
+                del self._held[:end]
+                end = 0
+            self._block = self._searched = end
+        self._searched = max(self._block, len(self._held) - 1)
+        return bytes(passed)
 
     def finish(self) -> bytes:
         """The bytes that are left when the server has ended the stream."""
-        held, self._held = self._held, b""
-        return self._pass(held)
+        held = self._held
+        self.drop()
+        return bytes(held)
 
     def drop(self) -> None:
         """Forgets what a lost server had sent without a mark."""
-        self._held = b""
-
-    def _pass(self, data: bytes) -> bytes:
-        self.started = self.started or bool(data)
-        return data
+        self._held = bytearray()
+        self._block = self._searched = 0

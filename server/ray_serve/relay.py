@@ -142,7 +142,7 @@ class Relay:
             self._lost.append(self._replica)
             patience = self._patience.paused if self.begun else self._patience.first
             self._limit = time.monotonic() + patience
-        if len(self._lost) >= MOST_LOST or (self._stream.started and not self._stream.marks):
+        if len(self._lost) >= MOST_LOST:
             raise _failure()
 
 

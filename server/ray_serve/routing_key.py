@@ -1,8 +1,8 @@
 """A request's `RoutingKey`, from the bytes of its prompt: no tokenizer, no template.
 
 A conversation's next request repeats everything so far, so its digests begin with all of the last request's.
-They are `dispatch/routing.py`'s chain over bytes instead of tokens. `prefix_router.py` compares them. No API key
-has been checked yet, so a body must cost little: the prompt stays JSON text, and only digests of it are kept.
+They are `dispatch/routing.py`'s chain over bytes instead of tokens. `prefix_router.py` compares them. No API
+key has been checked yet, so a body must cost little: the prompt stays JSON text, and only digests are kept.
 """
 
 import hashlib

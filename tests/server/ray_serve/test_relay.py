@@ -114,11 +114,14 @@ async def test_a_stream_that_cannot_go_on_ends_with_an_error_event(further: Scri
     assert json.loads(error.removeprefix(b"data: "))["error"]["type"] == "server_error"
 
 
-async def test_a_stream_without_marks_is_not_begun_twice() -> None:
-    replicas = Replicas([Accepted("a"), STREAM, b"data: 1\n\n", LOST])
+async def test_a_stream_that_is_lost_before_its_first_mark_is_asked_again() -> None:
+    replicas = Replicas(
+        [Accepted("a"), STREAM, b"data: 1\n\n", LOST],
+        [Accepted("b"), STREAM, b"data: 1\n\n: resume AA==\n\ndata: 2\n\n"],
+    )
     answer = await post(replicas)
-    assert answer.content.count(b"data: 1\n\n") == 1 and b"engine_error" in answer.content
-    assert len(replicas.calls) == 1
+    assert answer.content == b"data: 1\n\ndata: 2\n\n"
+    assert replicas.calls[1].marks == b""
 
 
 @pytest.mark.parametrize("reason", [NoReplica("none"), LOST])
