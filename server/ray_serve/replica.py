@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import secrets
+import time
 from collections.abc import AsyncIterator, Sequence
 
 import ray
@@ -23,6 +24,7 @@ from .arguments import parse_flags
 from .call import Accepted, Call, Headers, Piece, ReplicaLost
 from .child import ServerChild
 from .followers import Followers
+from .health import Health
 from .loopback import Loopback
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ class Replica:
             if self._child.ended:
                 raise ReplicaLost(f"the server did not start: {await self._child.wait()}")
             await asyncio.sleep(_POLL_SECONDS)
+        self._health = Health(time.monotonic())
         self._watch = asyncio.create_task(self._end_with_child())
 
     async def ask(self, call: Call) -> AsyncIterator[Piece]:
@@ -75,13 +78,11 @@ class Replica:
     async def check_health(self) -> None:
         """Ray Serve calls this periodically, and replaces the replica if it fails.
 
-        While an engine restarts, the server continues its streams, so it is healthy.
-
         Raises:
-          ReplicaLost: the server does not answer, or its engine has stopped.
+          ReplicaLost: see `Health.record`.
         """
-        if (status := await self._loopback.status("/health", _HEALTH_SECONDS)) != 200:
-            raise ReplicaLost(f"GET /health is {status or 'not answered'}; expected 200")
+        status = await self._loopback.status("/health", _HEALTH_SECONDS)
+        self._health.record(status, time.monotonic())
 
     async def __del__(self) -> None:
         """Ray Serve calls this when it stops the replica, after its requests have ended."""
