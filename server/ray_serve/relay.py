@@ -24,6 +24,8 @@ MOST_LOST = 2
 _PAUSE_SECONDS = 0.5
 """Between attempts that no replica has accepted, or that a server could not continue yet."""
 _RETRY_AFTER = 5
+_LEAST_SECONDS = 5.0
+"""So long a replica has to accept a request even with `--max-wait 0`, which is about the server's queue."""
 
 Ask = Callable[[Call, float], AsyncGenerator[Piece, None]]
 """Sends a call to a replica, which must accept it within some seconds; raises ReplicaLost and NoReplica."""
@@ -47,7 +49,7 @@ class Client(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a request waits for a replica, in seconds.
+    """How long a request waits for a replica, in seconds, but `_LEAST_SECONDS` at least.
 
     Attributes:
       first: before its answer has begun. paused: in the middle of a stream.
@@ -71,7 +73,7 @@ class Relay:
         self._stream = MarkedStream()
         self._replica: str | None = None
         self._lost: list[str] = []
-        self._limit = time.monotonic() + patience.first
+        self._limit = time.monotonic() + max(patience.first, _LEAST_SECONDS)
 
     async def run(self) -> None:
         """Answers the client.
@@ -141,7 +143,7 @@ class Relay:
         if self._replica is not None:
             self._lost.append(self._replica)
             patience = self._patience.paused if self.begun else self._patience.first
-            self._limit = time.monotonic() + patience
+            self._limit = time.monotonic() + max(patience, _LEAST_SECONDS)
         if len(self._lost) >= MOST_LOST:
             raise _failure()
 

@@ -26,10 +26,12 @@ class Replicas:
     def __init__(self, *scripts: Script) -> None:
         self.scripts = list(scripts)
         self.calls: list[Call] = []
+        self.seconds: list[float] = []
         self.closed = 0
 
     async def ask(self, call: Call, seconds: float) -> AsyncIterator[Piece]:
         self.calls.append(call)
+        self.seconds.append(seconds)
         script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
         try:
             for piece in script:
@@ -54,6 +56,7 @@ async def post(replicas: Replicas, path: str = "/v1/chat/completions", **more) -
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(relay, "_LEAST_SECONDS", 0.2)
 
 
 async def test_an_answer_passes_with_its_status_and_headers() -> None:
@@ -86,6 +89,15 @@ async def test_what_the_client_has_nothing_of_is_asked_again(begun: Script) -> N
     answer = await post(replicas)
     assert answer.content == (b"data: 1\n\n" if STREAM in begun else b"{}")
     assert replicas.calls[1].marks == b""
+
+
+async def test_a_replica_may_take_its_time_to_accept_a_request_that_may_not_wait() -> None:
+    """`--max-wait 0` refuses a request that would wait in a server's queue."""
+    replicas = Replicas([LOST], [Accepted("a"), WHOLE, b"{}"])
+    app = IngressApp(replicas.ask, metrics, Patience(0.0, 0.0))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://i") as client:
+        assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+    assert min(replicas.seconds) > 0
 
 
 async def test_a_request_ends_with_an_error_after_two_lost_replicas() -> None:
