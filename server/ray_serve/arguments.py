@@ -19,7 +19,7 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 Amount = Annotated[float, msgspec.Meta(ge=0)]
 
 _SET_HERE = ("host", "port", "coordinator", "process_id", "num_processes")
-_IN_ONE_REPLICA = ("batches", "store_responses")
+_IN_ONE_REPLICA = ("batches", "store_responses", "profile")
 
 
 class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,8 +45,13 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def words(self) -> list[str]:
-        """The flags, each by itself."""
-        return shlex.split(self.flags) if isinstance(self.flags, str) else list(self.flags)
+        """The flags, each by itself; raises ConfigError if a quotation in their text does not end."""
+        if not isinstance(self.flags, str):
+            return list(self.flags)
+        try:
+            return shlex.split(self.flags)
+        except ValueError as error:
+            raise ConfigError(f"flags of distaff serve: {self.flags!r} cannot be divided: {error}") from None
 
     @property
     def actor_options(self) -> dict[str, Any]:
@@ -86,7 +91,7 @@ def parse_flags(words: Sequence[str]) -> ServeFlags:
     except typer.TyperException as error:
         raise ConfigError(f"flags of distaff serve: {error.format_message()}") from None
     _refuse(flags, _SET_HERE, "is set by the application")
-    _refuse(flags, _IN_ONE_REPLICA, "keeps its files or answers in one replica, and requests reach any")
+    _refuse(flags, _IN_ONE_REPLICA, "keeps something in one replica, and requests reach any")
     return flags
 
 

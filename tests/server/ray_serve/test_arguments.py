@@ -60,6 +60,7 @@ def test_a_wrong_argument_is_named(given: dict, says: str) -> None:
         (["--coordinator", "a:1", "--num-processes", "2"], "--coordinator"),
         (["--store-responses", "5"], "--store-responses is '5': it keeps"),
         (["--batches", "/tmp/files"], "--batches"),
+        (["--profile", "/tmp/profiles"], "--profile"),
         (["one", "two"], "two"),
     ],
 )
@@ -67,3 +68,8 @@ def test_a_wrong_flag_is_refused_in_the_words_of_the_command_line(words: list[st
     with pytest.raises(ConfigError, match="flags of distaff serve") as refused:
         parse_flags(words)
     assert says in str(refused.value)
+
+
+def test_a_quotation_without_an_end_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"flags of distaff serve: .*a 'b.*: No closing quotation"):
+        _ = parse_arguments({"flags": "a 'b"}).words
