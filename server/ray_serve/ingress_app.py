@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
+from ...model.errors import DistaffError
 from ..errors import SORRY, ApiError
 from ..settings import ServerSettings
 from .call import Call, Headers
@@ -57,6 +58,8 @@ class IngressApp:
                 key = routing_key(dict(headers), body)
                 call = Call(method, _target(path, scope), headers, body, key)
                 await Relay(self._ask, call, client, self._patience).run()
+        except _Disconnected:
+            return
         except ApiError as error:
             await client.fail(error)
         except Exception:
@@ -81,11 +84,17 @@ def _target(path: str, scope: Mapping[str, Any]) -> str:
     return f"{path}?{query}" if query else path
 
 
+class _Disconnected(DistaffError):
+    """The client has gone before its request was complete."""
+
+
 async def _body(receive: Receive) -> bytes:
-    """A request's whole body; raises ApiError, a 413."""
+    """A request's whole body; raises ApiError, a 413, and `_Disconnected`."""
     body = bytearray()
     while True:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _Disconnected
         body += message.get("body", b"")
         if len(body) > _MOST_BODY_BYTES:
             raise ApiError(413, "The request is too large.", code="request_too_large")

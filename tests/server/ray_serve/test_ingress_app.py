@@ -68,3 +68,10 @@ async def test_what_is_no_path_behind_the_prefix_is_not_found(rest: str) -> None
     start, body, _ = await asked.request("GET", f"/distaff{rest}", root_path="/distaff")
     assert start["status"] == 404 and b"Invalid URL" in body["body"]
     assert not asked.calls
+
+
+async def test_a_client_that_leaves_during_its_upload_is_not_served() -> None:
+    asked = Asked()
+    half = {"type": "http.request", "body": b'{"a"', "more_body": True}
+    assert not await asked.request("POST", "/v1/completions", [half, {"type": "http.disconnect"}])
+    assert not asked.calls
