@@ -31,7 +31,8 @@ class Call:
     """A client's request on its way to a replica.
 
     Attributes:
-      target: path and query, as the client sent them. headers: without those of the connection.
+      target: path and query, as the client sent them.
+      headers: the client's; each letter is one byte (Latin-1).
       marks: those of the stream that this call continues, joined by newlines; empty for a new one.
       avoid: replicas that were lost with this request, by id.
     """

@@ -92,7 +92,18 @@ class Loopback:
 def own(headers: Headers) -> list[tuple[str, str]]:
     """A client's headers for the server."""
     lower = ((name, value, name.lower()) for name, value in headers)
-    return [(n, v) for n, v, low in lower if low not in _CONNECTION and low not in _OURS]
+    return [(n, _to_send(v)) for n, v, low in lower if low not in _CONNECTION and low not in _OURS]
+
+
+def _to_send(value: str) -> str:
+    """The text that aiohttp, which writes UTF-8, sends as the value's bytes.
+
+    It cannot write bytes that are not UTF-8: those become the UTF-8 of the same letters in Latin-1.
+    """
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return value
 
 
 def _received(answer: aiohttp.ClientResponse) -> Headers:

@@ -119,6 +119,28 @@ async def test_a_closed_answer_aborts_the_sequence(server: Server, loopback: Loo
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.parametrize(
+    ("sent", "arrives"), [(b"caf\xc3\xa9", b"caf\xc3\xa9"), (b"caf\xe9", b"caf\xc3\xa9")]
+)
+async def test_headers_arrive_as_they_were_sent(sent: bytes, arrives: bytes) -> None:
+    """But for bytes that are not UTF-8."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 204 No Content\r\nx-own: %b\r\nconnection: close\r\n\r\n" % sent)
+        writer.close()
+
+    asked: list[bytes] = []
+    listening = await asyncio.start_server(answer, "127.0.0.1", 0)
+    loopback = Loopback(listening.sockets[0].getsockname()[1], KEY)
+    head, _ = await whole(loopback, Call("GET", "/", [("x-own", sent.decode("latin-1"))]))
+    await loopback.close()
+    listening.close()
+    await listening.wait_closed()
+    assert b"x-own: " + arrives + b"\r\n" in asked[0]
+    assert ("x-own", sent.decode("latin-1")) in head.headers
+
+
 CHUNK = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n"
 
 
