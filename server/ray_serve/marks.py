@@ -2,8 +2,8 @@
 
 `answering/resuming.py` writes them (docs/resuming.md): each group of bytes is followed by a comment with what
 another server needs to know that the client has had these bytes. So bytes are passed on only when their mark
-has come, and what a lost server had sent half is dropped: the next one sends it again. The bytes after the last
-mark, or all of a stream without marks, are passed on when the server has ended it.
+has come, and what a lost server had sent half is dropped: the next one sends it again. The bytes after the
+last mark, or all of a stream without marks, are passed on when the server has ended it.
 """
 
 import re
