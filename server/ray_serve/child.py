@@ -53,7 +53,7 @@ class ServerChild:
         """Waits for the end; returns the reason."""
         while not self.ended:
             await asyncio.sleep(_POLL_SECONDS)
-        await self._reading
+        await asyncio.shield(self._reading)
         return f"exit code {self._process.returncode}: {self._last_line or 'it gave no reason'}"
 
     async def stop(self) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import psutil
+import pytest
 
 from distaff.server.ray_serve.child import ServerChild
 
@@ -49,3 +50,13 @@ def test_a_server_does_not_outlive_the_process_that_started_it() -> None:
     parent.wait()
     parent.stdout.close()
     assert not wait_ended([server], 10)
+
+
+async def test_a_wait_that_is_given_up_does_not_spoil_the_next_one() -> None:
+    """A descendant may hold the log open for a while after the server has ended."""
+    child = ServerChild(["--slots", "none"], {})
+    await child.wait()
+    child._reading = asyncio.create_task(asyncio.sleep(0.5))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(child.wait(), 0.05)
+    assert (await child.wait()).startswith("exit code 2")
