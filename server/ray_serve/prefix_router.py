@@ -1,9 +1,11 @@
 """`PrefixRouter`: Ray Serve's interface for request routers, around a `Placement`.
 
 Ray Serve calls it in every process that calls replicas, tells it which replicas there are, and keeps a cache
-of how many requests each of them has. If the best replica has no room, the next in order is taken.
+of how many requests each of them has. An entry is valid for some seconds; replicas without one are asked
+before they are ordered. If the best replica has no room, the next in order is taken.
 """
 
+import math
 from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
@@ -28,7 +30,7 @@ class PrefixRouter(RequestRouter):
         """All replicas in the order in which they should be tried."""
         if not candidate_replicas:
             return []
-        loads = {replica.replica_id.unique_id: self._load(replica) for replica in candidate_replicas}
+        loads = await self._loads(candidate_replicas)
         call = _call_of(pending_request)
         key, avoid = (call.key, call.avoid) if call else (RoutingKey(), ())
         by_id = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
@@ -44,8 +46,15 @@ class PrefixRouter(RequestRouter):
         super().update_replicas(replicas)
         self._placement.keep([replica.replica_id.unique_id for replica in replicas])
 
-    def _load(self, replica: RunningReplica) -> float:
-        return (self.replica_queue_len_cache.get(replica.replica_id) or 0) / self._slots
+    async def _loads(self, replicas: list[RunningReplica]) -> dict[str, float]:
+        """Each replica's load by its id; infinite for one that does not say how many requests it has."""
+        counts = {each.replica_id: self.replica_queue_len_cache.get(each.replica_id) for each in replicas}
+        unknown = [each for each in replicas if counts[each.replica_id] is None]
+        for replica, count in await self._probe_queue_lens(unknown, 0):
+            counts[replica.replica_id] = count
+        return {
+            id.unique_id: math.inf if count is None else count / self._slots for id, count in counts.items()
+        }
 
 
 def _call_of(pending: PendingRequest | None) -> Call | None:
