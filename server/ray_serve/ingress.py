@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -37,10 +37,13 @@ class Ingress:
             yield await asyncio.wait_for(anext(answer), max(seconds, 0.0))
             async for piece in answer:
                 yield piece
+        except (
+            ReplicaLost,
+            RayTaskError,
+        ):  # raised by the replica itself; what is not ReplicaLost is a defect
+            raise
         except (TimeoutError, RayServeException) as error:
             raise NoReplica(f"no replica took the request: {error}") from error
-        except ReplicaLost:
-            raise
         except RayError as error:
             raise ReplicaLost(f"the replica is gone: {type(error).__name__}") from error
         finally:
@@ -51,4 +54,4 @@ class Ingress:
         asked = self._replicas.broadcast("metrics", headers)
         found = await asked.results_async(timeout_s=_METRICS_SECONDS, return_exceptions=True)
         texts = [each for each in found if not isinstance(each, BaseException)]
-        return merged({id: text for id, status, text in texts if status == 200})
+        return await asyncio.to_thread(merged, {id: text for id, status, text in texts if status == 200})
