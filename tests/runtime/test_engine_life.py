@@ -80,7 +80,7 @@ def hook(make_engine):
     collector.engine = make_engine(collector.receive)
     step_times = collector.engine._loop.scheduler.step_times
     # Steps are filled, whatever their times.
-    step_times.most_tokens = lambda decoding, waiting: None
+    step_times.most_tokens = lambda *_: None
     collector.engine.start()
     return collector
 

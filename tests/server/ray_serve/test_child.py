@@ -12,6 +12,9 @@ from distaff.server.ray_serve.child import ServerChild
 
 from ...processes import wait_ended
 
+# Another test of this process may have imported JAX, which an actor never does.
+pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")
+
 STARTS_ONE = """
 import asyncio, sys
 from distaff.server.ray_serve.child import ServerChild
