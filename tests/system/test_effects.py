@@ -284,6 +284,13 @@ def cache_hints(asker, draw):
     assert asker.metric("distaff_engine_kept_pages") > 0
 
 
+@law_of("priority")
+def priority(asker, draw):
+    """It decides who is served first (`tests/server/dispatch`), and not what is answered."""
+    body = base(draw)
+    assert asker.ask(body).ids == asker.ask(body | {"priority": draw(st.integers(-9, 9))}).ids
+
+
 @law_of("stream_options")
 def usage_in_streams(asker, draw):
     """Once at the end, or in every chunk up to then."""
