@@ -15,7 +15,7 @@ from sanic.response import BaseHTTPResponse
 
 from .answering.authorization import authorize
 from .answering.batch_lines import open_batches
-from .answering.context import ApiRequest, App, AppContext
+from .answering.context import TRACE_PARENT, ApiRequest, App, AppContext
 from .answering.cors import cors_headers
 from .answering.error_answer import error_answer, speaks_anthropic
 from .engine_client import EngineClient
@@ -127,10 +127,10 @@ async def _stamp(request: ApiRequest, response: BaseHTTPResponse) -> None:
     response.headers["openai-processing-ms"] = str(round((time.perf_counter() - request.started) * 1000))
     response.headers["openai-version"] = "2020-10-01"
     response.headers.update(_headers(request) | _rate_headers(request))
-    if request.span is not None:
-        response.headers["traceparent"] = request.span.header
-    if request.span is not None and not request.recorded:
-        request.span.end(response.status, str(response.status) if response.status >= 500 else None)
+    if (span := request.span) is not None:
+        response.headers[TRACE_PARENT] = span.header
+        if not request.recorded:
+            span.end(response.status, str(response.status) if response.status >= 500 else None)
     if context.draining:
         request.close_afterwards()
 

@@ -107,13 +107,16 @@ class CallRecord:
 
     @property
     def times(self) -> CallTimes:
-        """When it did what; it ends now if it has not ended."""
-        ended = time.perf_counter() if self._ended is None else self._ended
-        return CallTimes(submitted=self._submitted, computed=self._computed, first=self._first, ended=ended)
+        """When it did what, once it is closed."""
+        assert self._ended is not None
+        return CallTimes(
+            submitted=self._submitted, computed=self._computed, first=self._first, ended=self._ended
+        )
 
     def _log(self, now: float) -> None:
         """One line of text; its values are keys of their own in JSON."""
-        first = None if self._first is None else round(self._first - self._started, 3)
+        seconds = self.first_token_seconds
+        first = None if seconds is None else round(seconds, 3)
         total, finish = round(now - self._started, 3), ",".join(self.reasons)
         request, *others = self._names.items()
         log.info(

@@ -26,8 +26,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from .call_record import CallTimes
 from .versions import own_version
 
-PARENT = "traceparent"
-"""The header of W3C's Trace Context (https://www.w3.org/TR/trace-context/), in requests and in answers."""
+_PARENT = "traceparent"
+"""The propagator's name for what the header of W3C's Trace Context says."""
 
 Attributes = Mapping[str, str | int | float | bool | list[str]]
 
@@ -57,7 +57,7 @@ class Traces:
           route: with placeholders for what varies; None for an unknown one.
           started: seconds of `time.perf_counter`.
         """
-        return RequestSpan(self._tracer, _PROPAGATOR.extract({PARENT: parent}), method, route, started)
+        return RequestSpan(self._tracer, _PROPAGATOR.extract({_PARENT: parent}), method, route, started)
 
     def close(self) -> None:
         """Exports what is left, for two seconds at most."""
@@ -85,7 +85,7 @@ class RequestSpan:
         _PROPAGATOR.inject(carrier, set_span_in_context(self._span))
         context = self._span.get_span_context()
         self.trace_id, self.span_id = format_trace_id(context.trace_id), format_span_id(context.span_id)
-        self.header = carrier[PARENT]
+        self.header = carrier[_PARENT]
 
     def describe(self, attributes: Attributes, name: str | None = None) -> None:
         """Adds attributes; changes the span's name."""

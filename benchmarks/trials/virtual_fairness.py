@@ -73,6 +73,7 @@ class World:
         scheduler.step_times.record_trial("decode", device.slots, device.decode)
         for size in _SIZES:
             scheduler.step_times.record_trial("mixed", size, device.seconds("mixed", size))
+        # This world stands in for the runner, with what the loop uses of it.
         self.loop = engine_loop.Loop(self, scheduler, self._receive)  # type: ignore[arg-type]
         self.state, self.ready_in = "ready", 0.0
         self.info = EngineInfo(
@@ -81,6 +82,7 @@ class World:
         self.stats = EngineStats(
             free_pages=_PAGES, total_pages=_PAGES, decode_seconds=device.decode, prompt_seconds=device.token
         )
+        # And for the engine client, likewise.
         self._handle = EngineHandle(0, self)  # type: ignore[arg-type]
         self.dispatcher = Dispatcher(
             [self._handle], Admission(max_wait=1e9), lambda: self.now, self.later, 1e9
@@ -150,19 +152,20 @@ class World:
             self.due, _, work = heapq.heappop(self._timers)
             work()
 
-    def ask(self, client: str, tokens: int, heard: Callable[[TokenEvent], None]) -> None:
-        """Submits a request with a fresh prompt; `heard` is called with each of its events."""
+    def ask(self, client: str, tokens: int, on_event: Callable[[TokenEvent], None]) -> None:
+        """Submits a request with a fresh prompt; `on_event` is called with each of its events."""
         prompt = tuple(random.choices(range(2, 900), k=_PROMPT))
         params = SamplingParams(max_tokens=tokens, seed=1, ignore_eos=True)
         request = Request(id=f"{client}{next(self._numbers)}", prompt=prompt, params=params, client=client)
         (stream,) = self.dispatcher.submit([request])
         put = stream.put
 
-        def hear(event: TokenEvent) -> None:
-            heard(event)
+        def pass_on(event: TokenEvent) -> None:
+            on_event(event)
             put(event)
 
-        stream.put = hear  # type: ignore[method-assign]
+        # The stream of one sequence, watched without reading it.
+        stream.put = pass_on  # type: ignore[method-assign]
 
 
 def once_a_second(world: World, seconds: float) -> list[float]:
@@ -173,10 +176,10 @@ def once_a_second(world: World, seconds: float) -> list[float]:
         begun, first = world.due, len(found)
         found.append(0.0)
 
-        def heard(event: TokenEvent) -> None:
+        def on_event(event: TokenEvent) -> None:
             found[first] = found[first] or world.now - begun
 
-        world.ask("B", 4, heard)
+        world.ask("B", 4, on_event)
 
     for second in range(round(seconds)):
         world.later(second + random.uniform(0.0, 0.5), ask)
@@ -186,19 +189,19 @@ def once_a_second(world: World, seconds: float) -> list[float]:
 
 def flood(world: World) -> list[int]:
     """Starts key A's streams, each again when it ends; the list's length is the number of tokens so far."""
-    heard_of_a: list[int] = []
+    tokens_of_a: list[int] = []
 
     def ask() -> None:
-        def heard(event: TokenEvent) -> None:
-            heard_of_a.append(1)
+        def on_event(event: TokenEvent) -> None:
+            tokens_of_a.append(1)
             if event.finish:
                 world.later(0.0, ask)
 
-        world.ask("A", 400, heard)
+        world.ask("A", 400, on_event)
 
     for _ in range(_MANY):
         world.later(0.0, ask)
-    return heard_of_a
+    return tokens_of_a
 
 
 def trial(device: Device, seconds: float) -> Table:

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from ..tracing import RequestSpan
 
 
-_PARENT = "traceparent"
+TRACE_PARENT = "traceparent"
+"""The header of W3C's Trace Context (https://www.w3.org/TR/trace-context/), in requests and in answers."""
 _TRACE_ID = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
-"""The header of W3C's Trace Context (https://www.w3.org/TR/trace-context/)."""
 
 LONGEST_NAME = 256
 """The most characters of a model's id that are repeated in every chunk of an answer."""
@@ -162,7 +162,7 @@ class ApiRequest(Request[App, SimpleNamespace]):
         """Its span, where requests are traced: of POST, once its route is known."""
         traces = self.app.ctx.settings.traces
         if self._span is None and traces is not None and self.method == "POST":
-            parent = self.headers.getone(_PARENT, "")
+            parent = self.headers.getone(TRACE_PARENT, "")
             self._span = traces.begin(parent, self.method, self.uri_template, self.started)
         return self._span
 
@@ -171,7 +171,7 @@ class ApiRequest(Request[App, SimpleNamespace]):
         """The trace that it belongs to, ours or the client's; empty if there is none."""
         if self.span is not None:
             return self.span.trace_id
-        found = _TRACE_ID.fullmatch(self.headers.getone(_PARENT, ""))
+        found = _TRACE_ID.fullmatch(self.headers.getone(TRACE_PARENT, ""))
         return found[1] if found else ""
 
     @property

@@ -82,10 +82,12 @@ class SubmittedCall:
 
     async def deltas(self) -> AsyncIterator[list[Delta] | None]:
         """The deltas of all choices, those of one event together; records them in the metrics."""
+        begun = False
         async for found in deltas(self.generation, self.choices, KEEP_ALIVE_SECONDS):
+            if found and not begun and not self.generation.replaying:
+                begun = True
+                self.record.record_output(self._waited(found[0].choice))
             for delta in found or ():
-                if not self.generation.replaying:
-                    self.record.record_output(self._waited(delta.choice))
                 if isinstance(delta, End):
                     self.record.ended(delta.reason)
             yield found

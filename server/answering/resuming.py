@@ -14,6 +14,7 @@ from dataclasses import replace
 from ...runtime.request import Request, TokenEvent
 from ..errors import ApiError, BadRequest
 from ..protocol.marks import Mark, Resumption, briefly, mark_of, read_marks
+from ..quotas.keys_file import digest_of
 from ..text.generation import Generation
 from .context import ApiRequest
 
@@ -72,7 +73,7 @@ async def take_marks(request: ApiRequest) -> None:
     if given is None:
         return
     expected = request.app.ctx.settings.resume_key
-    if expected is None or not hmac.compare_digest(_bytes(given), _bytes(expected)):
+    if expected is None or not hmac.compare_digest(digest_of(given), digest_of(expected)):
         raise ApiError(403, f"The {KEY_HEADER} header does not hold the key in this server's {VARIABLE}.")
     request.marked = True
     length = request.headers.getone(LENGTH_HEADER, None)
@@ -118,7 +119,3 @@ def _is_of(requests: Sequence[Request], choice: int, event: TokenEvent) -> bool:
         return False
     scored = requests[choice].params.logprobs is not None
     return event.token is None or scored == (event.logprobs is not None)
-
-
-def _bytes(key: str) -> bytes:
-    return key.encode("utf-8", "surrogateescape")

@@ -62,16 +62,15 @@ def trace_end(request: ApiRequest, record: CallRecord, error: BaseException | No
     """Ends the span of a call whose record is closed; `error` ended it before its head was sent."""
     if request.span is None:
         return
-    times = record.times
     said = {
         "gen_ai.usage.input_tokens": record.prompt_tokens,
         "gen_ai.usage.output_tokens": record.completion_tokens,
         "gen_ai.response.finish_reasons": record.reasons,
     }
-    if times.first is not None:
-        said["gen_ai.response.time_to_first_chunk"] = times.first - request.started
+    if record.first_token_seconds is not None:
+        said["gen_ai.response.time_to_first_chunk"] = record.first_token_seconds
     request.span.describe(said)
-    request.span.add_phases(times)
+    request.span.add_phases(record.times)
     request.span.end(_status(error), request.ending)
 
 

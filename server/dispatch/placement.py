@@ -43,8 +43,11 @@ class Placement:
             rooms = {handle: handle.spare(rank) for handle in shared if handle.has_slot(rank)}
             if not rooms:
                 return None
-            if rank[0] == background and (found := self._find(queue, rooms, shared, background)):
-                return found
+            if rank[0] != background:
+                continue
+            next_one = self._next_background(queue, rooms) if background else self._next(queue, rooms, shared)
+            if next_one is not None:
+                return next_one
         return None
 
     def exchange(self, shared: Sequence[EngineHandle]) -> tuple[TrackedSequence, TrackedSequence] | None:
@@ -74,15 +77,6 @@ class Placement:
                 if victim is not None:
                     return sequence, victim
         return None
-
-    def _find(
-        self,
-        queue: FairQueue[TrackedSequence],
-        rooms: dict[EngineHandle, float],
-        shared: Sequence[EngineHandle],
-        background: bool,
-    ) -> tuple[TrackedSequence, EngineHandle] | None:
-        return self._next_background(queue, rooms) if background else self._next(queue, rooms, shared)
 
     def _next(
         self,

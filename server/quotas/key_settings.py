@@ -111,4 +111,5 @@ def read_settings(words: Sequence[str]) -> dict[str, object]:
 
 def combined(common: Mapping[str, object], own: Mapping[str, object]) -> KeySettings:
     """A key's settings: its own, and where it has none, those of all keys."""
+    # Each value has its field's type: `_READERS` has made it.
     return KeySettings(**{**common, **own})  # type: ignore[arg-type]

@@ -37,11 +37,8 @@ class Ingress:
             yield await asyncio.wait_for(anext(answer), max(seconds, 0.0))
             async for piece in answer:
                 yield piece
-        except (
-            ReplicaLost,
-            RayTaskError,
-        ):  # raised by the replica itself; what is not ReplicaLost is a defect
-            raise
+        except (ReplicaLost, RayTaskError):
+            raise  # by the replica itself; what is not ReplicaLost is a defect
         except (TimeoutError, RayServeException) as error:
             raise NoReplica(f"no replica took the request: {error}") from error
         except RayError as error:

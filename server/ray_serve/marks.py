@@ -19,9 +19,8 @@ class MarkedStream:
     def __init__(self) -> None:
         self._marks: list[bytes] = []
         self._held = bytearray()
-        self._block = self._searched = (
-            0  # where the last block begins, and up to where its end was looked for
-        )
+        # Where the last block begins, and up to where its end was looked for.
+        self._block = self._searched = 0
 
     @property
     def marks(self) -> bytes:
