@@ -199,6 +199,7 @@ class Request:
       background: it runs only where other requests leave room, and makes way for them.
       priority: requests with a lower value are served earlier (vLLM's order), and others make way for them.
       weight: the client's part of what is shared, relative to those of other clients; greater than 0.
+      adapter: the id of the LoRA adapter that computes it; empty for the base model.
 
     The server sees to background, priority and weight. An engine, which receives no more requests than it has
     slots, only takes pages from the worst rank first.
@@ -217,6 +218,7 @@ class Request:
     background: bool = False
     priority: int = 0
     weight: float = 1.0
+    adapter: str = ""
 
     @property
     def rank(self) -> Rank:
