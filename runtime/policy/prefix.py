@@ -41,7 +41,8 @@ class PrefixCache:
         self._enabled = enabled
         self._host = host
         self.restored = 0
-        self._restored: list[tuple[int, np.ndarray]] = []
+        self._restored: dict[int, np.ndarray] = {}
+        """Page -> what it will have. A page of a plan that failed on the host can be restored again."""
         self._published: list[tuple[int, Content]] = []
         self._continued: OrderedDict[Digest, None] = OrderedDict()
         self._seen: OrderedDict[Digest, None] = OrderedDict()
@@ -97,7 +98,7 @@ class PrefixCache:
             waiting = [(page, content) for page, content in waiting if not self._host.has(content)]
             whole = len(waiting) // group * group
             saved, self._published = waiting[:whole], waiting[whole:]
-        restored, self._restored = self._restored, []
+        restored, self._restored = list(self._restored.items()), {}
         return Copies(restored, saved) if restored or saved else None
 
     def _restore(self, content: Content) -> int | None:
@@ -110,7 +111,7 @@ class PrefixCache:
         page = self._pages.allocate()
         assert page is not None
         self._pages.publish(page, content)
-        self._restored.append((page, copy))
+        self._restored[page] = copy
         self.restored += 1
         return page
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 from distaff.model.config import RopeScaling
 from distaff.runtime.device.settings import EngineSettings
 from distaff.runtime.engine import Engine
+from distaff.runtime.policy.host_pages import HostPages
+from distaff.runtime.policy.page_file import PageFile
 from distaff.runtime.policy.pages import PagePool
 from distaff.runtime.policy.prefix import PrefixCache
 from distaff.runtime.policy.sequence import Sequence
@@ -208,3 +211,18 @@ def test_every_miss_has_a_reason(story):
         sequence.computed = min(len(tokens), 2 * len(sequence.pages))
         prefix.publish(sequence)
         pool.release(sequence.pages)
+
+
+def test_a_page_that_is_restored_twice_before_a_step_is_copied_once(tmp_path):
+    """A plan that fails on the host leaves its copies to the next one, which may use its page again."""
+    with (tmp_path / "pages").open("w+b") as file:
+        host, pool = HostPages(PageFile(file.fileno(), "model"), 4, 2, 1), PagePool(1)
+        prefix = PrefixCache(pool, 2, host=host)
+        for number in (1, 2):
+            sequence = Sequence(Request(id=str(number), prompt=(number,) * 3), 0, 100, number, [number] * 3)
+            prefix.reuse_pages(sequence)
+            host.keep([sequence.contents[0]], [np.full((1, 1), number, np.uint8)])
+            prefix.reuse_pages(again := Sequence(sequence.request, 0, 100, number, [number] * 3))
+            pool.release(again.pages)
+        copies = prefix.take_copies()
+    assert copies is not None and [(page, copy.tolist()) for page, copy in copies.restored] == [(1, [2])]
