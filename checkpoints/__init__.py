@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .files import Progress as Progress
     from .generation import GenerationDefaults as GenerationDefaults
     from .grammars.matching import GrammarCompiler as GrammarCompiler
+    from .modules import load_model as load_model
+    from .modules import save_model as save_model
     from .reading import load_parameters as load_parameters
     from .reading import open_checkpoint as open_checkpoint
     from .reading import with_own_bits as with_own_bits
@@ -37,6 +39,8 @@ _HOMES = {
     "GenerationDefaults": "generation",
     "GrammarCompiler": "grammars.matching",
     "Checkpoint": "checkpoint",
+    "load_model": "modules",
+    "save_model": "modules",
     "load_parameters": "reading",
     "open_checkpoint": "reading",
     "with_own_bits": "reading",

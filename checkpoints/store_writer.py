@@ -25,7 +25,7 @@ from .reading import open_checkpoint
 from .store.manifest import MANIFEST_FILE, WEIGHTS_FOLDER, FileRecord, Manifest, TensorRecord, read_manifest
 from .store.slabs import cut, slabs_for
 from .store.store import group_of, inner_name
-from .tokenizer import load_tokenizer
+from .tokenizer import ChatTokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +54,26 @@ def convert(
     errors = RoundingErrors()
     if isinstance(checkpoint, QuantizedCheckpoint):
         checkpoint.errors = errors
+    write_store(checkpoint, load_tokenizer(source), destination, progress, generation)
+    for line in errors.lines():
+        log.info("%s", line)
+
+
+def write_store(
+    checkpoint: Checkpoint,
+    tokenizer: ChatTokenizer,
+    destination: Path,
+    progress: Progress | None = None,
+    generation: GenerationDefaults | None = None,
+) -> None:
+    """As `convert`, of an opened checkpoint, with this tokenizer beside it."""
     if destination.exists():
         _check_same(destination, checkpoint)
         return
     partial = destination.with_name(destination.name + ".partial")
     groups = _begin(partial, checkpoint)
     tensors = _write_weights(partial, checkpoint, groups, progress)
-    load_tokenizer(source).save(partial)
+    tokenizer.save(partial)
     write_whole(partial / GENERATION_FILE, (generation or checkpoint.generation).to_json())
     (partial / _RESUME_FILE).unlink()
     manifest = Manifest(
@@ -73,8 +86,6 @@ def convert(
     sync_tree(partial)
     partial.replace(destination)
     sync_folder(destination.parent)
-    for line in errors.lines():
-        log.info("%s", line)
 
 
 def _check_same(destination: Path, checkpoint: Checkpoint) -> None:

@@ -98,7 +98,7 @@ class Transformer(Linears):
             self.add("head", (config.width, config.vocabulary), dtype=dtype)
         self.config = config
 
-    def __call__(self, tokens_T: jax.Array, cache: Cache, batch: Batch) -> tuple[jax.Array, Cache]:
+    def hidden(self, tokens_T: jax.Array, cache: Cache, batch: Batch) -> tuple[jax.Array, Cache]:
         """Runs a step's tokens through all layers.
 
         Args:

@@ -144,4 +144,4 @@ def _hidden(model: Transformer, tokens_T: jax.Array, length: jax.Array, cache_dt
     )
     config = share_config(model.config, model.target.shards)
     cache = create_cache(config, pages + 1, _PAGE, cache_dtype, model.target.kernels.zeros)
-    return model(tokens_T, cache, batch)[0]
+    return model.hidden(tokens_T, cache, batch)[0]

@@ -232,7 +232,7 @@ class Driver:
         self, leaves: tuple[jax.Array, ...], cache: Cache, tokens_T: jax.Array, batch: Batch
     ) -> tuple[jax.Array, Cache]:
         model = self.skeleton.merge(leaves)
-        hidden_TD, cache = model(tokens_T, cache, batch)
+        hidden_TD, cache = model.hidden(tokens_T, cache, batch)
         return model.logits(hidden_TD), cache
 
     def start(self, row: int, prompt_length: int) -> None:

@@ -91,7 +91,7 @@ def lower(
 
     def step(leaves, cache, tokens_T, batch):
         model = skeleton.merge(leaves)
-        hidden_TD, cache = model(tokens_T, cache, batch)
+        hidden_TD, cache = model.hidden(tokens_T, cache, batch)
         return model.logits(hidden_TD), cache
 
     device = DEVICES[platform]

@@ -153,7 +153,7 @@ def costs(config: ModelConfig, tokens: int) -> dict[str, float]:
 
     def forward(leaves, cache, tokens_T, batch):
         model = skeleton.merge(leaves)
-        hidden_TD, cache = model(tokens_T, cache, batch)
+        hidden_TD, cache = model.hidden(tokens_T, cache, batch)
         return model.logits(hidden_TD), cache
 
     lowered = jax.jit(forward, donate_argnums=1).lower(leaves, (pool,) * config.layers, ids, batch)
