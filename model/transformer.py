@@ -5,6 +5,7 @@ through `Skeleton`, which takes the parameters as a flat tuple of arrays, becaus
 flat tuple is tens of times cheaper than with a module. The code computes one device's share (`sharding.py`).
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +34,10 @@ from .target import Target
 
 Leaf = jax.Array | tuple[jax.Array, ...]
 """A parameter, or a layer's unstacked experts (see `Skeleton.flatten`)."""
+
+AfterLayer = Callable[[int, jax.Array], jax.Array]
+"""Receives a layer's number, from 0, and the residual stream `[T, D]` after it; returns the stream with which
+the next layer continues."""
 
 
 class Layer(nnx.Module):
@@ -98,12 +103,15 @@ class Transformer(Linears):
             self.add("head", (config.width, config.vocabulary), dtype=dtype)
         self.config = config
 
-    def hidden(self, tokens_T: jax.Array, cache: Cache, batch: Batch) -> tuple[jax.Array, Cache]:
+    def hidden(
+        self, tokens_T: jax.Array, cache: Cache, batch: Batch, after_layer: AfterLayer | None = None
+    ) -> tuple[jax.Array, Cache]:
         """Runs a step's tokens through all layers.
 
         Args:
           tokens_T: i32 `[T]`, ids below V.
           cache: the pools before the step. batch: where the tokens are.
+          after_layer: is called after each layer; None changes nothing.
 
         Returns:
           Final hidden states `[T, D]`, normalised, and the pools after the step.
@@ -114,8 +122,9 @@ class Transformer(Linears):
         rotary = rotary_tables(self.config, batch.positions_T, batch.lengths_T)
         pools = []
         with self._precision():
-            for layer, pool in zip(self.layers, cache, strict=True):
+            for number, (layer, pool) in enumerate(zip(self.layers, cache, strict=True)):
                 x_TD, pool = _traced_once(*nnx.split(layer), x_TD, pool, batch, rotary)
+                x_TD = x_TD if after_layer is None else after_layer(number, x_TD)
                 pools.append(pool)
         rms_norm = self.target.kernels.rms_norm
         return rms_norm(x_TD, self.norm[...], self.config.norm_epsilon), tuple(pools)
@@ -171,6 +180,7 @@ class Skeleton:
       config: of the model. target: what it is built for.
       names: the parameters' names, in the order of the flat tuple: those of `parameters.parameter_shapes`,
         except for joined ones (see `joining.py`).
+      after_layer: what a step does after each layer, see `Transformer.hidden`; None: nothing.
     """
 
     config: ModelConfig
@@ -178,6 +188,7 @@ class Skeleton:
     names: tuple[str, ...]
     _graph: nnx.GraphDef[Transformer]
     _tree: Any
+    after_layer: AfterLayer | None = None
 
     @classmethod
     def of(cls, config: ModelConfig, target: Target | None = None) -> "Skeleton":

@@ -14,18 +14,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .async_llm import AsyncLLM as AsyncLLM
     from .device.settings import EngineSettings as EngineSettings
     from .engine import Engine as Engine
     from .llm import LLM as LLM
-    from .llm import Completion as Completion
     from .request import Request as Request
     from .request import SamplingParams as SamplingParams
     from .request import TokenEvent as TokenEvent
+    from .texts import Completion as Completion
+    from .texts import Score as Score
 
 _HOMES = {
     "Engine": ".engine",
     "LLM": ".llm",
-    "Completion": ".llm",
+    "AsyncLLM": ".async_llm",
+    "Completion": ".texts",
+    "Score": ".texts",
     "Request": ".request",
     "SamplingParams": ".request",
     "TokenEvent": ".request",

@@ -4,12 +4,12 @@ It works with a model and token ids, without text, files or HTTP. One thread own
 After the start, another thread compiles the steps that the first requests do not need.
 """
 
-import contextlib
 import itertools
 import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as List
 from dataclasses import asdict, replace
 
 from jax.sharding import Mesh
@@ -17,13 +17,15 @@ from jax.sharding import Mesh
 from ..model.config import ModelConfig
 from ..model.rotary import is_long
 from ..model.sharding import create_mesh
+from ..model.transformer import AfterLayer
 from .device.assembly import assemble, shares_prefixes
 from .device.executables import CompilationCounter, Progress
-from .device.loading import Loading, Parameters
+from .device.loading import Loading, Parameters, laid_out
 from .device.runner import Followers
 from .device.settings import EngineSettings
 from .device.trials import decode_seconds, prompt_seconds
 from .event_queues import EventQueues
+from .generation import Generation
 from .loop import Events, Loop
 from .phases import Profiler
 from .policy.constraints import Grammars, create_matcher, no_grammars
@@ -49,6 +51,7 @@ class Engine:
       context: the longest sequence it serves, in tokens. slots: sequences that decode together.
       page_size: tokens per page. pages: of the KV pool, without the trash page.
       vocabulary: V. kernels: the `(operation, backend)` pairs in use.
+      event_queues: receive the events, if no `on_events` does.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Engine:
         followers: Followers | None = None,
         grammars: Grammars = no_grammars,
         page_file: PageFile | None = None,
+        after_layer: AfterLayer | None = None,
     ) -> None:
         """Sizes the KV pool; compiles nothing yet.
 
@@ -73,6 +77,7 @@ class Engine:
           followers: other processes that hold a part of the mesh (see `lockstep.py`).
           grammars: compiles the grammars of requests, if the settings allow grammars.
           page_file: where copies of full pages outlive the engine; None keeps none.
+          after_layer: see `Transformer.hidden`.
 
         Raises:
           ConfigError: settings that the model or machine does not support.
@@ -82,9 +87,9 @@ class Engine:
         if mesh is None:
             assert not isinstance(parameters, Loading), "parameters that are loading need a mesh"
             mesh = create_mesh(1, list(parameters["norm"].devices()))
-        runner = assemble(config, parameters, settings, mesh, followers, page_file)
+        runner = assemble(config, parameters, settings, mesh, followers, page_file, after_layer)
         shapes, pages = runner.shapes, runner.pages
-        self._config, self.vocabulary = config, config.vocabulary
+        self._config, self._settings, self.vocabulary = config, settings, config.vocabulary
         self.kernels = runner.kernels
         log.info("kernels: %s", ", ".join("=".join(pair) for pair in self.kernels))
         self.slots = shapes.slots
@@ -102,8 +107,8 @@ class Engine:
             host=runner.host_pages,
         )
         self._compilations = CompilationCounter()
-        self._event_queues = EventQueues()
-        self._loop = Loop(runner, scheduler, on_events or self._event_queues.deliver)
+        self.event_queues = EventQueues()
+        self._loop = Loop(runner, scheduler, on_events or self.event_queues.deliver)
         self._arrivals = itertools.count()
         self._compiler_stop = threading.Event()
         self._compiler = AwaitedThread("compilation", self._compile_rest, self._compiler_stop.set)
@@ -128,6 +133,24 @@ class Engine:
         """A scorer that shares the engine's weights; after `warm_up`."""
         runner = self._loop.runner
         return Scorer(runner.skeleton, runner.leaves, runner.mesh, runner.cache_dtype)
+
+    def edited(self, after_layer: AfterLayer) -> "Engine":
+        """Another engine, not warmed up, over the same weights, with a function that changes the stream.
+
+        Its pool has pages for two sequences of the longest length. After `warm_up` of this engine.
+        """
+        runner = self._loop.runner
+        shared = laid_out(runner.leaves, runner.dtype, runner.skeleton.target.quantization, runner.mesh)
+        pages = max(self.slots, 2 * -(-self.context // self.page_size))
+        settings = replace(self._settings, kv_pages=pages, context=self.context)
+        return Engine(
+            self._config,
+            shared,
+            settings,
+            mesh=runner.mesh,
+            grammars=self._grammars,
+            after_layer=after_layer,
+        )
 
     @property
     def slowest_step(self) -> float:
@@ -234,32 +257,31 @@ class Engine:
           InvalidRequest, NotReady: as in `submit`; the former also if an invalid parameter shows later.
           EngineFailed: the request failed.
         """
-        with self._submitted([request]):
-            yield from self._event_queues.read(request.id)
-
-    def generate(self, requests: Iterable[Request]) -> Iterator[list[TokenEvent]]:
-        """Submits all requests at once and yields the events of each, in the order of the requests.
-
-        Raises as `stream` does. Requests that still run when the iteration is left are aborted.
-        """
-        requests = list(requests)
-        with self._submitted(requests):
-            for request in requests:
-                yield list(self._event_queues.read(request.id))
-
-    @contextlib.contextmanager
-    def _submitted(self, requests: list[Request]) -> Iterator[None]:
-        opened: list[str] = []
+        self.event_queues.open(request.id)
         try:
-            for request in requests:
-                self._event_queues.open(request.id)
-                opened.append(request.id)
-                self.submit(request)
-            yield
+            self.submit(request)
+            yield from self.event_queues.read(request.id)
         finally:
-            for request_id in opened:
-                self.abort(request_id)
-                self._event_queues.close(request_id)
+            self.abort(request.id)
+            self.event_queues.close(request.id)
+
+    def generate(self, requests: Iterable[Request]) -> list[list[TokenEvent]]:
+        """Runs requests and returns the events of each, in the order of the requests. Raises as `stream`."""
+        return self.generation(list(requests)).run()
+
+    def generation(self, requests: List[Request]) -> Generation:
+        """The same, not begun: it can be stopped, and reports its progress.
+
+        Raises:
+          InvalidRequest: this engine can never serve one of them.
+        """
+        self.check(requests)
+        return Generation(self, self.event_queues, requests)
+
+    def check(self, requests: Iterable[Request]) -> None:
+        """Raises InvalidRequest if this engine can never serve one of the requests."""
+        for request in requests:
+            check(request, self.vocabulary, self.context)
 
     def _create_sequence(self, request: Request, arrival: int) -> Sequence:
         limit, params = check(request, self.vocabulary, self.context), request.params

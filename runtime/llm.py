@@ -1,20 +1,18 @@
 """The interface for scripts: a model by name, texts in, texts out. No server, no event loop.
 
-`LLM` combines the same parts as the server's engine process: a checkpoint, its tokenizer, an `Engine`. It is
-the only file of the runtime that imports checkpoints and handles text.
+`LLM` combines the same parts as the server's engine process: a checkpoint, its tokenizer, an `Engine`. With
+`texts.py` it is the only file of the runtime that imports checkpoints and handles text.
 """
 
-import itertools
-import operator
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import cast
 
 import numpy as np
 from jax.sharding import Mesh
-from rich.progress import track
+from rich.console import Console
+from rich.progress import Progress
 
 from ..checkpoints import (
     Checkpoint,
@@ -29,32 +27,11 @@ from ..checkpoints.sources import cache_folder
 from .compilation_cache import keep_compiled
 from .device.settings import EngineSettings, compute_dtype
 from .devices import claim_mesh
+from .edits import Edit, Edits, layer_of
 from .engine import Engine
 from .options import parse_kernels
-from .request import FinishReason, Request, SamplingParams, TokenEvent, TokenLogprobs
-
-Message = Mapping[str, object]
-"""A chat message: `{"role": ..., "content": ...}`."""
-Prompt = str | Sequence[int]
-"""A text, which is encoded with the tokenizer's special tokens, or token ids, which are used unchanged."""
-Conversation = Sequence[Message]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Completion:
-    """The continuation of a prompt.
-
-    Attributes:
-      text: the continuation. tokens: its ids, without the end token.
-      logprobs: one entry per token if `SamplingParams.logprobs` requests them, else empty.
-      finish: why it ended. prompt_tokens: the number of the prompt's ids.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    logprobs: tuple[TokenLogprobs, ...]
-    finish: FinishReason
-    prompt_tokens: int
+from .request import InvalidRequest, Request, SamplingParams
+from .texts import Completion, Conversation, Prompt, Score, Texts
 
 
 class LLM:
@@ -64,6 +41,7 @@ class LLM:
 
     Attributes:
       config: the model's sizes. tokenizer: its tokenizer and chat template. engine: the engine that runs it.
+      texts: from prompts to requests, and from events to completions.
     """
 
     def __init__(
@@ -111,9 +89,11 @@ class LLM:
         )
         path = resolve(model, revision=revision)
         checkpoint = open_checkpoint(path, quantize)
-        self.config, self._defaults = checkpoint.config, checkpoint.generation
+        self.config = checkpoint.config
         self.tokenizer = load_tokenizer(path, chat_template)
-        self._ids = itertools.count()
+        self.texts = Texts(self.tokenizer, checkpoint.generation)
+        self._edited: tuple[Edits, Engine] | None = None
+        self._editing = threading.Lock()
         devices = claim_mesh(mesh)
         self._start(with_own_bits(checkpoint, quantize, devices), settings, devices, dtype)
 
@@ -134,40 +114,44 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | None = None,
         *,
+        edit: Mapping[int, Edit] | None = None,
         progress: bool = True,
     ) -> list[Completion]:
-        """Continues prompts, together in one batch.
+        """Continues prompts: any number, in the order in which they are given.
+
+        Ctrl-C ends it early: it returns what there is, with `finish="interrupted"` where that is not all.
 
         Args:
           prompts: one prompt or several.
           params: for all of them; None for the model's own defaults.
+          edit: functions that change the residual stream after a layer (activation steering), by the layer's
+            number: 0 is the first, -1 the last. They are compiled into steps; those of the last call stay.
           progress: show a progress bar.
 
         Raises:
           InvalidRequest: a prompt is empty or too long. EngineFailed: the engine failed while it ran.
+          InvalidEdit: there is no such layer, or a function returns another shape or type.
         """
-        single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
-        several = cast(Sequence[Prompt], [prompts] if single else prompts)
-        ids = [self._encode(prompt) for prompt in several]
-        return self._run(ids, params, progress)
+        return self._run(
+            self.texts.requests(self.texts.encode_all(prompts), params), self.engine_with(edit), progress
+        )
 
     def chat(
         self,
         conversations: Conversation | Sequence[Conversation],
         params: SamplingParams | None = None,
         *,
+        edit: Mapping[int, Edit] | None = None,
         progress: bool = True,
     ) -> list[Completion]:
-        """Answers one conversation, or several together. Raises like `generate`, or TemplateError."""
-        single = isinstance(conversations[0], Mapping)
-        several = cast(Sequence[Conversation], [conversations] if single else conversations)
-        ids = [self._encode(conversation) for conversation in several]
-        return self._run(ids, params, progress)
+        """Answers one conversation or several; otherwise as `generate`. Raises TemplateError, too."""
+        requests = self.texts.requests(self.texts.encode_chats(conversations), params)
+        return self._run(requests, self.engine_with(edit), progress)
 
     def stream(self, prompt: Prompt | Conversation, params: SamplingParams | None = None) -> Iterator[str]:
         """Yields the continuation of a prompt, or the answer to a conversation, in pieces of text."""
         detokenizer = self.tokenizer.detokenizer()
-        for event in self.engine.stream(self._request(self._encode(prompt), params)):
+        for event in self.engine.stream(self.texts.requests([self.texts.encode(prompt)], params)[0]):
             if event.token is not None and (text := detokenizer.push(event.token)):
                 yield text
         if rest := detokenizer.flush():
@@ -179,10 +163,55 @@ class LLM:
 
     def logprobs(self, prompt: Prompt) -> np.ndarray:
         """Natural log-probability of each token except the first, given those before it: f32 `[T - 1]`."""
-        return self._scorer.logprobs(self._encode(prompt))
+        return self._scorer.logprobs(self.texts.encode(prompt))
+
+    def score(self, prompts: Sequence[Prompt], continuations: Sequence[Prompt]) -> list[Score]:
+        """How likely each continuation is after its prompt.
+
+        Prompt and continuation are encoded as one text, whose tokens are split where those of the prompt
+        alone end, as lm-evaluation-harness does. Token ids are joined as they are.
+
+        Raises:
+          InvalidRequest: a pair is too long, or one of its parts has no tokens, or their numbers differ.
+        """
+        if len(prompts) != len(continuations):
+            reason = f"{len(continuations)} continuations; expected {len(prompts)}, one for each prompt"
+            raise InvalidRequest(reason, "continuations")
+        pairs = [self.texts.joined(*pair) for pair in zip(prompts, continuations, strict=True)]
+        found = self._scorer.next_tokens([self._checked(tokens) for tokens, _ in pairs])
+        return [
+            Score(
+                tokens=tuple(tokens[start:]), logprobs=logprobs[start - 1 :], greedy=all(greedy[start - 1 :])
+            )
+            for (tokens, start), (logprobs, greedy) in zip(pairs, found, strict=True)
+        ]
+
+    def hidden(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        layers: Sequence[int] = (-1,),
+        *,
+        edit: Mapping[int, Edit] | None = None,
+    ) -> list[np.ndarray]:
+        """The residual stream of each prompt after some layers: f32 `[T, layers, D]`.
+
+        After layer n, it is what `model.layers[n]` returns: `hidden_states[n + 1]` of transformers, except
+        for the last layer, after which transformers has normalised it.
+
+        Args:
+          layers: 0 is the first, -1 the last. edit: as in `generate`.
+
+        Raises:
+          InvalidRequest: a prompt is empty or too long. InvalidEdit: as in `generate`.
+        """
+        ids = [self._checked(tokens) for tokens in self.texts.encode_all(prompts)]
+        numbers = tuple(layer_of(layer, self.config.layers) for layer in layers)
+        return self._scorer.residuals(ids, numbers, Edits.of(edit, self.config.layers) if edit else None)
 
     def close(self) -> None:
         """Ends the engine; running requests fail. Idempotent."""
+        if self._edited:
+            self._edited[1].stop()
         self.engine.stop()
 
     def __enter__(self) -> "LLM":
@@ -193,43 +222,29 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _encode(self, prompt: Prompt | Conversation) -> list[int]:
-        if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
-        if prompt and isinstance(prompt[0], Mapping):
-            return self.tokenizer.encode_chat(cast(list[Message], list(prompt)))
-        return [operator.index(token) for token in cast(Sequence[int], prompt)]
+    def engine_with(self, edit: Mapping[int, Edit] | None) -> Engine:
+        """The engine, or one with these edits."""
+        if not edit:
+            return self.engine
+        edits = Edits.of(edit, self.config.layers)
+        with self._editing:
+            if self._edited is None or self._edited[0] != edits:
+                if self._edited:
+                    self._edited[1].stop()
+                    self._edited = None
+                engine = self.engine.edited(edits)
+                engine.warm_up()
+                engine.start()
+                self._edited = edits, engine
+            return self._edited[1]
 
-    def _request(self, ids: Sequence[int], params: SamplingParams | None) -> Request:
-        params = params or self._default_params()
-        params = replace(params, stop_ids=(*params.stop_ids, *self._defaults.eos_ids))
-        return Request(id=str(next(self._ids)), prompt=tuple(ids), params=params)
+    def _run(self, requests: list[Request], engine: Engine, progress: bool) -> list[Completion]:
+        generation = engine.generation(requests)
+        with Progress(console=Console(stderr=True), disable=not progress) as shown:
+            task = shown.add_task("generating", total=len(requests))
+            events = generation.run(lambda: shown.advance(task))
+        return [self.texts.completion(*each) for each in zip(requests, events, strict=True)]
 
-    def _default_params(self) -> SamplingParams:
-        recommended = asdict(self._defaults)
-        del recommended["eos_ids"]
-        return SamplingParams(**{name: value for name, value in recommended.items() if value is not None})
-
-    def _run(
-        self, prompts: list[list[int]], params: SamplingParams | None, progress: bool
-    ) -> list[Completion]:
-        requests = [self._request(ids, params) for ids in prompts]
-        finished = self.engine.generate(requests)
-        if progress:
-            finished = track(finished, description="generating", total=len(requests))
-        return [self._fold(request, events) for request, events in zip(requests, finished, strict=True)]
-
-    def _fold(self, request: Request, events: list[TokenEvent]) -> Completion:
-        tokens = tuple(event.token for event in events if event.token is not None)
-        detokenizer = self.tokenizer.detokenizer()
-        text = "".join(map(detokenizer.push, tokens)) + detokenizer.flush()
-        entries = (event.logprobs for event in events if event.end is None)
-        finish = events[-1].finish
-        assert finish is not None
-        return Completion(
-            text=text,
-            tokens=tokens,
-            logprobs=tuple(entry for entry in entries if entry is not None),
-            finish=finish,
-            prompt_tokens=len(request.prompt),
-        )
+    def _checked(self, tokens: list[int]) -> list[int]:
+        self.engine.check([Request(id="", prompt=tuple(tokens), params=SamplingParams(max_tokens=None))])
+        return tokens

@@ -14,7 +14,7 @@ from ...model.config import ModelConfig
 from ...model.rotary import follows_length
 from ...model.sharding import pad_config
 from ...model.target import Target
-from ...model.transformer import Skeleton
+from ...model.transformer import AfterLayer, Skeleton
 from ..policy.host_pages import HostPages
 from ..policy.page_file import PageFile
 from .loading import Loading, Parameters, already_loaded
@@ -31,6 +31,7 @@ def assemble(
     mesh: Mesh,
     followers: Followers | None = None,
     page_file: PageFile | None = None,
+    after_layer: AfterLayer | None = None,
 ) -> Runner:
     """Sizes the KV pool and creates the runner; compiles nothing yet.
 
@@ -39,6 +40,7 @@ def assemble(
     Args:
       parameters: as for an `Engine`.
       page_file: for copies of pages; None without. Unused if no pages are shared, or by several processes.
+      after_layer: see `Transformer.hidden`.
 
     Raises:
       ConfigError: settings that the model or machine does not support.
@@ -48,6 +50,7 @@ def assemble(
     loading = parameters if isinstance(parameters, Loading) else already_loaded(parameters, mesh)
     dtype = cache_dtype(settings.kv_cache_dtype, loading.dtype)
     skeleton = Skeleton.of(config, Target.of(mesh, dict(settings.kernels), loading.quantization))
+    skeleton = replace(skeleton, after_layer=after_layer)
     invariant = skeleton.is_batch_invariant(loading.dtype)
     shapes = derive_shapes(config, settings, devices[0], invariant=invariant)
     padded = pad_config(config, mesh.size)

@@ -19,6 +19,7 @@ from ...model.config import ModelConfig
 from ...model.parameters import Quantization, stored_type
 from ...model.quantize import quantization_of
 from ...model.sharding import placements
+from ...model.transformer import Leaf, Skeleton
 from ..threads import Background
 from .memory import free_in_all
 
@@ -34,13 +35,14 @@ class Loading:
     Attributes:
       dtype: of the computation. quantization: of linear weights.
       free: bytes of the devices that will be free when all parameters are there.
-      wait: waits for them, once, and hands them over; raises what their loading raised.
+      leaves: waits for them, once, and lays them out as a network's flat tuple (see `Skeleton.flatten`);
+        raises what their loading raised.
     """
 
     dtype: jnp.dtype
     quantization: Quantization | None
     free: int
-    wait: Callable[[], dict[str, jax.Array]]
+    leaves: Callable[[Skeleton], tuple[Leaf, ...]]
 
 
 def start_loading(
@@ -58,8 +60,12 @@ def start_loading(
         for name, where in placements(config, mesh.size, quantization).items()
     )
     log.info("weights: %s, %.2f GB", quantization or dtype, size / 1e9)
+    loaded = Background("loading", load)
     return Loading(
-        dtype, quantization, max(1, free - size) if free else 0, Background("loading", load).result
+        dtype,
+        quantization,
+        max(1, free - size) if free else 0,
+        lambda skeleton: skeleton.flatten(loaded.result()),
     )
 
 
@@ -67,4 +73,16 @@ def already_loaded(parameters: Parameters, mesh: Mesh) -> Loading:
     """Parameters that are there; their mapping stays as it is."""
     left = [dict(parameters)]
     free = free_in_all(mesh.local_devices)
-    return Loading(parameters["norm"].dtype, quantization_of(parameters), free, left.pop)
+    return Loading(
+        parameters["norm"].dtype,
+        quantization_of(parameters),
+        free,
+        lambda skeleton: skeleton.flatten(left.pop()),
+    )
+
+
+def laid_out(
+    leaves: tuple[Leaf, ...], dtype: jnp.dtype, quantization: Quantization | None, mesh: Mesh
+) -> Loading:
+    """Parameters that another engine holds, as its network's flat tuple."""
+    return Loading(dtype, quantization, free_in_all(mesh.local_devices), lambda skeleton: leaves)

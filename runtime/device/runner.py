@@ -52,7 +52,7 @@ class Runner:
     """A model on a mesh of devices, with its KV pool and its compiled steps.
 
     Attributes:
-      skeleton, leaves, mesh, cache_dtype: what a `Scorer` of the same model needs.
+      skeleton, leaves, mesh, cache_dtype: what a `Scorer` of the same model needs. dtype: of the computation.
       shapes, pages: the sizes it is compiled for; the trash page not counted.
       kernels: the `(operation, backend)` pairs in use.
       host_pages: the copies of pages in host memory; None without.
@@ -84,7 +84,7 @@ class Runner:
         self.host_pages = host_pages
         self._multi_process = mesh.is_multi_process
         self.skeleton, self.mesh, self.cache_dtype = skeleton, mesh, cache_dtype
-        self._parameters = parameters
+        self._parameters, self.dtype = parameters, parameters.dtype
         self.leaves = skeleton.abstract(parameters.dtype)
         self._vocabulary = skeleton.config.vocabulary
         self.shapes = shapes
@@ -110,7 +110,7 @@ class Runner:
         allocation = Background("allocation", lambda: jax.block_until_ready(self._create_state()))
         # Several processes must launch their programs in one order: packing after the allocation.
         state = allocation.result() if self._multi_process else None
-        placing = Background("placing", lambda: self.skeleton.flatten(self._parameters.wait()))
+        placing = Background("placing", lambda: self._parameters.leaves(self.skeleton))
         self._abstract_state = jax.eval_shape(self._create_state)
         self._executables.compile(buckets, self.leaves, self._abstract_state, progress)
         if self.host_pages:

@@ -94,7 +94,7 @@ def make_step(skeleton: Skeleton, bucket: Bucket, shapes: Shapes) -> Step:
         token_T = fields["token"]
         token_T = jnp.where(token_T < 0, state.last_S.at[slot_T].get(mode="clip"), token_T)
         state = state if bucket.plain else _count(state, slot_T, token_T, fields["counted"])
-        hidden_TD, cache = model.hidden(token_T, state.cache, batch)
+        hidden_TD, cache = model.hidden(token_T, state.cache, batch, skeleton.after_layer)
         state = state._replace(cache=cache)
         state = _mark_broken(state, layout, fields, slot_T, hidden_TD, batch.entries_T)
         last_BD = hidden_TD.at[fields["last"]].get(mode="fill", fill_value=0) if bucket.tiled else hidden_TD

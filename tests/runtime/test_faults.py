@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from distaff.runtime.device import packing, readout
 from distaff.runtime.device.readout import InFlightStep
 from distaff.runtime.device.runner import Runner
+from distaff.runtime.engine import Engine
 from distaff.runtime.loop import Loop
 from distaff.runtime.policy.drafts import Drafter
 from distaff.runtime.policy.output_processor import OutputProcessor
@@ -19,7 +20,7 @@ from distaff.runtime.policy.prefix import PrefixCache
 from distaff.runtime.policy.scheduler import Scheduler
 from distaff.runtime.policy.scores import PromptScores
 from distaff.runtime.policy.sequence import Plan, Row, Sequence, SequenceFault
-from distaff.runtime.request import EngineFailed, TokenEvent
+from distaff.runtime.request import EngineFailed, Request, TokenEvent
 
 from .policy.simulation import SimulatedRunner, alone, make_sequence
 from .tiny import EventCollector, ModuloGrammar, ask, assert_greedy, tokens_of
@@ -70,6 +71,13 @@ BAD = {
 }
 
 
+def submit(engine: Engine, requests: list[Request]) -> None:
+    """Submits requests; their events can be read one after the other."""
+    for request in requests:
+        engine.event_queues.open(request.id)
+        engine.submit(request)
+
+
 @pytest.mark.parametrize("stage", BAD)
 def test_a_failing_sequence_fails_alone(make_engine, monkeypatch, stage):
     """At any stage: it receives the reason, the others receive the reference's tokens; nothing leaks, and the
@@ -82,14 +90,12 @@ def test_a_failing_sequence_fails_alone(make_engine, monkeypatch, stage):
     bad = type(bad)(id="bad", prompt=(197, *bad.prompt[1:]), params=bad.params)
     good = [ask(f"good{n}", 5 + 20 * n, max_tokens=20, grammar="2,30" if n == 1 else None) for n in range(4)]
     good.append(ask("good logprobs", 9, max_tokens=20, logprobs=2, presence_penalty=0.5))
-    with engine._submitted([good[0], bad, *good[1:]]):
-        with pytest.raises(EngineFailed, match="request bad: ValueError: sabotage"):
-            list(engine._event_queues.read("bad"))
-        for request in good:
-            tokens = [
-                event.token for event in engine._event_queues.read(request.id) if event.token is not None
-            ]
-            assert_greedy(request, tokens)
+    submit(engine, [good[0], bad, *good[1:]])
+    with pytest.raises(EngineFailed, match="request bad: ValueError: sabotage"):
+        list(engine.event_queues.read("bad"))
+    for request in good:
+        tokens = [event.token for event in engine.event_queues.read(request.id) if event.token is not None]
+        assert_greedy(request, tokens)
     assert engine.alive
     again = ask("again", 30, max_tokens=5)
     (events,) = engine.generate([again])
@@ -136,10 +142,10 @@ def test_every_request_ends_with_a_failing_engine(make_engine, monkeypatch):
 
     requests = [ask(f"r{n}", 4, max_tokens=2) for n in range(3)]
     monkeypatch.setattr(OutputProcessor, "process", half)
-    with engine._submitted(requests):
-        for request in requests:
-            with pytest.raises(EngineFailed, match="RuntimeError: the output processor is lost"):
-                list(engine._event_queues.read(request.id))
+    submit(engine, requests)
+    for request in requests:
+        with pytest.raises(EngineFailed, match="RuntimeError: the output processor is lost"):
+            list(engine.event_queues.read(request.id))
 
 
 def test_only_requests_of_a_failed_engine_are_lost(make_engine, monkeypatch):

@@ -110,7 +110,7 @@ def test_the_example_runs() -> None:
 def test_silence_samples_as_the_checkpoint_recommends(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every field of the recommendation is one of the request's."""
     stated = dict(temperature=0.5, top_p=0.9, top_k=7, min_p=0.1, repetition_penalty=1.2)
-    monkeypatch.setattr(llm, "_defaults", replace(llm._defaults, **stated))
-    params = llm._request([1], None).params
+    monkeypatch.setattr(llm.texts, "defaults", replace(llm.texts.defaults, **stated))
+    params = llm.texts.requests([[1]], None)[0].params
     assert {name: getattr(params, name) for name in stated} == stated
-    assert llm._request([1], GREEDY).params.repetition_penalty == 1.0
+    assert llm.texts.requests([[1]], GREEDY)[0].params.repetition_penalty == 1.0
