@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .generation import GenerationDefaults as GenerationDefaults
     from .grammars.matching import GrammarCompiler as GrammarCompiler
     from .modules import load_model as load_model
+    from .modules import save_description as save_description
     from .modules import save_model as save_model
     from .reading import load_parameters as load_parameters
     from .reading import open_checkpoint as open_checkpoint
@@ -40,6 +41,7 @@ _HOMES = {
     "GrammarCompiler": "grammars.matching",
     "Checkpoint": "checkpoint",
     "load_model": "modules",
+    "save_description": "modules",
     "save_model": "modules",
     "load_parameters": "reading",
     "open_checkpoint": "reading",

@@ -21,7 +21,8 @@ from ..model.sharding import copies, pad_config
 from .errors import CheckpointError
 from .files import Progress
 from .generation import GenerationDefaults
-from .huggingface.folder_writing import write_folder
+from .huggingface.config_writing import config_json
+from .huggingface.folder_writing import write_description, write_folder
 from .reading import NONE, load_parameters, open_checkpoint
 from .sources import resolve
 from .store_writer import write_store
@@ -89,6 +90,22 @@ def save_model(
     if path is None:
         raise CheckpointError(f"{destination}: a store needs a tokenizer; expected the model's source")
     write_store(checkpoint, load_tokenizer(path), Path(destination))
+
+
+def save_description(model: CausalLM, folder: str | Path, source: str | Path) -> None:
+    """Writes a model's config.json, end tokens and tokenizer to a folder, for checkpoints that Orbax writes.
+
+    Args:
+      folder: is created if needed. source: the model whose tokenizer and end tokens belong to it.
+
+    Raises:
+      CheckpointError: the source cannot be read. ConfigError: no model of transformers computes it.
+    """
+    path = resolve(str(source))
+    generation = open_checkpoint(path).generation
+    config = config_json(model.config, model.parameters()["norm"].dtype.name, generation.eos_ids)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_description(Path(folder), config, generation, load_tokenizer(path))
 
 
 class ModuleCheckpoint:

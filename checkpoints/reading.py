@@ -30,7 +30,7 @@ from ..model.parameters import (
 from .casting import cast
 from .checkpoint import Checkpoint
 from .errors import SourceNotFound, not_finite
-from .files import Progress
+from .files import INDEX_FILE, SINGLE_FILE, Progress
 from .quantizing.floating import Fp8Checkpoint
 from .quantizing.grouped import GroupedCheckpoint
 from .quantizing.quantized import QuantizedCheckpoint
@@ -126,7 +126,12 @@ def _open(path: Path, quantize: str | None) -> Checkpoint:
         return Store(path)
     if path.is_dir():
         from .huggingface.huggingface_folder import HuggingFaceFolder
+        from .training.orbax_item import find_item
+        from .training.training_folder import TrainingFolder
 
+        weights = any((path / name).exists() for name in (SINGLE_FILE, INDEX_FILE))
+        if not weights and (item := find_item(path)):
+            return TrainingFolder(path, item)
         folder = HuggingFaceFolder(path, as_is=quantize == AS_IS)
         own = quantize in (None, AS_IS) or _is_already(folder.quantization, quantize)
         return folder if own or folder.quantization is None else folder.widened()

@@ -4,7 +4,7 @@ Events of the engine go to the loop that waits for them. What takes long without
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
 import numpy as np
 
@@ -66,7 +66,7 @@ class AsyncLLM:
 
     async def stream(
         self, prompt: Prompt | Conversation, params: SamplingParams | None = None
-    ) -> AsyncIterator[str]:
+    ) -> AsyncGenerator[str]:
         """See `LLM.stream`."""
         (request,) = self.llm.texts.requests([self.llm.texts.encode(prompt)], params)
         detokenizer = self.llm.tokenizer.detokenizer()

@@ -63,6 +63,7 @@ ARROWS = {
     "checkpoints/gguf": {"model", "checkpoints", "checkpoints/tokenization", "checkpoints/quantizing"},
     "checkpoints/quantizing": {"model", "checkpoints", "checkpoints/store"},
     "checkpoints/store": {"model", "checkpoints"},
+    "checkpoints/training": {"model", "checkpoints", "checkpoints/huggingface"},
     "checkpoints/downloads": {"checkpoints"},
     "runtime/policy": {"model", "runtime/request"},
     "runtime/device": {

@@ -15,10 +15,10 @@ from ...model.parameters import parameter_shapes
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError
 from ..files import SINGLE_FILE, sync_folder, sync_tree, write_whole
-from ..generation import GENERATION_FILE
+from ..generation import GENERATION_FILE, GenerationDefaults
 from ..names import HUGGINGFACE, HUGGINGFACE_EXPERTS, HUGGINGFACE_QWEN_EXPERTS, origin_of
 from ..tokenizer import ChatTokenizer
-from .config_writing import config_json
+from .config_writing import Written, config_json
 
 _EXPERTS = {"mixtral": HUGGINGFACE_EXPERTS, "qwen3_moe": HUGGINGFACE_QWEN_EXPERTS}
 
@@ -35,8 +35,7 @@ def write_folder(checkpoint: Checkpoint, destination: Path, tokenizer: ChatToken
     if destination.exists():
         raise CheckpointError(f"{destination}: exists; expected a new name")
     tensors = dict(checkpoint.tensors())
-    ends = checkpoint.generation.eos_ids
-    config = config_json(checkpoint.config, tensors["norm"].dtype.name, ends)
+    config = config_json(checkpoint.config, tensors["norm"].dtype.name, checkpoint.generation.eos_ids)
     partial = destination.with_name(destination.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -44,13 +43,20 @@ def write_folder(checkpoint: Checkpoint, destination: Path, tokenizer: ChatToken
     shapes = parameter_shapes(checkpoint.config)
     named = dict(each for name, values in tensors.items() for each in _parts(table, name, values, shapes))
     save_file(named, partial / SINGLE_FILE, metadata={"format": "pt"})
-    write_whole(partial / "config.json", (json.dumps(config, indent=2) + "\n").encode())
-    write_whole(partial / GENERATION_FILE, checkpoint.generation.to_json())
-    if tokenizer is not None:
-        tokenizer.save(partial)
+    write_description(partial, config, checkpoint.generation, tokenizer)
     sync_tree(partial)
     partial.replace(destination)
     sync_folder(destination.parent)
+
+
+def write_description(
+    folder: Path, config: Written, generation: GenerationDefaults, tokenizer: ChatTokenizer | None
+) -> None:
+    """Writes everything but the weights to a folder: config.json, generation_config.json, the tokenizer."""
+    write_whole(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    write_whole(folder / GENERATION_FILE, generation.to_json())
+    if tokenizer is not None:
+        tokenizer.save(folder)
 
 
 def _parts(

@@ -1,5 +1,6 @@
 """The research API on the real model: by name, in batches, in pieces, in numbers, in an event loop too."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -96,15 +97,49 @@ def test_what_cannot_be_served_is_refused(llm: LLM) -> None:
     assert llm.generate("Water", GREEDY, progress=False)
 
 
+def run_example(name: str, *arguments: str) -> str:
+    """What a script of ours prints."""
+    example = Path(__file__).parents[2] / "examples" / name
+    command = [sys.executable, str(example), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_the_example_runs() -> None:
     """examples/research.py prints perplexities, and a scrambled sentence has the highest."""
-    example = Path(__file__).parents[2] / "examples" / "research.py"
-    done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    perplexities = [float(line.split()[0]) for line in lines[:3]]
+    out = run_example("research.py")
+    perplexities = [float(line.split()[0]) for line in out.splitlines()[:3]]
     assert perplexities[2] == max(perplexities) and min(perplexities) > 1
-    assert "Paris" in done.stdout
+    assert "Paris" in out
+
+
+def test_the_perplexity_of_a_file(tmp_path: Path) -> None:
+    """English has a lower one than the same words in another order."""
+    words = (Path(__file__).parents[2] / "docs" / "tracing.md").read_text().split()
+    found = []
+    for name, text in (("plain", words), ("sorted", sorted(words))):
+        (tmp_path / name).write_text(" ".join(text))
+        out = run_example("perplexity.py", str(tmp_path / name))
+        ((count, perplexity),) = re.findall(r"(\d+) tokens, perplexity (.*)\n", out)
+        assert int(count) > 700
+        found.append(float(perplexity))
+    assert 1 < found[0] < found[1]
+
+
+def test_a_probe_finds_the_layer_that_knows() -> None:
+    """Chance after the first layer, nearly always right in the middle."""
+    found = re.findall(r"after layer +(-?\d+): accuracy ([\d.]+)", run_example("linear_probe.py"))
+    accuracies = {int(layer): float(accuracy) for layer, accuracy in found}
+    assert accuracies[0] < 0.7 and accuracies[14] > 0.9
+
+
+def test_a_trained_model_is_asked_again(tmp_path: Path) -> None:
+    """The loss falls, and an engine reads the checkpoint that Orbax wrote."""
+    out = run_example("train.py", str(tmp_path / "trained"), "12")
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", out)]
+    assert losses[-1] < 0.1 * losses[0]
+    assert "trained: Arr, the capital of France be Paris" in out
 
 
 def test_silence_samples_as_the_checkpoint_recommends(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

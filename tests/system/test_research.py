@@ -119,7 +119,7 @@ def test_edits_are_compiled_once_and_kept_apart(small: LLM) -> None:
     """What changes nothing gives the same bits, and no edit finds the pages of another one."""
     compiled: list[str] = []
 
-    def count(event: str, seconds: float, **_: Any) -> None:
+    def count(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(event)
 
