@@ -17,7 +17,16 @@ from setuptools.errors import CompileError
 
 SOURCES = Path("model/kernels/native")
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno"]
-HANDLERS = ("handlers", "fp8_linear", "grouped_linear", "row_handlers", "draw", "experts", "zeros")
+HANDLERS = (
+    "handlers",
+    "fp8_linear",
+    "grouped_linear",
+    "row_handlers",
+    "draw",
+    "experts",
+    "zeros",
+    "adapters",
+)
 """The files of calls, which are the same for every instruction set."""
 SETS = {
     "x86_64": {

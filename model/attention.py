@@ -14,6 +14,7 @@ from flax import nnx
 from .cache import Batch, Pool, write_pages
 from .config import ModelConfig
 from .layers import Linears
+from .lora import Lora
 from .rotary import Rotary, rotate
 from .sharding import share_config
 from .target import Target
@@ -34,10 +35,12 @@ class Attention(Linears):
         self.window = None if layer in config.full_layers else config.window
         self.rotated = layer not in config.unrotated_layers
 
-    def __call__(self, x_TD: jax.Array, pool: Pool, batch: Batch, rotary: Rotary) -> tuple[jax.Array, Pool]:
+    def __call__(
+        self, x_TD: jax.Array, pool: Pool, batch: Batch, rotary: Rotary, lora: Lora | None = None
+    ) -> tuple[jax.Array, Pool]:
         """Returns the layer's `[T, D]` and the pool with this step's keys and values."""
         tokens = batch.tokens
-        q_TNH, k_TKH, v_TKH = map(self._heads, self.columns(x_TD, tokens, _outputs(self.share)))
+        q_TNH, k_TKH, v_TKH = map(self._heads, self.columns(x_TD, tokens, _outputs(self.share), lora))
         if self.share.head_norms:
             q_TNH, k_TKH = self._normed(q_TNH, self.q_norm), self._normed(k_TKH, self.k_norm)
         if self.rotated:
@@ -46,7 +49,7 @@ class Attention(Linears):
         with jax.named_scope("attend"):
             q_TNH = self._scaled(q_TNH, rotary)
             out_TNH = self.target.kernels.attention(q_TNH, pool, batch, window=self.window)
-        return self.rows(out_TNH.reshape(x_TD.shape[0], -1), tokens, "o"), pool
+        return self.rows(out_TNH.reshape(x_TD.shape[0], -1), tokens, "o", lora), pool
 
     def _normed(self, x_TNH: jax.Array, scale: nnx.Param[jax.Array]) -> jax.Array:
         """Every head's RMSNorm (Dehghani et al. 2023, arXiv:2302.05442, with RMSNorm)."""

@@ -13,6 +13,7 @@ from flax import nnx
 
 from .config import ModelConfig
 from .joining import JOINED, parts_of
+from .lora import Lora
 from .parameters import Kind, is_fp8, is_grouped, kind_of
 from .quantize import GroupedWeight, quantize_linear
 from .sharding import pad_config, psum
@@ -74,37 +75,55 @@ class Linears(nnx.Module):
         return self.target.kernels.joined and len(set(map(self.kind, names))) == 1
 
     def columns(
-        self, x_TD: jax.Array, tokens: jax.Array, outputs: Mapping[str, int]
+        self, x_TD: jax.Array, tokens: jax.Array, outputs: Mapping[str, int], lora: Lora | None = None
     ) -> tuple[jax.Array, ...]:
         """This device's outputs `[T, F]` of each map, for complete inputs; only the first `tokens` count.
 
         outputs: the maps that `add_columns` has added, with the number F on this device.
+        lora: the adapters of this module.
         """
         joined = self._joins(outputs)
         names = (JOINED[tuple(outputs)],) if joined else tuple(outputs)
-        products = (y_TF.astype(x_TD.dtype) for y_TF in self.products(x_TD, tokens, *names))
+        products = (y_TF.astype(x_TD.dtype) for y_TF in self.products(x_TD, tokens, *names, lora=lora))
         found = tuple(map(self._biased, names, products))
         if not joined:
             return found
         *ends, _ = accumulate(outputs.values())
         return tuple(jnp.split(found[0], ends, axis=1))
 
-    def rows(self, x_TF: jax.Array, tokens: jax.Array, name: str) -> jax.Array:
+    def rows(self, x_TF: jax.Array, tokens: jax.Array, name: str, lora: Lora | None = None) -> jax.Array:
         """All outputs `[T, D]`: the sum of the devices' products with their own inputs; only the first
         `tokens` count."""
-        (product_TD,) = self.products(x_TF, tokens, name)
+        (product_TD,) = self.products(x_TF, tokens, name, lora=lora)
         return self._biased(name, psum(product_TD.astype(x_TF.dtype), self.target.shards))
 
-    def products(self, x_TD: jax.Array, rows: jax.Array | None, *names: str) -> tuple[jax.Array, ...]:
+    def products(
+        self, x_TD: jax.Array, rows: jax.Array | None, *names: str, lora: Lora | None = None
+    ) -> tuple[jax.Array, ...]:
         """This device's product with each map's weight, without bias, in f32; only the first `rows` count.
 
-        Maps of one kind share a call of a kernel.
+        Maps of one kind share a call of a kernel, and all of them one for adapters.
         """
         found: dict[str, jax.Array] = {}
         for kind in dict.fromkeys(map(self.kind, names)):
             alike = [name for name in names if self.kind(name) == kind]
             found |= zip(alike, self._products_of_a_kind(x_TD, rows, alike), strict=True)
+        if lora is not None:
+            self._adapt(x_TD, rows, found, lora)
         return tuple(found[name] for name in names)
+
+    def _adapt(
+        self, x_TD: jax.Array, rows: jax.Array | None, found: dict[str, jax.Array], lora: Lora
+    ) -> None:
+        """Adds the products with the tokens' adapters; those of joined maps come one after another."""
+        parts = [part for name in found for part in parts_of(name)]
+        stacks = [lora.stacks[part] for part in parts]
+        added = self.target.kernels.adapters(x_TD, lora.index_T, *stacks, rows=rows)
+        by_part = dict(zip(parts, added, strict=True))
+        for name, product_TF in found.items():
+            own = [by_part[part] for part in parts_of(name)]
+            low_TF = own[0] if len(own) == 1 else jnp.concatenate(own, axis=1)
+            found[name] = product_TF + low_TF[:, : product_TF.shape[1]]
 
     def _products_of_a_kind(
         self, x_TD: jax.Array, rows: jax.Array | None, names: Sequence[str]
@@ -144,7 +163,7 @@ class FeedForward(Linears):
         self.add("down", (inner, width), dtype=dtype, bias=bias)
         self.inner = pad_config(config, target.shards).feed_forward // target.shards
 
-    def __call__(self, x_TD: jax.Array, tokens: jax.Array) -> jax.Array:
-        """Maps `[T, D]` to `[T, D]`; only the first `tokens` count."""
-        gate_TF, up_TF = self.columns(x_TD, tokens, {"gate": self.inner, "up": self.inner})
-        return self.rows(jax.nn.silu(gate_TF) * up_TF, tokens, "down")
+    def __call__(self, x_TD: jax.Array, tokens: jax.Array, lora: Lora | None = None) -> jax.Array:
+        """Maps `[T, D]` to `[T, D]`; only the first `tokens` count. `lora`: the adapters of its maps."""
+        gate_TF, up_TF = self.columns(x_TD, tokens, {"gate": self.inner, "up": self.inner}, lora)
+        return self.rows(jax.nn.silu(gate_TF) * up_TF, tokens, "down", lora)

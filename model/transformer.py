@@ -26,6 +26,7 @@ from .kernels.panels import PANEL, unpack_grouped_rows, unpack_rows
 from .kernels.registry import NATIVE
 from .layers import FeedForward, Linears
 from .layout import EMBEDDING, Form, form_of
+from .lora import Lora
 from .moe import MixtureOfExperts
 from .parameters import has_embedding, has_head, parameter_shapes, stored_type
 from .rotary import Rotary, rotary_tables
@@ -55,16 +56,22 @@ class Layer(nnx.Module):
         self.rms_norm, self.epsilon = target.kernels.rms_norm, config.norm_epsilon
         self.scale = config.residual_scale
 
-    def __call__(self, x_TD: jax.Array, pool: Pool, batch: Batch, rotary: Rotary) -> tuple[jax.Array, Pool]:
-        """Returns the residual stream `[T, D]` and the layer's pool."""
+    def __call__(
+        self, x_TD: jax.Array, pool: Pool, batch: Batch, rotary: Rotary, lora: Lora | None = None
+    ) -> tuple[jax.Array, Pool]:
+        """Returns the residual stream `[T, D]` and the layer's pool. `lora`: the adapters of this layer."""
         with jax.named_scope("attention"):
             normed_TD = self.rms_norm(x_TD, self.attention_norm[...], self.epsilon)
-            out_TD, pool = self.attention(normed_TD, pool, batch, rotary)
+            own = None if lora is None else lora.within("attention")
+            out_TD, pool = self.attention(normed_TD, pool, batch, rotary, own)
             x_TD = x_TD + self._scaled(out_TD)
         with jax.named_scope("feed_forward"):
             normed_TD = self.rms_norm(x_TD, self.feed_forward_norm[...], self.epsilon)
-            mixture = isinstance(self.feed_forward, MixtureOfExperts)
-            out_TD = self.feed_forward(normed_TD, batch.positions_T >= 0 if mixture else batch.tokens)
+            if isinstance(self.feed_forward, MixtureOfExperts):
+                out_TD = self.feed_forward(normed_TD, batch.positions_T >= 0)
+            else:
+                own = None if lora is None else lora.within("feed_forward")
+                out_TD = self.feed_forward(normed_TD, batch.tokens, own)
             return x_TD + self._scaled(out_TD), pool
 
     def _scaled(self, out_TD: jax.Array) -> jax.Array:
@@ -79,13 +86,14 @@ def _traced_once(
     pool: Pool,
     batch: Batch,
     rotary: Rotary,
+    lora: Lora | None,
 ) -> tuple[jax.Array, Pool]:
     """Calls a layer through `jit`, so that layers of one shape are traced and lowered once instead of L
     times.
 
     For 30 layers that takes 0.1 s instead of 0.5 s per bucket at start-up; the compiled step is the same.
     """
-    return nnx.merge(graph, state)(x_TD, pool, batch, rotary)
+    return nnx.merge(graph, state)(x_TD, pool, batch, rotary, lora)
 
 
 class Transformer(Linears):
@@ -104,14 +112,19 @@ class Transformer(Linears):
         self.config = config
 
     def hidden(
-        self, tokens_T: jax.Array, cache: Cache, batch: Batch, after_layer: AfterLayer | None = None
+        self,
+        tokens_T: jax.Array,
+        cache: Cache,
+        batch: Batch,
+        after_layer: AfterLayer | None = None,
+        lora: Lora | None = None,
     ) -> tuple[jax.Array, Cache]:
         """Runs a step's tokens through all layers.
 
         Args:
           tokens_T: i32 `[T]`, ids below V.
           cache: the pools before the step. batch: where the tokens are.
-          after_layer: is called after each layer; None changes nothing.
+          after_layer: is called after each layer; None changes nothing. lora: the tokens' adapters.
 
         Returns:
           Final hidden states `[T, D]`, normalised, and the pools after the step.
@@ -123,7 +136,8 @@ class Transformer(Linears):
         pools = []
         with self._precision():
             for number, (layer, pool) in enumerate(zip(self.layers, cache, strict=True)):
-                x_TD, pool = _traced_once(*nnx.split(layer), x_TD, pool, batch, rotary)
+                own = None if lora is None else lora.within(f"layers.{number}")
+                x_TD, pool = _traced_once(*nnx.split(layer), x_TD, pool, batch, rotary, own)
                 x_TD = x_TD if after_layer is None else after_layer(number, x_TD)
                 pools.append(pool)
         rms_norm = self.target.kernels.rms_norm
@@ -149,14 +163,22 @@ class Transformer(Linears):
             return psum(unpack_rows(embed, place_T), shards)
         return psum(embed.at[place_T].get(mode="fill", fill_value=0), shards)
 
-    def logits(self, hidden_BD: jax.Array, rows: jax.Array | None = None) -> jax.Array:
+    def logits(
+        self, hidden_BD: jax.Array, rows: jax.Array | None = None, lora: Lora | None = None
+    ) -> jax.Array:
         """The logits of every next token: f32 `[B, V]`, whole on every device.
 
         Args:
           rows: i32 `[]`, only the logits of the first rows are needed; None for all.
+          lora: the adapters of these rows.
         """
         with jax.named_scope("head"), self._precision():
-            logits_BV = all_gather(self._scores(hidden_BD, rows), self.target.shards)
+            scores_BV = self._scores(hidden_BD, rows)
+            if lora is not None:
+                scores = {"head": scores_BV}
+                self._adapt(hidden_BD, rows, scores, lora)
+                scores_BV = scores["head"]
+            logits_BV = all_gather(scores_BV, self.target.shards)
             logits_BV = logits_BV[:, : self.config.vocabulary]
             divisor = self.config.logits_divisor
             return logits_BV if divisor == 1.0 else logits_BV / divisor

@@ -14,7 +14,9 @@ from dataclasses import asdict, replace
 
 from jax.sharding import Mesh
 
+from ..model.adapter import Adapter
 from ..model.config import ModelConfig
+from ..model.lora import InvalidAdapter
 from ..model.rotary import is_long
 from ..model.sharding import create_mesh
 from ..model.transformer import AfterLayer
@@ -28,6 +30,7 @@ from .event_queues import EventQueues
 from .generation import Generation
 from .loop import Events, Loop
 from .phases import Profiler
+from .policy.adapters import HostAdapter
 from .policy.constraints import Grammars, create_matcher, no_grammars
 from .policy.page_file import PageFile
 from .policy.pages import PagePool
@@ -105,7 +108,9 @@ class Engine:
             share=shares_prefixes(config, settings),
             speculate=settings.speculation,
             host=runner.host_pages,
+            adapters=shapes.adapters,
         )
+        self._adapters: dict[str, HostAdapter] = {}
         self._compilations = CompilationCounter()
         self.event_queues = EventQueues()
         self._loop = Loop(runner, scheduler, on_events or self.event_queues.deliver)
@@ -151,6 +156,28 @@ class Engine:
             grammars=self._grammars,
             after_layer=after_layer,
         )
+
+    def add_adapter(self, id: str, adapter: Adapter) -> None:
+        """Lets requests name an adapter; from any thread, at any time. A known id is ignored.
+
+        It is kept in host memory, and loaded onto the device when a sequence with it begins.
+
+        Args:
+          id: of these weights alone: pages of KV cache are shared between requests with the same one.
+
+        Raises:
+          InvalidAdapter: it does not belong to the model, or the settings have no room for it.
+        """
+        shapes = self._loop.runner.adapters
+        if shapes is None:
+            raise InvalidAdapter("the engine has no room for adapters; expected max_adapters of at least 1")
+        if id not in self._adapters:
+            shapes.check(adapter)
+            self._adapters[id] = HostAdapter(id, shapes.lay_out(adapter), frozenset(adapter.weights))
+
+    def remove_adapter(self, id: str) -> None:
+        """Refuses new requests with an adapter; those that it has go on with it. An unknown id is ignored."""
+        self._adapters.pop(id, None)
 
     @property
     def slowest_step(self) -> float:
@@ -285,6 +312,11 @@ class Engine:
 
     def _create_sequence(self, request: Request, arrival: int) -> Sequence:
         limit, params = check(request, self.vocabulary, self.context), request.params
+        adapter = self._adapters.get(request.adapter)
+        if request.adapter and adapter is None:
+            raise InvalidRequest(f"adapter {request.adapter!r} is not loaded", "adapter")
+        if adapter is not None:  # its keys are not those of the base model
+            request = replace(request, cache_salt=f"{request.cache_salt}\0adapter {adapter.id}")
         if is_long(self._config, len(request.prompt)):  # its keys are not those of a shorter prompt
             request = replace(request, cache_salt=f"{request.cache_salt}\0long")
         if params.scores_prompt and not self.scores:
@@ -301,6 +333,7 @@ class Engine:
             submitted=time.monotonic(),
             matcher=create_matcher(request, self._grammars),
             scores=PromptScores(len(request.prompt)) if scored else None,
+            adapter=adapter,
         )
 
     def _compile_rest(self) -> None:

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 _TARGETS = (
     "linear", "int8_linear", "fp8_linear", "grouped_linear", "attention", "row_sum", "rms_norm", "draw",
-    "experts", "zeros",
+    "experts", "zeros", "adapters",
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from ..cache import Batch, Pool
 from ..errors import ConfigError
 from ..quantize import GroupedWeight
+from .adapters import Stack
 from .draw import DrawSettings
 from .native_library import instruction_sets
 
@@ -86,6 +87,19 @@ class GroupedLinearKernel(Protocol):
 
     def __call__(
         self, x_TD: jax.Array, *weights: GroupedWeight, rows: jax.Array | None = None
+    ) -> tuple[jax.Array, ...]: ...
+
+
+class AdaptersKernel(Protocol):
+    """`(x @ down) @ up` with each row's own adapter, for each stack of adapters (see `adapters.Stack`): f32
+    `[T, F]`.
+
+    `index_T` i32 is an adapter's place in the stacks; -1 means none and gives zeros. `rows` as for
+    `LinearKernel`. For the backend `native`, stacks can be panels; the results then have F of whole panels.
+    """
+
+    def __call__(
+        self, x_TD: jax.Array, index_T: jax.Array, *stacks: Stack, rows: jax.Array | None = None
     ) -> tuple[jax.Array, ...]: ...
 
 
@@ -194,6 +208,10 @@ _BACKENDS: dict[str, dict[str, str]] = {
         "triton": "gpu.triton_grouped:grouped_linear",
         "native": "cpu.native_linear:grouped_linear",
     },
+    "adapters": {
+        "plain": "adapters:plain",
+        "native": "cpu.native_adapters:adapters",
+    },
     "rms_norm": {
         "plain": "rows:rms_norm",
         "native": "cpu.native_rows:rms_norm",
@@ -260,6 +278,7 @@ class Kernels:
     int8_linear: Int8LinearKernel
     fp8_linear: Fp8LinearKernel
     grouped_linear: GroupedLinearKernel
+    adapters: AdaptersKernel
     rms_norm: NormKernel
     row_sum: RowSumKernel
     draw: DrawKernel

@@ -4,13 +4,17 @@ Every process of a mesh must compute the same sizes, because they are part of th
 """
 
 import hashlib
+import logging
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from ...model.cache import page_bytes
 from ...model.config import ModelConfig
+from ...model.errors import ConfigError
+from ...model.lora import AdapterShapes
 from ...model.rotary import follows_length
 from ...model.sharding import pad_config
 from ...model.target import Target
@@ -22,6 +26,8 @@ from .memory import size_host_pages, size_pool
 from .processes import agree, minimum
 from .runner import Followers, Runner
 from .settings import EngineSettings, cache_dtype, derive_shapes
+
+log = logging.getLogger(__name__)
 
 
 def assemble(
@@ -51,12 +57,16 @@ def assemble(
     dtype = cache_dtype(settings.kv_cache_dtype, loading.dtype)
     skeleton = Skeleton.of(config, Target.of(mesh, dict(settings.kernels), loading.quantization))
     skeleton = replace(skeleton, after_layer=after_layer)
-    invariant = skeleton.is_batch_invariant(loading.dtype)
+    adapters = adapter_shapes(skeleton, settings, loading.dtype, mesh)
+    invariant = skeleton.is_batch_invariant(loading.dtype) and (adapters is None or adapters.in_panels)
     shapes = derive_shapes(config, settings, devices[0], invariant=invariant)
     padded = pad_config(config, mesh.size)
     if not isinstance(parameters, Loading) and mesh.is_multi_process:
         agree({"the digest of the weights": digest_of_replicated(parameters)})
     free, kv_pages = loading.free, settings.kv_pages
+    if adapters is not None:
+        log.info("adapters: %d of rank %d, %.0f MB", adapters.count, adapters.rank, adapters.nbytes / 1e6)
+        free = max(1, free - adapters.nbytes * len(devices)) if free else 0
     width, replicas = loading.dtype.itemsize, settings.replicas
     packed = settings.packed_pages
     pages = minimum(size_pool(padded, shapes, dtype, devices, kv_pages, replicas, free, width, packed))
@@ -66,7 +76,27 @@ def assemble(
         size, wanted = page_bytes(padded, shapes.page_size, dtype), settings.host_kv_pages
         most = size_host_pages(pages, size, devices[0], free, wanted, settings.replicas)
         host_pages = HostPages(page_file, most, shapes.page_size, size) if most else None
-    return Runner(skeleton, mesh, loading, shapes, pages, dtype, followers, host_pages)
+    return Runner(skeleton, mesh, loading, shapes, pages, dtype, followers, host_pages, adapters)
+
+
+def adapter_shapes(
+    skeleton: Skeleton, settings: EngineSettings, dtype: jnp.dtype, mesh: Mesh
+) -> AdapterShapes | None:
+    """The sizes of adapters on the device; None without.
+
+    Raises:
+      ConfigError: a size is not positive, or several processes share the mesh.
+    """
+    count, rank = settings.max_adapters, settings.max_adapter_rank
+    if not count:
+        return None
+    if count < 0 or rank < 1:
+        raise ConfigError(f"max_adapters is {count} and max_adapter_rank {rank}; expected positive numbers")
+    if mesh.is_multi_process:
+        raise ConfigError(f"max_adapters is {count}; expected 0, as several processes share the model")
+    return AdapterShapes(
+        config=skeleton.config, target=skeleton.target, count=count, rank=rank, dtype=jnp.dtype(dtype)
+    )
 
 
 def shares_prefixes(config: ModelConfig, settings: EngineSettings) -> bool:

@@ -38,15 +38,18 @@ class Bucket:
     """A compiled shape: `tokens` is T, `rows` is B (equal for decode).
 
     `plain`: only for rows that are greedy or just draw (see `Row.plain`); without a condition.
+    `adapted`: rows can have adapters; the others have no code for them.
     """
 
     kind: Literal["decode", "mixed", "sample"]
     tokens: int
     rows: int
     plain: bool = False
+    adapted: bool = False
 
     def __str__(self) -> str:
-        return f"plain {self.kind}({self.tokens})" if self.plain else f"{self.kind}({self.tokens})"
+        traits = "adapted " * self.adapted + "plain " * self.plain
+        return f"{traits}{self.kind}({self.tokens})"
 
     @property
     def tiled(self) -> bool:
@@ -65,6 +68,8 @@ class Shapes:
       single: every step has the same shape, `decode(budget)`.
       mask: words of a grammar's mask; 0 without grammars. scores: prompts can be scored.
       plain: every decode and mixed bucket exists as a plain one too; not if `single`.
+      adapters: the most on the device at once; if there are any, every decode and mixed bucket exists as an
+        adapted one too.
     """
 
     slots: int
@@ -76,17 +81,25 @@ class Shapes:
     mask: int = 0
     scores: bool = False
     plain: bool = False
+    adapters: int = 0
 
     def buckets(self) -> list[Bucket]:
         """Every bucket, the most useful first; the first one is enough for any row without a grammar."""
+        steps = self._steps()
+        adapted = [replace(bucket, adapted=True) for bucket in steps] if self.adapters else []
+        samplers = self._samplers()[-1:] if self.single else self._samplers()[::-1]
+        return adapted[:1] + steps + adapted[1:] + samplers
+
+    def _steps(self) -> list[Bucket]:
+        """The buckets of steps without adapters."""
         if self.single:
-            return [Bucket(kind="decode", tokens=self.budget, rows=self.budget), *self._samplers()[-1:]]
+            return [Bucket(kind="decode", tokens=self.budget, rows=self.budget)]
         decode = [Bucket(kind="decode", tokens=b, rows=b) for b in _powers(1, self.slots)]
         lowest = min(SMALLEST_MIXED, self.budget)
         mixed = [Bucket(kind="mixed", tokens=t, rows=self.slots) for t in _powers(lowest, self.budget)]
         every = mixed[-1:] + decode[-1:] + decode[:-1] + mixed[:-1]
         plain = [replace(bucket, plain=True) for bucket in every] if self.plain else []
-        return every[:2] + plain + every[2:] + self._samplers()[::-1]
+        return every[:2] + plain + every[2:]
 
     def essential(self) -> list[Bucket]:
         """The buckets that are enough for any request."""
@@ -132,11 +145,12 @@ class Layout:
     `model.rotary`), `counted` (1 if penalties count it). Per row: the parameters of
     `request.packed_parameters` and the other sampling settings, `slot` (the number of slots for padding),
     `first` (1 if the sequence has just taken the slot), `awaits_mask` (1 if the logits wait for a mask),
-    `seed` and the page `table`; `sample_position` is 0 if a row does not sample, before `end_position` the
-    sequence must not end; `rows` is the number in use. In tiled buckets also `row` per token; per row `end`,
-    behind its tokens in T, and `single` and `last` (indices into T, T for none: a row without a single token,
-    a row that does not sample); the tiles; and, if prompts can be scored, per token `target`, the id that
-    follows it, -1 for a token without a score. A sample bucket has only the settings and `mask`.
+    `seed` and the page `table`, and in adapted buckets `adapter` (-1: none); `sample_position` is 0 if a
+    row does not sample, before `end_position` the sequence must not end; `rows` is the number in use. In
+    tiled buckets also `row` per token; per row `end`, behind its tokens in T, and `single` and `last`
+    (indices into T, T for none: a row without a single token, a row that does not sample); the tiles; and,
+    if prompts can be scored, per token `target`, the id that follows it, -1 for a token without a score. A
+    sample bucket has only the settings and `mask`.
     """
 
     def __init__(self, bucket: Bucket, shapes: Shapes) -> None:
@@ -150,6 +164,8 @@ class Layout:
             fields |= {name: ((tokens,), np.int32) for name in _TOKEN_FIELDS}
             fields |= {name: ((rows,), np.int32) for name in _STEP_FIELDS}
             fields |= {"table": ((rows, shapes.table), np.int32), "rows": ((1,), np.int32)}
+        if bucket.adapted:
+            fields["adapter"] = ((rows,), np.int32)
         if bucket.tiled and shapes.scores and not bucket.plain:
             fields["target"] = ((tokens,), np.int32)
         if bucket.tiled:
@@ -182,12 +198,22 @@ class Layout:
             start = end
 
 
-def choose(buckets: Iterable[Bucket], kind: str, tokens: int, *, plain: bool = False) -> Bucket:
+def choose(
+    buckets: Iterable[Bucket], kind: str, tokens: int, *, plain: bool = False, adapted: bool = False
+) -> Bucket:
     """The smallest of these buckets of a kind that holds this many tokens; a mixed one if no other is
     compiled yet.
 
     Args:
       plain: all rows are plain; a plain bucket is preferred then, and excluded otherwise.
+      adapted: some rows have adapters; only an adapted bucket fits then, and is avoided otherwise.
     """
-    fitting = [b for b in buckets if b.kind in (kind, "mixed") and b.tokens >= tokens and plain >= b.plain]
-    return min(fitting, key=lambda bucket: (bucket.kind != kind, bucket.tokens, not bucket.plain))
+    fitting = [
+        bucket
+        for bucket in buckets
+        if bucket.kind in (kind, "mixed")
+        and bucket.tokens >= tokens
+        and plain >= bucket.plain
+        and bucket.adapted >= adapted
+    ]
+    return min(fitting, key=lambda each: (each.kind != kind, each.tokens, each.adapted, not each.plain))

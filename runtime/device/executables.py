@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from ...model.lora import AdapterShapes, Stacks
 from ...model.sharding import REPLICATED, over_shares
 from ...model.transformer import Skeleton
 from .buckets import Bucket, Layout, Shapes
-from .steps import STATE, DeviceState, make_step, prepare_slot
+from .steps import STATE, DeviceState, make_step, prepare_slot, put_adapter
 
 Progress = Callable[[int, int], None]
 """Called with `(done, total)` after each executable."""
@@ -28,12 +29,20 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 class Executables:
     """The compiled steps of an engine, by bucket, and the small program that prepares a slot."""
 
-    def __init__(self, skeleton: Skeleton, shapes: Shapes, mesh: Mesh | AbstractMesh) -> None:
-        self._skeleton = skeleton
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        shapes: Shapes,
+        mesh: Mesh | AbstractMesh,
+        adapters: AdapterShapes | None = None,
+    ) -> None:
+        """Compiles nothing yet; `adapters`: of the adapted buckets."""
+        self._skeleton, self._adapters = skeleton, adapters
         self._shapes = shapes
         self._mesh = mesh
         self._steps: dict[Bucket, jax.stages.Compiled] = {}
         self._prepare: jax.stages.Compiled | None = None
+        self._put: jax.stages.Compiled | None = None
         self.layouts = {bucket: Layout(bucket, shapes) for bucket in shapes.buckets()}
 
     def compile(
@@ -42,6 +51,7 @@ class Executables:
         """Compiles the steps of some buckets for parameters and a state of these shapes, or abstract ones."""
         if self._prepare is None:
             self._prepare = self._trace_prepare(state).lower().compile()
+            self._put = self._trace_put(self._adapters).lower().compile() if self._adapters else None
         for done, bucket in enumerate(buckets, start=1):
             self._steps[bucket] = self.lower(bucket, leaves, state).compile()
             progress(done, len(buckets))
@@ -54,8 +64,12 @@ class Executables:
         """A bucket's step as a JAX trace; the mesh can be an abstract one."""
         step = make_step(self._skeleton, bucket, self._shapes)
         buffer = jax.ShapeDtypeStruct((self.layouts[bucket].size,), jnp.int32)
-        specs = self._skeleton.specs(), STATE, REPLICATED
-        return trace(step, self._mesh, (leaves, state, buffer), specs, (STATE, REPLICATED), 1)
+        arguments, specs = leaves, self._skeleton.specs()
+        if bucket.adapted:
+            assert self._adapters is not None, "a bucket with adapters, but no sizes of them"
+            arguments, specs = (leaves, self._adapters.abstract()), (specs, self._adapters.specs())
+        every = specs, STATE, REPLICATED
+        return trace(step, self._mesh, (arguments, state, buffer), every, (STATE, REPLICATED), 1)
 
     def _trace_prepare(self, state: DeviceState) -> jax.stages.Traced:
         size = self._skeleton.config.vocabulary
@@ -63,6 +77,18 @@ class Executables:
         tables = [jax.ShapeDtypeStruct((size,), kind) for kind in (jnp.int32, jnp.float32, jnp.uint8)]
         specs = (STATE, *[REPLICATED] * 4)
         return trace(prepare_slot, self._mesh, (state, slot, *tables), specs, STATE, 0)
+
+    def _trace_put(self, adapters: AdapterShapes) -> jax.stages.Traced:
+        stacks, specs = adapters.abstract(), adapters.specs()
+        one = jax.tree.map(lambda stack: jax.ShapeDtypeStruct(stack.shape[1:], stack.dtype), stacks)
+        without = jax.tree.map(lambda spec: PartitionSpec(*spec[1:]), specs)
+        place = jax.ShapeDtypeStruct((), jnp.int32)
+        return trace(put_adapter, self._mesh, (stacks, place, one), (specs, REPLICATED, without), specs, 0)
+
+    def put(self, stacks: Stacks, place: int, adapter: Any) -> Stacks:
+        """The stacks with another adapter in a place; consumes them."""
+        assert self._put is not None, "not compiled yet, or without adapters"
+        return self._put(stacks, np.int32(place), adapter)
 
     def step(self, bucket: Bucket) -> jax.stages.Compiled:
         """The executable of a bucket."""

@@ -31,8 +31,9 @@ def pack(rows: list[Row], bucket: Bucket, layout: Layout, shapes: Shapes) -> np.
     at, mixed = 0, bucket.tiled
     if mixed:
         views["single"][:] = views["last"][:] = bucket.tokens
-    if "target" in views:
-        views["target"][:] = -1
+    for name in ("target", "adapter"):
+        if name in views:
+            views[name][:] = -1
     for line, row in enumerate(rows):
         span = slice(at, at + row.count)
         try:
@@ -132,6 +133,8 @@ def _pack_row(views: Views, lines: slice, row: Row) -> None:
     views["slot"][lines] = row.slot
     views["first"][lines] = row.first
     views["awaits_mask"][lines] = row.awaits_mask
+    if "adapter" in views:
+        views["adapter"][lines] = sequence.place
     if row.samples:
         _pack_settings(views, slice(lines.stop - 1 - len(row.drafts), lines.stop), row)
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ...model.lora import Lora
 from ...model.transformer import Transformer
 from ..request import MAX_TOP_LOGPROBS
 from .sampling import logprobs
@@ -31,7 +32,9 @@ class Scores(NamedTuple):
     hidden_BD: jax.Array
 
 
-def score_prompts(model: Transformer, fields: Mapping[str, jax.Array], hidden_TD: jax.Array) -> Scores:
+def score_prompts(
+    model: Transformer, fields: Mapping[str, jax.Array], hidden_TD: jax.Array, lora: Lora | None
+) -> Scores:
     """The scores of the tokens that have a target; computes nothing if there are none."""
     tokens, width = hidden_TD.shape
     nothing = Scores(
@@ -42,7 +45,7 @@ def score_prompts(model: Transformer, fields: Mapping[str, jax.Array], hidden_TD
     wanted_T = fields["target"] >= 0
 
     def score() -> Scores:
-        logprob_TX, top_TX = _score_next(model, fields["target"], hidden_TD, nothing)
+        logprob_TX, top_TX = _score_next(model, fields["target"], hidden_TD, nothing, lora)
         counted_TD = jnp.where(wanted_T[:, None], hidden_TD.astype(jnp.float32), 0.0)
         return Scores(logprob_TX, top_TX, nothing.hidden_BD.at[fields["row"]].add(counted_TD))
 
@@ -50,7 +53,7 @@ def score_prompts(model: Transformer, fields: Mapping[str, jax.Array], hidden_TD
 
 
 def _score_next(
-    model: Transformer, target_T: jax.Array, hidden_TD: jax.Array, nothing: Scores
+    model: Transformer, target_T: jax.Array, hidden_TD: jax.Array, nothing: Scores, lora: Lora | None
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities of the targets; only tokens with a target go through the head, in groups."""
     tokens = len(target_T)
@@ -64,7 +67,9 @@ def _score_next(
         token_R = lax.dynamic_slice_in_dim(token_W, part * size, size)
         hidden_RD = hidden_TD.at[token_R].get(mode="fill", fill_value=0)
         target_R = target_T.at[token_R].get(mode="fill", fill_value=0)
-        logprob_RX, top_RX = logprobs(model.logits(hidden_RD), target_R, model.target.kernels.row_sum)
+        own = None if lora is None else lora.of_rows(token_R)
+        logits_RV = model.logits(hidden_RD, lora=own)
+        logprob_RX, top_RX = logprobs(logits_RV, target_R, model.target.kernels.row_sum)
         logprob_TX, top_TX = found
         return (
             logprob_TX.at[token_R].set(logprob_RX, mode="drop"),

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from ...model.lora import AdapterShapes, Stacks, create_stacks
 from ...model.transformer import Skeleton
+from ..policy.adapters import HostAdapter
 from ..policy.host_pages import HostPages
 from ..policy.output_processor import Sampled
 from ..policy.sequence import Plan, Row
@@ -54,7 +56,7 @@ class Runner:
     Attributes:
       skeleton, leaves, mesh, cache_dtype: what a `Scorer` of the same model needs. dtype: of the computation.
       shapes, pages: the sizes it is compiled for; the trash page not counted.
-      kernels: the `(operation, backend)` pairs in use.
+      kernels: the `(operation, backend)` pairs in use. adapters: the sizes of adapters; None without.
       host_pages: the copies of pages in host memory; None without.
       ready: the buckets that can be launched, with the seconds of a trial.
       slowest_step: seconds of the slowest trial so far. No trial scores its tokens, which takes longer.
@@ -70,6 +72,7 @@ class Runner:
         cache_dtype: jnp.dtype,
         followers: Followers | None = None,
         host_pages: HostPages | None = None,
+        adapters: AdapterShapes | None = None,
     ) -> None:
         """Compiles nothing yet.
 
@@ -78,8 +81,9 @@ class Runner:
           pages: without the trash page, which is added. cache_dtype: of keys and values.
           followers: other processes that run the same steps on their shares.
           host_pages: keeps copies of pages; None without. Several processes have none.
+          adapters: the sizes of adapters on the device; None without. Several processes have none.
         """
-        assert not (host_pages and mesh.is_multi_process)
+        assert not ((host_pages or adapters) and mesh.is_multi_process)
         self._followers = followers
         self.host_pages = host_pages
         self._multi_process = mesh.is_multi_process
@@ -93,7 +97,8 @@ class Runner:
             lambda: create_state(skeleton, shapes, pages + 1, cache_dtype),
             out_shardings=state_shardings(mesh),
         )
-        self._executables = Executables(skeleton, shapes, mesh)
+        self._executables = Executables(skeleton, shapes, mesh, adapters)
+        self.adapters = adapters
         self.pages = pages
         self.kernels = skeleton.target.kernels.names
         self.ready: dict[Bucket, float] = {}
@@ -117,6 +122,7 @@ class Runner:
             self._copies = PageCopies(self.host_pages, self._abstract_state, self.mesh)
         self._state: DeviceState = allocation.result() if state is None else state
         self.leaves = placing.result()
+        self._stacks: Stacks = create_stacks(self.adapters, self.mesh) if self.adapters else {}
         barrier()  # so that a trial does not include the compilation in another process
         for bucket in buckets:
             self._run_trial(bucket)
@@ -180,7 +186,9 @@ class Runner:
         for row in plan.rows:
             if row.first and row.sequence.request.params.adjusts:
                 self._prepare(row)
-        bucket = choose(self.ready, self._kind(plan), plan.tokens, plain=plan.plain)
+        for place, adapter in plan.loads:
+            self._load(place, adapter)
+        bucket = choose(self.ready, self._kind(plan), plan.tokens, plain=plan.plain, adapted=plan.adapted)
         buffer, _ = self._pack(bucket, plan.rows)
         self._notify_followers(bucket, buffer)
         in_flight = InFlightStep(plan, bucket, time.monotonic(), *self._dispatch(bucket, buffer))
@@ -231,8 +239,15 @@ class Runner:
         if self._followers:
             self._followers.launch(self._buckets.index(bucket), buffer)
 
+    def _load(self, place: int, adapter: HostAdapter) -> None:
+        """Puts an adapter into a place; the steps that are in flight have read the former one."""
+        assert self.adapters is not None
+        own = self.adapters.put(adapter.factors, adapter.names, self.mesh)
+        self._stacks = self._executables.put(self._stacks, place, own)
+
     def _dispatch(self, bucket: Bucket, buffer: np.ndarray) -> Outcome:
-        self._state, outcome = self._executables.step(bucket)(self.leaves, self._state, buffer)
+        leaves = (self.leaves, self._stacks) if bucket.adapted else self.leaves
+        self._state, outcome = self._executables.step(bucket)(leaves, self._state, buffer)
         outcome[0].token_B.copy_to_host_async()
         return outcome
 

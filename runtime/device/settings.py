@@ -38,6 +38,8 @@ class EngineSettings:
         kernels are batch-invariant (see `Skeleton.is_batch_invariant`).
       grammars: requests may have grammars. scores: requests may ask for log-probabilities of their prompts;
         never if all steps have one shape, because steps of another shape compute them.
+      max_adapters: LoRA adapters on the device at the same time; 0: none can be used.
+      max_adapter_rank: the largest rank of an adapter.
     """
 
     slots: int | None = None
@@ -55,6 +57,8 @@ class EngineSettings:
     grammars: bool = False
     scores: bool = False
     profile: str | None = None
+    max_adapters: int = 0
+    max_adapter_rank: int = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +152,7 @@ def derive_shapes(
         mask=-(-config.vocabulary // 32) if settings.grammars else 0,
         scores=settings.scores and not single,
         plain=device.platform == "gpu" and not single,
+        adapters=settings.max_adapters,
         page_size=platform.page_size,
         table=-(-context // platform.page_size),
         tile=TILE,

@@ -7,7 +7,7 @@ share of the parameters and of the cache; everything else is equal on all device
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from ...model.cache import Batch, Cache, Tiles, create_cache
 from ...model.kernels.registry import Kernels
 from ...model.kernels.zeros import zeros as portable_zeros
+from ...model.lora import Lora, Stacks
 from ...model.sharding import CACHE, REPLICATED, pad_config
 from ...model.transformer import Skeleton
 from ..request import packed_parameters
@@ -50,7 +51,9 @@ class DeviceState(NamedTuple):
 
 
 Outcome = tuple[Samples, Scores | None]
-Step = Callable[[tuple[jax.Array, ...], DeviceState, jax.Array], tuple[DeviceState, Outcome]]
+Leaves = Any
+"""The parameters as `Skeleton.flatten` returns them; in adapted buckets a pair of them and the adapters."""
+Step = Callable[[Leaves, DeviceState, jax.Array], tuple[DeviceState, Outcome]]
 
 STATE = DeviceState._make([CACHE, *[REPLICATED] * (len(DeviceState._fields) - 1)])
 """How the state is divided among devices: the cache by heads, everything else is complete on each."""
@@ -88,21 +91,30 @@ def make_step(skeleton: Skeleton, bucket: Bucket, shapes: Shapes) -> Step:
     if bucket.kind == "sample":
         return _make_sampler(layout, kernels)
 
-    def step(leaves: tuple[jax.Array, ...], state: DeviceState, buffer: jax.Array):
+    def step(leaves: Leaves, state: DeviceState, buffer: jax.Array):
+        leaves, stacks = leaves if bucket.adapted else (leaves, None)
         model, fields = skeleton.merge(leaves), layout.unpack(buffer)
         slot_T, batch = _arrange(bucket, shapes, fields)
+        lora_T, lora_B = _adapters(bucket, fields, stacks) if stacks else (None, None)
         token_T = fields["token"]
         token_T = jnp.where(token_T < 0, state.last_S.at[slot_T].get(mode="clip"), token_T)
         state = state if bucket.plain else _count(state, slot_T, token_T, fields["counted"])
-        hidden_TD, cache = model.hidden(token_T, state.cache, batch, skeleton.after_layer)
+        hidden_TD, cache = model.hidden(token_T, state.cache, batch, skeleton.after_layer, lora_T)
         state = state._replace(cache=cache)
         state = _mark_broken(state, layout, fields, slot_T, hidden_TD, batch.entries_T)
         last_BD = hidden_TD.at[fields["last"]].get(mode="fill", fill_value=0) if bucket.tiled else hidden_TD
-        state, samples = _sample_or_hold(state, model.logits(last_BD, batch.rows), fields, layout, kernels)
-        scores = score_prompts(model, fields, hidden_TD) if "target" in fields else None
+        logits_BV = model.logits(last_BD, batch.rows, lora_B)
+        state, samples = _sample_or_hold(state, logits_BV, fields, layout, kernels)
+        scores = score_prompts(model, fields, hidden_TD, lora_T) if "target" in fields else None
         return state, (samples, scores)
 
     return step
+
+
+def _adapters(bucket: Bucket, fields: Mapping[str, jax.Array], stacks: Stacks) -> tuple[Lora, Lora]:
+    """The adapters of the step's tokens and of its rows."""
+    of_rows = Lora(index_T=fields["adapter"], stacks=stacks)
+    return (of_rows.of_rows(fields["row"]) if bucket.tiled else of_rows), of_rows
 
 
 def _sample_or_hold(
@@ -260,6 +272,11 @@ def _row_params(fields: Mapping[str, jax.Array]) -> RowParams:
         wants_logprobs_B=fields["wants_logprobs"] > 0,
         **{f"{name}_B": fields[name] for name in packed_parameters()},
     )
+
+
+def put_adapter(stacks: Stacks, place: jax.Array, adapter: Stacks) -> Stacks:
+    """The stacks with another adapter in a place, i32 `[]`."""
+    return jax.tree.map(lambda stack, own: stack.at[place].set(own), stacks, adapter)
 
 
 def prepare_slot(

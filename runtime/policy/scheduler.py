@@ -29,6 +29,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import replace
 
+from .adapters import AdapterPlaces
 from .clients import ActiveClients
 from .first_tokens import can_pause, make_room
 from .host_pages import HostPages
@@ -54,6 +55,7 @@ class Scheduler:
         share: bool = True,
         speculate: bool = True,
         host: HostPages | None = None,
+        adapters: int = 0,
     ) -> None:
         """Starts without sequences.
 
@@ -61,7 +63,7 @@ class Scheduler:
           budget: the maximum number of tokens in a step; at least one per slot.
           share: whether sequences share the pages of equal beginnings.
           speculate: whether there are drafts.
-          host: keeps copies of shared pages; None without.
+          host: keeps copies of shared pages; None without. adapters: the most on the device.
         """
         assert budget >= slots, f"a budget of {budget} tokens cannot feed {slots} slots"
         self.pages, self.page_size, self.budget = pages, page_size, budget
@@ -72,6 +74,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preemptions = 0
+        self.adapters = AdapterPlaces(adapters)
         self._pausing: list[Sequence] = []
         self._free_slots = list(range(slots - 1, -1, -1))
 
@@ -126,7 +129,8 @@ class Scheduler:
             raise
         if not drafted:
             return None
-        return Plan(drafted, self.prefix.take_copies(), self._holding(drafted))
+        copies, loads = self.prefix.take_copies(), self.adapters.take_loads()
+        return Plan(drafted, copies, self._holding(drafted), loads)
 
     def _is_flooded(self, prefilling: list[Sequence]) -> bool:
         """Whether one of several active clients has more than half of the slots."""
@@ -277,8 +281,8 @@ class Scheduler:
         return self._make_row(sequence, count)
 
     def _prefilling(self) -> list[Sequence]:
-        """Sequences that lack more than one token, as far as there are slots: those with a slot, then by
-        rank, then by the pages of their client, then by age."""
+        """Sequences that lack more than one token, as far as there are slots and places for their adapters:
+        those with a slot, then by rank, then by the pages of their client, then by age."""
         running = [s for s in self.running if s.missing > 1]
         if not self.waiting:
             return running
@@ -287,6 +291,8 @@ class Scheduler:
             (s for s in self.waiting if not s.pending),
             key=lambda s: (s.request.rank, held[s.request.client]),
         )
+        admitted = self.adapters.admit(sequence.adapter for sequence in ready)
+        ready = [sequence for sequence, can_begin in zip(ready, admitted, strict=True) if can_begin]
         return running + ready[: len(self._free_slots)]
 
     def _pages_held(self) -> Counter[str]:
@@ -333,6 +339,8 @@ class Scheduler:
         self.waiting.remove(sequence)
         sequence.slot = self._free_slots.pop()
         sequence.new_slot = True
+        if sequence.adapter is not None:
+            sequence.place = self.adapters.take(sequence.adapter)
         sequence.cached = sequence.computed if sequence.cached is None else sequence.cached
         self.running.append(sequence)
 
@@ -341,6 +349,9 @@ class Scheduler:
         self.running.remove(sequence)
         self._free_slots.append(sequence.slot)
         sequence.slot = None
+        if sequence.adapter is not None:
+            self.adapters.release(sequence.adapter)
+            sequence.place = -1
         try:
             self.prefix.publish(sequence)
         except Exception:  # it must not fail the sequence that needs these pages

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..request import CacheMiss, Request
+from .adapters import HostAdapter
 from .constraints import Matcher
 from .drafts import Drafter
 from .pages import Content
@@ -35,6 +36,8 @@ class Sequence:
       matcher: its position in its grammar; None without a grammar.
       scores: the requested results for the prompt's tokens; None if there are none.
       device_seconds, page_seconds: what it has used here, see `accounts.py`.
+      adapter: computes it; None: the base model alone. place: the adapter's place on the device, while it
+        has a slot; -1: none.
       ends: ids that end it; a set, because there can be many and each new token is looked up.
     """
 
@@ -61,6 +64,8 @@ class Sequence:
     device_seconds: float = 0.0
     page_seconds: float = 0.0
     finished: bool = False
+    adapter: HostAdapter | None = None
+    place: int = -1
     ends: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -150,11 +155,13 @@ class Plan:
 
     Attributes:
       held: the sequences that hold pages during the step, those of the rows first, and how many.
+      loads: the adapters that are loaded before it, with their places.
     """
 
     rows: list[Row]
     copies: Copies | None = None
     held: list[tuple[Sequence, int]] = field(default_factory=list)
+    loads: list[tuple[int, HostAdapter]] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -170,6 +177,11 @@ class Plan:
     def plain(self) -> bool:
         """Whether every row is plain."""
         return all(row.plain for row in self.rows)
+
+    @property
+    def adapted(self) -> bool:
+        """Whether any row has an adapter."""
+        return any(row.sequence.adapter is not None for row in self.rows)
 
     @property
     def drafted(self) -> bool:
