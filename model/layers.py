@@ -115,15 +115,17 @@ class Linears(nnx.Module):
     def _adapt(
         self, x_TD: jax.Array, rows: jax.Array | None, found: dict[str, jax.Array], lora: Lora
     ) -> None:
-        """Adds the products with the tokens' adapters; those of joined maps come one after another."""
-        parts = [part for name in found for part in parts_of(name)]
-        stacks = [lora.stacks[part] for part in parts]
-        added = self.target.kernels.adapters(x_TD, lora.index_T, *stacks, rows=rows)
-        by_part = dict(zip(parts, added, strict=True))
-        for name, product_TF in found.items():
-            own = [by_part[part] for part in parts_of(name)]
-            low_TF = own[0] if len(own) == 1 else jnp.concatenate(own, axis=1)
-            found[name] = product_TF + low_TF[:, : product_TF.shape[1]]
+        """Adds the products with the tokens' adapters; those of joined maps lie one after another."""
+        parts = {name: parts_of(name) for name in found}
+        stacks = [lora.stacks[part] for own in parts.values() for part in own]
+        products: list[jax.Array] = []
+        for name, own in parts.items():
+            ends = list(accumulate(lora.outputs(part) for part in own))[:-1]
+            products += jnp.split(found[name], ends, axis=1) if ends else [found[name]]
+        adapted = iter(self.target.kernels.adapters(x_TD, lora.index_T, products, stacks, rows))
+        for name, own in parts.items():
+            each = [next(adapted) for _ in own]
+            found[name] = each[0] if len(each) == 1 else jnp.concatenate(each, axis=1)
 
     def _products_of_a_kind(
         self, x_TD: jax.Array, rows: jax.Array | None, names: Sequence[str]

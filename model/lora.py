@@ -24,6 +24,9 @@ from .parameters import is_linear, parameter_shapes
 from .sharding import Placement, place, placements
 from .target import Target
 
+NARROW = 16
+"""Outputs of a panel of a first factor."""
+
 Stacks = dict[str, Stack]
 """Stacks by the names of the maps' weights."""
 
@@ -51,6 +54,10 @@ class Lora:
         inner = {n.removeprefix(start): s for n, s in self.stacks.items() if n.startswith(start)}
         return Lora(index_T=self.index_T, stacks=inner) if inner else None
 
+    def outputs(self, name: str) -> int:
+        """The outputs of a map on this device, if its stack is not in panels."""
+        return self.stacks[name][1].shape[-1]
+
     def of_rows(self, place_B: jax.Array) -> "Lora":
         """The same for some of the tokens; -1 for places behind the last one."""
         index_B = self.index_T.at[place_B].get(mode="fill", fill_value=-1)
@@ -63,7 +70,7 @@ class AdapterShapes:
 
     Attributes:
       count: S, adapters on the device. rank: R, the largest. target: what the model is built for.
-      dtype: of the factors, that of the computation.
+      dtype: of the computation. Factors have it too, or bf16 if the weights are quantised, and less exact.
     """
 
     config: ModelConfig
@@ -120,8 +127,8 @@ class AdapterShapes:
         """The shapes and types of the stacks, over all devices."""
         return {
             name: (
-                jax.ShapeDtypeStruct((self.count, *down.shape), self.dtype),
-                jax.ShapeDtypeStruct((self.count, *up.shape), self.dtype),
+                jax.ShapeDtypeStruct((self.count, *down.shape), self.stored),
+                jax.ShapeDtypeStruct((self.count, *up.shape), self.stored),
                 jax.ShapeDtypeStruct((self.count,), jnp.int32),
             )
             for name, (down, up) in self._placements().items()
@@ -141,8 +148,13 @@ class AdapterShapes:
         for down, up in self._placements().values():
             for where in (down, up):
                 shards = 1 if where.axis is None else self.target.shards
-                found += self.count * int(np.prod(where.shape)) * self.dtype.itemsize // shards
+                found += self.count * int(np.prod(where.shape)) * self.stored.itemsize // shards
         return found
+
+    @property
+    def stored(self) -> jnp.dtype:
+        """The type of the factors."""
+        return self.dtype if self.target.quantization is None else jnp.dtype("bfloat16")
 
     @property
     def in_panels(self) -> bool:
@@ -163,9 +175,10 @@ class AdapterShapes:
             weight = table.get(name) or table["embed"].transposed()
             inputs, outputs = weight.shape
             if self.in_panels:
-                panels = -(-self.rank // PANEL), -(-outputs // PANEL)
-                shapes = (panels[0], inputs, PANEL), (panels[1], self.rank, PANEL)
-                found[name] = Placement(shapes[0], None), Placement(shapes[1], None)
+                narrow = -(-self.rank // NARROW)
+                down = (narrow, inputs, NARROW)
+                up = (-(-outputs // PANEL), narrow * NARROW, PANEL)
+                found[name] = Placement(down, None), Placement(up, None)
                 continue
             axis, copies = weight.axis, weight.copies
             down = Placement((inputs, self.rank), 0 if axis == 0 else None, copies if axis == 0 else 1)
@@ -180,8 +193,9 @@ class AdapterShapes:
             rank = factors[0].shape[1]
             down[:, :rank], up[:rank] = factors
         if self.in_panels:
-            down, up = _panels(down), _panels(up)
-        return down.astype(self.dtype), up.astype(self.dtype)
+            up = np.pad(up, ((0, -self.rank % NARROW), (0, 0)))
+            down, up = _panels(down, NARROW), _panels(up, PANEL)
+        return down.astype(self.stored), up.astype(self.stored)
 
 
 def create_stacks(shapes: AdapterShapes, mesh: Mesh) -> Stacks:
@@ -194,7 +208,7 @@ def create_stacks(shapes: AdapterShapes, mesh: Mesh) -> Stacks:
     return zeros()
 
 
-def _panels(w_DF: np.ndarray) -> np.ndarray:
-    """`[D, F]` as `[F / 32, D, 32]`, with zeros after the last output."""
-    padded = np.pad(w_DF, ((0, 0), (0, -w_DF.shape[1] % PANEL)))
-    return np.ascontiguousarray(padded.reshape(len(w_DF), -1, PANEL).swapaxes(0, 1))
+def _panels(w_DF: np.ndarray, width: int) -> np.ndarray:
+    """`[D, F]` as `[F / width, D, width]`, with zeros after the last output."""
+    padded = np.pad(w_DF, ((0, 0), (0, -w_DF.shape[1] % width)))
+    return np.ascontiguousarray(padded.reshape(len(w_DF), -1, width).swapaxes(0, 1))

@@ -60,6 +60,8 @@ class LLM:
         chat_template: Path | None = None,
         deterministic: bool = False,
         speculation: bool = True,
+        max_adapters: int = 0,
+        max_adapter_rank: int = 16,
     ) -> None:
         """Loads a model and compiles its steps.
 
@@ -69,7 +71,8 @@ class LLM:
           quantize: `int8` or `int4` for linear weights, with int8 arithmetic; `fp8` for all but the head;
             `as-is` keeps the bits of a GGUF's, `none` widens them; None keeps them on a CPU with native
             kernels.
-          kv_cache_dtype, slots, context, kv_pages, deterministic, speculation: see `EngineSettings`.
+          kv_cache_dtype, slots, context, kv_pages, deterministic, speculation, max_adapters,
+            max_adapter_rank: see `EngineSettings`.
           mesh: `model=N` shards the model over N devices.
           kernels: `operation=backend` items that replace our choice.
           chat_template: a file that replaces the model's own.
@@ -86,6 +89,8 @@ class LLM:
             deterministic=deterministic,
             speculation=speculation,
             grammars=True,
+            max_adapters=max_adapters,
+            max_adapter_rank=max_adapter_rank,
         )
         path = resolve(model, revision=revision)
         checkpoint = open_checkpoint(path, quantize)

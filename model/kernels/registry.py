@@ -91,16 +91,21 @@ class GroupedLinearKernel(Protocol):
 
 
 class AdaptersKernel(Protocol):
-    """`(x @ down) @ up` with each row's own adapter, for each stack of adapters (see `adapters.Stack`): f32
-    `[T, F]`.
+    """Products f32 `[T, F]` of x, with `(x @ down) @ up` of each row's own adapter added, by one stack of
+    adapters for each product (see `adapters.Stack`).
 
-    `index_T` i32 is an adapter's place in the stacks; -1 means none and gives zeros. `rows` as for
-    `LinearKernel`. For the backend `native`, stacks can be panels; the results then have F of whole panels.
+    `index_T` i32 is an adapter's place in the stacks; -1 means none and adds nothing. `rows` as for
+    `LinearKernel`. For the backend `native`, stacks can be panels.
     """
 
     def __call__(
-        self, x_TD: jax.Array, index_T: jax.Array, *stacks: Stack, rows: jax.Array | None = None
-    ) -> tuple[jax.Array, ...]: ...
+        self,
+        x_TD: jax.Array,
+        index_T: jax.Array,
+        products: Sequence[jax.Array],
+        stacks: Sequence[Stack],
+        rows: jax.Array | None = None,
+    ) -> Sequence[jax.Array]: ...
 
 
 class NormKernel(Protocol):

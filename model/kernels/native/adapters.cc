@@ -1,4 +1,5 @@
-// XLA's call for the low-rank maps of LoRA adapters: each row has its own adapter, or none.
+// XLA's call for the low-rank maps of LoRA adapters: each row has its own adapter, or none. What the maps give is added
+// to products that are there.
 //
 // Rows of one adapter are computed together, so its weights are read once for all of them. A row's products are
 // added in an order that does not depend on the others.
@@ -8,21 +9,80 @@
 namespace distaff {
 
 using Numbers = ffi::Buffer<ffi::S32, 1>;
-using Stack = ffi::Buffer<ffi::F32, 4>;
 
 namespace {
+
+// Panels of f32 or bf16, of one factor of all adapters: [slots][panels][depth][width].
+struct Factor {
+  const float* floats = nullptr;
+  const uint16_t* halves = nullptr;
+  int64_t slots = 0, panels = 0, depth = 0, width = 0;
+
+  int64_t offset(int64_t slot, int64_t panel) const { return (slot * panels + panel) * depth * width; }
+};
 
 // Rows of one adapter: places [first, last) of `order`.
 struct Run {
   int64_t slot, first, last;
 };
 
-// One map: the stacked panels of its two factors, and which slots have it.
+// One map: its two factors, which slots have it, and the result [rows][columns].
 struct LowRank {
-  const float *down, *up;
+  Factor down, up;
   const int32_t* used;
-  int64_t panels, rank, up_panels;
   float* y;
+  int64_t columns;
+};
+
+// A map of one adapter: its rows of x, what the first factor makes of them, and their places in the result.
+struct Work {
+  const LowRank* map;
+  int64_t slot, rows;
+  const float* x;
+  float* h;
+  float* const* y;
+
+  // h[rows][rank]: the rows times the first factor.
+  void shrink() const {
+    const Factor& down = map->down;
+    const int64_t rank = map->up.depth;
+    for (int64_t p = 0; p < down.panels; ++p) {
+      const int64_t at = down.offset(slot, p);
+      if (down.halves)
+        kernels().narrow_bf16(x, down.halves + at, h + p * kNarrow, rows, down.depth, rank);
+      else
+        kernels().narrow(x, down.floats + at, h + p * kNarrow, rows, down.depth, rank);
+    }
+  }
+
+  // Adds some panels of h times the second factor to the result.
+  void expand(int64_t begin, int64_t end) const {
+    const int64_t whole = std::min(end, map->columns / kPanel);
+    if (begin < whole) add(begin, whole - begin, y, begin * kPanel);
+    if (end > whole) expand_last();
+  }
+
+  // The last panel, of which the result has only some columns.
+  void expand_last() const {
+    const int64_t panel = map->up.panels - 1, begin = panel * kPanel, columns = map->columns - begin;
+    std::vector<float> out(rows * kPanel);
+    std::vector<float*> to(rows);
+    for (int64_t i = 0; i < rows; ++i) {
+      to[i] = out.data() + i * kPanel;
+      std::memcpy(to[i], y[i] + begin, columns * sizeof(float));
+    }
+    add(panel, 1, to.data(), 0);
+    for (int64_t i = 0; i < rows; ++i) std::memcpy(y[i] + begin, out.data() + i * kPanel, columns * sizeof(float));
+  }
+
+  void add(int64_t panel, int64_t count, float* const* to, int64_t column) const {
+    const Factor& up = map->up;
+    const int64_t at = up.offset(slot, panel);
+    if (up.halves)
+      kernels().add_panels_bf16(h, up.halves + at, to, column, rows, up.depth, count);
+    else
+      kernels().add_panels(h, up.floats + at, to, column, rows, up.depth, count);
+  }
 };
 
 // The rows in use that have an adapter, adapter by adapter.
@@ -37,90 +97,90 @@ std::vector<Run> runs_of(const int32_t* index, int64_t rows, int64_t slots, std:
   return runs;
 }
 
-// h[n][rank]: the rows times the first factor; `wide` has room for n * panels * 32 numbers.
-void shrink(const LowRank& map, const Run& run, const float* x, int64_t depth, float* wide, float* h) {
-  const int64_t n = run.last - run.first, stride = map.panels * kPanel;
-  const float* panels = map.down + run.slot * stride * depth;
-  for (int64_t p = 0; p < map.panels; ++p)
-    kernels().linear(x, panels + p * kPanel * depth, wide + p * kPanel, n, depth, stride);
-  for (int64_t i = 0; i < n; ++i) std::memcpy(h + i * map.rank, wide + i * stride, map.rank * sizeof(float));
+bool read_factor(ffi::RemainingArgs& operands, size_t index, int64_t width, Factor& factor) {
+  ffi::Span<const int64_t> sizes;
+  if (auto floats = operands.get<ffi::Buffer<ffi::F32, 4>>(index)) {
+    factor.floats = floats->typed_data(), sizes = floats->dimensions();
+  } else if (auto halves = operands.get<ffi::Buffer<ffi::BF16, 4>>(index)) {
+    factor.halves = reinterpret_cast<const uint16_t*>(halves->untyped_data()), sizes = halves->dimensions();
+  } else {
+    return false;
+  }
+  factor.slots = sizes[0], factor.panels = sizes[1], factor.depth = sizes[2], factor.width = sizes[3];
+  return factor.width == width;
 }
 
-// One panel of the result: h times the second factor, written to the rows' places in y.
-void expand(const LowRank& map, const Run& run, int64_t panel, const float* h, const int64_t* order, float* out) {
-  const int64_t n = run.last - run.first, stride = map.up_panels * kPanel;
-  const float* weights = map.up + (run.slot * map.up_panels + panel) * map.rank * kPanel;
-  kernels().linear(h, weights, out, n, map.rank, kPanel);
-  for (int64_t i = 0; i < n; ++i)
-    std::memcpy(map.y + order[run.first + i] * stride + panel * kPanel, out + i * kPanel, kPanel * sizeof(float));
-}
-
-bool read_maps(const Matrix& x, ffi::RemainingArgs& weights, ffi::RemainingRets& results, int64_t slots,
+// The operands are four for each result: a product, the two factors, flags.
+bool read_maps(const Matrix& x, ffi::RemainingArgs& operands, ffi::RemainingRets& results,
                std::vector<LowRank>& maps) {
-  if (weights.size() != 3 * results.size()) return false;
+  if (operands.size() != 4 * results.size() || !results.size()) return false;
   for (size_t i = 0; i < results.size(); ++i) {
-    auto down = weights.get<Stack>(3 * i), up = weights.get<Stack>(3 * i + 1);
-    auto used = weights.get<Numbers>(3 * i + 2);
+    LowRank map;
+    auto product = operands.get<Matrix>(4 * i);
+    auto used = operands.get<Numbers>(4 * i + 3);
     auto y = results.get<Matrix>(i);
-    if (!down || !up || !used || !y) return false;
-    const auto a = down->dimensions(), b = up->dimensions();
-    if (a[0] != slots || b[0] != slots || used->dimensions()[0] != slots || a[2] != x.dimensions()[1] ||
-        a[3] != kPanel || b[3] != kPanel || b[2] > a[1] * kPanel || (*y)->dimensions()[0] != x.dimensions()[0] ||
-        (*y)->dimensions()[1] != b[1] * kPanel)
+    if (!product || !used || !y || !read_factor(operands, 4 * i + 1, kNarrow, map.down) ||
+        !read_factor(operands, 4 * i + 2, kPanel, map.up))
       return false;
-    maps.push_back({down->typed_data(), up->typed_data(), used->typed_data(), a[1], b[2], b[1], (*y)->typed_data()});
+    map.used = used->typed_data(), map.y = (*y)->typed_data(), map.columns = (*y)->dimensions()[1];
+    if (map.down.depth != x.dimensions()[1] || map.up.depth != map.down.panels * kNarrow ||
+        map.up.slots != map.down.slots || used->dimensions()[0] != map.down.slots ||
+        product->dimensions()[0] != x.dimensions()[0] || product->dimensions()[1] != map.columns ||
+        (*y)->dimensions()[0] != x.dimensions()[0] ||
+        map.up.panels != (map.columns + kPanel - 1) / kPanel)
+      return false;
+    if (map.y != product->typed_data()) std::memcpy(map.y, product->typed_data(), product->size_bytes());
+    maps.push_back(map);
   }
   return true;
 }
 
-ffi::Error adapters(ffi::ThreadPool pool, Matrix x, Numbers index, Number used, ffi::RemainingArgs weights,
+ffi::Error adapters(ffi::ThreadPool pool, Matrix x, Numbers index, Number used, ffi::RemainingArgs operands,
                     ffi::RemainingRets results) {
-  const ffi::Error unexpected = invalid(
-      "adapters: expected f32 x [T, D], an index [T], and for each result [T, F] panels [S, R / 32, D, 32] and "
-      "[S, F / 32, R, 32] with flags [S]");
-  auto first = weights.get<Stack>(0);
-  if (!first || index.dimensions()[0] != x.dimensions()[0]) return unexpected;
-  const int64_t slots = first->dimensions()[0], depth = x.dimensions()[1];
   std::vector<LowRank> maps;
-  if (!read_maps(x, weights, results, slots, maps)) return unexpected;
-  for (const LowRank& map : maps)
-    std::memset(map.y, 0, x.dimensions()[0] * map.up_panels * kPanel * sizeof(float));
-
+  if (index.dimensions()[0] != x.dimensions()[0] || !read_maps(x, operands, results, maps))
+    return invalid(
+        "adapters: expected f32 x [T, D], an index [T], and for each result [T, F] a product [T, F], panels "
+        "[S, R / 16, D, 16] and [S, F / 32, R, 32] and flags [S]");
+  const int64_t depth = x.dimensions()[1];
   std::vector<int64_t> order;
-  const std::vector<Run> runs = runs_of(index.typed_data(), rows_in_use(x, used), slots, order);
+  const std::vector<Run> runs = runs_of(index.typed_data(), rows_in_use(x, used), maps[0].down.slots, order);
   if (runs.empty()) return ffi::Error::Success();
+  // Memory of this thread, which the next call uses again.
+  static thread_local std::vector<float> sorted, factors;
+  static thread_local std::vector<float*> places;
   const int64_t rows = order.size();
-  std::vector<float> sorted(rows * depth);
+  sorted.resize(rows * depth);
   for (int64_t i = 0; i < rows; ++i)
     std::memcpy(sorted.data() + i * depth, x.typed_data() + order[i] * depth, depth * sizeof(float));
 
-  std::vector<std::pair<const LowRank*, const Run*>> work;
-  std::vector<float*> factors;
-  int64_t widest = 0, room = 0;
-  for (const LowRank& map : maps) widest = std::max(widest, map.panels * kPanel), room += rows * map.rank;
-  std::vector<float> h(room);
-  float* next = h.data();
+  int64_t room = 0;
+  for (const LowRank& map : maps) room += rows * map.up.depth;
+  factors.resize(room), places.resize(rows * maps.size());
+  std::vector<Work> work;
   std::vector<int64_t> counts;
+  float* h = factors.data();
+  float** y = places.data();
   for (const LowRank& map : maps) {
-    for (const Run& run : runs)
-      if (map.used[run.slot]) {
-        work.push_back({&map, &run}), counts.push_back(map.up_panels);
-        factors.push_back(next + run.first * map.rank);
-      }
-    next += rows * map.rank;
+    for (const Run& run : runs) {
+      if (!map.used[run.slot]) continue;
+      const float* own = sorted.data() + run.first * depth;
+      work.push_back({&map, run.slot, run.last - run.first, own, h + run.first * map.up.depth, y + run.first});
+      counts.push_back(map.up.panels);
+    }
+    for (int64_t i = 0; i < rows; ++i) y[i] = map.y + order[i] * map.columns;
+    h += rows * map.up.depth, y += rows;
   }
-  if (work.empty()) return ffi::Error::Success();
+  const int64_t threads = std::max<int64_t>(1, pool.num_threads());
+  const bool many = static_cast<int64_t>(work.size()) >= 4 * threads;  // then each thread takes whole maps
   parallel_for(pool, work.size(), 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> wide(rows * widest);
-    for (int64_t i = begin; i < end; ++i)
-      shrink(*work[i].first, *work[i].second, sorted.data() + work[i].second->first * depth, depth, wide.data(),
-             factors[i]);
+    for (int64_t i = begin; i < end; ++i) {
+      work[i].shrink();
+      if (many) work[i].expand(0, counts[i]);
+    }
   });
-  for_each_panel(pool, counts, [&](size_t i, int64_t panel) {
-    static thread_local std::vector<float> out;
-    out.resize(rows * kPanel);
-    expand(*work[i].first, *work[i].second, panel, factors[i], order.data(), out.data());
-  });
+  if (!many)
+    for_each_panel(pool, counts, [&](size_t i, int64_t panel) { work[i].expand(panel, panel + 1); });
   return ffi::Error::Success();
 }
 

@@ -16,6 +16,8 @@ namespace distaff {
 
 constexpr int64_t kPanel = 32;
 
+constexpr int64_t kNarrow = 16;  // columns of a panel of few outputs
+
 constexpr int64_t kBlock = 64;  // positions of keys that are processed together
 
 struct AttendArguments {
@@ -95,6 +97,14 @@ struct Kernels {
   void (*swiglu)(float* gate, const float* up, int64_t rows, int64_t stride);
   // y += weight * x; `count` is a multiple of 32.
   void (*add_weighted)(float* y, const float* x, float weight, int64_t count);
+  // A narrow panel's 16 columns of y[rows][stride]: x[rows][depth] times the panel [depth][16].
+  void (*narrow)(const float* x, const float* panel, float* y, int64_t rows, int64_t depth, int64_t stride);
+  void (*narrow_bf16)(const float* x, const uint16_t* panel, float* y, int64_t rows, int64_t depth, int64_t stride);
+  // Adds x[rows][depth] times `count` panels [depth][32] to count * 32 columns of each row, from y[row][column] on.
+  void (*add_panels)(const float* x, const float* panels, float* const* y, int64_t column, int64_t rows, int64_t depth,
+                     int64_t count);
+  void (*add_panels_bf16)(const float* x, const uint16_t* panels, float* const* y, int64_t column, int64_t rows,
+                          int64_t depth, int64_t count);
 };
 
 extern const Kernels kPortable;
