@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .adapters import read_adapter as read_adapter
     from .checkpoint import Checkpoint as Checkpoint
     from .errors import CheckpointError as CheckpointError
     from .errors import GrammarError as GrammarError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .tokenizer import load_tokenizer as load_tokenizer
 
 _HOMES = {
+    "read_adapter": "adapters",
     "CheckpointError": "errors",
     "GrammarError": "errors",
     "SourceNotFound": "errors",

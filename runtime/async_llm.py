@@ -48,9 +48,11 @@ class AsyncLLM:
         params: SamplingParams | None = None,
         *,
         edit: Mapping[int, Edit] | None = None,
+        adapter: str = "",
     ) -> list[Completion]:
         """See `LLM.generate`; shows no progress."""
-        return await self._run(await asyncio.to_thread(self.llm.texts.encode_all, prompts), params, edit)
+        ids = await asyncio.to_thread(self.llm.texts.encode_all, prompts)
+        return await self._run(ids, params, edit, adapter)
 
     async def chat(
         self,
@@ -58,17 +60,17 @@ class AsyncLLM:
         params: SamplingParams | None = None,
         *,
         edit: Mapping[int, Edit] | None = None,
+        adapter: str = "",
     ) -> list[Completion]:
         """See `LLM.chat`; shows no progress."""
-        return await self._run(
-            await asyncio.to_thread(self.llm.texts.encode_chats, conversations), params, edit
-        )
+        ids = await asyncio.to_thread(self.llm.texts.encode_chats, conversations)
+        return await self._run(ids, params, edit, adapter)
 
     async def stream(
-        self, prompt: Prompt | Conversation, params: SamplingParams | None = None
+        self, prompt: Prompt | Conversation, params: SamplingParams | None = None, *, adapter: str = ""
     ) -> AsyncGenerator[str]:
         """See `LLM.stream`."""
-        (request,) = self.llm.texts.requests([self.llm.texts.encode(prompt)], params)
+        (request,) = self.llm.texts.requests([self.llm.texts.encode(prompt)], params, adapter)
         detokenizer = self.llm.tokenizer.detokenizer()
         mailbox = _Mailbox()
         in_flight = InFlight(self.llm.engine, self.llm.engine.event_queues, [request], mailbox)
@@ -106,9 +108,13 @@ class AsyncLLM:
         return await asyncio.to_thread(self.llm.hidden, prompts, layers, edit=edit)
 
     async def _run(
-        self, prompts: list[list[int]], params: SamplingParams | None, edit: Mapping[int, Edit] | None
+        self,
+        prompts: list[list[int]],
+        params: SamplingParams | None,
+        edit: Mapping[int, Edit] | None,
+        adapter: str,
     ) -> list[Completion]:
-        requests = self.llm.texts.requests(prompts, params)
+        requests = self.llm.texts.requests(prompts, params, adapter)
         engine = await asyncio.to_thread(self.llm.engine_with, edit)
         engine.check(requests)
         mailbox = _Mailbox()

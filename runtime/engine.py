@@ -148,7 +148,7 @@ class Engine:
         shared = laid_out(runner.leaves, runner.dtype, runner.skeleton.target.quantization, runner.mesh)
         pages = max(self.slots, 2 * -(-self.context // self.page_size))
         settings = replace(self._settings, kv_pages=pages, context=self.context)
-        return Engine(
+        engine = Engine(
             self._config,
             shared,
             settings,
@@ -156,6 +156,8 @@ class Engine:
             grammars=self._grammars,
             after_layer=after_layer,
         )
+        engine._adapters = self._adapters
+        return engine
 
     def add_adapter(self, id: str, adapter: Adapter) -> None:
         """Lets requests name an adapter; from any thread, at any time. A known id is ignored.

@@ -20,6 +20,7 @@ from ..checkpoints import (
     load_parameters,
     load_tokenizer,
     open_checkpoint,
+    read_adapter,
     resolve,
     with_own_bits,
 )
@@ -120,6 +121,7 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         edit: Mapping[int, Edit] | None = None,
+        adapter: str = "",
         progress: bool = True,
     ) -> list[Completion]:
         """Continues prompts: any number, in the order in which they are given.
@@ -131,15 +133,16 @@ class LLM:
           params: for all of them; None for the model's own defaults.
           edit: functions that change the residual stream after a layer (activation steering), by the layer's
             number: 0 is the first, -1 the last. They are compiled into steps; those of the last call stay.
+          adapter: the name of a LoRA adapter, see `add_adapter`; empty for the model alone.
           progress: show a progress bar.
 
         Raises:
-          InvalidRequest: a prompt is empty or too long. EngineFailed: the engine failed while it ran.
+          InvalidRequest: a prompt is empty or too long, or there is no such adapter.
+          EngineFailed: the engine failed while it ran.
           InvalidEdit: there is no such layer, or a function returns another shape or type.
         """
-        return self._run(
-            self.texts.requests(self.texts.encode_all(prompts), params), self.engine_with(edit), progress
-        )
+        requests = self.texts.requests(self.texts.encode_all(prompts), params, adapter)
+        return self._run(requests, self.engine_with(edit), progress)
 
     def chat(
         self,
@@ -147,20 +150,34 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         edit: Mapping[int, Edit] | None = None,
+        adapter: str = "",
         progress: bool = True,
     ) -> list[Completion]:
         """Answers one conversation or several; otherwise as `generate`. Raises TemplateError, too."""
-        requests = self.texts.requests(self.texts.encode_chats(conversations), params)
+        requests = self.texts.requests(self.texts.encode_chats(conversations), params, adapter)
         return self._run(requests, self.engine_with(edit), progress)
 
-    def stream(self, prompt: Prompt | Conversation, params: SamplingParams | None = None) -> Iterator[str]:
+    def stream(
+        self, prompt: Prompt | Conversation, params: SamplingParams | None = None, *, adapter: str = ""
+    ) -> Iterator[str]:
         """Yields the continuation of a prompt, or the answer to a conversation, in pieces of text."""
         detokenizer = self.tokenizer.detokenizer()
-        for event in self.engine.stream(self.texts.requests([self.texts.encode(prompt)], params)[0]):
+        for event in self.engine.stream(self.texts.requests([self.texts.encode(prompt)], params, adapter)[0]):
             if event.token is not None and (text := detokenizer.push(event.token)):
                 yield text
         if rest := detokenizer.flush():
             yield rest
+
+    def add_adapter(self, name: str, path: str | Path) -> None:
+        """Lets `generate`, `chat` and `stream` use a LoRA adapter, a folder that PEFT saved.
+
+        The model must have been made with `max_adapters`; more adapters than that are swapped.
+
+        Raises:
+          CheckpointError: the folder cannot be read, or belongs to another model.
+          InvalidAdapter: its rank is above `max_adapter_rank`, or it changes experts.
+        """
+        self.engine.add_adapter(name, read_adapter(Path(path), self.config))
 
     def forward(self, tokens: Sequence[int]) -> np.ndarray:
         """The logits after each token: f32 `[T, V]`; row t has the logits of token t + 1."""

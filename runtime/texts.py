@@ -92,11 +92,16 @@ class Texts:
         several = cast(Sequence[Conversation], [conversations] if single else conversations)
         return [self.encode(conversation) for conversation in several]
 
-    def requests(self, prompts: Sequence[Sequence[int]], params: SamplingParams | None) -> list[Request]:
+    def requests(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams | None, adapter: str = ""
+    ) -> list[Request]:
         """A request for each prompt, which ends at the model's end tokens too."""
         params = params or self._default_params()
         params = replace(params, stop_ids=(*params.stop_ids, *self.defaults.eos_ids))
-        return [Request(id=str(next(self._ids)), prompt=tuple(ids), params=params) for ids in prompts]
+        return [
+            Request(id=str(next(self._ids)), prompt=tuple(ids), params=params, adapter=adapter)
+            for ids in prompts
+        ]
 
     def completion(self, request: Request, events: Sequence[TokenEvent]) -> Completion:
         """The completion of a request that has received these events, not necessarily all of them."""
