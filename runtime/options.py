@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..model.errors import ConfigError
 
@@ -32,6 +33,23 @@ def parse_kernels(options: Sequence[str]) -> tuple[tuple[str, str], ...]:
         if len(pair) != 2 or not all(pair):
             raise ConfigError(f"kernel is {option!r}; expected operation=backend, e.g. attention=blocks")
     return tuple((operation, backend) for operation, backend in pairs)
+
+
+def parse_adapters(options: Sequence[str]) -> dict[str, Path]:
+    """The folders of adapters, by name.
+
+    Raises:
+      ConfigError: not of the form `name=folder`, or two have one name.
+    """
+    found: dict[str, Path] = {}
+    for option in options:
+        name, _, folder = option.partition("=")
+        if not name or not folder:
+            raise ConfigError(f"adapter is {option!r}; expected NAME=FOLDER")
+        if name in found:
+            raise ConfigError(f"adapter {name!r} is given twice; expected different names")
+        found[name] = Path(folder).expanduser()
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

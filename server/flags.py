@@ -14,7 +14,7 @@ import msgspec
 import typer
 
 from ..model.errors import ConfigError
-from ..runtime.options import Membership, parse_kernels, parse_mesh
+from ..runtime.options import Membership, parse_adapters, parse_kernels, parse_mesh
 from .logs import LogFormat
 
 Dtype = Literal["float32", "bfloat16"]
@@ -102,6 +102,22 @@ class ServeFlags(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000
     alias: Annotated[list[str] | None, typer.Option(help="Another name for the model; repeatable.")] = None
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FOLDER",
+            help="Serve a LoRA adapter under a name; repeatable.",
+            callback=written_as(lambda adapters: parse_adapters(adapters or ())),
+        ),
+    ] = None
+    max_adapters: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most adapters on the device at the same time."),
+        Compiled(),
+    ] = None
+    max_adapter_rank: Annotated[
+        int | None, typer.Option(min=1, help="The largest rank of an adapter."), Compiled()
+    ] = None
     any_model: Annotated[
         bool, typer.Option("--any-model", help="Serve the model under any name in a request.")
     ] = False
@@ -283,6 +299,10 @@ class ServeFlags(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise typer.BadParameter("--num-processes and --process-id need --coordinator HOST:PORT")
         if self.coordinator is not None and self.replicas > 1:
             raise typer.BadParameter("--replicas and --coordinator exclude each other")
+        if (self.max_adapters or self.max_adapter_rank) and not self.adapter:
+            raise typer.BadParameter("--max-adapters and --max-adapter-rank need an --adapter")
+        if self.adapter and self.coordinator is not None:
+            raise typer.BadParameter("--adapter and --coordinator exclude each other")
         if self.host_kv_tokens and (self.coordinator is not None or self.no_prefix_cache):
             raise typer.BadParameter("--host-kv-tokens needs a prefix cache and a single process")
         written_as(lambda flags: flags.membership)(self)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..model.errors import ConfigError
+from ..runtime.options import parse_adapters
 from .batches.limits import BatchLimits
 from .flags import ServeFlags
 from .keys import Keys
@@ -31,6 +34,9 @@ class ServerSettings:
       read_seconds: how long a client may read nothing of an answer before it is disconnected.
       most_body_bytes: larger bodies are answered with 413.
       batch_limits: those of files and batches.
+
+    Raises:
+      ConfigError: an adapter has a name of the model.
     """
 
     model: str
@@ -48,7 +54,21 @@ class ServerSettings:
     most_body_bytes: int = 8 * 2**20
     batch_limits: BatchLimits = field(default_factory=BatchLimits)
 
+    def __post_init__(self) -> None:
+        for name in self.adapters:
+            if name in self._own_names:
+                raise ConfigError(f"adapter {name!r} has a name of the model; expected another one")
+
     @property
     def names(self) -> tuple[str, ...]:
-        """All ids of the model, its own first."""
+        """All ids of the model, its own first, and then those of its adapters."""
+        return *self._own_names, *self.adapters
+
+    @property
+    def _own_names(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((self.model, *(self.flags.alias or ()), "tgi")))
+
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """The folders of LoRA adapters, by the ids under which they are served."""
+        return parse_adapters(self.flags.adapter or ())

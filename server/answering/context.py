@@ -84,8 +84,15 @@ class AppContext:
             raise ModelNotFound(name)
 
     def answering_as(self, name: str) -> str:
-        """The model's id in an answer to a request for `name`: its own, or `name` if any name is served."""
-        return name if self.settings.flags.any_model else self.settings.model
+        """The model's id in an answer to a request for `name`: its own, or `name` if that is an adapter, or
+        if any name is served."""
+        if self.settings.flags.any_model or self.adapter_of(name):
+            return name
+        return self.settings.model
+
+    def adapter_of(self, name: str) -> str:
+        """The adapter that a model's id names; empty for the model itself."""
+        return name if name in self.settings.adapters else ""
 
     def engine_info(self) -> EngineInfo:
         """The engine's properties; raises NotReady while it accepts no requests."""
@@ -121,10 +128,11 @@ class ApiRequest(Request[App, SimpleNamespace]):
       background: whether its sequences make way for those of other requests.
       recorded: it is a call with a record, which ends its span.
       marked: its stream carries marks (see `resuming.py`). resumption: the stream that it continues, if any.
-      priority: that of its sequences, once it is known.
+      priority: that of its sequences, once it is known. adapter: computes them; empty for none.
     """
 
     background = False
+    adapter = ""
     priority = 0
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

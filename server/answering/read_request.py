@@ -78,6 +78,7 @@ async def read_call(request: ApiRequest, parse: Parse[CallT]) -> CallT:
     call = await read_body(request, parse)
     note_unknown(context, call.unknown)
     context.check_model(call.model)
+    request.adapter = context.adapter_of(call.model)
     return call
 
 
@@ -123,7 +124,7 @@ def submit_call(
 
 
 def ranked(request: ApiRequest, requests: Sequence[Request], priority: int | None) -> list[Request]:
-    """The sequences of a call, with their place among those of others.
+    """The sequences of a call, with their adapter and their place among those of others.
 
     Args:
       priority: the one that the request asks for; None for the key's.
@@ -137,6 +138,7 @@ def ranked(request: ApiRequest, requests: Sequence[Request], priority: int | Non
             background=request.background,
             priority=request.priority,
             weight=settings.weight,
+            adapter=request.adapter,
         )
         for each in requests
     ]

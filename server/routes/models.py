@@ -95,11 +95,13 @@ def _described(request: ApiRequest, name: str, info: EngineInfo) -> dict[str, An
     context = request.app.ctx
     if speaks_anthropic(request):
         return model_info(name, context.created, info.context)
+    adapter = context.adapter_of(name)
     return {
         "id": name,
         "object": "model",
         "created": context.created,
         "owned_by": "distaff",
-        "root": context.settings.model,
+        "root": adapter or context.settings.model,
+        "parent": context.settings.model if adapter else None,
         "max_model_len": info.context,
     }

@@ -109,6 +109,8 @@ def engine_settings_of(flags: ServeFlags, device: "Device") -> "EngineSettings":
 
     names = {field.name for field in fields(EngineSettings)} & set(ServeFlags.__struct_fields__)
     settings = {name: getattr(flags, name) for name in names}
+    settings["max_adapters"] = flags.max_adapters or len(flags.adapter or ())
+    settings["max_adapter_rank"] = flags.max_adapter_rank or EngineSettings().max_adapter_rank
     if flags.kv_tokens is not None:
         settings["kv_pages"] = pages_of(flags.kv_tokens, device)
     if flags.host_kv_tokens is not None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from ...checkpoints.notes import silence_notes
 from ...model.errors import ConfigError, DistaffError
-from ...runtime.options import parse_mesh
+from ...runtime.options import parse_adapters, parse_mesh
 from .. import exit_codes
 from ..engine_client import EngineInfo
 from ..engines import wire
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from ...checkpoints.checkpoint import Checkpoint
     from ...checkpoints.files import Progress
+    from ...model.adapter import Adapter
     from ...model.config import ModelConfig
     from ...runtime.cluster.lockstep import Leader
     from ...runtime.device.loading import Loading, Parameters
@@ -125,6 +126,7 @@ def build_engine(
         claim_devices(replica, flags.replicas, parse_mesh(flags.mesh))
     system.limit_threads(flags.replicas)
     from ...checkpoints import GrammarCompiler, load_tokenizer, open_checkpoint, resolve, with_own_bits
+    from ...checkpoints.adapters import digest_of
     from ...runtime.threads import Background
 
     progress = throttled(send)
@@ -143,19 +145,26 @@ def build_engine(
         with memory_refused(flags):
             parameters = _load(checkpoint, dtype, progress, mesh, memory)
             copies = _copies_in(page_files, checkpoint.fingerprint, flags, mesh)
-            settings = _settings(flags, mesh, pack)
             config = checkpoint.config
+            adapters = _read_adapters(flags, config)
+            settings = _settings(flags, mesh, pack)
+            if adapters and flags.max_adapter_rank is None:
+                rank = max(adapter.rank for adapter in adapters.values())
+                settings = replace(settings, max_adapter_rank=rank)
             engine = _engine(flags, settings, config, parameters, on_events, mesh, leader, grammars, copies)
+            for name, adapter in adapters.items():
+                engine.add_adapter(name, adapter)
             del parameters  # now the engine alone holds them, and frees each one when it has packed it
             engine.warm_up(lambda done, total: progress("compile", done, total))
     if pack:
         pack.report()
     Background("grammars", grammars.prepare)  # not earlier, when loading and XLA need the cores
-    return engine, _info_of(engine, flags, checkpoint.fingerprint, dtype.name, mesh)
+    weights = "\n".join([checkpoint.fingerprint, *map(digest_of, adapters.values())])
+    return engine, _info_of(engine, flags, weights, dtype.name, mesh)
 
 
 def _info_of(engine: "Engine", flags: ServeFlags, checkpoint: str, dtype: str, mesh: "Mesh") -> EngineInfo:
-    """What the web process must know of a ready engine; `checkpoint` is its fingerprint."""
+    """What the web process must know of a ready engine; `checkpoint`: fingerprints of all its weights."""
     device = mesh.local_devices[0]
     parts = [checkpoint, dtype, str(flags.kv_cache_dtype), device.device_kind, str(mesh.size)]
     return EngineInfo(
@@ -169,6 +178,13 @@ def _info_of(engine: "Engine", flags: ServeFlags, checkpoint: str, dtype: str, m
         pages=engine.pages,
         fingerprint=_fingerprint(*parts, version("jaxlib")),
     )
+
+
+def _read_adapters(flags: ServeFlags, config: "ModelConfig") -> "dict[str, Adapter]":
+    """The adapters that the flags name. Raises CheckpointError: one cannot be read, or does not fit."""
+    from ...checkpoints import read_adapter
+
+    return {name: read_adapter(path, config) for name, path in parse_adapters(flags.adapter or ()).items()}
 
 
 def _load(

@@ -17,7 +17,8 @@ from distaff.server.worker.from_flags import engine_settings_of
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("model", "checkpoints", "runtime", "server")
 GIVEN = ServeFlags(
-    model="m", host="h", port=1, alias=["a"], any_model=True, context=2, max_input=3, default_max_tokens=4,
+    model="m", host="h", port=1, alias=["a"], adapter=["n=f"], max_adapters=2, max_adapter_rank=4,
+    any_model=True, context=2, max_input=3, default_max_tokens=4,
     slots=5, max_concurrent=6, max_wait=7.5, max_pause=8.5, prefill_tokens=9, dtype="bfloat16",
     quantize="int8", kv_cache_dtype="int8", kv_pages=10, kv_tokens=35, host_kv_tokens=33, mesh="model=2",
     kernel=["a=b"],

@@ -1,6 +1,7 @@
 """LoRA adapters of PEFT in an engine, against PEFT and transformers; the bundled model with two of them."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -9,13 +10,16 @@ import peft
 import pytest
 import torch
 import transformers
+from openai import OpenAI
 
+from distaff.checkpoints import load_model, save_model
 from distaff.checkpoints.errors import CheckpointError
 from distaff.runtime import LLM, SamplingParams
 from distaff.runtime.request import InvalidRequest
 
 from ..checkpoints.making import make_model, save_folder
 from ..checkpoints.test_adapters import ALL, ATTENTION, make_adapter
+from .conftest import running
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
@@ -28,6 +32,7 @@ class Adapted:
     """A model with adapters, ours and PEFT's."""
 
     def __init__(self, folder: Path, family: str) -> None:
+        self.folder = folder
         model = save_folder(folder / "model", make_model(family))
         targets = {"all": ALL if family == "llama" else [*ATTENTION, "lm_head"], "few": ["q_proj", "v_proj"]}
         self.theirs = {}
@@ -44,7 +49,7 @@ class Adapted:
 @pytest.fixture(scope="module", params=["llama", "mixtral"])
 def adapted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adapted]:
     before = jax.config.jax_compilation_cache_dir
-    adapted = Adapted(tmp_path_factory.mktemp("adapted"), request.param)
+    adapted = Adapted(tmp_path_factory.mktemp(request.param), request.param)
     jax.config.update("jax_compilation_cache_dir", before)
     with adapted.llm:
         yield adapted
@@ -107,8 +112,6 @@ def train(model: transformers.PreTrainedModel, tokens: list[int], first: int, fo
 
 def test_the_bundled_model_speaks_in_three_ways(tmp_path: Path) -> None:
     """The base and two trained adapters answer the same question in one batch, each in its own way."""
-    from distaff.checkpoints import load_model, save_model
-
     save_model(load_model("smollm2"), tmp_path / "model", "smollm2")
     before = jax.config.jax_compilation_cache_dir
     with LLM("smollm2", quantize="none", slots=4, context=256, max_adapters=2, max_adapter_rank=8) as llm:
@@ -126,3 +129,36 @@ def test_the_bundled_model_speaks_in_three_ways(tmp_path: Path) -> None:
         events = llm.engine.generate(requests)
         texts = [llm.texts.completion(*each).text for each in zip(requests, events, strict=True)]
     assert texts == ["The capital of France is Paris.", *ANSWERS.values()]
+
+
+def test_a_server_with_adapters(adapted: Adapted) -> None:
+    """The base and two adapters stream side by side as they answer alone in a script, also after a crash."""
+    if "mixtral" in str(adapted.folder):
+        pytest.skip("the same with another model")
+    params = SamplingParams(max_tokens=12, temperature=0)
+    expected = {
+        name: adapted.llm.generate(PROMPTS[0], params, adapter=name, progress=False)[0].text
+        for name in ("", "all 1", "few 2")
+    }
+    folders = [f"--adapter={name}={adapted.folder / name}" for name in ("all 1", "few 2")]
+    sizes = ("--slots", "4", "--dtype", "float32", "--max-adapters", "1", "--alias", "base")
+    with running(str(adapted.folder / "model"), *folders, *sizes) as server:
+        server.wait_ready()
+
+        def ask(name: str) -> str:
+            with OpenAI(base_url=f"{server.url}/v1/", api_key="-") as client:
+                stream = client.completions.create(
+                    model=name or "base", prompt=PROMPTS[0], max_tokens=12, temperature=0, stream=True
+                )
+                return "".join(chunk.choices[0].text for chunk in stream if chunk.choices)
+
+        def side_by_side() -> dict[str, str]:
+            with ThreadPoolExecutor() as pool:
+                return dict(zip(expected, pool.map(ask, expected), strict=True))
+
+        assert side_by_side() == expected
+        server.engine().kill()
+        assert side_by_side() == expected
+    with running(str(adapted.folder / "model"), f"--adapter=x={adapted.folder / 'model'}") as server:
+        out, _ = server.process.communicate(timeout=60)
+        assert server.process.returncode == 65 and "adapter_config.json: missing" in out

@@ -145,7 +145,8 @@ TOKENIZER = record(
     {"bos_token": TEXT, "eos_token": TEXT, "pad_token": TEXT, "chat_template": TEXT},
 )
 MODEL = record(
-    {"id": TEXT, "object": constant("model"), "created": _COUNT, "owned_by": TEXT}, {"max_model_len": _COUNT}
+    {"id": TEXT, "object": constant("model"), "created": _COUNT, "owned_by": TEXT},
+    {"max_model_len": _COUNT, "root": TEXT, "parent": {"type": ["string", "null"]}},
 )
 MODELS = record({"object": constant("list"), "data": _listed(MODEL)})
 CAPABILITIES = record(
