@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 import numpy as np
 
 from .edits import Edit
+from .engine import Engine
 from .generation import InFlight
 from .llm import LLM
 from .request import Request, SamplingParams, TokenEvent
@@ -115,7 +116,20 @@ class AsyncLLM:
         adapter: str,
     ) -> list[Completion]:
         requests = self.llm.texts.requests(prompts, params, adapter)
-        engine = await asyncio.to_thread(self.llm.engine_with, edit)
+        using = self.llm.engine_with(edit)
+        engine = await asyncio.to_thread(using.__enter__)  # compiles the edits, if they are new
+        try:
+            in_flight = await self._finished(engine, requests)
+        finally:
+            await asyncio.to_thread(using.__exit__, None, None, None)
+        return await asyncio.to_thread(self._completions, requests, in_flight)
+
+    def _completions(self, requests: list[Request], in_flight: InFlight) -> list[Completion]:
+        return [self.llm.texts.completion(request, in_flight.events[request.id]) for request in requests]
+
+    @staticmethod
+    async def _finished(engine: Engine, requests: list[Request]) -> InFlight:
+        """Waits for all events of some requests."""
         engine.check(requests)
         mailbox = _Mailbox()
         in_flight = InFlight(engine, engine.event_queues, requests, mailbox)
@@ -124,7 +138,4 @@ class AsyncLLM:
                 in_flight.add(await mailbox.get())
         finally:
             in_flight.abort()
-        return await asyncio.to_thread(self._completions, requests, in_flight)
-
-    def _completions(self, requests: list[Request], in_flight: InFlight) -> list[Completion]:
-        return [self.llm.texts.completion(request, in_flight.events[request.id]) for request in requests]
+        return in_flight

@@ -4,8 +4,8 @@
 `texts.py` it is the only file of the runtime that imports checkpoints and handles text.
 """
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 
@@ -28,6 +28,7 @@ from ..checkpoints.sources import cache_folder
 from .compilation_cache import keep_compiled
 from .device.settings import EngineSettings, compute_dtype
 from .devices import claim_mesh
+from .edited_engines import EditedEngines
 from .edits import Edit, Edits, layer_of
 from .engine import Engine
 from .options import parse_kernels
@@ -98,8 +99,6 @@ class LLM:
         self.config = checkpoint.config
         self.tokenizer = load_tokenizer(path, chat_template)
         self.texts = Texts(self.tokenizer, checkpoint.generation)
-        self._edited: tuple[Edits, Engine] | None = None
-        self._editing = threading.Lock()
         devices = claim_mesh(mesh)
         self._start(with_own_bits(checkpoint, quantize, devices), settings, devices, dtype)
 
@@ -114,6 +113,7 @@ class LLM:
         self.engine.warm_up()
         self.engine.start()
         self._scorer = self.engine.create_scorer()
+        self._edited = EditedEngines(self.engine)
 
     def generate(
         self,
@@ -142,7 +142,7 @@ class LLM:
           InvalidEdit: there is no such layer, or a function returns another shape or type.
         """
         requests = self.texts.requests(self.texts.encode_all(prompts), params, adapter)
-        return self._run(requests, self.engine_with(edit), progress)
+        return self._run(requests, edit, progress)
 
     def chat(
         self,
@@ -155,7 +155,7 @@ class LLM:
     ) -> list[Completion]:
         """Answers one conversation or several; otherwise as `generate`. Raises TemplateError, too."""
         requests = self.texts.requests(self.texts.encode_chats(conversations), params, adapter)
-        return self._run(requests, self.engine_with(edit), progress)
+        return self._run(requests, edit, progress)
 
     def stream(
         self, prompt: Prompt | Conversation, params: SamplingParams | None = None, *, adapter: str = ""
@@ -232,8 +232,7 @@ class LLM:
 
     def close(self) -> None:
         """Ends the engine; running requests fail. Idempotent."""
-        if self._edited:
-            self._edited[1].stop()
+        self._edited.stop()
         self.engine.stop()
 
     def __enter__(self) -> "LLM":
@@ -244,29 +243,25 @@ class LLM:
     ) -> None:
         self.close()
 
-    def engine_with(self, edit: Mapping[int, Edit] | None) -> Engine:
-        """The engine, or one with these edits."""
-        if not edit:
-            return self.engine
-        edits = Edits.of(edit, self.config.layers)
-        with self._editing:
-            if self._edited is None or self._edited[0] != edits:
-                if self._edited:
-                    self._edited[1].stop()
-                    self._edited = None
-                engine = self.engine.edited(edits)
-                engine.warm_up()
-                engine.start()
-                self._edited = edits, engine
-            return self._edited[1]
+    def engine_with(self, edit: Mapping[int, Edit] | None) -> AbstractContextManager[Engine]:
+        """The engine, or one with these edits, which runs as long as the block."""
+        return self._edited.use(Edits.of(edit, self.config.layers)) if edit else nullcontext(self.engine)
 
-    def _run(self, requests: list[Request], engine: Engine, progress: bool) -> list[Completion]:
-        generation = engine.generation(requests)
-        with Progress(console=Console(stderr=True), disable=not progress) as shown:
-            task = shown.add_task("generating", total=len(requests))
-            events = generation.run(lambda: shown.advance(task))
+    def _run(
+        self, requests: list[Request], edit: Mapping[int, Edit] | None, progress: bool
+    ) -> list[Completion]:
+        with self.engine_with(edit) as engine, _shown(len(requests), on=progress) as advance:
+            events = engine.generation(requests).run(advance)
         return [self.texts.completion(*each) for each in zip(requests, events, strict=True)]
 
     def _checked(self, tokens: list[int]) -> list[int]:
         self.engine.check([Request(id="", prompt=tuple(tokens), params=SamplingParams(max_tokens=None))])
         return tokens
+
+
+@contextmanager
+def _shown(total: int, *, on: bool) -> Iterator[Callable[[], None]]:
+    """Shows a progress bar; yields what advances it."""
+    with Progress(console=Console(stderr=True), disable=not on) as bar:
+        task = bar.add_task("generating", total=total)
+        yield lambda: bar.advance(task)

@@ -141,12 +141,11 @@ def test_edits_are_compiled_once_and_kept_apart(small: LLM) -> None:
 
 def wait_for_compilation(llm: LLM) -> None:
     """Waits until the engine with edits has compiled all of its steps."""
-    assert llm._edited is not None
-    deadline, stats = time.monotonic() + 120, llm._edited[1].stats
-    while stats.buckets_ready < stats.buckets:
+    (engine,) = llm._edited._engines.values()
+    deadline = time.monotonic() + 120
+    while (stats := engine.stats).buckets_ready < stats.buckets:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-        stats = llm._edited[1].stats
 
 
 def test_edits_that_cannot_be_computed(small: LLM) -> None:
@@ -284,6 +283,16 @@ async def test_an_event_loop_is_not_blocked(small: LLM) -> None:
     np.testing.assert_array_equal((await llm.hidden("fox"))[0], small.hidden("fox")[0])
     np.testing.assert_array_equal(await llm.logprobs("The quick fox"), small.logprobs("The quick fox"))
     np.testing.assert_array_equal(await llm.forward([1, 2, 3]), small.forward([1, 2, 3]))
+
+
+async def test_different_edits_at_the_same_time(small: LLM) -> None:
+    """Each call has its own, and none is stopped before it has ended; the last one stays."""
+    llm, edits = AsyncLLM(small), [{0: lambda x_TD, n=n: x_TD * n} for n in (1, 2, 3)]
+    params = SamplingParams(max_tokens=40, temperature=0, ignore_eos=True)
+    together = await asyncio.gather(*(llm.generate("fox", params, edit=edit) for edit in edits))
+    assert [small.generate("fox", params, edit=edit, progress=False) for edit in edits] == list(together)
+    assert len({each[0].tokens for each in together}) == 3
+    assert len(small._edited._engines) == 1
 
 
 async def test_a_cancelled_task_aborts_its_requests(small: LLM) -> None:
