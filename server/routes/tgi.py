@@ -20,7 +20,7 @@ from ..answering.respond import answer
 from ..dispatch.admission import most_together
 from ..encode import to_json
 from ..engine_client import EngineInfo
-from ..errors import BadRequest, as_api_error
+from ..errors import BadRequest, ModelNotFound, as_api_error
 from ..protocol.heading import fresh_id
 from ..protocol.sampling import MOST_STOPS
 from ..protocol.tgi.generate import DEFAULT_TOKENS, GenerateCall, parse_generate
@@ -103,6 +103,9 @@ async def _generate(request: ApiRequest, *, stream: bool | None) -> HTTPResponse
         request, lambda body, s: parse_generate(body, most_choices=s.most_choices, stream=stream)
     )
     note_unknown(context, call.unknown)
+    if call.adapter and not context.adapter_of(call.adapter):
+        raise ModelNotFound(call.adapter)
+    request.adapter = call.adapter
     found, text = context.engine_info(), context.served.ready()
     grammar = await checked(call.constraint, request.off_loop)
     prompt = await request.off_loop.run(len(call.inputs), _encoded, text, call)

@@ -146,7 +146,7 @@ TOKENIZER = record(
 )
 MODEL = record(
     {"id": TEXT, "object": constant("model"), "created": _COUNT, "owned_by": TEXT},
-    {"max_model_len": _COUNT, "root": TEXT, "parent": {"type": ["string", "null"]}},
+    {"max_model_len": _COUNT, "root": TEXT, "parent": TEXT},
 )
 MODELS = record({"object": constant("list"), "data": _listed(MODEL)})
 CAPABILITIES = record(

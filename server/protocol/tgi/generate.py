@@ -21,6 +21,7 @@ from ..kinds import (
     Refused,
     Schema,
     Shape,
+    String,
     array,
     constant,
     record,
@@ -127,7 +128,7 @@ _PARAMETERS: dict[str, Kind] = {
     "truncate": _Integer(1),
     "typical_p": Refused(),
     "watermark": Refused((False,)),
-    "adapter_id": Refused(),
+    "adapter_id": String(),
 }
 GENERATE = Parameters(
     {"inputs": Shape(TEXT | {"minLength": 1}), "parameters": Object(_PARAMETERS), "stream": Boolean()},
@@ -144,6 +145,7 @@ class GenerateCall:
     Attributes:
       unknown: keys that are not parameters of this route.
       truncate: how many tokens at most are kept, from the end of the prompt.
+      adapter: the id of the model's adapter; empty for none.
       full_text: the answer begins with the prompt. details, prefill: report its tokens, and the prompt's.
     """
 
@@ -151,6 +153,7 @@ class GenerateCall:
     sampling: Sampling
     best_of: int
     truncate: int | None
+    adapter: str
     full_text: bool
     details: bool
     prefill: bool
@@ -183,6 +186,7 @@ def parse_generate(body: dict[str, Any], *, most_choices: int, stream: bool | No
         sampling=_sampling(given),
         best_of=best_of,
         truncate=given.take("truncate"),
+        adapter=given.take("adapter_id") or "",
         full_text=given.take("return_full_text") or False,
         details=given.take("details") or False,
         prefill=given.take("decoder_input_details") or False,

@@ -43,6 +43,17 @@ def test_the_model_of_a_request_names_its_adapter(adapted: Server, call: str):
     assert unknown.status_code == 404
 
 
+@pytest.mark.parametrize("route", ["/generate", "/"])
+def test_tgi_has_a_parameter_of_its_own(adapted: Server, route: str):
+    """As text-generation-inference 2 has; its clients send null by default."""
+    for asked, adapter in (("robot", "robot"), (None, ""), ("", "")):
+        body = {"inputs": "Hi", "parameters": {"adapter_id": asked}}
+        assert httpx.post(adapted.url + route, json=body).status_code == 200
+        assert adapted.engine.requests[-1].adapter == adapter
+    unknown = {"inputs": "Hi", "parameters": {"adapter_id": "sailor"}}
+    assert httpx.post(adapted.url + route, json=unknown).status_code == 404
+
+
 def test_a_stream_has_the_adapters_name(adapted: Server):
     """In every chunk."""
     with openai.OpenAI(base_url=f"{adapted.url}/v1", api_key="none") as client:
