@@ -74,8 +74,8 @@ def test_tokens_are_those_of_peft(adapted: Adapted) -> None:
         for request in llm.texts.requests([llm.texts.encode(prompt) for prompt in PROMPTS], GREEDY, name)
     ]
     events = llm.engine.generate(requests)
-    together = [llm.texts.completion(*each) for each in zip(requests, events, strict=True)]
-    assert together == [completion for completions in alone.values() for completion in completions]
+    together = [llm.texts.completion(*each).tokens for each in zip(requests, events, strict=True)]
+    assert together == [completion.tokens for completions in alone.values() for completion in completions]
     assert len({tuple(each[0].tokens) for each in alone.values()}) == len(adapted.theirs)
     assert llm.engine.stats.compilations == 0
 

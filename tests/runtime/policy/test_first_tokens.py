@@ -41,7 +41,9 @@ def test_as_few_as_possible_of_the_largest_client_pause(owners, length, client, 
     size, pausing = make_room(length, len(owners), theirs, known(slowest))
     smallest = min((each for each in SIZES if each >= length), default=0)
     excess = max(0, length + len(owners) - smallest)
-    usual = max((each for each in SIZES if slowest * each / SIZES[-1] <= PATIENCE), default=0)
+    quick = [each for each in SIZES if slowest * each / SIZES[-1] <= PATIENCE]
+    holding = [each for each in SIZES if each > len(owners)]
+    usual = max(quick[-1:] + holding[:1], default=0)
     if length + len(owners) <= usual:
         assert (size, pausing) == (0, [])
     elif not smallest or slowest * smallest / SIZES[-1] > LONGEST_PAUSE or excess > len(theirs):
