@@ -5,6 +5,7 @@ They are traced into a step, so they are JAX functions, and each set of them nee
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 
 import jax
 
@@ -39,7 +40,8 @@ class Edits:
     @classmethod
     def of(cls, edit: Mapping[int, Edit], layers: int) -> "Edits":
         """Edits by layer. Raises InvalidEdit: there is no such layer."""
-        return cls(tuple(sorted((layer_of(layer, layers), f) for layer, f in edit.items())))
+        found = [(layer_of(layer, layers), function) for layer, function in edit.items()]
+        return cls(tuple(sorted(found, key=itemgetter(0))))
 
     def __call__(self, layer: int, x_TD: jax.Array) -> jax.Array:
         """The residual stream after a layer, changed by this layer's function."""

@@ -123,7 +123,8 @@ def test_edits_are_compiled_once_and_kept_apart(small: LLM) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(event)
 
-    same, other = {0: lambda x_TD: x_TD}, {-1: lambda x_TD: -x_TD, 0: lambda x_TD: 2 * x_TD}
+    same = {1: lambda x_TD: x_TD, -1: lambda x_TD: x_TD}  # the same layer twice
+    other = {-1: lambda x_TD: -x_TD, 0: lambda x_TD: 2 * x_TD}
     plain = small.generate(PROMPTS, GREEDY, progress=False)
     assert small.generate(PROMPTS, GREEDY, edit=same, progress=False) == plain
     wait_for_compilation(small)
